@@ -1,0 +1,148 @@
+"""What the farm asks of the host: its folders, its tools, and child processes that never outlive it."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+
+FARM_SOURCE = Path(__file__).resolve().parent.parent
+CHECKOUT = FARM_SOURCE.parent.parent
+BUILD = CHECKOUT / ".build" / "farm"
+
+# Program, and the Debian package that brings it.
+TOOLS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "mmdebstrap": "mmdebstrap",
+    "mke2fs": "e2fsprogs",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+    "unshare": "util-linux",
+}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+
+
+class FarmError(Exception):
+    """Something the reader can act upon: printed as one line, without a traceback."""
+
+
+def say(text: str) -> None:
+    print(f"[farm {time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def tool_path(name: str) -> str | None:
+    # mke2fs lives in sbin, which is not on the PATH of an ordinary Debian user.
+    return shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
+
+
+def require_tools() -> None:
+    missing = {tool: package for tool, package in TOOLS.items() if tool_path(tool) is None}
+    if missing:
+        packages = " ".join(sorted(set(missing.values())))
+        raise FarmError(
+            f"the farm needs {', '.join(sorted(missing))}: on Debian, apt-get install {packages} "
+            "(all of them are in tests/farm/debian-packages.txt)"
+        )
+    if os.uname().machine != "x86_64":
+        raise FarmError(f"the farm's guests are x86_64, this machine is {os.uname().machine}")
+
+
+def die_with_parent(signum: int = signal.SIGKILL) -> None:
+    """Have the kernel signal this process when the thread that started it ends, however it ends."""
+    if _libc.prctl(PR_SET_PDEATHSIG, int(signum), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+
+
+def _bound_child(parent: int) -> None:
+    die_with_parent()
+    if os.getppid() != parent:  # the parent ended before the request was made
+        os._exit(1)
+
+
+def spawn(argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+    """Start a child that is killed when this process ends; in a session of its own, so that Ctrl-C reaches us first."""
+    parent = os.getpid()
+    tool = tool_path(argv[0])
+    if tool is None:
+        raise FarmError(f"{argv[0]} is not on this machine")
+    return subprocess.Popen(
+        [tool, *argv[1:]], start_new_session=True, preexec_fn=lambda: _bound_child(parent), **options
+    )
+
+
+def run(argv: Sequence[str], *, timeout: float | None = None, env: dict[str, str] | None = None, **options: Any) -> str:
+    """Run a command to its end; give its output, or fail with the last lines that it wrote."""
+    process = spawn(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "LC_ALL": "C", **(env or {})}, **options,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except BaseException as error:
+        kill_session(process)
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise FarmError(f"{argv[0]} did not end within {timeout:.0f} s") from None
+        raise
+    if process.returncode != 0:
+        tail = " | ".join(output.strip().splitlines()[-6:])
+        raise FarmError(f"{argv[0]} failed ({process.returncode}): {tail}")
+    return str(output)
+
+
+def kill_session(process: subprocess.Popen[Any]) -> None:
+    """Kill what a child left running in its session, and the child."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def contained(argv: Sequence[str]) -> list[str]:
+    """A command in mount and process namespaces of its own: no mount and no process of it can be left behind."""
+    return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--", *argv]
+
+
+@contextmanager
+def only_one() -> Iterator[None]:
+    """One farm at a time in a checkout: the second fails at once instead of disturbing the first."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / "lock", "w", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FarmError("a farm of this checkout is already running") from None
+        yield
+
+
+def remove_tree(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)
+
+
+@contextmanager
+def built_aside(target: Path) -> Iterator[Path]:
+    """A folder to build in, which takes its name only when everything in it is there."""
+    aside = BUILD / "tmp" / target.name
+    remove_tree(aside)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_tree(target)
+        os.rename(aside, target)
+    finally:
+        remove_tree(aside)

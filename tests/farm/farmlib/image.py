@@ -1,0 +1,245 @@
+"""The guests' root image and kernels, made of Debian packages, and kept until one of their inputs changes."""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import os
+import re
+import shlex
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from farmlib import cpio, host
+
+SUITE = "bookworm"
+# Fixes the times of all files, and with them the image.
+EPOCH = 1735689600
+ROOT_SIZE = "4G"
+# Name that the farm gives a kernel, and the Debian meta package that brings the newest of its series.
+KERNELS = {
+    "6.1": "linux-image-cloud-amd64",
+    "6.12": "linux-image-6.12-cloud-amd64",
+}
+# What the initramfs needs to reach the root disk; those that are built in are left out by themselves.
+BOOT_MODULES = ("virtio_pci", "virtio_blk", "ext4")
+
+_INIT = b"""#!/bin/busybox sh
+bb=/bin/busybox
+$bb mkdir -p /proc /dev /root
+$bb mount -t proc proc /proc
+$bb mount -t devtmpfs dev /dev
+for module in $($bb cat /modules/order); do $bb insmod /modules/$module || echo "farm: insmod $module failed"; done
+tries=0
+until $bb mount -t ext4 -o noatime /dev/vda /root; do
+    tries=$((tries + 1)); [ $tries -lt 50 ] || { echo "farm: no root disk"; $bb poweroff -f; }
+    $bb sleep 0.1
+done
+$bb mount -t tmpfs -o mode=755,nosuid run /root/run
+$bb cp -a /farm /root/run/farm
+for word in $($bb cat /proc/cmdline); do case $word in init=*) init=${word#init=};; esac; done
+$bb umount /dev
+$bb umount /proc
+exec $bb switch_root /root ${init:-/sbin/init}
+"""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    name: str
+    release: str
+    vmlinuz: Path
+    initrd: Path
+
+
+@dataclass(frozen=True)
+class Image:
+    root: Path
+    kernels: dict[str, Kernel]
+
+
+def _words(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _guest_files() -> Iterator[tuple[Path, Path]]:
+    """Files that we add to the guests: (where it is here, where it goes below the root)."""
+    base = host.FARM_SOURCE / "guest" / "rootfs"
+    for path in sorted(base.rglob("*")):
+        if path.is_symlink() or path.is_file():
+            yield path, path.relative_to(base)
+
+
+def inputs_digest() -> str:
+    digest = hashlib.sha256()
+    for path in (Path(__file__), host.FARM_SOURCE / "guest-packages.txt"):
+        digest.update(path.read_bytes())
+    for path, target in _guest_files():
+        digest.update(f"{target} {path.lstat().st_mode:o} ".encode())
+        digest.update(os.fsencode(os.readlink(path)) if path.is_symlink() else path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build() -> Image:
+    """The image for the present inputs; made now if it is not there, and any other one dropped."""
+    folder = host.BUILD / "images" / inputs_digest()
+    if not folder.exists():
+        if os.geteuid() != 0:
+            raise host.FarmError("making the guests' root image needs root (mmdebstrap sets up a system): run it as root")
+        host.say("making the guests' root image")
+        with host.built_aside(folder) as aside:
+            _make(aside)
+        for other in folder.parent.iterdir():
+            if other != folder:
+                host.remove_tree(other)
+    kernels = {}
+    for name in KERNELS:
+        place = folder / name
+        kernels[name] = Kernel(
+            name, (place / "release").read_text(encoding="ascii").strip(), place / "vmlinuz", place / "initrd"
+        )
+    return Image(folder / "root.ext4", kernels)
+
+
+def _make(aside: Path) -> None:
+    tree = aside / "tree"
+    # Kernel packages are unpacked, not installed: that spares initramfs-tools and its runs.
+    fetch = "set -e; cd /var/cache/apt/archives; for meta in {}; do ".format(" ".join(KERNELS.values())) + (
+        "p=$(apt-cache depends $meta | sed -n 's/.*Depends: \\(linux-image-[0-9]\\)/\\1/p' | head -n 1); "
+        "apt-get -q download $p; "
+        # /lib is a symlink, which a plain unpack would replace by a folder.
+        "dpkg-deb --fsys-tarfile ${p}_*.deb | tar -x --keep-directory-symlink -C /; "
+        "rm ${p}_*.deb; echo $p >>/kernel-packages; done; "
+        "for v in /lib/modules/*; do depmod ${v##*/}; done"
+    )
+    host.run(
+        host.contained(
+            [
+                "mmdebstrap",
+                "--mode=root",
+                "--variant=apt",
+                "--include=" + ",".join(_words(host.FARM_SOURCE / "guest-packages.txt")),
+                '--aptopt=Apt::Install-Recommends "false"',
+                "--dpkgopt=path-exclude=/usr/share/doc/*",
+                "--dpkgopt=path-exclude=/usr/share/man/*",
+                "--dpkgopt=path-exclude=/usr/share/locale/*",
+                '--customize-hook=chroot "$1" sh -c ' + shlex.quote(fetch),
+                SUITE,
+                str(tree),
+            ]
+        ),
+        timeout=1200,
+        env={"SOURCE_DATE_EPOCH": str(EPOCH), "TMPDIR": str(aside)},
+    )
+    _configure(tree)
+    packages = host.run(
+        ["dpkg-query", f"--admindir={tree}/var/lib/dpkg", "--show", "--showformat=${Package} ${Version}\\n"]
+    )
+    kernel_packages = (tree / "kernel-packages").read_text(encoding="ascii")
+    (tree / "kernel-packages").unlink()
+    (aside / "packages.list").write_text(packages + kernel_packages, encoding="utf-8")
+    for name, package in zip(KERNELS, kernel_packages.split()):
+        _boot_files(tree, package.removeprefix("linux-image-"), aside / name)
+    _settle_times(tree)
+    host.run(
+        ["mke2fs", "-q", "-t", "ext4", "-I", "512", "-m", "0", "-L", "farm-root",
+         "-U", "6661726d-0000-4000-8000-000000000001",
+         "-E", "hash_seed=6661726d-0000-4000-8000-000000000002,lazy_itable_init=1",
+         "-d", str(tree), str(aside / "root.ext4"), ROOT_SIZE],
+        env={"E2FSPROGS_FAKE_TIME": str(EPOCH)},
+    )
+    shutil.rmtree(tree)
+
+
+def _configure(tree: Path) -> None:
+    for path, target in _guest_files():
+        place = tree / target
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():
+            place.unlink(missing_ok=True)
+            place.symlink_to(os.readlink(path))
+        else:
+            shutil.copyfile(path, place)
+            os.chmod(place, 0o755 if path.stat().st_mode & 0o111 else 0o644)
+    for account, number in (("manifests", 990), ("artist", 1000)):
+        host.run(["chroot", str(tree), "useradd", "--uid", str(number), "--user-group", "--shell", "/bin/sh", account])
+    # Keys come with each start; what differs from one making to the next goes.
+    for pattern in ("etc/ssh/ssh_host_*", "var/log/*", "var/cache/*", "var/lib/apt/lists/*", "etc/machine-id",
+                    "etc/*-", "etc/resolv.conf", "etc/hostname", "var/lib/dbus/machine-id", "var/lib/nfs/rmtab"):
+        for path in tree.glob(pattern):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    (tree / "etc/machine-id").touch()
+    (tree / "var/lib/nfs/rmtab").touch()
+    wants = tree / "etc/systemd/system"
+    for unit in ("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
+                 "fstrim.timer", "e2scrub_reap.service", "nfs-server.service", "nfs-kernel-server.service",
+                 "nfs-blkmap.service", "nfsdcld.service", "systemd-pstore.service", "getty@tty1.service",
+                 "systemd-udev-settle.service", "systemd-update-utmp.service", "systemd-random-seed.service"):
+        place = wants / unit
+        place.unlink(missing_ok=True)
+        place.symlink_to("/dev/null")
+    (wants / "default.target").unlink(missing_ok=True)
+    (wants / "default.target").symlink_to("/lib/systemd/system/multi-user.target")
+    (wants / "sysinit.target.wants").mkdir(exist_ok=True)
+    (wants / "sysinit.target.wants" / "farm-setup.service").symlink_to("../farm-setup.service")
+
+
+def _boot_files(tree: Path, release: str, place: Path) -> None:
+    place.mkdir()
+    (place / "release").write_text(release + "\n", encoding="ascii")
+    shutil.copyfile(tree / "boot" / f"vmlinuz-{release}", place / "vmlinuz")
+    for path in (tree / "boot").glob(f"*-{release}"):
+        path.unlink()
+    modules = tree / "lib" / "modules" / release
+    files: dict[str, tuple[int, bytes]] = {
+        "bin": (stat.S_IFDIR | 0o755, b""),
+        "bin/busybox": (stat.S_IFREG | 0o755, (tree / "bin/busybox").read_bytes()),
+        "modules": (stat.S_IFDIR | 0o755, b""),
+        "init": (stat.S_IFREG | 0o755, _INIT),
+    }
+    order = []
+    for module in _load_order(modules, BOOT_MODULES):
+        content = (modules / module).read_bytes()
+        name = Path(module).name
+        if name.endswith(".xz"):
+            name, content = name[: -len(".xz")], lzma.decompress(content)
+        files[f"modules/{name}"] = (stat.S_IFREG | 0o644, content)
+        order.append(name)
+    files["modules/order"] = (stat.S_IFREG | 0o644, "\n".join(order).encode())
+    (place / "initrd").write_bytes(cpio.archive(files))
+
+
+def _load_order(modules: Path, wanted: tuple[str, ...]) -> list[str]:
+    """Module files to load, each after those that it needs."""
+    needs: dict[str, list[str]] = {}
+    for line in (modules / "modules.dep").read_text(encoding="ascii").splitlines():
+        module, _, needed = line.partition(":")
+        needs[module] = needed.split()
+    by_name = {re.sub(r"\.ko.*", "", Path(module).name).replace("-", "_"): module for module in needs}
+    order: list[str] = []
+
+    def add(module: str) -> None:
+        for needed in needs[module]:
+            add(needed)
+        if module not in order:
+            order.append(module)
+
+    for name in wanted:
+        if name in by_name:
+            add(by_name[name])
+    return order
+
+
+def _settle_times(tree: Path) -> None:
+    for base, folders, files in os.walk(tree):
+        for name in [*folders, *files, "."]:
+            path = os.path.join(base, name)
+            if os.lstat(path).st_mtime > EPOCH:
+                os.utime(path, (EPOCH, EPOCH), follow_symlinks=False)
