@@ -1,0 +1,466 @@
+"""Run the legs of `make test` and count.
+
+`check.py LEG... [-- ARGS...]`; ARGS go to the tool of the leg (pytest, ansible-test). A leg passes when every check in
+it passed, and there was at least one: what was skipped, or never ran, is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Union
+
+import pythons
+from ansible_test._internal.constants import SUPPORTED_PYTHON_VERSIONS
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+BUILD = CHECKOUT / ".build"
+VENV = BUILD / "venv" / "bin"
+COLLECTIONS = BUILD / "collections"
+OVERLAY = COLLECTIONS / "ansible_collections" / "renderfarm" / "overlay"
+HOME = BUILD / "home"
+TIME_LIMIT = 1800  # seconds, for one command
+
+Argument = Union[str, Path]
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a leg counted; `notes` are lines for the table, such as what was left out."""
+
+    passed: int = 0
+    failed: int = 0
+    notes: tuple[str, ...] = ()
+
+    def __add__(self, other: Count) -> Count:
+        return Count(self.passed + other.passed, self.failed + other.failed, self.notes + other.notes)
+
+
+def failure(reason: str) -> Count:
+    print(f"FAILED: {reason}", flush=True)
+    return Count(failed=1, notes=(reason,))
+
+
+# ---- running commands
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Return the environment of every command: the tools' folder first, and a home of its own."""
+    folders = [str(VENV), *os.environ.get("PATH", "").split(os.pathsep), "/usr/sbin", "/sbin"]
+    # pyenv's shims promise Pythons that don't run.
+    path = os.pathsep.join(dict.fromkeys(folder for folder in folders if "shims" not in Path(folder).parts))
+    return {
+        **os.environ,
+        "PATH": path,
+        "HOME": str(HOME),
+        "LC_ALL": "C.UTF-8",
+        "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
+        "ANSIBLE_HOME": str(HOME / ".ansible"),
+        "ANSIBLE_NOCOLOR": "1",
+        "RUFF_CACHE_DIR": str(BUILD / "cache" / "ruff"),
+        "MYPY_CACHE_DIR": str(BUILD / "cache" / "mypy"),
+        **extra,
+    }
+
+
+def prepare_home() -> None:
+    """Make the home that the tools see: nothing of the user's, but the settings that pip needs to reach packages."""
+    own = Path(os.environ.get("HOME", "/"))
+    HOME.mkdir(parents=True, exist_ok=True)
+    # The checkout may belong to another user than root.
+    (HOME / ".gitconfig").write_text("[safe]\n\tdirectory = *\n")
+    for name in (".config/pip", ".pip"):
+        if (own / name).is_dir() and not (HOME / name).exists():
+            (HOME / name).parent.mkdir(exist_ok=True)
+            (HOME / name).symlink_to(own / name)
+
+
+def run(
+    *argv: Argument, show: bool = False, cwd: Path = CHECKOUT, env: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Run a command and return its exit status and all that it printed, shown at once if `show`."""
+    with subprocess.Popen(
+        argv,
+        cwd=cwd,
+        env=env or environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        timer = threading.Timer(TIME_LIMIT, process.kill)
+        timer.start()
+        lines = []
+        assert process.stdout
+        for line in process.stdout:
+            lines.append(line)
+            if show:
+                print(line, end="", flush=True)
+        timer.cancel()
+    return process.returncode, "".join(lines)
+
+
+def step(name: str, *argv: Argument, cwd: Path = CHECKOUT, env: Mapping[str, str] | None = None) -> Count:
+    """Run a command that is one check: a line when it passes, and all that it printed when it doesn't."""
+    status, output = run(*argv, cwd=cwd, env=env)
+    if status == 0:
+        print(f"ok: {name}", flush=True)
+        return Count(passed=1)
+    print(output.rstrip().replace(f"{OVERLAY.relative_to(CHECKOUT)}/", ""))
+    return failure(f"{name} (exit status {status})")
+
+
+def tracked(*patterns: str) -> list[Path]:
+    """Return the files that git knows or would add, those that are gone left out."""
+    argv = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *patterns]
+    output = subprocess.run(argv, cwd=CHECKOUT, env=environment(), stdout=subprocess.PIPE, text=True, check=True).stdout
+    paths = [Path(name) for name in output.split("\0") if name]
+    return sorted(path for path in paths if (CHECKOUT / path).is_symlink() or (CHECKOUT / path).exists())
+
+
+def total(counts: Iterable[Count]) -> Count:
+    return sum(counts, Count())
+
+
+# ---- lint, types, docs, importer
+
+
+def lint(_args: Sequence[str]) -> Count:
+    counts = [
+        step("ruff check", "ruff", "check", "--output-format", "concise", "."),
+        step("ruff format", "ruff", "format", "--check", "."),
+        step("yamllint", "yamllint", "--strict", "."),
+        step("ansible-lint", "ansible-lint", "--offline", "--strict", "--nocolor"),
+        step("antsibull-changelog", "antsibull-changelog", "lint"),
+    ]
+    scripts = [path for path in tracked() if is_shell(CHECKOUT / path)]
+    if scripts:
+        counts.append(step("shellcheck", "shellcheck", *scripts))
+    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+        counts.append(build_and_install(Path(folder)))
+    return total(counts)
+
+
+def is_shell(path: Path) -> bool:
+    if path.is_symlink() or not path.is_file() or path.suffix not in ("", ".sh"):
+        return False
+    with path.open("rb") as file:
+        first = file.readline(80)
+    return re.match(rb"#!.*\b(ba|da)?sh\b", first) is not None or path == CHECKOUT / ".ci" / "run"
+
+
+def build_collection(folder: Path) -> Count:
+    return step("collection build", "ansible-galaxy", "collection", "build", "--output-path", folder)
+
+
+def build_and_install(folder: Path) -> Count:
+    """Build the tarball, install it elsewhere without a network, and let Ansible find each module in it."""
+    count = build_collection(folder)
+    archives = list(folder.glob("*.tar.gz"))
+    if not archives:
+        return count
+    install = ("ansible-galaxy", "collection", "install", "--offline", "--collections-path", folder, archives[0])
+    env = environment(ANSIBLE_COLLECTIONS_PATH=str(folder))
+    count += step("collection install", *install, env=env)
+    modules = [f"renderfarm.overlay.{path.stem}" for path in tracked("plugins/modules/*.py")]
+    if not modules:
+        return count + failure("there are no modules")
+    return count + step("installed modules", "ansible-doc", *modules, env=env)
+
+
+# Programs started by make: what is beside them they import by its bare name.
+PROGRAMS = ("tests/tools", "tests/demo", "tests/bench", "tests/farm")
+
+
+def types(_args: Sequence[str]) -> Count:
+    """Check types by the names under which things are imported."""
+    plugins = tracked("plugins/*.py")
+    if not plugins:
+        return failure("there are no plugins")
+    count = mypy("plugins", [OVERLAY / path for path in plugins])
+    programs = [path for path in tracked("tests/*.py") if str(path).startswith(PROGRAMS)]
+    for program in PROGRAMS:
+        files = [path for path in programs if path.is_relative_to(program)]
+        version = "3.9" if program == "tests/tools" else "3.10"
+        # They have no suffix, so each counts as the main module, of which mypy takes one at a time.
+        search = f"{COLLECTIONS}{os.pathsep}{CHECKOUT / program}"
+        scripts = [path for path in tracked("tests") if path in (Path(program, "run"), Path(program, "clean"))]
+        if files and not scripts:
+            count += mypy(program, files, version, search)
+        for script in scripts:
+            count += mypy(str(script), [*files, script], version, search)
+    tests = [OVERLAY / path for path in tracked("tests/*.py") if path not in programs]
+    return count + mypy("tests", tests, "3.10") if tests else count
+
+
+def mypy(name: str, files: Sequence[Path], version: str = "3.9", path: str = str(COLLECTIONS)) -> Count:
+    """Check files for a Python version; tests run on the controller, and pytest's own code needs 3.10."""
+    argv = ("mypy", "--config-file", CHECKOUT / "pyproject.toml", "--python-version", version)
+    return step(f"mypy {name}, {len(files)} files", *argv, *files, env=environment(MYPYPATH=path))
+
+
+SPHINX_CONF = """
+project = "renderfarm.overlay"
+extensions = ["sphinx_antsibull_ext"]
+html_theme = "sphinx_ansible_theme"
+html_short_title = "renderfarm.overlay"
+highlight_language = "YAML+Jinja"
+nitpicky = False
+"""
+
+
+def docs(_args: Sequence[str]) -> Count:
+    """Lint the documentation, and make HTML of it in .build/docs/html without a warning."""
+    if not tracked("plugins/modules/*.py"):
+        return failure("there are no modules")
+    lint_docs = ("antsibull-docs", "lint-collection-docs", "--plugin-docs", "--validate-collection-refs", "self", ".")
+    count = step("antsibull-docs lint", *lint_docs)
+    folder = BUILD / "docs"
+    shutil.rmtree(folder, ignore_errors=True)
+    source = folder / "rst"
+    source.mkdir(parents=True)
+    source.chmod(0o755)
+    make = ("antsibull-docs", "collection", "--use-current", "--squash-hierarchy", "--fail-on-error")
+    count += step("antsibull-docs collection", *make, "--dest-dir", source, "renderfarm.overlay")
+    # It lists ansible-core's own variables, and refers to ansible-core's pages.
+    (source / "environment_variables.rst").unlink(missing_ok=True)
+    (source / "conf.py").write_text(SPHINX_CONF)
+    sphinx = ("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "-d", folder / "doctrees")
+    return count + step("sphinx", *sphinx, source, folder / "html")
+
+
+def importer(_args: Sequence[str]) -> Count:
+    """Run what Galaxy runs on an upload; its complaints are failures too."""
+    python = BUILD / "venv-importer" / "bin" / "python"
+    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+        count = build_collection(Path(folder))
+        archives = list(Path(folder).glob("*.tar.gz"))
+        if not archives:
+            return count
+        path = os.pathsep.join([str(python.parent), environment()["PATH"]])
+        status, output = run(
+            python, "-m", "galaxy_importer.main", archives[0], cwd=Path(folder), env=environment(PATH=path)
+        )
+    complaints = re.findall(r"^(?:WARNING|ERROR).*", output, re.M)
+    if status or complaints:
+        print(output.rstrip())
+        return count + failure(f"galaxy-importer: {len(complaints)} complaints, exit status {status}")
+    print("ok: galaxy-importer", flush=True)
+    return count + Count(passed=1)
+
+
+# ---- pytest
+
+
+def pytest(name: str, args: Sequence[str], prefix: Sequence[str] = ()) -> Count:
+    """Run the tests in tests/NAME, counted from pytest's own report; a test that was skipped counts as failed."""
+    folder = Path("tests") / name
+    if not any((CHECKOUT / folder).rglob("test_*.py")):
+        return failure(f"there are no tests in {folder}")
+    report = BUILD / "reports" / f"{name}.xml"
+    report.unlink(missing_ok=True)
+    argv: list[Argument] = [
+        *prefix,
+        VENV / "python",
+        "-m",
+        "pytest",
+        "-q",
+        f"--junit-xml={report}",
+        *(args or [str(folder)]),
+    ]
+    env = environment(
+        PYTHONPATH=str(COLLECTIONS),
+        PYTHONPYCACHEPREFIX=str(BUILD / "cache" / "python"),
+        HYPOTHESIS_STORAGE_DIRECTORY=str(BUILD / "cache" / "hypothesis"),
+    )
+    status, _ = run(*argv, show=True, env=env)
+    if not report.exists():
+        return failure(f"pytest {folder}: no report (exit status {status})")
+    suites = ET.parse(report).getroot().iter("testsuite")  # noqa: S314 - pytest wrote it a moment ago
+    tests = failed = skipped = 0
+    for suite in suites:
+        tests += int(suite.get("tests", 0))
+        failed += int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+        skipped += int(suite.get("skipped", 0))
+    count = Count(max(tests - failed - skipped, 0), failed)
+    if skipped:
+        print(f"FAILED: {skipped} tests were skipped")
+        count += Count(failed=skipped, notes=(f"{skipped} tests were skipped",))
+    if status and not count.failed:
+        count += failure(f"pytest {folder} (exit status {status})")
+    return count
+
+
+def unit(args: Sequence[str]) -> Count:
+    return pytest("unit", args)
+
+
+def kernel(args: Sequence[str]) -> Count:
+    if os.geteuid() != 0:
+        return failure("the kernel tests mount file systems: run make as root")
+    # In a mount namespace of their own, whatever a test leaves mounted vanishes with it.
+    return pytest("kernel", args, prefix=("unshare", "--mount", "--propagation", "private"))
+
+
+# ---- ansible-test
+
+# With it ansible-test says that it left something out, and exits 0.
+LEFT_OUT = re.compile(r"^WARNING: (?:Skipping|Required program|Excluding|All targets|No targets).*", re.M)
+# ansible-test downloads pip's installer into new environments; with this in its cache it takes Python's own.
+GET_PIP = """\
+import ensurepip
+import runpy
+import sys
+
+ensurepip.bootstrap()
+sys.argv = ["pip", "install", *(arg for arg in sys.argv[1:] if arg not in ("--no-setuptools", "--no-wheel"))]
+runpy.run_module("pip", run_name="__main__")
+"""
+PIP_VERSIONS = ("23_1_2", "24_2", "25_2")  # ansible-core 2.17; 2.18 and 2.19; 2.20 and 2.21
+
+
+def copy_tree() -> Path:
+    """Copy the collection to where ansible-test wants it: it sees through symlinks, and asks git for the files.
+
+    Programs are left out: they are no Ansible content, and lint and types look at them.
+    """
+    copy = BUILD / "ansible-test" / "ansible_collections" / "renderfarm" / "overlay"
+    output = BUILD / "ansible-test" / "output"
+    if (copy / "tests" / "output").is_dir():
+        shutil.rmtree(output, ignore_errors=True)
+        (copy / "tests" / "output").rename(output)
+    shutil.rmtree(copy, ignore_errors=True)
+    for path in tracked():
+        if any(path.is_relative_to(program) for program in PROGRAMS):
+            continue
+        (copy / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(CHECKOUT / path, copy / path, follow_symlinks=False)
+    if output.is_dir():
+        output.rename(copy / "tests" / "output")
+    subprocess.run(["git", "init", "--quiet", "."], cwd=copy, env=environment(), check=True, stderr=subprocess.DEVNULL)
+    cache = HOME / ".ansible" / "test" / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    for version in PIP_VERSIONS:
+        (cache / f"get_pip_{version}.py").write_text(GET_PIP)
+    return copy
+
+
+def ansible_test(name: str, ran: str, *argv: Argument, prefix: Sequence[str] = (), tools: Path = VENV) -> Count:
+    """Run an ansible-test command and count the lines that match `ran`, one for each thing that it began."""
+    # Last, the folders of Pythons that are not on PATH: it looks for them there and nowhere else.
+    folders = sorted({str(Path(python.path).parent) for python in pythons.find_all().values()})
+    path = os.pathsep.join([str(tools), environment()["PATH"], *folders])
+    command = (*prefix, tools / "python", tools / "ansible-test", *argv, "--color", "no")
+    status, output = run(*command, show=True, cwd=copy_tree(), env=environment(PATH=path))
+    began = len(re.findall(ran, output, re.M))
+    listed = re.search(r"The (\d+) \w+ test\(s\) listed below \(out of (\d+)\) failed", output)
+    failed = int(listed.group(1)) if listed else int(status != 0)
+    count = Count(max(began - failed, 0), failed)
+    for line in sorted(set(LEFT_OUT.findall(output))):
+        count += failure(f"{name}: {line}")
+    if not began:
+        count += failure(f"{name}: nothing ran")
+    return count
+
+
+def version_of(tools: Path) -> str:
+    """Return the minor version of an environment's Python, such as 3.13."""
+    python = pythons.run_probe(str(tools / "python"), allow_venv=True)
+    if python is None:
+        raise SystemExit(f"{tools / 'python'} doesn't run: make clean")
+    return python.name
+
+
+def sanity(args: Sequence[str]) -> Count:
+    """Run the sanity tests; those for managed nodes with every Python that is here."""
+    found = pythons.find_all()
+    known = [minor for minor in pythons.MANAGED if ".".join(map(str, minor)) in SUPPORTED_PYTHON_VERSIONS]
+    targets = []
+    for minor in known:
+        if minor in found and found[minor].has_venv:
+            targets += ["--target-python", found[minor].name]
+    absent = [f"{major}.{minor}" for major, minor in known if (major, minor) not in found]
+    controller = ["--controller", f"origin:python=venv/{version_of(VENV)}"]
+    count = ansible_test("sanity", r'^Running sanity test "', "sanity", *controller, *targets, *args)
+    if absent:
+        count += Count(notes=(f"import not tried on Python {', '.join(absent)}: not on this machine",))
+    return count
+
+
+def integration(args: Sequence[str]) -> Count:
+    """Run the integration targets on the controller's ansible-core, then on the oldest that is supported."""
+    if not any((CHECKOUT / "tests" / "integration" / "targets").glob("*/tasks/main.*")):
+        return failure("there are no targets in tests/integration/targets")
+    if os.geteuid() != 0:
+        return failure("the integration tests mount file systems: run make as root")
+    count = Count()
+    oldest = BUILD / "venv-oldest" / "bin"
+    for tools in (VENV, oldest):
+        if tools == oldest and sys.version_info < (3, 11):
+            continue  # the controller's is the oldest
+        if tools == oldest and not (oldest / "ansible-test").exists():
+            count += Count(notes=("not run on the oldest ansible-core: no Python 3.10 to 3.12 on this machine",))
+            continue
+        argv = ("integration", "--venv", "--python", version_of(tools), "--allow-destructive", "--continue-on-error")
+        prefix = ("unshare", "--mount", "--propagation", "private")
+        ran = r"^Running \S+ integration test (?:role|script)"
+        count += ansible_test("integration", ran, *argv, *args, prefix=prefix, tools=tools)
+    return count
+
+
+# ---- all of it
+
+LEGS: dict[str, Callable[[Sequence[str]], Count]] = {
+    "lint": lint,
+    "types": types,
+    "unit": unit,
+    "kernel": kernel,
+    "integration": integration,
+    "sanity": sanity,
+    "docs": docs,
+    "importer": importer,
+}
+
+
+def run_leg(name: str, args: Sequence[str]) -> tuple[Count, float]:
+    print(f"\n==== {name}", flush=True)
+    started = time.monotonic()
+    count = LEGS[name](args)
+    if not count.passed and not count.failed:
+        count = replace(count, failed=1, notes=(*count.notes, "nothing was checked"))
+    return count, time.monotonic() - started
+
+
+def main(argv: Sequence[str]) -> int:
+    names, args = list(argv), []
+    if "--" in names:
+        at = names.index("--")
+        names, args = names[:at], names[at + 1 :]
+    if not names or not set(names) <= set(LEGS):
+        print(f"the legs are: {' '.join(LEGS)}", file=sys.stderr)
+        return 2
+    prepare_home()
+    results = {name: run_leg(name, args) for name in names}
+    print(f"\n{'leg':<12} {'passed':>7} {'failed':>7} {'seconds':>8}")
+    for name, (count, seconds) in results.items():
+        print(f"{name:<12} {count.passed:>7} {count.failed:>7} {seconds:>8.1f}")
+        for note in count.notes:
+            print(f"    {note}")
+    everything = total(count for count, _ in results.values())
+    print(f"\n{everything.passed} passed, {everything.failed} failed")
+    return 1 if everything.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

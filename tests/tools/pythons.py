@@ -1,0 +1,86 @@
+"""Find the Pythons of this machine that really run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# For the controller, best first. 3.14 comes last because the pinned tools were not tried with it.
+CONTROLLER = ((3, 13), (3, 12), (3, 11), (3, 10), (3, 14))
+# Managed nodes, as in tests/config.yml.
+MANAGED = ((3, 9), (3, 10), (3, 11), (3, 12), (3, 13), (3, 14))
+
+PROBE = """
+import json, os, sys, sysconfig
+try:
+    import ensurepip, venv
+    fit = True
+except ImportError:
+    fit = False
+is_venv = sys.prefix != sys.base_prefix
+print(json.dumps([sys.executable, sys.version_info[:3], fit, sysconfig.get_path("include"), is_venv]))
+"""
+
+
+@dataclass(frozen=True)
+class Python:
+    """An interpreter that ran. `path` is its own name, not that of a shim which led to it."""
+
+    path: str
+    version: tuple[int, ...]
+    has_venv: bool
+    include: str
+
+    @property
+    def minor(self) -> tuple[int, int]:
+        return (self.version[0], self.version[1])
+
+    @property
+    def name(self) -> str:
+        return ".".join(map(str, self.minor))
+
+
+def run_probe(path: str, allow_venv: bool = False) -> Python | None:
+    """Run the interpreter at `path`; None if it doesn't run, or is that of a virtual environment and those don't do."""
+    try:
+        # A pyenv shim for a version that isn't selected exists and fails.
+        done = subprocess.run([path, "-c", PROBE], capture_output=True, text=True, timeout=30, check=True)
+        executable, version, has_venv, include, is_venv = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    return None if is_venv and not allow_venv else Python(executable, tuple(version), has_venv, include)
+
+
+def candidates() -> Iterator[str]:
+    """Yield the names of interpreters, in the order of PATH; then those that pyenv keeps beside it."""
+    names = ["python3", *(f"python{major}.{minor}" for major, minor in MANAGED)]
+    folders = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    pyenv = os.environ.get("PYENV_ROOT")
+    if pyenv:
+        folders += sorted(Path(pyenv, "versions").glob("*/bin"))
+    for folder in folders:
+        for name in names:
+            if os.access(folder / name, os.X_OK):
+                yield str(folder / name)
+
+
+def find_all() -> dict[tuple[int, int], Python]:
+    """Return for each minor version the first interpreter found, one with venv before one without."""
+    found: dict[tuple[int, int], Python] = {}
+    seen = set()
+    for path in candidates():
+        real = os.path.realpath(path)
+        if real in seen:
+            continue
+        python = run_probe(path)
+        if python is None:
+            continue
+        # A shim is a script that all the names share: what it runs depends on its name.
+        seen.add(real if real == os.path.realpath(python.path) else path)
+        if python.minor not in found or (python.has_venv and not found[python.minor].has_venv):
+            found[python.minor] = python
+    return found

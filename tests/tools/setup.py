@@ -1,0 +1,241 @@
+"""Make what `make` needs: virtual environments with pinned versions, and the collection's place on the search path.
+
+`setup.py LEVEL...` makes the levels named (see LEVELS); what is up to date is left alone.
+`setup.py --packages apt|dnf` prints the system packages that are missing for `make test`.
+Standard library only, Python 3.9: it runs with whatever `python3` there is, to say what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pythons
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+BUILD = CHECKOUT / ".build"
+REQUIREMENTS = CHECKOUT / "tests" / "requirements"
+LINK = BUILD / "collections" / "ansible_collections" / "renderfarm" / "overlay"
+STAMP = "stamp.json"
+
+
+class SetupError(Exception):
+    """What is missing, one line for each thing."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """A requirements file, the environment it goes into, and the Pythons that will do, best first."""
+
+    requirements: str
+    venv: str
+    pythons: tuple[tuple[int, int], ...] = pythons.CONTROLLER
+    # Without a fit Python this level is left out instead of failing.
+    optional: bool = False
+
+
+LEVELS = {
+    "demo": Level("demo.txt", "venv"),
+    "test": Level("test.txt", "venv"),
+    "importer": Level("importer.txt", "venv-importer"),
+    "oldest": Level("oldest.txt", "venv-oldest", ((3, 10), (3, 11), (3, 12)), optional=True),
+    "requirements": Level("uv.txt", "venv-requirements"),
+}
+
+
+def missing(what: str, debian: str, rocky: str) -> str:
+    return f"missing: {what} (Debian, Ubuntu: apt-get install {debian}; Rocky: dnf install {rocky})"
+
+
+def choose_python(found: dict[tuple[int, int], pythons.Python], level: Level) -> pythons.Python:
+    """Return the best Python for a level."""
+    present = [found[minor] for minor in level.pythons if minor in found]
+    for python in present:
+        if python.has_venv:
+            return python
+    if present:
+        name = f"python{present[0].name}"
+        raise SetupError(missing(f"venv of {present[0].path}", f"{name}-venv", name))
+    raise SetupError(missing("Python 3.10 to 3.14", "python3 python3-venv", "python3.12"))
+
+
+def missing_packages(python: pythons.Python | None) -> Iterator[tuple[str, str, str]]:
+    """Yield probe, Debian package and Rocky package for everything that `make test` lacks on this machine."""
+    # mkfs is in a folder that isn't on every user's PATH.
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+    for line in (REQUIREMENTS / "system.txt").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        probe, debian, rocky, _level = line.split()
+        kind, _, header = probe.partition(":")
+        if kind != "header":
+            if shutil.which(probe, path=path) is None:
+                yield probe, debian, rocky
+        elif python and not Path(python.include, header).exists():
+            versioned = f"python{python.name}"
+            yield (
+                f"{header} of {python.path}",
+                debian.replace("python3", versioned),
+                rocky.replace("python3", versioned),
+            )
+
+
+def check_system(python: pythons.Python) -> None:
+    """Raise SetupError with a line for each missing system package."""
+    lines = [missing(*package) for package in missing_packages(python)]
+    if lines:
+        raise SetupError("\n".join(lines))
+
+
+def print_packages(manager: str) -> None:
+    """Print the names of the missing packages on one line, for a script that installs them."""
+    try:
+        python = choose_python(pythons.find_all(), LEVELS["test"])
+    except SetupError:
+        python = None
+    names = {debian if manager == "apt" else rocky for _, debian, rocky in missing_packages(python)}
+    if python is None:
+        names |= {"python3", "python3-venv", "python3-dev"} if manager == "apt" else {"python3.12", "python3.12-devel"}
+    print(*sorted(names))
+
+
+def check_folder() -> None:
+    """Refuse a checkout whose path Ansible's search paths or a script's first line can't hold."""
+    bad = re.search(r"[^\w./+@=,~-]", str(CHECKOUT))
+    if bad:
+        raise SetupError(f"the checkout's path may not hold {bad.group()!r}: {CHECKOUT}")
+
+
+def read_stamp(venv: Path) -> dict[str, Any]:
+    try:
+        stamp = json.loads((venv / STAMP).read_text())
+        stamp["python"]["version"] = tuple(stamp["python"]["version"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+    return cast("dict[str, Any]", stamp)
+
+
+def write_stamp(venv: Path, stamp: dict[str, Any]) -> None:
+    aside = venv / f"{STAMP}.new"
+    aside.write_text(json.dumps(stamp, indent=2) + "\n")
+    aside.replace(venv / STAMP)
+
+
+def run(*argv: str | Path) -> None:
+    """Run a command; its output shows only when it fails."""
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise SetupError(f"{done.stdout.rstrip()}\nfailed: {' '.join(map(str, argv))}")
+
+
+def digest(name: str) -> str:
+    return hashlib.sha256((REQUIREMENTS / name).read_bytes()).hexdigest()
+
+
+def install(name: str, found: dict[tuple[int, int], pythons.Python] | None) -> bool:
+    """Bring a level up to date; False if there is no Python for it and it can be left out.
+
+    The stamp is written last and names everything that the environment depends on, so that one half made, moved, or
+    made for something else is made anew.
+    """
+    level = LEVELS[name]
+    venv = BUILD / level.venv
+    stamp = read_stamp(venv)
+    wanted = digest(level.requirements)
+    place = {"folder": str(venv), "chosen": os.environ.get("PYTHON", "")}
+    usable = place.items() <= stamp.items() and os.access(stamp["python"]["path"], os.X_OK)
+    if usable:
+        python = pythons.Python(**stamp["python"])
+    else:
+        try:
+            python = choose_python(pythons.find_all() if found is None else found, level)
+        except SetupError:
+            if not level.optional:
+                raise
+            shutil.rmtree(venv, ignore_errors=True)
+            return False
+    if name == "test":
+        check_system(python)
+    if usable and stamp.get(name) == wanted:
+        return True
+    if not usable or name in stamp:
+        print(f"setup: {venv.relative_to(CHECKOUT)} with Python {python.name}", flush=True)
+        shutil.rmtree(venv, ignore_errors=True)
+        run(python.path, "-m", "venv", venv)
+        stamp = {"python": asdict(python), **place}
+    print(f"setup: {level.requirements} into {venv.relative_to(CHECKOUT)}", flush=True)
+    pip: list[str | Path] = [
+        venv / "bin" / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-input",
+        "--disable-pip-version-check",
+    ]
+    run(*pip, "--requirement", REQUIREMENTS / level.requirements)
+    write_stamp(venv, {**stamp, name: wanted})
+    return True
+
+
+def link_collection() -> None:
+    """Put the checkout where Ansible looks for renderfarm.overlay, whatever its folder is called."""
+    target = os.path.relpath(CHECKOUT, LINK.parent)
+    if LINK.is_symlink() and os.readlink(LINK) == target:
+        return
+    LINK.parent.mkdir(parents=True, exist_ok=True)
+    LINK.unlink(missing_ok=True)
+    LINK.symlink_to(target)
+
+
+def set_up(names: list[str]) -> None:
+    check_folder()
+    BUILD.mkdir(exist_ok=True)
+    # Two makes at once take turns.
+    with (BUILD / "setup.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        link_collection()
+        chosen = os.environ.get("PYTHON")
+        found = None
+        if chosen:
+            python = pythons.run_probe(shutil.which(chosen) or chosen)
+            if python is None:
+                raise SetupError(f"PYTHON={chosen} doesn't run, or is part of a virtual environment")
+            found = {python.minor: python}
+        for name in names:
+            if not install(name, None if LEVELS[name].optional else found):
+                wanted = ", ".join(f"{major}.{minor}" for major, minor in LEVELS[name].pythons)
+                print(f"setup: no Python of {wanted}: nothing will be checked with {LEVELS[name].requirements}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Set up what make needs.")
+    parser.add_argument("levels", nargs="*", metavar="LEVEL", help=", ".join(LEVELS))
+    parser.add_argument("--packages", choices=["apt", "dnf"], help="print the system packages that are missing")
+    args = parser.parse_args()
+    if not set(args.levels) <= set(LEVELS):
+        parser.error(f"the levels are {', '.join(LEVELS)}")
+    if args.packages:
+        print_packages(args.packages)
+        return 0
+    try:
+        set_up(args.levels)
+    except SetupError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
