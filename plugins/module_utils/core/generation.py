@@ -1,0 +1,171 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A view's layer: what it is made of, what that is called, and where it lies below the state directory.
+
+A generation is named by a digest of its input (manifest digests, places, and the options that shape the layer), so the same
+declaration has the same name on every host, and an unchanged one is recognised without reading any manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os.path
+import re
+from dataclasses import dataclass
+from typing import Any, Dict, Optional, Sequence, Tuple
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import in_order
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Counts, Placement
+
+#: Raised whenever the same input would give another layer than before, so that layers of old versions are made anew.
+LAYER_FORMAT = 1
+
+ID_LENGTH = 16
+_VIEW_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """The declaration of a view's layer."""
+
+    name: str
+    placements: Tuple[Placement, ...]
+    format: str
+    strategy: str
+    #: First word of the overlay attributes: ``trusted`` or ``user``.
+    xattr_namespace: str
+    owner: Optional[int] = None
+    group: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished build, as its ``view.json`` records it."""
+
+    id: str
+    digest: str
+    format: str
+    strategy: str
+    xattr_namespace: str
+    entries: Counts
+    bytes: int
+    bytes_on_disk: int
+    #: Each with ``release``, ``digest``, ``at`` and ``source``.
+    releases: Tuple[Dict[str, str], ...]
+
+
+@dataclass(frozen=True)
+class ViewPaths:
+    """Where a view's files are: ``STATE_DIR/views/NAME/...``"""
+
+    root: str
+
+    @classmethod
+    def of(cls, state_dir: str, name: str) -> ViewPaths:
+        """Raises OverlayError when ``name`` could not be the name of a folder."""
+        if not _VIEW_NAME.fullmatch(name):
+            raise OverlayError(
+                f"view name {name!r} is not usable: it becomes a folder, so give it letters, digits, '.', '_' and '-',"
+                " starting with a letter or digit, 100 at most"
+            )
+        return cls(os.path.join(state_dir, "views", name))
+
+    @property
+    def generations(self) -> str:
+        return os.path.join(self.root, "generations")
+
+    @property
+    def staging(self) -> str:
+        """Where a generation is built before it gets its name; whatever lies here is half made."""
+        return os.path.join(self.root, "staging")
+
+    @property
+    def lock(self) -> str:
+        return os.path.join(self.root, "lock")
+
+    def generation(self, generation_id: str) -> str:
+        return os.path.join(self.generations, generation_id)
+
+    def link(self, name: str) -> str:
+        """The symbolic link ``current`` or ``previous``."""
+        return os.path.join(self.root, name)
+
+
+def layer_path(generation_dir: str) -> str:
+    return os.path.join(generation_dir, "layer")
+
+
+def record_path(generation_dir: str) -> str:
+    return os.path.join(generation_dir, "view.json")
+
+
+def releases_of(placements: Sequence[Placement]) -> Tuple[Dict[str, str], ...]:
+    """Return what ``view.json`` says of the releases: the reverse mapping from a release to where it appears."""
+    return tuple(
+        {
+            "release": placement.record.release,
+            "digest": placement.record.digest,
+            "at": os.fsdecode(placement.at),
+            "source": os.fsdecode(placement.source),
+        }
+        for placement in in_order(placements)
+    )
+
+
+def input_digest(spec: LayerSpec) -> str:
+    """Return ``sha256:`` and the digest of all that decides what the layer will be. The view's name does not."""
+    text = json.dumps(
+        {
+            "layer_format": LAYER_FORMAT,
+            "releases": releases_of(spec.placements),
+            "format": spec.format,
+            "strategy": spec.strategy,
+            "xattr_namespace": spec.xattr_namespace,
+            "owner": spec.owner,
+            "group": spec.group,
+        },
+        sort_keys=True,
+    )
+    return "sha256:" + hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def generation_id(digest: str) -> str:
+    return digest.partition(":")[2][:ID_LENGTH]
+
+
+def generation_to_json(generation: Generation) -> bytes:
+    fields: Dict[str, Any] = {
+        "layer_format": LAYER_FORMAT,
+        "generation": generation.id,
+        "digest": generation.digest,
+        "format": generation.format,
+        "strategy": generation.strategy,
+        "xattr_namespace": generation.xattr_namespace,
+        "entries": generation.entries.as_dict(),
+        "bytes": generation.bytes,
+        "bytes_on_disk": generation.bytes_on_disk,
+        "releases": generation.releases,
+    }
+    return json.dumps(fields, indent=1, sort_keys=True).encode("ascii") + b"\n"
+
+
+def generation_from_json(text: bytes, path: str) -> Generation:
+    """Return what ``view.json`` at ``path`` records. Raises OverlayError when it is not one."""
+    try:
+        fields = json.loads(text)
+        return Generation(
+            id=fields["generation"],
+            digest=fields["digest"],
+            format=fields["format"],
+            strategy=fields["strategy"],
+            xattr_namespace=fields["xattr_namespace"],
+            entries=Counts(**fields["entries"]),
+            bytes=fields["bytes"],
+            bytes_on_disk=fields["bytes_on_disk"],
+            releases=tuple(fields["releases"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise OverlayError(f"{show(os.fsencode(path))} is not the record of a generation ({error})") from None

@@ -1,0 +1,295 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reading and writing manifests: composefs-dump(5) text, and the small record kept beside each.
+
+The text has one line for each entry, in depth-first order with the names of a directory sorted by their bytes, so the
+same tree always gives the same bytes. What depends on the file system that the tree was scanned on is normalised:
+directories have size 0 and the link count that their subdirectories give them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from typing import Callable, Iterable, Iterator, List, Optional, Tuple
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
+    CAPABILITY_XATTR,
+    CHECKSUM_XATTR,
+    Counts,
+    Entry,
+    ManifestRecord,
+    Xattrs,
+)
+
+RECORD_FORMAT = 1
+
+#: The attributes that a manifest may carry. Others are refused: a ``trusted.overlay.redirect`` in a manifest would let
+#: whoever wrote it point a name at any file of the data layer.
+KNOWN_XATTRS = frozenset((CAPABILITY_XATTR, CHECKSUM_XATTR))
+
+_FIXED_FIELDS = 11
+_SHORT_ESCAPES = {b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r", b"\t": b"\\t"}
+_ESCAPE_FIELD = re.compile(rb"[^!-~]|\\")
+_ESCAPE_KEY = re.compile(rb"[^!-~]|[\\=]")
+_UNESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|[\\nrt]|)")
+_UNESCAPE_SHORT = {b"\\": b"\\", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
+_NUMBER = re.compile(rb"-?[0-9]+")
+
+
+def _escaped(match: "re.Match[bytes]") -> bytes:
+    char = match.group()
+    return _SHORT_ESCAPES.get(char) or b"\\x%02x" % char[0]
+
+
+def escape(field: bytes) -> bytes:
+    """Return a field as it stands in the text. A lone dash is escaped, since it means 'not set'."""
+    return b"\\x2d" if field == b"-" else _ESCAPE_FIELD.sub(_escaped, field)
+
+
+def _unescaped(match: "re.Match[bytes]") -> bytes:
+    code = match.group(1)
+    if not code:
+        raise ManifestError("a backslash starts no known escape")
+    return bytes((int(code[1:], 16),)) if code[:1] == b"x" else _UNESCAPE_SHORT[code]
+
+
+def unescape(field: bytes) -> bytes:
+    return _UNESCAPE.sub(_unescaped, field) if b"\\" in field else field
+
+
+def encode(entry: Entry) -> bytes:
+    """Return an entry as one line of composefs-dump text, with its newline."""
+    seconds, nanoseconds = divmod(entry.mtime_ns, 1_000_000_000)
+    line = b"%s %d %s%o %d %d %d 0 %d.%d %s - -" % (
+        escape(entry.path),
+        entry.size,
+        b"@" if entry.is_hardlink else b"",
+        entry.mode,
+        entry.nlink,
+        entry.uid,
+        entry.gid,
+        seconds,
+        nanoseconds,
+        b"-" if entry.target is None else escape(entry.target),
+    )
+    for name, value in entry.xattrs:
+        line += b" " + _ESCAPE_KEY.sub(_escaped, name) + b"=" + _ESCAPE_FIELD.sub(_escaped, value)
+    return line + b"\n"
+
+
+def decode(line: bytes) -> Entry:
+    """Return the entry that one line (without its newline) describes. Raises ManifestError if it describes none."""
+    fields = line.split(b" ")
+    if len(fields) < _FIXED_FIELDS:
+        raise ManifestError(f"{len(fields)} fields where there are at least {_FIXED_FIELDS}")
+    path, size, mode, nlink, uid, gid, rdev, mtime, payload, content, digest = fields[:_FIXED_FIELDS]
+    if rdev != b"0" or content != b"-" or digest != b"-":
+        raise ManifestError("device numbers, inline content and fs-verity digests are not for release manifests")
+    try:
+        seconds, nanoseconds = mtime.split(b".")
+        is_hardlink = mode[:1] == b"@"
+        return Entry(
+            unescape(path),
+            int(mode[1:] if is_hardlink else mode, 8),
+            int(size),
+            int(nlink),
+            int(uid),
+            int(gid),
+            int(seconds) * 1_000_000_000 + int(nanoseconds),
+            None if payload == b"-" else unescape(payload),
+            is_hardlink,
+            _decode_xattrs(fields[_FIXED_FIELDS:]) if len(fields) > _FIXED_FIELDS else (),
+        )
+    except ValueError:
+        raise ManifestError(f"a number is malformed in {show(line)[:200]!r}") from None
+
+
+def _decode_xattrs(fields: List[bytes]) -> Xattrs:
+    xattrs = []
+    for field in fields:
+        name, separator, value = field.partition(b"=")
+        name = unescape(name)
+        if not separator or name not in KNOWN_XATTRS:
+            raise ManifestError(f"attribute {show(name)!r} is not one that a release manifest may carry")
+        xattrs.append((name, unescape(value)))
+    return tuple(xattrs)
+
+
+def read_entries(lines: Iterable[bytes], release: bytes) -> Iterator[Entry]:
+    """Yield the entries of a manifest, each checked, so that what follows can trust paths and structure.
+
+    Checked are: the root comes first, every parent comes before its children, names are sorted and unique and none
+    leads out of the tree, types are directory, regular file and symbolic link, content is found below ``release``,
+    hard links name a file that came before and are as many as its link count says.
+
+    ``lines`` may have their newlines. Raises ManifestError with the number of the line.
+    """
+    check = _StructureCheck(release)
+    number = 0
+    for number, line in enumerate(lines, 1):  # noqa: B007 (the last number is needed after the loop)
+        try:
+            entry = decode(line.rstrip(b"\n"))
+            check.add(entry)
+        except ManifestError as error:
+            raise ManifestError(f"line {number}: {error}") from None
+        yield entry
+    try:
+        check.end()
+    except ManifestError as error:
+        raise ManifestError(f"after line {number}: {error}") from None
+
+
+class _StructureCheck:
+    """Holds what must be remembered to check entries as they pass: the open directories, and files with more names."""
+
+    def __init__(self, release: bytes) -> None:
+        self._data_prefix = release
+        #: For each open directory its path with a slash at the end, and the name that came last in it.
+        self._open: List[Tuple[bytes, bytes]] = []
+        self._names_missing: dict[bytes, int] = {}
+
+    def add(self, entry: Entry) -> None:
+        path = entry.path
+        if not self._open:
+            if path != b"/" or not stat.S_ISDIR(entry.mode):
+                raise ManifestError(f"the first entry must be the directory '/', not {show(path)!r}")
+            self._open.append((b"/", b""))
+            return
+        cut = path.rfind(b"/") + 1
+        parent, name = path[:cut], path[cut:]
+        while self._open[-1][0] != parent:
+            if len(self._open) == 1:
+                raise ManifestError(f"{show(path)!r} does not follow its parent directory")
+            self._open.pop()
+        if name <= self._open[-1][1] or name in (b".", b"..") or b"\0" in name:
+            raise ManifestError(f"{show(path)!r} is out of order, there twice, or no valid name")
+        self._open[-1] = (parent, name)
+        self._check_kind(entry)
+
+    def _check_kind(self, entry: Entry) -> None:
+        kind = stat.S_IFMT(entry.mode)
+        if entry.size < 0 or entry.nlink < 1 or entry.uid < 0 or entry.gid < 0:
+            raise ManifestError(f"{show(entry.path)!r} has a negative number, or no link")
+        if entry.is_hardlink:
+            self._check_hardlink(entry)
+        elif kind == stat.S_IFREG:
+            expected = self._data_prefix + entry.path if entry.size else None
+            if entry.target != expected:
+                raise ManifestError(f"the content of {show(entry.path)!r} is not at its own path in the release")
+        elif kind == stat.S_IFDIR:
+            self._open.append((entry.path + b"/", b""))
+        elif kind != stat.S_IFLNK:
+            raise ManifestError(f"{show(entry.path)!r} is neither a directory, a regular file nor a symbolic link")
+        elif not entry.target:
+            raise ManifestError(f"the symbolic link {show(entry.path)!r} has no target")
+        if entry.nlink > 1 and kind != stat.S_IFDIR and not entry.is_hardlink:
+            self._names_missing[entry.path] = entry.nlink - 1
+
+    def _check_hardlink(self, entry: Entry) -> None:
+        missing = self._names_missing.get(entry.target or b"")
+        if missing is None:
+            raise ManifestError(f"the hard link {show(entry.path)!r} names no earlier file with names to come")
+        if missing == 1:
+            del self._names_missing[entry.target or b""]
+        else:
+            self._names_missing[entry.target or b""] = missing - 1
+
+    def end(self) -> None:
+        if not self._open:
+            raise ManifestError("the manifest is empty")
+        for path in self._names_missing:
+            raise ManifestError(f"names are missing of the hard-linked file {show(path)!r}")
+
+
+def sibling_key(path: bytes) -> bytes:
+    """Return what paths sort by so that a tree comes in depth-first order: a slash sorts before every other byte."""
+    return b"" if path == b"/" else path.replace(b"/", b"\0")
+
+
+def differences(old: Iterable[Entry], new: Iterable[Entry], limit: int = 100) -> Tuple[List[str], int]:
+    """Compare two listings of a tree, both in manifest order.
+
+    Returns the first ``limit`` differences as sentences, and how many there are in all.
+    """
+    found: List[str] = []
+    count = 0
+    for before, after in _paired(iter(old), iter(new)):
+        sentence = _difference(before, after)
+        if sentence:
+            count += 1
+            if len(found) < limit:
+                found.append(sentence)
+    return found, count
+
+
+def _paired(old: Iterator[Entry], new: Iterator[Entry]) -> Iterator[Tuple[Optional[Entry], Optional[Entry]]]:
+    before, after = next(old, None), next(new, None)
+    while before or after:
+        if after is None or (before and sibling_key(before.path) < sibling_key(after.path)):
+            yield before, None
+            before = next(old, None)
+        elif before is None or sibling_key(after.path) < sibling_key(before.path):
+            yield None, after
+            after = next(new, None)
+        else:
+            yield before, after
+            before, after = next(old, None), next(new, None)
+
+
+#: What is compared of two entries with the same path, and how it is shown.
+_COMPARED: Tuple[Tuple[str, Callable[[Entry], object]], ...] = (
+    ("mode", lambda entry: f"{entry.mode:o}"),
+    ("size", lambda entry: entry.size),
+    ("links", lambda entry: entry.nlink),
+    ("owner", lambda entry: f"{entry.uid}:{entry.gid}"),
+    ("mtime", lambda entry: "%d.%09d" % divmod(entry.mtime_ns, 1_000_000_000)),
+    ("target", lambda entry: show(entry.target or b"-")),
+    ("attributes", lambda entry: b" ".join(b"=".join(pair) for pair in entry.xattrs).hex()),
+)
+
+
+def _difference(before: Optional[Entry], after: Optional[Entry]) -> Optional[str]:
+    if before is None or after is None:
+        entry = before or after
+        assert entry is not None
+        return f"{show(entry.path)}: {'added' if before is None else 'removed'}"
+    if before == after:
+        return None
+    changes = [f"{name} {get(before)} -> {get(after)}" for name, get in _COMPARED if get(before) != get(after)]
+    return f"{show(before.path)}: {', '.join(changes)}"
+
+
+def record_to_json(record: ManifestRecord) -> bytes:
+    """Return the record as the JSON that is kept beside the manifest."""
+    fields = {
+        "format": RECORD_FORMAT,
+        "release": record.release,
+        "digest": record.digest,
+        "stored_bytes": record.stored_bytes,
+        "entries": record.entries.as_dict(),
+        "bytes": record.bytes,
+        "checksums": record.checksums,
+    }
+    return json.dumps(fields, indent=1, sort_keys=True).encode("ascii") + b"\n"
+
+
+def record_from_json(text: bytes) -> ManifestRecord:
+    """Return the record that ``record_to_json`` wrote. Raises ManifestError for anything else."""
+    try:
+        fields = json.loads(text)
+        if fields["format"] != RECORD_FORMAT:
+            raise ManifestError(f"format {fields['format']!r} is not one that this version of the collection reads")
+        return ManifestRecord(
+            release=fields["release"],
+            digest=fields["digest"],
+            stored_bytes=fields["stored_bytes"],
+            entries=Counts(**fields["entries"]),
+            bytes=fields["bytes"],
+            checksums=fields["checksums"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ManifestError(f"not the record of a manifest ({error})") from None

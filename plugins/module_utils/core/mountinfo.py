@@ -1,0 +1,148 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reading /proc/self/mountinfo (proc_pid_mountinfo(5)), and what it says of overlays."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Iterator, List, Optional, Sequence, Tuple
+
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+
+#: Options of an overlay that name layers; the rest are settings.
+LAYER_OPTIONS = frozenset((b"lowerdir", b"lowerdir+", b"datadir+", b"upperdir", b"workdir"))
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of mountinfo, with its escapes undone where they can be: in paths, not in the options."""
+
+    id: int
+    parent: int
+    device: Tuple[int, int]
+    #: The directory of the file system that is mounted here; ``/`` unless it is a bind mount.
+    root: bytes
+    path: bytes
+    #: Options of this mount, such as ``ro`` and ``nosuid``.
+    flags: Tuple[bytes, ...]
+    #: Propagation, such as ``shared:12``; empty when private.
+    propagation: Tuple[bytes, ...]
+    fstype: bytes
+    source: bytes
+    #: Options of the file system as the kernel prints them: separated by commas, octal escapes in the values.
+    super_options: Tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class OverlayLayers:
+    """The layers of an overlay and its settings, decoded from its options."""
+
+    lower: Tuple[bytes, ...]
+    data: Tuple[bytes, ...]
+    upper: Optional[bytes]
+    work: Optional[bytes]
+    settings: Tuple[Tuple[bytes, Optional[bytes]], ...]
+
+
+def unescape(field: bytes) -> bytes:
+    """Undo the octal escapes (``\\040`` for a space) that the kernel writes."""
+    return _OCTAL.sub(lambda match: bytes((int(match.group(1), 8) & 0xFF,)), field)
+
+
+def parse(text: bytes) -> Iterator[Mount]:
+    """Yield the mounts in the order of mountinfo, in which a later mount on the same path covers an earlier one."""
+    for line in text.split(b"\n"):
+        if not line:
+            continue
+        before, _separator, after = line.partition(b" - ")
+        number, parent, device, root, path, flags, *propagation = before.split(b" ")
+        fstype, source, super_options = after.split(b" ", 2)
+        major, minor = device.split(b":")
+        yield Mount(
+            id=int(number),
+            parent=int(parent),
+            device=(int(major), int(minor)),
+            root=unescape(root),
+            path=unescape(path),
+            flags=tuple(flags.split(b",")),
+            propagation=tuple(propagation),
+            fstype=fstype,
+            source=unescape(source),
+            super_options=tuple(super_options.split(b",")),
+        )
+
+
+def top_mount(mounts: Sequence[Mount], path: bytes) -> Optional[Mount]:
+    """Return the mount that is seen at ``path`` itself: the one there that no other one there covers."""
+    here = [mount for mount in mounts if mount.path == path]
+    covered = {mount.parent for mount in here}
+    return next((mount for mount in reversed(here) if mount.id not in covered), None)
+
+
+def containing_mount(mounts: Sequence[Mount], path: bytes) -> Optional[Mount]:
+    """Return the mount that a path without symbolic links is on."""
+    while True:
+        mount = top_mount(mounts, path)
+        if mount or path in (b"/", b""):
+            return mount
+        path = path.rpartition(b"/")[0] or b"/"
+
+
+def overlay_layers(mount: Mount) -> OverlayLayers:
+    """Decode the layers of an overlay from its options.
+
+    Layers given one at a time (``lowerdir+``, ``datadir+``) are printed one at a time. A list given as one ``lowerdir`` is printed
+    as it was given: colons separate, two colons start the data-only layers, and backslashes escape
+    (Documentation/filesystems/overlayfs.rst).
+    """
+    lower: List[bytes] = []
+    data: List[bytes] = []
+    single = {}
+    settings = []
+    for option in mount.super_options:
+        name, separator, raw = option.partition(b"=")
+        value = unescape(raw)
+        if name == b"lowerdir+":
+            lower.append(value)
+        elif name == b"datadir+":
+            data.append(value)
+        elif name == b"lowerdir":
+            ordinary, data_only = split_lowerdir(value)
+            lower.extend(ordinary)
+            data.extend(data_only)
+        elif name in LAYER_OPTIONS:
+            single[name] = value
+        else:
+            settings.append((name, value if separator else None))
+    return OverlayLayers(tuple(lower), tuple(data), single.get(b"upperdir"), single.get(b"workdir"), tuple(settings))
+
+
+def split_lowerdir(value: bytes) -> Tuple[List[bytes], List[bytes]]:
+    """Split the value of a ``lowerdir`` option into its ordinary and its data-only layers."""
+    layers = [b""]
+    position = 0
+    while position < len(value):
+        char = value[position : position + 1]
+        if char == b"\\" and position + 1 < len(value):
+            position += 1
+            layers[-1] += value[position : position + 1]
+        elif char == b":":
+            layers.append(b"")
+        else:
+            layers[-1] += char
+        position += 1
+    if b"" in layers:
+        first_data = layers.index(b"")
+        return layers[:first_data], [layer for layer in layers[first_data:] if layer]
+    return layers, []
+
+
+def join_lowerdir(lower: Sequence[bytes], data: Sequence[bytes]) -> bytes:
+    """Return layers as the value of one ``lowerdir`` option, escaped: the inverse of ``split_lowerdir``."""
+
+    def escape(path: bytes) -> bytes:
+        return re.sub(rb"[\\:,]", rb"\\\g<0>", path)
+
+    return b":".join(map(escape, lower)) + b"".join(b"::" + escape(path) for path in data)

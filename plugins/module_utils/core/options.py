@@ -1,0 +1,168 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The options of an overlay mount: what may be asked for, what goes together, and what a live mount really has.
+
+The rules are those of Documentation/filesystems/overlayfs.rst; which defaults apply is the host's business (module parameters,
+which distributions set differently), so every option that matters is given explicitly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple, Union
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, OverlayLayers, overlay_layers
+
+Settings = Tuple[Tuple[bytes, Optional[bytes]], ...]
+OptionValue = Union[str, bool, int, None]
+
+#: Flags of the mount itself. They are given as true or false.
+MOUNT_FLAGS = ("nosuid", "nodev", "noexec", "noatime", "nodiratime")
+
+#: Settings of the overlay with the values that each takes; None stands for a bare word that is given as true or false.
+SETTINGS: Dict[str, Optional[Tuple[str, ...]]] = {
+    "metacopy": ("on", "off"),
+    "redirect_dir": ("on", "follow", "nofollow", "off"),
+    "index": ("on", "off"),
+    "nfs_export": ("on", "off"),
+    "xino": ("on", "off", "auto"),
+    "verity": ("on", "off", "require"),
+    "userxattr": None,
+}
+
+#: What an overlay with data-only layers cannot have, and why.
+_NOT_WITH_DATA = (
+    ("nfs_export", "on", "files opened by their NFS file handle would read zeros"),
+    ("redirect_dir", "nofollow", "the content of files is found through redirects"),
+    ("redirect_dir", "off", "the content of files is found through redirects, which 'off' may leave unfollowed"),
+    ("metacopy", "off", "the files of the layer are metadata copies"),
+)
+
+
+@dataclass(frozen=True)
+class MountSpec:
+    """The declaration of an overlay mount; paths are absolute and without symbolic links."""
+
+    path: bytes
+    lower: Tuple[bytes, ...]
+    data: Tuple[bytes, ...]
+    settings: Settings
+    flags: FrozenSet[str]
+
+
+def mount_spec(
+    path: bytes,
+    lower: Sequence[bytes],
+    data: Sequence[bytes],
+    options: Mapping[str, OptionValue],
+    read_only: bool,
+) -> MountSpec:
+    """Return the declaration with every option that matters made explicit. Raises OverlayError for what cannot be."""
+    if not lower:
+        raise OverlayError(f"overlay at {show(path)}: 'lower' needs at least one layer; data-only layers alone show nothing")
+    settings, flags = _sorted_options(options)
+    if data:
+        for name, value, reason in _NOT_WITH_DATA:
+            if settings.get(name) == value:
+                raise OverlayError(f"overlay at {show(path)}: option {name}={value} cannot go with data layers: {reason}")
+        # userxattr and metacopy=on exclude each other; with it, kernels that can (Linux 6.16) need no metacopy=on.
+        if "userxattr" not in settings:
+            settings.setdefault("metacopy", "on")
+            settings.setdefault("redirect_dir", "on")
+    if "userxattr" in settings and settings.get("metacopy") == "on":
+        raise OverlayError(f"overlay at {show(path)}: options userxattr and metacopy=on exclude each other")
+    if read_only:
+        flags.append("ro")
+    pairs = tuple((name.encode(), None if value is None else value.encode()) for name, value in sorted(settings.items()))
+    return MountSpec(path, tuple(lower), tuple(data), pairs, frozenset(flags))
+
+
+def _sorted_options(options: Mapping[str, OptionValue]) -> Tuple[Dict[str, Optional[str]], List[str]]:
+    settings: Dict[str, Optional[str]] = {}
+    flags = []
+    for name, given in options.items():
+        value = _word(given)
+        if name in MOUNT_FLAGS:
+            if _truth(name, value):
+                flags.append(name)
+        elif name not in SETTINGS:
+            known = ", ".join((*MOUNT_FLAGS, *SETTINGS))
+            raise OverlayError(f"overlay option {name!r} is not known; known are {known}")
+        else:
+            choices = SETTINGS[name]
+            if choices is None:
+                if _truth(name, value):
+                    settings[name] = None
+            elif value not in choices:
+                raise OverlayError(f"overlay option {name} takes one of {', '.join(choices)}, not {value!r}")
+            else:
+                settings[name] = value
+    return settings, flags
+
+
+def _word(value: OptionValue) -> str:
+    """Return an option's value as the kernel writes it: YAML makes true of a bare ``on``."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "on" if value is None else str(value).lower()
+
+
+def _truth(name: str, value: str) -> bool:
+    truths = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
+    if value not in truths:
+        raise OverlayError(f"overlay option {name} is given as true or false, not {value!r}")
+    return truths[value]
+
+
+def differences(spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]) -> Dict[str, Tuple[object, object]]:
+    """Return in what a live mount differs from its declaration: for each name what is there and what should be.
+
+    ``defaults`` are the host's defaults of overlay options (by name, ``Y``, ``N`` or a word): the kernel prints an option
+    only when it differs from them.
+    """
+    if live.fstype != b"overlay":
+        return {"type": (live.fstype.decode("ascii", "replace"), "overlay")}
+    layers = overlay_layers(live)
+    found: Dict[str, Tuple[object, object]] = {}
+    if layers.lower != spec.lower:
+        found["lower"] = (shown(layers.lower), shown(spec.lower))
+    if layers.data != spec.data:
+        found["data"] = (shown(layers.data), shown(spec.data))
+    if layers.upper is not None:
+        found["upper"] = (show(layers.upper), None)
+    for name, value in spec.settings:
+        wanted = value or b"on"
+        actual = _live_setting(layers, name, defaults)
+        if not _same_setting(name, wanted, actual):
+            found[name.decode()] = (actual.decode(), wanted.decode())
+    for flag in ("ro", *MOUNT_FLAGS):
+        actual_flag = flag.encode() in live.flags
+        if actual_flag != (flag in spec.flags):
+            found[flag] = (actual_flag, flag in spec.flags)
+    return found
+
+
+def _live_setting(layers: OverlayLayers, name: bytes, defaults: Mapping[bytes, bytes]) -> bytes:
+    for option, value in layers.settings:
+        if option == name:
+            return b"on" if value is None else value
+    by_default = defaults.get(name) == b"Y"
+    if name == b"xino":
+        return b"auto" if defaults.get(b"xino_auto") == b"Y" else b"off"
+    if name == b"redirect_dir" and not by_default:
+        return b"follow" if defaults.get(b"redirect_always_follow") == b"Y" else b"nofollow"
+    return b"on" if by_default else b"off"
+
+
+def _same_setting(name: bytes, wanted: bytes, actual: bytes) -> bool:
+    if name == b"redirect_dir":
+        # Without an upper layer nothing is renamed, so that redirects are followed is all that 'on' can mean.
+        return wanted == actual or {wanted, actual} <= {b"on", b"follow"}
+    # What becomes of 'auto' is the kernel's choice.
+    return wanted in (actual, b"auto")
+
+
+def shown(paths: Sequence[bytes]) -> List[str]:
+    return [show(path) for path in paths]

@@ -1,0 +1,217 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Plans: from what is wanted and what is there to the actions that are needed.
+
+A plan is a tuple of actions. Nothing is changed when it is empty, ``changed`` is that it is not, and check mode is to make it and
+not carry it out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import FrozenSet, Mapping, Optional, Tuple
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import ManifestRecord
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, differences, shown
+
+
+class Action:
+    """One step of a plan; its string is what the user reads."""
+
+
+Plan = Tuple[Action, ...]
+
+
+# Manifests
+
+
+@dataclass(frozen=True)
+class ScanRelease(Action):
+    release: str
+
+    def __str__(self) -> str:
+        return f"scan release {self.release}"
+
+
+@dataclass(frozen=True)
+class RemoveManifest(Action):
+    release: str
+
+    def __str__(self) -> str:
+        return f"remove the manifest of release {self.release}"
+
+
+def plan_manifest(release: str, wanted: bool, record: Optional[ManifestRecord], remains: bool) -> Plan:
+    """``record`` is that of a whole manifest; ``remains`` tells whether any part of a manifest is there."""
+    if wanted:
+        return () if record else (ScanRelease(release),)
+    return (RemoveManifest(release),) if remains else ()
+
+
+# Layers
+
+
+@dataclass(frozen=True)
+class BuildGeneration(Action):
+    generation: str
+
+    def __str__(self) -> str:
+        return f"build generation {self.generation}"
+
+
+@dataclass(frozen=True)
+class MakeCurrent(Action):
+    generation: str
+    #: The generation that becomes the previous one; None when there was none or it is the same.
+    previous: Optional[str]
+
+    def __str__(self) -> str:
+        return f"make generation {self.generation} current"
+
+
+@dataclass(frozen=True)
+class RemoveView(Action):
+    name: str
+
+    def __str__(self) -> str:
+        return f"remove all generations of view {self.name}"
+
+
+@dataclass(frozen=True)
+class ViewState:
+    """What is there of a view: its finished generations, and which of them is current and was before."""
+
+    exists: bool
+    generations: FrozenSet[str]
+    current: Optional[str]
+    previous: Optional[str]
+
+
+def plan_layer(generation: str, state: ViewState) -> Plan:
+    actions: Tuple[Action, ...] = ()
+    if generation not in state.generations:
+        actions += (BuildGeneration(generation),)
+    if generation != state.current:
+        actions += (MakeCurrent(generation, state.current),)
+    return actions
+
+
+def plan_view_removal(name: str, state: ViewState, mounted_at: Tuple[bytes, ...]) -> Plan:
+    """Raises OverlayError while a generation of the view is mounted."""
+    if not state.exists:
+        return ()
+    if mounted_at:
+        raise OverlayError(f"view {name} is mounted at {', '.join(shown(mounted_at))}: unmount it before its layers are removed")
+    return (RemoveView(name),)
+
+
+# Mounts
+
+
+@dataclass(frozen=True)
+class CreateMountpoint(Action):
+    path: bytes
+
+    def __str__(self) -> str:
+        return f"create directory {show(self.path)}"
+
+
+@dataclass(frozen=True)
+class MountOverlay(Action):
+    spec: MountSpec
+
+    def __str__(self) -> str:
+        return f"mount overlay at {show(self.spec.path)}"
+
+
+@dataclass(frozen=True)
+class SwitchOverlay(Action):
+    spec: MountSpec
+    #: ``beneath`` or ``replace``.
+    method: str
+
+    def __str__(self) -> str:
+        return f"switch the overlay at {show(self.spec.path)} ({self.method})"
+
+
+@dataclass(frozen=True)
+class UnmountOverlay(Action):
+    path: bytes
+
+    def __str__(self) -> str:
+        return f"unmount the overlay at {show(self.path)}"
+
+
+@dataclass(frozen=True)
+class RemoveMountpoint(Action):
+    path: bytes
+
+    def __str__(self) -> str:
+        return f"remove directory {show(self.path)}"
+
+
+@dataclass(frozen=True)
+class MountpointState:
+    """What is there at a mountpoint."""
+
+    #: The topmost mount at the path itself.
+    mount: Optional[Mount]
+    #: Whether the directory has no entries; None where there is none. Not looked at below a mount.
+    empty: Optional[bool]
+
+
+def check_places(spec: MountSpec) -> None:
+    """Raises OverlayError when the overlay would cover one of its own layers, or lie in the software root."""
+    for path in spec.data:
+        if _inside(spec.path, path):
+            raise OverlayError(
+                f"mountpoint {show(spec.path)} is inside of the data layer {show(path)}: mount the view outside of the software root"
+            )
+    for path in (*spec.lower, *spec.data):
+        if _inside(path, spec.path) or _inside(spec.path, path):
+            raise OverlayError(f"mountpoint {show(spec.path)} would cover its own layer {show(path)}")
+
+
+def _inside(path: bytes, folder: bytes) -> bool:
+    return path == folder or path.startswith(folder.rstrip(b"/") + b"/")
+
+
+def plan_mounted(spec: MountSpec, state: MountpointState, defaults: Mapping[bytes, bytes], switch: str) -> Plan:
+    """Raises OverlayError where something else is in the way, or the live mount differs and ``switch`` is never."""
+    check_places(spec)
+    if state.mount is None:
+        if state.empty is None:
+            return CreateMountpoint(spec.path), MountOverlay(spec)
+        if not state.empty:
+            raise OverlayError(f"mountpoint {show(spec.path)} is not empty: a mount there would hide what is in it")
+        return (MountOverlay(spec),)
+    _check_is_overlay(spec.path, state.mount)
+    changes = differences(spec, state.mount, defaults)
+    if not changes:
+        return ()
+    if switch == "never":
+        listed = ", ".join(f"{name}: {now} -> {wanted}" for name, (now, wanted) in changes.items())
+        raise OverlayError(f"the overlay at {show(spec.path)} differs from what is declared and 'switch' is never ({listed})")
+    return (SwitchOverlay(spec, "replace" if switch == "replace" else "beneath"),)
+
+
+def plan_unmounted(path: bytes, state: MountpointState, absent: bool) -> Plan:
+    """Raises OverlayError where something else than an overlay is mounted, or the directory to be removed is not empty."""
+    actions: Tuple[Action, ...] = ()
+    if state.mount is not None:
+        _check_is_overlay(path, state.mount)
+        actions += (UnmountOverlay(path),)
+    elif absent and state.empty is False:
+        raise OverlayError(f"directory {show(path)} is not empty: it is not removed")
+    if absent and (state.mount or state.empty):
+        actions += (RemoveMountpoint(path),)
+    return actions
+
+
+def _check_is_overlay(path: bytes, mount: Mount) -> None:
+    if mount.fstype != b"overlay":
+        kind = mount.fstype.decode("ascii", "replace")
+        raise OverlayError(f"{show(path)} has a mount of type {kind} from {show(mount.source)}: it is left alone")

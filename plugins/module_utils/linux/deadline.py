@@ -1,0 +1,141 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Work that may hang, in a child process that is given up when it makes no progress.
+
+A process that waits for an NFS server that is gone cannot be interrupted from within, and a thread that waits keeps its process
+from ending. A child can be killed, or at worst left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import signal
+import time
+import traceback
+from typing import Callable, Tuple, TypeVar
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
+
+_TICK = b"."
+_RESULT = b"="
+
+#: Seconds between two signs of progress that are really sent.
+_TICK_INTERVAL = 0.2
+
+#: Seconds that a killed child is waited for; one that sits in an uninterruptible wait is left behind.
+_REAP_SECONDS = 2.0
+
+Result = TypeVar("Result")
+Progress = Callable[[], None]
+
+
+class TimeLimitError(OverlayError):
+    """The work made no progress within its time limit."""
+
+
+class WorkError(Exception):
+    """The work failed in a way that nobody foresaw; the message is its traceback."""
+
+
+def no_progress() -> None:
+    """The progress callback of work that nobody watches."""
+
+
+def run(work: Callable[[Progress], Result], seconds: float) -> Result:
+    """Run ``work`` in a child process and return what it returns; the value has to be picklable.
+
+    ``work`` is given a callback to call whenever it has got further. Raises TimeLimitError after ``seconds`` without such a call;
+    OverlayError and OSError as the work raised them; WorkError for any other exception.
+    """
+    receiver, sender = os.pipe()
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        os.close(receiver)
+        _be_the_child(work, sender, parent)
+    os.close(sender)
+    try:
+        answer = _receive(receiver, seconds)
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        _reap(child)
+        raise
+    finally:
+        os.close(receiver)
+    status = _reap(child)
+    if not answer:
+        raise OverlayError(f"the work was ended from outside (wait status {status})")
+    succeeded, value = pickle.loads(answer)
+    if not succeeded:
+        raise value
+    return value  # type: ignore[no-any-return]
+
+
+def _be_the_child(work: Callable[[Progress], Result], sender: int, parent: int) -> None:
+    """Run the work, send its outcome and end this process, whatever happens."""
+    try:
+        syscalls.die_with_parent(signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+        # A child that is left behind must not hold the output open that whoever started the parent reads to its end.
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        outcome = _outcome(work, _ticker(sender))
+        with open(sender, "wb") as stream:
+            stream.write(_RESULT + pickle.dumps(outcome))
+    finally:
+        os._exit(0)
+
+
+def _outcome(work: Callable[[Progress], Result], progress: Progress) -> Tuple[bool, object]:
+    try:
+        return True, work(progress)
+    except OverlayError as error:
+        return False, error
+    except OSError as error:
+        # Rebuilt, since subclasses and odd file names need not survive pickling as they are.
+        return False, OSError(error.errno, error.strerror, error.filename, None, error.filename2)
+    except Exception:
+        return False, WorkError(traceback.format_exc())
+
+
+def _ticker(sender: int) -> Progress:
+    last = time.monotonic()
+
+    def progress() -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > _TICK_INTERVAL:
+            last = now
+            os.write(sender, _TICK)
+
+    return progress
+
+
+def _receive(receiver: int, seconds: float) -> bytes:
+    """Return the pickled outcome; empty when the child ended without one."""
+    received = b""
+    while True:
+        readable, _writable, _exceptional = select.select([receiver], [], [], seconds)
+        if not readable:
+            raise TimeLimitError(f"no progress for {seconds:g} seconds")
+        chunk = os.read(receiver, 1 << 20)
+        if not chunk:
+            return received[1:]
+        received = (received + chunk).lstrip(_TICK) if received[:1] != _RESULT else received + chunk
+
+
+def _reap(child: int) -> int:
+    """Return the child's wait status, or -1 when it does not end."""
+    limit = time.monotonic() + _REAP_SECONDS
+    while time.monotonic() < limit:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return status
+        time.sleep(0.005)
+    return -1

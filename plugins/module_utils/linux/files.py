@@ -1,0 +1,121 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Writing files so that a killed run leaves the old version or the new one, never a part."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from typing import BinaryIO, Iterator, Optional
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+#: Files that are being written have this in front of their name; they count for nobody.
+ASIDE_PREFIX = ".new-"
+
+#: Seconds after which a file that is still aside is taken for the remains of a killed run.
+_ABANDONED_AFTER = 24 * 3600
+
+
+@contextlib.contextmanager
+def written_aside(path: str, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """Give a file to write; when the block ends without an exception it is synced and takes the place of ``path``."""
+    folder, name = os.path.split(path)
+    prefix = ASIDE_PREFIX + name[:200] + "."
+    _remove_abandoned(folder, prefix)
+    # The name is unique, so that two hosts may write the same file at the same time.
+    fd, aside = tempfile.mkstemp(prefix=prefix, dir=folder)
+    with open(fd, "w+b") as stream:
+        try:
+            yield stream
+            os.fchmod(stream.fileno(), mode)
+            stream.flush()
+            os.fsync(stream.fileno())
+            os.rename(aside, path)
+        except BaseException:
+            os.unlink(aside)
+            raise
+    sync_directory(folder)
+
+
+def _remove_abandoned(folder: str, prefix: str) -> None:
+    limit = time.time() - _ABANDONED_AFTER
+    for name in os.listdir(folder):
+        if name.startswith(prefix):
+            path = os.path.join(folder, name)
+            # Another run may be removing it as well.
+            with contextlib.suppress(FileNotFoundError):
+                if os.lstat(path).st_mtime < limit:
+                    os.unlink(path)
+
+
+def sync_directory(path: str) -> None:
+    """Make sure that a name that was added to or removed from a directory is on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def unnamed_copy(stream: BinaryIO) -> Iterator[BinaryIO]:
+    """Give a copy, without a name, of what is left to read of ``stream``."""
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(stream, copy)
+        copy.seek(0)
+        yield copy  # type: ignore[misc]
+
+
+def replace_link(path: str, target: str) -> None:
+    """Make ``path`` a symbolic link to ``target``, at no moment missing."""
+    folder, name = os.path.split(path)
+    aside = os.path.join(folder, ASIDE_PREFIX + name)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(aside)
+    os.symlink(target, aside)
+    os.rename(aside, path)
+    sync_directory(folder)
+
+
+def remove_tree(path: str, progress: Progress = no_progress) -> None:
+    """Remove a directory and all that is in it, however deep; nothing happens where there is none.
+
+    Unlike shutil.rmtree it tells its progress and does not recurse, since a layer may be a thousand levels deep.
+    """
+    try:
+        stack = [(os.open(path, _DIRECTORY), path)]
+    except FileNotFoundError:
+        return
+    try:
+        while stack:
+            here = stack[-1][0]
+            inner = _unlink_files(here)
+            progress()
+            if inner is not None:
+                stack.append((os.open(inner, _DIRECTORY, dir_fd=here), inner))
+                continue
+            fd, name = stack.pop()
+            os.close(fd)
+            os.rmdir(name, dir_fd=stack[-1][0] if stack else None)
+    finally:
+        for fd, _name in stack:
+            os.close(fd)
+
+
+def _unlink_files(fd: int) -> Optional[str]:
+    """Remove what is not a directory, and return the name of one directory that is left."""
+    directory = None
+    with os.scandir(fd) as listing:
+        for item in listing:
+            if item.is_dir(follow_symlinks=False):
+                directory = item.name
+            else:
+                os.unlink(item.name, dir_fd=fd)
+    return directory

@@ -1,0 +1,213 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The manifest store: a folder with one gzipped composefs-dump and one small JSON record for each release.
+
+The record is written last and removed first, so a manifest counts only when it is whole. What comes out of a manifest is checked
+against the record's digest while it is read: nothing built from it may be used before the reading has ended without an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import os
+import tempfile
+import zlib
+from dataclasses import dataclass
+from typing import BinaryIO, Callable, Iterator, List, Optional, Tuple
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import manifest
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Entry, ManifestRecord, Placement, Tally
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.scan import Scan, ScanReport
+
+SUFFIX = ".dump.gz"
+RECORD_SUFFIX = ".json"
+
+#: Higher levels make manifests a few per cent smaller and take several times as long.
+_COMPRESSION = 6
+_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True)
+class Written:
+    """The outcome of writing a manifest."""
+
+    record: ManifestRecord
+    report: ScanReport
+
+
+def manifest_path(store: str, release: str) -> str:
+    return os.path.join(store, release + SUFFIX)
+
+
+def record_path(manifest_file: str) -> str:
+    """Return where the record of a manifest is. Raises ManifestError for a path that is no manifest's."""
+    if not manifest_file.endswith(SUFFIX):
+        raise ManifestError(f"{show(os.fsencode(manifest_file))} is not a manifest: their names end in {SUFFIX}")
+    return manifest_file[: -len(SUFFIX)] + RECORD_SUFFIX
+
+
+def find_record(manifest_file: str) -> Optional[ManifestRecord]:
+    """Return the record of a manifest, or None where there is no whole manifest."""
+    try:
+        with open(record_path(manifest_file), "rb") as stream:
+            text = stream.read()
+    except FileNotFoundError:
+        return None
+    try:
+        return manifest.record_from_json(text)
+    except ManifestError as error:
+        raise ManifestError(f"{show(os.fsencode(record_path(manifest_file)))}: {error}") from None
+
+
+def read_record(manifest_file: str) -> ManifestRecord:
+    """Return the record of a manifest that is taken to be whole: it has to be there, and as long as when it was written."""
+    record = find_record(manifest_file)
+    shown = show(os.fsencode(manifest_file))
+    if record is None:
+        raise ManifestError(f"{shown}: there is no such manifest; make it with release_manifest")
+    try:
+        stored = os.stat(manifest_file).st_size
+    except FileNotFoundError:
+        raise ManifestError(f"{shown} is gone, but its record is there: {_REMEDY}") from None
+    if stored != record.stored_bytes:
+        raise ManifestError(f"{shown} has {stored} bytes where {record.stored_bytes} were written: {_REMEDY}")
+    return record
+
+
+_REMEDY = "the manifest is truncated or altered; remove it (release_manifest with state: absent) and scan the release again"
+
+
+def entries(placement: Placement) -> Iterator[Entry]:
+    """Yield the entries of a placement's manifest, checked.
+
+    Raises ManifestError: for a malformed or truncated file where that shows, and after the last entry when the text as a whole does
+    not have the digest that was recorded.
+    """
+    shown = show(os.fsencode(placement.manifest))
+    digest = hashlib.sha256()
+    try:
+        with gzip.open(placement.manifest, "rb") as stream:
+            yield from manifest.read_entries(_lines(stream, digest.update), os.fsencode(placement.record.release))
+    except ManifestError as error:
+        raise ManifestError(f"{shown}: {error}; {_REMEDY}") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ManifestError(f"{shown}: {error}; {_REMEDY}") from None
+    if "sha256:" + digest.hexdigest() != placement.record.digest:
+        raise ManifestError(f"{shown} does not have the digest {placement.record.digest} that was recorded: {_REMEDY}")
+
+
+def _lines(stream: gzip.GzipFile, seen: Callable[[bytes], None]) -> Iterator[bytes]:
+    while True:
+        lines = stream.readlines(_CHUNK)
+        if not lines:
+            return
+        seen(b"".join(lines))
+        yield from lines
+
+
+def write(store: str, root: str, release: str, checksum: bool, progress: Progress = no_progress) -> Written:
+    """Scan a release and put its manifest into the store. A run that is killed leaves no manifest that counts."""
+    path = manifest_path(store, release)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with files.written_aside(path) as aside:
+        record, report = _scan_into(aside, root, release, checksum, progress)
+    with files.written_aside(record_path(path)) as aside:
+        aside.write(manifest.record_to_json(record))
+    return Written(record, report)
+
+
+def _scan_into(aside: BinaryIO, root: str, release: str, checksum: bool, progress: Progress) -> Tuple[ManifestRecord, ScanReport]:
+    scan = Scan(os.fsencode(root), os.fsencode(release), checksum, progress)
+    writer = _ManifestWriter(aside)
+    for entry in scan:
+        writer.add(entry)
+    record = writer.finish(release, checksum)
+    if not scan.report.link_counts:
+        return record, scan.report
+    # Files with names outside of the release are known only now, so their lines are written again.
+    aside.seek(0)
+    counts = scan.report.link_counts
+    with files.unnamed_copy(aside) as first_version:
+        aside.seek(0)
+        aside.truncate()
+        writer = _ManifestWriter(aside)
+        with gzip.open(first_version, "rb") as stream:
+            for entry in _decoded(stream):
+                first = entry.target if entry.is_hardlink else entry.path
+                writer.add(entry._replace(nlink=counts[first]) if first in counts else entry)
+    return writer.finish(release, checksum), scan.report
+
+
+class _ManifestWriter:
+    """Writes entries as gzipped text, and keeps what the record will say."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        # No file name and no time in the gzip header: the same tree gives the same bytes.
+        self._gzip = gzip.GzipFile("", "wb", _COMPRESSION, stream, mtime=0)
+        self._digest = hashlib.sha256()
+        self._tally = Tally()
+        self._pending: List[bytes] = []
+        self._pending_bytes = 0
+
+    def add(self, entry: Entry) -> None:
+        line = manifest.encode(entry)
+        self._tally.add(entry)
+        self._pending.append(line)
+        self._pending_bytes += len(line)
+        if self._pending_bytes > _CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        text = b"".join(self._pending)
+        self._digest.update(text)
+        self._gzip.write(text)
+        self._pending.clear()
+        self._pending_bytes = 0
+
+    def finish(self, release: str, checksum: bool) -> ManifestRecord:
+        self._flush()
+        self._gzip.close()
+        return ManifestRecord(
+            release=release,
+            digest="sha256:" + self._digest.hexdigest(),
+            stored_bytes=self._stream.tell(),
+            entries=self._tally.counts(),
+            bytes=self._tally.bytes,
+            checksums=checksum,
+        )
+
+
+def differences(placement: Placement, root: str, progress: Progress = no_progress) -> Tuple[List[str], int]:
+    """Scan a release again and compare it with its manifest; see ``core.manifest.differences`` for what is returned."""
+    record = placement.record
+    with tempfile.TemporaryFile() as aside:
+        now, _report = _scan_into(aside, root, record.release, record.checksums, progress)
+        if now.digest == record.digest:
+            return [], 0
+        aside.seek(0)
+        with gzip.open(aside, "rb") as stream:
+            return manifest.differences(entries(placement), _decoded(stream))
+
+
+def _decoded(stream: gzip.GzipFile) -> Iterator[Entry]:
+    """Yield the entries of a manifest that this run has written itself."""
+    return map(manifest.decode, (line.rstrip(b"\n") for line in stream))
+
+
+def remove(store: str, release: str) -> None:
+    """Remove a manifest, its record first, and the folders that this leaves empty. Whatever is not there is passed over."""
+    path = manifest_path(store, release)
+    for name in (record_path(path), path):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+    for _level in release.split("/")[1:]:
+        path = os.path.dirname(path)
+        with contextlib.suppress(OSError):
+            os.rmdir(path)

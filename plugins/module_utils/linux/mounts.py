@@ -1,0 +1,212 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Mounting, switching and unmounting overlays, and finding out who uses one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import Dict, Iterator, List, Optional, Tuple
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import mountinfo
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
+
+_MOUNT_ATTRIBUTES = {
+    "ro": syscalls.MOUNT_ATTR_RDONLY,
+    "nosuid": syscalls.MOUNT_ATTR_NOSUID,
+    "nodev": syscalls.MOUNT_ATTR_NODEV,
+    "noexec": syscalls.MOUNT_ATTR_NOEXEC,
+    "noatime": syscalls.MOUNT_ATTR_NOATIME,
+    "nodiratime": syscalls.MOUNT_ATTR_NODIRATIME,
+}
+
+#: How often busy processes are looked for below /proc before the list is called long enough.
+_MOST_USERS = 50
+
+
+def read_mounts() -> List[Mount]:
+    """Return the mounts that this process sees."""
+    with open("/proc/self/mountinfo", "rb") as stream:
+        return list(mountinfo.parse(stream.read()))
+
+
+def overlay_defaults() -> Dict[bytes, bytes]:
+    """Return the defaults of overlay options on this host, which the kernel leaves out when it prints a mount's options."""
+    folder = "/sys/module/overlay/parameters"
+    defaults = {}
+    for name in ("metacopy", "redirect_dir", "redirect_always_follow", "index", "nfs_export", "xino_auto"):
+        try:
+            with open(os.path.join(folder, name), "rb") as stream:
+                defaults[name.encode("ascii")] = stream.read().strip()
+        except OSError:  # no such parameter in this kernel, or overlay not loaded yet
+            continue
+    return defaults
+
+
+def create_overlay(spec: MountSpec, one_by_one: bool = True) -> int:
+    """Return a descriptor of a new, detached overlay mount. Raises OverlayError with what the kernel says about it.
+
+    ``one_by_one`` names each layer in an option of its own where the kernel takes that; False is what older kernels need.
+    """
+    try:
+        context = syscalls.fsopen(b"overlay")
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise OverlayError("this kernel has no overlay file system; load it with 'modprobe overlay'") from None
+        if error.errno == errno.EPERM:
+            raise OverlayError("mounting needs CAP_SYS_ADMIN: run the task as root (become: true)") from None
+        raise
+    try:
+        syscalls.fsconfig_string(context, b"source", b"overlay")
+        _add_layers(context, spec, one_by_one)
+        for name, value in spec.settings:
+            if value is None:
+                syscalls.fsconfig_flag(context, name)
+            else:
+                syscalls.fsconfig_string(context, name, value)
+        if "ro" in spec.flags:
+            syscalls.fsconfig_flag(context, b"ro")
+        syscalls.fsconfig_create(context)
+        attributes = 0
+        for flag in spec.flags:
+            attributes |= _MOUNT_ATTRIBUTES[flag]
+        return syscalls.fsmount(context, attributes)
+    except OSError as error:
+        raise OverlayError(_refusal(spec, error, syscalls.context_messages(context))) from None
+    finally:
+        os.close(context)
+
+
+def _add_layers(context: int, spec: MountSpec, one_by_one: bool) -> None:
+    """Name the layers one at a time (Linux 6.8), or all in one option, which takes 255 bytes, where the kernel cannot."""
+    if one_by_one:
+        try:
+            for path in spec.lower:
+                syscalls.fsconfig_string(context, b"lowerdir+", path)
+            for path in spec.data:
+                syscalls.fsconfig_string(context, b"datadir+", path)
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+    syscalls.fsconfig_string(context, b"lowerdir", mountinfo.join_lowerdir(spec.lower, spec.data))
+
+
+def _refusal(spec: MountSpec, error: OSError, messages: str) -> str:
+    reason = error.strerror if error.filename is None else f"{error.strerror} at {error.filename!r}"
+    for path in (*spec.lower, *spec.data):
+        if not os.path.isdir(path):
+            return f"overlay at {show(spec.path)}: the layer {show(path)} is not there"
+    hint = ""
+    if error.errno == errno.EINVAL and spec.data:
+        hint = (
+            "; data-only layers need Linux 6.5 or a distribution kernel that carries them: overlay_info tells what this"
+            " kernel can do"
+        )
+    elif error.errno == errno.EPERM:
+        hint = "; mounting overlays needs root (become: true)"
+    return f"overlay at {show(spec.path)}: the kernel refuses it: {reason}{': ' + messages if messages else ''}{hint}"
+
+
+def attach(mount: int, path: bytes) -> None:
+    syscalls.move_mount(mount, path)
+
+
+def switch_beneath(mount: int, path: bytes) -> None:
+    """Put a detached mount beneath the one at ``path``, then detach that one: no path walk ever finds neither.
+
+    Processes that have files open or stand in the old mount keep it until they let go.
+    """
+    try:
+        syscalls.move_mount(mount, path, beneath=True)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise OverlayError(
+                f"the overlay at {show(path)} differs from what is declared and this kernel cannot mount beneath it (Linux 6.5);"
+                " 'switch: replace' unmounts it first, in which moment running software finds nothing there"
+            ) from None
+        raise
+    syscalls.umount(path, syscalls.MNT_DETACH)
+
+
+def unmount(path: bytes) -> None:
+    """Unmount what is at ``path``. Raises OverlayError that names the processes which keep it busy."""
+    try:
+        syscalls.umount(path)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        raise OverlayError(busy(path)) from None
+
+
+def busy(path: bytes) -> str:
+    """Return the sentence which says that a mount is in use, and by whom."""
+    found = users(path)
+    listed = ", ".join(f"{name} ({pid})" for pid, name in found[:10])
+    return f"{show(path)} is in use{' by ' + listed if listed else ''}{' and others' if len(found) > 10 else ''}; nothing was unmounted"
+
+
+def users(path: bytes) -> List[Tuple[int, str]]:
+    """Return the processes (number and name) that stand at or below ``path``, or have a file there open or mapped.
+
+    Only what /proc says is read, never a file itself: those of a data layer whose server is gone would hang.
+    """
+    found = []
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        if pid != os.getpid() and any(_is_below(place, path) for place in _places(pid)):
+            found.append((pid, _name_of(pid)))
+            if len(found) == _MOST_USERS:
+                break
+    return found
+
+
+def _is_below(place: bytes, path: bytes) -> bool:
+    return place == path or place.startswith(path.rstrip(b"/") + b"/")
+
+
+def _places(pid: int) -> Iterator[bytes]:
+    """Yield the paths that a process holds; none of one that has ended or is not ours to look into."""
+    folder = b"/proc/%d/" % pid
+    try:
+        links = [b"cwd", b"root", b"exe"] + [b"fd/" + name for name in os.listdir(folder + b"fd")]
+        for link in links:
+            with contextlib.suppress(FileNotFoundError):
+                yield os.readlink(folder + link)
+        with open(folder + b"maps", "rb") as stream:
+            for line in stream:
+                fields = line.rstrip(b"\n").split(None, 5)
+                if len(fields) == 6:
+                    yield fields[5]
+    except OSError:
+        return
+
+
+def _name_of(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as stream:
+            return stream.read().strip()
+    except OSError:
+        return "?"
+
+
+def directory_state(path: bytes) -> Optional[bool]:
+    """Return whether the directory at ``path`` is empty; None where there is nothing. Raises OverlayError for anything else."""
+    try:
+        with os.scandir(path) as listing:
+            return next(listing, None) is None
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise OverlayError(f"mountpoint {show(path)} is not a directory") from None
+
+
+def make_private_namespace(flags: int = syscalls.CLONE_NEWNS) -> None:
+    """Give this process mounts of its own: what it mounts from now on nobody else sees, and goes when it ends."""
+    syscalls.unshare(flags)
+    syscalls.mount(b"none", b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+

@@ -1,0 +1,255 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Finding out what this kernel can do by trying it, in a mount namespace that nobody else sees.
+
+Versions tell little: distributions carry features back, and switch them off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import tempfile
+from dataclasses import dataclass
+from typing import Callable, Dict, Iterator, Tuple
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import mount_spec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts, syscalls
+
+_CONTENT = b"content of the data layer"
+
+#: Any directory that is there on every host: the trials cover it with a file system in memory that only they see.
+_SCRATCH_PLACES = ("/tmp", "/run", "/mnt")  # noqa: S108 (covered, not used)
+
+
+#: A directory for temporary files that is on a disk.
+_DISK_PLACE = "/var/tmp"  # noqa: S108 (its file has no name)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What was found out about one feature. ``supported`` is None where nothing was tried."""
+
+    supported: "bool | None"
+    #: ``probe`` or ``none``.
+    source: str
+    detail: str
+
+
+Trial = Callable[[str], str]
+
+
+class TrialFailed(Exception):
+    """What the kernel accepted does not work as it should."""
+
+
+def _directories(folder: str) -> Tuple[str, str, str]:
+    """Make an empty layer, a data layer with one file, and a mountpoint; return their paths."""
+    layer, data, view = (os.path.join(folder, name) for name in ("layer", "data", "view"))
+    for path in (layer, data, view):
+        os.mkdir(path)
+    with open(os.path.join(data, "file"), "wb") as stream:
+        stream.write(_CONTENT)
+    return layer, data, view
+
+
+def _layer(folder: str, namespace: str = "trusted") -> Tuple[str, str, str]:
+    """The same, with a layer that has the file's metadata, and a second file in the data layer that the layer does not know."""
+    layer, data, view = _directories(folder)
+    with open(os.path.join(layer, "file"), "wb") as stream:
+        os.setxattr(stream.fileno(), f"{namespace}.overlay.metacopy", b"")
+        os.setxattr(stream.fileno(), f"{namespace}.overlay.redirect", b"/file")
+        stream.truncate(len(_CONTENT))
+    with open(os.path.join(data, "hidden"), "wb"):
+        pass
+    return layer, data, view
+
+
+def _check_view(view: str, data_only: bool) -> None:
+    with open(os.path.join(view, "file"), "rb") as stream:
+        if stream.read() != _CONTENT:
+            raise TrialFailed("a file does not read as the content of the data layer")
+    if data_only and os.path.exists(os.path.join(view, "hidden")):
+        raise TrialFailed("names of the data layer show in the view")
+
+
+def _try_overlay(folder: str) -> str:
+    lower, other, view = _directories(folder)
+    _mount_string(view, f"lowerdir={lower}:{other}")
+    _check_view(view, data_only=False)
+    return "two lower layers, mounted read-only"
+
+
+def _try_data_only(folder: str) -> str:
+    layer, data, view = _layer(folder)
+    spec = mount_spec(view.encode(), [layer.encode()], [data.encode()], {}, read_only=True)
+    _attach(mounts.create_overlay(spec), view)
+    _check_view(view, data_only=True)
+    return "one lower and one data-only layer, with metacopy=on"
+
+
+def _try_data_only_userxattr(folder: str) -> str:
+    layer, data, view = _layer(folder, "user")
+    spec = mount_spec(view.encode(), [layer.encode()], [data.encode()], {"userxattr": True}, read_only=True)
+    _attach(mounts.create_overlay(spec), view)
+    _check_view(view, data_only=True)
+    return "one lower and one data-only layer, with userxattr"
+
+
+def _try_redirect(folder: str) -> str:
+    layer, data, view = _layer(folder)
+    _mount_string(view, f"lowerdir={layer}:{data},metacopy=on,redirect_dir=follow")
+    _check_view(view, data_only=False)
+    return "absolute redirects into an ordinary lower layer"
+
+
+def _try_metadata_copy_up(folder: str) -> str:
+    _empty, lower, view = _directories(folder)
+    upper, work = (os.path.join(folder, name) for name in ("upper", "work"))
+    os.mkdir(upper)
+    os.mkdir(work)
+    _mount_string(view, f"lowerdir={lower},upperdir={upper},workdir={work},metacopy=on,redirect_dir=on", flags=0)
+    os.utime(os.path.join(view, "file"), ns=(0, 0))
+    os.getxattr(os.path.join(upper, "file"), "trusted.overlay.metacopy")
+    return "a change of times copies up the metadata alone"
+
+
+def _try_append_layers(folder: str) -> str:
+    layer, data, _view = _directories(folder)
+    context = syscalls.fsopen(b"overlay")
+    try:
+        syscalls.fsconfig_string(context, b"lowerdir+", layer.encode())
+        syscalls.fsconfig_string(context, b"datadir+", data.encode())
+    finally:
+        os.close(context)
+    return "lowerdir+ and datadir+ name one layer each"
+
+
+def _try_mount_beneath(folder: str) -> str:
+    layer, data, view = _directories(folder)
+    first = mount_spec(view.encode(), [data.encode(), layer.encode()], [], {}, read_only=True)
+    second = mount_spec(view.encode(), [layer.encode(), data.encode()], [], {}, read_only=True)
+    _attach(mounts.create_overlay(first), view)
+    mount = mounts.create_overlay(second)
+    try:
+        mounts.switch_beneath(mount, view.encode())
+    finally:
+        os.close(mount)
+    return "a new overlay is put beneath the mounted one"
+
+
+def _try_erofs(folder: str) -> str:
+    del folder
+    os.close(syscalls.fsopen(b"erofs"))
+    return "the file system type is known"
+
+
+def _try_erofs_file(folder: str) -> str:
+    # The image has to lie on a disk: the kernel cannot mount one from a file in memory. It has no name and leaves no trace.
+    with tempfile.TemporaryFile(dir=_DISK_PLACE) as image:
+        image.write(empty_erofs_image())
+        image.flush()
+        syscalls.mount(b"/proc/self/fd/%d" % image.fileno(), folder.encode(), b"erofs", syscalls.MS_RDONLY)
+    if os.listdir(folder):
+        raise TrialFailed("an empty image shows names")
+    return "an image is mounted from its file, without a loop device"
+
+
+#: Each feature and how it is tried. The trial is given an empty directory on a file system in memory and returns what it did.
+TRIALS: Dict[str, Trial] = {
+    "overlay": _try_overlay,
+    "data_only": _try_data_only,
+    "data_only_userxattr": _try_data_only_userxattr,
+    "redirect": _try_redirect,
+    "metadata_copy_up": _try_metadata_copy_up,
+    "append_layers": _try_append_layers,
+    "mount_beneath": _try_mount_beneath,
+    "erofs": _try_erofs,
+    "erofs_file": _try_erofs_file,
+}
+
+
+def not_tried() -> Dict[str, Feature]:
+    return {name: Feature(None, "none", "not tried: 'probe' is false") for name in TRIALS}
+
+
+def probe() -> Dict[str, Feature]:
+    """Try all features. To be run in a process of its own: its mount namespace is not that of the host afterwards.
+
+    Without root the trials are made in a user namespace, and tell what can be done there.
+    """
+    where = enter_namespace()
+    scratch = next(place for place in _SCRATCH_PLACES if os.path.isdir(place))
+    syscalls.mount(b"tmpfs", scratch.encode(), b"tmpfs", 0, b"mode=0700")
+    return {name: _tried(trial, os.path.join(scratch, name), where) for name, trial in TRIALS.items()}
+
+
+def enter_namespace() -> str:
+    """Enter a private mount namespace, in a new user namespace where that is needed; return words that say so."""
+    try:
+        mounts.make_private_namespace()
+        return ""
+    except PermissionError:
+        user, group = os.geteuid(), os.getegid()
+        try:
+            syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
+        except OSError as error:
+            raise OverlayError(
+                f"this user may neither mount nor make a user namespace ({error.strerror}): run the task as root (become: true)"
+            ) from None
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as stream:
+                stream.write(text)
+        syscalls.mount(b"none", b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        return " (in a user namespace)"
+
+
+def _tried(trial: Trial, folder: str, where: str) -> Feature:
+    os.mkdir(folder)
+    try:
+        return Feature(True, "probe", trial(folder) + where)
+    except OSError as error:
+        about = f": {error.filename}" if isinstance(error.filename, str) else ""
+        return Feature(False, "probe", f"{error.strerror}{about}{where}")
+    except (OverlayError, TrialFailed) as error:
+        return Feature(False, "probe", f"{error}{where}")
+
+
+def _mount_string(view: str, options: str, flags: int = syscalls.MS_RDONLY) -> None:
+    syscalls.mount(b"overlay", view.encode(), b"overlay", flags, options.encode())
+
+
+def _attach(mount: int, view: str) -> None:
+    with _closing(mount):
+        mounts.attach(mount, view.encode())
+
+
+@contextlib.contextmanager
+def _closing(fd: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def empty_erofs_image() -> bytes:
+    """Return an EROFS image, one block long, with nothing but its root (Documentation/filesystems/erofs.rst, erofs_fs.h).
+
+    The superblock is at byte 1024, and the root is inode 40 (at 32 bytes each): a compact inode with its two names right behind it.
+    """
+    block_bits = 12
+    root = 40
+    names = struct.pack("<QHBBQHBB", root, 24, 2, 0, root, 25, 2, 0) + b"..."
+    # i_format 4: compact, content inline; then xattr count, mode, links, size, reserved, address, number, owner, group, reserved.
+    inode = struct.pack("<HHHHIIIIHHI", 4, 0, 0o40755, 2, len(names), 0, 0, 1, 0, 0, 0)
+    superblock = struct.pack(
+        "<IIIBBHQQIIII", 0xE0F5E1E2, 0, 0, block_bits, 0, root, 1, 0, 0, 1, 0, 0
+    )
+    image = bytearray(1 << block_bits)
+    image[1024 : 1024 + len(superblock)] = superblock
+    image[root * 32 : root * 32 + len(inode)] = inode
+    image[root * 32 + len(inode) : root * 32 + len(inode) + len(names)] = names
+    return bytes(image)

@@ -1,0 +1,135 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""System calls that Python's os module does not have, each raising OSError with the path it was about.
+
+The mount calls are those of the 'new mount API' (Linux 5.2: fsopen(2), fsconfig(2), fsmount(2), move_mount(2)). Their numbers are
+the same on every architecture.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Optional, Union
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_libc.unshare.argtypes = (ctypes.c_int,)
+_libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+_libc.syncfs.argtypes = (ctypes.c_int,)
+
+_SYS_MOVE_MOUNT = 429
+_SYS_FSOPEN = 430
+_SYS_FSCONFIG = 431
+_SYS_FSMOUNT = 432
+
+_AT_FDCWD = -100
+_FSOPEN_CLOEXEC = 1
+_FSMOUNT_CLOEXEC = 1
+_FSCONFIG_SET_FLAG = 0
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_CMD_CREATE = 6
+_MOVE_MOUNT_F_EMPTY_PATH = 0x004
+_MOVE_MOUNT_BENEATH = 0x200
+
+MOUNT_ATTR_RDONLY = 0x01
+MOUNT_ATTR_NOSUID = 0x02
+MOUNT_ATTR_NODEV = 0x04
+MOUNT_ATTR_NOEXEC = 0x08
+MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR_NODIRATIME = 0x80
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_NOATIME = 0x400
+MS_NODIRATIME = 0x800
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+
+_PR_SET_PDEATHSIG = 1
+
+
+def _checked(result: int, what: Optional[bytes]) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), os.fsdecode(what) if what is not None else None)
+    return result
+
+
+def _call(number: int, what: Optional[bytes], *arguments: Union[int, bytes, None]) -> int:
+    typed = [ctypes.c_long(value) if isinstance(value, int) else ctypes.c_char_p(value) for value in arguments]
+    return _checked(_libc.syscall(ctypes.c_long(number), *typed), what)
+
+
+def fsopen(fstype: bytes) -> int:
+    """Return a file descriptor for configuring a new file system. ENODEV: the kernel has no such type."""
+    return _call(_SYS_FSOPEN, fstype, fstype, _FSOPEN_CLOEXEC)
+
+
+def fsconfig_flag(context: int, name: bytes) -> None:
+    _call(_SYS_FSCONFIG, name, context, _FSCONFIG_SET_FLAG, name, None, 0)
+
+
+def fsconfig_string(context: int, name: bytes, value: bytes) -> None:
+    """Set one option. EINVAL: the kernel does not know it, or the value is 256 bytes or longer where it may not be."""
+    _call(_SYS_FSCONFIG, name + b"=" + value, context, _FSCONFIG_SET_STRING, name, value, 0)
+
+
+def fsconfig_create(context: int) -> None:
+    _call(_SYS_FSCONFIG, None, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+
+
+def fsmount(context: int, attributes: int) -> int:
+    """Return a file descriptor of a mount that is not attached anywhere; it goes when the descriptor is closed."""
+    return _call(_SYS_FSMOUNT, None, context, _FSMOUNT_CLOEXEC, attributes)
+
+
+def move_mount(mount: int, path: bytes, beneath: bool = False) -> None:
+    """Attach a detached mount at ``path``: on top of what is there, or (Linux 6.5) beneath the mount that is there."""
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | (_MOVE_MOUNT_BENEATH if beneath else 0)
+    _call(_SYS_MOVE_MOUNT, path, mount, b"", _AT_FDCWD, path, flags)
+
+
+def context_messages(context: int) -> str:
+    """Return what the kernel says about the last failure on a file system context; empty when it says nothing."""
+    messages = []
+    while True:
+        try:
+            messages.append(os.read(context, 4096).decode("utf-8", "backslashreplace").strip())
+        except OSError:  # ENODATA: no message is left
+            return "; ".join(message.partition(" ")[2] or message for message in messages)
+
+
+def mount(source: bytes, path: bytes, fstype: Optional[bytes], flags: int, options: Optional[bytes] = None) -> None:
+    """mount(2). ``options`` is cut off by the kernel at one page, so its length is the caller's to check."""
+    _checked(_libc.mount(source, path, fstype, flags, options), path)
+
+
+def umount(path: bytes, flags: int = 0) -> None:
+    _checked(_libc.umount2(path, flags | UMOUNT_NOFOLLOW), path)
+
+
+def unshare(flags: int) -> None:
+    _checked(_libc.unshare(flags), None)
+
+
+def die_with_parent(signal: int) -> None:
+    """Have the kernel send this process ``signal`` when its parent ends."""
+    _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0), None)
+
+
+def syncfs(fd: int, path: bytes) -> None:
+    """Write the file system that ``fd`` is on to its disk, as sync(1) does with ``-f``."""
+    _checked(_libc.syncfs(fd), path)

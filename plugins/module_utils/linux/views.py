@@ -1,0 +1,186 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The generations of a view on disk: what is there, building one, making one current, removing them.
+
+A generation is built below ``staging``, synced, and renamed to its name: what has a name below ``generations`` is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from typing import Iterator, List, Optional, Sequence, Tuple
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import compose
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, LayerSpec, ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, containing_mount, overlay_layers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import ViewState
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, manifest_store, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import BuildReport, DirectoryLayer
+
+CURRENT = "current"
+PREVIOUS = "previous"
+
+_LOCK_POLL_SECONDS = 0.1
+
+
+def observe(paths: ViewPaths) -> ViewState:
+    try:
+        found = os.listdir(paths.generations)
+    except FileNotFoundError:
+        found = []
+    return ViewState(
+        exists=os.path.lexists(paths.root),
+        generations=frozenset(name for name in found if os.path.exists(names.record_path(paths.generation(name)))),
+        current=_linked(paths, CURRENT),
+        previous=_linked(paths, PREVIOUS),
+    )
+
+
+def _linked(paths: ViewPaths, name: str) -> Optional[str]:
+    try:
+        return os.path.basename(os.readlink(paths.link(name)))
+    except FileNotFoundError:
+        return None
+
+
+def read_generation(paths: ViewPaths, generation_id: str) -> Generation:
+    path = names.record_path(paths.generation(generation_id))
+    with open(path, "rb") as stream:
+        return names.generation_from_json(stream.read(), path)
+
+
+@contextlib.contextmanager
+def locked(paths: ViewPaths, seconds: float, progress: Progress = no_progress) -> Iterator[None]:
+    """Hold the view's lock, so that two runs at the same time come one after the other. Creates the view's folder."""
+    os.makedirs(os.path.dirname(os.path.dirname(paths.root)), mode=0o700, exist_ok=True)
+    os.makedirs(paths.root, mode=0o755, exist_ok=True)
+    with open(paths.lock, "wb") as stream:
+        _wait_for_lock(stream.fileno(), paths, seconds, progress)
+        yield
+
+
+def _wait_for_lock(fd: int, paths: ViewPaths, seconds: float, progress: Progress) -> None:
+    limit = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > limit:
+                raise OverlayError(
+                    f"another run has been at work on {show(os.fsencode(paths.root))} for {seconds:g} seconds; try again later"
+                ) from None
+        progress()
+        time.sleep(_LOCK_POLL_SECONDS)
+
+
+def build(paths: ViewPaths, spec: LayerSpec, progress: Progress = no_progress) -> Tuple[Generation, BuildReport]:
+    """Build the generation that ``spec`` declares. The view's lock has to be held."""
+    digest = names.input_digest(spec)
+    generation_id = names.generation_id(digest)
+    files.remove_tree(paths.staging, progress)
+    staged = os.path.join(paths.staging, generation_id)
+    layer = names.layer_path(staged)
+    os.makedirs(layer, mode=0o755)
+    _drop_default_acl(layer)
+    entries = compose(spec.placements, manifest_store.entries, spec.owner, spec.group)
+    report = DirectoryLayer(os.fsencode(layer), spec.xattr_namespace, progress).build(entries)
+    generation = Generation(
+        id=generation_id,
+        digest=digest,
+        format=spec.format,
+        strategy=spec.strategy,
+        xattr_namespace=spec.xattr_namespace,
+        entries=report.tally.counts(),
+        bytes=report.tally.bytes,
+        bytes_on_disk=report.bytes_on_disk,
+        releases=names.releases_of(spec.placements),
+    )
+    with files.written_aside(names.record_path(staged)) as aside:
+        aside.write(names.generation_to_json(generation))
+    _settle(staged, paths, generation_id)
+    return generation, report
+
+
+def _settle(staged: str, paths: ViewPaths, generation_id: str) -> None:
+    """Write a staged generation to the disk, then give it its name."""
+    os.makedirs(paths.generations, exist_ok=True)
+    fd = os.open(staged, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        syscalls.syncfs(fd, os.fsencode(staged))
+    finally:
+        os.close(fd)
+    final = paths.generation(generation_id)
+    # Only a generation without its record can be in the way here, and such a one counts for nobody.
+    files.remove_tree(final)
+    os.rename(staged, final)
+    os.rmdir(paths.staging)
+    files.sync_directory(paths.generations)
+
+
+def _drop_default_acl(path: str) -> None:
+    """Take away an ACL that new files would inherit from the folders above: modes have to be those of the release."""
+    with contextlib.suppress(OSError):
+        os.removexattr(path, "system.posix_acl_default")
+
+
+def make_current(paths: ViewPaths, generation_id: str, previous: Optional[str]) -> None:
+    if previous is not None:
+        files.replace_link(paths.link(PREVIOUS), os.path.join("generations", previous))
+    files.replace_link(paths.link(CURRENT), os.path.join("generations", generation_id))
+
+
+def remove_view(paths: ViewPaths, progress: Progress = no_progress) -> None:
+    """Remove all of a view. The links go first, so that a killed run leaves nothing that counts as current."""
+    for name in (CURRENT, PREVIOUS):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(paths.link(name))
+    files.remove_tree(paths.root, progress)
+
+
+def mounted_at(paths: ViewPaths, mounts: Sequence[Mount]) -> Tuple[bytes, ...]:
+    """Return where generations of the view are mounted."""
+    inside = os.fsencode(os.path.realpath(paths.root)) + b"/"
+    found: List[bytes] = []
+    for mount in mounts:
+        if mount.fstype == b"overlay":
+            layers = overlay_layers(mount)
+            if any(path.startswith(inside) for path in (*layers.lower, *layers.data)):
+                found.append(mount.path)
+    return tuple(found)
+
+
+def filesystem_of(path: str, mounts: Sequence[Mount]) -> Optional[Mount]:
+    """Return the mount that a path, which need not exist yet, is or will be on."""
+    return containing_mount(mounts, os.fsencode(os.path.realpath(path)))
+
+
+def attributes_fit(path: str, namespace: str, redirect_length: int = 120) -> Optional[bool]:
+    """Tell whether a layer's attributes fit into the inodes of the file system at ``path``, a directory.
+
+    Tried with a file that has no name and leaves no trace. None where that cannot be tried; ``redirect_length`` is that of a path
+    of usual length, in bytes.
+    """
+    try:
+        fd = os.open(path, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+    try:
+        os.setxattr(fd, f"{namespace}.overlay.metacopy", b"")
+        os.setxattr(fd, f"{namespace}.overlay.redirect", b"/" + b"x" * redirect_length)
+        os.fsync(fd)
+        return os.fstat(fd).st_blocks == 0
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EPERM):
+            return None
+        raise
+    finally:
+        os.close(fd)

@@ -1,0 +1,78 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Extended attributes by path or file descriptor, through pyxattr where it is installed and the os module elsewhere.
+
+pyxattr reads all attributes of a file in fewer steps. Symbolic links are not followed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Dict, Optional, Union
+
+try:
+    import xattr as pyxattr
+
+    # Another package of PyPI is imported under the same name and has other functions.
+    HAS_PYXATTR = hasattr(pyxattr, "get_all")
+except ImportError:
+    HAS_PYXATTR = False
+
+Target = Union[bytes, int]
+
+#: What a file system answers that has no attributes of this kind, or none at all.
+_NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP)
+
+
+def _read_all_os(target: Target) -> Dict[bytes, bytes]:
+    options = {} if isinstance(target, int) else {"follow_symlinks": False}
+    return {
+        os.fsencode(name): os.getxattr(target, name, **options)
+        for name in os.listxattr(target, **options)
+    }
+
+
+def _read_all_pyxattr(target: Target) -> Dict[bytes, bytes]:
+    return dict(pyxattr.get_all(target, nofollow=not isinstance(target, int)))
+
+
+def _read_os(target: Target, name: bytes) -> bytes:
+    return os.getxattr(target, name, **({} if isinstance(target, int) else {"follow_symlinks": False}))
+
+
+def _read_pyxattr(target: Target, name: bytes) -> bytes:
+    return pyxattr.get(target, name, nofollow=not isinstance(target, int))
+
+
+def _write_pyxattr(target: Target, name: bytes, value: bytes) -> None:
+    pyxattr.set(target, name, value, nofollow=not isinstance(target, int))
+
+
+def _write_os(target: Target, name: bytes, value: bytes) -> None:
+    os.setxattr(target, name, value, **({} if isinstance(target, int) else {"follow_symlinks": False}))
+
+
+def read_all(target: Target) -> Dict[bytes, bytes]:
+    """Return all attributes of a file; none where its file system has no attributes."""
+    try:
+        return (_read_all_pyxattr if HAS_PYXATTR else _read_all_os)(target)
+    except OSError as error:
+        if error.errno in _NOT_SUPPORTED:
+            return {}
+        raise
+
+
+def read(target: Target, name: bytes) -> Optional[bytes]:
+    """Return one attribute of a file, or None when it has none of that name."""
+    try:
+        return (_read_pyxattr if HAS_PYXATTR else _read_os)(target, name)
+    except OSError as error:
+        if error.errno == errno.ENODATA or error.errno in _NOT_SUPPORTED:
+            return None
+        raise
+
+
+#: Sets one attribute. Raises OSError: EOPNOTSUPP where the file system has none of this kind, ENOSPC where it is too long.
+write = _write_pyxattr if HAS_PYXATTR else _write_os

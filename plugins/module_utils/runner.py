@@ -1,0 +1,106 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one file that knows AnsibleModule: argument specs, check mode, diff, errors, time limit and exit.
+
+A module gives its argument spec and a function that observes, plans and applies. The function runs in a child process with a
+time limit, so that a dead NFS server ends in a message and not in a play that hangs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Action, Plan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline
+
+DEFAULT_STATE_DIR = "/var/lib/renderfarm-overlay"
+
+#: Options that several modules have, so that they are the same everywhere. The doc fragments describe them.
+TIMEOUT = {"type": "float", "default": 120.0}
+STATE_DIR = {"type": "path", "default": DEFAULT_STATE_DIR}
+READY_MARKER = {"type": "str", "default": ""}
+
+
+@dataclass
+class Outcome:
+    """What a module has to say."""
+
+    #: Return values of the module.
+    values: Dict[str, Any]
+    plan: Plan = ()
+    #: Observed state before, and what it is or would be after; shown as the diff where they differ.
+    before: Mapping[str, Any] = field(default_factory=dict)
+    after: Mapping[str, Any] = field(default_factory=dict)
+    warnings: List[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a module's function is given besides its parameters."""
+
+    check_mode: bool
+    #: To be called whenever work has got further; without a call for ``timeout`` seconds it is given up.
+    progress: deadline.Progress
+    timeout: float
+
+    def carry_out(self, plan: Plan, apply: Callable[[Action], None]) -> None:
+        """Apply a plan's actions one after the other; in check mode none of them."""
+        if self.check_mode:
+            return
+        for action in plan:
+            apply(action)
+            self.progress()
+
+
+Work = Callable[[Dict[str, Any], Context], Outcome]
+
+
+def run(argument_spec: Dict[str, Any], work: Work, required_if: Optional[Sequence[Tuple[Any, ...]]] = None) -> None:
+    """Run a module: parse its arguments, do its work within its time limit, and exit with its outcome."""
+    module = AnsibleModule(
+        argument_spec={**argument_spec, "timeout": TIMEOUT},
+        required_if=required_if,
+        supports_check_mode=True,
+    )
+    timeout = module.params["timeout"]
+    if timeout <= 0:
+        module.fail_json(msg=f"timeout must be a number of seconds greater than 0, not {timeout:g}")
+    try:
+        outcome = deadline.run(
+            lambda progress: work(module.params, Context(module.check_mode, progress, timeout)),
+            timeout,
+        )
+    except deadline.TimeLimitError as error:
+        module.fail_json(
+            msg=f"gave up: {error}. A file server that does not answer is the usual reason; for slower work raise 'timeout'"
+        )
+    except deadline.WorkError as error:
+        module.fail_json(msg="unexpected error; this is a bug of the module", exception=str(error))
+    except OverlayError as error:
+        module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(msg=_os_error(error), errno=error.errno)
+    for warning in outcome.warnings:
+        module.warn(warning)
+    result: Dict[str, Any] = {
+        "changed": bool(outcome.plan),
+        "actions": [str(action) for action in outcome.plan],
+        **outcome.values,
+    }
+    if outcome.before != outcome.after:
+        result["diff"] = {"before": dict(outcome.before), "after": dict(outcome.after)}
+    module.exit_json(**result)
+
+
+def _os_error(error: OSError) -> str:
+    name = error.filename
+    if name is None:
+        return f"{error.strerror}"
+    shown = show(name) if isinstance(name, bytes) else show(name.encode("utf-8", "surrogateescape"))
+    hint = ": run the task as root (become: true)" if isinstance(error, PermissionError) else ""
+    return f"{shown}: {error.strerror}{hint}"
