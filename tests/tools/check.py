@@ -320,10 +320,14 @@ LEFT_OUT = re.compile(r"^WARNING: (?:Skipping|Required program|Excluding|All tar
 # ansible-test downloads pip's installer into new environments; with this in its cache it takes Python's own.
 GET_PIP = """\
 import ensurepip
+import os
 import runpy
 import sys
 
-ensurepip.bootstrap()
+kept = dict(os.environ)
+ensurepip.bootstrap()  # it turns pip's settings off, for the whole process
+os.environ.clear()
+os.environ.update(kept)
 sys.argv = ["pip", "install", *(arg for arg in sys.argv[1:] if arg not in ("--no-setuptools", "--no-wheel"))]
 runpy.run_module("pip", run_name="__main__")
 """
@@ -364,9 +368,9 @@ def ansible_test(name: str, ran: str, *argv: Argument, prefix: Sequence[str] = (
     command = (*prefix, tools / "python", tools / "ansible-test", *argv, "--color", "no")
     status, output = run(*command, show=True, cwd=copy_tree(), env=environment(PATH=path))
     began = len(re.findall(ran, output, re.M))
-    listed = re.search(r"The (\d+) \w+ test\(s\) listed below \(out of (\d+)\) failed", output)
-    failed = int(listed.group(1)) if listed else int(status != 0)
-    count = Count(max(began - failed, 0), failed)
+    listed = re.search(r"^FATAL: The \d+ \w+ test\(s\) listed below .* failed.*\n((?:[\w.-]+\n)+)", output, re.M)
+    names = listed.group(1).split() if listed else [f"exit status {status}"] * (status != 0)
+    count = Count(max(began - len(names), 0), len(names), tuple(f"{name} failed: {it}" for it in names))
     for line in sorted(set(LEFT_OUT.findall(output))):
         count += failure(f"{name}: {line}")
     if not began:
