@@ -368,8 +368,10 @@ def ansible_test(name: str, ran: str, *argv: Argument, prefix: Sequence[str] = (
     command = (*prefix, tools / "python", tools / "ansible-test", *argv, "--color", "no")
     status, output = run(*command, show=True, cwd=copy_tree(), env=environment(PATH=path))
     began = len(re.findall(ran, output, re.M))
-    listed = re.search(r"^FATAL: The \d+ \w+ test\(s\) listed below .* failed.*\n((?:[\w.-]+\n)+)", output, re.M)
-    names = listed.group(1).split() if listed else [f"exit status {status}"] * (status != 0)
+    listed = re.search(
+        r"^FATAL: The \d+ \w+ test\(s\) listed below .* failed.*\n((?:(?!FATAL)[^\n]+\n)+)", output, re.M
+    )
+    names = listed.group(1).splitlines() if listed else [f"exit status {status}"] * (status != 0)
     count = Count(max(began - len(names), 0), len(names), tuple(f"{name} failed: {it}" for it in names))
     for line in sorted(set(LEFT_OUT.findall(output))):
         count += failure(f"{name}: {line}")
