@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ TOOLS = {
     "qemu-system-x86_64": "qemu-system-x86",
     "mmdebstrap": "mmdebstrap",
     "mke2fs": "e2fsprogs",
+    "debugfs": "e2fsprogs",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
+    "setpriv": "util-linux",
     "unshare": "util-linux",
 }
 
@@ -66,28 +68,30 @@ def die_with_parent(signum: int = signal.SIGKILL) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
 
 
-def _bound_child(parent: int) -> None:
-    die_with_parent()
-    if os.getppid() != parent:  # the parent ended before the request was made
-        os._exit(1)
-
-
 def spawn(argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-    """Start a child that is killed when this process ends; in a session of its own, so that Ctrl-C reaches us first."""
-    parent = os.getpid()
+    """Start a child that is killed when the thread that started it ends, however it ends.
+
+    It has a session of its own, so that Ctrl-C reaches us first.
+    """
     tool = tool_path(argv[0])
     if tool is None:
         raise FarmError(f"{argv[0]} is not on this machine")
+    # setpriv makes the request in the child: Python's own way (preexec_fn) is unsafe beside threads.
     return subprocess.Popen(
-        [tool, *argv[1:]], start_new_session=True, preexec_fn=lambda: _bound_child(parent), **options
+        ["setpriv", "--pdeathsig", "KILL", "--", tool, *argv[1:]], start_new_session=True, **options
     )
 
 
 def run(argv: Sequence[str], *, timeout: float | None = None, env: dict[str, str] | None = None, **options: Any) -> str:
     """Run a command to its end; give its output, or fail with the last lines that it wrote."""
     process = spawn(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "LC_ALL": "C", **(env or {})}, **options,
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "LC_ALL": "C", **(env or {})},
+        **options,
     )
     try:
         output, _ = process.communicate(timeout=timeout)
@@ -104,10 +108,8 @@ def run(argv: Sequence[str], *, timeout: float | None = None, env: dict[str, str
 
 def kill_session(process: subprocess.Popen[Any]) -> None:
     """Kill what a child left running in its session, and the child."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

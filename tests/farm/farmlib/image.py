@@ -89,7 +89,7 @@ def build() -> Image:
     folder = host.BUILD / "images" / inputs_digest()
     if not folder.exists():
         if os.geteuid() != 0:
-            raise host.FarmError("making the guests' root image needs root (mmdebstrap sets up a system): run it as root")
+            raise host.FarmError("making the guests' root image needs root: run the farm as root")
         host.say("making the guests' root image")
         with host.built_aside(folder) as aside:
             _make(aside)
@@ -146,10 +146,26 @@ def _make(aside: Path) -> None:
         _boot_files(tree, package.removeprefix("linux-image-"), aside / name)
     _settle_times(tree)
     host.run(
-        ["mke2fs", "-q", "-t", "ext4", "-I", "512", "-m", "0", "-L", "farm-root",
-         "-U", "6661726d-0000-4000-8000-000000000001",
-         "-E", "hash_seed=6661726d-0000-4000-8000-000000000002,lazy_itable_init=1",
-         "-d", str(tree), str(aside / "root.ext4"), ROOT_SIZE],
+        [
+            "mke2fs",
+            "-q",
+            "-t",
+            "ext4",
+            "-I",
+            "512",
+            "-m",
+            "0",
+            "-L",
+            "farm-root",
+            "-U",
+            "6661726d-0000-4000-8000-000000000001",
+            "-E",
+            "hash_seed=6661726d-0000-4000-8000-000000000002,lazy_itable_init=1",
+            "-d",
+            str(tree),
+            str(aside / "root.ext4"),
+            ROOT_SIZE,
+        ],
         env={"E2FSPROGS_FAKE_TIME": str(EPOCH)},
     )
     shutil.rmtree(tree)
@@ -168,8 +184,18 @@ def _configure(tree: Path) -> None:
     for account, number in (("manifests", 990), ("artist", 1000)):
         host.run(["chroot", str(tree), "useradd", "--uid", str(number), "--user-group", "--shell", "/bin/sh", account])
     # Keys come with each start; what differs from one making to the next goes.
-    for pattern in ("etc/ssh/ssh_host_*", "var/log/*", "var/cache/*", "var/lib/apt/lists/*", "etc/machine-id",
-                    "etc/*-", "etc/resolv.conf", "etc/hostname", "var/lib/dbus/machine-id", "var/lib/nfs/rmtab"):
+    for pattern in (
+        "etc/ssh/ssh_host_*",
+        "var/log/*",
+        "var/cache/*",
+        "var/lib/apt/lists/*",
+        "etc/machine-id",
+        "etc/*-",
+        "etc/resolv.conf",
+        "etc/hostname",
+        "var/lib/dbus/machine-id",
+        "var/lib/nfs/rmtab",
+    ):
         for path in tree.glob(pattern):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -178,10 +204,23 @@ def _configure(tree: Path) -> None:
     (tree / "etc/machine-id").touch()
     (tree / "var/lib/nfs/rmtab").touch()
     wants = tree / "etc/systemd/system"
-    for unit in ("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
-                 "fstrim.timer", "e2scrub_reap.service", "nfs-server.service", "nfs-kernel-server.service",
-                 "nfs-blkmap.service", "nfsdcld.service", "systemd-pstore.service", "getty@tty1.service",
-                 "systemd-udev-settle.service", "systemd-update-utmp.service", "systemd-random-seed.service"):
+    for unit in (
+        "apt-daily.timer",
+        "apt-daily-upgrade.timer",
+        "dpkg-db-backup.timer",
+        "e2scrub_all.timer",
+        "fstrim.timer",
+        "e2scrub_reap.service",
+        "nfs-server.service",
+        "nfs-kernel-server.service",
+        "nfs-blkmap.service",
+        "nfsdcld.service",
+        "systemd-pstore.service",
+        "getty@tty1.service",
+        "systemd-udev-settle.service",
+        "systemd-update-utmp.service",
+        "systemd-random-seed.service",
+    ):
         place = wants / unit
         place.unlink(missing_ok=True)
         place.symlink_to("/dev/null")

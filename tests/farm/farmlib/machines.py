@@ -1,7 +1,7 @@
 """The farm: a server and its render nodes, started together, spoken to over ssh, and gone when the block ends.
 
-    with Farm() as farm:
-        farm.nodes["new"].ssh("mount -t nfs server:/srv/software /mnt")
+with Farm() as farm:
+    farm.nodes["new"].ssh("mount -t nfs server:/srv/software /mnt")
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import signal
 import socket
 import subprocess
 import tarfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +166,9 @@ class Machine:
             return
         self._master = host.spawn(
             ["ssh", "-F", str(self._ssh_config), "-M", "-N", self.name],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         end = time.monotonic() + 30
         while not control.exists() and self._master.poll() is None and time.monotonic() < end:
@@ -237,6 +240,29 @@ class Server(Machine):
             self.ssh("ip link set farm0 up")
 
 
+def on_all(machines: Sequence[Machine], work: Callable[[Machine], Any]) -> dict[str, Any]:
+    """Do something on several machines at once; results by name. The first failure is raised when all have ended."""
+    results: dict[str, Any] = {}
+    failures: list[BaseException] = []
+
+    def one(machine: Machine) -> None:
+        try:
+            results[machine.name] = work(machine)
+        except BaseException as error:
+            failures.append(error)
+
+    # Daemons: where we are interrupted they are not waited for, and what they started ends with them.
+    threads = [threading.Thread(target=one, args=(machine,), daemon=True) for machine in machines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(1)
+    if failures:
+        raise failures[0]
+    return results
+
+
 class CommandFailed(subprocess.CalledProcessError):
     def __init__(self, machine: str, script: str, result: subprocess.CompletedProcess[str]) -> None:
         super().__init__(result.returncode, script, result.stdout, result.stderr)
@@ -303,13 +329,18 @@ class Farm:
             for number, (spec, port) in enumerate(zip(specs, ports)):
                 ends = [pair[0] for pair in pairs] if spec.role == "server" else [pairs[number - 1][1]]
                 network, macs = _network(number, spec, port, [end.fileno() for end in ends])
-                machine = f"name={spec.name}\nrole={spec.role}\naddress={spec.address}\n{macs}"
+                identity = f"name={spec.name}\nrole={spec.role}\naddress={spec.address}\n{macs}"
                 vm = VM(
-                    name=spec.name, kernel=root.kernels[spec.kernel], accelerator=self.accelerator,
-                    memory_mb=spec.memory_mb, init=spec.init, network=network, sockets=[end.fileno() for end in ends],
+                    name=spec.name,
+                    kernel=root.kernels[spec.kernel],
+                    accelerator=self.accelerator,
+                    memory_mb=spec.memory_mb,
+                    init=spec.init,
+                    network=network,
+                    sockets=[end.fileno() for end in ends],
                     disks=[root.root, disk] if spec.role == "server" else [root.root],
                     farm_files={
-                        "machine": (0o100644, machine.encode()),
+                        "machine": (0o100644, identity.encode()),
                         "hosts": (0o100644, hosts.encode()),
                         "host_key": (0o100600, keys["host"].read_bytes()),
                         "authorized_keys": (0o100600, keys["login"].with_suffix(".pub").read_bytes()),
@@ -362,14 +393,20 @@ def _network(number: int, spec: Spec, port: int, sockets: Sequence[int]) -> tupl
     login_mac, farm_mac = f"52:54:00:77:00:{number:02x}", f"52:54:00:77:01:{number:02x}"
     argv = [
         # restrict: the guest reaches nothing through it, only the port on loopback reaches the guest.
-        "-netdev", f"user,id=login,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22",
-        "-device", f"virtio-net-pci,netdev=login,mac={login_mac}",
+        "-netdev",
+        f"user,id=login,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22",
+        "-device",
+        f"virtio-net-pci,netdev=login,mac={login_mac}",
     ]
     if spec.role == "server":
         argv += ["-netdev", "hubport,id=farm,hubid=0"]
         for place, descriptor in enumerate(sockets):
-            argv += ["-netdev", f"socket,id=node{place},fd={descriptor}",
-                     "-netdev", f"hubport,id=port{place},hubid=0,netdev=node{place}"]
+            argv += [
+                "-netdev",
+                f"socket,id=node{place},fd={descriptor}",
+                "-netdev",
+                f"hubport,id=port{place},hubid=0,netdev=node{place}",
+            ]
     else:
         argv += ["-netdev", f"socket,id=farm,fd={sockets[0]}"]
     argv += ["-device", f"virtio-net-pci,netdev=farm,mac={farm_mac}"]

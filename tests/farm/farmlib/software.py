@@ -76,10 +76,31 @@ def build() -> Path:
                 _lay_out(wheels[release], tree / release.path, release)
             _settle(tree)
             host.run(
-                ["mke2fs", "-q", "-t", "ext4", "-m", "0", "-L", "farm-software", "-N", "120000",
-                 "-U", "6661726d-0000-4000-8000-000000000003",
-                 "-E", "hash_seed=6661726d-0000-4000-8000-000000000004,lazy_itable_init=1,root_owner=0:0",
-                 "-d", str(tree), str(aside / "software.ext4"), DISK_SIZE],
+                [
+                    "mke2fs",
+                    "-q",
+                    "-t",
+                    "ext4",
+                    "-m",
+                    "0",
+                    "-L",
+                    "farm-software",
+                    "-N",
+                    "120000",
+                    "-U",
+                    "6661726d-0000-4000-8000-000000000003",
+                    "-E",
+                    "hash_seed=6661726d-0000-4000-8000-000000000004,lazy_itable_init=1,root_owner=0:0",
+                    "-d",
+                    str(tree),
+                    str(aside / "software.ext4"),
+                    DISK_SIZE,
+                ],
+                env={"E2FSPROGS_FAKE_TIME": str(EPOCH)},
+            )
+            # Readable for nobody but root, and so in the way of whoever walks the export.
+            host.run(
+                ["debugfs", "-w", "-R", "rmdir lost+found", str(aside / "software.ext4")],
                 env={"E2FSPROGS_FAKE_TIME": str(EPOCH)},
             )
             host.remove_tree(tree)
@@ -121,9 +142,26 @@ def _wheels(wanted: list[Release]) -> dict[Release, Path]:
         listing = host.BUILD / "wheels" / "batch.txt"
         listing.write_text("".join(f"{release.requirement}\n" for release in batch.values()), encoding="ascii")
         host.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-             "--only-binary=:all:", "--require-hashes", "--python-version", PYTHON, "--implementation", "cp",
-             *(f"--platform={platform}" for platform in PLATFORMS), "--dest", str(cache), "-r", str(listing)],
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-deps",
+                "--only-binary=:all:",
+                "--require-hashes",
+                "--python-version",
+                PYTHON,
+                "--implementation",
+                "cp",
+                *(f"--platform={platform}" for platform in PLATFORMS),
+                "--dest",
+                str(cache),
+                "-r",
+                str(listing),
+            ],
             timeout=1200,
         )
         listing.unlink()
@@ -172,8 +210,7 @@ def _program(path: Path, target: str, release: Release) -> None:
     module, _, function = target.partition("[")[0].strip().partition(":")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
-        "#!/usr/bin/env python3\nimport sys\n"
-        f"from {module} import {function.split('.')[0]}\nsys.exit({function}())\n",
+        f"#!/usr/bin/env python3\nimport sys\nfrom {module} import {function.split('.')[0]}\nsys.exit({function}())\n",
         encoding="ascii",
     )
     path.chmod(0o755)

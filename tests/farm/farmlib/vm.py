@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,25 @@ def choose_accelerator(kernel: Kernel, scratch: Path) -> str:
     initrd = scratch / "probe.initrd"
     initrd.write_bytes(kernel.initrd.read_bytes() + cpio.archive({"init": (0o100755, _PROBE)}))
     process = host.spawn(
-        ["qemu-system-x86_64", *_MACHINE, *_ACCELERATORS["kvm"], "-m", "256", "-no-reboot", "-serial", "stdio",
-         "-kernel", str(kernel.vmlinuz), "-initrd", str(initrd), "-append", "console=ttyS0 panic=-1"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [
+            "qemu-system-x86_64",
+            *_MACHINE,
+            *_ACCELERATORS["kvm"],
+            "-m",
+            "256",
+            "-no-reboot",
+            "-serial",
+            "stdio",
+            "-kernel",
+            str(kernel.vmlinuz),
+            "-initrd",
+            str(initrd),
+            "-append",
+            "console=ttyS0 panic=-1",
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     try:
         output, _ = process.communicate(timeout=15)
@@ -79,18 +96,44 @@ class VM:
         files = {"farm": (0o040755, b"")} | {f"farm/{name}": entry for name, entry in self.farm_files.items()}
         initrd.write_bytes(self.kernel.initrd.read_bytes() + cpio.archive(files))
         self.log.unlink(missing_ok=True)
-        argv = ["qemu-system-x86_64", "-name", f"farm-{self.name}", *_MACHINE, *_ACCELERATORS[self.accelerator],
-                "-smp", "1", "-m", str(self.memory_mb), "-kernel", str(self.kernel.vmlinuz), "-initrd", str(initrd),
-                "-append", f"console=ttyS0 quiet loglevel=5 panic=10 oops=panic net.ifnames=0 init={self.init}",
-                "-chardev", f"file,id=console,path={_comma(self.log)}", "-serial", "chardev:console",
-                "-qmp", "stdio", "-object", "rng-random,id=rng,filename=/dev/urandom",
-                "-device", "virtio-rng-pci,rng=rng"]
+        argv = [
+            "qemu-system-x86_64",
+            "-name",
+            f"farm-{self.name}",
+            *_MACHINE,
+            *_ACCELERATORS[self.accelerator],
+            "-smp",
+            "1",
+            "-m",
+            str(self.memory_mb),
+            "-kernel",
+            str(self.kernel.vmlinuz),
+            "-initrd",
+            str(initrd),
+            "-append",
+            f"console=ttyS0 quiet loglevel=5 panic=10 oops=panic net.ifnames=0 init={self.init}",
+            "-chardev",
+            f"file,id=console,path={_comma(self.log)}",
+            "-serial",
+            "chardev:console",
+            "-qmp",
+            "stdio",
+            "-object",
+            "rng-random,id=rng,filename=/dev/urandom",
+            "-device",
+            "virtio-rng-pci,rng=rng",
+        ]
         for disk in self.disks:
             argv += ["-drive", f"file={_comma(disk)},if=virtio,format=raw,snapshot=on,cache=unsafe"]
         with open(host.BUILD / "logs" / f"{self.name}.qemu", "wb") as errors:
             self._process = host.spawn(
-                [*argv, *self.network], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-                pass_fds=tuple(self.sockets), cwd=self.run_dir, env={**os.environ, "TMPDIR": str(self.run_dir)},
+                [*argv, *self.network],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                pass_fds=tuple(self.sockets),
+                cwd=self.run_dir,
+                env={**os.environ, "TMPDIR": str(self.run_dir)},
             )
         self._answer({"QMP"})
         self.control("qmp_capabilities")
@@ -132,7 +175,8 @@ class VM:
             code = None
         if code is not None:
             text = (host.BUILD / "logs" / f"{self.name}.qemu").read_text(encoding="utf-8", errors="replace")
-            raise host.FarmError(f"{self.name}: QEMU ended ({code}): {' | '.join(text.split(chr(10))[-4:]).strip(' |')}")
+            said = " | ".join(text.strip().splitlines()[-4:])
+            raise host.FarmError(f"{self.name}: QEMU ended ({code}): {said}")
         return self._process
 
     def check(self) -> None:
@@ -158,10 +202,8 @@ class VM:
             process.wait()
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
-                    try:
+                    with suppress(BrokenPipeError):
                         stream.close()
-                    except BrokenPipeError:
-                        pass
 
 
 def _comma(path: Path) -> str:

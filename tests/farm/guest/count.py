@@ -1,0 +1,247 @@
+"""Count the NFS calls that fixed work makes this client send. Runs on a render node; the standard library only.
+
+    python3 count.py plan ROOT                     choose the work from a tree, once; prints it as JSON
+    python3 count.py measure PLAN --root VIEW ...  do it, cold and warm, and print the counts as JSON
+
+Calls are what /proc/self/mountstats says (Documentation/filesystems/nfs, fs/nfs/super.c: statvers 1.1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MISSING_NAMES, MISSING_DIRECTORIES = 5000, 40
+STATS = 5000
+OPENS, OPEN_LIMIT = 200, 1 << 20
+
+STARTS = {
+    "start-usd": "from pxr import Usd",
+    "start-qt": "import PySide6.QtCore",
+    "start-numpy": "import numpy",
+}
+# What a session sends on its own, whatever is done with the mount.
+KEEP_ALIVE = frozenset({"SEQUENCE", "RENEW"})
+
+
+# --- Reading /proc/self/mountstats ---
+
+
+@dataclass(frozen=True)
+class Calls:
+    calls: int
+    errors: int
+
+
+def parse_mountstats(text: str) -> dict[str, dict[str, Calls]]:
+    """For each NFS mount, by its mountpoint, the calls sent and how many failed, by operation."""
+    mounts: dict[str, dict[str, Calls]] = {}
+    current: dict[str, Calls] | None = None
+    in_operations = False
+    for line in text.splitlines():
+        if line.startswith("device "):
+            current, in_operations = None, False
+            mountpoint, filesystem = _device(line)
+            if filesystem in ("nfs", "nfs4"):
+                current = mounts[mountpoint] = {}
+        elif line.strip() == "per-op statistics":
+            in_operations = True
+        elif in_operations and current is not None and ":" in line:
+            name, _, numbers = line.strip().partition(":")
+            fields = numbers.split()
+            # The ninth number, calls that ended in an error, is there from kernel 5.3 on.
+            current[name] = Calls(int(fields[0]), int(fields[8]) if len(fields) > 8 else 0)
+    return mounts
+
+
+def _device(line: str) -> tuple[str, str]:
+    """(mountpoint, type) of a line `device SOURCE mounted on MOUNTPOINT with fstype TYPE [statvers=…]`."""
+    _, _, rest = line.partition(" mounted on ")
+    mountpoint, _, filesystem = rest.rpartition(" with fstype ")
+    return _unescaped(mountpoint), filesystem.split(" ")[0]
+
+
+def _unescaped(name: str) -> str:
+    for octal, plain in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        name = name.replace(octal, plain)
+    return name
+
+
+def difference(before: Mapping[str, Calls], after: Mapping[str, Calls]) -> dict[str, Calls]:
+    """What was sent between two readings of one mount; operations that were not sent are left out."""
+    none = Calls(0, 0)
+    found = {}
+    for name, now in after.items():
+        then = before.get(name, none)
+        if now.calls != then.calls:
+            found[name] = Calls(now.calls - then.calls, now.errors - then.errors)
+    return found
+
+
+def total(calls: Mapping[str, Calls]) -> int:
+    return sum(count.calls for name, count in calls.items() if name not in KEEP_ALIVE)
+
+
+# --- The work ---
+
+
+def make_plan(root: str) -> dict[str, Any]:
+    """Names below `root`, always the same for the same tree."""
+    chance = random.Random("renderfarm")
+    directories, files, small = [], [], []
+    for base, folders, names in os.walk(root):
+        folders.sort()
+        relative = os.path.relpath(base, root)
+        if relative.count("/") >= 1:
+            directories.append(relative)
+        for name in sorted(names):
+            path = os.path.join(base, name)
+            if not os.path.islink(path):
+                files.append(os.path.relpath(path, root))
+                if os.path.getsize(path) <= OPEN_LIMIT:
+                    small.append(files[-1])
+    each = MISSING_NAMES // MISSING_DIRECTORIES
+    return {
+        "missing": [
+            f"{directory}/absent-{number}.so"
+            for directory in chance.sample(directories, MISSING_DIRECTORIES)
+            for number in range(each)
+        ],
+        "stat": chance.sample(files, STATS),
+        "open": chance.sample(small, OPENS),
+        "entries": len(files),
+    }
+
+
+def work_missing(root: str, plan: Mapping[str, Any]) -> str:
+    found = 0
+    for name in plan["missing"]:
+        try:
+            os.stat(f"{root}/{name}")
+        except FileNotFoundError:
+            found += 1
+    return f"{found} missing"
+
+
+def work_stat(root: str, plan: Mapping[str, Any]) -> str:
+    return f"{sum(os.stat(f'{root}/{name}').st_size for name in plan['stat'])} bytes"
+
+
+def work_open(root: str, plan: Mapping[str, Any]) -> str:
+    read = 0
+    for name in plan["open"]:
+        with open(f"{root}/{name}", "rb") as file:
+            read += len(file.read())
+    return f"{read} bytes"
+
+
+def work_readdir(root: str, _plan: Mapping[str, Any]) -> str:
+    """What `find` does: every name and its type, without a stat."""
+    entries = 0
+    folders = [root]
+    while folders:
+        with os.scandir(folders.pop()) as listing:
+            for entry in listing:
+                entries += 1
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+    return f"{entries} entries"
+
+
+def software_start(statement: str) -> Callable[[str, Mapping[str, Any]], str]:
+    def work(root: str, plan: Mapping[str, Any]) -> str:
+        environment = {
+            "PATH": "/usr/bin:/bin",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": ":".join(f"{root}/{release}/python" for release in plan["environment"]),
+            "LD_LIBRARY_PATH": ":".join(f"{root}/{release}/lib" for release in plan["environment"]),
+        }
+        done = subprocess.run(
+            ["/usr/bin/python3", "-c", statement], env=environment, cwd="/", capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{statement}: {done.stderr.strip()[-400:]}")
+        return statement
+
+    return work
+
+
+WORKS: dict[str, Callable[[str, Mapping[str, Any]], str]] = {
+    "missing": work_missing,
+    "stat": work_stat,
+    "open": work_open,
+    "readdir": work_readdir,
+    **{name: software_start(statement) for name, statement in STARTS.items()},
+}
+
+
+# --- Measuring ---
+
+
+def mount_calls(mountpoint: str) -> dict[str, Calls]:
+    with open("/proc/self/mountstats", encoding="utf-8", errors="surrogateescape") as file:
+        return parse_mountstats(file.read())[mountpoint]
+
+
+def script(text: str) -> None:
+    done = subprocess.run(["/bin/sh", "-eu"], input=text, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"exit {done.returncode}: {text.strip()}\n{done.stdout}{done.stderr}")
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    with open(options.plan, encoding="utf-8") as file:
+        plan = json.load(file)
+    rows = []
+    for name in options.work:
+        script(options.teardown)
+        with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as file:
+            file.write("3\n")
+        script(options.setup)
+        try:
+            for state in ("cold", "warm"):
+                before, began = mount_calls(options.nfs), time.monotonic()
+                done = WORKS[name](options.root, plan)
+                seconds = time.monotonic() - began
+                calls = difference(before, mount_calls(options.nfs))
+                rows.append(
+                    {
+                        "work": name,
+                        "state": state,
+                        "done": done,
+                        "seconds": round(seconds, 2),
+                        "calls": total(calls),
+                        "operations": {key: [count.calls, count.errors] for key, count in sorted(calls.items())},
+                    }
+                )
+        finally:
+            script(options.teardown)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(dest="action", required=True)
+    planning = actions.add_parser("plan")
+    planning.add_argument("root")
+    measuring = actions.add_parser("measure")
+    measuring.add_argument("plan")
+    measuring.add_argument("--root", required=True, help="the tree as applications see it")
+    measuring.add_argument("--nfs", required=True, help="mountpoint of the NFS mount whose calls are counted")
+    measuring.add_argument("--setup", required=True, help="shell commands that mount")
+    measuring.add_argument("--teardown", required=True, help="shell commands that unmount what is mounted")
+    measuring.add_argument("--work", nargs="+", choices=list(WORKS), default=list(WORKS))
+    options = parser.parse_args()
+    json.dump(make_plan(options.root) if options.action == "plan" else measure(options), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
