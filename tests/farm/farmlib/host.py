@@ -41,6 +41,14 @@ class FarmError(Exception):
     """Something the reader can act upon: printed as one line, without a traceback."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal asked us to end. A KeyboardInterrupt, which no test runner takes for the failure of a test."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.exit_code = 128 + signum
+
+
 def say(text: str) -> None:
     print(f"[farm {time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
@@ -62,8 +70,8 @@ def require_tools() -> None:
         raise FarmError(f"the farm's guests are x86_64, this machine is {os.uname().machine}")
 
 
-def die_with_parent(signum: int = signal.SIGKILL) -> None:
-    """Have the kernel signal this process when the thread that started it ends, however it ends."""
+def signal_when_parent_ends(signum: int) -> None:
+    """Have the kernel send this process a signal when the one that started it ends, however it ends."""
     if _libc.prctl(PR_SET_PDEATHSIG, int(signum), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
 
@@ -90,7 +98,7 @@ def run(argv: Sequence[str], *, timeout: float | None = None, env: dict[str, str
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "LC_ALL": "C", **(env or {})},
+        env={**os.environ, "LC_ALL": "C.UTF-8", **(env or {})},
         **options,
     )
     try:
@@ -111,6 +119,10 @@ def kill_session(process: subprocess.Popen[Any]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            with suppress(BrokenPipeError):
+                stream.close()
 
 
 def contained(argv: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from farmlib import host, image, software
 from farmlib.vm import VM, choose_accelerator
@@ -219,7 +219,11 @@ class Server(Machine):
 
     def unexport_nested(self, path: str) -> None:
         target = shlex.quote(f"{SOFTWARE}/{path}")
-        self.ssh(f"exportfs -u 10.77.0.0/24:{target}; exportfs -f; umount {target}")
+        # nfsd keeps files open for a while after their last use.
+        self.ssh(
+            f"exportfs -u 10.77.0.0/24:{target}; exportfs -f; "
+            f"for second in $(seq 30); do umount {target} 2>/dev/null && exit; sleep 1; done; umount {target}"
+        )
 
     @contextmanager
     def nfsd_stopped(self) -> Iterator[None]:
@@ -276,6 +280,8 @@ class CommandFailed(subprocess.CalledProcessError):
 class Farm:
     """All machines. Entering builds what is missing and starts them; leaving stops them, whatever happened."""
 
+    running: ClassVar[Farm | None] = None
+
     server: Server
     nodes: dict[str, Machine]
 
@@ -303,11 +309,13 @@ class Farm:
             (host.BUILD / "logs").mkdir(exist_ok=True)
             self._start(stack, root, disk, run_dir)
             self._stack = stack.pop_all()
+        Farm.running = self
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        Farm.running = None
         self._stack.__exit__(kind, error, trace)
 
     def _start(self, stack: ExitStack, root: image.Image, disk: Path, run_dir: Path) -> None:
@@ -444,12 +452,15 @@ def _as_root(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 @contextmanager
 def _signals_end_the_block() -> Iterator[None]:
-    """SIGTERM and SIGHUP become an exception, so that everything is taken down as after any failure."""
+    """Signals become an exception, so that everything is taken down as after any failure.
+
+    SIGINT too: a shell starts its background jobs with that one ignored, and a farm may be one.
+    """
 
     def end(number: int, _frame: Any) -> None:
-        raise SystemExit(128 + number)
+        raise host.Stopped(number)
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
