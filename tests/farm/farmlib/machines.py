@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 from farmlib import host, image, software
 from farmlib.vm import VM, choose_accelerator
 
-BUSYBOX_INIT = "/usr/lib/farm/init"
+BUSYBOX_INIT = "/usr/lib/render-farm/init"
 SYSTEMD = "/lib/systemd/systemd"
 
 SOFTWARE = "/srv/software"
@@ -222,17 +222,18 @@ class Server(Machine):
         # nfsd keeps files open for a while after their last use.
         self.ssh(
             f"exportfs -u 10.77.0.0/24:{target}; exportfs -f; "
-            f"for second in $(seq 30); do umount {target} 2>/dev/null && exit; sleep 1; done; umount {target}"
+            f"for second in $(seq 30); do umount {target} 2>/dev/null && break; sleep 1; done; "
+            f"rmdir {target}"
         )
 
     @contextmanager
     def nfsd_stopped(self) -> Iterator[None]:
         """The machine answers, its NFS service does not."""
-        self.ssh("/usr/lib/farm/nfs stop")
+        self.ssh("/usr/lib/render-farm/nfs stop")
         try:
             yield
         finally:
-            self.ssh("/usr/lib/farm/nfs start")
+            self.ssh("/usr/lib/render-farm/nfs start")
 
     @contextmanager
     def unreachable(self) -> Iterator[None]:
