@@ -9,8 +9,9 @@ time limit, so that a dead NFS server ends in a message and not in a play that h
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -31,12 +32,13 @@ class Outcome:
     """What a module has to say."""
 
     #: Return values of the module.
-    values: Dict[str, Any]
-    plan: Plan = ()
+    values: dict[str, Any]
+    #: None for a module that only looks.
+    plan: Plan | None = None
     #: Observed state before, and what it is or would be after; shown as the diff where they differ.
     before: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, Any] = field(default_factory=dict)
-    warnings: List[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,20 @@ class Context:
             self.progress()
 
 
-Work = Callable[[Dict[str, Any], Context], Outcome]
+Work = Callable[[dict[str, Any], Context], Outcome]
 
 
-def run(argument_spec: Dict[str, Any], work: Work, required_if: Optional[Sequence[Tuple[Any, ...]]] = None) -> None:
+def run(
+    argument_spec: dict[str, Any],
+    work: Work,
+    required_if: Sequence[tuple[Any, ...]] | None = None,
+    required_one_of: Sequence[tuple[str, ...]] | None = None,
+) -> None:
     """Run a module: parse its arguments, do its work within its time limit, and exit with its outcome."""
     module = AnsibleModule(
         argument_spec={**argument_spec, "timeout": TIMEOUT},
         required_if=required_if,
+        required_one_of=required_one_of,
         supports_check_mode=True,
     )
     timeout = module.params["timeout"]
@@ -87,11 +95,9 @@ def run(argument_spec: Dict[str, Any], work: Work, required_if: Optional[Sequenc
         module.fail_json(msg=_os_error(error), errno=error.errno)
     for warning in outcome.warnings:
         module.warn(warning)
-    result: Dict[str, Any] = {
-        "changed": bool(outcome.plan),
-        "actions": [str(action) for action in outcome.plan],
-        **outcome.values,
-    }
+    result: dict[str, Any] = {"changed": bool(outcome.plan), **outcome.values}
+    if outcome.plan is not None:
+        result["actions"] = [str(action) for action in outcome.plan]
     if outcome.before != outcome.after:
         result["diff"] = {"before": dict(outcome.before), "after": dict(outcome.after)}
     module.exit_json(**result)

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import stat
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Set
+from collections.abc import Iterator, Sequence
+from typing import Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.manifest import sibling_key
@@ -21,7 +22,7 @@ IMPLIED_MODE = stat.S_IFDIR | 0o755
 Reader = Callable[[Placement], Iterator[Entry]]
 
 
-def in_order(placements: Sequence[Placement]) -> List[Placement]:
+def in_order(placements: Sequence[Placement]) -> list[Placement]:
     """Return the placements in the order in which their entries come. Raises OverlayError when two overlap."""
     ordered = sorted(placements, key=lambda placement: sibling_key(b"/" + placement.at))
     for first, second in zip(ordered, ordered[1:]):
@@ -36,8 +37,8 @@ def in_order(placements: Sequence[Placement]) -> List[Placement]:
 def compose(
     placements: Sequence[Placement],
     read: Reader,
-    owner: Optional[int] = None,
-    group: Optional[int] = None,
+    owner: int | None = None,
+    group: int | None = None,
 ) -> Iterator[Entry]:
     """Yield the entries of a view, in manifest order, starting with its root.
 
@@ -47,7 +48,7 @@ def compose(
     """
     ordered = in_order(placements)
     implied = _implied_directories(ordered, read, owner, group)
-    emitted: Set[bytes] = set()
+    emitted: set[bytes] = set()
     if not ordered:
         yield _implied_directory(b"/", 0, 0, owner, group)
     for placement in ordered:
@@ -58,9 +59,7 @@ def compose(
         yield from placed(placement, read(placement), owner, group)
 
 
-def placed(
-    placement: Placement, entries: Iterator[Entry], owner: Optional[int], group: Optional[int]
-) -> Iterator[Entry]:
+def placed(placement: Placement, entries: Iterator[Entry], owner: int | None, group: int | None) -> Iterator[Entry]:
     """Yield the entries of one release as they stand in the view: paths below ``at``, content below ``source``."""
     base = b"/" + placement.at if placement.at else b""
     source = placement.source
@@ -85,7 +84,7 @@ def placed(
         )
 
 
-def _ancestors(at: bytes) -> List[bytes]:
+def _ancestors(at: bytes) -> list[bytes]:
     """Return the paths of the directories above a place in the view, from the root down; none for the root itself."""
     if not at:
         return []
@@ -94,10 +93,10 @@ def _ancestors(at: bytes) -> List[bytes]:
 
 
 def _implied_directories(
-    ordered: Sequence[Placement], read: Reader, owner: Optional[int], group: Optional[int]
-) -> Dict[bytes, Entry]:
-    latest: Dict[bytes, int] = {}
-    children: Dict[bytes, Set[bytes]] = {}
+    ordered: Sequence[Placement], read: Reader, owner: int | None, group: int | None
+) -> dict[bytes, Entry]:
+    latest: dict[bytes, int] = {}
+    children: dict[bytes, set[bytes]] = {}
     for placement in ordered:
         path = b"/" + placement.at
         ancestors = _ancestors(placement.at)
@@ -110,7 +109,5 @@ def _implied_directories(
     return {path: _implied_directory(path, latest[path], len(children[path]), owner, group) for path in latest}
 
 
-def _implied_directory(
-    path: bytes, mtime_ns: int, subdirectories: int, owner: Optional[int], group: Optional[int]
-) -> Entry:
+def _implied_directory(path: bytes, mtime_ns: int, subdirectories: int, owner: int | None, group: int | None) -> Entry:
     return Entry(path, IMPLIED_MODE, 0, 2 + subdirectories, owner or 0, group or 0, mtime_ns, None, False, ())

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os.path
+import posixpath
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import in_order
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Counts, Placement
 
 #: Raised whenever the same input would give another layer than before, so that layers of old versions are made anew.
@@ -32,13 +33,13 @@ class LayerSpec:
     """The declaration of a view's layer."""
 
     name: str
-    placements: Tuple[Placement, ...]
+    placements: tuple[Placement, ...]
     format: str
     strategy: str
     #: First word of the overlay attributes: ``trusted`` or ``user``.
     xattr_namespace: str
-    owner: Optional[int] = None
-    group: Optional[int] = None
+    owner: int | None = None
+    group: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Generation:
     bytes: int
     bytes_on_disk: int
     #: Each with ``release``, ``digest``, ``at`` and ``source``.
-    releases: Tuple[Dict[str, str], ...]
+    releases: tuple[dict[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -71,48 +72,53 @@ class ViewPaths:
                 f"view name {name!r} is not usable: it becomes a folder, so give it letters, digits, '.', '_' and '-',"
                 " starting with a letter or digit, 100 at most"
             )
-        return cls(os.path.join(state_dir, "views", name))
+        return cls(posixpath.join(state_dir, "views", name))
 
     @property
     def generations(self) -> str:
-        return os.path.join(self.root, "generations")
+        return posixpath.join(self.root, "generations")
 
     @property
     def staging(self) -> str:
         """Where a generation is built before it gets its name; whatever lies here is half made."""
-        return os.path.join(self.root, "staging")
+        return posixpath.join(self.root, "staging")
 
     @property
     def lock(self) -> str:
-        return os.path.join(self.root, "lock")
+        return posixpath.join(self.root, "lock")
 
     def generation(self, generation_id: str) -> str:
-        return os.path.join(self.generations, generation_id)
+        return posixpath.join(self.generations, generation_id)
 
     def link(self, name: str) -> str:
         """The symbolic link ``current`` or ``previous``."""
-        return os.path.join(self.root, name)
+        return posixpath.join(self.root, name)
 
 
 def layer_path(generation_dir: str) -> str:
-    return os.path.join(generation_dir, "layer")
+    return posixpath.join(generation_dir, "layer")
 
 
 def record_path(generation_dir: str) -> str:
-    return os.path.join(generation_dir, "view.json")
+    return posixpath.join(generation_dir, "view.json")
 
 
-def releases_of(placements: Sequence[Placement]) -> Tuple[Dict[str, str], ...]:
+def releases_of(placements: Sequence[Placement]) -> tuple[dict[str, str], ...]:
     """Return what ``view.json`` says of the releases: the reverse mapping from a release to where it appears."""
     return tuple(
         {
             "release": placement.record.release,
             "digest": placement.record.digest,
-            "at": os.fsdecode(placement.at),
-            "source": os.fsdecode(placement.source),
+            "at": _text(placement.at),
+            "source": _text(placement.source),
         }
         for placement in in_order(placements)
     )
+
+
+def _text(path: bytes) -> str:
+    """Return a path as text; bytes that are not UTF-8 come as Python has them in file names."""
+    return path.decode("utf-8", "surrogateescape")
 
 
 def input_digest(spec: LayerSpec) -> str:
@@ -137,7 +143,7 @@ def generation_id(digest: str) -> str:
 
 
 def generation_to_json(generation: Generation) -> bytes:
-    fields: Dict[str, Any] = {
+    fields: dict[str, Any] = {
         "layer_format": LAYER_FORMAT,
         "generation": generation.id,
         "digest": generation.digest,
@@ -168,4 +174,4 @@ def generation_from_json(text: bytes, path: str) -> Generation:
             releases=tuple(fields["releases"]),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise OverlayError(f"{show(os.fsencode(path))} is not the record of a generation ({error})") from None
+        raise OverlayError(f"{path} is not the record of a generation ({error})") from None

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import re
 import stat
-from typing import Callable, Iterable, Iterator, List, Optional, Tuple
+from collections.abc import Iterable, Iterator
+from typing import Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
@@ -40,7 +41,7 @@ _UNESCAPE_SHORT = {b"\\": b"\\", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 _NUMBER = re.compile(rb"-?[0-9]+")
 
 
-def _escaped(match: "re.Match[bytes]") -> bytes:
+def _escaped(match: re.Match[bytes]) -> bytes:
     char = match.group()
     return _SHORT_ESCAPES.get(char) or b"\\x%02x" % char[0]
 
@@ -50,7 +51,7 @@ def escape(field: bytes) -> bytes:
     return b"\\x2d" if field == b"-" else _ESCAPE_FIELD.sub(_escaped, field)
 
 
-def _unescaped(match: "re.Match[bytes]") -> bytes:
+def _unescaped(match: re.Match[bytes]) -> bytes:
     code = match.group(1)
     if not code:
         raise ManifestError("a backslash starts no known escape")
@@ -108,7 +109,7 @@ def decode(line: bytes) -> Entry:
         raise ManifestError(f"a number is malformed in {show(line)[:200]!r}") from None
 
 
-def _decode_xattrs(fields: List[bytes]) -> Xattrs:
+def _decode_xattrs(fields: list[bytes]) -> Xattrs:
     xattrs = []
     for field in fields:
         name, separator, value = field.partition(b"=")
@@ -130,7 +131,7 @@ def read_entries(lines: Iterable[bytes], release: bytes) -> Iterator[Entry]:
     """
     check = _StructureCheck(release)
     number = 0
-    for number, line in enumerate(lines, 1):  # noqa: B007 (the last number is needed after the loop)
+    for number, line in enumerate(lines, 1):
         try:
             entry = decode(line.rstrip(b"\n"))
             check.add(entry)
@@ -149,7 +150,7 @@ class _StructureCheck:
     def __init__(self, release: bytes) -> None:
         self._data_prefix = release
         #: For each open directory its path with a slash at the end, and the name that came last in it.
-        self._open: List[Tuple[bytes, bytes]] = []
+        self._open: list[tuple[bytes, bytes]] = []
         self._names_missing: dict[bytes, int] = {}
 
     def add(self, entry: Entry) -> None:
@@ -210,12 +211,12 @@ def sibling_key(path: bytes) -> bytes:
     return b"" if path == b"/" else path.replace(b"/", b"\0")
 
 
-def differences(old: Iterable[Entry], new: Iterable[Entry], limit: int = 100) -> Tuple[List[str], int]:
+def differences(old: Iterable[Entry], new: Iterable[Entry], limit: int = 100) -> tuple[list[str], int]:
     """Compare two listings of a tree, both in manifest order.
 
     Returns the first ``limit`` differences as sentences, and how many there are in all.
     """
-    found: List[str] = []
+    found: list[str] = []
     count = 0
     for before, after in _paired(iter(old), iter(new)):
         sentence = _difference(before, after)
@@ -226,7 +227,7 @@ def differences(old: Iterable[Entry], new: Iterable[Entry], limit: int = 100) ->
     return found, count
 
 
-def _paired(old: Iterator[Entry], new: Iterator[Entry]) -> Iterator[Tuple[Optional[Entry], Optional[Entry]]]:
+def _paired(old: Iterator[Entry], new: Iterator[Entry]) -> Iterator[tuple[Entry | None, Entry | None]]:
     before, after = next(old, None), next(new, None)
     while before or after:
         if after is None or (before and sibling_key(before.path) < sibling_key(after.path)):
@@ -241,22 +242,22 @@ def _paired(old: Iterator[Entry], new: Iterator[Entry]) -> Iterator[Tuple[Option
 
 
 #: What is compared of two entries with the same path, and how it is shown.
-_COMPARED: Tuple[Tuple[str, Callable[[Entry], object]], ...] = (
+_COMPARED: tuple[tuple[str, Callable[[Entry], object]], ...] = (
     ("mode", lambda entry: f"{entry.mode:o}"),
     ("size", lambda entry: entry.size),
     ("links", lambda entry: entry.nlink),
     ("owner", lambda entry: f"{entry.uid}:{entry.gid}"),
-    ("mtime", lambda entry: "%d.%09d" % divmod(entry.mtime_ns, 1_000_000_000)),
+    ("mtime", lambda entry: "{}.{:09}".format(*divmod(entry.mtime_ns, 1_000_000_000))),
     ("target", lambda entry: show(entry.target or b"-")),
     ("attributes", lambda entry: b" ".join(b"=".join(pair) for pair in entry.xattrs).hex()),
 )
 
 
-def _difference(before: Optional[Entry], after: Optional[Entry]) -> Optional[str]:
-    if before is None or after is None:
-        entry = before or after
-        assert entry is not None
-        return f"{show(entry.path)}: {'added' if before is None else 'removed'}"
+def _difference(before: Entry | None, after: Entry | None) -> str | None:
+    if before is None:
+        return f"{show(after.path)}: added" if after else None
+    if after is None:
+        return f"{show(before.path)}: removed"
     if before == after:
         return None
     changes = [f"{name} {get(before)} -> {get(after)}" for name, get in _COMPARED if get(before) != get(after)]

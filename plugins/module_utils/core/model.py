@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import stat
 from dataclasses import dataclass
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 
-Xattrs = Tuple[Tuple[bytes, bytes], ...]
+Xattrs = tuple[tuple[bytes, bytes], ...]
 
 #: Attribute of a manifest entry that holds the SHA-256 of the file's content, as hexadecimal text. It stays in the
 #: manifest: a layer does not carry it.
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     mtime_ns: int
     #: Symbolic link: its target. Hard link: the path of the entry it is another name of. Regular file with content:
     #: where the content is, relative to the root of the data layer. Otherwise None.
-    target: Optional[bytes]
+    target: bytes | None
     #: True for the second and every further name of a file.
     is_hardlink: bool
     xattrs: Xattrs

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Any
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import show
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
@@ -21,29 +24,29 @@ class Mount:
 
     id: int
     parent: int
-    device: Tuple[int, int]
+    device: tuple[int, int]
     #: The directory of the file system that is mounted here; ``/`` unless it is a bind mount.
     root: bytes
     path: bytes
     #: Options of this mount, such as ``ro`` and ``nosuid``.
-    flags: Tuple[bytes, ...]
+    flags: tuple[bytes, ...]
     #: Propagation, such as ``shared:12``; empty when private.
-    propagation: Tuple[bytes, ...]
+    propagation: tuple[bytes, ...]
     fstype: bytes
     source: bytes
     #: Options of the file system as the kernel prints them: separated by commas, octal escapes in the values.
-    super_options: Tuple[bytes, ...]
+    super_options: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
 class OverlayLayers:
     """The layers of an overlay and its settings, decoded from its options."""
 
-    lower: Tuple[bytes, ...]
-    data: Tuple[bytes, ...]
-    upper: Optional[bytes]
-    work: Optional[bytes]
-    settings: Tuple[Tuple[bytes, Optional[bytes]], ...]
+    lower: tuple[bytes, ...]
+    data: tuple[bytes, ...]
+    upper: bytes | None
+    work: bytes | None
+    settings: tuple[tuple[bytes, bytes | None], ...]
 
 
 def unescape(field: bytes) -> bytes:
@@ -74,14 +77,14 @@ def parse(text: bytes) -> Iterator[Mount]:
         )
 
 
-def top_mount(mounts: Sequence[Mount], path: bytes) -> Optional[Mount]:
+def top_mount(mounts: Sequence[Mount], path: bytes) -> Mount | None:
     """Return the mount that is seen at ``path`` itself: the one there that no other one there covers."""
     here = [mount for mount in mounts if mount.path == path]
     covered = {mount.parent for mount in here}
     return next((mount for mount in reversed(here) if mount.id not in covered), None)
 
 
-def containing_mount(mounts: Sequence[Mount], path: bytes) -> Optional[Mount]:
+def containing_mount(mounts: Sequence[Mount], path: bytes) -> Mount | None:
     """Return the mount that a path without symbolic links is on."""
     while True:
         mount = top_mount(mounts, path)
@@ -97,8 +100,8 @@ def overlay_layers(mount: Mount) -> OverlayLayers:
     as it was given: colons separate, two colons start the data-only layers, and backslashes escape
     (Documentation/filesystems/overlayfs.rst).
     """
-    lower: List[bytes] = []
-    data: List[bytes] = []
+    lower: list[bytes] = []
+    data: list[bytes] = []
     single = {}
     settings = []
     for option in mount.super_options:
@@ -119,7 +122,7 @@ def overlay_layers(mount: Mount) -> OverlayLayers:
     return OverlayLayers(tuple(lower), tuple(data), single.get(b"upperdir"), single.get(b"workdir"), tuple(settings))
 
 
-def split_lowerdir(value: bytes) -> Tuple[List[bytes], List[bytes]]:
+def split_lowerdir(value: bytes) -> tuple[list[bytes], list[bytes]]:
     """Split the value of a ``lowerdir`` option into its ordinary and its data-only layers."""
     layers = [b""]
     position = 0
@@ -146,3 +149,25 @@ def join_lowerdir(lower: Sequence[bytes], data: Sequence[bytes]) -> bytes:
         return re.sub(rb"[\\:,]", rb"\\\g<0>", path)
 
     return b":".join(map(escape, lower)) + b"".join(b"::" + escape(path) for path in data)
+
+
+def shown_settings(settings: Sequence[tuple[bytes, Optional[bytes]]]) -> dict[str, Any]:
+    """Return settings as users read them. That an overlay is read-only the kernel says among them too; it is left to the flags."""
+    return {
+        name.decode(): True if value is None else show(value) for name, value in settings if name not in (b"ro", b"rw")
+    }
+
+
+def described(mount: Mount) -> dict[str, Any]:
+    """Return an overlay mount as modules return it."""
+    layers = overlay_layers(mount)
+    return {
+        "path": show(mount.path),
+        "lower": [show(path) for path in layers.lower],
+        "data": [show(path) for path in layers.data],
+        "upper": None if layers.upper is None else show(layers.upper),
+        "work": None if layers.work is None else show(layers.work),
+        "options": shown_settings(layers.settings),
+        "flags": [flag.decode() for flag in mount.flags],
+        "propagation": [word.decode() for word in mount.propagation],
+    }

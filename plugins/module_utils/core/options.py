@@ -9,20 +9,26 @@ which distributions set differently), so every option that matters is given expl
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Optional, Union
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, OverlayLayers, overlay_layers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import (
+    Mount,
+    OverlayLayers,
+    overlay_layers,
+    shown_settings,
+)
 
-Settings = Tuple[Tuple[bytes, Optional[bytes]], ...]
+Settings = tuple[tuple[bytes, Optional[bytes]], ...]
 OptionValue = Union[str, bool, int, None]
 
 #: Flags of the mount itself. They are given as true or false.
 MOUNT_FLAGS = ("nosuid", "nodev", "noexec", "noatime", "nodiratime")
 
 #: Settings of the overlay with the values that each takes; None stands for a bare word that is given as true or false.
-SETTINGS: Dict[str, Optional[Tuple[str, ...]]] = {
+SETTINGS: dict[str, tuple[str, ...] | None] = {
     "metacopy": ("on", "off"),
     "redirect_dir": ("on", "follow", "nofollow", "off"),
     "index": ("on", "off"),
@@ -46,10 +52,35 @@ class MountSpec:
     """The declaration of an overlay mount; paths are absolute and without symbolic links."""
 
     path: bytes
-    lower: Tuple[bytes, ...]
-    data: Tuple[bytes, ...]
+    lower: tuple[bytes, ...]
+    data: tuple[bytes, ...]
     settings: Settings
-    flags: FrozenSet[str]
+    flags: frozenset[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the declaration as the diff shows it."""
+        return _shown_state(self.path, self.lower, self.data, self.settings, self.flags)
+
+
+def declared_by(live: Mount | None) -> dict[str, Any]:
+    """Return of a live overlay what a declaration would say; empty where there is none."""
+    if live is None or live.fstype != b"overlay":
+        return {}
+    layers = overlay_layers(live)
+    flags = frozenset(flag.decode() for flag in live.flags) & {"ro", *MOUNT_FLAGS}
+    return _shown_state(live.path, layers.lower, layers.data, layers.settings, flags)
+
+
+def _shown_state(
+    path: bytes, lower: Sequence[bytes], data: Sequence[bytes], settings: Settings, flags: frozenset[str]
+) -> dict[str, Any]:
+    return {
+        "path": show(path),
+        "lower": shown(lower),
+        "data": shown(data),
+        "options": shown_settings(settings),
+        "flags": sorted(flags),
+    }
 
 
 def mount_spec(
@@ -61,12 +92,16 @@ def mount_spec(
 ) -> MountSpec:
     """Return the declaration with every option that matters made explicit. Raises OverlayError for what cannot be."""
     if not lower:
-        raise OverlayError(f"overlay at {show(path)}: 'lower' needs at least one layer; data-only layers alone show nothing")
+        raise OverlayError(
+            f"overlay at {show(path)}: 'lower' needs at least one layer; data-only layers alone show nothing"
+        )
     settings, flags = _sorted_options(options)
     if data:
         for name, value, reason in _NOT_WITH_DATA:
             if settings.get(name) == value:
-                raise OverlayError(f"overlay at {show(path)}: option {name}={value} cannot go with data layers: {reason}")
+                raise OverlayError(
+                    f"overlay at {show(path)}: option {name}={value} cannot go with data layers: {reason}"
+                )
         # userxattr and metacopy=on exclude each other; with it, kernels that can (Linux 6.16) need no metacopy=on.
         if "userxattr" not in settings:
             settings.setdefault("metacopy", "on")
@@ -75,12 +110,14 @@ def mount_spec(
         raise OverlayError(f"overlay at {show(path)}: options userxattr and metacopy=on exclude each other")
     if read_only:
         flags.append("ro")
-    pairs = tuple((name.encode(), None if value is None else value.encode()) for name, value in sorted(settings.items()))
+    pairs = tuple(
+        (name.encode(), None if value is None else value.encode()) for name, value in sorted(settings.items())
+    )
     return MountSpec(path, tuple(lower), tuple(data), pairs, frozenset(flags))
 
 
-def _sorted_options(options: Mapping[str, OptionValue]) -> Tuple[Dict[str, Optional[str]], List[str]]:
-    settings: Dict[str, Optional[str]] = {}
+def _sorted_options(options: Mapping[str, OptionValue]) -> tuple[dict[str, str | None], list[str]]:
+    settings: dict[str, str | None] = {}
     flags = []
     for name, given in options.items():
         value = _word(given)
@@ -116,7 +153,7 @@ def _truth(name: str, value: str) -> bool:
     return truths[value]
 
 
-def differences(spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]) -> Dict[str, Tuple[object, object]]:
+def differences(spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]) -> dict[str, tuple[object, object]]:
     """Return in what a live mount differs from its declaration: for each name what is there and what should be.
 
     ``defaults`` are the host's defaults of overlay options (by name, ``Y``, ``N`` or a word): the kernel prints an option
@@ -125,7 +162,7 @@ def differences(spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]) -
     if live.fstype != b"overlay":
         return {"type": (live.fstype.decode("ascii", "replace"), "overlay")}
     layers = overlay_layers(live)
-    found: Dict[str, Tuple[object, object]] = {}
+    found: dict[str, tuple[object, object]] = {}
     if layers.lower != spec.lower:
         found["lower"] = (shown(layers.lower), shown(spec.lower))
     if layers.data != spec.data:
@@ -164,5 +201,5 @@ def _same_setting(name: bytes, wanted: bytes, actual: bytes) -> bool:
     return wanted in (actual, b"auto")
 
 
-def shown(paths: Sequence[bytes]) -> List[str]:
+def shown(paths: Sequence[bytes]) -> list[str]:
     return [show(path) for path in paths]

@@ -9,8 +9,8 @@ not carry it out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import FrozenSet, Mapping, Optional, Tuple
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import ManifestRecord
@@ -22,7 +22,7 @@ class Action:
     """One step of a plan; its string is what the user reads."""
 
 
-Plan = Tuple[Action, ...]
+Plan = tuple[Action, ...]
 
 
 # Manifests
@@ -44,7 +44,7 @@ class RemoveManifest(Action):
         return f"remove the manifest of release {self.release}"
 
 
-def plan_manifest(release: str, wanted: bool, record: Optional[ManifestRecord], remains: bool) -> Plan:
+def plan_manifest(release: str, wanted: bool, record: ManifestRecord | None, remains: bool) -> Plan:
     """``record`` is that of a whole manifest; ``remains`` tells whether any part of a manifest is there."""
     if wanted:
         return () if record else (ScanRelease(release),)
@@ -66,7 +66,7 @@ class BuildGeneration(Action):
 class MakeCurrent(Action):
     generation: str
     #: The generation that becomes the previous one; None when there was none or it is the same.
-    previous: Optional[str]
+    previous: str | None
 
     def __str__(self) -> str:
         return f"make generation {self.generation} current"
@@ -85,13 +85,13 @@ class ViewState:
     """What is there of a view: its finished generations, and which of them is current and was before."""
 
     exists: bool
-    generations: FrozenSet[str]
-    current: Optional[str]
-    previous: Optional[str]
+    generations: frozenset[str]
+    current: str | None
+    previous: str | None
 
 
 def plan_layer(generation: str, state: ViewState) -> Plan:
-    actions: Tuple[Action, ...] = ()
+    actions: tuple[Action, ...] = ()
     if generation not in state.generations:
         actions += (BuildGeneration(generation),)
     if generation != state.current:
@@ -99,12 +99,14 @@ def plan_layer(generation: str, state: ViewState) -> Plan:
     return actions
 
 
-def plan_view_removal(name: str, state: ViewState, mounted_at: Tuple[bytes, ...]) -> Plan:
+def plan_view_removal(name: str, state: ViewState, mounted_at: tuple[bytes, ...]) -> Plan:
     """Raises OverlayError while a generation of the view is mounted."""
     if not state.exists:
         return ()
     if mounted_at:
-        raise OverlayError(f"view {name} is mounted at {', '.join(shown(mounted_at))}: unmount it before its layers are removed")
+        raise OverlayError(
+            f"view {name} is mounted at {', '.join(shown(mounted_at))}: unmount it before its layers are removed"
+        )
     return (RemoveView(name),)
 
 
@@ -158,9 +160,9 @@ class MountpointState:
     """What is there at a mountpoint."""
 
     #: The topmost mount at the path itself.
-    mount: Optional[Mount]
+    mount: Mount | None
     #: Whether the directory has no entries; None where there is none. Not looked at below a mount.
-    empty: Optional[bool]
+    empty: bool | None
 
 
 def check_places(spec: MountSpec) -> None:
@@ -194,13 +196,15 @@ def plan_mounted(spec: MountSpec, state: MountpointState, defaults: Mapping[byte
         return ()
     if switch == "never":
         listed = ", ".join(f"{name}: {now} -> {wanted}" for name, (now, wanted) in changes.items())
-        raise OverlayError(f"the overlay at {show(spec.path)} differs from what is declared and 'switch' is never ({listed})")
+        raise OverlayError(
+            f"the overlay at {show(spec.path)} differs from what is declared and 'switch' is never ({listed})"
+        )
     return (SwitchOverlay(spec, "replace" if switch == "replace" else "beneath"),)
 
 
 def plan_unmounted(path: bytes, state: MountpointState, absent: bool) -> Plan:
     """Raises OverlayError where something else than an overlay is mounted, or the directory to be removed is not empty."""
-    actions: Tuple[Action, ...] = ()
+    actions: tuple[Action, ...] = ()
     if state.mount is not None:
         _check_is_overlay(path, state.mount)
         actions += (UnmountOverlay(path),)

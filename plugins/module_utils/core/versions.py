@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import re
-from typing import Callable, Dict, List, Tuple
+from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 
@@ -15,12 +15,12 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors imp
 _EARLIER = {"dev": 0, "a": 1, "alpha": 1, "b": 2, "beta": 2, "pre": 3, "preview": 3, "c": 4, "rc": 4}
 _TOKEN = re.compile(r"[0-9]+|[a-z]+")
 
-Token = Tuple[int, int, str]
+Token = tuple[int, int, str]
 
 #: Sorts after an earlier-making word and before everything else that may follow: where a version ends.
 _END: Token = (1, 0, "")
 
-_OPERATORS: Dict[str, Callable[[object, object], bool]] = {
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
     "<": operator.lt,
@@ -30,7 +30,7 @@ _OPERATORS: Dict[str, Callable[[object, object], bool]] = {
 }
 
 
-def version_key(version: str) -> Tuple[Token, ...]:
+def version_key(version: str) -> tuple[Token, ...]:
     """Return what versions sort by.
 
     Numbers compare as numbers, words as words; a number is later than a word; separators, case and a leading ``v`` make
@@ -40,7 +40,7 @@ def version_key(version: str) -> Tuple[Token, ...]:
     text = version.lower()
     if re.match(r"v[0-9]", text):
         text = text[1:]
-    tokens: List[Token] = []
+    tokens: list[Token] = []
     for token in _TOKEN.findall(text):
         if token.isdigit():
             tokens.append((3, int(token), ""))
@@ -51,7 +51,7 @@ def version_key(version: str) -> Tuple[Token, ...]:
     return (*tokens, _END)
 
 
-def _drop_trailing_zeros(tokens: List[Token]) -> None:
+def _drop_trailing_zeros(tokens: list[Token]) -> None:
     while tokens and tokens[-1] == (3, 0, ""):
         tokens.pop()
 

@@ -15,7 +15,7 @@ import select
 import signal
 import time
 import traceback
-from typing import Callable, Tuple, TypeVar
+from typing import Callable, TypeVar
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
@@ -69,7 +69,7 @@ def run(work: Callable[[Progress], Result], seconds: float) -> Result:
     status = _reap(child)
     if not answer:
         raise OverlayError(f"the work was ended from outside (wait status {status})")
-    succeeded, value = pickle.loads(answer)
+    succeeded, value = pickle.loads(answer)  # noqa: S301 (it comes from our own child)
     if not succeeded:
         raise value
     return value  # type: ignore[no-any-return]
@@ -92,7 +92,7 @@ def _be_the_child(work: Callable[[Progress], Result], sender: int, parent: int) 
         os._exit(0)
 
 
-def _outcome(work: Callable[[Progress], Result], progress: Progress) -> Tuple[bool, object]:
+def _outcome(work: Callable[[Progress], Result], progress: Progress) -> tuple[bool, object]:
     try:
         return True, work(progress)
     except OverlayError as error:

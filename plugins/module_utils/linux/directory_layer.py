@@ -12,8 +12,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Iterable, List, Tuple
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Entry, Tally
@@ -51,7 +51,7 @@ class DirectoryLayer:
         self._user = os.geteuid()
         self._group = os.getegid()
         #: The open directories from the root down: descriptor, path with a slash at its end, and entry.
-        self._open: List[Tuple[int, bytes, Entry]] = []
+        self._open: list[tuple[int, bytes, Entry]] = []
 
     def build(self, entries: Iterable[Entry]) -> BuildReport:
         previous_mask = os.umask(0)

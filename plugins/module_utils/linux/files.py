@@ -10,7 +10,8 @@ import os
 import shutil
 import tempfile
 import time
-from typing import BinaryIO, Iterator, Optional
+from collections.abc import Iterator
+from typing import BinaryIO
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 
@@ -70,7 +71,7 @@ def unnamed_copy(stream: BinaryIO) -> Iterator[BinaryIO]:
     with tempfile.TemporaryFile() as copy:
         shutil.copyfileobj(stream, copy)
         copy.seek(0)
-        yield copy  # type: ignore[misc]
+        yield copy
 
 
 def replace_link(path: str, target: str) -> None:
@@ -109,7 +110,7 @@ def remove_tree(path: str, progress: Progress = no_progress) -> None:
             os.close(fd)
 
 
-def _unlink_files(fd: int) -> Optional[str]:
+def _unlink_files(fd: int) -> str | None:
     """Remove what is not a directory, and return the name of one directory that is left."""
     directory = None
     with os.scandir(fd) as listing:

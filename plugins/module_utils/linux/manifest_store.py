@@ -15,12 +15,19 @@ import hashlib
 import os
 import tempfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Callable, Iterator, List, Optional, Tuple
+from typing import BinaryIO, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import manifest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Entry, ManifestRecord, Placement, Tally
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
+    Entry,
+    ManifestRecord,
+    Placement,
+    Tally,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.releases import Pattern, Release
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.scan import Scan, ScanReport
@@ -52,7 +59,7 @@ def record_path(manifest_file: str) -> str:
     return manifest_file[: -len(SUFFIX)] + RECORD_SUFFIX
 
 
-def find_record(manifest_file: str) -> Optional[ManifestRecord]:
+def find_record(manifest_file: str) -> ManifestRecord | None:
     """Return the record of a manifest, or None where there is no whole manifest."""
     try:
         with open(record_path(manifest_file), "rb") as stream:
@@ -63,6 +70,25 @@ def find_record(manifest_file: str) -> Optional[ManifestRecord]:
         return manifest.record_from_json(text)
     except ManifestError as error:
         raise ManifestError(f"{show(os.fsencode(record_path(manifest_file)))}: {error}") from None
+
+
+def remains(manifest_file: str) -> bool:
+    """Tell whether there is a manifest, or any part of one."""
+    return os.path.lexists(manifest_file) or os.path.lexists(record_path(manifest_file))
+
+
+def find_manifests(store: str, pattern: Pattern, progress: Progress = no_progress) -> Iterator[Release]:
+    """Yield the releases that have a manifest in the store; none when there is no store yet."""
+    for folder, folders, names in os.walk(store):
+        progress()
+        parents = os.path.relpath(folder, store).split("/") if folder != store else []
+        if len(parents) + 1 == len(pattern.levels):
+            folders.clear()
+            for name in names:
+                if name.endswith(RECORD_SUFFIX):
+                    release = pattern.release([*parents, name[: -len(RECORD_SUFFIX)]])
+                    if release:
+                        yield release
 
 
 def read_record(manifest_file: str) -> ManifestRecord:
@@ -80,7 +106,9 @@ def read_record(manifest_file: str) -> ManifestRecord:
     return record
 
 
-_REMEDY = "the manifest is truncated or altered; remove it (release_manifest with state: absent) and scan the release again"
+_REMEDY = (
+    "the manifest is truncated or altered; remove it (release_manifest with state: absent) and scan the release again"
+)
 
 
 def entries(placement: Placement) -> Iterator[Entry]:
@@ -122,7 +150,9 @@ def write(store: str, root: str, release: str, checksum: bool, progress: Progres
     return Written(record, report)
 
 
-def _scan_into(aside: BinaryIO, root: str, release: str, checksum: bool, progress: Progress) -> Tuple[ManifestRecord, ScanReport]:
+def _scan_into(
+    aside: BinaryIO, root: str, release: str, checksum: bool, progress: Progress
+) -> tuple[ManifestRecord, ScanReport]:
     scan = Scan(os.fsencode(root), os.fsencode(release), checksum, progress)
     writer = _ManifestWriter(aside)
     for entry in scan:
@@ -153,7 +183,7 @@ class _ManifestWriter:
         self._gzip = gzip.GzipFile("", "wb", _COMPRESSION, stream, mtime=0)
         self._digest = hashlib.sha256()
         self._tally = Tally()
-        self._pending: List[bytes] = []
+        self._pending: list[bytes] = []
         self._pending_bytes = 0
 
     def add(self, entry: Entry) -> None:
@@ -184,7 +214,7 @@ class _ManifestWriter:
         )
 
 
-def differences(placement: Placement, root: str, progress: Progress = no_progress) -> Tuple[List[str], int]:
+def differences(placement: Placement, root: str, progress: Progress = no_progress) -> tuple[list[str], int]:
     """Scan a release again and compare it with its manifest; see ``core.manifest.differences`` for what is returned."""
     record = placement.record
     with tempfile.TemporaryFile() as aside:

@@ -8,12 +8,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import Dict, Iterator, List, Optional, Tuple
+from collections.abc import Iterator
+from typing import Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import mountinfo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
+    Action,
+    CreateMountpoint,
+    MountOverlay,
+    MountpointState,
+    RemoveMountpoint,
+    SwitchOverlay,
+    UnmountOverlay,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
 
 _MOUNT_ATTRIBUTES = {
@@ -29,13 +39,13 @@ _MOUNT_ATTRIBUTES = {
 _MOST_USERS = 50
 
 
-def read_mounts() -> List[Mount]:
+def read_mounts() -> list[Mount]:
     """Return the mounts that this process sees."""
     with open("/proc/self/mountinfo", "rb") as stream:
         return list(mountinfo.parse(stream.read()))
 
 
-def overlay_defaults() -> Dict[bytes, bytes]:
+def overlay_defaults() -> dict[bytes, bytes]:
     """Return the defaults of overlay options on this host, which the kernel leaves out when it prints a mount's options."""
     folder = "/sys/module/overlay/parameters"
     defaults = {}
@@ -151,7 +161,7 @@ def busy(path: bytes) -> str:
     return f"{show(path)} is in use{' by ' + listed if listed else ''}{' and others' if len(found) > 10 else ''}; nothing was unmounted"
 
 
-def users(path: bytes) -> List[Tuple[int, str]]:
+def users(path: bytes) -> list[tuple[int, str]]:
     """Return the processes (number and name) that stand at or below ``path``, or have a file there open or mapped.
 
     Only what /proc says is read, never a file itself: those of a data layer whose server is gone would hang.
@@ -194,7 +204,7 @@ def _name_of(pid: int) -> str:
         return "?"
 
 
-def directory_state(path: bytes) -> Optional[bool]:
+def directory_state(path: bytes) -> bool | None:
     """Return whether the directory at ``path`` is empty; None where there is nothing. Raises OverlayError for anything else."""
     try:
         with os.scandir(path) as listing:
@@ -210,3 +220,34 @@ def make_private_namespace(flags: int = syscalls.CLONE_NEWNS) -> None:
     syscalls.unshare(flags)
     syscalls.mount(b"none", b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
 
+
+def observe(path: bytes) -> MountpointState:
+    """Return what is at a mountpoint: the mount, or else whether there is an empty directory."""
+    mount = mountinfo.top_mount(read_mounts(), path)
+    return MountpointState(mount, None if mount else directory_state(path))
+
+
+def apply(action: Action) -> None:
+    """Carry out one action of a plan for a mountpoint."""
+    if isinstance(action, CreateMountpoint):
+        os.makedirs(action.path, exist_ok=True)
+    elif isinstance(action, MountOverlay):
+        _attach_new(action.spec, attach)
+    elif isinstance(action, SwitchOverlay):
+        if action.method == "replace":
+            unmount(action.spec.path)
+            _attach_new(action.spec, attach)
+        else:
+            _attach_new(action.spec, switch_beneath)
+    elif isinstance(action, UnmountOverlay):
+        unmount(action.path)
+    elif isinstance(action, RemoveMountpoint):
+        os.rmdir(action.path)
+
+
+def _attach_new(spec: MountSpec, how: Callable[[int, bytes], None]) -> None:
+    mount = create_overlay(spec)
+    try:
+        how(mount, spec.path)
+    finally:
+        os.close(mount)

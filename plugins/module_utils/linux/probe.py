@@ -12,8 +12,9 @@ import contextlib
 import os
 import struct
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Callable, Dict, Iterator, Tuple
+from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import mount_spec
@@ -33,20 +34,23 @@ _DISK_PLACE = "/var/tmp"  # noqa: S108 (its file has no name)
 class Feature:
     """What was found out about one feature. ``supported`` is None where nothing was tried."""
 
-    supported: "bool | None"
+    supported: bool | None
     #: ``probe`` or ``none``.
     source: str
     detail: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"supported": self.supported, "source": self.source, "detail": self.detail}
 
 
 Trial = Callable[[str], str]
 
 
-class TrialFailed(Exception):
+class TrialError(Exception):
     """What the kernel accepted does not work as it should."""
 
 
-def _directories(folder: str) -> Tuple[str, str, str]:
+def _directories(folder: str) -> tuple[str, str, str]:
     """Make an empty layer, a data layer with one file, and a mountpoint; return their paths."""
     layer, data, view = (os.path.join(folder, name) for name in ("layer", "data", "view"))
     for path in (layer, data, view):
@@ -56,7 +60,7 @@ def _directories(folder: str) -> Tuple[str, str, str]:
     return layer, data, view
 
 
-def _layer(folder: str, namespace: str = "trusted") -> Tuple[str, str, str]:
+def _layer(folder: str, namespace: str = "trusted") -> tuple[str, str, str]:
     """The same, with a layer that has the file's metadata, and a second file in the data layer that the layer does not know."""
     layer, data, view = _directories(folder)
     with open(os.path.join(layer, "file"), "wb") as stream:
@@ -71,9 +75,9 @@ def _layer(folder: str, namespace: str = "trusted") -> Tuple[str, str, str]:
 def _check_view(view: str, data_only: bool) -> None:
     with open(os.path.join(view, "file"), "rb") as stream:
         if stream.read() != _CONTENT:
-            raise TrialFailed("a file does not read as the content of the data layer")
+            raise TrialError("a file does not read as the content of the data layer")
     if data_only and os.path.exists(os.path.join(view, "hidden")):
-        raise TrialFailed("names of the data layer show in the view")
+        raise TrialError("names of the data layer show in the view")
 
 
 def _try_overlay(folder: str) -> str:
@@ -154,12 +158,12 @@ def _try_erofs_file(folder: str) -> str:
         image.flush()
         syscalls.mount(b"/proc/self/fd/%d" % image.fileno(), folder.encode(), b"erofs", syscalls.MS_RDONLY)
     if os.listdir(folder):
-        raise TrialFailed("an empty image shows names")
+        raise TrialError("an empty image shows names")
     return "an image is mounted from its file, without a loop device"
 
 
 #: Each feature and how it is tried. The trial is given an empty directory on a file system in memory and returns what it did.
-TRIALS: Dict[str, Trial] = {
+TRIALS: dict[str, Trial] = {
     "overlay": _try_overlay,
     "data_only": _try_data_only,
     "data_only_userxattr": _try_data_only_userxattr,
@@ -172,11 +176,11 @@ TRIALS: Dict[str, Trial] = {
 }
 
 
-def not_tried() -> Dict[str, Feature]:
+def not_tried() -> dict[str, Feature]:
     return {name: Feature(None, "none", "not tried: 'probe' is false") for name in TRIALS}
 
 
-def probe() -> Dict[str, Feature]:
+def probe() -> dict[str, Feature]:
     """Try all features. To be run in a process of its own: its mount namespace is not that of the host afterwards.
 
     Without root the trials are made in a user namespace, and tell what can be done there.
@@ -214,7 +218,7 @@ def _tried(trial: Trial, folder: str, where: str) -> Feature:
     except OSError as error:
         about = f": {error.filename}" if isinstance(error.filename, str) else ""
         return Feature(False, "probe", f"{error.strerror}{about}{where}")
-    except (OverlayError, TrialFailed) as error:
+    except (OverlayError, TrialError) as error:
         return Feature(False, "probe", f"{error}{where}")
 
 
@@ -245,9 +249,7 @@ def empty_erofs_image() -> bytes:
     names = struct.pack("<QHBBQHBB", root, 24, 2, 0, root, 25, 2, 0) + b"..."
     # i_format 4: compact, content inline; then xattr count, mode, links, size, reserved, address, number, owner, group, reserved.
     inode = struct.pack("<HHHHIIIIHHI", 4, 0, 0o40755, 2, len(names), 0, 0, 1, 0, 0, 0)
-    superblock = struct.pack(
-        "<IIIBBHQQIIII", 0xE0F5E1E2, 0, 0, block_bits, 0, root, 1, 0, 0, 1, 0, 0
-    )
+    superblock = struct.pack("<IIIBBHQQIIII", 0xE0F5E1E2, 0, 0, block_bits, 0, root, 1, 0, 0, 1, 0, 0)
     image = bytearray(1 << block_bits)
     image[1024 : 1024 + len(superblock)] = superblock
     image[root * 32 : root * 32 + len(inode)] = inode

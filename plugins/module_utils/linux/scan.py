@@ -14,8 +14,8 @@ import hashlib
 import os
 import resource
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Dict, Iterator, List, Optional
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
@@ -24,6 +24,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model impo
     Entry,
     Xattrs,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.releases import Pattern, Release
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts, xattrs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 
@@ -46,10 +47,10 @@ class ScanReport:
     """What a scan found besides the entries."""
 
     #: Files that this process may not read: no view on any host could read them with the same rights either.
-    unreadable: List[bytes] = field(default_factory=list)
+    unreadable: list[bytes] = field(default_factory=list)
     #: Link counts to be put right: path of the file, and how many names it has within the release, where that differs
     #: from the link count that the file system reports.
-    link_counts: Dict[bytes, int] = field(default_factory=dict)
+    link_counts: dict[bytes, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -58,7 +59,7 @@ class _Directory:
     #: Path within the release with a slash at its end.
     path: bytes
     #: Names still to come, last one first.
-    names: List[bytes]
+    names: list[bytes]
 
 
 @dataclass
@@ -86,12 +87,12 @@ class Scan:
         self._progress = progress
         self._device = 0
         #: By inode number: a release lies on one file system.
-        self._linked: Dict[int, _Linked] = {}
+        self._linked: dict[int, _Linked] = {}
 
     def __iter__(self) -> Iterator[Entry]:
         _allow_deep_trees()
         self._refuse_mounts_inside()
-        stack: List[_Directory] = []
+        stack: list[_Directory] = []
         try:
             fd = open_release(self._root, self._release)
             self._device = os.fstat(fd).st_dev
@@ -116,7 +117,7 @@ class Scan:
                     " release of a software root of its own"
                 )
 
-    def _enter(self, stack: List[_Directory], fd: int, path: bytes) -> Entry:
+    def _enter(self, stack: list[_Directory], fd: int, path: bytes) -> Entry:
         """Open a directory's listing, put it on the stack and return its entry."""
         try:
             status = os.fstat(fd)
@@ -134,10 +135,19 @@ class Scan:
         self._progress()
         self._check_device(status, path)
         return Entry(
-            path, status.st_mode, 0, 2 + subdirectories, status.st_uid, status.st_gid, status.st_mtime_ns, None, False, ()
+            path,
+            status.st_mode,
+            0,
+            2 + subdirectories,
+            status.st_uid,
+            status.st_gid,
+            status.st_mtime_ns,
+            None,
+            False,
+            (),
         )
 
-    def _entry(self, stack: List[_Directory], here: _Directory, name: bytes) -> Entry:
+    def _entry(self, stack: list[_Directory], here: _Directory, name: bytes) -> Entry:
         path = here.path + name
         try:
             status = os.stat(name, dir_fd=here.fd, follow_symlinks=False)
@@ -153,7 +163,7 @@ class Scan:
 
     def _leaf(self, here: _Directory, name: bytes, path: bytes, status: os.stat_result) -> Entry:
         """Return the entry of a regular file or symbolic link, or of a further name of one."""
-        target: Optional[bytes] = None
+        target: bytes | None = None
         size = status.st_size
         found: Xattrs = ()
         first = self._first_name(path, status)
@@ -166,7 +176,9 @@ class Scan:
             if size:
                 target = self._release + path
                 if len(target) > LONGEST_SOURCE:
-                    raise OverlayError(f"{self._show(path)} lies too deep: {len(target)} bytes, {LONGEST_SOURCE} at most")
+                    raise OverlayError(
+                        f"{self._show(path)} lies too deep: {len(target)} bytes, {LONGEST_SOURCE} at most"
+                    )
             found = self._attributes(here, name, path, status)
         return Entry(
             path,
@@ -201,7 +213,7 @@ class Scan:
                 found.append((CHECKSUM_XATTR, digest))
         return tuple(found)
 
-    def _read(self, here: _Directory, name: bytes, path: bytes) -> Optional[bytes]:
+    def _read(self, here: _Directory, name: bytes, path: bytes) -> bytes | None:
         """Return the SHA-256 of a file's content, or just try to open it; None for a file that may not be read."""
         try:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here.fd)
@@ -262,6 +274,29 @@ def open_release(root: bytes, release: bytes) -> int:
             os.close(fd)
         fd = inner
     return fd
+
+
+def find_releases(root: str, pattern: Pattern, progress: Progress = no_progress) -> Iterator[Release]:
+    """Yield the releases below a software root, listing only the directories that can lead to one."""
+    yield from _find(root, [], pattern, progress)
+
+
+def _find(folder: str, names: list[str], pattern: Pattern, progress: Progress) -> Iterator[Release]:
+    with os.scandir(folder) as listing:
+        inner = [
+            item.name
+            for item in listing
+            if pattern.levels[len(names)].fullmatch(item.name) and item.is_dir(follow_symlinks=False)
+        ]
+    progress()
+    for name in inner:
+        here = [*names, name]
+        if len(here) < len(pattern.levels):
+            yield from _find(os.path.join(folder, name), here, pattern, progress)
+        else:
+            release = pattern.release(here)
+            if release:
+                yield release
 
 
 def is_ready(root: bytes, release: bytes, marker: bytes) -> bool:

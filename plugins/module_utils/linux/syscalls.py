@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Optional, Union
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -61,14 +60,14 @@ CLONE_NEWUSER = 0x10000000
 _PR_SET_PDEATHSIG = 1
 
 
-def _checked(result: int, what: Optional[bytes]) -> int:
+def _checked(result: int, what: bytes | None) -> int:
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), os.fsdecode(what) if what is not None else None)
     return result
 
 
-def _call(number: int, what: Optional[bytes], *arguments: Union[int, bytes, None]) -> int:
+def _call(number: int, what: bytes | None, *arguments: int | bytes | None) -> int:
     typed = [ctypes.c_long(value) if isinstance(value, int) else ctypes.c_char_p(value) for value in arguments]
     return _checked(_libc.syscall(ctypes.c_long(number), *typed), what)
 
@@ -112,7 +111,7 @@ def context_messages(context: int) -> str:
             return "; ".join(message.partition(" ")[2] or message for message in messages)
 
 
-def mount(source: bytes, path: bytes, fstype: Optional[bytes], flags: int, options: Optional[bytes] = None) -> None:
+def mount(source: bytes, path: bytes, fstype: bytes | None, flags: int, options: bytes | None = None) -> None:
     """mount(2). ``options`` is cut off by the kernel at one page, so its length is the caller's to check."""
     _checked(_libc.mount(source, path, fstype, flags, options), path)
 

@@ -13,17 +13,24 @@ import errno
 import fcntl
 import os
 import time
-from typing import Iterator, List, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import compose
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, LayerSpec, ViewPaths
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, containing_mount, overlay_layers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import (
+    Mount,
+    containing_mount,
+    overlay_layers,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import ViewState
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, manifest_store, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, manifest_store, mounts, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import BuildReport, DirectoryLayer
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import (
+    BuildReport,
+    DirectoryLayer,
+)
 
 CURRENT = "current"
 PREVIOUS = "previous"
@@ -44,7 +51,7 @@ def observe(paths: ViewPaths) -> ViewState:
     )
 
 
-def _linked(paths: ViewPaths, name: str) -> Optional[str]:
+def _linked(paths: ViewPaths, name: str) -> str | None:
     try:
         return os.path.basename(os.readlink(paths.link(name)))
     except FileNotFoundError:
@@ -82,7 +89,7 @@ def _wait_for_lock(fd: int, paths: ViewPaths, seconds: float, progress: Progress
         time.sleep(_LOCK_POLL_SECONDS)
 
 
-def build(paths: ViewPaths, spec: LayerSpec, progress: Progress = no_progress) -> Tuple[Generation, BuildReport]:
+def build(paths: ViewPaths, spec: LayerSpec, progress: Progress = no_progress) -> tuple[Generation, BuildReport]:
     """Build the generation that ``spec`` declares. The view's lock has to be held."""
     digest = names.input_digest(spec)
     generation_id = names.generation_id(digest)
@@ -132,7 +139,7 @@ def _drop_default_acl(path: str) -> None:
         os.removexattr(path, "system.posix_acl_default")
 
 
-def make_current(paths: ViewPaths, generation_id: str, previous: Optional[str]) -> None:
+def make_current(paths: ViewPaths, generation_id: str, previous: str | None) -> None:
     if previous is not None:
         files.replace_link(paths.link(PREVIOUS), os.path.join("generations", previous))
     files.replace_link(paths.link(CURRENT), os.path.join("generations", generation_id))
@@ -146,11 +153,24 @@ def remove_view(paths: ViewPaths, progress: Progress = no_progress) -> None:
     files.remove_tree(paths.root, progress)
 
 
-def mounted_at(paths: ViewPaths, mounts: Sequence[Mount]) -> Tuple[bytes, ...]:
+def existing_parent(path: str) -> str:
+    """Return a path, or the closest directory above it that exists."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
+#: What to do about a file system whose inodes are too small for a layer's attributes.
+SPILL_ADVICE = (
+    "put the state directory on a file system with inodes of 512 bytes or more (mkfs.ext4 -I 512, XFS) or on tmpfs"
+)
+
+
+def mounted_at(paths: ViewPaths, live: Sequence[Mount]) -> tuple[bytes, ...]:
     """Return where generations of the view are mounted."""
     inside = os.fsencode(os.path.realpath(paths.root)) + b"/"
-    found: List[bytes] = []
-    for mount in mounts:
+    found: list[bytes] = []
+    for mount in live:
         if mount.fstype == b"overlay":
             layers = overlay_layers(mount)
             if any(path.startswith(inside) for path in (*layers.lower, *layers.data)):
@@ -158,12 +178,27 @@ def mounted_at(paths: ViewPaths, mounts: Sequence[Mount]) -> Tuple[bytes, ...]:
     return tuple(found)
 
 
-def filesystem_of(path: str, mounts: Sequence[Mount]) -> Optional[Mount]:
+def filesystem_of(path: str, live: Sequence[Mount]) -> Mount | None:
     """Return the mount that a path, which need not exist yet, is or will be on."""
-    return containing_mount(mounts, os.fsencode(os.path.realpath(path)))
+    return containing_mount(live, os.fsencode(os.path.realpath(path)))
 
 
-def attributes_fit(path: str, namespace: str, redirect_length: int = 120) -> Optional[bool]:
+def spill_warning(paths: ViewPaths, report: BuildReport) -> list[str]:
+    """Return a warning where most attributes of a new layer did not fit into the inodes; else nothing."""
+    if report.spilled * 2 <= report.tally.files:
+        return []
+    mount = filesystem_of(paths.root, mounts.read_mounts())
+    kind = mount.fstype.decode() if mount else "this file system"
+    megabytes = report.bytes_on_disk / 1_000_000
+    return [
+        (
+            f"the attributes of {report.spilled} of {report.tally.files} files do not fit into the inodes of {kind} at"
+            f" {paths.root}, so each takes a block of its own ({megabytes:.0f} MB in all): {SPILL_ADVICE}"
+        )
+    ]
+
+
+def attributes_fit(path: str, namespace: str, redirect_length: int = 120) -> bool | None:
     """Tell whether a layer's attributes fit into the inodes of the file system at ``path``, a directory.
 
     Tried with a file that has no name and leaves no trace. None where that cannot be tried; ``redirect_length`` is that of a path

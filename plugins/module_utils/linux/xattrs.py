@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Dict, Optional, Union
+from typing import Union
 
 try:
     import xattr as pyxattr
@@ -26,15 +26,12 @@ Target = Union[bytes, int]
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
-def _read_all_os(target: Target) -> Dict[bytes, bytes]:
+def _read_all_os(target: Target) -> dict[bytes, bytes]:
     options = {} if isinstance(target, int) else {"follow_symlinks": False}
-    return {
-        os.fsencode(name): os.getxattr(target, name, **options)
-        for name in os.listxattr(target, **options)
-    }
+    return {os.fsencode(name): os.getxattr(target, name, **options) for name in os.listxattr(target, **options)}
 
 
-def _read_all_pyxattr(target: Target) -> Dict[bytes, bytes]:
+def _read_all_pyxattr(target: Target) -> dict[bytes, bytes]:
     return dict(pyxattr.get_all(target, nofollow=not isinstance(target, int)))
 
 
@@ -43,7 +40,7 @@ def _read_os(target: Target, name: bytes) -> bytes:
 
 
 def _read_pyxattr(target: Target, name: bytes) -> bytes:
-    return pyxattr.get(target, name, nofollow=not isinstance(target, int))
+    return bytes(pyxattr.get(target, name, nofollow=not isinstance(target, int)))
 
 
 def _write_pyxattr(target: Target, name: bytes, value: bytes) -> None:
@@ -54,7 +51,7 @@ def _write_os(target: Target, name: bytes, value: bytes) -> None:
     os.setxattr(target, name, value, **({} if isinstance(target, int) else {"follow_symlinks": False}))
 
 
-def read_all(target: Target) -> Dict[bytes, bytes]:
+def read_all(target: Target) -> dict[bytes, bytes]:
     """Return all attributes of a file; none where its file system has no attributes."""
     try:
         return (_read_all_pyxattr if HAS_PYXATTR else _read_all_os)(target)
@@ -64,7 +61,7 @@ def read_all(target: Target) -> Dict[bytes, bytes]:
         raise
 
 
-def read(target: Target, name: bytes) -> Optional[bytes]:
+def read(target: Target, name: bytes) -> bytes | None:
     """Return one attribute of a file, or None when it has none of that name."""
     try:
         return (_read_pyxattr if HAS_PYXATTR else _read_os)(target, name)

@@ -1,0 +1,149 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Choosing releases by a query."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: select_releases
+short_description: Choose releases by a JMESPath query
+version_added: 0.1.0
+description:
+  - Takes the list that M(renderfarm.overlay.release_info) returns and chooses from it by a JMESPath query, so that a view can be declared
+    as a rule instead of a list.
+  - Releases that are not ready are never chosen, unless O(ready_only=false).
+  - Besides the functions of JMESPath there are two more.
+  - C(version_match(version, condition)) tells whether a version meets a condition such as V(>=20.5), or several of them, separated by
+    commas, such as V(>=20.5, <21).
+  - C(newest(releases)) keeps the newest release of each package, C(newest(releases, n)) the C(n) newest of each.
+author:
+  - renderfarm.overlay maintainers (@renderfarm-overlay)
+requirements:
+  - jmespath on the controller
+positional: query
+options:
+  _input:
+    description: The list of releases.
+    type: list
+    elements: dict
+    required: true
+  query:
+    description: The query. It is given the list and has to return a list of releases from it.
+    type: str
+    default: '@'
+  ready_only:
+    description: Leave out releases that are not ready before the query is run.
+    type: bool
+    default: true
+notes:
+  - Versions are compared as the trade writes them. Numbers compare as numbers, C(15.1v12) is later than C(15.1v3), C(2.0rc1) earlier than
+    C(2.0), and a leading C(v) makes no difference.
+seealso:
+  - module: renderfarm.overlay.release_info
+"""
+
+EXAMPLES = r"""
+- name: Choose the newest release of each package
+  ansible.builtin.debug:
+    msg: "{{ software.releases | renderfarm.overlay.select_releases('newest(@)') }}"
+
+- name: Choose all of one package in a range of versions
+  ansible.builtin.debug:
+    msg: >-
+      {{ software.releases
+         | renderfarm.overlay.select_releases("[?package == 'houdini' && version_match(version, '>=20.5, <21')]") }}
+
+- name: Choose the two newest of every package that has a manifest
+  ansible.builtin.debug:
+    msg: "{{ software.releases | renderfarm.overlay.select_releases('newest([?manifest], `2`)') }}"
+"""
+
+RETURN = r"""
+_value:
+  description: The chosen releases, as they came in.
+  type: list
+  elements: dict
+"""
+
+import re
+from typing import Any, Callable
+
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.versions import compare, version_key
+
+try:
+    import jmespath
+    from jmespath import functions
+
+    HAS_JMESPATH = True
+except ImportError:
+    HAS_JMESPATH = False
+
+_CONDITION = re.compile(r"\s*(==|!=|<=|>=|<|>)\s*(\S+)\s*")
+
+
+def version_match(version: str, condition: str) -> bool:
+    """Tell whether a version meets all of some conditions separated by commas. Raises OverlayError for a malformed one."""
+    for part in condition.split(","):
+        match = _CONDITION.fullmatch(part)
+        if not match:
+            raise OverlayError(f"version condition {part.strip()!r} is not a comparison such as '>=20.5'")
+        if not compare(version, match.group(1), match.group(2)):
+            return False
+    return True
+
+
+def newest(releases: list[dict[str, Any]], count: int = 1) -> list[dict[str, Any]]:
+    """Return the ``count`` newest releases of each package, in the order of the list that they come from."""
+    kept: dict[str, list[dict[str, Any]]] = {}
+    for release in sorted(releases, key=lambda release: version_key(release["version"]), reverse=True):
+        chosen = kept.setdefault(release["package"], [])
+        if len(chosen) < count:
+            chosen.append(release)
+    return [release for release in releases if any(release is one for one in kept[release["package"]])]
+
+
+def _functions() -> Any:
+    class ReleaseFunctions(functions.Functions):
+        @functions.signature({"types": ["string"]}, {"types": ["string"]})
+        def _func_version_match(self, version: str, condition: str) -> bool:
+            return version_match(version, condition)
+
+        @functions.signature({"types": ["array"]}, {"types": ["number"], "variadic": True})
+        def _func_newest(self, releases: list[dict[str, Any]], *count: int) -> list[dict[str, Any]]:
+            return newest(releases, *count)
+
+    return ReleaseFunctions()
+
+
+def select_releases(releases: Any, query: str = "@", ready_only: bool = True) -> list[dict[str, Any]]:
+    """See DOCUMENTATION. Raises AnsibleFilterError with the reason for a query that does not give a list of releases."""
+    if not HAS_JMESPATH:
+        raise AnsibleFilterError(
+            "renderfarm.overlay.select_releases needs jmespath on the controller: pip install jmespath"
+        )
+    if not isinstance(releases, (list, tuple)):
+        raise AnsibleFilterError(
+            "renderfarm.overlay.select_releases works on the list that release_info returns as 'releases'"
+        )
+    # jmespath only knows Python's own types, and not the tagged ones of newer Ansible.
+    candidates = [dict(release) for release in releases if release.get("ready") or not ready_only]
+    try:
+        chosen = jmespath.search(str(query), candidates, jmespath.Options(custom_functions=_functions()))
+    except (jmespath.exceptions.JMESPathError, OverlayError) as error:
+        raise AnsibleFilterError(f"renderfarm.overlay.select_releases: query {str(query)!r}: {error}") from error
+    if not isinstance(chosen, list) or not all(isinstance(one, dict) and "path" in one for one in chosen):
+        raise AnsibleFilterError(
+            f"renderfarm.overlay.select_releases: query {str(query)!r} does not give a list of releases, but {chosen!r:.200}"
+        )
+    return chosen
+
+
+class FilterModule:
+    """Jinja2 filters for releases."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {"select_releases": select_releases}

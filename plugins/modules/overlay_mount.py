@@ -1,0 +1,243 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: overlay_mount
+short_description: Mount, switch and unmount kernel overlays
+version_added: 0.1.0
+description:
+  - Makes sure that an overlay of the given layers is mounted, by comparing the declaration with what the kernel says is mounted.
+  - An overlay that has other layers or options than declared is switched. The new one is mounted beneath it before it is detached, so
+    software that runs never finds the mountpoint empty, and keeps the files that it has open.
+  - Paths may have any bytes in them, including commas, colons, spaces and backslashes, and layers may be many.
+author:
+  - renderfarm.overlay maintainers (@renderfarm-overlay)
+extends_documentation_fragment:
+  - renderfarm.overlay.attributes
+  - renderfarm.overlay.options
+options:
+  path:
+    description: The mountpoint. It is created when it does not exist, and has to be empty when nothing is mounted there.
+    type: path
+    required: true
+  lower:
+    description:
+      - The lower layers, top first, as directories; for a view that is the layer of M(renderfarm.overlay.metadata_layer).
+      - Required with O(state=mounted).
+    type: list
+    elements: path
+    default: []
+  data:
+    description:
+      - The data-only layers, first one first. Their names are not seen; files of O(lower) find their content in them.
+      - A layer is one file system. Exports that are mounted inside of another one are data layers of their own.
+    type: list
+    elements: path
+    default: []
+  options:
+    description:
+      - Options of the overlay, C(metacopy), C(redirect_dir), C(index), C(nfs_export), C(xino), C(verity) and C(userxattr), and of the
+        mount, C(nosuid), C(nodev), C(noexec), C(noatime) and C(nodiratime).
+      - Those without a value are given as V(true). With O(data), C(metacopy=on) and C(redirect_dir=on) are set unless C(userxattr) is.
+    type: dict
+    default: {}
+  read_only:
+    description: Mount read-only. An overlay without an upper layer cannot be written to in any case.
+    type: bool
+    default: true
+  state:
+    description:
+      - V(mounted) makes sure that the declared overlay is what is seen at O(path).
+      - V(unmounted) makes sure that no overlay is mounted at O(path). It fails, naming the processes, when it is in use.
+      - V(absent) is the same, and removes the empty directory.
+    type: str
+    choices: [mounted, unmounted, absent]
+    default: mounted
+  switch:
+    description:
+      - What to do when an overlay is mounted that differs from the declared one.
+      - V(auto) and V(beneath) mount the new one beneath and then detach the old one (Linux 6.5), and fail where the kernel cannot.
+      - V(replace) unmounts the old one first. It fails when that is in use, and between the two software finds nothing.
+      - V(never) fails, and says what differs.
+    type: str
+    choices: [auto, beneath, replace, never]
+    default: auto
+notes:
+  - A mount of another type at O(path) is never touched.
+  - Nothing is written to C(/etc/fstab).
+seealso:
+  - module: renderfarm.overlay.metadata_layer
+  - module: renderfarm.overlay.overlay_info
+"""
+
+EXAMPLES = r"""
+- name: Mount a view
+  renderfarm.overlay.overlay_mount:
+    path: /software
+    lower:
+      - /var/lib/renderfarm-overlay/views/software/generations/4ff24b6d8e0c11a7/layer
+    data:
+      - /net/software
+    options:
+      nodev: true
+
+- name: Unmount it, unless it is in use
+  renderfarm.overlay.overlay_mount:
+    path: /software
+    state: unmounted
+"""
+
+RETURN = r"""
+actions:
+  description: What was done, or in check mode would be done.
+  type: list
+  elements: str
+  returned: success
+  sample: [create directory /software, mount overlay at /software]
+mount:
+  description: What the kernel reports at the mountpoint when the module ends; none when no overlay is mounted there.
+  type: dict
+  returned: success
+  contains:
+    path:
+      description: The mountpoint.
+      type: str
+      sample: /software
+    lower:
+      description: The lower layers, top first.
+      type: list
+      elements: str
+      sample: [/var/lib/renderfarm-overlay/views/software/generations/4ff24b6d8e0c11a7/layer]
+    data:
+      description: The data-only layers, first one first.
+      type: list
+      elements: str
+      sample: [/net/software]
+    upper:
+      description: The upper layer; none when there is none.
+      type: str
+      sample: null
+    work:
+      description: The work directory; none when there is none.
+      type: str
+      sample: null
+    options:
+      description: The options of the overlay that differ from this host's defaults.
+      type: dict
+      sample: {"metacopy": "on", "redirect_dir": "on"}
+    flags:
+      description: The options of the mount.
+      type: list
+      elements: str
+      sample: [ro, nodev, relatime]
+    propagation:
+      description: How mounts inside of it spread; empty when private.
+      type: list
+      elements: str
+      sample: ["shared:1"]
+switched:
+  description: Whether a mounted overlay was exchanged for another one, or in check mode would be.
+  type: bool
+  returned: success
+  sample: false
+method:
+  description: How that was or would be done, V(beneath) or V(replace); none when it was not.
+  type: str
+  returned: success
+  sample: beneath
+"""
+
+import os
+from typing import Any
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, described
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import (
+    MountSpec,
+    declared_by,
+    differences,
+    mount_spec,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
+    Plan,
+    SwitchOverlay,
+    plan_mounted,
+    plan_unmounted,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts
+
+
+def main() -> None:
+    runner.run(
+        {
+            "path": {"type": "path", "required": True},
+            "lower": {"type": "list", "elements": "path", "default": []},
+            "data": {"type": "list", "elements": "path", "default": []},
+            "options": {"type": "dict", "default": {}},
+            "read_only": {"type": "bool", "default": True},
+            "state": {"type": "str", "choices": ["mounted", "unmounted", "absent"], "default": "mounted"},
+            "switch": {"type": "str", "choices": ["auto", "beneath", "replace", "never"], "default": "auto"},
+        },
+        work,
+    )
+
+
+def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
+    path = _real_path(params["path"], "path")
+    state = mounts.observe(path)
+    spec: MountSpec | None = None
+    if params["state"] == "mounted":
+        spec = _spec(path, params)
+        plan = plan_mounted(spec, state, mounts.overlay_defaults(), params["switch"])
+    else:
+        plan = plan_unmounted(path, state, params["state"] == "absent")
+    context.carry_out(plan, mounts.apply)
+    live = state.mount if context.check_mode or not plan else mounts.observe(path).mount
+    if plan and spec and not context.check_mode:
+        _check_result(spec, live)
+    return _outcome(plan, state.mount, live, spec)
+
+
+def _spec(path: bytes, params: dict[str, Any]) -> MountSpec:
+    layers = {option: [_real_path(layer, option) for layer in params[option]] for option in ("lower", "data")}
+    spec = mount_spec(path, layers["lower"], layers["data"], params["options"], params["read_only"])
+    for layer in (*spec.lower, *spec.data):
+        if not os.path.isdir(layer):
+            raise OverlayError(
+                f"layer {show(layer)} of the overlay at {show(path)} does not exist or is not a directory"
+            )
+    return spec
+
+
+def _real_path(path: str, option: str) -> bytes:
+    if not os.path.isabs(path):
+        raise OverlayError(f"{option} must be an absolute path, not {path!r}")
+    return os.fsencode(os.path.realpath(path))
+
+
+def _check_result(spec: MountSpec, live: Mount | None) -> None:
+    changes = differences(spec, live, mounts.overlay_defaults()) if live else {"mount": (None, "overlay")}
+    if changes:
+        listed = ", ".join(f"{name} is {now}, not {wanted}" for name, (now, wanted) in changes.items())
+        raise OverlayError(f"the kernel mounted the overlay at {show(spec.path)} otherwise than declared: {listed}")
+
+
+def _outcome(plan: Plan, before: Mount | None, live: Mount | None, spec: MountSpec | None) -> runner.Outcome:
+    switch = next((action for action in plan if isinstance(action, SwitchOverlay)), None)
+    values = {
+        "mount": described(live) if live and live.fstype == b"overlay" else None,
+        "switched": switch is not None,
+        "method": switch.method if switch else None,
+    }
+    was = declared_by(before)
+    will_be = (spec.as_dict() if spec else {}) if plan else was
+    return runner.Outcome(values, plan, was, will_be)
+
+
+if __name__ == "__main__":
+    main()
