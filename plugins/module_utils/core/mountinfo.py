@@ -151,7 +151,7 @@ def join_lowerdir(lower: Sequence[bytes], data: Sequence[bytes]) -> bytes:
     return b":".join(map(escape, lower)) + b"".join(b"::" + escape(path) for path in data)
 
 
-def shown_settings(settings: Sequence[tuple[bytes, Optional[bytes]]]) -> dict[str, Any]:
+def shown_settings(settings: Sequence[tuple[bytes, bytes | None]]) -> dict[str, Any]:
     """Return settings as users read them. That an overlay is read-only the kernel says among them too; it is left to the flags."""
     return {
         name.decode(): True if value is None else show(value) for name, value in settings if name not in (b"ro", b"rw")
