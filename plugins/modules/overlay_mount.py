@@ -191,8 +191,10 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     path = _real_path(params["path"], "path")
     state = mounts.observe(path)
     spec: MountSpec | None = None
+    warnings: list[str] = []
     if params["state"] == "mounted":
         spec = _spec(path, params)
+        warnings = _check_layers(spec, context)
         plan = plan_mounted(spec, state, mounts.overlay_defaults(), params["switch"])
     else:
         plan = plan_unmounted(path, state, params["state"] == "absent")
@@ -200,18 +202,25 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     live = state.mount if context.check_mode or not plan else mounts.observe(path).mount
     if plan and spec and not context.check_mode:
         _check_result(spec, live)
-    return _outcome(plan, state.mount, live, spec)
+    outcome = _outcome(plan, state.mount, live, spec)
+    outcome.warnings.extend(warnings)
+    return outcome
 
 
 def _spec(path: bytes, params: dict[str, Any]) -> MountSpec:
     layers = {option: [_real_path(layer, option) for layer in params[option]] for option in ("lower", "data")}
-    spec = mount_spec(path, layers["lower"], layers["data"], params["options"], params["read_only"])
-    for layer in (*spec.lower, *spec.data):
-        if not os.path.isdir(layer):
-            raise OverlayError(
-                f"layer {show(layer)} of the overlay at {show(path)} does not exist or is not a directory"
-            )
-    return spec
+    return mount_spec(path, layers["lower"], layers["data"], params["options"], params["read_only"])
+
+
+def _check_layers(spec: MountSpec, context: runner.Context) -> list[str]:
+    """Raises OverlayError for a layer that is not there. In check mode the task that would make it has not made it: a warning."""
+    missing = [show(layer) for layer in (*spec.lower, *spec.data) if not os.path.isdir(layer)]
+    if not missing:
+        return []
+    sentence = f"layer {missing[0]} of the overlay at {show(spec.path)} does not exist or is not a directory"
+    if not context.check_mode:
+        raise OverlayError(sentence)
+    return [sentence]
 
 
 def _real_path(path: str, option: str) -> bytes:

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator, Sequence
 
@@ -67,11 +68,24 @@ def read_generation(paths: ViewPaths, generation_id: str) -> Generation:
 @contextlib.contextmanager
 def locked(paths: ViewPaths, seconds: float, progress: Progress = no_progress) -> Iterator[None]:
     """Hold the view's lock, so that two runs at the same time come one after the other. Creates the view's folder."""
-    os.makedirs(os.path.dirname(os.path.dirname(paths.root)), mode=0o700, exist_ok=True)
+    state_dir = os.path.dirname(os.path.dirname(paths.root))
+    os.makedirs(state_dir, mode=0o700, exist_ok=True)
+    _check_trusted(state_dir)
     os.makedirs(paths.root, mode=0o755, exist_ok=True)
     with open(paths.lock, "wb") as stream:
         _wait_for_lock(stream.fileno(), paths, seconds, progress)
         yield
+
+
+def _check_trusted(state_dir: str) -> None:
+    """Raises OverlayError for a state directory that others may write to: they could make any file appear in a view."""
+    status = os.stat(state_dir)
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OverlayError(
+            f"state directory {state_dir} belongs to user {status.st_uid} and has mode {stat.S_IMODE(status.st_mode):04o}:"
+            " nobody but root may be able to write there, since a layer decides which files a view shows; chown it to root"
+            " and chmod it to 0700"
+        )
 
 
 def _wait_for_lock(fd: int, paths: ViewPaths, seconds: float, progress: Progress) -> None:
