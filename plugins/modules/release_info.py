@@ -132,10 +132,11 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     pattern = Pattern.parse(params["pattern"])
     found: dict[str, Release] = {}
     on_root = set()
+    unlisted: list[str] = []
     if root is not None:
         if not os.path.isdir(root):
             raise OverlayError(f"software root {root} does not exist or is not a directory: is it mounted?")
-        for release in scan.find_releases(root, pattern, context.progress):
+        for release in scan.find_releases(root, pattern, unlisted, context.progress):
             found[release.path] = release
             on_root.add(release.path)
     manifests = {}
@@ -160,7 +161,8 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     for release in sorted(found.values(), key=Release.sort_key):
         listed.append(described(release))
         context.progress()
-    return runner.Outcome({"releases": listed})
+    warnings = [f"{folder} may not be listed, so releases in it are not known" for folder in unlisted]
+    return runner.Outcome({"releases": listed}, warnings=warnings)
 
 
 def _is_ready(root: str, release: str, marker: str) -> bool:

@@ -276,23 +276,33 @@ def open_release(root: bytes, release: bytes) -> int:
     return fd
 
 
-def find_releases(root: str, pattern: Pattern, progress: Progress = no_progress) -> Iterator[Release]:
-    """Yield the releases below a software root, listing only the directories that can lead to one."""
-    yield from _find(root, [], pattern, progress)
+def find_releases(
+    root: str, pattern: Pattern, unlisted: list[str], progress: Progress = no_progress
+) -> Iterator[Release]:
+    """Yield the releases below a software root, listing only the directories that can lead to one.
+
+    Directories below the root that may not be listed, as ``lost+found``, are passed over and added to ``unlisted``.
+    """
+    yield from _find(root, [], pattern, unlisted, progress)
 
 
-def _find(folder: str, names: list[str], pattern: Pattern, progress: Progress) -> Iterator[Release]:
-    with os.scandir(folder) as listing:
-        inner = [
-            item.name
-            for item in listing
-            if pattern.levels[len(names)].fullmatch(item.name) and item.is_dir(follow_symlinks=False)
-        ]
+def _find(
+    folder: str, names: list[str], pattern: Pattern, unlisted: list[str], progress: Progress
+) -> Iterator[Release]:
+    level = pattern.levels[len(names)]
+    try:
+        with os.scandir(folder) as listing:
+            inner = [item.name for item in listing if level.fullmatch(item.name) and item.is_dir(follow_symlinks=False)]
+    except PermissionError:
+        if not names:
+            raise
+        unlisted.append(folder)
+        return
     progress()
     for name in inner:
         here = [*names, name]
         if len(here) < len(pattern.levels):
-            yield from _find(os.path.join(folder, name), here, pattern, progress)
+            yield from _find(os.path.join(folder, name), here, pattern, unlisted, progress)
         else:
             release = pattern.release(here)
             if release:
