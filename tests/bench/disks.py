@@ -1,0 +1,61 @@
+"""Fresh file systems to measure on, in a mount namespace of our own: they vanish with the process, however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
+
+
+@dataclass(frozen=True)
+class FileSystem:
+    name: str
+    #: The command that makes it in a file, and the file's size; none for tmpfs.
+    mkfs: Sequence[str] = ()
+    gigabytes: int = 0
+
+
+# Inode tables are written by mkfs, not by the kernel in the background while we measure.
+_EXT4 = ("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-i", "8192")
+
+FILE_SYSTEMS = (
+    FileSystem("tmpfs"),
+    FileSystem("XFS", ("mkfs.xfs", "-q", "-f"), 8),
+    FileSystem("ext4, 512-byte inodes", (*_EXT4, "-I", "512"), 8),
+    FileSystem("ext4, 256-byte inodes", (*_EXT4, "-I", "256"), 8),
+)
+
+
+def private_mounts() -> None:
+    """Keep the mounts of this process and its children to themselves."""
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount(b"none", b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+
+
+@contextlib.contextmanager
+def mounted(system: FileSystem, at: Path, backing: Path) -> Iterator[Path]:
+    """Make a file system, in a file in the folder ``backing`` unless it is a tmpfs, and mount it at ``at``."""
+    at.mkdir(exist_ok=True)
+    if system.mkfs:
+        # Without a name, the file and its loop device go with the last mount of it, even if this process is killed.
+        fd, path = tempfile.mkstemp(dir=backing)
+        try:
+            os.truncate(fd, system.gigabytes << 30)
+            subprocess.run([*system.mkfs, path], check=True)
+            subprocess.run(["mount", "-o", "loop", path, at], check=True)
+        finally:
+            os.close(fd)
+            os.unlink(path)
+    else:
+        # A million inodes are more than a tmpfs has by itself on a small machine.
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=0", "tmpfs", at], check=True)
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", at], check=True)

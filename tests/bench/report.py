@@ -1,0 +1,94 @@
+"""What the benchmark found, as tables: aligned on a terminal, and as Markdown just as it stands."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+
+
+def environment() -> str:
+    """Return what the figures depend on besides the code."""
+    tar = subprocess.run(("tar", "--version"), check=True, stdout=subprocess.PIPE, text=True).stdout
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return (
+        f"Linux {platform.release().partition('-')[0]} {platform.machine()}, {os.cpu_count()} processors,"
+        f" {memory / 2**30:.0f} GiB of memory, Python {platform.python_version()}, {tar.splitlines()[0]}"
+    )
+
+
+class Table:
+    """Rows of text below a title, and what has to be said on them."""
+
+    def __init__(self, title: str, *head: str) -> None:
+        self._title = title
+        self._rows: list[Sequence[str]] = [head]
+
+    def add(self, *row: str) -> None:
+        self._rows.append(row)
+
+    def __str__(self) -> str:
+        """The table as Markdown whose columns are aligned."""
+        widths = [max(map(len, column)) for column in zip(*self._rows)]
+        first, *others = (self._line(row, widths) for row in self._rows)
+        rule = "|".join(("", *("-" * (width + 1) + ":" for width in widths), ""))
+        return "\n".join((f"### {self._title}", "", first, rule, *others))
+
+    @staticmethod
+    def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+        return f"| {' | '.join(cell.rjust(width) for cell, width in zip(row, widths))} |"
+
+
+class Report:
+    """Takes the figures, and says which of them have a bar to meet."""
+
+    def __init__(self) -> None:
+        self._compared = Table(
+            "Building a directory layer, and tar -x of the same layer (medians, in seconds)",
+            *("files", "file system", "ours", "tar", "ratio", "ours, synced", "tar, synced", "ratio", "on disk", "bar"),
+        )
+        self._second = Table(
+            "An unchanged second run of metadata_layer (medians)",
+            *("files", "releases", "whole process", "in the module", "bar"),
+        )
+        self._memory = Table("Memory of building a directory layer", "files", "peak", "bar")
+        self._speed = Table("For information", "what", "files", "seconds", "entries per second")
+        self._missed = 0
+
+    def add_comparison(
+        self, files: int, system: str, ours: Sequence[float], tar: Sequence[float], on_disk: int, bar: float | None
+    ) -> None:
+        """``ours`` and ``tar`` are seconds without and with the time until all is on the disk."""
+        ratios = [mine / theirs for mine, theirs in zip(ours, tar)]
+        cells = [
+            cell
+            for mine, theirs, ratio in zip(ours, tar, ratios)
+            for cell in (f"{mine:.2f}", f"{theirs:.2f}", f"{ratio:.2f}")
+        ]
+        self._compared.add(f"{files:,}", system, *cells, _megabytes(on_disk), self._bar(max(ratios), bar, "<= {:.2f}"))
+
+    def add_second_run(self, files: int, releases: int, whole: float, inside: float, bar: float) -> None:
+        cells = (f"{files:,}", str(releases), f"{whole:.2f} s", f"{inside:.3f} s")
+        self._second.add(*cells, self._bar(inside, bar, "< {} s"))
+
+    def add_memory(self, files: int, peak: int, bar: int | None) -> None:
+        self._memory.add(f"{files:,}", _megabytes(peak), self._bar(peak / 1e6, bar, "< {} MB"))
+
+    def add_speed(self, what: str, files: int, seconds: float, entries: int) -> None:
+        self._speed.add(what, f"{files:,}", f"{seconds:.2f}", f"{entries / seconds:,.0f}")
+
+    def _bar(self, found: float, bar: float | None, wanted: str) -> str:
+        if bar is None:
+            return ""
+        met = found <= bar if "=" in wanted else found < bar
+        self._missed += not met
+        return f"{wanted.format(bar)}: {'met' if met else 'NOT MET'}"
+
+    def __str__(self) -> str:
+        verdict = f"{self._missed} bars are not met." if self._missed else "All bars are met."
+        return "\n\n".join(map(str, (self._compared, self._second, self._memory, self._speed, verdict)))
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.0f} MB"

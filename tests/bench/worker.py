@@ -1,0 +1,117 @@
+"""One measurement in a process of its own: its times and its memory are those of the work alone.
+
+    worker.py build STATE_DIR MANIFEST...   build the directory layer of a view
+    worker.py again ARGUMENTS               run metadata_layer with these arguments, and time what is in it
+    worker.py read MANIFEST...              read and compose the manifests, and build nothing
+    worker.py scan ROOT                     scan a tree as a release
+
+Each prints what it found as JSON.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout, suppress
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils import basic
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import compose
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import LayerSpec, ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.scan import Scan
+from ansible_collections.renderfarm.overlay.plugins.modules import metadata_layer
+
+VIEW = "bench"
+
+
+def build(state_dir: str, *manifests: str) -> dict[str, Any]:
+    """Build a layer as metadata_layer does. ``synced`` is all of it, ``built`` ends before it goes to the disk."""
+    layer = _Stopwatch(views.DirectoryLayer.build)
+
+    def timed(*given: Any) -> Any:
+        return layer(*given)
+
+    views.DirectoryLayer.build = timed  # type: ignore[method-assign]
+    paths = ViewPaths.of(state_dir, VIEW)
+    spec = LayerSpec(VIEW, _placements(manifests), "directory", "data_only", "trusted")
+    whole = _Stopwatch(views.build)
+    generation, report = whole(paths, spec)
+    return {
+        "built": layer.seconds,
+        "synced": whole.seconds,
+        "peak_bytes": _peak_memory(),
+        "entries": generation.entries.as_dict(),
+        "bytes_on_disk": report.bytes_on_disk,
+        "layer": os.path.join(paths.generation(generation.id), "layer"),
+    }
+
+
+def again(arguments: str) -> dict[str, Any]:
+    """Run the module in this process; its own work is what lies between reading its arguments and giving its outcome."""
+    inside = _Stopwatch(runner.deadline.run)
+    runner.deadline.run = inside  # type: ignore[assignment]
+    basic._ANSIBLE_ARGS = json.dumps({"ANSIBLE_MODULE_ARGS": json.loads(arguments)}).encode()
+    basic._ANSIBLE_PROFILE = "legacy"
+    output = io.StringIO()
+    with redirect_stdout(output), suppress(SystemExit):
+        metadata_layer.main()
+    return {"inside": inside.seconds, "outcome": json.loads(output.getvalue())}
+
+
+def read(*manifests: str) -> dict[str, Any]:
+    started = time.perf_counter()
+    entries = sum(1 for _entry in compose(_placements(manifests), manifest_store.entries))
+    return {"seconds": time.perf_counter() - started, "entries": entries}
+
+
+def scan(root: str) -> dict[str, Any]:
+    started = time.perf_counter()
+    folder, name = os.path.split(root)
+    entries = sum(1 for _entry in Scan(os.fsencode(folder), os.fsencode(name)))
+    return {"seconds": time.perf_counter() - started, "entries": entries}
+
+
+class _Stopwatch:
+    """Calls a function and remembers how long that took."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self.seconds = 0.0
+
+    def __call__(self, *given: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return self._function(*given)
+        finally:
+            self.seconds = time.perf_counter() - started
+
+
+def _placements(manifests: Sequence[str]) -> tuple[Placement, ...]:
+    found = []
+    for path in manifests:
+        record = manifest_store.read_record(path)
+        place = os.fsencode(record.release)
+        found.append(Placement(path, record, place, place))
+    return tuple(found)
+
+
+def _peak_memory() -> int:
+    """Return the most memory that this process ever had, in bytes: VmHWM of proc(5)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("the kernel does not tell VmHWM")
+
+
+if __name__ == "__main__":
+    found = {"build": build, "again": again, "read": read, "scan": scan}[sys.argv[1]](*sys.argv[2:])
+    print(json.dumps(found))
