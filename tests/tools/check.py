@@ -220,6 +220,19 @@ nitpicky = False
 """
 
 
+#: The generated pages refer to this place of ansible-core's documentation, which is not at hand here.
+ANSIBLE_CORE_PAGE = """
+:orphan:
+
+.. _common_return_values:
+
+Common return values
+====================
+
+See ansible-core's documentation of the return values that all modules have.
+"""
+
+
 def docs(_args: Sequence[str]) -> Count:
     """Lint the documentation, and make HTML of it in .build/docs/html without a warning."""
     if not tracked("plugins/modules/*.py"):
@@ -235,6 +248,7 @@ def docs(_args: Sequence[str]) -> Count:
     count += step("antsibull-docs collection", *make, "--dest-dir", source, "renderfarm.overlay")
     # It lists ansible-core's own variables, and refers to ansible-core's pages.
     (source / "environment_variables.rst").unlink(missing_ok=True)
+    (source / "ansible_core.rst").write_text(ANSIBLE_CORE_PAGE)
     (source / "conf.py").write_text(SPHINX_CONF)
     sphinx = ("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "-d", folder / "doctrees")
     return count + step("sphinx", *sphinx, source, folder / "html")
