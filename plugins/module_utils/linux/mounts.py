@@ -240,9 +240,18 @@ def apply(action: Action) -> None:
         else:
             _attach_new(action.spec, switch_beneath)
     elif isinstance(action, UnmountOverlay):
-        unmount(action.path)
+        _unmount_all(action.path)
     elif isinstance(action, RemoveMountpoint):
         os.rmdir(action.path)
+
+
+def _unmount_all(path: bytes) -> None:
+    """Unmount the overlay at ``path``, and those that it covers, as a switch that was killed leaves one."""
+    while True:
+        unmount(path)
+        below = mountinfo.top_mount(read_mounts(), path)
+        if below is None or below.fstype != b"overlay":
+            return
 
 
 def _attach_new(spec: MountSpec, how: Callable[[int, bytes], None]) -> None:
