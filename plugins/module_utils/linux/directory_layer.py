@@ -95,12 +95,13 @@ class DirectoryLayer:
         try:
             if entry.uid != self._user or entry.gid != self._group:
                 os.fchown(fd, entry.uid, entry.gid)
-            if mode & _SPECIAL_BITS:
-                os.fchmod(fd, mode)
             if entry.size and entry.target is not None:
                 xattrs.write(fd, self._metacopy, b"")
                 xattrs.write(fd, self._redirect, b"/" + entry.target)
                 os.ftruncate(fd, entry.size)
+            # After chown and truncate, which take away set-user-ID bits and capabilities.
+            if mode & _SPECIAL_BITS:
+                os.fchmod(fd, mode)
             for attribute, value in entry.xattrs:
                 xattrs.write(fd, attribute, value)
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
