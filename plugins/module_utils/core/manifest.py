@@ -38,7 +38,15 @@ _ESCAPE_FIELD = re.compile(rb"[^!-~]|\\")
 _ESCAPE_KEY = re.compile(rb"[^!-~]|[\\=]")
 _UNESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|[\\nrt]|)")
 _UNESCAPE_SHORT = {b"\\": b"\\", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
-_NUMBER = re.compile(rb"-?[0-9]+")
+
+#: A line up to its attributes. Python would read more as numbers than a manifest has: 1_0, +1 and the like.
+_LINE = re.compile(
+    rb"([^ ]*) ([0-9]{1,19}) (@?)([0-7]{1,6}) ([0-9]{1,10}) ([0-9]{1,10}) ([0-9]{1,10}) 0"
+    rb" (-?[0-9]{1,18})\.([0-9]{1,9}) ([^ ]*) - -(?: |$)"
+)
+_LARGEST_SIZE = (1 << 63) - 1
+#: The next number is -1, which means 'leave as it is' to chown(2).
+_LARGEST_OWNER = (1 << 32) - 2
 
 
 def _escaped(match: re.Match[bytes]) -> bytes:
@@ -84,29 +92,35 @@ def encode(entry: Entry) -> bytes:
 
 def decode(line: bytes) -> Entry:
     """Return the entry that one line (without its newline) describes. Raises ManifestError if it describes none."""
+    match = _LINE.match(line)
+    if match is None:
+        raise _explained(line)
+    path, size, hardlink, mode, nlink, uid, gid, seconds, nanoseconds, payload = match.groups()
+    entry = Entry(
+        unescape(path),
+        int(mode, 8),
+        int(size),
+        int(nlink),
+        int(uid),
+        int(gid),
+        int(seconds) * 1_000_000_000 + int(nanoseconds),
+        None if payload == b"-" else unescape(payload),
+        bool(hardlink),
+        _decode_xattrs(line[match.end() :].split(b" ")) if line[match.end() - 1 :] != b"-" else (),
+    )
+    if entry.size > _LARGEST_SIZE or entry.uid > _LARGEST_OWNER or entry.gid > _LARGEST_OWNER or entry.mode > 0o177777:
+        raise _explained(line)
+    return entry
+
+
+def _explained(line: bytes) -> ManifestError:
+    """Return why a line is none of a manifest."""
     fields = line.split(b" ")
     if len(fields) < _FIXED_FIELDS:
-        raise ManifestError(f"{len(fields)} fields where there are at least {_FIXED_FIELDS}")
-    path, size, mode, nlink, uid, gid, rdev, mtime, payload, content, digest = fields[:_FIXED_FIELDS]
-    if rdev != b"0" or content != b"-" or digest != b"-":
-        raise ManifestError("device numbers, inline content and fs-verity digests are not for release manifests")
-    try:
-        seconds, nanoseconds = mtime.split(b".")
-        is_hardlink = mode[:1] == b"@"
-        return Entry(
-            unescape(path),
-            int(mode[1:] if is_hardlink else mode, 8),
-            int(size),
-            int(nlink),
-            int(uid),
-            int(gid),
-            int(seconds) * 1_000_000_000 + int(nanoseconds),
-            None if payload == b"-" else unescape(payload),
-            is_hardlink,
-            _decode_xattrs(fields[_FIXED_FIELDS:]) if len(fields) > _FIXED_FIELDS else (),
-        )
-    except ValueError:
-        raise ManifestError(f"a number is malformed in {show(line)[:200]!r}") from None
+        return ManifestError(f"{len(fields)} fields where there are at least {_FIXED_FIELDS}")
+    if fields[6] != b"0" or fields[9:_FIXED_FIELDS] != [b"-", b"-"]:
+        return ManifestError("device numbers, inline content and fs-verity digests are not for release manifests")
+    return ManifestError(f"a number is malformed or out of its range in {show(line)[:200]!r}")
 
 
 def _decode_xattrs(fields: list[bytes]) -> Xattrs:
@@ -173,8 +187,8 @@ class _StructureCheck:
 
     def _check_kind(self, entry: Entry) -> None:
         kind = stat.S_IFMT(entry.mode)
-        if entry.size < 0 or entry.nlink < 1 or entry.uid < 0 or entry.gid < 0:
-            raise ManifestError(f"{show(entry.path)!r} has a negative number, or no link")
+        if entry.nlink < 1:
+            raise ManifestError(f"{show(entry.path)!r} has no link")
         if entry.is_hardlink:
             self._check_hardlink(entry)
         elif kind == stat.S_IFREG:
@@ -246,6 +260,7 @@ _COMPARED: tuple[tuple[str, Callable[[Entry], object]], ...] = (
     ("mode", lambda entry: f"{entry.mode:o}"),
     ("size", lambda entry: entry.size),
     ("links", lambda entry: entry.nlink),
+    ("hard link", lambda entry: "yes" if entry.is_hardlink else "no"),
     ("owner", lambda entry: f"{entry.uid}:{entry.gid}"),
     ("mtime", lambda entry: "{}.{:09}".format(*divmod(entry.mtime_ns, 1_000_000_000))),
     ("target", lambda entry: show(entry.target or b"-")),
