@@ -67,6 +67,7 @@ _value:
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any, Callable
 
 from ansible.errors import AnsibleFilterError
@@ -112,8 +113,13 @@ def _functions() -> Any:
         def _func_version_match(self, version: str, condition: str) -> bool:
             return version_match(version, condition)
 
-        @functions.signature({"types": ["array"]}, {"types": ["number"], "variadic": True})
-        def _func_newest(self, releases: list[dict[str, Any]], *count: int) -> list[dict[str, Any]]:
+        # With a second, variadic argument JMESPath would insist on having it.
+        @functions.signature({"types": ["array"], "variadic": True})
+        def _func_newest(self, releases: list[dict[str, Any]], *count: Any) -> list[dict[str, Any]]:
+            if len(count) > 1 or not all(isinstance(one, int) and one >= 0 for one in count):
+                raise OverlayError("newest(releases, n) takes one whole number n")
+            if not all(isinstance(one, dict) and {"package", "version"} <= set(one) for one in releases):
+                raise OverlayError("newest(releases) works on a list of releases, each with its package and version")
             return newest(releases, *count)
 
     return ReleaseFunctions()
@@ -125,7 +131,7 @@ def select_releases(releases: Any, query: str = "@", ready_only: bool = True) ->
         raise AnsibleFilterError(
             "renderfarm.overlay.select_releases needs jmespath on the controller: pip install jmespath"
         )
-    if not isinstance(releases, (list, tuple)):
+    if not isinstance(releases, (list, tuple)) or not all(isinstance(release, Mapping) for release in releases):
         raise AnsibleFilterError(
             "renderfarm.overlay.select_releases works on the list that release_info returns as 'releases'"
         )

@@ -1,0 +1,103 @@
+"""Choosing releases by a query."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.renderfarm.overlay.plugins.filter import select_releases as plugin
+from ansible_collections.renderfarm.overlay.plugins.filter.select_releases import FilterModule, select_releases
+
+
+def release(path: str, **more: Any) -> dict[str, Any]:
+    package, version = path.split("/")
+    return {"package": package, "version": version, "path": path, "ready": True, "manifest": None, **more}
+
+
+RELEASES = [
+    release("houdini/19.5.805"),
+    release("houdini/20.5.332"),
+    release("houdini/20.5.410", manifest="/m"),
+    release("houdini/21.0.1", ready=False),
+    release("nuke/15.1v3"),
+    release("nuke/15.1v12", manifest="/m"),
+    release("usd/25.05"),
+]
+
+
+def paths(query: str, ready_only: bool = True) -> list[str]:
+    return [one["path"] for one in select_releases(RELEASES, query, ready_only)]
+
+
+@pytest.mark.parametrize(
+    ("query", "chosen"),
+    [
+        ("[]", [one["path"] for one in RELEASES if one["ready"]]),
+        ("[?package == 'usd']", ["usd/25.05"]),
+        ("[?package == 'none']", []),
+        ("newest(@)", ["houdini/20.5.410", "nuke/15.1v12", "usd/25.05"]),
+        ("newest(@, `1`)", ["houdini/20.5.410", "nuke/15.1v12", "usd/25.05"]),
+        ("newest(@, `0`)", []),
+        ("newest([?package == 'houdini'], `2`)", ["houdini/20.5.332", "houdini/20.5.410"]),
+        ("newest([?manifest])", ["houdini/20.5.410", "nuke/15.1v12"]),
+        ("[?version_match(version, '>=20.5, <21')]", ["houdini/20.5.332", "houdini/20.5.410", "usd/25.05"][:2]),
+        ("[?package == 'nuke' && version_match(version, '>15.1v3')]", ["nuke/15.1v12"]),
+        ("newest([?version_match(version, '!=20.5.410')])", ["houdini/20.5.332", "nuke/15.1v12", "usd/25.05"]),
+    ],
+)
+def test_queries_choose(query: str, chosen: list[str]) -> None:
+    assert paths(query) == chosen
+
+
+def test_a_release_that_is_not_ready_is_chosen_only_when_asked_for() -> None:
+    assert "houdini/21.0.1" not in paths("@")
+    assert paths("newest([?package == 'houdini'])", ready_only=False) == ["houdini/21.0.1"]
+    assert select_releases([{"path": "x/1", "package": "x", "version": "1"}]) == []
+
+
+def test_what_is_chosen_comes_as_it_was() -> None:
+    assert select_releases(RELEASES, "[?path == 'usd/25.05']") == [RELEASES[-1]]
+    assert select_releases([], "newest(@)") == []
+
+
+@pytest.mark.parametrize(
+    ("releases", "query", "reason"),
+    [
+        (RELEASES, "[?", "query"),
+        (RELEASES, "nosuch(@)", "nosuch"),
+        (RELEASES, "newest()", "newest"),
+        (RELEASES, "newest('x')", "array"),
+        (RELEASES, "newest(@, 'two')", "whole number"),
+        (RELEASES, "newest(@, `1.5`)", "whole number"),
+        (RELEASES, "newest(@, `-1`)", "whole number"),
+        (RELEASES, "newest(@, `1`, `2`)", "whole number"),
+        (RELEASES, "[?version_match(version, '20.5')]", "'20.5' is not a comparison"),
+        (RELEASES, "[?version_match(version, '>=20.5,')]", "'' is not a comparison"),
+        (RELEASES, "[?version_match(version, `20`)]", "string"),
+        (RELEASES, "[].path", "does not give a list of releases"),
+        (RELEASES, "[0]", "does not give a list of releases"),
+        (RELEASES, "length(@)", "does not give a list of releases"),
+        (RELEASES, "nothing", "does not give a list of releases"),
+        (RELEASES, "newest([].path)", "newest.* a list of releases"),
+        (RELEASES, "newest([].{path: path})", "newest.* a list of releases"),
+        ({"releases": RELEASES}, "@", "the list that release_info returns"),
+        ("houdini/20.5", "@", "the list that release_info returns"),
+        (None, "@", "the list that release_info returns"),
+        (["houdini/20.5"], "@", "the list that release_info returns"),
+    ],
+)
+def test_a_query_that_gives_no_releases_is_refused_with_its_reason(releases: Any, query: str, reason: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=rf"(?s)^renderfarm\.overlay\.select_releases.*{reason}"):
+        select_releases(releases, query)
+
+
+def test_a_controller_without_jmespath_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin, "HAS_JMESPATH", False)
+    with pytest.raises(AnsibleFilterError, match="pip install jmespath"):
+        select_releases(RELEASES)
+
+
+def test_the_filter_has_its_name() -> None:
+    assert FilterModule().filters() == {"select_releases": select_releases}
