@@ -78,19 +78,31 @@ def parse(text: bytes) -> Iterator[Mount]:
 
 
 def top_mount(mounts: Sequence[Mount], path: bytes) -> Mount | None:
-    """Return the mount that is seen at ``path`` itself: the one there that no other one there covers."""
-    here = [mount for mount in mounts if mount.path == path]
-    covered = {mount.parent for mount in here}
-    return next((mount for mount in reversed(here) if mount.id not in covered), None)
+    """Return the mount that is seen at ``path`` itself: the one there that no other one there or above it covers."""
+    mount = containing_mount(mounts, path)
+    return mount if mount and mount.path == path else None
 
 
 def containing_mount(mounts: Sequence[Mount], path: bytes) -> Mount | None:
-    """Return the mount that a path without symbolic links is on."""
-    while True:
-        mount = top_mount(mounts, path)
-        if mount or path in (b"/", b""):
-            return mount
-        path = path.rpartition(b"/")[0] or b"/"
+    """Return the mount that a path without symbolic links is on, found as the kernel finds it: from the root down."""
+    ids = {mount.id for mount in mounts if mount.parent != mount.id}
+    above = [
+        mount for mount in mounts if mount.path == b"/" or path == mount.path or path.startswith(mount.path + b"/")
+    ]
+    found: Mount | None = None
+    for place in sorted({mount.path for mount in above}, key=len):
+        here = [mount for mount in above if mount.path == place]
+        while True:
+            # In a chroot that is no mount nobody who is listed is the parent of the first ones.
+            on_top = [
+                mount
+                for mount in here
+                if (mount.parent == found.id if found else mount.parent not in ids) and mount is not found
+            ]
+            if not on_top:
+                break
+            found = on_top[-1]
+    return found
 
 
 def overlay_layers(mount: Mount) -> OverlayLayers:
