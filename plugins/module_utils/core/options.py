@@ -172,6 +172,9 @@ def differences(spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]) -
     for name, value in spec.settings:
         wanted = value or b"on"
         actual = _live_setting(layers, name, defaults)
+        if (name, wanted) == (b"redirect_dir", b"off"):
+            # 'off' is not to make any; whether those that are there are followed is the host's setting.
+            wanted = b"follow" if defaults.get(b"redirect_always_follow") == b"Y" else b"nofollow"
         if not _same_setting(name, wanted, actual):
             found[name.decode()] = (actual.decode(), wanted.decode())
     for flag in ("ro", *MOUNT_FLAGS):
