@@ -47,7 +47,7 @@ class Pattern:
             raise OverlayError(
                 f"pattern {text!r} must be a path relative to the software root, without empty parts, '.' or '..'"
             )
-        return cls(tuple(re.compile(_expression(part)) for part in parts))
+        return cls(tuple(re.compile(_expression(part), re.DOTALL) for part in parts))
 
     def release(self, names: list[str]) -> Release | None:
         """Return the release that the names of its levels make, or None when one of them does not match."""
