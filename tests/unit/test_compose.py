@@ -165,5 +165,5 @@ def test_places_are_cleaned(given: bytes, clean: bytes) -> None:
 
 @pytest.mark.parametrize("given", [b"..", b"a/..", b"../a", b"a/../b", b"a\0b"])
 def test_places_that_lead_out_are_refused_by_name(given: bytes) -> None:
-    with pytest.raises(OverlayError, match="^'at' of release a "):
+    with pytest.raises(OverlayError, match=r"^'at' of release a "):
         relative_path(given, "'at' of release a")

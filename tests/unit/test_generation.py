@@ -105,7 +105,7 @@ def test_the_name_of_a_view_becomes_a_folder(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".a", "-a", "_a", "a/b", "a b", "a\n", "ä", "a" * 101, "a\0"])
 def test_a_name_that_is_no_good_folder_is_refused(name: str) -> None:
-    with pytest.raises(OverlayError, match="^view name "):
+    with pytest.raises(OverlayError, match=r"^view name "):
         ViewPaths.of("/state", name)
 
 

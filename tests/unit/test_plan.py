@@ -1,0 +1,159 @@
+"""Plans: from a state to the actions that are needed, and none when all is as declared."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Counts, ManifestRecord
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, parse
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import mount_spec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
+    MountpointState,
+    ViewState,
+    check_places,
+    plan_layer,
+    plan_manifest,
+    plan_mounted,
+    plan_unmounted,
+    plan_view_removal,
+)
+
+RECORD = ManifestRecord("a/1", "sha256:0", 1, Counts(), 0, False)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "record", "remains", "actions"),
+    [
+        (True, None, False, ["scan release a/1"]),
+        (True, None, True, ["scan release a/1"]),
+        (True, RECORD, True, []),
+        (False, None, False, []),
+        (False, RECORD, True, ["remove the manifest of release a/1"]),
+        (False, None, True, ["remove the manifest of release a/1"]),
+    ],
+)
+def test_manifests(wanted: bool, record: ManifestRecord | None, remains: bool, actions: list[str]) -> None:
+    assert [str(action) for action in plan_manifest("a/1", wanted, record, remains)] == actions
+
+
+def state(*generations: str, current: str | None = None, previous: str | None = None) -> ViewState:
+    return ViewState(True, frozenset(generations), current, previous)
+
+
+@pytest.mark.parametrize(
+    ("there", "actions"),
+    [
+        (state(), ["build generation g", "make generation g current"]),
+        (state("f", current="f"), ["build generation g", "make generation g current"]),
+        (state("f", "g", current="f"), ["make generation g current"]),
+        (state("g"), ["make generation g current"]),
+        (state("f", "g", current="g", previous="f"), []),
+        # The link is there and the generation is not: someone removed it by hand.
+        (state(current="g"), ["build generation g"]),
+    ],
+)
+def test_layers(there: ViewState, actions: list[str]) -> None:
+    assert [str(action) for action in plan_layer("g", there)] == actions
+
+
+def test_a_view_is_removed_unless_it_is_mounted() -> None:
+    assert [str(action) for action in plan_view_removal("v", state("g"), ())] == ["remove all generations of view v"]
+    assert plan_view_removal("v", ViewState(False, frozenset(), None, None), ()) == ()
+    with pytest.raises(OverlayError, match="view v is mounted at /s, /t: unmount it"):
+        plan_view_removal("v", state("g"), (b"/s", b"/t"))
+
+
+SPEC = mount_spec(b"/v", [b"/meta"], [b"/data"], {}, True)
+DEFAULTS = {b"metacopy": b"N", b"redirect_dir": b"N", b"redirect_always_follow": b"Y"}
+
+
+def live(options: bytes, fstype: bytes = b"overlay") -> Mount:
+    (mount,) = parse(b"66 63 0:40 / /v ro,relatime - %s somewhere %s\n" % (fstype, options))
+    return mount
+
+
+SAME = live(b"ro,lowerdir+=/meta,datadir+=/data,metacopy=on")
+OTHER = live(b"ro,lowerdir+=/old,datadir+=/data,metacopy=on")
+
+
+@pytest.mark.parametrize("switch", ["auto", "beneath", "replace", "never"])
+@pytest.mark.parametrize(
+    ("there", "actions"),
+    [
+        (MountpointState(None, None), ["create directory /v", "mount overlay at /v"]),
+        (MountpointState(None, True), ["mount overlay at /v"]),
+        (MountpointState(SAME, None), []),
+    ],
+)
+def test_mounting(there: MountpointState, actions: list[str], switch: str) -> None:
+    assert [str(action) for action in plan_mounted(SPEC, there, DEFAULTS, switch)] == actions
+
+
+@pytest.mark.parametrize(("switch", "method"), [("auto", "beneath"), ("beneath", "beneath"), ("replace", "replace")])
+def test_switching(switch: str, method: str) -> None:
+    plan = plan_mounted(SPEC, MountpointState(OTHER, None), DEFAULTS, switch)
+    assert [str(action) for action in plan] == [f"switch the overlay at /v ({method})"]
+
+
+@pytest.mark.parametrize(
+    ("there", "switch", "reason"),
+    [
+        (MountpointState(None, False), "auto", "mountpoint /v is not empty"),
+        (MountpointState(live(b"rw", b"nfs4"), None), "replace", "mount of type nfs4 from somewhere: it is left alone"),
+        (MountpointState(OTHER, None), "never", "'switch' is never .*lower: .*/old.* -> .*/meta"),
+    ],
+)
+def test_what_is_in_the_way_is_refused_by_name(there: MountpointState, switch: str, reason: str) -> None:
+    with pytest.raises(OverlayError, match=reason):
+        plan_mounted(SPEC, there, DEFAULTS, switch)
+
+
+@pytest.mark.parametrize(
+    ("path", "lower", "data", "reason"),
+    [
+        (b"/data/v", b"/meta", b"/data", "inside of the data layer /data"),
+        (b"/data", b"/meta", b"/data", "inside of the data layer /data"),
+        (b"/v", b"/meta", b"/", "inside of the data layer /"),
+        (b"/v", b"/v/meta", b"/data", "would cover its own layer /v/meta"),
+        (b"/v", b"/meta", b"/v/data", "would cover its own layer /v/data"),
+        (b"/meta/v", b"/meta", b"/data", "would cover its own layer /meta"),
+        (b"/", b"/meta", b"/data", "would cover its own layer /meta"),
+    ],
+)
+def test_a_mountpoint_in_its_own_layers_is_refused_by_name(path: bytes, lower: bytes, data: bytes, reason: str) -> None:
+    with pytest.raises(OverlayError, match=reason):
+        check_places(mount_spec(path, [lower], [data], {}, True))
+
+
+@pytest.mark.parametrize("path", [b"/database", b"/dat", b"/v", b"/metadata", b"/x/data"])
+def test_a_mountpoint_beside_its_layers_is_fine(path: bytes) -> None:
+    check_places(mount_spec(path, [b"/meta"], [b"/data"], {}, True))
+
+
+@pytest.mark.parametrize(
+    ("there", "absent", "actions"),
+    [
+        (MountpointState(None, None), False, []),
+        (MountpointState(None, True), False, []),
+        (MountpointState(None, False), False, []),
+        (MountpointState(SAME, None), False, ["unmount the overlay at /v"]),
+        (MountpointState(None, None), True, []),
+        (MountpointState(None, True), True, ["remove directory /v"]),
+        (MountpointState(OTHER, None), True, ["unmount the overlay at /v", "remove directory /v"]),
+    ],
+)
+def test_unmounting(there: MountpointState, absent: bool, actions: list[str]) -> None:
+    assert [str(action) for action in plan_unmounted(b"/v", there, absent)] == actions
+
+
+@pytest.mark.parametrize(
+    ("there", "reason"),
+    [
+        (MountpointState(live(b"rw", b"tmpfs"), None), "mount of type tmpfs .* left alone"),
+        (MountpointState(None, False), "/v is not empty: it is not removed"),
+    ],
+)
+def test_what_is_not_ours_is_not_removed(there: MountpointState, reason: str) -> None:
+    with pytest.raises(OverlayError, match=reason):
+        plan_unmounted(b"/v", there, absent=True)
