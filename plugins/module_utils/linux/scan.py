@@ -251,7 +251,11 @@ class Scan:
 
 
 def open_release(root: bytes, release: bytes) -> int:
-    """Return a descriptor of a release's directory. Raises OverlayError when there is none, or a symbolic link on the way."""
+    """Return a descriptor of a release's directory.
+
+    Raises OverlayError when there is none, or a symbolic link or a mount on the way: a view finds content by a path in its data
+    layer, and the kernel follows neither there.
+    """
     try:
         fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -259,6 +263,7 @@ def open_release(root: bytes, release: bytes) -> int:
     except NotADirectoryError:
         raise OverlayError(f"software root {show(root)} is not a directory") from None
     path = root
+    mount = _mount_id(fd)
     for name in release.split(b"/"):
         path = os.path.join(path, name)
         try:
@@ -273,7 +278,19 @@ def open_release(root: bytes, release: bytes) -> int:
         finally:
             os.close(fd)
         fd = inner
+        if _mount_id(fd) != mount:
+            os.close(fd)
+            raise OverlayError(
+                f"{show(path)} is a mount below the software root, such as a nested export: a view cannot reach data across"
+                " it; make it a software root and a data layer of its own"
+            )
     return fd
+
+
+def _mount_id(fd: int) -> bytes:
+    """Return the number of the mount that a descriptor was opened through. A bind mount has its own, unlike its device."""
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as stream:
+        return next(line for line in stream if line.startswith(b"mnt_id:"))
 
 
 def find_releases(
