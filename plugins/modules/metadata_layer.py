@@ -34,9 +34,13 @@ options:
     default: []
     suboptions:
       manifest:
-        description: Path of the release's manifest, as M(renderfarm.overlay.release_manifest) returns it.
+        description:
+          - Path of the release's manifest, as M(renderfarm.overlay.release_manifest) returns it.
+          - Either this or O(releases[].release) is required.
         type: path
-        required: true
+      release:
+        description: Path of the release below the software root, V(houdini/20.5.410). Its manifest is that in O(store).
+        type: str
       at:
         description:
           - Where the release appears, relative to the root of the view.
@@ -47,6 +51,9 @@ options:
           - Where the release's data is, relative to the root of the data layer that will be mounted.
           - By default it is the release's path below the software root.
         type: str
+  store:
+    description: Folder with the manifests of releases that are given by O(releases[].release).
+    type: path
   state:
     description:
       - V(present) makes sure that the generation is there and is the current one.
@@ -94,6 +101,14 @@ EXAMPLES = r"""
       - manifest: /net/manifests/houdini/20.5.410.dump.gz
       - manifest: /net/manifests/usd/25.05.dump.gz
   register: layer
+
+- name: Build the same layer, with the releases given by their paths
+  renderfarm.overlay.metadata_layer:
+    name: software
+    store: /net/manifests
+    releases:
+      - release: houdini/20.5.410
+      - release: usd/25.05
 
 - name: Show a release under another path, owned by root
   renderfarm.overlay.metadata_layer:
@@ -211,11 +226,15 @@ def main() -> None:
                 "elements": "dict",
                 "default": [],
                 "options": {
-                    "manifest": {"type": "path", "required": True},
+                    "manifest": {"type": "path"},
+                    "release": {"type": "str"},
                     "at": {"type": "str"},
                     "source": {"type": "str"},
                 },
+                "required_one_of": [("manifest", "release")],
+                "mutually_exclusive": [("manifest", "release")],
             },
+            "store": {"type": "path"},
             "state_dir": runner.STATE_DIR,
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "format": {"type": "str", "choices": ["auto", "directory"], "default": "auto"},
@@ -240,7 +259,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
 def _layer_spec(params: dict[str, Any]) -> LayerSpec:
     return LayerSpec(
         name=params["name"],
-        placements=tuple(_placement(release) for release in params["releases"]),
+        placements=tuple(_placement(release, params["store"]) for release in params["releases"]),
         format="directory",
         strategy="data_only",
         xattr_namespace=params["xattr_namespace"],
@@ -249,14 +268,25 @@ def _layer_spec(params: dict[str, Any]) -> LayerSpec:
     )
 
 
-def _placement(release: dict[str, Any]) -> Placement:
-    record = manifest_store.read_record(release["manifest"])
+def _placement(release: dict[str, Any], store: str | None) -> Placement:
+    path = _manifest(release, store)
+    record = manifest_store.read_record(path)
 
     def place(option: str) -> bytes:
         given = record.release if release[option] is None else release[option]
         return relative_path(os.fsencode(given), f"'{option}' of release {record.release}")
 
-    return Placement(release["manifest"], record, place("at"), place("source"))
+    return Placement(path, record, place("at"), place("source"))
+
+
+def _manifest(release: dict[str, Any], store: str | None) -> str:
+    if release["manifest"] is not None:
+        return str(release["manifest"])
+    if store is None:
+        raise OverlayError(
+            f"release {release['release']} is given by its path, so 'store' has to say where its manifest is"
+        )
+    return manifest_store.manifest_path(store, os.fsdecode(relative_path(os.fsencode(release["release"]), "release")))
 
 
 def _number(given: str | None, option: str, look_up: Any) -> int | None:
