@@ -1,0 +1,224 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: software_root
+short_description: Mount the software root over NFS
+version_added: 0.1.0
+description:
+  - Makes sure that the software root is mounted with options that are fit for releases that never change, by comparing the declaration
+    with what the kernel says is mounted.
+  - Only the options that are declared are compared, as the kernel prints them. So C(actimeo=3600) is the same as its four parts,
+    C(vers=4) is met by C(vers=4.2), and a smaller C(rsize) than asked for is what the server allows.
+  - A mount is never exchanged or unmounted behind the back of those who use it.
+author:
+  - renderfarm.overlay maintainers (@renderfarm-overlay)
+extends_documentation_fragment:
+  - renderfarm.overlay.attributes
+  - renderfarm.overlay.options
+options:
+  path:
+    description: The mountpoint. It is created when it does not exist, and has to be empty when nothing is mounted there.
+    type: path
+    required: true
+  source:
+    description: Server and exported folder, for example V(filer:/export/software). Required with O(state=mounted).
+    type: str
+  fstype:
+    description: Type of the mount. With either of them the version is chosen by the option C(vers).
+    type: str
+    choices: [nfs, nfs4]
+    default: nfs
+  options:
+    description:
+      - Options of the mount; see nfs(5).
+      - C(nocto) and a long C(actimeo) keep opens and stats of files that have been opened from asking the server again.
+    type: list
+    elements: str
+    default: [ro, vers=4.2, hard, nocto, actimeo=3600, noatime, nodev]
+  persist:
+    description:
+      - With V(fstab), C(/etc/fstab) has a line for O(path), or has none when O(state) is V(unmounted) or V(absent).
+      - V(none) leaves that file alone.
+    type: str
+    choices: [none, fstab]
+    default: none
+  replace:
+    description:
+      - When the software root is mounted with other options than declared, unmount it and mount it anew. That fails when it is in use, also
+        as a layer of an overlay. In between, software finds nothing there.
+      - Without it the module fails and says what differs.
+    type: bool
+    default: false
+  state:
+    description:
+      - V(mounted) makes sure that O(source) is mounted at O(path).
+      - V(unmounted) makes sure that nothing is mounted there. It fails, naming the processes or the overlay, when it is in use.
+      - V(absent) is the same, and removes the empty directory.
+      - V(present) changes nothing, and fails when O(path) is not a directory with something in it. It is for software roots that something
+        else mounts.
+    type: str
+    choices: [mounted, unmounted, absent, present]
+    default: mounted
+notes:
+  - It needs mount(8) and, for NFS, its helper mount.nfs(8), which is in the package nfs-common or nfs-utils.
+  - A mount of another type, or from another source, at O(path) is never touched.
+  - C(retry=0) is given to mount.nfs(8), unless O(options) has C(retry), so that a server that does not answer is reported at once.
+seealso:
+  - module: renderfarm.overlay.overlay_mount
+"""
+
+EXAMPLES = r"""
+- name: Mount the software root
+  renderfarm.overlay.software_root:
+    path: /net/software
+    source: filer:/export/software
+    persist: fstab
+
+- name: Make sure that the automounter has something there
+  renderfarm.overlay.software_root:
+    path: /net/software
+    state: present
+
+- name: Unmount it, unless it is in use
+  renderfarm.overlay.software_root:
+    path: /net/software
+    state: unmounted
+"""
+
+RETURN = r"""
+actions:
+  description: What was done, or in check mode would be done.
+  type: list
+  elements: str
+  returned: success
+  sample: [create directory /net/software, "mount filer:/export/software at /net/software"]
+mount:
+  description: What the kernel reports at the mountpoint when the module ends; none when nothing is mounted there.
+  type: dict
+  returned: success
+  contains:
+    path:
+      description: The mountpoint.
+      type: str
+      sample: /net/software
+    source:
+      description: What is mounted.
+      type: str
+      sample: "filer:/export/software"
+    type:
+      description: Type of the file system.
+      type: str
+      sample: nfs4
+    flags:
+      description: Options of the mount itself.
+      type: list
+      elements: str
+      sample: [ro, nodev, noatime]
+    options:
+      description: Options of the file system.
+      type: list
+      elements: str
+      sample: [ro, vers=4.2, rsize=1048576, acregmin=3600, acregmax=3600, acdirmin=3600, acdirmax=3600, hard, nocto]
+"""
+
+import os
+from typing import Any
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import nfs
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.nfs import SoftwareRootSpec, WriteFstab
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Plan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts, software_root
+
+OPTIONS = ["ro", "vers=4.2", "hard", "nocto", "actimeo=3600", "noatime", "nodev"]
+
+
+def main() -> None:
+    runner.run(
+        {
+            "path": {"type": "path", "required": True},
+            "source": {"type": "str"},
+            "fstype": {"type": "str", "choices": ["nfs", "nfs4"], "default": "nfs"},
+            "options": {"type": "list", "elements": "str", "default": OPTIONS},
+            "persist": {"type": "str", "choices": ["none", "fstab"], "default": "none"},
+            "replace": {"type": "bool", "default": False},
+            "state": {
+                "type": "str",
+                "choices": ["mounted", "unmounted", "absent", "present"],
+                "default": "mounted",
+            },
+        },
+        work,
+        required_if=[("state", "mounted", ("source",))],
+    )
+
+
+def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
+    if not os.path.isabs(params["path"]):
+        raise OverlayError(f"path must be an absolute path, not {params['path']!r}")
+    path = os.fsencode(os.path.realpath(params["path"]))
+    if params["state"] == "present":
+        return _present(path)
+    state = mounts.observe(path)
+    live = mounts.read_mounts()
+    spec: SoftwareRootSpec | None = None
+    if params["state"] == "mounted":
+        spec = nfs.software_root_spec(path, params["source"], params["fstype"], params["options"])
+        plan = nfs.plan_mounted(spec, state, live, params["replace"])
+    else:
+        plan = nfs.plan_unmounted(path, state, live, params["state"] == "absent")
+    mount_plan = plan
+    if params["persist"] == "fstab":
+        plan += _plan_fstab(path, spec)
+    context.carry_out(plan, lambda action: software_root.apply(action, context.timeout * 0.9))
+    after = state.mount if context.check_mode or not mount_plan else mounts.observe(path).mount
+    warnings = _differing(spec, after) if mount_plan and not context.check_mode else []
+    return _outcome(plan, mount_plan, state.mount, after, spec, warnings)
+
+
+def _present(path: bytes) -> runner.Outcome:
+    if not software_root.has_content(path):
+        raise OverlayError(f"software root {show(path)} is empty: is it mounted?")
+    live = mounts.observe(path).mount
+    return runner.Outcome({"mount": nfs.described(live) if live else None}, ())
+
+
+def _plan_fstab(path: bytes, spec: SoftwareRootSpec | None) -> Plan:
+    line = nfs.fstab_line(spec) if spec else None
+    text = software_root.read_fstab()
+    return () if nfs.edited_fstab(text, path, line) == text else (WriteFstab(path, line),)
+
+
+def _differing(spec: SoftwareRootSpec | None, live: Mount | None) -> list[str]:
+    """Return a warning where the kernel has not taken an option, so that the next run would find a difference again."""
+    changes = nfs.differences(spec, live) if spec and live else {}
+    if not changes:
+        return []
+    listed = ", ".join(f"{name} is {now}, not {wanted}" for name, (now, wanted) in changes.items())
+    return [f"the server or the kernel has not taken all options: {listed}; declare what it takes"]
+
+
+def _outcome(
+    plan: Plan,
+    mount_plan: Plan,
+    before: Mount | None,
+    after: Mount | None,
+    spec: SoftwareRootSpec | None,
+    warnings: list[str],
+) -> runner.Outcome:
+    was = nfs.declared_by(before, spec)
+    will_be = (spec.as_dict() if spec else {}) if mount_plan else was
+    if plan != mount_plan:
+        was, will_be = {**was, "fstab": "as it is"}, {**will_be, "fstab": str(plan[-1])}
+    return runner.Outcome({"mount": nfs.described(after) if after else None}, plan, was, will_be, warnings)
+
+
+if __name__ == "__main__":
+    main()
