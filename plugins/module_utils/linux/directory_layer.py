@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Entry, Tally
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import xattrs
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, xattrs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 
 _BLOCK = 512
@@ -54,6 +54,7 @@ class DirectoryLayer:
         self._open: list[tuple[int, bytes, Entry]] = []
 
     def build(self, entries: Iterable[Entry]) -> BuildReport:
+        files.allow_deep_trees()
         previous_mask = os.umask(0)
         try:
             for entry in entries:

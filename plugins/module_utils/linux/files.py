@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import tempfile
 import time
@@ -90,33 +91,43 @@ def remove_tree(path: str, progress: Progress = no_progress) -> None:
 
     Unlike shutil.rmtree it tells its progress and does not recurse, since a layer may be a thousand levels deep.
     """
+    allow_deep_trees()
     try:
-        stack = [(os.open(path, _DIRECTORY), path)]
+        #: Descriptor, name, and the directories in it that are still to be removed.
+        stack: list[tuple[int, str, list[str]]] = [(os.open(path, _DIRECTORY), path, [])]
     except FileNotFoundError:
         return
     try:
+        stack[0][2].extend(_unlink_files(stack[0][0]))
         while stack:
-            here = stack[-1][0]
-            inner = _unlink_files(here)
+            here, name, folders = stack[-1]
             progress()
-            if inner is not None:
-                stack.append((os.open(inner, _DIRECTORY, dir_fd=here), inner))
+            if folders:
+                inner = folders.pop()
+                stack.append((os.open(inner, _DIRECTORY, dir_fd=here), inner, []))
+                stack[-1][2].extend(_unlink_files(stack[-1][0]))
                 continue
-            fd, name = stack.pop()
-            os.close(fd)
+            stack.pop()
+            os.close(here)
             os.rmdir(name, dir_fd=stack[-1][0] if stack else None)
     finally:
-        for fd, _name in stack:
+        for fd, _name, _folders in stack:
             os.close(fd)
 
 
-def _unlink_files(fd: int) -> str | None:
-    """Remove what is not a directory, and return the name of one directory that is left."""
-    directory = None
+def _unlink_files(fd: int) -> list[str]:
+    """Remove what is not a directory, and return the names of the directories that are left."""
+    folders = []
     with os.scandir(fd) as listing:
         for item in listing:
             if item.is_dir(follow_symlinks=False):
-                directory = item.name
+                folders.append(item.name)
             else:
                 os.unlink(item.name, dir_fd=fd)
-    return directory
+    return folders
+
+
+def allow_deep_trees() -> None:
+    """Raise the limit of open files as far as this process may: each level of a tree that is walked keeps one open."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

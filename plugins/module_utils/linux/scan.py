@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import resource
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model impo
     Xattrs,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.releases import Pattern, Release
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts, xattrs
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, mounts, xattrs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 
 #: The kernel looks a redirect up as one path (PATH_MAX, with its slash and its NUL), so content cannot lie deeper.
@@ -90,7 +89,7 @@ class Scan:
         self._linked: dict[int, _Linked] = {}
 
     def __iter__(self) -> Iterator[Entry]:
-        _allow_deep_trees()
+        files.allow_deep_trees()
         self._refuse_mounts_inside()
         stack: list[_Directory] = []
         try:
@@ -329,9 +328,3 @@ def _find(
 def is_ready(root: bytes, release: bytes, marker: bytes) -> bool:
     """Tell whether the file that marks a finished release is there; an empty ``marker`` means that all are finished."""
     return not marker or os.path.lexists(os.path.join(root, release, marker))
-
-
-def _allow_deep_trees() -> None:
-    """Raise the limit of open files as far as this process may: each level of a tree keeps one open."""
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,404 @@
+"""What the kernel tests share: file systems, a release with every oddity, building and mounting views, comparing trees."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, LayerSpec, ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, top_mount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, OptionValue, mount_spec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, mounts, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import BuildReport
+
+#: cap_net_raw=ep, as setcap(8) writes it.
+CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)
+GIGABYTE = 1 << 30
+MODULES = "ansible_collections.renderfarm.overlay.plugins.modules."
+
+
+def command(*argv: str | Path) -> str:
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0, f"{argv}: {done.stdout}"
+    return done.stdout
+
+
+@contextlib.contextmanager
+def filesystem(folder: Path, kind: str) -> Iterator[Path]:
+    """Mount a new file system: ``tmpfs``, ``xfs``, or ``ext4-N`` with inodes of N bytes. It goes with its loop device."""
+    place = folder / kind
+    place.mkdir()
+    if kind == "tmpfs":
+        command("mount", "-t", "tmpfs", "-o", "mode=0755,size=2g,nr_inodes=0", "tmpfs", place)
+    else:
+        image = folder / f"{kind}.image"
+        with image.open("wb") as stream:
+            stream.truncate(GIGABYTE)
+        if kind == "xfs":
+            command("mkfs.xfs", "-q", image)
+        else:
+            command("mkfs.ext4", "-q", "-I", kind.partition("-")[2], "-N", "120000", image)
+        command("mount", "-o", "loop", image, place)
+        image.unlink()
+    try:
+        yield place
+    finally:
+        command("umount", "--lazy", place)
+
+
+# ---- releases
+
+
+def write(path: Path | bytes, content: bytes = b"", mode: int = 0o644, mtime_ns: int | None = None) -> None:
+    with open(path, "wb") as stream:
+        stream.write(content)
+        os.fchmod(stream.fileno(), mode)
+    if mtime_ns is not None:
+        os.utime(path, ns=(mtime_ns, mtime_ns))
+
+
+AWKWARD_NAMES = [
+    b" ",
+    b"  leading and trailing  ",
+    b"-",
+    b"--help",
+    b"a=b",
+    b"=",
+    b"back\\slash",
+    b"\\x41",
+    b"\\",
+    b"new\nline",
+    b"\n",
+    b"tab\tand\rreturn",
+    b"#hash",
+    b"'single' \"double\"",
+    b"$(date) `date` ${x} {{ jinja }}",
+    b"*?[a-z]",
+    b"comma,colon:semi;",
+    b"\x01\x1b[31m\x7f",
+    b"not utf-8 \xff\xfe\x80",
+    "ünïcödé 日本 \U0001f680".encode(),
+    "e\u0301 and é".encode(),
+    b"x" * 255,
+    "日".encode() * 85,
+    b".hidden",
+    b"...",
+    b".wh.whiteout",
+    b"CON",
+]
+
+
+def make_release(top: Path, outside: Path) -> None:
+    """Make a release of more than 20,000 files that has every oddity; ``outside`` is a folder on the same file system."""
+    top.mkdir(parents=True)
+    for number in range(105):
+        folder = top / "bulk" / "lib" / "python3.13" / "site-packages" / f"package_{number:03d}"
+        folder.mkdir(parents=True)
+        for index in range(200):
+            write(folder / f"file{index}", b"%d/%d\n" % (number, index), mtime_ns=1_600_000_000_123_456_789 + index)
+    _make_names(os.fsencode(top) + b"/names")
+    _make_special(os.fsencode(top) + b"/special", os.fsencode(outside))
+    _make_times(top / "times")
+    for folder_name, _folders, _files in os.walk(top, topdown=False):
+        if not folder_name.endswith("/times"):
+            os.utime(folder_name, ns=(1_500_000_000_000_000_007, 1_500_000_000_000_000_007))
+
+
+def _make_names(top: bytes) -> None:
+    os.mkdir(top)
+    for folder in (b"files", b"directories", b"links", b"empty"):
+        os.mkdir(os.path.join(top, folder))
+    for name in AWKWARD_NAMES:
+        write(os.path.join(top, b"files", name), name * 3)
+        write(os.path.join(top, b"empty", name))
+        os.mkdir(os.path.join(top, b"directories", name))
+        write(os.path.join(top, b"directories", name, name), name)
+        os.symlink(name, os.path.join(top, b"links", name))
+    deep = top + b"/deep"
+    os.mkdir(deep)
+    for level in range(45):
+        deep += b"/level %d" % level
+        os.mkdir(deep)
+        write(deep + b"/file", deep)
+
+
+def _make_special(top: bytes, outside: bytes) -> None:
+    os.mkdir(top)
+
+    def path(name: bytes) -> bytes:
+        return os.path.join(top, name)
+
+    for mode in (0o000, 0o400, 0o111, 0o444, 0o640, 0o755, 0o777, 0o1644, 0o2755, 0o4755, 0o6711):
+        write(path(b"mode-%o" % mode), b"mode", mode)
+    for mode in (0o000, 0o500, 0o700, 0o1777, 0o2775, 0o3777):
+        os.mkdir(path(b"directory-%o" % mode))
+        write(path(b"directory-%o/file" % mode), b"inside")
+        os.chmod(path(b"directory-%o" % mode), mode)
+    os.mkdir(path(b"empty-directory"))
+    for uid, gid in ((1, 2), (65534, 65534), (4_000_000_000, 4_000_000_001)):
+        write(path(b"owner-%d" % uid), b"owned")
+        os.chown(path(b"owner-%d" % uid), uid, gid)
+        os.symlink(b"x", path(b"owned-link-%d" % uid))
+        os.chown(path(b"owned-link-%d" % uid), uid, gid, follow_symlinks=False)
+        os.mkdir(path(b"owned-directory-%d" % uid))
+        os.chown(path(b"owned-directory-%d" % uid), uid, gid)
+    write(path(b"setuid-of-another"), b"suid", 0o4755)
+    os.chown(path(b"setuid-of-another"), 12, 13)
+    os.chmod(path(b"setuid-of-another"), 0o6755)
+    write(path(b"capable"), b"ping", 0o755)
+    os.setxattr(path(b"capable"), "security.capability", CAPABILITY)
+    write(path(b"capable-and-empty"), b"", 0o755)
+    os.setxattr(path(b"capable-and-empty"), "security.capability", CAPABILITY)
+    for name, size in ((b"sparse-3G", 3 * GIGABYTE + 1), (b"sparse-1M", 1 << 20)):
+        with open(path(name), "wb") as stream:
+            stream.write(b"head")
+            stream.seek(size // 2)
+            stream.write(b"middle")
+            stream.truncate(size)
+    write(path(b"large"), os.urandom(1 << 20) * 8)
+    write(path(b"one-block"), b"b" * 4096)
+    # Names of one file: in two folders, of an empty file, of a link, and outside of the release.
+    os.mkdir(path(b"z"))
+    for name in (b"linked", b"linked-empty"):
+        write(path(name), b"linked" if name == b"linked" else b"")
+        for further in (b"a-" + name, b"z/" + name, b"z/again \n" + name):
+            os.link(path(name), path(further))
+    os.symlink(b"linked", path(b"linked-link"))
+    os.link(path(b"linked-link"), path(b"z/linked-link"), follow_symlinks=False)
+    for name in (b"shared", b"z/shared"):
+        write(path(name), b"also outside")
+        os.link(path(name), os.path.join(outside, name.replace(b"/", b"-")))
+    os.link(path(b"shared"), path(b"z/shared-twice"))
+    for name, target in (
+        (b"dangling", b"no/such/file"),
+        (b"absolute", b"/etc/passwd"),
+        (b"up", b"../../../.."),
+        (b"long", b"x/" * 500),
+        (b"dash", b"-"),
+        (b"spaced", b" a b\n\\ \xff="),
+        (b"itself", b"itself"),
+    ):
+        os.symlink(target, path(b"link-" + name))
+
+
+#: Seconds and nanoseconds that tmpfs, XFS and ext4 with large inodes can all hold.
+MTIMES = {
+    "epoch": 0,
+    "before-1970": -1,
+    "1950": -631_152_000_000_000_001,
+    "nanoseconds": 1_234_567_890_987_654_321,
+    "unpadded": 1_234_567_890_000_000_005,
+    "2038": 2_147_483_648_000_000_001,
+    "2106": 4_294_967_296_500_000_000,
+}
+
+
+def _make_times(top: Path) -> None:
+    top.mkdir()
+    for name, mtime_ns in MTIMES.items():
+        write(top / name, b"time", mtime_ns=mtime_ns)
+        (top / f"{name}-link").symlink_to(name)
+        (top / f"{name}-directory").mkdir()
+        for kind in ("-link", "-directory"):
+            os.utime(top / f"{name}{kind}", ns=(mtime_ns, mtime_ns), follow_symlinks=False)
+    os.utime(top, ns=(-1, -1))
+
+
+def make_small_release(top: Path, word: str) -> None:
+    """Make a release of three files."""
+    (top / "bin").mkdir(parents=True)
+    write(top / "bin" / "tool", b"#!/bin/sh\necho " + word.encode() + b"\n", 0o755)
+    write(top / "version", word.encode())
+    os.link(top / "version", top / "version-again")
+    (top / "latest").symlink_to("bin/tool")
+
+
+# ---- manifests, layers, mounts
+
+
+def scanned(store: Path, root: Path, release: str, checksum: bool = False) -> Placement:
+    """Write a release's manifest; return it as placed where it is."""
+    written = manifest_store.write(str(store), str(root), release, checksum)
+    place = os.fsencode(release)
+    return Placement(manifest_store.manifest_path(str(store), release), written.record, place, place)
+
+
+def build(
+    state_dir: Path, placements: Sequence[Placement], namespace: str = "trusted", name: str = "view", **more: Any
+) -> tuple[Path, Generation, BuildReport]:
+    """Build a view's layer; return its path, the generation and the report."""
+    spec = LayerSpec(name, tuple(placements), "directory", "data_only", namespace, **more)
+    paths = ViewPaths.of(str(state_dir), name)
+    with views.locked(paths, 10):
+        generation, report = views.build(paths, spec)
+        views.make_current(paths, generation.id, views.observe(paths).current)
+    return Path(names.layer_path(paths.generation(generation.id))), generation, report
+
+
+def declared(
+    path: Path | bytes,
+    lower: Sequence[Path | bytes],
+    data: Sequence[Path | bytes] = (),
+    read_only: bool = True,
+    **options: OptionValue,
+) -> MountSpec:
+    return mount_spec(
+        os.fsencode(path), [os.fsencode(one) for one in lower], [os.fsencode(one) for one in data], options, read_only
+    )
+
+
+def live(path: Path | bytes) -> Mount | None:
+    return top_mount(mounts.read_mounts(), os.fsencode(path))
+
+
+@contextlib.contextmanager
+def mounted(spec: MountSpec) -> Iterator[Path]:
+    """Mount an overlay; it is gone afterwards, whatever has become of it."""
+    os.makedirs(spec.path, exist_ok=True)
+    mount = mounts.create_overlay(spec)
+    try:
+        mounts.attach(mount, spec.path)
+    finally:
+        os.close(mount)
+    try:
+        yield Path(os.fsdecode(spec.path))
+    finally:
+        unmount_all(spec.path)
+
+
+def unmount_all(path: Path | bytes) -> None:
+    while live(path):
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+# ---- comparing trees
+
+
+def listing(top: Path | bytes) -> dict[bytes, os.stat_result]:
+    """Return the status of everything in a tree, by its path below the top."""
+    start = os.fsencode(top)
+    found = {b"": os.lstat(start)}
+    for folder, folders, files in os.walk(start):
+        for name in (*folders, *files):
+            path = os.path.join(folder, name)
+            found[path[len(start) :]] = os.lstat(path)
+    return found
+
+
+def compare_trees(view: Path, release: Path) -> list[str]:
+    """Compare a view with a release entry by entry; return what differs."""
+    left, right = listing(view), listing(release)
+    problems = [f"only in one of them: {path!r}" for path in left.keys() ^ right.keys()]
+    names_of: dict[int, int] = {}
+    for status in right.values():
+        names_of[status.st_ino] = names_of.get(status.st_ino, 0) + 1
+    for path in left.keys() & right.keys():
+        problems += _compare(path, left[path], right[path], names_of[right[path].st_ino])
+        if not problems and not stat.S_ISDIR(right[path].st_mode):
+            problems += _compare_content(os.fsencode(view) + path, os.fsencode(release) + path, right[path])
+    return problems
+
+
+def _compare(path: bytes, left: os.stat_result, right: os.stat_result, links: int) -> list[str]:
+    problems = [
+        f"{path!r}: {field} {getattr(left, field)} != {getattr(right, field)}"
+        for field in ("st_mode", "st_uid", "st_gid", "st_mtime_ns")
+        if getattr(left, field) != getattr(right, field)
+    ]
+    if not stat.S_ISDIR(right.st_mode):
+        if left.st_size != right.st_size:
+            problems.append(f"{path!r}: size {left.st_size} != {right.st_size}")
+        if left.st_nlink != links:
+            problems.append(f"{path!r}: {left.st_nlink} links != {links}")
+    return problems
+
+
+def _compare_content(left: bytes, right: bytes, status: os.stat_result) -> list[str]:
+    if stat.S_ISLNK(status.st_mode):
+        return [] if os.readlink(left) == os.readlink(right) else [f"{left!r}: target"]
+    problems = [] if capability_of(left) == capability_of(right) else [f"{left!r}: capability"]
+    with open(left, "rb") as one, open(right, "rb") as other:
+        for start, length in _extents(other.fileno(), status.st_size):
+            one.seek(start)
+            other.seek(start)
+            if one.read(length) != other.read(length):
+                problems.append(f"{left!r}: content")
+    return problems
+
+
+def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the parts of a file that hold data, and its end; of small files all."""
+    if size < 1 << 24:
+        yield 0, size
+        return
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+        except OSError:
+            break
+        position = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, position - start
+    yield size - 4096, 4096
+
+
+def capability_of(path: bytes) -> bytes | None:
+    try:
+        return os.getxattr(path, "security.capability")
+    except OSError:
+        return None
+
+
+# ---- modules as processes
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a module ended."""
+
+    status: int
+    result: dict[str, Any]
+    output: str
+
+    @property
+    def ok(self) -> dict[str, Any]:
+        assert self.status == 0, self.output
+        assert not self.result.get("failed"), self.output
+        return self.result
+
+    @property
+    def message(self) -> str:
+        assert self.result.get("failed"), self.output
+        return str(self.result["msg"])
+
+
+def module(name: str, /, user: int | None = None, check: bool = False, **arguments: Any) -> Ran:
+    """Run a module as Ansible does: in a process of its own, with JSON in and JSON out."""
+    # The usual limit of open files, whatever these tests have raised theirs to.
+    prefix = ["prlimit", "--nofile=1024:"]
+    if user is not None:
+        prefix += ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+    text = json.dumps({"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check, "_ansible_diff": True}})
+    done = subprocess.run(
+        [*prefix, sys.executable, "-W", "ignore", "-m", MODULES + name],
+        input=text.encode(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        check=False,
+        timeout=120,
+    )
+    output = (done.stdout + done.stderr).decode("utf-8", "backslashreplace")
+    lines = [line for line in done.stdout.splitlines() if line.startswith(b"{")]
+    assert lines, output
+    return Ran(done.returncode, json.loads(lines[-1]), output)

@@ -1,0 +1,73 @@
+"""Files that are replaced whole, and trees that are removed."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(folder: Path) -> None:
+    path = folder / "record"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), files.written_aside(str(path)) as stream:
+        stream.write(b"half of the new")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert os.listdir(folder) == ["record"]
+    with files.written_aside(str(path), 0o640) as stream:
+        stream.write(b"new")
+        assert path.read_text() == "old"
+    assert (path.read_text(), path.stat().st_mode & 0o7777) == ("new", 0o640)
+
+
+def test_what_a_killed_run_left_aside_is_removed_when_it_is_old(folder: Path) -> None:
+    old, young, other = (folder / name for name in (".new-record.old", ".new-record.young", ".new-else.old"))
+    for path in (old, young, other):
+        path.touch()
+    two_days_ago = time.time() - 2 * 24 * 3600
+    for path in (old, other):
+        os.utime(path, (two_days_ago, two_days_ago))
+    with files.written_aside(str(folder / "record")):
+        pass
+    assert sorted(os.listdir(folder)) == [".new-else.old", ".new-record.young", "record"]
+
+
+def test_a_link_is_replaced(folder: Path) -> None:
+    link = str(folder / "current")
+    (folder / ".new-current").symlink_to("left by a killed run")
+    for target in ("a", "b"):
+        files.replace_link(link, target)
+        assert os.readlink(link) == target
+    assert os.listdir(folder) == ["current"]
+
+
+def test_a_tree_is_removed_without_following_links(folder: Path) -> None:
+    kept = folder / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    top = folder / "top"
+    (top / "a" / "b").mkdir(parents=True)
+    (top / "a" / "link").symlink_to(kept)
+    (top / "closed").mkdir(0o000)
+    os.mkfifo(top / "pipe")
+    files.remove_tree(str(top))
+    assert os.listdir(folder) == ["kept"]
+    assert os.listdir(kept) == ["file"]
+    files.remove_tree(str(top))
+
+
+def test_each_directory_is_listed_once_when_a_tree_is_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    top = folder / "top"
+    for number in range(300):
+        (top / str(number)).mkdir(parents=True)
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda fd: (listed.append(fd), scandir(fd))[1])
+    files.remove_tree(str(top))
+    assert len(listed) == 301
+    assert not top.exists()
