@@ -106,6 +106,12 @@ def mount_spec(
         if "userxattr" not in settings:
             settings.setdefault("metacopy", "on")
             settings.setdefault("redirect_dir", "on")
+    if settings.get("index") == "on":
+        raise OverlayError(f"overlay at {show(path)}: option index=on is for overlays with an upper layer")
+    if settings.get("nfs_export") == "on" and settings.get("redirect_dir") != "nofollow":
+        raise OverlayError(
+            f"overlay at {show(path)}: option nfs_export=on needs redirect_dir=nofollow where there is no upper layer"
+        )
     if "userxattr" in settings and settings.get("metacopy") == "on":
         raise OverlayError(f"overlay at {show(path)}: options userxattr and metacopy=on exclude each other")
     if read_only:
@@ -175,6 +181,9 @@ def differences(spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]) -
         if (name, wanted) == (b"redirect_dir", b"off"):
             # 'off' is not to make any; whether those that are there are followed is the host's setting.
             wanted = b"follow" if defaults.get(b"redirect_always_follow") == b"Y" else b"nofollow"
+        if name == b"xino" and all(option != name for option, _value in layers.settings):
+            # The kernel leaves it out where all layers are on one file system, whatever it was given.
+            continue
         if not _same_setting(name, wanted, actual):
             found[name.decode()] = (actual.decode(), wanted.decode())
     for flag in ("ro", *MOUNT_FLAGS):
@@ -189,8 +198,6 @@ def _live_setting(layers: OverlayLayers, name: bytes, defaults: Mapping[bytes, b
         if option == name:
             return b"on" if value is None else value
     by_default = defaults.get(name) == b"Y"
-    if name == b"xino":
-        return b"auto" if defaults.get(b"xino_auto") == b"Y" else b"off"
     if name == b"redirect_dir" and not by_default:
         return b"follow" if defaults.get(b"redirect_always_follow") == b"Y" else b"nofollow"
     return b"on" if by_default else b"off"

@@ -35,6 +35,9 @@ _MOUNT_ATTRIBUTES = {
     "nodiratime": syscalls.MOUNT_ATTR_NODIRATIME,
 }
 
+#: Bytes that one option takes (fsconfig(2)).
+LONGEST_VALUE = 255
+
 #: How often busy processes are looked for below /proc before the list is called long enough.
 _MOST_USERS = 50
 
@@ -97,14 +100,32 @@ def _add_layers(context: int, spec: MountSpec, one_by_one: bool) -> None:
     if one_by_one:
         try:
             for path in spec.lower:
-                syscalls.fsconfig_string(context, b"lowerdir+", path)
+                _add_layer(context, b"lowerdir+", path)
             for path in spec.data:
-                syscalls.fsconfig_string(context, b"datadir+", path)
+                _add_layer(context, b"datadir+", path)
             return
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
     syscalls.fsconfig_string(context, b"lowerdir", mountinfo.join_lowerdir(spec.lower, spec.data))
+
+
+def _add_layer(context: int, option: bytes, path: bytes) -> None:
+    if len(path) <= LONGEST_VALUE:
+        syscalls.fsconfig_string(context, option, path)
+        return
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syscalls.fsconfig_fd(context, option, fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise OverlayError(
+            f"the path of layer {show(path)} has {len(path)} bytes: this kernel takes {LONGEST_VALUE} at most (Linux 6.13 takes"
+            " longer ones)"
+        ) from None
+    finally:
+        os.close(fd)
 
 
 def _refusal(spec: MountSpec, error: OSError, messages: str) -> str:
@@ -118,6 +139,8 @@ def _refusal(spec: MountSpec, error: OSError, messages: str) -> str:
             "; data-only layers need Linux 6.5 or a distribution kernel that carries them: overlay_info tells what this"
             " kernel can do"
         )
+    elif error.errno == errno.ELOOP:
+        hint = "; one of the layers lies inside of another one"
     elif error.errno == errno.EPERM:
         hint = "; mounting overlays needs root (become: true)"
     return f"overlay at {show(spec.path)}: the kernel refuses it: {reason}{': ' + messages if messages else ''}{hint}"

@@ -30,6 +30,7 @@ _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
+_FSCONFIG_SET_FD = 5
 _FSCONFIG_CMD_CREATE = 6
 _MOVE_MOUNT_F_EMPTY_PATH = 0x004
 _MOVE_MOUNT_BENEATH = 0x200
@@ -84,6 +85,11 @@ def fsconfig_flag(context: int, name: bytes) -> None:
 def fsconfig_string(context: int, name: bytes, value: bytes) -> None:
     """Set one option. EINVAL: the kernel does not know it, or the value is 256 bytes or longer where it may not be."""
     _call(_SYS_FSCONFIG, name + b"=" + value, context, _FSCONFIG_SET_STRING, name, value, 0)
+
+
+def fsconfig_fd(context: int, name: bytes, fd: int) -> None:
+    """Set one option to an open file. EINVAL: the kernel does not take one for it (layers of overlays: Linux 6.13)."""
+    _call(_SYS_FSCONFIG, name, context, _FSCONFIG_SET_FD, name, None, fd)
 
 
 def fsconfig_create(context: int) -> None:
