@@ -393,8 +393,7 @@ def module(name: str, /, user: int | None = None, check: bool = False, **argumen
     done = subprocess.run(
         [*prefix, sys.executable, "-W", "ignore", "-m", MODULES + name],
         input=text.encode(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         check=False,
         timeout=120,
     )

@@ -14,9 +14,14 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fi
 def test_a_file_is_replaced_whole_or_not_at_all(folder: Path) -> None:
     path = folder / "record"
     path.write_text("old")
-    with pytest.raises(RuntimeError), files.written_aside(str(path)) as stream:
-        stream.write(b"half of the new")
-        raise RuntimeError
+
+    def break_off() -> None:
+        with files.written_aside(str(path)) as stream:
+            stream.write(b"half of the new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        break_off()
     assert path.read_text() == "old"
     assert os.listdir(folder) == ["record"]
     with files.written_aside(str(path), 0o640) as stream:
