@@ -62,13 +62,13 @@ format: setup-test ## bring the Python code into the form that lint wants
 
 requirements: ## bring the pinned versions in tests/requirements up to date
 	@$(SETUP) requirements
-	@cd tests/requirements && for name in demo test oldest importer; do \
+	@cd tests/requirements && for name in demo software test oldest importer; do \
 		"$(BUILD)/venv-requirements/bin/uv" pip compile --quiet --upgrade --universal --python-version 3.10 \
 			--no-header --no-annotate "$$name.in" --output-file "$$name.txt" || exit 1; \
 	done
 
 setup-demo:
-	@$(SETUP) demo
+	@$(SETUP) demo software
 
 setup-test:
 	@$(SETUP) demo test

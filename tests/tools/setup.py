@@ -47,6 +47,7 @@ class Level:
 
 LEVELS = {
     "demo": Level("demo.txt", "venv"),
+    "software": Level("software.txt", "venv-software"),
     "test": Level("test.txt", "venv"),
     "importer": Level("importer.txt", "venv-importer"),
     "oldest": Level("oldest.txt", "venv-oldest", ((3, 10), (3, 11), (3, 12)), optional=True),
