@@ -108,7 +108,8 @@ class Scan:
         self._settle_link_counts()
 
     def _refuse_mounts_inside(self) -> None:
-        inside = self._top + b"/"
+        # The kernel lists mounts by their real paths, and a root may be given by another one.
+        inside = os.path.realpath(self._top) + b"/"
         for mount in mounts.read_mounts():
             if mount.path.startswith(inside):
                 raise OverlayError(

@@ -1,0 +1,216 @@
+"""What a release may not have in it, and what a scan says of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Entry
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, xattrs
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.scan import Scan
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+
+NOBODY = 65534
+
+
+def scan(root: Path, release: str = "pkg/1") -> list[Entry]:
+    return list(Scan(os.fsencode(root), os.fsencode(release)))
+
+
+def plain(folder: Path) -> Path:
+    top = folder / "root" / "pkg" / "1"
+    (top / "sub").mkdir(parents=True)
+    support.write(top / "sub" / "file", b"content")
+    return top
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (stat.S_IFIFO, "a named pipe"),
+        (stat.S_IFSOCK, "a socket"),
+        (stat.S_IFCHR, "a character device"),
+        (stat.S_IFBLK, "a block device"),
+    ],
+)
+def test_what_is_no_file_is_refused_by_name(folder: Path, kind: int, said: str) -> None:
+    path = plain(folder) / "sub" / "odd\nname"
+    if kind == stat.S_IFSOCK:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    else:
+        os.mknod(path, kind | 0o644, os.makedev(1, 3))
+    with pytest.raises(OverlayError, match=rf"/pkg/1/sub/odd\\nname is {said}: releases are made of"):
+        scan(folder / "root")
+
+
+@pytest.mark.parametrize("what", ["tmpfs", "bind directory", "bind file", "bind of itself"])
+@pytest.mark.parametrize("through", ["root", "link", "root/../root", "root//."])
+def test_a_mount_inside_of_a_release_is_refused_by_name(folder: Path, what: str, through: str) -> None:
+    top = plain(folder)
+    (folder / "link").symlink_to("root")
+    (folder / "root" / "else").mkdir()
+    (top / "inner").mkdir()
+    if what == "tmpfs":
+        support.command("mount", "-t", "tmpfs", "tmpfs", top / "inner")
+    elif what == "bind file":
+        support.command("mount", "--bind", top / "sub" / "file", top / "sub" / "file")
+    else:
+        source = top / "inner" if what == "bind of itself" else folder / "root" / "else"
+        support.command("mount", "--bind", source, top / "inner")
+    with pytest.raises(OverlayError, match=r"/root/pkg/1/(inner|sub/file) is a mount inside the release"):
+        scan(Path(f"{folder}/{through}"))
+
+
+@pytest.mark.parametrize("place", ["pkg", "pkg/1"])
+@pytest.mark.parametrize("kind", ["tmpfs", "bind"])
+def test_a_mount_between_the_root_and_a_release_is_refused_by_name(folder: Path, place: str, kind: str) -> None:
+    # A redirect does not cross it: the view would list every file and open none.
+    plain(folder)
+    path = folder / "root" / place
+    if kind == "tmpfs":
+        support.command("mount", "-t", "tmpfs", "tmpfs", path)
+        (folder / "root" / "pkg" / "1").mkdir(exist_ok=True)
+    else:
+        support.command("mount", "--bind", path, path)
+    with pytest.raises(
+        OverlayError, match=rf"/root/{place} is a mount below the software root, such as a nested export"
+    ):
+        scan(folder / "root")
+
+
+def test_the_root_itself_may_be_a_mount(folder: Path) -> None:
+    plain(folder)
+    support.command("mount", "--bind", folder / "root", folder / "root")
+    assert len(scan(folder / "root")) == 3
+
+
+@pytest.mark.parametrize("link", ["pkg", "pkg/1"])
+def test_a_release_that_is_a_link_is_refused_by_name(folder: Path, link: str) -> None:
+    plain(folder)
+    path = folder / "root" / link
+    path.rename(folder / "root" / "real")
+    path.symlink_to(folder / "root" / "real")
+    with pytest.raises(OverlayError, match=rf"/root/{link} is a symbolic link: name the release by its own path"):
+        scan(folder / "root")
+
+
+def test_the_root_may_be_a_link(folder: Path) -> None:
+    plain(folder)
+    (folder / "link").symlink_to("root")
+    assert len(scan(folder / "link")) == 3
+
+
+@pytest.mark.parametrize(
+    ("root", "release", "reason"),
+    [
+        ("nowhere", "pkg/1", "software root .*/nowhere does not exist"),
+        ("root/pkg/1/sub/file", "pkg/1", "is not a directory"),
+        ("root", "pkg/2", "release pkg/2 does not exist: there is no .*/root/pkg/2"),
+        ("root", "other/1", "release other/1 does not exist: there is no .*/root/other$"),
+        ("root", "pkg/1/sub/file", "/sub/file is not a directory"),
+    ],
+)
+def test_what_is_not_there_is_named(folder: Path, root: str, release: str, reason: str) -> None:
+    plain(folder)
+    with pytest.raises(OverlayError, match=reason):
+        scan(folder / root, release)
+
+
+def test_files_that_may_not_be_read_are_reported(folder: Path) -> None:
+    top = plain(folder)
+    support.write(top / "secret \udcff", b"x", 0o600)
+    support.write(top / "empty", b"", 0o640)
+    for name in ("secret \udcff", "empty"):
+        os.chown(top / name, NOBODY, NOBODY)
+    store = folder / "store"
+    store.mkdir()
+    store.chmod(0o777)
+    ran = support.module(
+        "release_manifest", privileged=False, root=str(folder / "root"), release="pkg/1", store=str(store)
+    ).ok
+    assert ran["unreadable"] == [f"{name}" for name in ("/empty", "/secret \\xff")]
+    assert "2 files may not be read on this host" in str(ran["warnings"][0])
+    again = support.module(
+        "release_manifest", root=str(folder / "root"), release="pkg/1", store=str(store), rescan=True
+    )
+    assert not again.ok["changed"]
+
+
+def test_a_directory_that_may_not_be_listed_fails_with_its_path(folder: Path) -> None:
+    top = plain(folder)
+    (top / "sub").chmod(0o700)
+    os.chown(top / "sub", NOBODY, NOBODY)
+    (folder / "store").mkdir()
+    (folder / "store").chmod(0o777)
+    ran = support.module(
+        "release_manifest", privileged=False, root=str(folder / "root"), release="pkg/1", store=str(folder / "store")
+    )
+    assert ran.message == f"{top}/sub: Permission denied: run the task as root (become: true)"
+    assert [path for path in (folder / "store").rglob("*") if path.is_file()] == []
+
+
+def test_content_that_lies_too_deep_for_a_redirect_is_refused_by_name(folder: Path) -> None:
+    top = plain(folder)
+    support.command(
+        "python3", "-c", "import os, sys\nos.chdir(sys.argv[1])\nfor _ in range(17):\n os.mkdir('d' * 250)\n os.chdir('d' * 250)\n"
+        "open('f', 'w').write('x')", top,
+    )  # fmt: skip
+    with pytest.raises(OverlayError, match=r"/f lies too deep: \d+ bytes, 4094 at most"):
+        scan(folder / "root")
+
+
+# ---- attributes, with both ways to read and write them
+
+
+@pytest.fixture(params=["pyxattr", "os"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    assert xattrs.HAS_PYXATTR, "pyxattr is not installed: half of this would go untested"
+    if request.param == "os":
+        monkeypatch.setattr(xattrs, "HAS_PYXATTR", False)
+        monkeypatch.setattr(xattrs, "write", xattrs._write_os)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("way")
+def test_attributes_are_read_and_written(folder: Path) -> None:
+    path = os.fsencode(folder) + b"/file \xff"
+    support.write(path, b"x")
+    os.symlink(path, path + b"-link")
+    assert xattrs.read(path, b"user.absent") is None
+    assert xattrs.read_all(path) == {}
+    xattrs.write(path, b"trusted.overlay.redirect", b"/\xff\x00")
+    with open(path, "rb") as stream:
+        xattrs.write(stream.fileno(), b"user.empty", b"")
+        assert xattrs.read(stream.fileno(), b"user.empty") == b""
+        assert xattrs.read_all(stream.fileno()) == {b"trusted.overlay.redirect": b"/\xff\x00", b"user.empty": b""}
+    assert xattrs.read(path, b"trusted.overlay.redirect") == b"/\xff\x00"
+    # Those of the link, not of what it leads to.
+    assert xattrs.read(path + b"-link", b"trusted.overlay.redirect") is None
+    xattrs.write(path + b"-link", b"trusted.own", b"1")
+    assert xattrs.read_all(path + b"-link") == {b"trusted.own": b"1"}
+    with pytest.raises(PermissionError):
+        xattrs.write(path + b"-link", b"user.not-on-links", b"1")
+    with pytest.raises(FileNotFoundError):
+        xattrs.read(path + b"-gone", b"user.x")
+
+
+@pytest.mark.usefixtures("way")
+def test_a_file_system_without_attributes_has_none() -> None:
+    assert xattrs.read(b"/proc/self/status", b"user.x") is None
+    assert xattrs.read_all(b"/proc/self/status") == {}
+
+
+@pytest.mark.usefixtures("way")
+def test_both_ways_make_the_same_manifest_and_layer(folder: Path, root: Path, way: str) -> None:
+    placement = support.scanned(folder / "store", root, "odd/1")
+    capable = [entry.path for entry in manifest_store.entries(placement) if entry.xattrs]
+    assert capable == [b"/special/capable", b"/special/capable-and-empty"], way
+    layer, _generation, _report = support.build(folder / "state", [placement])
+    with support.mounted(support.declared(folder / "view", [layer], [root])) as view:
+        assert support.compare_trees(view / "odd/1/special", root / "odd/1/special") == []
