@@ -1,0 +1,154 @@
+"""Runs that are killed leave nothing that counts, and the next run succeeds."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import plan_layer
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, views
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+
+KILLS = 40
+
+
+def in_child(work: Callable[[], object], seconds: float | None = None) -> int:
+    """Run something in a child process and kill it after a time; return the wait status."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        with contextlib.suppress(BaseException):
+            work()
+            status = 0
+        os._exit(status)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1]
+
+
+def duration(work: Callable[[], object]) -> float:
+    started = time.monotonic()
+    assert in_child(work) == 0
+    return time.monotonic() - started
+
+
+@pytest.fixture
+def medium(folder: Path) -> Placement:
+    """A release that takes some tens of milliseconds to build."""
+    top = folder / "root" / "medium" / "1"
+    for number in range(30):
+        (top / f"{number}").mkdir(parents=True)
+        for index in range(50):
+            support.write(top / f"{number}" / f"{index}", b"%d" % index)
+    return support.scanned(folder / "store", folder / "root", "medium/1")
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "xfs"])
+def test_a_killed_build_leaves_nothing_that_counts(
+    disks: dict[str, Path], folder: Path, medium: Placement, kind: str
+) -> None:
+    state_dir = disks[kind] / "crash"
+    paths = ViewPaths.of(str(state_dir), "view")
+    takes = duration(lambda: support.build(disks[kind] / "crash-measure", [medium]))
+    wanted, whole, _report = support.build(disks[kind] / "crash-reference", [medium])
+    chance = random.Random(1)
+    killed = 0
+    for _turn in range(KILLS):
+        status = in_child(lambda: support.build(state_dir, [medium]), chance.uniform(0, takes * 1.1))
+        killed += os.WIFSIGNALED(status)
+        state = views.observe(paths)
+        # What has a name is whole: it has its record, and all that belongs in it.
+        assert state.generations <= {whole.id}
+        if state.current:
+            assert state.generations == {whole.id}
+        for generation in state.generations:
+            assert views.read_generation(paths, generation) == whole
+            assert support.compare_trees(Path(paths.generation(generation)) / "layer", wanted) == []
+            views.remove_view(paths)
+    assert killed > KILLS // 4
+    layer, generation, _report = support.build(state_dir, [medium])
+    assert generation == whole
+    assert plan_layer(whole.id, views.observe(paths)) == ()
+    assert sorted(os.listdir(paths.root)) == ["current", "generations", "lock"]
+    assert os.listdir(paths.generations) == [whole.id]
+    assert support.compare_trees(layer, wanted) == []
+    with support.mounted(support.declared(folder / "view", [layer], [folder / "root"])) as view:
+        assert support.compare_trees(view / "medium/1", folder / "root" / "medium/1") == []
+
+
+def test_a_killed_scan_leaves_no_manifest_that_counts(folder: Path, medium: Placement) -> None:
+    expected = Path(medium.manifest).read_bytes()
+    store = folder / "killed"
+
+    def write() -> None:
+        manifest_store.write(str(store), str(folder / "root"), "medium/1", checksum=False)
+
+    takes = duration(write)
+    manifest_store.remove(str(store), "medium/1")
+    path = manifest_store.manifest_path(str(store), "medium/1")
+    chance = random.Random(2)
+    killed = 0
+    for _turn in range(KILLS):
+        killed += os.WIFSIGNALED(in_child(write, chance.uniform(0, takes * 1.1)))
+        record = manifest_store.find_record(path)
+        if record:
+            assert manifest_store.read_record(path) == medium.record
+            assert Path(path).read_bytes() == expected
+        manifest_store.remove(str(store), "medium/1")
+        assert not manifest_store.remains(path)
+    assert killed > KILLS // 4
+    left = [one for one in (store / "medium").iterdir() if one.name.startswith(".new-")] if store.exists() else []
+    for one in left:
+        os.utime(one, (0, 0))
+    write()
+    assert manifest_store.read_record(path) == medium.record
+    # What killed runs left aside is removed once it is too old to be another host's.
+    assert sorted(os.listdir(store / "medium")) == ["1.dump.gz", "1.json"]
+
+
+@pytest.mark.parametrize("part", ["manifest", "record", "both"])
+def test_a_manifest_without_its_other_half_is_named(folder: Path, medium: Placement, part: str) -> None:
+    path = medium.manifest
+    if part in ("manifest", "both"):
+        os.unlink(path)
+    if part in ("record", "both"):
+        os.unlink(manifest_store.record_path(path))
+    reason = "is gone, but its record is there" if part == "manifest" else "there is no such manifest"
+    with pytest.raises(OverlayError, match=rf"1\.dump\.gz.* {reason}|1\.dump\.gz: {reason}"):
+        manifest_store.read_record(path)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "appended", "flipped", "other text", "garbage"])
+def test_a_damaged_manifest_builds_nothing(folder: Path, medium: Placement, damage: str) -> None:
+    path = Path(medium.manifest)
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(
+        {
+            "truncated": content[:-100],
+            "appended": content + b"x",
+            "flipped": content[:middle] + bytes((content[middle] ^ 1,)) + content[middle + 1 :],
+            "other text": gzip.compress(b"/ 0 40755 2 0 0 0 1.0 - - -\n", mtime=0),
+            "garbage": b"\0" * len(content),
+        }[damage]
+    )
+    arguments = {"state_dir": str(folder / "state"), "name": "v", "releases": [{"manifest": str(path)}]}
+    message = support.module("metadata_layer", **arguments).message
+    assert str(path) in message
+    assert "scan the release again" in message
+    # Where the length tells it, nothing is begun; else nothing counts.
+    assert views.observe(ViewPaths.of(str(folder / "state"), "v")).generations == frozenset()
+    path.write_bytes(content)
+    assert support.module("metadata_layer", **arguments).ok["changed"]
