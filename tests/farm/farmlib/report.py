@@ -9,6 +9,7 @@ WORKS = {
     "missing": "missing names",
     "stat": "stats",
     "open": "opens",
+    "later": "stats and opens 4 s later",
     "readdir": "readdir",
     "start-usd": "start USD",
     "start-qt": "start Qt",
@@ -22,13 +23,18 @@ def markdown(measured: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) 
     for machine, configurations in measured.items():
         parts += [f"### {machine}", "", "NFS calls, cold / warm:", ""]
         parts += _table(configurations, lambda row: int(row["calls"]))
-        starts = [work for work in WORKS if work.startswith("start")]
+        starts = [work for work in _done(configurations) if work.startswith("start")]
         parts += ["", "Of the software starts, calls besides READs, cold / warm:", ""]
         parts += _table(configurations, _besides_reads, starts)
         parts += ["", "Of these, LOOKUPs and OPENs that ended in an error, cold / warm:", ""]
         parts += _table(configurations, _failed_lookups, starts)
         parts.append("")
     return "\n".join(parts)
+
+
+def _done(configurations: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    done = {row["work"] for rows in configurations.values() for row in rows}
+    return [work for work in WORKS if work in done]
 
 
 def _besides_reads(row: Mapping[str, Any]) -> int:
@@ -44,7 +50,7 @@ def _table(
     count: Callable[[Mapping[str, Any]], int],
     works: Sequence[str] = (),
 ) -> list[str]:
-    works = works or list(WORKS)
+    works = works or _done(configurations)
     lines = [
         "| configuration | " + " | ".join(WORKS[work] for work in works) + " |",
         "|---" * (len(works) + 1) + "|",

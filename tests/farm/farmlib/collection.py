@@ -1,0 +1,223 @@
+"""The collection at work on the farm, as a studio runs it: its playbooks and its modules, through Ansible over ssh."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from farmlib import host, software
+from farmlib.machines import MANIFESTS, SOFTWARE, Farm, Machine
+
+COLLECTION = "renderfarm.overlay"
+
+# On the nodes.
+ROOT = "/net/software"
+STORE = "/net/manifests"
+VIEW = "/software"
+STATE_DIR = "/var/lib/renderfarm-overlay"
+COUNT = "/usr/local/lib/farm/count.py"
+
+#: What a studio would keep as its variables.
+SITE: Mapping[str, Any] = {
+    "overlay_root": ROOT,
+    "overlay_source": f"server:{SOFTWARE}",
+    "overlay_store": STORE,
+    "overlay_ready_marker": software.READY_MARKER,
+    "overlay_scan_host": "new",
+    "overlay_views": [{"name": "software", "mountpoint": VIEW, "query": "@"}],
+    # The guests have the NFS client, and no network to install anything from.
+    "host_install_packages": False,
+    # The login is root's, and there is no sudo.
+    "overlay_become": False,
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a task came to on one host."""
+
+    host: str
+    task: str
+    action: str
+    status: str  # ok, failed, ignored, skipped, unreachable; for each turn of a loop: item, item failed
+    values: Mapping[str, Any]
+
+    @property
+    def failed(self) -> bool:
+        return self.status in ("failed", "unreachable")
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.values.get("changed"))
+
+    @property
+    def message(self) -> str:
+        return str(self.values.get("msg", ""))
+
+    @property
+    def warnings(self) -> str:
+        return "\n".join(str(warning) for warning in self.values.get("warnings", ()))
+
+
+@dataclass(frozen=True)
+class Run:
+    code: int
+    output: str
+    results: tuple[Result, ...]
+
+    def of(self, machine: str | Machine, module: str = "") -> list[Result]:
+        """The results on one host, of one module of the collection where it is named."""
+        name = machine if isinstance(machine, str) else machine.name
+        return [
+            result
+            for result in self.results
+            if result.host == name and (not module or result.action == f"{COLLECTION}.{module}")
+        ]
+
+    def changed(self, machine: str | Machine) -> list[str]:
+        """Names of the tasks that changed something on a host."""
+        return [result.task for result in self.of(machine) if result.changed and not result.status.startswith("item")]
+
+    def failures(self, machine: str | Machine) -> list[str]:
+        return [f"{result.task}: {_why(result)}" for result in self.of(machine) if "failed" in result.status]
+
+
+def _why(result: Result) -> str:
+    return result.message or json.dumps(dict(result.values), default=str)[:500]
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """The view of all releases on `new`, and the run that brought it about."""
+
+    run: Run
+
+
+_deployment: list[Deployment] = []
+
+
+def deployment(farm: Farm) -> Deployment:
+    """Deploy the site to all render nodes, once; later only what has been lost since, as by a reboot."""
+    new = farm.nodes["new"]
+    mount_store(new)
+    if not _deployment:
+        _deployment.append(Deployment(deploy(farm, hosts="render_nodes", check=False)))
+        failures = _deployment[0].run.failures("new")
+        if failures:
+            raise host.FarmError(f"deploying failed: {failures}\n{_deployment[0].run.output[-6000:]}")
+    elif new.ssh(f"mountpoint -q {VIEW}", check=False).returncode != 0:
+        deploy(farm)
+    return _deployment[0]
+
+
+def calls(machine: Machine, mountpoint: str) -> dict[str, int]:
+    """What a machine has sent for an NFS mount since it was mounted, by operation."""
+    machine.copy(host.FARM_SOURCE / "guest" / "count.py", COUNT)
+    script = (
+        "import json, os, sys; sys.path.insert(0, os.path.dirname(sys.argv[1])); import count\n"
+        "print(json.dumps({name: found.calls for name, found in count.mount_calls(sys.argv[2]).items() if found.calls}))\n"
+    )
+    found: dict[str, int] = json.loads(machine.output(["python3", "-B", "-c", script, COUNT, mountpoint]))
+    return found
+
+
+def mount_store(machine: Machine) -> None:
+    """Mount the share with the manifests, which is the studio's and not the collection's to do."""
+    machine.ssh(f"mkdir -p {STORE}; mountpoint -q {STORE} || mount -t nfs -o vers=4.2 server:{MANIFESTS} {STORE}")
+
+
+def deploy(
+    farm: Farm,
+    views: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    hosts: str = "new",
+    check: bool = True,
+    arguments: Sequence[str] = (),
+) -> Run:
+    """Deploy views as the site declares them."""
+    variables = {**SITE, "overlay_hosts": hosts}
+    if views is not None:
+        variables["overlay_views"] = list(views)
+    return playbook(farm, "deploy", variables, check=check, arguments=arguments)
+
+
+def playbook(
+    farm: Farm,
+    name: str | Path,
+    variables: Mapping[str, Any] | None = None,
+    *,
+    arguments: Sequence[str] = (),
+    check: bool = True,
+    timeout: float = 900,
+) -> Run:
+    """Run a playbook: one of the collection's by its name, or a file. A failure raises unless `check` is false."""
+    source = str(name) if isinstance(name, Path) else f"{COLLECTION}.{name}"
+    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
+        json.dump(dict(variables or {}), file)
+        file.flush()
+        argv = ["ansible-playbook", "-i", str(farm.hosts_file), "-e", f"@{file.name}", *arguments, source]
+        run = _run(argv, timeout)
+    if check and run.code != 0:
+        raise host.FarmError(f"{source} failed ({run.code}):\n{run.output[-6000:]}")
+    return run
+
+
+def module(
+    farm: Farm,
+    machine: Machine,
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    check: bool = True,
+    timeout: float = 300,
+) -> Result:
+    """Call a module of the collection on one machine. A failure raises unless `check` is false."""
+    argv = ["ansible", machine.name, "-i", str(farm.hosts_file), "-m", f"{COLLECTION}.{name}"]
+    run = _run([*argv, "-a", json.dumps(dict(options))], timeout)
+    if len(run.results) != 1:
+        raise host.FarmError(f"{name} on {machine.name} gave no result ({run.code}):\n{run.output[-3000:]}")
+    result = run.results[0]
+    if check and result.failed:
+        raise host.FarmError(f"{name} on {machine.name} failed: {_why(result)}")
+    return result
+
+
+def _run(argv: Sequence[str], timeout: float) -> Run:
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / "results"
+        record.touch()
+        settings = Path(folder) / "ansible.cfg"
+        settings.write_text("[defaults]\n", encoding="ascii")
+        environment = {
+            **os.environ,
+            "LC_ALL": "C.UTF-8",
+            "ANSIBLE_CONFIG": str(settings),
+            "ANSIBLE_LOCAL_TEMP": folder,
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_CALLBACK_PLUGINS": str(host.FARM_SOURCE / "callbacks"),
+            "ANSIBLE_CALLBACKS_ENABLED": "farm_record",
+            "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",
+            "RENDERFARM_RECORD": str(record),
+        }
+        process = host.spawn(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except BaseException as error:
+            host.kill_session(process)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise host.FarmError(f"{' '.join(argv[:1])} did not end within {timeout:.0f} s") from None
+            raise
+        lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
+    return Run(process.returncode, output, tuple(_result(line) for line in lines))
+
+
+def _result(line: Mapping[str, Any]) -> Result:
+    return Result(line["host"], line["task"], line["action"], line["status"], line["result"])

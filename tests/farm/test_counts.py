@@ -1,0 +1,63 @@
+"""Through the collection's view, looking for software sends the NFS server nothing; only opening and reading it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from farmlib import measure
+from farmlib.machines import Farm
+
+READS = {"READ", "READ_PLUS"}
+STARTS = ("start-usd", "start-qt", "start-numpy")
+
+
+@pytest.fixture(scope="module")
+def rows(farm: Farm) -> dict[tuple[str, str], dict[str, Any]]:
+    """What the collection's view sent, by piece of work and state."""
+    found = measure.rows(farm, farm.nodes["new"], measure.COLLECTION)
+    return {(row["work"], row["state"]): row for row in found}
+
+
+@pytest.mark.parametrize("state", ["cold", "warm"])
+@pytest.mark.parametrize("work", ["missing", "stat", "readdir"])
+def test_missing_names_stats_and_listings_send_nothing(
+    rows: dict[tuple[str, str], dict[str, Any]], work: str, state: str
+) -> None:
+    row = rows[work, state]
+    assert row["calls"] == 0, row
+
+
+@pytest.mark.parametrize("state", ["cold", "warm"])
+@pytest.mark.parametrize("work", STARTS)
+def test_starting_software_looks_up_nothing_that_is_not_there(
+    rows: dict[tuple[str, str], dict[str, Any]], work: str, state: str
+) -> None:
+    row = rows[work, state]
+    failed = {name: errors for name, (_calls, errors) in row["operations"].items() if errors}
+    assert failed == {}, row
+
+
+def test_a_first_open_sends_what_the_path_walk_and_the_open_need(
+    rows: dict[tuple[str, str], dict[str, Any]],
+) -> None:
+    operations = {name: calls for name, (calls, _errors) in rows["open", "cold"]["operations"].items()}
+    # Caches were really cold: every file was opened on the server.
+    assert operations.get("OPEN", 0) + operations.get("OPEN_NOATTR", 0) == measure.OPENS
+    assert set(operations) <= {"LOOKUP", "ACCESS", "OPEN", "OPEN_NOATTR", "CLOSE", "GETATTR", *READS}, operations
+    assert operations.get("GETATTR", 0) <= 1
+
+
+@pytest.mark.parametrize("work", ["open", *STARTS])
+def test_what_has_been_opened_once_sends_nothing_when_it_is_opened_again(
+    rows: dict[tuple[str, str], dict[str, Any]], work: str
+) -> None:
+    row = rows[work, "warm"]
+    assert row["calls"] == 0, row
+
+
+@pytest.mark.parametrize("work", STARTS)
+def test_starting_software_lists_no_folder_on_the_server(
+    rows: dict[tuple[str, str], dict[str, Any]], work: str
+) -> None:
+    assert "READDIR" not in rows[work, "cold"]["operations"]

@@ -1,0 +1,144 @@
+"""The collection's own playbook on the farm, as a studio runs it: over ssh, from an inventory, against a real NFS server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from farmlib import collection, software
+from farmlib.collection import ROOT, STATE_DIR, STORE, VIEW, Deployment, Run
+from farmlib.machines import SOFTWARE, Farm, Machine
+
+#: The file server is a render node here too: a second host with data-only layers, that does not scan.
+OTHER = "server"
+
+# Everything of an entry but what a view makes up: the mtime of the folders above releases (and of the root), sizes of folders.
+LISTING = r"""
+cd {root} && find . -name lost+found -prune -o -mindepth 3 \
+    \( -type d -printf '%P\0%y %m %U:%G %T@\0' -o -printf '%P\0%y %m %U:%G %T@ %s %n %l\0' \) |
+    python3 -c "import hashlib, sys; parts = sys.stdin.buffer.read().split(b'\0')[:-1]
+pairs = sorted(zip(parts[::2], parts[1::2]))
+print(len(pairs), hashlib.sha256(repr(pairs).encode()).hexdigest())"
+"""
+
+
+@pytest.fixture(scope="module")
+def other(farm: Farm, deployment: Deployment) -> Iterator[Machine]:
+    """The second host, with the view deployed after the first one scanned everything."""
+    assert deployment.run.failures("new") == []
+    machine = farm.server
+    collection.mount_store(machine)
+    yield machine
+    machine.ssh(f"umount {VIEW}; umount {ROOT} {STORE}; rm -rf {STATE_DIR}; rmdir {VIEW} {ROOT} {STORE}", check=False)
+
+
+@pytest.fixture(scope="module")
+def second_host(farm: Farm, other: Machine) -> Run:
+    return collection.deploy(farm, hosts=f"new,{other.name}")
+
+
+@pytest.fixture(scope="module")
+def second_run(farm: Farm, second_host: Run) -> Run:
+    assert second_host.code == 0
+    return collection.deploy(farm, hosts=f"new,old,{OTHER}", check=False)
+
+
+def test_the_first_run_mounts_the_view(deployment: Deployment) -> None:
+    assert deployment.run.failures("new") == []
+    [mounted] = deployment.run.of("new", "overlay_mount")
+    assert mounted.changed
+    assert mounted.values["mount"]["data"] == [ROOT]
+
+
+def test_every_release_is_scanned_and_all_of_it_can_be_read(deployment: Deployment) -> None:
+    scanned = [result for result in deployment.run.of("new", "release_manifest") if result.status == "item"]
+    assert len(scanned) == len(software.releases())
+    assert [result.values["unreadable"] for result in scanned] == [[]] * len(scanned)
+
+
+def test_a_kernel_without_data_only_layers_is_told_so_before_anything_is_done(
+    farm: Farm, deployment: Deployment
+) -> None:
+    old = farm.nodes["old"]
+    [failure] = deployment.run.failures("old")
+    assert "old cannot mount views with strategy data_only: its kernel 6.1." in failure
+    assert "That needs Linux 6.5" in failure
+    assert deployment.run.changed("old") == []
+    assert old.output(f"ls -d {STATE_DIR} {ROOT} {VIEW} 2>/dev/null || true") == ""
+    assert old.output("grep -E ' - (overlay|nfs4?) ' /proc/self/mountinfo || true") == ""
+
+
+def test_check_mode_on_a_new_host_writes_nothing(farm: Farm, other: Machine) -> None:
+    look = f"cut -d' ' -f5- /proc/self/mountinfo; ls -d {VIEW} {ROOT} {STATE_DIR} 2>&1 || true"
+    before = other.output(look)
+    run = collection.deploy(farm, hosts=OTHER, arguments=["--check", "--diff"])
+    assert run.changed(OTHER) != []
+    assert other.output(look) == before
+
+
+def test_a_host_that_does_not_scan_only_reads_manifests(other: Machine, second_host: Run) -> None:
+    """However large the tree is, deploying to one more host costs the server a few calls, and no listing at all."""
+    assert second_host.changed("new") == []
+    scans = [result for result in second_host.of(OTHER, "release_manifest") if result.changed]
+    assert scans == []
+    assert "overlay" in other.output(f"findmnt -n -o FSTYPE {VIEW}")
+    calls = collection.calls(other, ROOT)
+    assert calls.get("READDIR", 0) == 0, calls
+    assert sum(calls.values()) < 40, calls
+
+
+def test_the_same_declaration_gives_the_same_generation_on_every_host(farm: Farm, second_host: Run) -> None:
+    generations = {name: second_host.of(name, "metadata_layer")[-1].values["generation"] for name in ("new", OTHER)}
+    assert generations["new"] == generations[OTHER]
+    listings = [machine.output(LISTING.format(root=VIEW), timeout=600) for machine in (farm.nodes["new"], farm.server)]
+    assert listings[0] == listings[1]
+
+
+def test_the_second_run_changes_nothing_on_any_host(second_run: Run) -> None:
+    assert {name: second_run.changed(name) for name in ("new", "old", OTHER)} == {"new": [], "old": [], OTHER: []}
+    assert second_run.failures("new") == second_run.failures(OTHER) == []
+    assert len(second_run.failures("old")) == 1
+
+
+@pytest.mark.usefixtures("deployment")
+def test_the_view_is_the_tree_on_the_server_entry_by_entry(farm: Farm) -> None:
+    shown = farm.nodes["new"].output(LISTING.format(root=VIEW), timeout=600)
+    there = farm.server.output(LISTING.format(root=SOFTWARE), timeout=600)
+    assert int(shown.split()[0]) > 20_000
+    assert shown == there
+
+
+@pytest.mark.usefixtures("deployment")
+def test_files_of_the_view_have_the_content_on_the_server(farm: Farm) -> None:
+    script = (
+        "import hashlib, os, random, sys\n"
+        "root = sys.argv[1]\n"
+        "names = sorted(os.path.relpath(os.path.join(base, name), root)\n"
+        "    for base, _, files in os.walk(root) for name in files)\n"
+        "chance = random.Random(1)\n"
+        "names = [name for name in chance.sample(names, 400) if not os.path.islink(f'{root}/{name}')]\n"
+        "digest = hashlib.sha256()\n"
+        "for name in names:\n"
+        "    digest.update(name.encode() + open(f'{root}/{name}', 'rb').read())\n"
+        "print(len(names), digest.hexdigest())\n"
+    )
+    shown = farm.nodes["new"].output(["python3", "-c", script, VIEW], timeout=600)
+    assert shown == farm.server.output(["python3", "-c", script, SOFTWARE], timeout=600)
+
+
+@pytest.mark.usefixtures("deployment")
+def test_the_software_root_cannot_be_written_to(farm: Farm) -> None:
+    new = farm.nodes["new"]
+    for path in (ROOT, VIEW):
+        assert "Read-only file system" in new.ssh(f"touch {path}/new", check=False).stderr
+
+
+@pytest.mark.usefixtures("second_run")
+def test_the_view_is_taken_down_again(farm: Farm, other: Machine) -> None:
+    variables = {**collection.SITE, "overlay_hosts": OTHER}
+    run = collection.playbook(farm, "remove", variables)
+    assert run.changed(OTHER) != []
+    assert other.output(f"ls -A {STATE_DIR}/views; ls -d {VIEW} 2>/dev/null || true") == ""
+    assert collection.playbook(farm, "remove", variables).changed(OTHER) == []
+    # Other hosts' views and the manifests are still there.
+    assert farm.nodes["new"].output(f"ls {VIEW} {STORE} | sort | uniq -d | head -1") != ""
