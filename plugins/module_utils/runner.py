@@ -9,6 +9,8 @@ time limit, so that a dead NFS server ends in a message and not in a play that h
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable
@@ -69,12 +71,18 @@ def run(
     required_one_of: Sequence[tuple[str, ...]] | None = None,
 ) -> None:
     """Run a module: parse its arguments, do its work within its time limit, and exit with its outcome."""
-    module = AnsibleModule(
-        argument_spec={**argument_spec, "timeout": TIMEOUT},
-        required_if=required_if,
-        required_one_of=required_one_of,
-        supports_check_mode=True,
-    )
+    try:
+        module = AnsibleModule(
+            argument_spec={**argument_spec, "timeout": TIMEOUT},
+            required_if=required_if,
+            required_one_of=required_one_of,
+            supports_check_mode=True,
+        )
+    except UnicodeEncodeError as error:
+        # AnsibleModule writes its arguments to the log, and fails on these before it can say so.
+        reason = f"an option has bytes that are not UTF-8 ({error.object!r}): Ansible cannot pass them to a module"
+        print(json.dumps({"failed": True, "msg": reason}))
+        sys.exit(1)
     timeout = module.params["timeout"]
     if timeout <= 0:
         module.fail_json(msg=f"timeout must be a number of seconds greater than 0, not {timeout:g}")

@@ -1,0 +1,251 @@
+"""Modules as Ansible runs them: processes that are given JSON and answer with JSON."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+
+
+def four_runs(name: str, /, **arguments: Any) -> dict[str, Any]:
+    """Run a module in check mode, for real, again, and again in check mode; return what the real run said."""
+    said = support.module(name, check=True, **arguments).ok
+    done = support.module(name, **arguments).ok
+    again = support.module(name, **arguments).ok
+    check_again = support.module(name, check=True, **arguments).ok
+    assert [run["changed"] for run in (said, done, again, check_again)] == [True, True, False, False]
+    assert said["actions"] == done["actions"] != []
+    assert again["actions"] == check_again["actions"] == []
+    assert said["diff"]["before"] == done["diff"]["before"]
+    assert "diff" not in again
+    return done
+
+
+def everything(folder: Path) -> dict[bytes, tuple[int, int, int]]:
+    """Return what check mode must leave as it is."""
+    return {
+        path: (status.st_mode, status.st_mtime_ns, status.st_ino) for path, status in support.listing(folder).items()
+    }
+
+
+def test_from_a_release_to_its_view_and_back(folder: Path) -> None:
+    support.make_small_release(folder / "root" / "tool" / "1", "one")
+    support.make_small_release(folder / "root" / "tool" / "2", "two")
+    root, store = str(folder / "root"), str(folder / "store")
+    made = [four_runs("release_manifest", root=root, release=f"tool/{number}", store=store) for number in (1, 2)]
+    listed = support.module("release_info", root=root, store=store).ok["releases"]
+    assert [(one["path"], one["manifest"], one["digest"]) for one in listed] == [
+        ("tool/1", made[0]["manifest"], made[0]["digest"]),
+        ("tool/2", made[1]["manifest"], made[1]["digest"]),
+    ]
+    layer_of: dict[str, Any] = {"name": "v", "state_dir": str(folder / "state")}
+    mount: dict[str, Any] = {"path": str(folder / "view"), "data": [root]}
+    built = [four_runs("metadata_layer", releases=[{"manifest": made[0]["manifest"]}], **layer_of)]
+    mounted = four_runs("overlay_mount", lower=[built[0]["layer"]], **mount)
+    assert mounted["mount"]["lower"] == [built[0]["layer"]]
+    assert support.compare_trees(folder / "view" / "tool" / "1", folder / "root" / "tool" / "1") == []
+    built.append(four_runs("metadata_layer", releases=[{"manifest": one["manifest"]} for one in made], **layer_of))
+    assert built[1]["previous"] == built[0]["generation"]
+    switched = four_runs("overlay_mount", lower=[built[1]["layer"]], **mount)
+    assert (switched["switched"], switched["method"]) == (True, "beneath")
+    assert sorted(os.listdir(folder / "view" / "tool")) == ["1", "2"]
+    refused = support.module("metadata_layer", state="absent", **layer_of)
+    assert f"view v is mounted at {folder}/view" in refused.message
+    four_runs("overlay_mount", state="unmounted", path=str(folder / "view"))
+    support.module("overlay_mount", lower=[built[1]["layer"]], **mount)
+    four_runs("overlay_mount", state="absent", path=str(folder / "view"))
+    assert not (folder / "view").exists()
+    four_runs("metadata_layer", state="absent", **layer_of)
+    for number in (1, 2):
+        four_runs("release_manifest", state="absent", root=root, release=f"tool/{number}", store=store)
+    assert os.listdir(folder / "state" / "views") == os.listdir(store) == []
+
+
+def test_check_mode_writes_nothing(folder: Path) -> None:
+    support.make_small_release(folder / "root" / "tool" / "1", "one")
+    manifest = support.module(
+        "release_manifest", root=str(folder / "root"), release="tool/1", store=str(folder / "store")
+    ).ok["manifest"]
+    (folder / "layer").mkdir()
+    before = everything(folder)
+    arguments: dict[str, dict[str, Any]] = {
+        "release_manifest": {"root": str(folder / "root"), "release": "tool/1", "store": str(folder / "other")},
+        "metadata_layer": {"name": "v", "state_dir": str(folder / "s"), "releases": [{"manifest": manifest}]},
+        "overlay_mount": {
+            "path": str(folder / "view"),
+            "lower": [str(folder / "layer")],
+            "data": [str(folder / "root")],
+        },
+    }
+    for name, given in arguments.items():
+        assert support.module(name, check=True, **given).ok["changed"]
+    assert everything(folder) == before
+    assert support.live(folder / "view") is None
+
+
+def test_an_unchanged_view_is_recognised_without_reading_anything(folder: Path, odd: Placement) -> None:
+    # A manifest of the same length and no sense in place of the real one, and a layer that nobody looks into.
+    store = folder / "store"
+    support.command("cp", "-a", Path(odd.manifest).parent, store)
+    manifest = store / Path(odd.manifest).name
+    arguments: dict[str, Any] = {
+        "name": "v",
+        "state_dir": str(folder / "state"),
+        "releases": [{"manifest": str(manifest)}],
+    }
+    built = support.module("metadata_layer", **arguments).ok
+    assert built["changed"]
+    manifest.write_bytes(b"\0" * manifest.stat().st_size)
+    layer = Path(built["layer"])
+    support.command("rm", "-rf", layer)
+    again = support.module("metadata_layer", **arguments).ok
+    assert not again["changed"]
+    assert {key: again[key] for key in ("generation", "layer", "entries", "bytes")} == {
+        key: built[key] for key in ("generation", "layer", "entries", "bytes")
+    }
+
+
+def test_two_runs_at_the_same_time_build_once(folder: Path, odd: Placement) -> None:
+    arguments: dict[str, Any] = {
+        "name": "v",
+        "state_dir": str(folder / "state"),
+        "releases": [{"manifest": odd.manifest}],
+    }
+    with ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(support.module, "metadata_layer", **arguments) for _ in range(3)]
+        done = [run.result().ok for run in runs]
+    assert sorted(run["changed"] for run in done) == [False, False, True]
+    assert len({run["layer"] for run in done}) == 1
+
+
+def test_a_release_that_changed_is_named_by_a_rescan(folder: Path) -> None:
+    top = folder / "root" / "tool" / "1"
+    support.make_small_release(top, "one")
+    arguments: dict[str, Any] = {"root": str(folder / "root"), "release": "tool/1", "store": str(folder / "store")}
+    support.module("release_manifest", **arguments)
+    assert not support.module("release_manifest", rescan=True, **arguments).ok["changed"]
+    os.utime(top / "bin" / "tool", (1, 1))
+    (top / "extra").touch()
+    message = support.module("release_manifest", rescan=True, **arguments).message
+    assert "release tool/1 is no longer what its manifest says" in message
+    assert "/bin/tool: mtime " in message
+    assert "/extra: added" in message
+
+
+def test_a_release_that_is_not_ready_has_no_manifest(folder: Path) -> None:
+    support.make_small_release(folder / "root" / "tool" / "1", "one")
+    arguments: dict[str, Any] = {"root": str(folder / "root"), "release": "tool/1", "store": str(folder / "store")}
+    ran = support.module("release_manifest", ready_marker=".ready", **arguments)
+    assert "release tool/1 is not ready: it has no .ready" in ran.message
+    assert not (folder / "store").exists()
+    (folder / "root/tool/1/.ready").touch()
+    assert support.module("release_manifest", ready_marker=".ready", **arguments).ok["changed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("release_manifest", {"root": "{}/none", "release": "a/1", "store": "{}/store"}, "root {}/none does not exist"),
+        ("release_manifest", {"root": "{}", "release": "../x", "store": "{}/store"}, "release '../x' may not contain"),
+        ("release_manifest", {"root": "{}", "release": "/", "store": "{}/store"}, "release is empty"),
+        ("release_manifest", {"root": "{}", "release": "a", "store": "{}/a/store"}, "store {}/a/store is inside"),
+        ("release_manifest", {"root": "x", "release": "a", "store": "{}/store"}, "root must be an absolute path"),
+        ("metadata_layer", {"name": "../v", "state_dir": "{}/s"}, "view name '../v' is not usable"),
+        ("metadata_layer", {"name": "v", "state_dir": "s"}, "state_dir must be an absolute path"),
+        ("metadata_layer", {"name": "v", "state_dir": "{}/s", "owner": "nobody-here"}, "owner 'nobody-here' does not"),
+        (
+            "metadata_layer",
+            {"name": "v", "state_dir": "{}/s", "releases": [{"manifest": "{}/none.dump.gz"}]},
+            "{}/none.dump.gz: there is no such manifest",
+        ),
+        ("overlay_mount", {"path": "{}/a/v", "lower": ["{}/b"], "data": ["{}/a"]}, "inside of the data layer {}/a"),
+        (
+            "overlay_mount",
+            {"path": "{}/v", "lower": ["{}/none"]},
+            "layer {}/none of the overlay at {}/v does not exist",
+        ),
+        ("overlay_mount", {"path": "{}/full", "lower": ["{}/b"]}, "mountpoint {}/full is not empty"),
+        ("overlay_mount", {"path": "{}/v", "lower": []}, "'lower' needs at least one layer"),
+        ("overlay_mount", {"path": "{}/v", "lower": ["{}/b"], "options": {"loud": 1}}, "option 'loud' is not known"),
+    ],
+)
+def test_a_refusal_names_the_path_and_the_reason_and_leaves_nothing(
+    folder: Path, name: str, arguments: dict[str, Any], said: str
+) -> None:
+    for one in ("a", "b", "full/of"):
+        (folder / one).mkdir(parents=True)
+    before = everything(folder)
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.replace("{}", str(folder))
+        if isinstance(value, list):
+            return [filled(one) for one in value]
+        if isinstance(value, dict):
+            return {key: filled(one) for key, one in value.items()}
+        return value
+
+    assert said.replace("{}", str(folder)) in support.module(name, **filled(arguments)).message
+    assert everything(folder) == before
+
+
+def test_without_rights_the_message_says_become_root(folder: Path) -> None:
+    for one in ("layer", "other"):
+        (folder / one).mkdir()
+    ran = support.module(
+        "overlay_mount",
+        privileged=False,
+        path=str(folder / "view"),
+        lower=[str(folder / "layer"), str(folder / "other")],
+    )
+    assert "become: true" in ran.message
+
+
+@pytest.mark.parametrize("name", ["v \xe9\u65e5", "v,a:b c\\d"])
+def test_names_of_any_letters_go_through_a_module(folder: Path, name: str) -> None:
+    support.make_small_release(folder / "root" / "tool" / name, "one")
+    made = support.module(
+        "release_manifest", root=str(folder / "root"), release=f"tool/{name}", store=str(folder / f"store {name}")
+    ).ok
+    built = support.module(
+        "metadata_layer", name="v", state_dir=str(folder / name), releases=[{"manifest": made["manifest"]}]
+    ).ok
+    ran = four_runs(
+        "overlay_mount", path=str(folder / f"view {name}"), lower=[built["layer"]], data=[str(folder / "root")]
+    )
+    assert ran["mount"]["path"] == str(folder / f"view {name}")
+    assert (folder / f"view {name}" / "tool" / name / "version").read_text() == "one"
+
+
+def test_names_that_are_not_utf8_are_listed_without_a_crash(folder: Path) -> None:
+    support.make_small_release(folder / "root" / "tool" / "1 \udcff", "one")
+    listed = support.module("release_info", root=str(folder / "root")).ok["releases"]
+    assert len(listed) == 1
+
+
+@pytest.mark.parametrize("name", ["release_info", "release_manifest", "overlay_mount"])
+def test_arguments_that_are_not_utf8_are_refused_in_words(folder: Path, name: str) -> None:
+    path = f"{folder}/\udcff"
+    arguments: dict[str, Any] = {
+        "release_info": {"root": path},
+        "release_manifest": {"root": path, "release": "a", "store": path},
+        "overlay_mount": {"path": path, "state": "absent"},
+    }[name]
+    ran = support.module(name, **arguments)
+    assert "UTF-8" in ran.message
+    assert "Traceback" not in ran.output
+
+
+def test_a_view_that_another_run_works_on_is_waited_for_and_then_given_up(folder: Path) -> None:
+    (folder / "state/views/v").mkdir(parents=True)
+    with open(folder / "state/views/v/lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ran = support.module("metadata_layer", name="v", state_dir=str(folder / "state"), timeout=1)
+        assert "another run has been at work" in ran.message
