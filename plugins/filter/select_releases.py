@@ -115,7 +115,7 @@ def _functions() -> Any:
 
         # With a second, variadic argument JMESPath would insist on having it.
         @functions.signature({"types": ["array"], "variadic": True})
-        def _func_newest(self, releases: list[dict[str, Any]], *count: Any) -> list[dict[str, Any]]:
+        def _func_newest(self, releases: list[Any], *count: Any) -> list[dict[str, Any]]:
             if len(count) > 1 or not all(isinstance(one, int) and one >= 0 for one in count):
                 raise OverlayError("newest(releases, n) takes one whole number n")
             if not all(isinstance(one, dict) and {"package", "version"} <= set(one) for one in releases):

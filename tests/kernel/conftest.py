@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 FILESYSTEMS = ("tmpfs", "xfs", "ext4-256", "ext4-512")
@@ -70,6 +71,6 @@ def folder(arena: Path) -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(dir=arena))
     path.chmod(0o755)
     yield path
-    for mount in reversed(support.mounts.read_mounts()):
+    for mount in reversed(mounts.read_mounts()):
         if mount.path.startswith(os.fsencode(path) + b"/"):
             support.unmount_all(mount.path)

@@ -18,7 +18,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core import gen
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, LayerSpec, ViewPaths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, top_mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, OptionValue, mount_spec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, mount_spec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, mounts, views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import BuildReport
 
@@ -251,7 +251,7 @@ def declared(
     lower: Sequence[Path | bytes],
     data: Sequence[Path | bytes] = (),
     read_only: bool = True,
-    **options: OptionValue,
+    **options: Any,
 ) -> MountSpec:
     return mount_spec(
         os.fsencode(path), [os.fsencode(one) for one in lower], [os.fsencode(one) for one in data], options, read_only

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,9 +74,9 @@ def test_a_killed_build_leaves_nothing_that_counts(
         assert state.generations <= {whole.id}
         if state.current:
             assert state.generations == {whole.id}
-        for generation in state.generations:
-            assert views.read_generation(paths, generation) == whole
-            assert support.compare_trees(Path(paths.generation(generation)) / "layer", wanted) == []
+        for found in state.generations:
+            assert views.read_generation(paths, found) == whole
+            assert support.compare_trees(Path(paths.generation(found)) / "layer", wanted) == []
             views.remove_view(paths)
     assert killed > KILLS // 4
     layer, generation, _report = support.build(state_dir, [medium])
@@ -119,7 +120,7 @@ def test_a_killed_scan_leaves_no_manifest_that_counts(folder: Path, medium: Plac
 
 
 @pytest.mark.parametrize("part", ["manifest", "record", "both"])
-def test_a_manifest_without_its_other_half_is_named(folder: Path, medium: Placement, part: str) -> None:
+def test_a_manifest_without_its_other_half_is_named(medium: Placement, part: str) -> None:
     path = medium.manifest
     if part in ("manifest", "both"):
         os.unlink(path)
@@ -144,7 +145,7 @@ def test_a_damaged_manifest_builds_nothing(folder: Path, medium: Placement, dama
             "garbage": b"\0" * len(content),
         }[damage]
     )
-    arguments = {"state_dir": str(folder / "state"), "name": "v", "releases": [{"manifest": str(path)}]}
+    arguments: dict[str, Any] = {"state_dir": str(folder / "state"), "name": "v", "releases": [{"manifest": str(path)}]}
     message = support.module("metadata_layer", **arguments).message
     assert str(path) in message
     assert "scan the release again" in message

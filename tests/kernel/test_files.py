@@ -70,9 +70,14 @@ def test_each_directory_is_listed_once_when_a_tree_is_removed(folder: Path, monk
     top = folder / "top"
     for number in range(300):
         (top / str(number)).mkdir(parents=True)
-    listed = []
+    listed: list[int] = []
     scandir = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda fd: (listed.append(fd), scandir(fd))[1])
+
+    def counting(fd: int) -> object:
+        listed.append(fd)
+        return scandir(fd)
+
+    monkeypatch.setattr(os, "scandir", counting)
     files.remove_tree(str(top))
     assert len(listed) == 301
     assert not top.exists()

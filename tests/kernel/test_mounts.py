@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,7 +145,8 @@ def test_every_option_is_mounted_and_found_again(folder: Path, name: str, value:
         (folder / layer).mkdir()
     data = [folder / "data"] if with_data else []
     try:
-        spec = support.declared(folder / "view", [folder / "a", folder / "b"], data, **{name: value})
+        options: dict[str, Any] = {name: value}
+        spec = support.declared(folder / "view", [folder / "a", folder / "b"], data, **options)
     except OverlayError as error:
         # Said before the kernel is asked: without an upper layer it takes these and does something else.
         assert with_data or (name, value) in {("index", "on"), ("nfs_export", "on")}, error  # noqa: PT017
@@ -191,7 +193,7 @@ print(tries, flush=True)
 
 @contextmanager
 def reader(path: Path, stop: Path) -> Iterator[subprocess.Popen[str]]:
-    argv = [sys.executable, "-c", READER, path, stop]
+    argv = [sys.executable, "-c", READER, str(path), str(stop)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             assert process.stdout
@@ -276,7 +278,7 @@ def test_unmounting_a_busy_view_names_the_process(folder: Path, holds: str) -> N
         "map": "f = open(sys.argv[1], 'rb'); held = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); f.close()",
     }[holds]
     code = f"import mmap, os, sys\n{what}\nprint('ready', flush=True)\nsys.stdin.read()"
-    argv = [sys.executable, "-c", code, file]
+    argv = [sys.executable, "-c", code, str(file)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "ready\n"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,7 +117,7 @@ def test_a_tree_of_a_thousand_levels_is_built_and_removed(folder: Path) -> None:
         "release_manifest", root=str(folder / "root"), release="deep/1", store=str(folder / "store")
     ).ok
     assert done["entries"]["directories"] == 1501
-    arguments = {"name": "v", "state_dir": str(folder / "state")}
+    arguments: dict[str, Any] = {"name": "v", "state_dir": str(folder / "state")}
     built = support.module("metadata_layer", releases=[{"manifest": done["manifest"]}], **arguments).ok
     with support.mounted(support.declared(folder / "view", [Path(built["layer"])], [folder / "root"])) as view:
         path = view / "deep" / "1" / Path(*["d"] * 1500) / "f"

@@ -59,7 +59,10 @@ def test_a_pattern_that_cannot_be_is_refused(pattern: str, reason: str) -> None:
 
 def test_releases_sort_by_package_and_then_by_version() -> None:
     paths = ["b/1", "a/1.10", "a/1.9", "a/1.9rc1"]
-    releases = [Release(*path.split("/"), path) for path in paths]
+    releases = []
+    for path in paths:
+        package, version = path.split("/")
+        releases.append(Release(package, version, path))
     assert [release.path for release in sorted(releases, key=Release.sort_key)] == [
         "a/1.9rc1",
         "a/1.9",
