@@ -241,7 +241,12 @@ def directory_state(path: bytes) -> bool | None:
 def make_private_namespace(flags: int = syscalls.CLONE_NEWNS) -> None:
     """Give this process mounts of its own: what it mounts from now on nobody else sees, and goes when it ends."""
     syscalls.unshare(flags)
-    syscalls.mount(b"none", b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    try:
+        syscalls.mount(b"none", b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise OverlayError("the root directory is no mountpoint, as in a chroot, so nothing can be tried unseen") from None
 
 
 def observe(path: bytes) -> MountpointState:
