@@ -30,6 +30,8 @@ FILE_SYSTEMS = (
     FileSystem("ext4, 512-byte inodes", (*_EXT4, "-I", "512"), 8),
     FileSystem("ext4, 256-byte inodes", (*_EXT4, "-I", "256"), 8),
 )
+#: As they are named on the command line.
+BY_KEY = dict(zip(("tmpfs", "xfs", "ext4-512", "ext4-256"), FILE_SYSTEMS, strict=True))
 
 
 def private_mounts() -> None:

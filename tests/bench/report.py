@@ -46,7 +46,19 @@ class Report:
     def __init__(self) -> None:
         self._compared = Table(
             "Building a directory layer, and tar -x of the same layer (medians, in seconds)",
-            *("files", "file system", "ours", "tar", "ratio", "ours, synced", "tar, synced", "ratio", "on disk", "bar"),
+            *(
+                "files",
+                "file system",
+                "ours",
+                "tar",
+                "ratio",
+                "ours, synced",
+                "tar, synced",
+                "ratio",
+                "of rounds",
+                "on disk",
+            ),
+            "bar",
         )
         self._second = Table(
             "An unchanged second run of metadata_layer (medians)",
@@ -57,16 +69,25 @@ class Report:
         self._missed = 0
 
     def add_comparison(
-        self, files: int, system: str, ours: Sequence[float], tar: Sequence[float], on_disk: int, bar: float | None
+        self,
+        files: int,
+        system: str,
+        ours: Sequence[float],
+        tar: Sequence[float],
+        rounds: Sequence[float],
+        on_disk: int,
+        bar: float | None,
     ) -> None:
-        """``ours`` and ``tar`` are seconds without and with the time until all is on the disk."""
+        """``ours`` and ``tar`` are seconds without and with the time until all is on the disk; ``rounds`` are ratios."""
         ratios = [mine / theirs for mine, theirs in zip(ours, tar)]
         cells = [
             cell
             for mine, theirs, ratio in zip(ours, tar, ratios)
             for cell in (f"{mine:.2f}", f"{theirs:.2f}", f"{ratio:.2f}")
         ]
-        self._compared.add(f"{files:,}", system, *cells, _megabytes(on_disk), self._bar(max(ratios), bar, "<= {:.2f}"))
+        spread = f"{min(rounds):.2f} - {max(rounds):.2f}"
+        verdict = self._bar(max(ratios), bar, "<= {:.2f}")
+        self._compared.add(f"{files:,}", system, *cells, spread, _megabytes(on_disk), verdict)
 
     def add_second_run(self, files: int, releases: int, whole: float, inside: float, bar: float) -> None:
         cells = (f"{files:,}", str(releases), f"{whole:.2f} s", f"{inside:.3f} s")
