@@ -249,3 +249,25 @@ def test_a_view_that_another_run_works_on_is_waited_for_and_then_given_up(folder
         fcntl.flock(lock, fcntl.LOCK_EX)
         ran = support.module("metadata_layer", name="v", state_dir=str(folder / "state"), timeout=1)
         assert "another run has been at work" in ran.message
+
+
+def test_a_user_without_rights_builds_a_layer_of_files_that_nobody_may_write(folder: Path) -> None:
+    top = folder / "root" / "tool" / "1"
+    support.make_small_release(top, "one")
+    for mode in (0o000, 0o444, 0o555, 0o4555):
+        support.write(top / f"mode-{mode:o}", b"content", mode)
+    (top / "closed").mkdir(0o555)
+    made = support.module(
+        "release_manifest", root=str(folder / "root"), release="tool/1", store=str(folder / "store")
+    ).ok
+    built = support.module(
+        "metadata_layer",
+        privileged=False,
+        name="v",
+        state_dir=str(folder / "state"),
+        xattr_namespace="user",
+        releases=[{"manifest": made["manifest"]}],
+    ).ok
+    spec = support.declared(folder / "view", [Path(built["layer"])], [folder / "root"], userxattr=True)
+    with support.mounted(spec) as view:
+        assert support.compare_trees(view / "tool" / "1", top) == []

@@ -21,7 +21,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fi
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 
 _BLOCK = 512
-_SPECIAL_BITS = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -92,7 +91,9 @@ class DirectoryLayer:
 
     def _create(self, entry: Entry, parent: int, name: bytes) -> None:
         mode = entry.mode & 0o7777
-        fd = os.open(name, _NEW_FILE, mode & 0o777, dir_fd=parent)
+        # Without root, attributes are set on files only that their owner may write.
+        created = mode & 0o777 | stat.S_IWUSR
+        fd = os.open(name, _NEW_FILE, created, dir_fd=parent)
         try:
             if entry.uid != self._user or entry.gid != self._group:
                 os.fchown(fd, entry.uid, entry.gid)
@@ -101,7 +102,7 @@ class DirectoryLayer:
                 xattrs.write(fd, self._redirect, b"/" + entry.target)
                 os.ftruncate(fd, entry.size)
             # After chown and truncate, which take away set-user-ID bits and capabilities.
-            if mode & _SPECIAL_BITS:
+            if mode != created:
                 os.fchmod(fd, mode)
             for attribute, value in entry.xattrs:
                 xattrs.write(fd, attribute, value)
