@@ -246,7 +246,9 @@ def make_private_namespace(flags: int = syscalls.CLONE_NEWNS) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        raise OverlayError("the root directory is no mountpoint, as in a chroot, so nothing can be tried unseen") from None
+        raise OverlayError(
+            "the root directory is no mountpoint, as in a chroot, so nothing can be tried unseen"
+        ) from None
 
 
 def observe(path: bytes) -> MountpointState:
