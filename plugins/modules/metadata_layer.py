@@ -343,7 +343,11 @@ def _remove(paths: ViewPaths, name: str, context: runner.Context) -> runner.Outc
     state = views.observe(paths)
     before = _shown_generation(paths, state)
     plan = plan_view_removal(name, state, views.mounted_at(paths, mounts.read_mounts()))
-    context.carry_out(plan, lambda _action: views.remove_view(paths, context.progress))
+    if plan and not context.check_mode:
+        with views.locked(paths, context.timeout, context.progress):
+            # A build that this run waited for may have been mounted.
+            plan = plan_view_removal(name, views.observe(paths), views.mounted_at(paths, mounts.read_mounts()))
+            context.carry_out(plan, lambda _action: views.remove_view(paths, context.progress))
     return runner.Outcome({"generation": None}, plan, before, {})
 
 

@@ -71,10 +71,21 @@ def locked(paths: ViewPaths, seconds: float, progress: Progress = no_progress) -
     state_dir = os.path.dirname(os.path.dirname(paths.root))
     os.makedirs(state_dir, mode=0o700, exist_ok=True)
     _check_trusted(state_dir)
-    os.makedirs(paths.root, mode=0o755, exist_ok=True)
-    with open(paths.lock, "wb") as stream:
-        _wait_for_lock(stream.fileno(), paths, seconds, progress)
-        yield
+    while True:
+        os.makedirs(paths.root, mode=0o755, exist_ok=True)
+        with open(paths.lock, "wb") as stream:
+            _wait_for_lock(stream.fileno(), paths, seconds, progress)
+            # A run that removes the view removes the lock too, and whoever waited for that one has the lock of nothing.
+            if _is_at(stream.fileno(), paths.lock):
+                yield
+                return
+
+
+def _is_at(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _check_trusted(state_dir: str) -> None:
