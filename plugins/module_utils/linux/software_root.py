@@ -57,8 +57,8 @@ def mount(spec: SoftwareRootSpec, seconds: float) -> None:
     argv = ["mount", "-t", spec.fstype, "-o", ",".join(options), spec.source, os.fsdecode(spec.path)]
     what = f"mounting {spec.source} at {show(spec.path)}"
     try:
-        # A session of its own, so that the helper can be ended as well.
-        process = subprocess.Popen(
+        # A session of its own, so that the helper can be ended as well. The run_command of AnsibleModule has no time limit.
+        process = subprocess.Popen(  # pylint: disable=ansible-bad-function
             argv,
             env={**os.environ, "LC_ALL": "C"},
             stdin=subprocess.DEVNULL,
