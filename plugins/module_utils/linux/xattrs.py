@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Extended attributes by path or file descriptor, through pyxattr where it is installed and the os module elsewhere.
 
-pyxattr reads all attributes of a file in fewer steps. Symbolic links are not followed.
+Symbolic links are not followed.
 """
 
 from __future__ import annotations
@@ -26,15 +26,6 @@ Target = Union[bytes, int]
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
-def _read_all_os(target: Target) -> dict[bytes, bytes]:
-    options = {} if isinstance(target, int) else {"follow_symlinks": False}
-    return {os.fsencode(name): os.getxattr(target, name, **options) for name in os.listxattr(target, **options)}
-
-
-def _read_all_pyxattr(target: Target) -> dict[bytes, bytes]:
-    return dict(pyxattr.get_all(target, nofollow=not isinstance(target, int)))
-
-
 def _read_os(target: Target, name: bytes) -> bytes:
     return os.getxattr(target, name, **({} if isinstance(target, int) else {"follow_symlinks": False}))
 
@@ -49,16 +40,6 @@ def _write_pyxattr(target: Target, name: bytes, value: bytes) -> None:
 
 def _write_os(target: Target, name: bytes, value: bytes) -> None:
     os.setxattr(target, name, value, **({} if isinstance(target, int) else {"follow_symlinks": False}))
-
-
-def read_all(target: Target) -> dict[bytes, bytes]:
-    """Return all attributes of a file; none where its file system has no attributes."""
-    try:
-        return (_read_all_pyxattr if HAS_PYXATTR else _read_all_os)(target)
-    except OSError as error:
-        if error.errno in _NOT_SUPPORTED:
-            return {}
-        raise
 
 
 def read(target: Target, name: bytes) -> bytes | None:
