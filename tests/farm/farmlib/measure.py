@@ -24,8 +24,9 @@ OPENS = 200
 UNMOUNT = f"for path in {VIEW} {NFS}; do while mountpoint -q $path; do umount $path; done; done"
 
 #: Which lines are measured: those that every run is to show, those about the chown and readdir passes of an overlay that has
-#: NFS as a normal lower layer (each walks the whole tree), and those about the mount options of the software root.
-GROUPS = ("core", "finalize", "options")
+#: NFS as a normal lower layer (each walks the whole tree), the same with a layer of redirects, and those about the mount options
+#: of the software root.
+GROUPS = ("core", "finalize", "redirect", "options")
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _variants() -> list[Configuration]:
                 f"view-{number}",
                 f"view, {options}",
                 f"{mount}; {view}",
-                work=("missing", "stat", "open", "later", "start-usd"),
+                work=("open", "later", "start-usd"),
                 **common,
             ),
         ]
@@ -191,6 +192,7 @@ CONFIGURATIONS = (
         f"{MOUNT_NFS}; mkdir -p {VIEW}; mount -t overlay overlay "
         f"-o ro,lowerdir={LAYERS}/redirect:{NFS},metacopy=on,redirect_dir=follow {VIEW}",
         prepare=_redirect_layer,
+        group="redirect",
     ),
     COLLECTION,
     *_variants(),
@@ -247,10 +249,11 @@ def measure(node: Machine, configuration: Configuration, work: Sequence[str] = (
     return found
 
 
-def run(farm: Farm, results: Path, names: Sequence[str] | None = None) -> None:
-    """Measure on every node; write the counts and the table into `results`. `names` are configurations, groups, or `all`."""
+def run(farm: Farm, results: Path, names: Sequence[str] | None = None, nodes: Sequence[str] = ()) -> None:
+    """Measure on every node, or on these; write the counts and the table into `results`. `names` are configurations, groups, or `all`."""
     chosen = _chosen(names or ["core"])
-    install(farm, list(farm.nodes.values()))
+    machines = [node for node in farm.nodes.values() if not nodes or node.name in nodes]
+    install(farm, machines)
     if any(configuration.prepare in (_deployed, _redirect_layer) for configuration in chosen):
         # Its manifests are needed on every node.
         collection.deployment(farm)
@@ -263,8 +266,8 @@ def run(farm: Farm, results: Path, names: Sequence[str] | None = None) -> None:
         }
 
     # Together: it changes the seconds, which are not compared, and not the calls.
-    found = on_all(list(farm.nodes.values()), on_node)
-    measured = {f"{node.name}, kernel {node.output('uname -r')}": found[node.name] for node in farm.nodes.values()}
+    found = on_all(machines, on_node)
+    measured = {f"{node.name}, kernel {node.output('uname -r')}": found[node.name] for node in machines}
     results.mkdir(parents=True, exist_ok=True)
     (results / "calls.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     table = report.markdown({machine: lines for machine, lines in measured.items() if lines})

@@ -1,0 +1,196 @@
+"""What becomes of a view when the world around it moves: releases come and go, the server fails, hosts reboot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from farmlib import collection
+from farmlib.collection import ROOT, STORE
+from farmlib.machines import Farm, Machine
+
+VIEW = "/trial"
+VIEWS = [{"name": "trial", "mountpoint": VIEW, "query": "[?package == 'trial']"}]
+MODULE = {"root": ROOT, "store": STORE, "ready_marker": ".ready"}
+
+#: A process of the view: its folder is there, a file is open, and it looks at both when it is told to.
+RESIDENT = """
+import os, sys, time
+os.chdir("/trial/trial/1.0")
+file = open("data/file")
+print("started", flush=True)
+while not os.path.exists("/run/farm-resident-end"):
+    time.sleep(0.1)
+file.seek(0)
+print(file.read().strip(), open("data/other").read().strip(), sorted(os.listdir()), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def new(farm: Farm) -> Iterator[Machine]:
+    """`new` with a view of its own, of release trial/1.0."""
+    machine = farm.nodes["new"]
+    collection.mount_store(machine)
+    farm.server.add_release("trial/1.0", {"data/file": "one\n", "data/other": "other\n", "data/never": "never\n"})
+    collection.deploy(farm, VIEWS)
+    yield machine
+    collection.playbook(farm, "remove", {**collection.SITE, "overlay_hosts": "new", "overlay_views": VIEWS})
+    farm.server.delete_release("trial")
+    machine.ssh(f"rm -rf {STORE}/trial {STORE}/nested")
+
+
+def cold(machine: Machine) -> None:
+    machine.ssh("for again in 1 2 3; do echo 3 >/proc/sys/vm/drop_caches; done")
+
+
+def test_a_new_release_is_seen_when_it_is_deployed_and_not_before(farm: Farm, new: Machine) -> None:
+    """And software that runs from the view keeps its folder and its open files."""
+    other_mounts = new.output("grep -v ' /trial ' /proc/self/mountinfo")
+    new.ssh("rm -f /run/farm-resident-end")
+    new.ssh(f"setsid python3 -c '{RESIDENT}' >/run/farm-resident 2>&1 </dev/null &")
+    wait_for(new, "grep -q started /run/farm-resident")
+
+    farm.server.add_release("trial/2.0", {"data/file": "two\n"})
+    assert new.output(f"ls {VIEW}/trial") == "1.0"
+    assert new.ssh(f"cat {VIEW}/trial/2.0/data/file", check=False).returncode != 0
+
+    run = collection.deploy(farm, VIEWS)
+    [mounted] = run.of(new, "overlay_mount")
+    assert (mounted.values["switched"], mounted.values["method"]) == (True, "beneath")
+    assert new.output(f"ls {VIEW}/trial; cat {VIEW}/trial/2.0/data/file").split() == ["1.0", "2.0", "two"]
+
+    new.ssh("touch /run/farm-resident-end")
+    wait_for(new, "test $(wc -l </run/farm-resident) -gt 1")
+    assert new.output("tail -1 /run/farm-resident") == "one other ['.ready', 'data']"
+    assert new.output("grep -v ' /trial ' /proc/self/mountinfo") == other_mounts
+    assert collection.deploy(farm, VIEWS).changed(new) == []
+
+
+def test_a_release_that_is_deleted_on_the_server_is_still_listed_and_fails_to_open(farm: Farm, new: Machine) -> None:
+    farm.server.add_release("trial/3.0", {"data/opened": "opened\n", "data/held": "held\n", "data/never": "never\n"})
+    collection.deploy(farm, VIEWS)
+    new.ssh(f"cat {VIEW}/trial/3.0/data/opened")
+    new.ssh("rm -f /run/farm-held-end /run/farm-held")
+    reader = (
+        f"import os, time; file = open('{VIEW}/trial/3.0/data/held'); print('started', flush=True)\n"
+        "while not os.path.exists('/run/farm-held-end'): time.sleep(0.1)\n"
+        "print(repr(file.read()), flush=True)\n"
+    )
+    new.ssh(f'setsid python3 -c "{reader}" >/run/farm-held 2>&1 </dev/null &')
+    wait_for(new, "grep -q started /run/farm-held")
+
+    farm.server.delete_release("trial/3.0")
+    assert new.output(f"stat -c %s {VIEW}/trial/3.0/data/never") == "6"
+    assert new.output(f"ls {VIEW}/trial/3.0/data").split() == ["held", "never", "opened"]
+    for name in ("never", "opened"):
+        cold(new)
+        said = new.ssh(f"cat {VIEW}/trial/3.0/data/{name}", check=False).stderr
+        assert "No such file or directory" in said or "Stale file handle" in said
+    new.ssh("touch /run/farm-held-end")
+    wait_for(new, "test $(wc -l </run/farm-held) -gt 1")
+    # It was read as it was, or it is stale; it is never another file's content.
+    assert new.output("tail -1 /run/farm-held") in ("'held\\n'", "OSError: [Errno 116] Stale file handle")
+    assert new.trouble() == []
+    # Its manifest is still there: that the release is gone is said before anything is built.
+    run = collection.deploy(farm, [{**VIEWS[0], "query": "", "releases": ["trial/1.0", "trial/3.0"]}], check=False)
+    assert any("trial/3.0" in failure for failure in run.failures(new)), run.output[-2000:]
+    # Taken out of the view, it is gone there too.
+    collection.module(farm, new, "release_manifest", {**MODULE, "release": "trial/3.0", "state": "absent"})
+    collection.deploy(farm, VIEWS)
+    assert "3.0" not in new.output(f"ls {VIEW}/trial").split()
+
+
+def test_without_the_server_looking_for_software_still_works_and_tasks_fail_in_time(farm: Farm, new: Machine) -> None:
+    layer = new.output("ls -d /var/lib/renderfarm-overlay/views/trial/current/layer")
+    farm.server.add_release("trial/4.0", {"data/file": "four\n"})
+    cold(new)
+    with farm.server.unreachable():
+        assert new.output(f"ls {VIEW}/trial/1.0/data", timeout=20).split() == ["file", "never", "other"]
+        assert new.output(f"stat -c %s {VIEW}/trial/1.0/data/file", timeout=20) == "4"
+        missing = new.ssh(f"stat {VIEW}/trial/1.0/data/absent", check=False, timeout=20)
+        assert "No such file or directory" in missing.stderr
+
+        tasks: dict[str, dict[str, Any]] = {
+            "release_manifest": {**MODULE, "release": "trial/4.0"},
+            "release_info": {"root": ROOT, "store": STORE},
+            "overlay_mount": {"path": "/trial-other", "lower": [layer], "data": [ROOT]},
+            "software_root": {"path": "/net/other", "source": "server:/srv/software"},
+        }
+        answers = {}
+        for name, options in tasks.items():
+            began = time.monotonic()
+            answers[name] = collection.module(farm, new, name, {**options, "timeout": 10}, check=False, timeout=90)
+            assert time.monotonic() - began < 60, name
+        for name in ("release_manifest", "release_info"):
+            assert answers[name].failed, answers[name]
+            assert "no progress for 10 seconds" in answers[name].message
+            assert "A file server that does not answer" in answers[name].message
+        # Mounting sends the server nothing where the kernel has the root of the data layer in memory.
+        mounted = answers["overlay_mount"]
+        assert not mounted.failed or "A file server that does not answer" in mounted.message, mounted
+        assert answers["software_root"].failed
+        assert answers["software_root"].message
+    wait_for(new, f"timeout -s KILL 20 cat {VIEW}/trial/1.0/data/never")
+    new.ssh("umount /trial-other; rmdir /trial-other /net/other; rm -f /run/farm-*", check=False)
+    farm.server.delete_release("trial/4.0")
+
+
+def test_files_that_root_squash_keeps_from_reading_are_reported_by_the_scan(farm: Farm, new: Machine) -> None:
+    farm.server.add_release("trial/5.0", {"bin/tool": "tool\n"})
+    farm.server.write("/srv/software/trial/5.0/etc/licence key", "secret\n", mode=0o640)
+    try:
+        scanned = collection.module(farm, new, "release_manifest", {**MODULE, "release": "trial/5.0"})
+        assert scanned.values["unreadable"] == ["/etc/licence key"]
+        assert "1 files may not be read on this host" in scanned.warnings
+        assert "root_squash" in scanned.warnings
+        collection.module(farm, new, "release_manifest", {**MODULE, "release": "trial/5.0", "state": "absent"})
+    finally:
+        farm.server.delete_release("trial/5.0")
+
+
+def test_a_nested_export_is_refused_by_name_and_is_a_data_layer_of_its_own(farm: Farm, new: Machine) -> None:
+    farm.server.export_nested("nested")
+    try:
+        farm.server.add_release("nested/1.0", {"readme": "hello\n"})
+        for release in ("nested/1.0", "nested"):
+            options = {"root": ROOT, "store": STORE, "release": release}
+            refused = collection.module(farm, new, "release_manifest", options, check=False)
+            assert refused.failed
+            assert f"{ROOT}/nested is a mount below the software root" in refused.message
+
+        own = {"root": f"{ROOT}/nested", "store": f"{STORE}/nested", "release": "1.0"}
+        collection.module(farm, new, "release_manifest", own)
+        releases = [
+            {"manifest": f"{STORE}/nested/1.0.dump.gz", "at": "nested/1.0"},
+            {"manifest": f"{STORE}/trial/1.0.dump.gz"},
+        ]
+        layer = collection.module(farm, new, "metadata_layer", {"name": "nested", "releases": releases})
+        mount = {"path": "/nested", "lower": [layer.values["layer"]], "data": [ROOT, f"{ROOT}/nested"]}
+        collection.module(farm, new, "overlay_mount", mount)
+        assert new.output("cat /nested/nested/1.0/readme /nested/trial/1.0/data/file").split() == ["hello", "one"]
+        collection.module(farm, new, "overlay_mount", {"path": "/nested", "state": "absent"})
+        collection.module(farm, new, "metadata_layer", {"name": "nested", "state": "absent"})
+        new.ssh(f"umount {ROOT}/nested")
+    finally:
+        new.ssh(f"umount /nested {ROOT}/nested", check=False)
+        farm.server.unexport_nested("nested")
+
+
+def test_after_a_reboot_the_playbook_brings_the_view_back(farm: Farm, new: Machine) -> None:
+    new.ssh("sync")
+    new.reboot()
+    assert new.ssh(f"mountpoint -q {VIEW}", check=False).returncode != 0
+    collection.mount_store(new)
+    run = collection.deploy(farm, VIEWS)
+    # The layer has outlived it: only mounts are made.
+    assert [result.changed for result in run.of(new, "metadata_layer")] == [False]
+    assert new.output(f"cat {VIEW}/trial/1.0/data/file") == "one"
+
+
+def wait_for(machine: Machine, condition: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while machine.ssh(condition, check=False).returncode != 0:
+        assert time.monotonic() < end, f"{machine.name}: still not so: {condition}"
+        time.sleep(0.3)
