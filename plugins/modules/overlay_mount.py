@@ -198,7 +198,8 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         plan = plan_mounted(spec, state, mounts.overlay_defaults(), params["switch"])
     else:
         plan = plan_unmounted(path, state, params["state"] == "absent")
-    context.carry_out(plan, mounts.apply)
+    with mounts.undone_on_failure(plan):
+        context.carry_out(plan, mounts.apply)
     live = state.mount if context.check_mode or not plan else mounts.observe(path).mount
     if plan and spec and not context.check_mode:
         _check_result(spec, live)

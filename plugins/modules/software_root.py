@@ -177,7 +177,8 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     mount_plan = plan
     if params["persist"] == "fstab":
         plan += _plan_fstab(path, spec)
-    context.carry_out(plan, lambda action: software_root.apply(action, context.timeout * 0.9))
+    with mounts.undone_on_failure(plan):
+        context.carry_out(plan, lambda action: software_root.apply(action, context.timeout * 0.9))
     after = state.mount if context.check_mode or not mount_plan else mounts.observe(path).mount
     warnings = _differing(spec, after) if mount_plan and not context.check_mode else []
     return _outcome(plan, mount_plan, state.mount, after, spec, warnings)

@@ -143,8 +143,12 @@ def write(store: str, root: str, release: str, checksum: bool, progress: Progres
     """Scan a release and put its manifest into the store. A run that is killed leaves no manifest that counts."""
     path = manifest_path(store, release)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with files.written_aside(path) as aside:
-        record, report = _scan_into(aside, root, release, checksum, progress)
+    try:
+        with files.written_aside(path) as aside:
+            record, report = _scan_into(aside, root, release, checksum, progress)
+    except BaseException:
+        _remove_empty_folders(path, release)
+        raise
     with files.written_aside(record_path(path)) as aside:
         aside.write(manifest.record_to_json(record))
     return Written(record, report)
@@ -237,6 +241,11 @@ def remove(store: str, release: str) -> None:
     for name in (record_path(path), path):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
+    _remove_empty_folders(path, release)
+
+
+def _remove_empty_folders(path: str, release: str) -> None:
+    """Remove the folders of a release's manifest in the store that have nothing in them."""
     for _level in release.split("/")[1:]:
         path = os.path.dirname(path)
         with contextlib.suppress(OSError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import mountinfo
@@ -282,6 +282,19 @@ def _unmount_all(path: bytes) -> None:
         below = mountinfo.top_mount(read_mounts(), path)
         if below is None or below.fstype != b"overlay":
             return
+
+
+@contextlib.contextmanager
+def undone_on_failure(plan: Sequence[Action]) -> Iterator[None]:
+    """Remove the mountpoint that a plan creates when the block, which carries the plan out, fails: nothing is to be half done."""
+    try:
+        yield
+    except BaseException:
+        for action in plan:
+            if isinstance(action, CreateMountpoint):
+                with contextlib.suppress(OSError):
+                    os.rmdir(action.path)
+        raise
 
 
 def _attach_new(spec: MountSpec, how: Callable[[int, bytes], None]) -> None:

@@ -76,7 +76,7 @@ def mount(spec: SoftwareRootSpec, seconds: float) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
             raise OverlayError(f"{what}: the server has not answered for {seconds:g} seconds") from None
     if process.returncode:
-        said = "; ".join(show(line) for line in output.split(b"\n") if line.strip())
+        said = "; ".join(show(line.strip()) for line in output.split(b"\n") if line.strip())
         raise OverlayError(f"{what} failed (status {process.returncode}): {said}{_hint(said)}")
 
 
