@@ -47,6 +47,7 @@ class Configuration:
     nodes: tuple[str, ...] = ("old", "new")
     work: tuple[str, ...] = ()  # all of it where empty
     group: str = "core"
+    delegations: bool = True
 
 
 def _overlay(upper: str) -> str:
@@ -127,41 +128,41 @@ COLLECTION = Configuration(
     nodes=("new",),
 )
 
-#: Options of the software root, besides `ro`.
+#: Options of the software root, besides `ro`, and whether the server hands out delegations: with one of them a client need not
+#: ask again whether a file has changed, but many file servers give none.
 VARIANTS = (
-    "vers=4.2",
-    "vers=4.2,nocto",
-    "vers=4.2,actimeo=3600",
-    "vers=4.2,nocto,actimeo=3600",
-    "vers=4.2,nocto,actimeo=3600,lookupcache=positive",
-    "vers=4.2,nocto,actimeo=3600,nconnect=4",
-    "vers=3,nolock,nocto,actimeo=3600",
+    ("vers=4.2", True),
+    ("vers=4.2", False),
+    ("vers=4.2,nocto", False),
+    ("vers=4.2,actimeo=3600", False),
+    ("vers=4.2,nocto,actimeo=3600", False),
+    ("vers=4.2,nocto,actimeo=3600", True),
+    ("vers=4.2,nocto,actimeo=3600,lookupcache=positive", True),
+    ("vers=4.2,nocto,actimeo=3600,nconnect=4", True),
+    ("vers=3,nolock", True),
+    ("vers=3,nolock,nocto,actimeo=3600", True),
 )
 
 
 def _variants() -> list[Configuration]:
     found = []
-    for number, options in enumerate(VARIANTS):
+    for number, (options, delegations) in enumerate(VARIANTS):
         mount = f"mkdir -p {NFS} {VIEW}; mount -t nfs -o ro,nosharecache,{options} server:{SOFTWARE} {NFS}"
         layer = f"{collection.STATE_DIR}/views/software/current/layer"
         view = f"mount -t overlay overlay -o ro,metacopy=on,redirect_dir=on,lowerdir={layer}::{NFS} {VIEW}"
-        common: dict[str, Any] = {"nodes": ("new",), "group": "options", "prepare": _deployed}
+        title = options + ("" if delegations else ", no delegations")
+        common: dict[str, Any] = {
+            "nodes": ("new",),
+            "group": "options",
+            "prepare": _deployed,
+            "delegations": delegations,
+        }
+        works = ("open", "later", "start-usd")
+        if delegations:
+            works = ("missing", "stat", *works)
         found += [
-            Configuration(
-                f"nfs-{number}",
-                f"plain NFS, {options}",
-                mount,
-                root=NFS,
-                work=("missing", "stat", "open", "later", "start-usd"),
-                **common,
-            ),
-            Configuration(
-                f"view-{number}",
-                f"view, {options}",
-                f"{mount}; {view}",
-                work=("open", "later", "start-usd"),
-                **common,
-            ),
+            Configuration(f"nfs-{number}", f"plain NFS, {title}", mount, root=NFS, work=works, **common),
+            Configuration(f"view-{number}", f"view, {title}", f"{mount}; {view}", work=works[-3:], **common),
         ]
     return found
 
@@ -223,6 +224,14 @@ def rows(farm: Farm, node: Machine, configuration: Configuration) -> list[dict[s
     return _measured[key]
 
 
+def _with_delegations(farm: Farm, node: Machine, configuration: Configuration) -> list[dict[str, Any]]:
+    farm.server.ssh(f"sysctl -q -w fs.leases-enable={int(configuration.delegations)}")
+    try:
+        return rows(farm, node, configuration)
+    finally:
+        farm.server.ssh("sysctl -q -w fs.leases-enable=1")
+
+
 def measure(node: Machine, configuration: Configuration, work: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Rows of work, state (cold, warm), calls, operations and seconds."""
     began = time.monotonic()
@@ -258,15 +267,20 @@ def run(farm: Farm, results: Path, names: Sequence[str] | None = None, nodes: Se
         # Its manifests are needed on every node.
         collection.deployment(farm)
 
-    def on_node(node: Machine) -> dict[str, list[dict[str, Any]]]:
-        return {
-            configuration.title: rows(farm, node, configuration)
-            for configuration in chosen
-            if node.name in configuration.nodes
-        }
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {node.name: {} for node in machines}
+
+    def on_node(node: Machine) -> None:
+        for configuration in chosen:
+            if node.name in configuration.nodes and configuration.group != "options":
+                found[node.name][configuration.title] = rows(farm, node, configuration)
 
     # Together: it changes the seconds, which are not compared, and not the calls.
-    found = on_all(machines, on_node)
+    on_all(machines, on_node)
+    # One after the other, since some of them change the server.
+    for configuration in chosen:
+        for node in machines:
+            if node.name in configuration.nodes and configuration.group == "options":
+                found[node.name][configuration.title] = _with_delegations(farm, node, configuration)
     measured = {f"{node.name}, kernel {node.output('uname -r')}": found[node.name] for node in machines}
     results.mkdir(parents=True, exist_ok=True)
     (results / "calls.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
