@@ -158,11 +158,10 @@ def _variants() -> list[Configuration]:
             "delegations": delegations,
         }
         works = ("open", "later", "start-usd")
-        if delegations:
-            works = ("missing", "stat", *works)
+        everything = ("missing", "stat", *works) if delegations else works
         found += [
-            Configuration(f"nfs-{number}", f"plain NFS, {title}", mount, root=NFS, work=works, **common),
-            Configuration(f"view-{number}", f"view, {title}", f"{mount}; {view}", work=works[-3:], **common),
+            Configuration(f"nfs-{number}", f"plain NFS, {title}", mount, root=NFS, work=everything, **common),
+            Configuration(f"view-{number}", f"view, {title}", f"{mount}; {view}", work=works, **common),
         ]
     return found
 
