@@ -66,6 +66,7 @@ _value:
   elements: dict
 """
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, Callable
@@ -135,8 +136,8 @@ def select_releases(releases: Any, query: str = "@", ready_only: bool = True) ->
         raise AnsibleFilterError(
             "renderfarm.overlay.select_releases works on the list that release_info returns as 'releases'"
         )
-    # jmespath only knows Python's own types, and not the tagged ones of newer Ansible.
-    candidates = [dict(release) for release in releases if release.get("ready") or not ready_only]
+    # jmespath only knows Python's own types, and none of those that Ansible derives from them.
+    candidates = json.loads(json.dumps([dict(one) for one in releases if one.get("ready") or not ready_only]))
     try:
         chosen = jmespath.search(str(query), candidates, jmespath.Options(custom_functions=_functions()))
     except (jmespath.exceptions.JMESPathError, OverlayError) as error:

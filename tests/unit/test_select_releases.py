@@ -31,6 +31,19 @@ def paths(query: str, ready_only: bool = True) -> list[str]:
     return [one["path"] for one in select_releases(RELEASES, query, ready_only)]
 
 
+class Text(str):
+    """As Ansible's own kinds of text, which say where a value comes from."""
+
+    __slots__ = ()
+
+
+def test_values_may_be_of_types_that_ansible_derives() -> None:
+    derived = [
+        {key: Text(value) if isinstance(value, str) else value for key, value in one.items()} for one in RELEASES
+    ]
+    assert select_releases(derived, "[?version_match(version, '>=25')]") == [RELEASES[-1]]
+
+
 @pytest.mark.parametrize(
     ("query", "chosen"),
     [
