@@ -65,7 +65,7 @@ _SPELLINGS = {
     "fg": "",
     "bg": "",
     "defaults": "",
-    "lookupcache=pos": "lookupcache=positive",
+    "lookupcache=positive": "lookupcache=pos",
 }
 
 #: What mount(8), mount.nfs(8) and systemd read, and the kernel never sees or prints.
@@ -98,7 +98,7 @@ class SoftwareRootSpec:
 
 def software_root_spec(path: bytes, source: str, fstype: str, options: Sequence[str]) -> SoftwareRootSpec:
     """Raises OverlayError for what could not be given to mount(8), or written to fstab, as it is."""
-    if not re.match(r"[^\s:/-][^\s]*:/", source) and not re.match(r"\[[0-9A-Fa-f:.%\w]+\]:/", source):
+    if not re.match(r"[^\s:/-][^\s/]*:/", source) and not re.match(r"\[[0-9A-Fa-f:.%\w]+\]:/", source):
         raise OverlayError(
             f"source {source!r} is not an NFS export; give server and folder, as in filer:/export/software"
         )
