@@ -88,6 +88,10 @@ recap three 0
 run renderfarm.overlay.deploy --limit one,two -e '{"overlay_views": [{"name": "newest", "mountpoint": "'"$place"'/newest",
     "query": "newest(@)", "at": "/"}]}' && exit 1
 grep -q 'a view has no key at' "$place/log"
+run renderfarm.overlay.deploy --limit one -e '{"overlay_views": [{"name": "newest"}]}' && exit 1
+grep -q 'a view has to have mountpoint' "$place/log"
+run renderfarm.overlay.deploy --limit one -e '{"overlay_views": []}' && exit 1
+grep -q 'overlay_views has to list the views' "$place/log"
 
 ansible -i "$place/inventory.yml" one -m renderfarm.overlay.overlay_info -a probe=false | tee "$place/log"
 grep -qF "$place/newest" "$place/log"
