@@ -3,14 +3,13 @@
 
 set -euo pipefail
 
-place=/var/tmp/overlay-test-deploy
+place=$(mktemp -d /var/tmp/overlay-test-XXXXXX)
 
 clean() {
     awk -v place="$place/" 'index($5, place) == 1 {print $5}' /proc/self/mountinfo | tac | xargs -r umount -l
     rm -rf "$place"
 }
 trap clean EXIT
-clean
 
 mkdir -p "$place/software/tool/1.0" "$place/software/tool/1.1" "$place/software/lib/3"
 for release in tool/1.0 tool/1.1 lib/3; do
