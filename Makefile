@@ -72,6 +72,7 @@ setup-demo:
 
 setup-test:
 	@$(SETUP) demo test
+	@$(or $(PYTHON),python3) tests/tools/images.py
 
 setup-oldest setup-importer: setup-%:
 	@$(SETUP) $*

@@ -69,6 +69,8 @@ def run(
     work: Work,
     required_if: Sequence[tuple[Any, ...]] | None = None,
     required_one_of: Sequence[tuple[str, ...]] | None = None,
+    mutually_exclusive: Sequence[tuple[str, ...]] | None = None,
+    required_together: Sequence[tuple[str, ...]] | None = None,
 ) -> None:
     """Run a module: parse its arguments, do its work within its time limit, and exit with its outcome."""
     try:
@@ -76,6 +78,8 @@ def run(
             argument_spec={**argument_spec, "timeout": TIMEOUT},
             required_if=required_if,
             required_one_of=required_one_of,
+            mutually_exclusive=mutually_exclusive,
+            required_together=required_together,
             supports_check_mode=True,
         )
     except UnicodeEncodeError as error:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: metadata_layer
-short_description: Build the metadata layer of a view from manifests
+short_description: Build or install the metadata layer of a view
 version_added: 0.1.0
 description:
   - Builds the layer that shows a view's releases, from their manifests alone. The software root is not touched.
   - The layer has the directories, the symbolic links, and for each file an empty one of the right size, mode, owner and times that says
     where in the data layer its content is. M(renderfarm.overlay.overlay_mount) puts the two together.
-  - Each build is a generation, named by a digest of what it is made of, so the same declaration has the same name on every host. A
-    generation that is there already is not built again.
+  - Each build is a generation, named by a digest of what it is made of, so the same declaration has the same name on every host, in
+    whatever format. A generation that is there already is not built again.
   - A generation is built aside, written to the disk and then renamed, so one that has its name is whole.
+  - Instead of being built, a generation can be installed from an image that another host has built (O(image)), or one that is there can
+    be made the current one again (O(generation)).
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
 extends_documentation_fragment:
@@ -28,7 +30,9 @@ options:
     type: str
     required: true
   releases:
-    description: The releases that the view shows. None of them may lie inside of another in the view.
+    description:
+      - The releases that the view shows. None of them may lie inside of another in the view.
+      - Not with O(image) and O(generation), which say it themselves.
     type: list
     elements: dict
     default: []
@@ -62,10 +66,34 @@ options:
     choices: [present, absent]
     default: present
   format:
-    description: V(directory) is a directory tree with overlayfs attributes. V(auto) chooses it.
+    description:
+      - V(directory) is a directory tree with overlayfs attributes.
+      - V(erofs) is the same as one EROFS image. It is made by C(mkcomposefs) (composefs) or, where there is none, by C(mkfs.erofs)
+        (erofs-utils 1.8 or later).
+      - V(auto) keeps the form in which the generation is there. A new one is an image where this host has a program to make it and a
+        kernel to mount it, and a directory otherwise. C(format_reason) tells why.
     type: str
-    choices: [auto, directory]
+    choices: [auto, directory, erofs]
     default: auto
+  image_store:
+    description:
+      - Folder into which the view is built as an image, C(GENERATION.erofs) with a small record beside it, for other hosts to install.
+      - With it, O(state=present) makes sure that the image is in this folder, and does nothing else. O(state_dir) is not used.
+    type: path
+  image:
+    description:
+      - Path of an image in an image store. It is copied to this host, checked against O(image_digest), and made the current generation.
+      - An interrupted copy goes on where it ended. A generation that is there already is not copied again, and then the image need not
+        be there any more.
+    type: path
+  image_digest:
+    description: Digest that the image has to have, as the task that built it returned it.
+    type: str
+  generation:
+    description:
+      - Makes a generation that is on this host the current one, and builds nothing. Either its name, or V(previous) for the one that was
+        current before.
+    type: str
   strategy:
     description: V(data_only) is a layer for a mount with data-only lower layers. V(auto) chooses it.
     type: str
@@ -119,6 +147,27 @@ EXAMPLES = r"""
     owner: root
     group: root
 
+- name: Build the image of a view once, where the file server's disk is close
+  renderfarm.overlay.metadata_layer:
+    name: software
+    store: /net/manifests
+    releases:
+      - release: houdini/20.5.410
+    image_store: /net/images
+  register: built
+  run_once: true
+
+- name: Install it on every host
+  renderfarm.overlay.metadata_layer:
+    name: software
+    image: "{{ built.image }}"
+    image_digest: "{{ built.image_digest }}"
+
+- name: Go back to the generation that was current before
+  renderfarm.overlay.metadata_layer:
+    name: software
+    generation: previous
+
 - name: Remove a view's layers
   renderfarm.overlay.metadata_layer:
     name: software
@@ -131,22 +180,37 @@ actions:
   type: list
   elements: str
   returned: success
-  sample: [build generation 4ff24b6d8e0c11a7, make generation 4ff24b6d8e0c11a7 current]
+  sample: [build generation 4ff24b6d8e0c11a7 (erofs), make generation 4ff24b6d8e0c11a7 current]
 generation:
   description: Name of the declared generation; none with O(state=absent).
   type: str
   returned: success
   sample: 4ff24b6d8e0c11a7
 layer:
-  description: Path of the layer; what M(renderfarm.overlay.overlay_mount) takes as C(lower).
+  description: Path of the layer, a directory or an image; what M(renderfarm.overlay.overlay_mount) takes as C(lower).
   type: str
-  returned: when state is present
-  sample: /var/lib/renderfarm-overlay/views/software/generations/4ff24b6d8e0c11a7/layer
+  returned: when state is present and O(image_store) is not given
+  sample: /var/lib/renderfarm-overlay/views/software/generations/4ff24b6d8e0c11a7-erofs/layer.erofs
 format:
   description: Format of the layer.
   type: str
   returned: when state is present
-  sample: directory
+  sample: erofs
+format_reason:
+  description: Why it has this format.
+  type: str
+  returned: when state is present
+  sample: this host can mount images, and /usr/bin/mkcomposefs makes them
+image:
+  description: Path of the image in the image store.
+  type: str
+  returned: when O(image_store) or O(image) is given
+  sample: /net/images/4ff24b6d8e0c11a7.erofs
+image_digest:
+  description: Digest of the image; none of a directory, and in check mode of an image that is not there yet.
+  type: str
+  returned: when state is present
+  sample: sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae
 strategy:
   description: Strategy that the layer is made for.
   type: str
@@ -170,7 +234,7 @@ bytes_on_disk:
 previous:
   description: Name of the generation that was current before this one; none when there was none.
   type: str
-  returned: when state is present
+  returned: when state is present and O(image_store) is not given
   sample: 1b90e5a07c3d4e21
 releases:
   description: The releases of the view, in the order of their places.
@@ -199,22 +263,31 @@ releases:
 import grp
 import os
 import pwd
+from dataclasses import replace
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import LayerSpec, ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, LayerSpec, ViewPaths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement, relative_path
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
     Action,
-    BuildGeneration,
     MakeCurrent,
+    Plan,
+    PublishImage,
     ViewState,
     plan_layer,
     plan_view_removal,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, mounts, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    erofs_layer,
+    image_store,
+    layers,
+    manifest_store,
+    mounts,
+    views,
+)
 
 
 def main() -> None:
@@ -237,31 +310,43 @@ def main() -> None:
             "store": {"type": "path"},
             "state_dir": runner.STATE_DIR,
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-            "format": {"type": "str", "choices": ["auto", "directory"], "default": "auto"},
+            "format": {"type": "str", "choices": ["auto", "directory", "erofs"], "default": "auto"},
+            "image_store": {"type": "path"},
+            "image": {"type": "path"},
+            "image_digest": {"type": "str"},
+            "generation": {"type": "str"},
             "strategy": {"type": "str", "choices": ["auto", "data_only"], "default": "auto"},
             "xattr_namespace": {"type": "str", "choices": ["trusted", "user"], "default": "trusted"},
             "owner": {"type": "str"},
             "group": {"type": "str"},
         },
         work,
+        mutually_exclusive=[("image", "generation", "image_store")],
+        required_together=[("image", "image_digest")],
     )
 
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
-    if not os.path.isabs(params["state_dir"]):
-        raise OverlayError(f"state_dir must be an absolute path, not {params['state_dir']!r}")
+    for option in ("state_dir", "image_store", "image"):
+        if params[option] is not None and not os.path.isabs(params[option]):
+            raise OverlayError(f"{option} must be an absolute path, not {params[option]!r}")
+    for option in ("image", "generation"):
+        if params[option] is not None and params["releases"]:
+            raise OverlayError(f"'{option}' says itself which releases the view shows: leave out 'releases'")
     paths = ViewPaths.of(params["state_dir"], params["name"])
     if params["state"] == "absent":
         return _remove(paths, params["name"], context)
-    return _provide(paths, _layer_spec(params), context)
+    if params["image_store"] is not None:
+        return _publish(params["image_store"], _layer_spec(params), context)
+    return _provide(paths, params, context)
 
 
 def _layer_spec(params: dict[str, Any]) -> LayerSpec:
     return LayerSpec(
         name=params["name"],
         placements=tuple(_placement(release, params["store"]) for release in params["releases"]),
-        format="directory",
-        strategy="data_only",
+        format=names.DIRECTORY,
+        strategy=names.DATA_ONLY,
         xattr_namespace=params["xattr_namespace"],
         owner=_number(params["owner"], "owner", lambda name: pwd.getpwnam(name).pw_uid),
         group=_number(params["group"], "group", lambda name: grp.getgrnam(name).gr_gid),
@@ -300,43 +385,97 @@ def _number(given: str | None, option: str, look_up: Any) -> int | None:
         raise OverlayError(f"{option} {given!r} does not exist on this host; give one that does, or a number") from None
 
 
-def _provide(paths: ViewPaths, spec: LayerSpec, context: runner.Context) -> runner.Outcome:
-    generation_id = names.generation_id(names.input_digest(spec))
+def _source(paths: ViewPaths, params: dict[str, Any], state: ViewState) -> tuple[layers.Source, str]:
+    """Return where the generation comes from, and why it has its format."""
+    if params["generation"] is not None:
+        return layers.existing(paths, state, params["generation"]), "the generation is there in this format"
+    if params["image"] is not None:
+        there = layers.installed(paths, state, params["image_digest"])
+        source = there or layers.from_image(params["image"], image_store.read(params["image"], params["image_digest"]))
+        return source, "the image was built elsewhere"
+    spec = _layer_spec(params)
+    choice = layers.choose_format(params["format"], spec, state)
+    return layers.from_releases(replace(spec, format=choice.format), choice.builder), choice.reason
+
+
+def _provide(paths: ViewPaths, params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     state = views.observe(paths)
+    source, reason = _source(paths, params, state)
     before = _shown_generation(paths, state)
-    plan = plan_layer(generation_id, state)
-    warnings = []
+    plan = plan_layer(source.folder, source.action, state)
+    warnings: list[str] = []
 
     def apply(action: Action) -> None:
-        if isinstance(action, BuildGeneration):
-            _generation, report = views.build(paths, spec, context.progress)
-            warnings.extend(views.spill_warning(paths, report))
-        elif isinstance(action, MakeCurrent):
-            views.make_current(paths, action.generation, action.previous)
+        if isinstance(action, MakeCurrent):
+            views.make_current(paths, action.folder, action.previous)
+        else:
+            warnings.extend(source.provide(paths, context.progress))
 
     if plan and not context.check_mode:
         with views.locked(paths, context.timeout, context.progress):
             # Another run may have done it while this one waited.
-            plan = plan_layer(generation_id, views.observe(paths))
+            plan = plan_layer(source.folder, source.action, views.observe(paths))
             context.carry_out(plan, apply)
             state = views.observe(paths)
 
-    releases = names.releases_of(spec.placements)
+    generation = views.read_generation(paths, source.folder) if source.folder in state.generations else None
+    values = {
+        **_described(names.id_of(source.folder), source.format, source.releases, generation),
+        "layer": names.layer_path(paths.generation(source.folder), source.format),
+        "format_reason": reason,
+        "previous": names.id_of(before_it) if (before_it := _before(source.folder, state)) else None,
+    }
+    if params["image"] is not None:
+        values["image"] = params["image"]
+    after = _shown(names.id_of(source.folder), source.releases)
+    return runner.Outcome(values, plan, before, after, warnings)
+
+
+def _before(folder: str, state: ViewState) -> str | None:
+    return state.previous if state.current == folder else state.current
+
+
+def _described(
+    generation_id: str, layer_format: str, releases: tuple[dict[str, str], ...], generation: Generation | None
+) -> dict[str, Any]:
     values: dict[str, Any] = {
         "generation": generation_id,
-        "layer": names.layer_path(paths.generation(generation_id)),
-        "format": spec.format,
-        "strategy": spec.strategy,
-        "previous": state.previous if state.current == generation_id else state.current,
+        "format": layer_format,
+        "strategy": names.DATA_ONLY,
         "releases": list(releases),
+        "image_digest": generation.image.digest if generation and generation.image else None,
     }
-    if generation_id in state.generations:
-        generation = views.read_generation(paths, generation_id)
+    if generation:
         values.update(
             entries=generation.entries.as_dict(), bytes=generation.bytes, bytes_on_disk=generation.bytes_on_disk
         )
-    after = _shown(generation_id, releases)
-    return runner.Outcome(values, plan, before, after, warnings)
+    return values
+
+
+def _publish(store: str, declared: LayerSpec, context: runner.Context) -> runner.Outcome:
+    """Make sure that the image of a view is in an image store."""
+    spec = layers.as_image(declared)
+    generation_id = names.id_of(spec.folder)
+    image = image_store.image_path(store, generation_id)
+    found = image_store.find(image)
+    builder = None if found else erofs_layer.find_builder()
+    plan: Plan = () if found else (PublishImage(image),)
+    generation = found
+
+    def apply(_action: Action) -> None:
+        nonlocal generation
+        assert builder is not None
+        generation = image_store.publish(store, spec, builder, context.progress)
+
+    context.carry_out(plan, apply)
+    releases = names.releases_of(spec.placements)
+    values = {
+        **_described(generation_id, names.EROFS, releases, generation),
+        "format_reason": "image stores hold images",
+        "image": image,
+    }
+    before = _shown(generation_id, releases) if found else {}
+    return runner.Outcome(values, plan, before, _shown(generation_id, releases))
 
 
 def _remove(paths: ViewPaths, name: str, context: runner.Context) -> runner.Outcome:
@@ -354,7 +493,7 @@ def _remove(paths: ViewPaths, name: str, context: runner.Context) -> runner.Outc
 def _shown_generation(paths: ViewPaths, state: ViewState) -> dict[str, Any]:
     if state.current is None or state.current not in state.generations:
         return {}
-    return _shown(state.current, views.read_generation(paths, state.current).releases)
+    return _shown(names.id_of(state.current), views.read_generation(paths, state.current).releases)
 
 
 def _shown(generation_id: str, releases: tuple[dict[str, str], ...]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def build(state_dir: str, *manifests: str) -> dict[str, Any]:
         "peak_bytes": _peak_memory(),
         "entries": generation.entries.as_dict(),
         "bytes_on_disk": report.bytes_on_disk,
-        "layer": os.path.join(paths.generation(generation.id), "layer"),
+        "layer": os.path.join(paths.generation(generation.folder), "layer"),
     }
 
 

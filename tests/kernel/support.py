@@ -21,6 +21,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, mount_spec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, mounts, views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import BuildReport
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
 
 #: cap_net_raw=ep, as setcap(8) writes it.
 CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)
@@ -235,15 +236,20 @@ def scanned(store: Path, root: Path, release: str, checksum: bool = False) -> Pl
 
 
 def build(
-    state_dir: Path, placements: Sequence[Placement], namespace: str = "trusted", name: str = "view", **more: Any
+    state_dir: Path,
+    placements: Sequence[Placement],
+    namespace: str = "trusted",
+    name: str = "view",
+    builder: Builder | None = None,
+    **more: Any,
 ) -> tuple[Path, Generation, BuildReport]:
-    """Build a view's layer; return its path, the generation and the report."""
-    spec = LayerSpec(name, tuple(placements), "directory", "data_only", namespace, **more)
+    """Build a view's layer, an image where there is a builder; return its path, the generation and the report."""
+    spec = LayerSpec(name, tuple(placements), "erofs" if builder else "directory", "data_only", namespace, **more)
     paths = ViewPaths.of(str(state_dir), name)
     with views.locked(paths, 10):
-        generation, report = views.build(paths, spec)
-        views.make_current(paths, generation.id, views.observe(paths).current)
-    return Path(names.layer_path(paths.generation(generation.id))), generation, report
+        generation, report = views.build(paths, spec, builder)
+        views.make_current(paths, generation.folder, views.observe(paths).current)
+    return Path(names.layer_path(paths.generation(generation.folder), generation.format)), generation, report
 
 
 def declared(

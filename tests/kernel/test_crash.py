@@ -71,9 +71,9 @@ def test_a_killed_build_leaves_nothing_that_counts(
         killed += os.WIFSIGNALED(status)
         state = views.observe(paths)
         # What has a name is whole: it has its record, and all that belongs in it.
-        assert state.generations <= {whole.id}
+        assert state.generations <= {whole.folder}
         if state.current:
-            assert state.generations == {whole.id}
+            assert state.generations == {whole.folder}
         for found in state.generations:
             assert views.read_generation(paths, found) == whole
             assert support.compare_trees(Path(paths.generation(found)) / "layer", wanted) == []
@@ -81,9 +81,9 @@ def test_a_killed_build_leaves_nothing_that_counts(
     assert killed > KILLS // 4
     layer, generation, _report = support.build(state_dir, [medium])
     assert generation == whole
-    assert plan_layer(whole.id, views.observe(paths)) == ()
+    assert plan_layer(whole.folder, None, views.observe(paths)) == ()
     assert sorted(os.listdir(paths.root)) == ["current", "generations", "lock"]
-    assert os.listdir(paths.generations) == [whole.id]
+    assert os.listdir(paths.generations) == [whole.folder]
     assert support.compare_trees(layer, wanted) == []
     with support.mounted(support.declared(folder / "view", [layer], [folder / "root"])) as view:
         assert support.compare_trees(view / "medium/1", folder / "root" / "medium/1") == []

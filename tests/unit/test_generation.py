@@ -11,6 +11,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core import gen
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import (
     Generation,
+    Image,
     LayerSpec,
     ViewPaths,
     generation_from_json,
@@ -34,7 +35,7 @@ SPEC = LayerSpec("view", (placement("a/1"), placement("b/1"), placement("c/1")),
 def test_the_same_declaration_has_the_same_name_everywhere() -> None:
     # Written down, so that it also holds from one version to the next: a change needs another LAYER_FORMAT.
     assert input_digest(SPEC) == input_digest(replace(SPEC))
-    assert generation_id(input_digest(SPEC)) == "9de951034833fbd3"
+    assert generation_id(input_digest(SPEC)) == "3737a386372d0af9"
 
 
 def test_the_order_of_releases_and_the_name_of_the_view_make_no_difference() -> None:
@@ -54,14 +55,28 @@ CHANGED = [
     replace(SPEC, placements=(replace(SPEC.placements[0], source=b"x"), *SPEC.placements[1:])),
     replace(SPEC, placements=(replace(SPEC.placements[0], at=b"\xff"), *SPEC.placements[1:])),
     replace(SPEC, placements=(replace(SPEC.placements[0], at=b"\xfe"), *SPEC.placements[1:])),
-    replace(SPEC, format="erofs"),
-    replace(SPEC, strategy="redirect"),
-    replace(SPEC, xattr_namespace="user"),
     replace(SPEC, owner=0),
     replace(SPEC, owner=1),
     replace(SPEC, group=0),
     replace(SPEC, group=1),
 ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "folder"),
+    [
+        (SPEC, "directory"),
+        (replace(SPEC, format="erofs"), "erofs"),
+        (replace(SPEC, strategy="redirect"), "directory-redirect"),
+        (replace(SPEC, xattr_namespace="user"), "directory-user"),
+        (replace(SPEC, strategy="redirect", xattr_namespace="user"), "directory-redirect-user"),
+    ],
+)
+def test_how_a_host_keeps_a_layer_is_told_by_its_folder_and_not_by_its_name(spec: LayerSpec, folder: str) -> None:
+    name = generation_id(input_digest(SPEC))
+    assert input_digest(spec) == input_digest(SPEC)
+    assert spec.folder == f"{name}-{folder}"
+    assert names.id_of(spec.folder) == name
 
 
 def test_everything_that_shapes_the_layer_gives_it_another_name() -> None:
@@ -88,8 +103,10 @@ GENERATION = Generation(
 )
 
 
-def test_a_record_survives_its_json() -> None:
-    assert generation_from_json(generation_to_json(GENERATION), "view.json") == GENERATION
+@pytest.mark.parametrize("image", [None, Image("sha256:00ff", 4096, "mkcomposefs")])
+def test_a_record_survives_its_json(image: Image | None) -> None:
+    generation = replace(GENERATION, image=image)
+    assert generation_from_json(generation_to_json(generation), "view.json") == generation
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[]", b"\xff", generation_to_json(GENERATION)[:-20]])
@@ -113,6 +130,7 @@ def test_all_of_a_view_is_in_its_folder() -> None:
     paths = ViewPaths.of("/state", "v")
     assert paths.generation("x") == "/state/views/v/generations/x"
     assert paths.link("current") == "/state/views/v/current"
-    assert names.layer_path(paths.generation("x")) == "/state/views/v/generations/x/layer"
+    assert names.layer_path(paths.generation("x"), "directory") == "/state/views/v/generations/x/layer"
+    assert names.layer_path(paths.generation("x"), "erofs") == "/state/views/v/generations/x/layer.erofs"
     assert names.record_path(paths.generation("x")) == "/state/views/v/generations/x/view.json"
     assert {paths.staging, paths.lock} == {"/state/views/v/staging", "/state/views/v/lock"}

@@ -42,7 +42,7 @@ def file(path: bytes, size: int = 1, nlink: int = 1) -> Entry:
 
 
 def lines(*listed: bytes) -> list[bytes]:
-    return [ROOT + b"\n", *(line + b"\n" for line in listed)]
+    return [ROOT, *listed]
 
 
 def read(*listed: bytes) -> list[Entry]:
@@ -190,7 +190,7 @@ def entry_line(path: bytes, kind: bytes = b"100644", nlink: int = 1, payload: by
     ("listed", "reason"),
     [
         ([entry_line(b"/b"), entry_line(b"/a")], "'/a' is out of order"),
-        ([entry_line(b"/a"), entry_line(b"/a")], "'/a' is out of order, there twice"),
+        ([entry_line(b"/a"), entry_line(b"/a")], "'/a' is out of order or there twice"),
         ([entry_line(b"/..")], "no valid name"),
         ([entry_line(b"/.")], "no valid name"),
         ([entry_line(b"/a\\x00b")], "no valid name"),

@@ -9,6 +9,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model impo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, parse
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import mount_spec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
+    BuildGeneration,
     MountpointState,
     ViewState,
     check_places,
@@ -44,17 +45,25 @@ def state(*generations: str, current: str | None = None, previous: str | None = 
 @pytest.mark.parametrize(
     ("there", "actions"),
     [
-        (state(), ["build generation g", "make generation g current"]),
-        (state("f", current="f"), ["build generation g", "make generation g current"]),
-        (state("f", "g", current="f"), ["make generation g current"]),
-        (state("g"), ["make generation g current"]),
-        (state("f", "g", current="g", previous="f"), []),
+        (state(), ["build generation g (erofs)", "make generation g current"]),
+        (state("f-erofs", current="f-erofs"), ["build generation g (erofs)", "make generation g current"]),
+        (state("f-erofs", "g-erofs", current="f-erofs"), ["make generation g current"]),
+        (state("g-erofs"), ["make generation g current"]),
+        (state("f-erofs", "g-erofs", current="g-erofs", previous="f-erofs"), []),
+        # Another form of the same generation is not the one that is declared.
+        (state("g-directory", current="g-directory"), ["build generation g (erofs)", "make generation g current"]),
         # The link is there and the generation is not: someone removed it by hand.
-        (state(current="g"), ["build generation g"]),
+        (state(current="g-erofs"), ["build generation g (erofs)"]),
     ],
 )
 def test_layers(there: ViewState, actions: list[str]) -> None:
-    assert [str(action) for action in plan_layer("g", there)] == actions
+    assert [str(action) for action in plan_layer("g-erofs", BuildGeneration("g", "erofs"), there)] == actions
+
+
+def test_a_generation_that_is_there_needs_only_to_be_made_current() -> None:
+    assert [str(action) for action in plan_layer("f-erofs", None, state("f-erofs", "g-erofs", current="g-erofs"))] == [
+        "make generation f current"
+    ]
 
 
 def test_a_view_is_removed_unless_it_is_mounted() -> None:

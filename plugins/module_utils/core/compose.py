@@ -42,9 +42,22 @@ def compose(
 ) -> Iterator[Entry]:
     """Yield the entries of a view, in manifest order, starting with its root.
 
-    ``read`` opens the manifest of a placement; one is open at a time. Directories above a release that no manifest
-    describes are owned by root (or ``owner`` and ``group``), have mode 0755 and the latest mtime of the releases' roots below
-    them, so that the same releases give the same view on every host.
+    ``read`` opens the manifest of a placement; one is open at a time.
+    """
+    for part in parts(placements, read, owner, group):
+        if isinstance(part, Placement):
+            yield from placed(part, read(part), owner, group)
+        else:
+            yield part
+
+
+def parts(
+    placements: Sequence[Placement], read: Reader, owner: int | None = None, group: int | None = None
+) -> Iterator[Entry | Placement]:
+    """Yield what a view is made of, in manifest order: its releases, and the directories above them that no manifest describes.
+
+    Those are owned by root (or ``owner`` and ``group``), have mode 0755 and the latest mtime of the releases' roots below them, so
+    that the same releases give the same view on every host.
     """
     ordered = in_order(placements)
     implied = _implied_directories(ordered, read, owner, group)
@@ -56,7 +69,7 @@ def compose(
             if path not in emitted:
                 emitted.add(path)
                 yield implied[path]
-        yield from placed(placement, read(placement), owner, group)
+        yield placement
 
 
 def placed(placement: Placement, entries: Iterator[Entry], owner: int | None, group: int | None) -> Iterator[Entry]:

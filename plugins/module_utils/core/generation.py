@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A view's layer: what it is made of, what that is called, and where it lies below the state directory.
 
-A generation is named by a digest of its input (manifest digests, places, and the options that shape the layer), so the same
-declaration has the same name on every host, and an unchanged one is recognised without reading any manifest.
+A generation is named by a digest of its input (manifest digests, places, and the options that shape what the view shows), so the
+same declaration has the same name on every host, and an unchanged one is recognised without reading any manifest. How a host keeps
+it, as a directory or as an image, is no part of the name: it is told by the folder that the generation is in.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import posixpath
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import in_order
@@ -25,6 +26,15 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model impo
 LAYER_FORMAT = 1
 
 ID_LENGTH = 16
+
+#: Formats of layers: a directory tree with overlayfs attributes, or an EROFS image of one.
+DIRECTORY = "directory"
+EROFS = "erofs"
+
+DATA_ONLY = "data_only"
+TRUSTED = "trusted"
+
+IMAGE_SUFFIX = ".erofs"
 _VIEW_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -41,6 +51,27 @@ class LayerSpec:
     owner: int | None = None
     group: int | None = None
 
+    @property
+    def folder(self) -> str:
+        return folder_of(generation_id(input_digest(self)), self.format, self.strategy, self.xattr_namespace)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the view shows its releases as they are, each at a place of its own."""
+        return self.owner is None and self.group is None
+
+
+@dataclass(frozen=True)
+class Image:
+    """An EROFS image: what is known of it without reading it."""
+
+    #: ``sha256:`` and the hexadecimal SHA-256 of the file.
+    digest: str
+    #: Length of the file in bytes.
+    bytes: int
+    #: The program that made it.
+    builder: str
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -56,6 +87,12 @@ class Generation:
     bytes_on_disk: int
     #: Each with ``release``, ``digest``, ``at`` and ``source``.
     releases: tuple[dict[str, str], ...]
+    #: Of format ``erofs`` only.
+    image: Image | None = None
+
+    @property
+    def folder(self) -> str:
+        return folder_of(self.id, self.format, self.strategy, self.xattr_namespace)
 
 
 @dataclass(frozen=True)
@@ -84,19 +121,40 @@ class ViewPaths:
         return posixpath.join(self.root, "staging")
 
     @property
+    def incoming(self) -> str:
+        """Where images are copied to before they are installed; an interrupted copy goes on from what is here."""
+        return posixpath.join(self.root, "incoming")
+
+    @property
+    def removing(self) -> str:
+        """Where generations are moved to be removed, so that one that is half removed has no name that counts."""
+        return posixpath.join(self.root, "removing")
+
+    @property
     def lock(self) -> str:
         return posixpath.join(self.root, "lock")
 
-    def generation(self, generation_id: str) -> str:
-        return posixpath.join(self.generations, generation_id)
+    def generation(self, folder: str) -> str:
+        return posixpath.join(self.generations, folder)
 
     def link(self, name: str) -> str:
         """The symbolic link ``current`` or ``previous``."""
         return posixpath.join(self.root, name)
 
 
-def layer_path(generation_dir: str) -> str:
-    return posixpath.join(generation_dir, "layer")
+def folder_of(generation_id: str, layer_format: str, strategy: str, xattr_namespace: str) -> str:
+    """Return the name of a generation's folder: its own name, and in what form it is there."""
+    unusual = [word for word, usual in ((strategy, DATA_ONLY), (xattr_namespace, TRUSTED)) if word != usual]
+    return "-".join((generation_id, layer_format, *unusual))
+
+
+def id_of(folder: str) -> str:
+    """Return the name of the generation that a folder holds."""
+    return folder.partition("-")[0]
+
+
+def layer_path(generation_dir: str, layer_format: str) -> str:
+    return posixpath.join(generation_dir, "layer" + (IMAGE_SUFFIX if layer_format == EROFS else ""))
 
 
 def record_path(generation_dir: str) -> str:
@@ -122,14 +180,11 @@ def _text(path: bytes) -> str:
 
 
 def input_digest(spec: LayerSpec) -> str:
-    """Return ``sha256:`` and the digest of all that decides what the layer will be. The view's name does not."""
+    """Return ``sha256:`` and the digest of all that decides what the view shows. Its name does not, nor how the layer is kept."""
     text = json.dumps(
         {
             "layer_format": LAYER_FORMAT,
             "releases": releases_of(spec.placements),
-            "format": spec.format,
-            "strategy": spec.strategy,
-            "xattr_namespace": spec.xattr_namespace,
             "owner": spec.owner,
             "group": spec.group,
         },
@@ -154,6 +209,7 @@ def generation_to_json(generation: Generation) -> bytes:
         "bytes": generation.bytes,
         "bytes_on_disk": generation.bytes_on_disk,
         "releases": generation.releases,
+        "image": asdict(generation.image) if generation.image else None,
     }
     return json.dumps(fields, indent=1, sort_keys=True).encode("ascii") + b"\n"
 
@@ -172,6 +228,7 @@ def generation_from_json(text: bytes, path: str) -> Generation:
             bytes=fields["bytes"],
             bytes_on_disk=fields["bytes_on_disk"],
             releases=tuple(fields["releases"]),
+            image=Image(**fields["image"]) if fields["image"] else None,
         )
     except (ValueError, KeyError, TypeError) as error:
         raise OverlayError(f"{path} is not the record of a generation ({error})") from None

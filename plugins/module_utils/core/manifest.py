@@ -134,6 +134,14 @@ def _decode_xattrs(fields: list[bytes]) -> Xattrs:
     return tuple(xattrs)
 
 
+def lines(text: bytes) -> list[bytes]:
+    """Return the lines of a part of a manifest, without their newlines; nothing else ends a line."""
+    found = text.split(b"\n")
+    if not found[-1]:
+        found.pop()
+    return found
+
+
 def read_entries(lines: Iterable[bytes], release: bytes) -> Iterator[Entry]:
     """Yield the entries of a manifest, each checked, so that what follows can trust paths and structure.
 
@@ -141,13 +149,13 @@ def read_entries(lines: Iterable[bytes], release: bytes) -> Iterator[Entry]:
     leads out of the tree, types are directory, regular file and symbolic link, content is found below ``release``,
     hard links name a file that came before and are as many as its link count says.
 
-    ``lines`` may have their newlines. Raises ManifestError with the number of the line.
+    ``lines`` have no newlines. Raises ManifestError with the number of the line.
     """
-    check = _StructureCheck(release)
+    check = StructureCheck(release)
     number = 0
     for number, line in enumerate(lines, 1):
         try:
-            entry = decode(line.rstrip(b"\n"))
+            entry = decode(line)
             check.add(entry)
         except ManifestError as error:
             raise ManifestError(f"line {number}: {error}") from None
@@ -158,7 +166,7 @@ def read_entries(lines: Iterable[bytes], release: bytes) -> Iterator[Entry]:
         raise ManifestError(f"after line {number}: {error}") from None
 
 
-class _StructureCheck:
+class StructureCheck:
     """Holds what must be remembered to check entries as they pass: the open directories, and files with more names."""
 
     def __init__(self, release: bytes) -> None:
@@ -175,15 +183,25 @@ class _StructureCheck:
             self._open.append((b"/", b""))
             return
         cut = path.rfind(b"/") + 1
-        parent, name = path[:cut], path[cut:]
+        name = path[cut:]
+        if name in (b"", b".", b"..") or b"\0" in name:
+            raise ManifestError(f"{show(path)!r} is no valid name")
+        self.add_name(path[:cut], name)
+        self._check_kind(entry)
+
+    def add_name(self, parent: bytes, name: bytes) -> None:
+        """Take the next name, which is a valid one, in ``parent``, a path that ends in a slash."""
         while self._open[-1][0] != parent:
             if len(self._open) == 1:
-                raise ManifestError(f"{show(path)!r} does not follow its parent directory")
+                raise ManifestError(f"{show(parent + name)!r} does not follow its parent directory")
             self._open.pop()
-        if name <= self._open[-1][1] or name in (b".", b"..") or b"\0" in name:
-            raise ManifestError(f"{show(path)!r} is out of order, there twice, or no valid name")
+        if name <= self._open[-1][1]:
+            raise ManifestError(f"{show(parent + name)!r} is out of order or there twice")
         self._open[-1] = (parent, name)
-        self._check_kind(entry)
+
+    def enter(self, path: bytes) -> None:
+        """Take the directory that the last name was."""
+        self._open.append((path + b"/", b""))
 
     def _check_kind(self, entry: Entry) -> None:
         kind = stat.S_IFMT(entry.mode)
@@ -196,7 +214,7 @@ class _StructureCheck:
             if entry.target != expected:
                 raise ManifestError(f"the content of {show(entry.path)!r} is not at its own path in the release")
         elif kind == stat.S_IFDIR:
-            self._open.append((entry.path + b"/", b""))
+            self.enter(entry.path)
         elif kind != stat.S_IFLNK:
             raise ManifestError(f"{show(entry.path)!r} is neither a directory, a regular file nor a symbolic link")
         elif not entry.target:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import id_of
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import ManifestRecord
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, differences, shown
@@ -57,19 +58,40 @@ def plan_manifest(release: str, wanted: bool, record: ManifestRecord | None, rem
 @dataclass(frozen=True)
 class BuildGeneration(Action):
     generation: str
+    #: ``directory`` or ``erofs``.
+    format: str
 
     def __str__(self) -> str:
-        return f"build generation {self.generation}"
+        return f"build generation {self.generation} ({self.format})"
+
+
+@dataclass(frozen=True)
+class InstallGeneration(Action):
+    generation: str
+    #: Path of the image that it is installed from.
+    image: str
+
+    def __str__(self) -> str:
+        return f"install generation {self.generation} from {self.image}"
+
+
+@dataclass(frozen=True)
+class PublishImage(Action):
+    image: str
+
+    def __str__(self) -> str:
+        return f"build image {self.image}"
 
 
 @dataclass(frozen=True)
 class MakeCurrent(Action):
-    generation: str
-    #: The generation that becomes the previous one; None when there was none or it is the same.
+    #: The generation's folder.
+    folder: str
+    #: That of the generation that becomes the previous one; None when there was none or it is the same.
     previous: str | None
 
     def __str__(self) -> str:
-        return f"make generation {self.generation} current"
+        return f"make generation {id_of(self.folder)} current"
 
 
 @dataclass(frozen=True)
@@ -85,17 +107,19 @@ class ViewState:
     """What is there of a view: its finished generations, and which of them is current and was before."""
 
     exists: bool
+    #: By the names of their folders, as are the two below.
     generations: frozenset[str]
     current: str | None
     previous: str | None
 
 
-def plan_layer(generation: str, state: ViewState) -> Plan:
+def plan_layer(folder: str, provide: Action | None, state: ViewState) -> Plan:
+    """``provide`` is how a generation that is not there is made; None for one that is."""
     actions: tuple[Action, ...] = ()
-    if generation not in state.generations:
-        actions += (BuildGeneration(generation),)
-    if generation != state.current:
-        actions += (MakeCurrent(generation, state.current),)
+    if provide and folder not in state.generations:
+        actions += (provide,)
+    if folder != state.current:
+        actions += (MakeCurrent(folder, state.current),)
     return actions
 
 

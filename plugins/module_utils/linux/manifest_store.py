@@ -17,9 +17,9 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Callable
+from typing import BinaryIO
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core import manifest
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import dump, manifest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
     Entry,
@@ -37,7 +37,7 @@ RECORD_SUFFIX = ".json"
 
 #: Higher levels make manifests a few per cent smaller and take several times as long.
 _COMPRESSION = 6
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -117,26 +117,46 @@ def entries(placement: Placement) -> Iterator[Entry]:
     Raises ManifestError: for a malformed or truncated file where that shows, and after the last entry when the text as a whole does
     not have the digest that was recorded.
     """
-    shown = show(os.fsencode(placement.manifest))
-    digest = hashlib.sha256()
+    lines = (line for chunk in _chunks(placement) for line in manifest.lines(chunk))
+    with _explained(placement):
+        yield from manifest.read_entries(lines, os.fsencode(placement.record.release))
+
+
+def placed_text(placement: Placement, tally: Tally) -> Iterator[bytes]:
+    """Yield the entries of a placement as they stand in the view, as text, checked in the same way."""
+    with _explained(placement):
+        yield from dump.placed_text(placement, _chunks(placement), tally)
+
+
+@contextlib.contextmanager
+def _explained(placement: Placement) -> Iterator[None]:
+    """Name the manifest, and what can be done, in an error about it."""
     try:
-        with gzip.open(placement.manifest, "rb") as stream:
-            yield from manifest.read_entries(_lines(stream, digest.update), os.fsencode(placement.record.release))
-    except ManifestError as error:
-        raise ManifestError(f"{shown}: {error}; {_REMEDY}") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ManifestError(f"{shown}: {error}; {_REMEDY}") from None
+        yield
+    except (ManifestError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ManifestError(f"{show(os.fsencode(placement.manifest))}: {error}; {_REMEDY}") from None
+
+
+def _chunks(placement: Placement) -> Iterator[bytes]:
+    """Yield the text of a manifest in parts of whole lines. Raises ManifestError when it does not have the digest recorded."""
+    digest = hashlib.sha256()
+    with gzip.open(placement.manifest, "rb") as stream:
+        rest = b""
+        while True:
+            part = stream.read(_CHUNK)
+            if not part:
+                break
+            digest.update(part)
+            whole, newline, rest_of = part.rpartition(b"\n")
+            if newline:
+                yield rest + whole + newline
+                rest = rest_of
+            else:
+                rest += part
+        if rest:
+            yield rest
     if "sha256:" + digest.hexdigest() != placement.record.digest:
-        raise ManifestError(f"{shown} does not have the digest {placement.record.digest} that was recorded: {_REMEDY}")
-
-
-def _lines(stream: gzip.GzipFile, seen: Callable[[bytes], None]) -> Iterator[bytes]:
-    while True:
-        lines = stream.readlines(_CHUNK)
-        if not lines:
-            return
-        seen(b"".join(lines))
-        yield from lines
+        raise ManifestError(f"it does not have the digest {placement.record.digest} that was recorded")
 
 
 def write(store: str, root: str, release: str, checksum: bool, progress: Progress = no_progress) -> Written:

@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The generations of a view on disk: what is there, building one, making one current, removing them.
 
-A generation is built below ``staging``, synced, and renamed to its name: what has a name below ``generations`` is whole.
+A generation is built below ``staging``, synced, and renamed to its name: what has a name below ``generations`` is whole. One that
+is to go is renamed away first.
 """
 
 from __future__ import annotations
@@ -17,21 +18,29 @@ import time
 from collections.abc import Iterator, Sequence
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import compose
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import compose, parts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, LayerSpec, ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement, Tally
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import (
     Mount,
     containing_mount,
     overlay_layers,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import ViewState
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, manifest_store, mounts, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    erofs_layer,
+    files,
+    manifest_store,
+    mounts,
+    syscalls,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import (
     BuildReport,
     DirectoryLayer,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
 
 CURRENT = "current"
 PREVIOUS = "previous"
@@ -46,10 +55,22 @@ def observe(paths: ViewPaths) -> ViewState:
         found = []
     return ViewState(
         exists=os.path.lexists(paths.root),
-        generations=frozenset(name for name in found if os.path.exists(names.record_path(paths.generation(name)))),
+        generations=frozenset(name for name in found if _is_whole(paths, name)),
         current=_linked(paths, CURRENT),
         previous=_linked(paths, PREVIOUS),
     )
+
+
+def _is_whole(paths: ViewPaths, folder: str) -> bool:
+    """Tell whether a folder holds a generation: it has its record, and an image is as long as that says."""
+    try:
+        generation = read_generation(paths, folder)
+        if generation.image is None:
+            return True
+        image = names.layer_path(paths.generation(folder), generation.format)
+        return os.stat(image).st_size == generation.image.bytes
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _linked(paths: ViewPaths, name: str) -> str | None:
@@ -59,8 +80,8 @@ def _linked(paths: ViewPaths, name: str) -> str | None:
         return None
 
 
-def read_generation(paths: ViewPaths, generation_id: str) -> Generation:
-    path = names.record_path(paths.generation(generation_id))
+def read_generation(paths: ViewPaths, folder: str) -> Generation:
+    path = names.record_path(paths.generation(folder))
     with open(path, "rb") as stream:
         return names.generation_from_json(stream.read(), path)
 
@@ -114,19 +135,38 @@ def _wait_for_lock(fd: int, paths: ViewPaths, seconds: float, progress: Progress
         time.sleep(_LOCK_POLL_SECONDS)
 
 
-def build(paths: ViewPaths, spec: LayerSpec, progress: Progress = no_progress) -> tuple[Generation, BuildReport]:
-    """Build the generation that ``spec`` declares. The view's lock has to be held."""
-    digest = names.input_digest(spec)
-    generation_id = names.generation_id(digest)
+def build(
+    paths: ViewPaths, spec: LayerSpec, builder: Builder | None = None, progress: Progress = no_progress
+) -> tuple[Generation, BuildReport]:
+    """Build the generation that ``spec`` declares; images are made by ``builder``. The view's lock has to be held."""
     files.remove_tree(paths.staging, progress)
-    staged = os.path.join(paths.staging, generation_id)
-    layer = names.layer_path(staged)
-    os.makedirs(layer, mode=0o755)
-    _drop_default_acl(layer)
-    entries = compose(spec.placements, manifest_store.entries, spec.owner, spec.group)
-    report = DirectoryLayer(os.fsencode(layer), spec.xattr_namespace, progress).build(entries)
+    staged = os.path.join(paths.staging, spec.folder)
+    os.makedirs(staged)
+    generation, report = build_layer(staged, spec, builder, progress)
+    write_record(staged, generation)
+    settle(staged, paths, generation.folder)
+    os.rmdir(paths.staging)
+    return generation, report
+
+
+def build_layer(
+    folder: str, spec: LayerSpec, builder: Builder | None, progress: Progress
+) -> tuple[Generation, BuildReport]:
+    """Build a layer in ``folder``, where it is not synced yet."""
+    layer = names.layer_path(folder, spec.format)
+    image = None
+    if builder:
+        tally = Tally()
+        image = erofs_layer.build(_text(spec, builder, tally), layer, builder, progress)
+        report = BuildReport(tally, os.stat(layer).st_blocks * 512)
+    else:
+        os.mkdir(layer, mode=0o755)
+        _drop_default_acl(layer)
+        entries = compose(spec.placements, manifest_store.entries, spec.owner, spec.group)
+        report = DirectoryLayer(os.fsencode(layer), spec.xattr_namespace, progress).build(entries)
+    digest = names.input_digest(spec)
     generation = Generation(
-        id=generation_id,
+        id=names.generation_id(digest),
         digest=digest,
         format=spec.format,
         strategy=spec.strategy,
@@ -135,14 +175,29 @@ def build(paths: ViewPaths, spec: LayerSpec, progress: Progress = no_progress) -
         bytes=report.tally.bytes,
         bytes_on_disk=report.bytes_on_disk,
         releases=names.releases_of(spec.placements),
+        image=image,
     )
-    with files.written_aside(names.record_path(staged)) as aside:
-        aside.write(names.generation_to_json(generation))
-    _settle(staged, paths, generation_id)
     return generation, report
 
 
-def _settle(staged: str, paths: ViewPaths, generation_id: str) -> None:
+def _text(spec: LayerSpec, builder: Builder, tally: Tally) -> Iterator[bytes]:
+    """Yield the entries of a view as the builder of its image reads them."""
+    if builder.name != "mkcomposefs" or not spec.is_plain:
+        yield from builder.text(compose(spec.placements, manifest_store.entries, spec.owner, spec.group), tally)
+        return
+    for part in parts(spec.placements, manifest_store.entries):
+        if isinstance(part, Placement):
+            yield from manifest_store.placed_text(part, tally)
+        else:
+            yield from builder.text((part,), tally)
+
+
+def write_record(folder: str, generation: Generation) -> None:
+    with files.written_aside(names.record_path(folder)) as aside:
+        aside.write(names.generation_to_json(generation))
+
+
+def settle(staged: str, paths: ViewPaths, folder: str) -> None:
     """Write a staged generation to the disk, then give it its name."""
     os.makedirs(paths.generations, exist_ok=True)
     fd = os.open(staged, os.O_RDONLY | os.O_DIRECTORY)
@@ -150,11 +205,10 @@ def _settle(staged: str, paths: ViewPaths, generation_id: str) -> None:
         syscalls.syncfs(fd, os.fsencode(staged))
     finally:
         os.close(fd)
-    final = paths.generation(generation_id)
+    final = paths.generation(folder)
     # Only a generation without its record can be in the way here, and such a one counts for nobody.
     files.remove_tree(final)
     os.rename(staged, final)
-    os.rmdir(paths.staging)
     files.sync_directory(paths.generations)
 
 
@@ -164,17 +218,30 @@ def _drop_default_acl(path: str) -> None:
         os.removexattr(path, "system.posix_acl_default")
 
 
-def make_current(paths: ViewPaths, generation_id: str, previous: str | None) -> None:
-    if previous is not None:
+def make_current(paths: ViewPaths, folder: str, previous: str | None) -> None:
+    """Make a generation the current one, and ``previous`` the one before it, unless that is another form of the same."""
+    if previous is not None and names.id_of(previous) != names.id_of(folder):
         files.replace_link(paths.link(PREVIOUS), os.path.join("generations", previous))
-    files.replace_link(paths.link(CURRENT), os.path.join("generations", generation_id))
+    files.replace_link(paths.link(CURRENT), os.path.join("generations", folder))
+
+
+def remove_generation(paths: ViewPaths, folder: str, progress: Progress = no_progress) -> None:
+    """Remove a generation. A killed run leaves it whole, or under a name that counts for nobody."""
+    os.makedirs(paths.removing, exist_ok=True)
+    aside = os.path.join(paths.removing, folder)
+    files.remove_tree(aside, progress)
+    os.rename(paths.generation(folder), aside)
+    files.sync_directory(paths.generations)
+    files.remove_tree(paths.removing, progress)
 
 
 def remove_view(paths: ViewPaths, progress: Progress = no_progress) -> None:
-    """Remove all of a view. The links go first, so that a killed run leaves nothing that counts as current."""
+    """Remove all of a view. The links go first, then each generation, so that a killed run leaves nothing that counts and is not whole."""
     for name in (CURRENT, PREVIOUS):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(paths.link(name))
+    for folder in observe(paths).generations:
+        remove_generation(paths, folder, progress)
     files.remove_tree(paths.root, progress)
 
 

@@ -1,0 +1,122 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Manifests into the composefs-dump of a view as text, without making an entry of each line.
+
+Most lines of a manifest are of a few plain kinds, which one expression matches, and only a prefix makes them lines of the view. The
+same is checked of them as of entries that are read one by one, which is what happens to all other lines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import manifest
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import placed
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.manifest import StructureCheck
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement, Tally
+
+_CHECKSUM = re.compile(rb" user\.renderfarm\.sha256=[0-9a-f]{64}$", re.MULTILINE)
+
+#: A line without escapes and attributes of a file with one name, an empty one, a directory or a symbolic link. Groups: the folder
+#: with its slash, the name, the size where there is content, and what tells directories and symbolic links from empty files.
+_PLAIN = (
+    rb"^(/(?:[!-\[\]-~]+/)?)((?!\.\.? )[!-.0-\[\]-~]+) (?:"
+    rb"([1-9][0-9]{0,17}) 10[0-7]{4} 1 %(common)s %(release)s\1\2"
+    rb"|0 10[0-7]{4} 1 %(common)s -"
+    rb"|0 (4)[0-7]{4} [1-9][0-9]{0,8} %(common)s -"
+    rb"|[0-9]{1,5} (12)[0-7]{4} 1 %(common)s (?!- )[!-\[\]-~]+"
+    rb") - -(?: user\.renderfarm\.sha256=[0-9a-f]{64})?$"
+)
+_COMMON = rb"[0-9]{1,9} [0-9]{1,9} 0 -?[0-9]{1,18}\.[0-9]{1,9}"
+
+
+def placed_text(placement: Placement, chunks: Iterable[bytes], tally: Tally) -> Iterator[bytes]:
+    """Yield a release's entries as they stand in the view, as text, and count them.
+
+    ``chunks`` is the text of its manifest in parts of whole lines. Raises ManifestError for what no manifest may have.
+    """
+    rewriter = _Rewriter(placement, tally)
+    for chunk in chunks:
+        yield rewriter.text(chunk)
+    rewriter.end()
+
+
+class _Rewriter:
+    def __init__(self, placement: Placement, tally: Tally) -> None:
+        release = placement.record.release.encode("utf-8", "surrogateescape")
+        self._placement = placement
+        self._tally = tally
+        self._check = StructureCheck(release)
+        self._number = 0
+        self._prefix = b"\n/" + manifest.escape(placement.at) + (b"/" if placement.at else b"")
+        # Only content that is found at the release's own path is where the line says.
+        self._plain = (
+            re.compile(_PLAIN % {b"common": _COMMON, b"release": re.escape(manifest.escape(release))}, re.MULTILINE)
+            if placement.source == release
+            else None
+        )
+
+    def text(self, chunk: bytes) -> bytes:
+        if self._plain and self._number:
+            found = self._plain.findall(chunk)
+            if len(found) == chunk.count(b"\n"):
+                self._pass(found)
+                return self._moved(chunk).replace(b"\n/", self._prefix)
+        return b"".join(map(self._line, manifest.lines(chunk)))
+
+    def _line(self, line: bytes) -> bytes:
+        """Return one line, which has no newline, as it stands in the view."""
+        if self._plain and self._number:
+            found = self._plain.findall(line)
+            if found:
+                self._pass(found)
+                return self._moved(line) + b"\n"
+        self._number += 1
+        try:
+            entry = manifest.decode(line)
+            self._check.add(entry)
+        except ManifestError as error:
+            raise ManifestError(f"line {self._number}: {error}") from None
+        (entry,) = placed(self._placement, iter((entry,)), None, None)
+        self._tally.add(entry)
+        return manifest.encode(entry)
+
+    def _moved(self, text: bytes) -> bytes:
+        """Return plain lines, the first one of them at its place in the view, without the checksums that stay in the manifest."""
+        if self._placement.record.checksums:
+            text = _CHECKSUM.sub(b"", text)
+        return self._prefix[1:] + text[1:]
+
+    def _pass(self, found: list[tuple[bytes, ...]]) -> None:
+        """Check and count lines that are plain."""
+        check, tally = self._check, self._tally
+        files = size = directories = symlinks = 0
+        for folder, name, length, directory, symlink in found:
+            self._number += 1
+            try:
+                check.add_name(folder, name)
+            except ManifestError as error:
+                raise ManifestError(f"line {self._number}: {error}") from None
+            if length:
+                files += 1
+                size += int(length)
+            elif directory:
+                check.enter(folder + name)
+                directories += 1
+            elif symlink:
+                symlinks += 1
+            else:
+                files += 1
+        tally.files += files
+        tally.bytes += size
+        tally.directories += directories
+        tally.symlinks += symlinks
+
+    def end(self) -> None:
+        try:
+            self._check.end()
+        except ManifestError as error:
+            raise ManifestError(f"after line {self._number}: {error}") from None

@@ -1,0 +1,161 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The image store: a folder, usually on the file server, with one EROFS image and one small JSON record for each generation.
+
+An image is built once, on one host, and installed on the others by its digest. The record is written last, so an image counts only
+when it is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import time
+from dataclasses import replace
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import (
+    Generation,
+    Image,
+    LayerSpec,
+    ViewPaths,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
+
+_CHUNK = 1 << 20
+#: Seconds after which what is being built aside is taken for the remains of a killed run.
+_ABANDONED_AFTER = 24 * 3600
+
+
+def image_path(store: str, generation_id: str) -> str:
+    return os.path.join(store, generation_id + names.IMAGE_SUFFIX)
+
+
+def record_path(image: str) -> str:
+    """Return where the record of an image is. Raises OverlayError for a path that is no image's."""
+    if not image.endswith(names.IMAGE_SUFFIX):
+        raise OverlayError(f"{show(os.fsencode(image))} is not an image: their names end in {names.IMAGE_SUFFIX}")
+    return image[: -len(names.IMAGE_SUFFIX)] + ".json"
+
+
+def find(image: str) -> Generation | None:
+    """Return what the record of an image says, or None where there is no whole image."""
+    path = record_path(image)
+    try:
+        with open(path, "rb") as stream:
+            generation = names.generation_from_json(stream.read(), path)
+        size = os.stat(image).st_size
+    except FileNotFoundError:
+        return None
+    if generation.image is None or generation.image.bytes != size:
+        return None
+    return generation
+
+
+def read(image: str, digest: str) -> Generation:
+    """Return the generation that an image is. Raises OverlayError when it is not there, or is not the one with ``digest``."""
+    found = find(image)
+    if found is None:
+        raise OverlayError(
+            f"{show(os.fsencode(image))}: there is no whole image; build it with metadata_layer and 'image_store'"
+        )
+    recorded = found.image.digest if found.image else "none"
+    if recorded != digest:
+        raise OverlayError(
+            f"image {show(os.fsencode(image))} has the digest {recorded}, and {digest} was asked for: nothing was installed"
+        )
+    return found
+
+
+def publish(store: str, spec: LayerSpec, builder: Builder, progress: Progress = no_progress) -> Generation:
+    """Build an image and put it into the store. A killed run leaves no image that counts."""
+    os.makedirs(store, exist_ok=True)
+    _remove_abandoned(store)
+    # The name is unique, so that two hosts may build the same image at the same time.
+    aside = tempfile.mkdtemp(prefix=files.ASIDE_PREFIX, dir=store)
+    try:
+        generation, _report = views.build_layer(aside, spec, builder, progress)
+        built = names.layer_path(aside, spec.format)
+        with open(built, "rb") as stream:
+            os.fchmod(stream.fileno(), 0o644)
+            os.fsync(stream.fileno())
+        image = image_path(store, generation.id)
+        with contextlib.suppress(FileNotFoundError):
+            # While the image is exchanged it has no record, and counts for nobody.
+            os.unlink(record_path(image))
+        os.rename(built, image)
+        with files.written_aside(record_path(image)) as record:
+            record.write(names.generation_to_json(generation))
+    finally:
+        files.remove_tree(aside)
+    return generation
+
+
+def _remove_abandoned(store: str) -> None:
+    limit = time.time() - _ABANDONED_AFTER
+    for name in os.listdir(store):
+        path = os.path.join(store, name)
+        if name.startswith(files.ASIDE_PREFIX) and os.path.isdir(path):
+            # Another run may be removing it as well.
+            with contextlib.suppress(FileNotFoundError):
+                if os.lstat(path).st_mtime < limit:
+                    files.remove_tree(path)
+
+
+def install(paths: ViewPaths, image: str, generation: Generation, progress: Progress = no_progress) -> Generation:
+    """Copy an image to this host and make it a generation of the view. The view's lock has to be held.
+
+    A copy that was interrupted goes on where it ended. Raises OverlayError when what was copied has not the digest that was recorded.
+    """
+    if generation.image is None:
+        raise OverlayError(f"{show(os.fsencode(image))} is not recorded as an image")
+    part = os.path.join(paths.incoming, generation.image.digest.partition(":")[2])
+    if os.path.isdir(paths.incoming):
+        for name in os.listdir(paths.incoming):
+            if name != os.path.basename(part):
+                os.unlink(os.path.join(paths.incoming, name))
+    os.makedirs(paths.incoming, exist_ok=True)
+    if not _copied(image, part, generation.image, progress):
+        # What an earlier run had left may have been damaged: once more, all of it.
+        os.unlink(part)
+        if not _copied(image, part, generation.image, progress):
+            os.unlink(part)
+            raise OverlayError(
+                f"image {show(os.fsencode(image))} does not have the digest {generation.image.digest} that was recorded:"
+                " nothing was installed; remove it and build it again"
+            )
+    files.remove_tree(paths.staging, progress)
+    staged = os.path.join(paths.staging, generation.folder)
+    os.makedirs(staged)
+    os.rename(part, names.layer_path(staged, generation.format))
+    os.rmdir(paths.incoming)
+    here = replace(generation, bytes_on_disk=os.stat(names.layer_path(staged, generation.format)).st_blocks * 512)
+    views.write_record(staged, here)
+    views.settle(staged, paths, here.folder)
+    os.rmdir(paths.staging)
+    return here
+
+
+def _copied(image: str, part: str, recorded: Image, progress: Progress) -> bool:
+    """Copy what is missing of an image, and tell whether all of it has the digest recorded."""
+    digest = hashlib.sha256()
+    with open(part, "a+b") as target, open(image, "rb") as source:
+        target.seek(0)
+        for chunk in iter(lambda: target.read(_CHUNK), b""):
+            digest.update(chunk)
+            progress()
+        source.seek(target.tell())
+        for chunk in iter(lambda: source.read(_CHUNK), b""):
+            digest.update(chunk)
+            target.write(chunk)
+            progress()
+        os.fchmod(target.fileno(), 0o644)
+        target.flush()
+        os.fsync(target.fileno())
+    return "sha256:" + digest.hexdigest() == recorded.digest

@@ -1,0 +1,147 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where a view's generation comes from: its releases, an image that was built elsewhere, or the generations that are there."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass, replace
+from typing import Callable
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, LayerSpec, ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
+    Action,
+    BuildGeneration,
+    InstallGeneration,
+    ViewState,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import erofs_layer, image_store, syscalls, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
+
+
+@dataclass(frozen=True)
+class Source:
+    """A generation, and how it comes to be on this host."""
+
+    folder: str
+    format: str
+    releases: tuple[dict[str, str], ...]
+    #: None where it is there.
+    action: Action | None
+    #: Makes the generation and returns warnings. The view's lock has to be held.
+    provide: Callable[[ViewPaths, Progress], list[str]]
+
+
+def from_releases(spec: LayerSpec, builder: Builder | None) -> Source:
+    """``builder`` makes the image; None for a directory."""
+
+    def provide(paths: ViewPaths, progress: Progress) -> list[str]:
+        _generation, report = views.build(paths, spec, builder, progress)
+        return views.spill_warning(paths, report)
+
+    action = BuildGeneration(names.id_of(spec.folder), spec.format)
+    return Source(spec.folder, spec.format, names.releases_of(spec.placements), action, provide)
+
+
+def from_image(image: str, generation: Generation) -> Source:
+    """``image`` is its path in an image store."""
+
+    def provide(paths: ViewPaths, progress: Progress) -> list[str]:
+        image_store.install(paths, image, generation, progress)
+        return []
+
+    return _of(generation, InstallGeneration(generation.id, image), provide)
+
+
+def on_disk(generation: Generation) -> Source:
+    return _of(generation, None, lambda _paths, _progress: [])
+
+
+def _of(generation: Generation, action: Action | None, provide: Callable[[ViewPaths, Progress], list[str]]) -> Source:
+    return Source(generation.folder, generation.format, generation.releases, action, provide)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The format that a layer will have, and why."""
+
+    format: str
+    builder: Builder | None
+    reason: str
+
+
+def choose_format(wanted: str, spec: LayerSpec, state: ViewState) -> Choice:
+    """Return the format for a layer. Raises OverlayError when one is asked for that cannot be.
+
+    ``auto`` keeps the form that a generation is there in; else it is an image where this host can build and mount one.
+    """
+    if wanted == names.DIRECTORY:
+        return Choice(names.DIRECTORY, None, "asked for")
+    if wanted == names.EROFS:
+        folder = as_image(spec).folder
+        # What is there already needs no program to build it.
+        return Choice(names.EROFS, None if folder in state.generations else erofs_layer.find_builder(), "asked for")
+    forms = {replace(spec, format=one).folder: one for one in (names.EROFS, names.DIRECTORY)}
+    there = [folder for folder in forms if folder in state.generations]
+    if there:
+        kept = state.current if state.current in there else there[0]
+        return Choice(forms[kept], None, "the generation is there in this format")
+    if obstacle := _unfit(spec) or _cannot_mount():
+        return Choice(names.DIRECTORY, None, f"no image, since {obstacle}")
+    try:
+        builder = erofs_layer.find_builder()
+    except OverlayError as error:
+        return Choice(names.DIRECTORY, None, f"no image, since {error}")
+    return Choice(names.EROFS, builder, f"this host can mount images, and {builder.path} makes them")
+
+
+def as_image(spec: LayerSpec) -> LayerSpec:
+    """Return the declaration of the same layer as an image. Raises OverlayError when it cannot be one."""
+    if obstacle := _unfit(spec):
+        raise OverlayError(f"view {spec.name} cannot be an image: {obstacle}")
+    return replace(spec, format=names.EROFS)
+
+
+def _unfit(spec: LayerSpec) -> str | None:
+    """Return why a layer of this declaration cannot be an image."""
+    if spec.xattr_namespace != names.TRUSTED:
+        return "images carry the overlay attributes of the namespace trusted only"
+    return None
+
+
+def _cannot_mount() -> str | None:
+    """Return why this host cannot mount EROFS images; the kernel loads what it needs when it is asked."""
+    try:
+        os.close(syscalls.fsopen(b"erofs"))
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return "the kernel has no EROFS"
+        return f"mounting EROFS is refused ({error.strerror})"
+    return None
+
+
+def installed(paths: ViewPaths, state: ViewState, digest: str) -> Source | None:
+    """Return the generation whose image has the digest; None when it is not on this host."""
+    for folder in sorted(state.generations):
+        generation = views.read_generation(paths, folder)
+        if generation.image and generation.image.digest == digest:
+            return on_disk(generation)
+    return None
+
+
+def existing(paths: ViewPaths, state: ViewState, wanted: str) -> Source:
+    """Return the generation called ``wanted``, a name or ``previous``. Raises OverlayError, which lists what there is, without one."""
+    folder = state.previous if wanted == views.PREVIOUS else None
+    if wanted != views.PREVIOUS:
+        named = sorted(there for there in state.generations if wanted in (there, names.id_of(there)))
+        folder = state.current if state.current in named else next(iter(named), None)
+    if folder is None or folder not in state.generations:
+        there = ", ".join(sorted({names.id_of(one) for one in state.generations})) or "none"
+        what = "has no previous generation" if wanted == views.PREVIOUS else f"has no generation {wanted!r}"
+        raise OverlayError(f"view {os.path.basename(paths.root)} {what} on this host; there are: {there}")
+    return on_disk(views.read_generation(paths, folder))
