@@ -26,7 +26,9 @@ options:
     required: true
   lower:
     description:
-      - The lower layers, top first, as directories; for a view that is the layer of M(renderfarm.overlay.metadata_layer).
+      - The lower layers, top first; for a view that is the layer of M(renderfarm.overlay.metadata_layer).
+      - Each is a directory, or an EROFS image file with a name that ends in C(.erofs). An image is mounted where only the overlay sees
+        it, and goes with the overlay. The kernel reports it by its path without C(.erofs).
       - Required with O(state=mounted).
     type: list
     elements: path
@@ -158,6 +160,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, described
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import (
+    IMAGE_SUFFIX,
     MountSpec,
     declared_by,
     differences,
@@ -169,7 +172,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan impor
     plan_mounted,
     plan_unmounted,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import images, mounts
 
 
 def main() -> None:
@@ -194,8 +197,8 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     warnings: list[str] = []
     if params["state"] == "mounted":
         spec = _spec(path, params)
-        warnings = _check_layers(spec, context)
         plan = plan_mounted(spec, state, mounts.overlay_defaults(), params["switch"])
+        warnings = _check_layers(spec, bool(plan), context.check_mode)
     else:
         plan = plan_unmounted(path, state, params["state"] == "absent")
     with mounts.undone_on_failure(plan):
@@ -209,17 +212,29 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
 
 
 def _spec(path: bytes, params: dict[str, Any]) -> MountSpec:
-    layers = {option: [_real_path(layer, option) for layer in params[option]] for option in ("lower", "data")}
-    return mount_spec(path, layers["lower"], layers["data"], params["options"], params["read_only"])
+    lower, data = ([_real_path(layer, option) for layer in params[option]] for option in ("lower", "data"))
+    return mount_spec(path, lower, data, params["options"], params["read_only"], images.among(lower))
 
 
-def _check_layers(spec: MountSpec, context: runner.Context) -> list[str]:
-    """Raises OverlayError for a layer that is not there. In check mode the task that would make it has not made it: a warning."""
-    missing = [show(layer) for layer in (*spec.lower, *spec.data) if not os.path.isdir(layer)]
+def _check_layers(spec: MountSpec, mounting: bool, check_mode: bool) -> list[str]:
+    """Return a warning about a layer that is not there, or raise OverlayError where it is needed.
+
+    A live overlay holds on to its layers. In check mode the task that would make a layer has not made it.
+    """
+    for image in spec.images:
+        name = image[: -len(IMAGE_SUFFIX)]
+        if mounts.is_other_content(name):
+            raise OverlayError(
+                f"there are both an image {show(image)} and a directory {show(name)} with something in it: the kernel's report cannot tell"
+                " them apart, so rename one of them"
+            )
+    missing = [layer for layer in spec.directories if not os.path.isdir(layer)]
+    missing += [image for image in spec.images if not os.path.isfile(image)]
     if not missing:
         return []
-    sentence = f"layer {missing[0]} of the overlay at {show(spec.path)} does not exist or is not a directory"
-    if not context.check_mode:
+    kind = "file" if missing[0] in spec.images else "directory"
+    sentence = f"layer {show(missing[0])} of the overlay at {show(spec.path)} does not exist or is not a {kind}"
+    if mounting and not check_mode:
         raise OverlayError(sentence)
     return [sentence]
 

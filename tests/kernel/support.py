@@ -19,7 +19,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, top_mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, mount_spec
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, mounts, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import images, manifest_store, mounts, views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import BuildReport
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
 
@@ -259,9 +259,16 @@ def declared(
     read_only: bool = True,
     **options: Any,
 ) -> MountSpec:
-    return mount_spec(
-        os.fsencode(path), [os.fsencode(one) for one in lower], [os.fsencode(one) for one in data], options, read_only
-    )
+    layers = [os.fsencode(one) for one in lower]
+    found = images.among(layers)
+    return mount_spec(os.fsencode(path), layers, [os.fsencode(one) for one in data], options, read_only, found)
+
+
+def image_of(layer: Path | bytes, image: Path | bytes) -> Path:
+    """Make an EROFS image of a directory layer."""
+    os.makedirs(os.path.dirname(os.fsencode(image)), exist_ok=True)
+    subprocess.run(["mkfs.erofs", "--quiet", image, layer], check=True, stdout=subprocess.DEVNULL)
+    return Path(os.fsdecode(image))
 
 
 def live(path: Path | bytes) -> Mount | None:
@@ -272,7 +279,7 @@ def live(path: Path | bytes) -> Mount | None:
 def mounted(spec: MountSpec) -> Iterator[Path]:
     """Mount an overlay; it is gone afterwards, whatever has become of it."""
     os.makedirs(spec.path, exist_ok=True)
-    mount = mounts.create_overlay(spec)
+    mount = mounts.new_overlay(spec)
     try:
         mounts.attach(mount, spec.path)
     finally:
@@ -286,6 +293,18 @@ def mounted(spec: MountSpec) -> Iterator[Path]:
 def unmount_all(path: Path | bytes) -> None:
     while live(path):
         subprocess.run(["umount", "--lazy", path], check=True)
+
+
+@contextlib.contextmanager
+def namespace(propagation: str = "unchanged", code: str = "") -> Iterator[int]:
+    """Have a process in a mount namespace of its own, which has run ``code``; give its number."""
+    argv = ["unshare", "--mount", f"--propagation={propagation}", sys.executable, "-c"]
+    script = f"import os, sys\n{code}\nprint('ready', flush=True)\nsys.stdin.read()"
+    with subprocess.Popen([*argv, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        yield process.pid
+        process.communicate("")
 
 
 # ---- comparing trees

@@ -8,19 +8,24 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-import pytest
-
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, probe
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_a_probe_in_a_chroot_says_why_it_cannot_try_anything(tmp_path: Path) -> None:
-    def probe_there(_progress: deadline.Progress) -> object:
-        os.chroot(tmp_path)
-        return probe.probe()
+def test_a_probe_in_a_chroot_tells_what_the_kernel_can_do(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "outside").touch()
 
-    with pytest.raises(OverlayError, match="as in a chroot"):
-        deadline.run(probe_there, 30)
+    def probe_there(_progress: deadline.Progress) -> dict[str, bool | None]:
+        os.chroot(tmp_path)
+        os.chdir("/")
+        return {name: feature.supported for name, feature in probe.probe().items()}
+
+    found = deadline.run(probe_there, 30)
+    assert found["data_only"]
+    assert found["mount_beneath"]
+    # Nothing is left, and nothing was tried outside.
+    assert sorted(os.listdir(tmp_path)) == ["outside", "tmp"]
+    assert os.listdir(tmp_path / "tmp") == []

@@ -193,3 +193,16 @@ def test_the_diff_shows_both_sides_alike() -> None:
     assert declared_by(live(LAYERS + b",redirect_dir=on,metacopy=on")) == spec().as_dict()
     assert declared_by(None) == {}
     assert declared_by(live(b"rw", fstype=b"tmpfs")) == {}
+
+
+def test_an_image_is_known_by_its_path_without_the_suffix() -> None:
+    spec = mount_spec(b"/v", [b"/g/1.erofs", b"/g/2.erofs"], [b"/data"], {}, True, [b"/g/1.erofs"])
+    assert spec.lower == (b"/g/1", b"/g/2.erofs")
+    assert spec.images == (b"/g/1.erofs",)
+    assert spec.directories == (b"/g/2.erofs", b"/data")
+
+
+@pytest.mark.parametrize("name", [b"/g/layer", b"/g/layer.img", b"/g/.erofs", b"/g/layer.erofs.gz"])
+def test_a_file_with_another_name_is_no_image(name: bytes) -> None:
+    with pytest.raises(OverlayError, match=r"is a file: an EROFS image has to have a name that ends in \.erofs"):
+        mount_spec(b"/v", [name], [b"/data"], {}, True, [name])

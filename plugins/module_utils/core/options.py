@@ -9,7 +9,8 @@ which distributions set differently), so every option that matters is given expl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
@@ -23,6 +24,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo 
 
 Settings = tuple[tuple[bytes, Optional[bytes]], ...]
 OptionValue = Union[str, bool, int, None]
+
+#: How the name of an image file ends. A layer that is an image is known by the rest of its path: that is where its content is
+#: mounted when the kernel is given the layers, so it is also what the kernel reports.
+IMAGE_SUFFIX = b".erofs"
 
 #: Flags of the mount itself. They are given as true or false.
 MOUNT_FLAGS = ("nosuid", "nodev", "noexec", "noatime", "nodiratime")
@@ -52,10 +57,19 @@ class MountSpec:
     """The declaration of an overlay mount; paths are absolute and without symbolic links."""
 
     path: bytes
+    #: Names of the lower layers: a directory's path, or an image's path without its suffix.
     lower: tuple[bytes, ...]
     data: tuple[bytes, ...]
     settings: Settings
     flags: frozenset[str]
+    #: The files of those lower layers that are images.
+    images: tuple[bytes, ...] = ()
+
+    @property
+    def directories(self) -> tuple[bytes, ...]:
+        """The layers that are directories."""
+        names = {image[: -len(IMAGE_SUFFIX)] for image in self.images}
+        return tuple(layer for layer in self.lower if layer not in names) + self.data
 
     def as_dict(self) -> dict[str, Any]:
         """Return the declaration as the diff shows it."""
@@ -89,12 +103,21 @@ def mount_spec(
     data: Sequence[bytes],
     options: Mapping[str, OptionValue],
     read_only: bool,
+    images: Collection[bytes] = (),
 ) -> MountSpec:
-    """Return the declaration with every option that matters made explicit. Raises OverlayError for what cannot be."""
+    """Return the declaration with every option that matters made explicit. Raises OverlayError for what cannot be.
+
+    ``images`` are those of ``lower`` that are image files, not directories.
+    """
     if not lower:
         raise OverlayError(
             f"overlay at {show(path)}: 'lower' needs at least one layer; data-only layers alone show nothing"
         )
+    for image in images:
+        if not re.search(rb"[^/]\.erofs$", image):
+            raise OverlayError(
+                f"lower layer {show(image)} is a file: an EROFS image has to have a name that ends in .erofs"
+            )
     settings, flags = _sorted_options(options)
     if data:
         for name, value, reason in _NOT_WITH_DATA:
@@ -119,7 +142,9 @@ def mount_spec(
     pairs = tuple(
         (name.encode(), None if value is None else value.encode()) for name, value in sorted(settings.items())
     )
-    return MountSpec(path, tuple(lower), tuple(data), pairs, frozenset(flags))
+    names = tuple(layer[: -len(IMAGE_SUFFIX)] if layer in images else layer for layer in lower)
+    files = tuple(layer for layer in lower if layer in images)
+    return MountSpec(path, names, tuple(data), pairs, frozenset(flags), files)
 
 
 def _sorted_options(options: Mapping[str, OptionValue]) -> tuple[dict[str, str | None], list[str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from typing import Callable
 
@@ -24,7 +25,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan impor
     SwitchOverlay,
     UnmountOverlay,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, images, syscalls
 
 _MOUNT_ATTRIBUTES = {
     "ro": syscalls.MOUNT_ATTR_RDONLY,
@@ -37,6 +38,9 @@ _MOUNT_ATTRIBUTES = {
 
 #: Bytes that one option takes (fsconfig(2)).
 LONGEST_VALUE = 255
+
+#: Seconds for the child process that mounts images; its parent has a shorter limit of its own.
+_LONGEST_WAIT = 86400.0
 
 #: How often busy processes are looked for below /proc before the list is called long enough.
 _MOST_USERS = 50
@@ -61,10 +65,32 @@ def overlay_defaults() -> dict[bytes, bytes]:
     return defaults
 
 
+def new_overlay(spec: MountSpec) -> int:
+    """Return a descriptor of a new, detached overlay mount, whose lower layers may be images.
+
+    Images are mounted in a mount namespace of a child process and nowhere else. The overlay holds on to them, so they go with it, and
+    with a run that is killed.
+    """
+    if not spec.images:
+        return create_overlay(spec)
+    receiver, sender = socket.socketpair()
+
+    def create_there(_progress: deadline.Progress) -> None:
+        images.mount_unseen(spec.images, (*spec.lower, *spec.data))
+        socket.send_fds(sender, [b"."], [create_overlay(spec)])
+
+    with receiver, sender:
+        deadline.run(create_there, _LONGEST_WAIT)
+        _message, descriptors, _flags, _address = socket.recv_fds(receiver, 1, 1)
+    os.set_inheritable(descriptors[0], False)
+    return descriptors[0]
+
+
 def create_overlay(spec: MountSpec, one_by_one: bool = True) -> int:
     """Return a descriptor of a new, detached overlay mount. Raises OverlayError with what the kernel says about it.
 
-    ``one_by_one`` names each layer in an option of its own where the kernel takes that; False is what older kernels need.
+    Images have to be mounted under their names. ``one_by_one`` names each layer in an option of its own where the kernel takes
+    that; False is what older kernels need.
     """
     try:
         context = syscalls.fsopen(b"overlay")
@@ -238,17 +264,12 @@ def directory_state(path: bytes) -> bool | None:
         raise OverlayError(f"mountpoint {show(path)} is not a directory") from None
 
 
-def make_private_namespace(flags: int = syscalls.CLONE_NEWNS) -> None:
-    """Give this process mounts of its own: what it mounts from now on nobody else sees, and goes when it ends."""
-    syscalls.unshare(flags)
-    try:
-        syscalls.mount(b"none", b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        raise OverlayError(
-            "the root directory is no mountpoint, as in a chroot, so nothing can be tried unseen"
-        ) from None
+def is_other_content(name: bytes) -> bool:
+    """Tell whether the place under which an image is known has something else in it."""
+    if not os.path.isdir(name):
+        return False
+    state = observe(name)
+    return state.mount.fstype != b"erofs" if state.mount else not state.empty
 
 
 def observe(path: bytes) -> MountpointState:
@@ -298,7 +319,7 @@ def undone_on_failure(plan: Sequence[Action]) -> Iterator[None]:
 
 
 def _attach_new(spec: MountSpec, how: Callable[[int, bytes], None]) -> None:
-    mount = create_overlay(spec)
+    mount = new_overlay(spec)
     try:
         how(mount, spec.path)
     finally:

@@ -18,7 +18,7 @@ from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import mount_spec
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts, namespaces, syscalls
 
 _CONTENT = b"content of the data layer"
 
@@ -194,7 +194,7 @@ def probe() -> dict[str, Feature]:
 def enter_namespace() -> str:
     """Enter a private mount namespace, in a new user namespace where that is needed; return words that say so."""
     try:
-        mounts.make_private_namespace()
+        namespaces.make_private()
         return ""
     except PermissionError:
         user, group = os.geteuid(), os.getegid()

@@ -17,6 +17,7 @@ _libc.syscall.restype = ctypes.c_long
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 _libc.unshare.argtypes = (ctypes.c_int,)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _libc.syncfs.argtypes = (ctypes.c_int,)
 
@@ -128,6 +129,11 @@ def umount(path: bytes, flags: int = 0) -> None:
 
 def unshare(flags: int) -> None:
     _checked(_libc.unshare(flags), None)
+
+
+def setns(fd: int, flags: int) -> None:
+    """Enter the namespaces of the process that ``fd``, a pidfd, stands for (Linux 5.8). For mounts, the root becomes that of all."""
+    _checked(_libc.setns(fd, flags), None)
 
 
 def die_with_parent(signal: int) -> None:

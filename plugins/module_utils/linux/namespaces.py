@@ -1,0 +1,38 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Mount namespaces: mounts that nobody else sees, and those that others have."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
+
+
+def make_private(flags: int = syscalls.CLONE_NEWNS) -> None:
+    """Give this process mounts of its own: what it mounts from now on nobody else sees, and goes when it ends."""
+    syscalls.unshare(flags)
+    try:
+        syscalls.mount(b"none", b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        _make_private_from_above()
+
+
+def _make_private_from_above() -> None:
+    """The same in a chroot, whose root is no mountpoint: from the root of the namespace, and back."""
+    # Opened now, so that they are of the new namespace.
+    root, here = (os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in ("/", "."))
+    process = os.pidfd_open(os.getpid())
+    try:
+        syscalls.setns(process, syscalls.CLONE_NEWNS)
+        syscalls.mount(b"none", b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        os.fchdir(root)
+        os.chroot(".")
+        os.fchdir(here)
+    finally:
+        for fd in (root, here, process):
+            os.close(fd)
