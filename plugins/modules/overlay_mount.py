@@ -54,7 +54,8 @@ options:
   state:
     description:
       - V(mounted) makes sure that the declared overlay is what is seen at O(path).
-      - V(unmounted) makes sure that no overlay is mounted at O(path). It fails, naming the processes, when it is in use.
+      - V(unmounted) makes sure that no overlay is mounted at O(path). It fails, naming the processes, when it is in use, here or where
+        the mount has spread to.
       - V(absent) is the same, and removes the empty directory.
     type: str
     choices: [mounted, unmounted, absent]
@@ -151,6 +152,22 @@ method:
   type: str
   returned: success
   sample: beneath
+users:
+  description:
+    - The processes that use the overlay that was switched away, or in check mode would be, wherever it is mounted. They keep what they
+      have open, and their working directory, and it stays in memory and needs its layers until they let go.
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    pid:
+      description: Number of the process.
+      type: int
+      sample: 4711
+    name:
+      description: Its name.
+      type: str
+      sample: houdini-bin
 """
 
 import os
@@ -172,7 +189,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan impor
     plan_mounted,
     plan_unmounted,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import images, mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import images, mounts, users
 
 
 def main() -> None:
@@ -201,12 +218,14 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         warnings = _check_layers(spec, bool(plan), context.check_mode)
     else:
         plan = plan_unmounted(path, state, params["state"] == "absent")
+    old = mounts.same_mounts(state.mount) if state.mount and _switch(plan) else set()
     with mounts.undone_on_failure(plan):
         context.carry_out(plan, mounts.apply)
     live = state.mount if context.check_mode or not plan else mounts.observe(path).mount
     if plan and spec and not context.check_mode:
         _check_result(spec, live)
     outcome = _outcome(plan, state.mount, live, spec)
+    outcome.values["users"] = [process.as_dict() for process in users.of_mounts(old)] if old else []
     outcome.warnings.extend(warnings)
     return outcome
 
@@ -252,8 +271,12 @@ def _check_result(spec: MountSpec, live: Mount | None) -> None:
         raise OverlayError(f"the kernel mounted the overlay at {show(spec.path)} otherwise than declared: {listed}")
 
 
+def _switch(plan: Plan) -> SwitchOverlay | None:
+    return next((action for action in plan if isinstance(action, SwitchOverlay)), None)
+
+
 def _outcome(plan: Plan, before: Mount | None, live: Mount | None, spec: MountSpec | None) -> runner.Outcome:
-    switch = next((action for action in plan if isinstance(action, SwitchOverlay)), None)
+    switch = _switch(plan)
     values = {
         "mount": described(live) if live and live.fstype == b"overlay" else None,
         "switched": switch is not None,

@@ -29,6 +29,13 @@ def arena() -> Iterator[Path]:
             support.command("umount", "--lazy", folder)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def run_folder(arena: Path) -> None:
+    """A /run of the tests' own: what they note there is nothing to this machine."""
+    (arena / "run").mkdir()
+    support.command("mount", "--bind", arena / "run", "/run")
+
+
 @pytest.fixture(scope="session")
 def disks(arena: Path) -> Iterator[dict[str, Path]]:
     """One of each kind of file system that layers are put on."""

@@ -19,6 +19,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, top_mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, mount_spec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import plan_mounted
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import images, manifest_store, mounts, views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import BuildReport
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
@@ -273,6 +274,15 @@ def image_of(layer: Path | bytes, image: Path | bytes) -> Path:
 
 def live(path: Path | bytes) -> Mount | None:
     return top_mount(mounts.read_mounts(), os.fsencode(path))
+
+
+def carried_out(spec: MountSpec, switch: str = "auto") -> list[str]:
+    """Plan and apply; the plan is empty afterwards. Return the kinds of the actions."""
+    plan = plan_mounted(spec, mounts.observe(spec.path), mounts.overlay_defaults(), switch)
+    for action in plan:
+        mounts.apply(action)
+    assert plan_mounted(spec, mounts.observe(spec.path), mounts.overlay_defaults(), switch) == ()
+    return [type(action).__name__ for action in plan]
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core import mou
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import overlay_layers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import plan_mounted
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, images, mounts, namespaces
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
@@ -56,15 +55,6 @@ def make_image(image: Path, content: dict[str, bytes]) -> Path:
     return image
 
 
-def mount(spec: MountSpec) -> list[str]:
-    """Plan and apply; the plan is empty afterwards."""
-    plan = plan_mounted(spec, mounts.observe(spec.path), mounts.overlay_defaults(), "auto")
-    for action in plan:
-        mounts.apply(action)
-    assert plan_mounted(spec, mounts.observe(spec.path), mounts.overlay_defaults(), "auto") == ()
-    return [type(action).__name__ for action in plan]
-
-
 def over_nothing(view: Path, image: Path) -> MountSpec:
     """Declare an overlay of an image alone; the kernel wants a second layer."""
     nothing = view.parent / "nothing"
@@ -99,7 +89,7 @@ def test_an_image_is_mounted_and_only_the_overlay_shows(folder: Path, on_disk: P
     data = make_data(folder / "data", CONTENT)
     before = len(mounts.read_mounts())
     spec = support.declared(folder / "view", [image], [data])
-    assert mount(spec) == ["CreateMountpoint", "MountOverlay"]
+    assert support.carried_out(spec) == ["CreateMountpoint", "MountOverlay"]
     for name, text in CONTENT.items():
         assert (folder / "view" / name).read_bytes() == text
     live = support.live(folder / "view")
@@ -116,10 +106,10 @@ def test_an_image_is_mounted_and_only_the_overlay_shows(folder: Path, on_disk: P
 def test_a_loop_device_goes_with_the_last_overlay_on_it(folder: Path) -> None:
     first, second = (make_image(folder / f"g{n}" / "layer.erofs", {"file": b"x" * n}) for n in (1, 2))
     data = make_data(folder / "data", {"file": b"xx"})
-    mount(support.declared(folder / "view", [first], [data]))
+    support.carried_out(support.declared(folder / "view", [first], [data]))
     assert len(loops_on(folder)) == 1
     with open(folder / "view" / "file") as held:
-        assert mount(support.declared(folder / "view", [second], [data])) == ["SwitchOverlay"]
+        assert support.carried_out(support.declared(folder / "view", [second], [data])) == ["SwitchOverlay"]
         assert len(loops_on(folder)) == 2
         assert held.readable()
     for _try in range(100):
@@ -141,7 +131,7 @@ def test_directories_images_and_data_may_lie_side_by_side(folder: Path) -> None:
     data = make_data(both / "four" / "data", {"one": b"content one", "three": b"third"})
     more = make_data(both / "inner" / "data", {"two": b"the second"})
     spec = support.declared(folder / "view", [one, three, two], [data, more])
-    mount(spec)
+    support.carried_out(spec)
     assert {name: (folder / "view" / name).read_bytes() for name in os.listdir(folder / "view")} == {
         "one": b"content one",
         "two": b"the second",
@@ -153,7 +143,7 @@ def test_directories_images_and_data_may_lie_side_by_side(folder: Path) -> None:
 def test_an_image_beside_its_empty_directory_is_mounted_too(folder: Path) -> None:
     image = make_image(folder / "g" / "layer.erofs", CONTENT)
     (folder / "g" / "layer").mkdir()
-    mount(support.declared(folder / "view", [image], [make_data(folder / "data", CONTENT)]))
+    support.carried_out(support.declared(folder / "view", [image], [make_data(folder / "data", CONTENT)]))
     assert (folder / "view" / "one").read_bytes() == CONTENT["one"]
     assert os.listdir(folder / "g" / "layer") == []
 
@@ -163,7 +153,7 @@ def test_an_image_on_a_read_only_file_system_is_mounted(folder: Path) -> None:
     support.command("mount", "-t", "tmpfs", "tmpfs", folder / "share")
     image = make_image(folder / "share" / "layer.erofs", {"one": b""})
     support.command("mount", "-o", "remount,ro", folder / "share")
-    mount(over_nothing(folder / "view", image))
+    support.carried_out(over_nothing(folder / "view", image))
     assert os.listdir(folder / "view") == ["one"]
 
 
@@ -174,7 +164,7 @@ def test_in_shared_mounts_nothing_spreads_but_the_overlay(folder: Path) -> None:
     support.command("mount", "--make-shared", place)
     image = make_image(place / "g" / "layer.erofs", {"one": b""})
     with support.namespace() as pid:
-        mount(over_nothing(place / "view", image))
+        support.carried_out(over_nothing(place / "view", image))
         with open(f"/proc/{pid}/mountinfo", "rb") as stream:
             seen = [one.path for one in mountinfo.parse(stream.read())]
     assert [os.fsdecode(path) for path in seen if path.startswith(os.fsencode(place) + b"/")] == [f"{place}/view"]
@@ -188,7 +178,7 @@ def test_a_killed_run_leaves_no_mount_and_no_loop_device(folder: Path, moment: f
     child = os.fork()
     if child == 0:
         try:
-            mount(spec)
+            support.carried_out(spec)
         finally:
             os._exit(0)
     time.sleep(moment)
@@ -238,7 +228,7 @@ def test_what_is_no_image_is_refused_by_name(folder: Path) -> None:
     data = make_data(folder / "data", {})
     for name in ("noise.erofs", "empty.erofs"):
         with pytest.raises(OverlayError, match=rf"image .*/{name}: the kernel cannot mount it"):
-            mount(support.declared(folder / "view", [folder / name], [data]))
+            support.carried_out(support.declared(folder / "view", [folder / name], [data]))
     with pytest.raises(OverlayError, match=r"layer\.img is a file: .* ends in \.erofs"):
         support.declared(folder / "view", [folder / "layer.img"])
     assert gone(folder)
@@ -247,7 +237,7 @@ def test_what_is_no_image_is_refused_by_name(folder: Path) -> None:
 def test_an_image_inside_of_another_layer_is_refused_by_name(folder: Path) -> None:
     image = make_image(folder / "g" / "layer.erofs", {"one": b""})
     with pytest.raises(OverlayError, match=r"layer .*/g has images in it"):
-        mount(support.declared(folder / "view", [image], [folder / "g"]))
+        support.carried_out(support.declared(folder / "view", [image], [folder / "g"]))
 
 
 def test_a_directory_of_the_same_name_with_something_in_it_is_refused(folder: Path) -> None:
@@ -270,7 +260,7 @@ def test_an_image_is_mounted_in_a_chroot(folder: Path) -> None:
     def mount_there(_progress: deadline.Progress) -> list[str]:
         os.chroot(top)
         os.chdir("/")
-        mount(over_nothing(Path("/view"), inside))
+        support.carried_out(over_nothing(Path("/view"), inside))
         return os.listdir("/view")
 
     assert deadline.run(mount_there, 30) == ["one"]

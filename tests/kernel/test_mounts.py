@@ -22,7 +22,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options im
     OptionValue,
     differences,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import plan_mounted, plan_unmounted
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import plan_unmounted
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
@@ -56,25 +56,16 @@ def metadata_layer(path: Path | bytes, content: dict[str, bytes]) -> None:
         os.truncate(file, len(text))
 
 
-def carried_out(spec: MountSpec, switch: str = "auto") -> list[str]:
-    """Plan and apply; the plan is empty afterwards."""
-    plan = plan_mounted(spec, mounts.observe(spec.path), mounts.overlay_defaults(), switch)
-    for action in plan:
-        mounts.apply(action)
-    assert plan_mounted(spec, mounts.observe(spec.path), mounts.overlay_defaults(), switch) == ()
-    return [type(action).__name__ for action in plan]
-
-
 @pytest.mark.parametrize("name", ODD)
 def test_any_path_can_be_layer_data_and_mountpoint(folder: Path, name: bytes) -> None:
     base = os.fsencode(folder) + b"/" + name
     metadata_layer(base + b"/layer" + name, {"file": b"content"})
     data_layer(base + b"/data" + name, {"file": b"content"})
     spec = support.declared(base + b"/view" + name, [base + b"/layer" + name], [base + b"/data" + name])
-    assert carried_out(spec) == ["CreateMountpoint", "MountOverlay"]
+    assert support.carried_out(spec) == ["CreateMountpoint", "MountOverlay"]
     with open(spec.path + b"/file", "rb") as stream:
         assert stream.read() == b"content"
-    assert carried_out(spec) == []
+    assert support.carried_out(spec) == []
     for action in plan_unmounted(spec.path, mounts.observe(spec.path), absent=True):
         mounts.apply(action)
     assert not os.path.exists(spec.path)
@@ -96,7 +87,7 @@ def test_layers_in_one_option_read_back_the_same(folder: Path, name: bytes) -> N
     live = support.live(spec.path)
     assert live
     assert differences(spec, live, mounts.overlay_defaults()) == {}
-    assert carried_out(spec) == []
+    assert support.carried_out(spec) == []
     with open(spec.path + b"/file", "rb") as stream:
         assert stream.read() == b"content"
 
@@ -112,13 +103,13 @@ def test_many_lower_layers_and_data_layers_are_taken_in_order(folder: Path) -> N
         names = [f"only{index}" for index in range(70) if index % 5 == number] + ["top"]
         data_layer(data[-1], dict.fromkeys(names, b"data%d only" % number))
     spec = support.declared(folder / "view", lower, data)
-    assert carried_out(spec) == ["CreateMountpoint", "MountOverlay"]
+    assert support.carried_out(spec) == ["CreateMountpoint", "MountOverlay"]
     for index in range(1, 70):
         assert (folder / "view" / f"only{index}").read_bytes() == b"data%d only" % (index % 5)
     # The topmost layer says what it is, the first data layer what is in it.
     assert (folder / "view" / "top").stat().st_size == 2
     assert (folder / "view" / "top").read_bytes() == b"data0 only"
-    assert carried_out(spec) == []
+    assert support.carried_out(spec) == []
 
 
 def test_a_layer_with_a_long_path_is_mounted(folder: Path) -> None:
@@ -126,7 +117,7 @@ def test_a_layer_with_a_long_path_is_mounted(folder: Path) -> None:
     metadata_layer(base / "layer", {"file": b"content"})
     data_layer(base / "data", {"file": b"content"})
     spec = support.declared(folder / "view", [base / "layer"], [base / "data"])
-    carried_out(spec)
+    support.carried_out(spec)
     assert (folder / "view" / "file").read_bytes() == b"content"
 
 
@@ -151,7 +142,7 @@ def test_every_option_is_mounted_and_found_again(folder: Path, name: str, value:
         # Said before the kernel is asked: without an upper layer it takes these and does something else.
         assert with_data or (name, value) in {("index", "on"), ("nfs_export", "on")}, error  # noqa: PT017
         return
-    carried_out(spec)
+    support.carried_out(spec)
 
 
 @pytest.mark.parametrize("read_only", [True, False])
@@ -159,13 +150,13 @@ def test_a_mount_that_is_not_as_declared_is_found(folder: Path, read_only: bool)
     for layer in ("a", "b"):
         (folder / layer).mkdir()
     spec = support.declared(folder / "view", [folder / "a", folder / "b"], read_only=read_only)
-    assert carried_out(spec) == ["CreateMountpoint", "MountOverlay"]
+    assert support.carried_out(spec) == ["CreateMountpoint", "MountOverlay"]
     other = support.declared(folder / "view", [folder / "b", folder / "a"], read_only=read_only)
-    assert carried_out(other) == ["SwitchOverlay"]
+    assert support.carried_out(other) == ["SwitchOverlay"]
     turned = support.declared(folder / "view", [folder / "b", folder / "a"], read_only=not read_only)
-    assert carried_out(turned) == ["SwitchOverlay"]
-    assert carried_out(support.declared(folder / "view", [folder / "b"], [folder / "a"])) == ["SwitchOverlay"]
-    assert carried_out(support.declared(folder / "view", [folder / "b"], [folder / "a"], nosuid=True)) == [
+    assert support.carried_out(turned) == ["SwitchOverlay"]
+    assert support.carried_out(support.declared(folder / "view", [folder / "b"], [folder / "a"])) == ["SwitchOverlay"]
+    assert support.carried_out(support.declared(folder / "view", [folder / "b"], [folder / "a"], nosuid=True)) == [
         "SwitchOverlay"
     ]
 
@@ -223,14 +214,14 @@ def test_switching_beneath_is_not_seen_by_those_who_open_files(folder: Path, pro
     peer.mkdir()
     support.command("mount", "--bind", place, peer)
     specs = two_generations(folder, place / "view")
-    carried_out(specs[0])
+    support.carried_out(specs[0])
     with ExitStack() as stack:
         # Not only where it is mounted, but also where a shared mount spreads it to.
         readers = [stack.enter_context(reader(place / "view" / "file", folder / "stop"))]
         if propagation == "shared":
             readers.append(stack.enter_context(reader(peer / "view" / "file", folder / "stop")))
         for turn in range(1, 61):
-            assert carried_out(specs[turn % 2]) == ["SwitchOverlay"]
+            assert support.carried_out(specs[turn % 2]) == ["SwitchOverlay"]
             time.sleep(0.002)
         (folder / "stop").touch()
         for process in readers:
@@ -247,30 +238,30 @@ def test_switching_beneath_is_not_seen_by_those_who_open_files(folder: Path, pro
 
 def test_replace_unmounts_first_and_fails_while_it_is_in_use(folder: Path) -> None:
     specs = two_generations(folder, folder / "view")
-    carried_out(specs[0])
+    support.carried_out(specs[0])
     with reader(folder / "view" / "file", folder / "stop") as process:
         with pytest.raises(OverlayError, match=rf"is in use by python.*\({process.pid}\).*nothing was unmounted"):
-            carried_out(specs[1], "replace")
+            support.carried_out(specs[1], "replace")
         live = support.live(folder / "view")
         assert live
         assert overlay_layers(live).lower == specs[0].lower
     process.wait()
-    assert carried_out(specs[1], "replace") == ["SwitchOverlay"]
+    assert support.carried_out(specs[1], "replace") == ["SwitchOverlay"]
     assert (folder / "view" / "file").read_text() == "generation 1"
 
 
 def test_never_says_what_differs_and_changes_nothing(folder: Path) -> None:
     specs = two_generations(folder, folder / "view")
-    carried_out(specs[0])
+    support.carried_out(specs[0])
     with pytest.raises(OverlayError, match=r"'switch' is never .*lower: .*layer0.* -> .*layer1"):
-        carried_out(specs[1], "never")
+        support.carried_out(specs[1], "never")
     assert (folder / "view" / "file").read_text() == "generation 0"
 
 
 @pytest.mark.parametrize("holds", ["cwd", "file", "map"])
 def test_unmounting_a_busy_view_names_the_process(folder: Path, holds: str) -> None:
     (spec, _) = two_generations(folder, folder / "view, busy")
-    carried_out(spec)
+    support.carried_out(spec)
     file = folder / "view, busy" / "file"
     what = {
         "cwd": "os.chdir(os.path.dirname(sys.argv[1]))",
@@ -298,7 +289,7 @@ def test_a_mount_of_another_type_is_left_alone(folder: Path) -> None:
     support.command("mount", "-t", "tmpfs", "mine", folder / "view")
     for switch in ("auto", "replace"):
         with pytest.raises(OverlayError, match="mount of type tmpfs from mine: it is left alone"):
-            carried_out(spec, switch)
+            support.carried_out(spec, switch)
     with pytest.raises(OverlayError, match="left alone"):
         plan_unmounted(spec.path, mounts.observe(spec.path), absent=False)
     live = support.live(folder / "view")
@@ -308,9 +299,9 @@ def test_a_mount_of_another_type_is_left_alone(folder: Path) -> None:
 
 def test_an_overlay_that_is_covered_is_not_the_one_that_is_seen(folder: Path) -> None:
     (spec, _) = two_generations(folder, folder / "place" / "view")
-    carried_out(spec)
+    support.carried_out(spec)
     support.command("mount", "-t", "tmpfs", "tmpfs", folder / "place")
-    assert carried_out(spec) == ["CreateMountpoint", "MountOverlay"]
+    assert support.carried_out(spec) == ["CreateMountpoint", "MountOverlay"]
     assert (folder / "place" / "view" / "file").read_text() == "generation 0"
     support.command("umount", folder / "place" / "view", folder / "place", folder / "place" / "view")
 
@@ -324,7 +315,7 @@ def test_layers_inside_of_each_other_are_refused(folder: Path) -> None:
     spec = support.declared(folder / "view", [folder / "lower"], [folder / "lower" / "data"])
     (folder / "view").mkdir()
     with pytest.raises(OverlayError, match=r"overlay at .*/view: the kernel refuses it: .*inside of another one"):
-        carried_out(spec)
+        support.carried_out(spec)
     assert support.live(folder / "view") is None
 
 
@@ -333,7 +324,7 @@ def test_a_layer_that_is_gone_is_named(folder: Path) -> None:
     (folder / "there").mkdir()
     spec = support.declared(folder / "view", [folder / "there", folder / "gone"])
     with pytest.raises(OverlayError, match=r"the layer .*/gone is not there"):
-        carried_out(spec)
+        support.carried_out(spec)
 
 
 def test_too_many_layers_are_refused_with_the_kernels_words(folder: Path) -> None:
@@ -341,11 +332,11 @@ def test_too_many_layers_are_refused_with_the_kernels_words(folder: Path) -> Non
     for layer in layers:
         layer.mkdir()
     with pytest.raises(OverlayError, match=r"the kernel refuses it: .*too many"):
-        carried_out(support.declared(folder / "view", layers))
+        support.carried_out(support.declared(folder / "view", layers))
 
 
 def test_a_mountpoint_that_is_a_file_is_refused(folder: Path) -> None:
     (spec, _) = two_generations(folder, folder / "view")
     (folder / "view").touch()
     with pytest.raises(OverlayError, match="/view is not a directory"):
-        carried_out(spec)
+        support.carried_out(spec)

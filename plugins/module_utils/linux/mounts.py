@@ -25,7 +25,14 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan impor
     SwitchOverlay,
     UnmountOverlay,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, images, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    deadline,
+    detached,
+    images,
+    namespaces,
+    syscalls,
+    users,
+)
 
 _MOUNT_ATTRIBUTES = {
     "ro": syscalls.MOUNT_ATTR_RDONLY,
@@ -42,8 +49,8 @@ LONGEST_VALUE = 255
 #: Seconds for the child process that mounts images; its parent has a shorter limit of its own.
 _LONGEST_WAIT = 86400.0
 
-#: How often busy processes are looked for below /proc before the list is called long enough.
-_MOST_USERS = 50
+#: How many of the processes that keep a mount busy are named.
+_MOST_NAMED = 10
 
 
 def read_mounts() -> list[Mount]:
@@ -179,8 +186,11 @@ def attach(mount: int, path: bytes) -> None:
 def switch_beneath(mount: int, path: bytes) -> None:
     """Put a detached mount beneath the one at ``path``, then detach that one: no path walk ever finds neither.
 
-    Processes that have files open or stand in the old mount keep it until they let go.
+    Processes that have files open or stand in the old mount keep it until they let go; how to find them is recorded before.
     """
+    old = mountinfo.top_mount(read_mounts(), path)
+    if old is not None:
+        detached.record(old, same_mounts(old))
     try:
         syscalls.move_mount(mount, path, beneath=True)
     except OSError as error:
@@ -203,54 +213,23 @@ def unmount(path: bytes) -> None:
         raise OverlayError(busy(path)) from None
 
 
+def same_mounts(mount: Mount) -> set[int]:
+    """Return the numbers of a mount and of those that show the same, at any place and in any mount namespace."""
+    return {
+        other.id
+        for _pid, live in namespaces.everywhere()
+        for other in live
+        if (other.device, other.root) == (mount.device, mount.root)
+    }
+
+
 def busy(path: bytes) -> str:
     """Return the sentence which says that a mount is in use, and by whom."""
-    found = users(path)
-    listed = ", ".join(f"{name} ({pid})" for pid, name in found[:10])
-    return f"{show(path)} is in use{' by ' + listed if listed else ''}{' and others' if len(found) > 10 else ''}; nothing was unmounted"
-
-
-def users(path: bytes) -> list[tuple[int, str]]:
-    """Return the processes (number and name) that stand at or below ``path``, or have a file there open or mapped.
-
-    Only what /proc says is read, never a file itself: those of a data layer whose server is gone would hang.
-    """
-    found = []
-    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
-        if pid != os.getpid() and any(_is_below(place, path) for place in _places(pid)):
-            found.append((pid, _name_of(pid)))
-            if len(found) == _MOST_USERS:
-                break
-    return found
-
-
-def _is_below(place: bytes, path: bytes) -> bool:
-    return place == path or place.startswith(path.rstrip(b"/") + b"/")
-
-
-def _places(pid: int) -> Iterator[bytes]:
-    """Yield the paths that a process holds; none of one that has ended or is not ours to look into."""
-    folder = b"/proc/%d/" % pid
-    try:
-        links = [b"cwd", b"root", b"exe"] + [b"fd/" + name for name in os.listdir(folder + b"fd")]
-        for link in links:
-            with contextlib.suppress(FileNotFoundError):
-                yield os.readlink(folder + link)
-        with open(folder + b"maps", "rb") as stream:
-            for line in stream:
-                fields = line.rstrip(b"\n").split(None, 5)
-                if len(fields) == 6:
-                    yield fields[5]
-    except OSError:
-        return
-
-
-def _name_of(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as stream:
-            return stream.read().strip()
-    except OSError:
-        return "?"
+    mount = mountinfo.top_mount(read_mounts(), path)
+    found = users.of_mounts(same_mounts(mount)) if mount else []
+    listed = ", ".join(f"{process.name} ({process.pid})" for process in found[:_MOST_NAMED])
+    more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+    return f"{show(path)} is in use{' by ' + listed if listed else ''}{more}; nothing was unmounted"
 
 
 def directory_state(path: bytes) -> bool | None:

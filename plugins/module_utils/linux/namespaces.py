@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import mountinfo
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
 
 
@@ -36,3 +39,24 @@ def _make_private_from_above() -> None:
     finally:
         for fd in (root, here, process):
             os.close(fd)
+
+
+def everywhere() -> Iterator[tuple[int | None, list[Mount]]]:
+    """Yield the mounts of each mount namespace that has a process: first our own, with None, then the others with a process of theirs."""
+    yield None, _mounts_of("self")
+    seen = {os.readlink("/proc/self/ns/mnt")}
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            namespace = os.readlink(f"/proc/{name}/ns/mnt")
+            if namespace not in seen:
+                yield int(name), _mounts_of(name)
+                seen.add(namespace)
+        except OSError:  # it has ended, or is not ours to look into; another process may be in the same namespace
+            continue
+
+
+def _mounts_of(process: str) -> list[Mount]:
+    with open(f"/proc/{process}/mountinfo", "rb") as stream:
+        return list(mountinfo.parse(stream.read()))

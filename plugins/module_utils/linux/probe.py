@@ -139,7 +139,8 @@ def _try_mount_beneath(folder: str) -> str:
     _attach(mounts.create_overlay(first), view)
     mount = mounts.create_overlay(second)
     try:
-        mounts.switch_beneath(mount, view.encode())
+        syscalls.move_mount(mount, view.encode(), beneath=True)
+        syscalls.umount(view.encode(), syscalls.MNT_DETACH)
     finally:
         os.close(mount)
     return "a new overlay is put beneath the mounted one"

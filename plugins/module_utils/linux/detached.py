@@ -1,0 +1,77 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The records of detached overlays below /run, which a reboot empties as it ends all processes.
+
+What a record is, core/detached.py says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Collection
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import detached
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.detached import DetachedMount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, users
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.files import ASIDE_PREFIX
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.users import Process
+
+#: Only root may know who uses what, or say so.
+FOLDER = "/run/renderfarm-overlay/detached"
+
+
+def record(mount: Mount, mounts: Collection[int]) -> DetachedMount:
+    """Note an overlay that is about to be detached, with the numbers of all its mounts in all namespaces."""
+    now = time.time_ns()
+    entry = detached.record_of(mount, mounts, now / 1e9)
+    os.makedirs(os.path.dirname(FOLDER), mode=0o755, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(FOLDER, 0o700)
+    name = f"{mount.device[0]}-{mount.device[1]}-{now}.json"
+    aside = os.path.join(FOLDER, ASIDE_PREFIX + name)
+    # Not synced: it need not outlive the processes.
+    with open(aside, "wb") as stream:
+        stream.write(detached.to_json(entry))
+    os.rename(aside, os.path.join(FOLDER, name))
+    return entry
+
+
+def in_use() -> list[tuple[DetachedMount, list[Process]]]:
+    """Return the detached overlays that are still in use, oldest first, each with its users, and forget the others.
+
+    An overlay without users is in use as long as it is mounted somewhere, such as in the mount namespace of a container.
+    """
+    # Read before the processes are looked at, so that a record that is written meanwhile is not taken for unused.
+    records = _read()
+    if not records:
+        return []
+    live = [mount for _pid, mounts in namespaces.everywhere() for mount in mounts]
+    holders = users.by_mount()
+    found = []
+    current = detached.brought_up_to_date([entry for entry, _path in records], live)
+    for entry, (_old, path) in zip(current, records):
+        processes = {process for number in entry.mounts for process in holders.get(number, ())}
+        if processes or detached.is_seen(entry, live):
+            found.append((entry, sorted(processes)))
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+    return found
+
+
+def _read() -> list[tuple[DetachedMount, str]]:
+    """Return the records with their files, oldest first."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(FOLDER):
+            if name.endswith(".json") and not name.startswith(ASIDE_PREFIX):
+                path = os.path.join(FOLDER, name)
+                with contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
+                    entry = detached.from_json(stream.read())
+                    if entry:
+                        found.append((entry, path))
+    return sorted(found, key=lambda pair: pair[0].time)
