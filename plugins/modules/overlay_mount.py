@@ -63,11 +63,16 @@ options:
   switch:
     description:
       - What to do when an overlay is mounted that differs from the declared one.
-      - V(auto) and V(beneath) mount the new one beneath and then detach the old one (Linux 6.5), and fail where the kernel cannot.
+      - V(beneath) mounts the new one beneath the old one and then detaches that (Linux 6.5), and fails where the kernel cannot.
+      - V(over) mounts the new one on top of the old one, which stays mounted below it, unseen, until both are unmounted. When the one
+        below is declared again, the one on top is detached.
+      - V(auto) is V(beneath) where the kernel can, and else V(over). With either, software finds one or the other at every moment.
       - V(replace) unmounts the old one first. It fails when that is in use, and between the two software finds nothing.
       - V(never) fails, and says what differs.
+      - What a switch that was killed has left, or an earlier one with V(over), is taken away by the next run with V(auto) or V(beneath).
+        In doing so an overlay that was covered may be seen for a moment.
     type: str
-    choices: [auto, beneath, replace, never]
+    choices: [auto, beneath, over, replace, never]
     default: auto
 notes:
   - A mount of another type at O(path) is never touched.
@@ -148,7 +153,7 @@ switched:
   returned: success
   sample: false
 method:
-  description: How that was or would be done, V(beneath) or V(replace); none when it was not.
+  description: How that was or would be done, V(beneath), V(over) or V(replace); none when it was not.
   type: str
   returned: success
   sample: beneath
@@ -168,9 +173,26 @@ users:
       description: Its name.
       type: str
       sample: houdini-bin
+elsewhere:
+  description:
+    - Where the overlay that was switched away or unmounted is still seen, since mounts do not spread there, such as in a container that has
+      its own copy, or at a place that the view was bound to. There is a warning for each; they are left alone.
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    path:
+      description: The mountpoint, as it is called there.
+      type: str
+      sample: /software
+    pid:
+      description: Number of a process in the mount namespace in question; none when it is that of the module.
+      type: int
+      sample: 4711
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
@@ -184,12 +206,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options im
     mount_spec,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
+    DetachOverlay,
     Plan,
     SwitchOverlay,
     plan_mounted,
     plan_unmounted,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import images, mounts, users
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import detached, images, mounts, users
 
 
 def main() -> None:
@@ -201,7 +224,7 @@ def main() -> None:
             "options": {"type": "dict", "default": {}},
             "read_only": {"type": "bool", "default": True},
             "state": {"type": "str", "choices": ["mounted", "unmounted", "absent"], "default": "mounted"},
-            "switch": {"type": "str", "choices": ["auto", "beneath", "replace", "never"], "default": "auto"},
+            "switch": {"type": "str", "choices": ["auto", "beneath", "over", "replace", "never"], "default": "auto"},
         },
         work,
     )
@@ -214,20 +237,38 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     warnings: list[str] = []
     if params["state"] == "mounted":
         spec = _spec(path, params)
-        plan = plan_mounted(spec, state, mounts.overlay_defaults(), params["switch"])
+        defaults = mounts.overlay_defaults()
+        plan = plan_mounted(spec, state, defaults, params["switch"], mounts.can_mount_beneath())
         warnings = _check_layers(spec, bool(plan), context.check_mode)
     else:
         plan = plan_unmounted(path, state, params["state"] == "absent")
-    old = mounts.same_mounts(state.mount) if state.mount and _switch(plan) else set()
+    old = state.mount if plan else None
+    old_mounts = mounts.same_mounts(old) if old else set()
     with mounts.undone_on_failure(plan):
         context.carry_out(plan, mounts.apply)
     live = state.mount if context.check_mode or not plan else mounts.observe(path).mount
     if plan and spec and not context.check_mode:
         _check_result(spec, live)
     outcome = _outcome(plan, state.mount, live, spec)
-    outcome.values["users"] = [process.as_dict() for process in users.of_mounts(old)] if old else []
-    outcome.warnings.extend(warnings)
+    elsewhere = mounts.shown_elsewhere(old) if old and not context.check_mode else []
+    outcome.values["users"] = [process.as_dict() for process in users.of_mounts(old_mounts)] if old else []
+    if plan and not context.check_mode:
+        # Notes of earlier switches that nobody needs any more.
+        detached.in_use()
+    outcome.values["elsewhere"] = [{"path": show(place), "pid": pid} for place, pid in elsewhere]
+    outcome.warnings = [*warnings, *_what_stays(path, outcome, elsewhere)]
     return outcome
+
+
+def _what_stays(path: bytes, outcome: runner.Outcome, elsewhere: Sequence[tuple[bytes, int | None]]) -> list[str]:
+    """Return a warning for each place at which the overlay that was there before stays."""
+    found = []
+    if outcome.values["method"] == "over":
+        found.append(f"the overlay that was at {show(path)} stays mounted below the new one until both are unmounted")
+    for place, pid in elsewhere:
+        where = "" if pid is None else f" in the mount namespace of process {pid}"
+        found.append(f"the overlay that was at {show(path)} is still mounted at {show(place)}{where}")
+    return found
 
 
 def _spec(path: bytes, params: dict[str, Any]) -> MountSpec:
@@ -271,16 +312,22 @@ def _check_result(spec: MountSpec, live: Mount | None) -> None:
         raise OverlayError(f"the kernel mounted the overlay at {show(spec.path)} otherwise than declared: {listed}")
 
 
-def _switch(plan: Plan) -> SwitchOverlay | None:
-    return next((action for action in plan if isinstance(action, SwitchOverlay)), None)
+def _method(plan: Plan) -> str | None:
+    """Return how the overlay is switched; None where it is not. To detach what covers the declared one ends a switch beneath."""
+    for action in reversed(plan):
+        if isinstance(action, SwitchOverlay):
+            return action.method
+        if isinstance(action, DetachOverlay):
+            return "beneath"
+    return None
 
 
 def _outcome(plan: Plan, before: Mount | None, live: Mount | None, spec: MountSpec | None) -> runner.Outcome:
-    switch = _switch(plan)
+    method = _method(plan)
     values = {
         "mount": described(live) if live and live.fstype == b"overlay" else None,
-        "switched": switch is not None,
-        "method": switch.method if switch else None,
+        "switched": method is not None,
+        "method": method,
     }
     was = declared_by(before)
     will_be = (spec.as_dict() if spec else {}) if plan else was

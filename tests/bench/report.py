@@ -65,6 +65,7 @@ class Report:
             *("files", "releases", "whole process", "in the module", "bar"),
         )
         self._memory = Table("Memory of building a directory layer", "files", "peak", "bar")
+        self._switches = Table("Switching a mounted view", "between", "switches", "median", "longest", "bar")
         self._speed = Table("For information", "what", "files", "seconds", "entries per second")
         self._missed = 0
 
@@ -96,6 +97,10 @@ class Report:
     def add_memory(self, files: int, peak: int, bar: int | None) -> None:
         self._memory.add(f"{files:,}", _megabytes(peak), self._bar(peak / 1e6, bar, "< {} MB"))
 
+    def add_switches(self, what: str, count: int, median: float, longest: float, bar: float) -> None:
+        cells = (what, str(count), f"{median * 1e3:.1f} ms", f"{longest * 1e3:.1f} ms")
+        self._switches.add(*cells, self._bar(median, bar, "< {} s"))
+
     def add_speed(self, what: str, files: int, seconds: float, entries: int) -> None:
         self._speed.add(what, f"{files:,}", f"{seconds:.2f}", f"{entries / seconds:,.0f}")
 
@@ -108,7 +113,7 @@ class Report:
 
     def __str__(self) -> str:
         verdict = f"{self._missed} bars are not met." if self._missed else "All bars are met."
-        return "\n\n".join(map(str, (self._compared, self._second, self._memory, self._speed, verdict)))
+        return "\n\n".join(map(str, (self._compared, self._second, self._memory, self._switches, self._speed, verdict)))
 
 
 def _megabytes(count: int) -> str:

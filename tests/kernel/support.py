@@ -19,7 +19,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, top_mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, mount_spec
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import plan_mounted
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Plan, plan_mounted
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import images, manifest_store, mounts, views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import BuildReport
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
@@ -276,12 +276,17 @@ def live(path: Path | bytes) -> Mount | None:
     return top_mount(mounts.read_mounts(), os.fsencode(path))
 
 
+def planned(spec: MountSpec, switch: str = "auto") -> Plan:
+    state = mounts.observe(spec.path)
+    return plan_mounted(spec, state, mounts.overlay_defaults(), switch, mounts.can_mount_beneath())
+
+
 def carried_out(spec: MountSpec, switch: str = "auto") -> list[str]:
     """Plan and apply; the plan is empty afterwards. Return the kinds of the actions."""
-    plan = plan_mounted(spec, mounts.observe(spec.path), mounts.overlay_defaults(), switch)
+    plan = planned(spec, switch)
     for action in plan:
         mounts.apply(action)
-    assert plan_mounted(spec, mounts.observe(spec.path), mounts.overlay_defaults(), switch) == ()
+    assert planned(spec, switch) == ()
     return [type(action).__name__ for action in plan]
 
 

@@ -15,6 +15,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo 
     overlay_layers,
     parse,
     split_lowerdir,
+    stack,
     top_mount,
     unescape,
 )
@@ -192,3 +193,18 @@ def test_what_is_hidden_contains_nothing() -> None:
     found = containing_mount(mounts(ROOT, (2, 1, b"/a/b"), (3, 1, b"/a")), b"/a/b/c")
     assert found
     assert found.id == 3
+
+
+def test_a_stack_is_listed_from_what_is_seen_downwards() -> None:
+    text = b"""\
+1 0 8:1 / / rw - ext4 disk rw
+2 1 0:40 / /v ro - overlay overlay ro
+4 2 0:42 / /v ro - overlay overlay ro
+3 4 0:41 / /v ro - overlay overlay ro
+5 1 0:43 / /w ro - overlay overlay ro
+"""
+    mounts = list(parse(text))
+    assert [mount.id for mount in stack(mounts, b"/v")] == [3, 4, 2]
+    assert [mount.id for mount in stack(mounts, b"/w")] == [5]
+    assert stack(mounts, b"/x") == []
+    assert [mount.id for mount in stack(mounts, b"/")] == [1]

@@ -86,7 +86,7 @@ SAME = live(b"ro,lowerdir+=/meta,datadir+=/data,metacopy=on")
 OTHER = live(b"ro,lowerdir+=/old,datadir+=/data,metacopy=on")
 
 
-@pytest.mark.parametrize("switch", ["auto", "beneath", "replace", "never"])
+@pytest.mark.parametrize("switch", ["auto", "beneath", "over", "replace", "never"])
 @pytest.mark.parametrize(
     ("there", "actions"),
     [
@@ -99,10 +99,45 @@ def test_mounting(there: MountpointState, actions: list[str], switch: str) -> No
     assert [str(action) for action in plan_mounted(SPEC, there, DEFAULTS, switch)] == actions
 
 
-@pytest.mark.parametrize(("switch", "method"), [("auto", "beneath"), ("beneath", "beneath"), ("replace", "replace")])
-def test_switching(switch: str, method: str) -> None:
-    plan = plan_mounted(SPEC, MountpointState(OTHER, None), DEFAULTS, switch)
-    assert [str(action) for action in plan] == [f"switch the overlay at /v ({method})"]
+NEITHER = live(b"ro,lowerdir+=/older,datadir+=/data,metacopy=on")
+BENEATH, OVER, REPLACE = (f"switch the overlay at /v ({method})" for method in ("beneath", "over", "replace"))
+DETACH = "detach the topmost overlay at /v, which covers another one"
+
+
+@pytest.mark.parametrize(
+    ("switch", "stack", "actions", "without_beneath"),
+    [
+        ("auto", [OTHER], [BENEATH], [OVER]),
+        ("beneath", [OTHER], [BENEATH], None),
+        ("over", [OTHER], [OVER], [OVER]),
+        ("replace", [OTHER], [REPLACE], [REPLACE]),
+        # Killed between the two halves of a switch: the declared one is there already, below the old one.
+        ("auto", [OTHER, SAME], [DETACH], [DETACH]),
+        ("beneath", [OTHER, SAME], [DETACH], None),
+        ("over", [OTHER, SAME], [DETACH], [DETACH]),
+        ("replace", [OTHER, SAME], [REPLACE], [REPLACE]),
+        # Killed likewise, and then something else was declared.
+        ("auto", [OTHER, NEITHER], [DETACH, BENEATH], [OVER]),
+        ("over", [OTHER, NEITHER], [OVER], [OVER]),
+        # Killed likewise, and then what was there before was declared again; or covered by 'over' before.
+        ("auto", [SAME, OTHER], [DETACH, BENEATH], []),
+        ("beneath", [SAME, OTHER], [DETACH, BENEATH], []),
+        ("over", [SAME, OTHER], [], []),
+        ("replace", [SAME, OTHER], [], []),
+        ("never", [SAME, OTHER], [], []),
+        ("auto", [SAME, SAME], [DETACH], []),
+        ("over", [NEITHER, SAME, OTHER], [DETACH], [DETACH]),
+        ("auto", [NEITHER, OTHER, SAME], [DETACH, DETACH], [DETACH, DETACH]),
+    ],
+)
+def test_switching(switch: str, stack: list[Mount], actions: list[str], without_beneath: list[str] | None) -> None:
+    there = MountpointState(stack[0], None, tuple(stack[1:]))
+    assert [str(action) for action in plan_mounted(SPEC, there, DEFAULTS, switch)] == actions
+    if without_beneath is None:
+        with pytest.raises(OverlayError, match="this kernel cannot mount beneath it"):
+            plan_mounted(SPEC, there, DEFAULTS, switch, beneath=False)
+    else:
+        assert [str(action) for action in plan_mounted(SPEC, there, DEFAULTS, switch, beneath=False)] == without_beneath
 
 
 @pytest.mark.parametrize(
@@ -111,6 +146,7 @@ def test_switching(switch: str, method: str) -> None:
         (MountpointState(None, False), "auto", "mountpoint /v is not empty"),
         (MountpointState(live(b"rw", b"nfs4"), None), "replace", "mount of type nfs4 from somewhere: it is left alone"),
         (MountpointState(OTHER, None), "never", "'switch' is never .*lower: .*/old.* -> .*/meta"),
+        (MountpointState(OTHER, None, (SAME,)), "never", "'switch' is never .*lower: .*/old.* -> .*/meta"),
     ],
 )
 def test_what_is_in_the_way_is_refused_by_name(there: MountpointState, switch: str, reason: str) -> None:

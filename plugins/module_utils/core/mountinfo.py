@@ -83,6 +83,17 @@ def top_mount(mounts: Sequence[Mount], path: bytes) -> Mount | None:
     return mount if mount and mount.path == path else None
 
 
+def stack(mounts: Sequence[Mount], path: bytes) -> list[Mount]:
+    """Return the mounts at ``path`` itself, from the one that is seen there to the lowest that it covers."""
+    by_number = {mount.id: mount for mount in mounts}
+    found: list[Mount] = []
+    mount = top_mount(mounts, path)
+    while mount is not None and mount.path == path and mount not in found:
+        found.append(mount)
+        mount = by_number.get(mount.parent)
+    return found
+
+
 def containing_mount(mounts: Sequence[Mount], path: bytes) -> Mount | None:
     """Return the mount that a path without symbolic links is on, found as the kernel finds it: from the root down."""
     ids = {mount.id for mount in mounts if mount.parent != mount.id}

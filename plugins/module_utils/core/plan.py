@@ -9,7 +9,7 @@ not carry it out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
@@ -156,11 +156,21 @@ class MountOverlay(Action):
 @dataclass(frozen=True)
 class SwitchOverlay(Action):
     spec: MountSpec
-    #: ``beneath`` or ``replace``.
+    #: ``beneath``, ``over`` or ``replace``.
     method: str
 
     def __str__(self) -> str:
         return f"switch the overlay at {show(self.spec.path)} ({self.method})"
+
+
+@dataclass(frozen=True)
+class DetachOverlay(Action):
+    """Take away the topmost of several overlays; whoever uses it keeps it."""
+
+    path: bytes
+
+    def __str__(self) -> str:
+        return f"detach the topmost overlay at {show(self.path)}, which covers another one"
 
 
 @dataclass(frozen=True)
@@ -187,6 +197,8 @@ class MountpointState:
     mount: Mount | None
     #: Whether the directory has no entries; None where there is none. Not looked at below a mount.
     empty: bool | None
+    #: The overlays at the path that the topmost one covers, highest first.
+    below: tuple[Mount, ...] = ()
 
 
 def check_places(spec: MountSpec) -> None:
@@ -205,8 +217,17 @@ def _inside(path: bytes, folder: bytes) -> bool:
     return path == folder or path.startswith(folder.rstrip(b"/") + b"/")
 
 
-def plan_mounted(spec: MountSpec, state: MountpointState, defaults: Mapping[bytes, bytes], switch: str) -> Plan:
-    """Raises OverlayError where something else is in the way, or the live mount differs and ``switch`` is never."""
+def plan_mounted(
+    spec: MountSpec,
+    state: MountpointState,
+    defaults: Mapping[bytes, bytes],
+    switch: str,
+    beneath: bool = True,
+) -> Plan:
+    """``beneath`` tells whether the kernel can mount beneath another mount.
+
+    Raises OverlayError where something else is in the way, or the live mount differs and may not or cannot be switched as told.
+    """
     check_places(spec)
     if state.mount is None:
         if state.empty is None:
@@ -216,14 +237,36 @@ def plan_mounted(spec: MountSpec, state: MountpointState, defaults: Mapping[byte
         return (MountOverlay(spec),)
     _check_is_overlay(spec.path, state.mount)
     changes = differences(spec, state.mount, defaults)
-    if not changes:
-        return ()
-    if switch == "never":
+    if changes and switch == "never":
         listed = ", ".join(f"{name}: {now} -> {wanted}" for name, (now, wanted) in changes.items())
         raise OverlayError(
             f"the overlay at {show(spec.path)} differs from what is declared and 'switch' is never ({listed})"
         )
-    return (SwitchOverlay(spec, "replace" if switch == "replace" else "beneath"),)
+    if changes and switch == "beneath" and not beneath:
+        raise OverlayError(
+            f"the overlay at {show(spec.path)} differs from what is declared and this kernel cannot mount beneath it (Linux 6.5):"
+            " 'switch: over' mounts on top of it"
+        )
+    if switch == "replace":
+        return (SwitchOverlay(spec, "replace"),) if changes else ()
+    covered = [not differences(spec, mount, defaults) for mount in state.below]
+    if beneath and switch in ("auto", "beneath"):
+        return _plan_beneath(spec, [not changes, *covered])
+    if not changes:
+        return ()
+    if True in covered:
+        return (DetachOverlay(spec.path),) * (covered.index(True) + 1)
+    return (SwitchOverlay(spec, "over"),)
+
+
+def _plan_beneath(spec: MountSpec, as_declared: Sequence[bool]) -> Plan:
+    """``as_declared`` tells of each overlay of a stack, highest first, whether it is the declared one.
+
+    More than one is there when a switch was killed half-way, with the new one already beneath the old one, or after one with ``over``. A
+    mount can only be taken away together with all above it, so those above the lowest go first.
+    """
+    plan: Plan = (DetachOverlay(spec.path),) * (len(as_declared) - 1)
+    return plan if as_declared[-1] else (*plan, SwitchOverlay(spec, "beneath"))
 
 
 def plan_unmounted(path: bytes, state: MountpointState, absent: bool) -> Plan:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
     Action,
     CreateMountpoint,
+    DetachOverlay,
     MountOverlay,
     MountpointState,
     RemoveMountpoint,
@@ -183,24 +185,39 @@ def attach(mount: int, path: bytes) -> None:
     syscalls.move_mount(mount, path)
 
 
+def can_mount_beneath() -> bool:
+    return syscalls.knows_mount_beneath()
+
+
 def switch_beneath(mount: int, path: bytes) -> None:
     """Put a detached mount beneath the one at ``path``, then detach that one: no path walk ever finds neither.
 
-    Processes that have files open or stand in the old mount keep it until they let go; how to find them is recorded before.
+    Raises OverlayError where that cannot be at this place.
     """
-    old = mountinfo.top_mount(read_mounts(), path)
-    if old is not None:
-        detached.record(old, same_mounts(old))
+    _note_before_detaching(path)
     try:
         syscalls.move_mount(mount, path, beneath=True)
     except OSError as error:
         if error.errno == errno.EINVAL:
             raise OverlayError(
-                f"the overlay at {show(path)} differs from what is declared and this kernel cannot mount beneath it (Linux 6.5);"
-                " 'switch: replace' unmounts it first, in which moment running software finds nothing there"
+                f"the overlay at {show(path)} differs from what is declared, and the kernel cannot mount another one beneath it, for"
+                " example because of how mounts spread there (mount_namespaces(7)): 'switch: over' mounts on top of it"
             ) from None
         raise
     syscalls.umount(path, syscalls.MNT_DETACH)
+
+
+def detach(path: bytes) -> None:
+    """Take the mount at ``path`` away. Processes that have files open or stand in it keep it until they let go."""
+    _note_before_detaching(path)
+    syscalls.umount(path, syscalls.MNT_DETACH)
+
+
+def _note_before_detaching(path: bytes) -> None:
+    """Record the mount at ``path``, since its users cannot be found otherwise once it is detached."""
+    mount = mountinfo.top_mount(read_mounts(), path)
+    if mount is not None:
+        detached.record(mount, same_mounts(mount))
 
 
 def unmount(path: bytes) -> None:
@@ -251,10 +268,25 @@ def is_other_content(name: bytes) -> bool:
     return state.mount.fstype != b"erofs" if state.mount else not state.empty
 
 
+def shown_elsewhere(old: Mount) -> list[tuple[bytes, int | None]]:
+    """Return where an overlay is seen: each path, and a process in the mount namespace there, None in our own."""
+    return [
+        (mount.path, pid)
+        for pid, live in namespaces.everywhere()
+        for mount in live
+        # Its number may have been given away by now.
+        if (mount.device, mount.fstype, mount.super_options) == (old.device, old.fstype, old.super_options)
+        and mountinfo.top_mount(live, mount.path) == mount
+    ]
+
+
 def observe(path: bytes) -> MountpointState:
-    """Return what is at a mountpoint: the mount, or else whether there is an empty directory."""
-    mount = mountinfo.top_mount(read_mounts(), path)
-    return MountpointState(mount, None if mount else directory_state(path))
+    """Return what is at a mountpoint: the mount, and the overlays that it covers, or else whether there is an empty directory."""
+    found = mountinfo.stack(read_mounts(), path)
+    if not found:
+        return MountpointState(None, directory_state(path))
+    below = itertools.takewhile(lambda mount: mount.fstype == b"overlay", found[1:])
+    return MountpointState(found[0], None, tuple(below))
 
 
 def apply(action: Action) -> None:
@@ -265,10 +297,10 @@ def apply(action: Action) -> None:
         _attach_new(action.spec, attach)
     elif isinstance(action, SwitchOverlay):
         if action.method == "replace":
-            unmount(action.spec.path)
-            _attach_new(action.spec, attach)
-        else:
-            _attach_new(action.spec, switch_beneath)
+            _unmount_all(action.spec.path)
+        _attach_new(action.spec, switch_beneath if action.method == "beneath" else attach)
+    elif isinstance(action, DetachOverlay):
+        detach(action.path)
     elif isinstance(action, UnmountOverlay):
         _unmount_all(action.path)
     elif isinstance(action, RemoveMountpoint):
@@ -276,12 +308,13 @@ def apply(action: Action) -> None:
 
 
 def _unmount_all(path: bytes) -> None:
-    """Unmount the overlay at ``path``, and those that it covers, as a switch that was killed leaves one."""
+    """Unmount the overlay at ``path``; those that it covers are detached, as switches would have done."""
+    unmount(path)
     while True:
-        unmount(path)
         below = mountinfo.top_mount(read_mounts(), path)
         if below is None or below.fstype != b"overlay":
             return
+        detach(path)
 
 
 @contextlib.contextmanager

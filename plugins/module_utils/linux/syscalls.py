@@ -10,6 +10,7 @@ the same on every architecture.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -34,6 +35,7 @@ _FSCONFIG_SET_STRING = 1
 _FSCONFIG_SET_FD = 5
 _FSCONFIG_CMD_CREATE = 6
 _MOVE_MOUNT_F_EMPTY_PATH = 0x004
+_MOVE_MOUNT_T_EMPTY_PATH = 0x040
 _MOVE_MOUNT_BENEATH = 0x200
 
 MOUNT_ATTR_RDONLY = 0x01
@@ -106,6 +108,16 @@ def move_mount(mount: int, path: bytes, beneath: bool = False) -> None:
     """Attach a detached mount at ``path``: on top of what is there, or (Linux 6.5) beneath the mount that is there."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH | (_MOVE_MOUNT_BENEATH if beneath else 0)
     _call(_SYS_MOVE_MOUNT, path, mount, b"", _AT_FDCWD, path, flags)
+
+
+def knows_mount_beneath() -> bool:
+    """Tell whether move_mount(2) takes the flag for mounting beneath (Linux 6.5): of one that does not, it refuses the flags first."""
+    try:
+        flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH | _MOVE_MOUNT_BENEATH
+        _call(_SYS_MOVE_MOUNT, None, -1, b"", -1, b"", flags)
+    except OSError as error:
+        return error.errno == errno.EBADF
+    return False
 
 
 def context_messages(context: int) -> str:

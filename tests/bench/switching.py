@@ -1,0 +1,47 @@
+"""How long it takes to switch a mounted view, from looking at what is mounted until the old one is gone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, mount_spec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import plan_mounted
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import detached, mounts
+
+TURNS = 101
+
+
+def seconds_of_switches(folder: Path, images: bool) -> list[float]:
+    """Switch between two generations below ``folder``, directories or EROFS images; return the seconds of each switch."""
+    detached.FOLDER = str(folder / "detached" / "records")
+    specs = [_generation(folder, number, images) for number in range(2)]
+    found = []
+    for turn in range(TURNS + 1):
+        spec = specs[turn % 2]
+        started = time.perf_counter()
+        plan = plan_mounted(
+            spec, mounts.observe(spec.path), mounts.overlay_defaults(), "beneath", mounts.can_mount_beneath()
+        )
+        for action in plan:
+            mounts.apply(action)
+        found.append(time.perf_counter() - started)
+    mounts.unmount(specs[0].path)
+    # The first one mounts.
+    return found[1:]
+
+
+def _generation(folder: Path, number: int, image: bool) -> MountSpec:
+    layer, data = folder / f"layer{number}", folder / "data"
+    data.mkdir(exist_ok=True)
+    layer.mkdir()
+    (layer / "file").touch()
+    lower = os.fsencode(layer)
+    if image:
+        lower = os.fsencode(layer) + b".erofs"
+        subprocess.run(["mkfs.erofs", "--quiet", lower, layer], check=True, stdout=subprocess.DEVNULL)
+        (layer / "file").unlink()
+        layer.rmdir()
+    return mount_spec(os.fsencode(folder / "view"), [lower], [os.fsencode(data)], {}, True, [lower] if image else [])
