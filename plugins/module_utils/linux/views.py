@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import compose
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import Composition
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, LayerSpec, ViewPaths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import (
@@ -114,8 +114,19 @@ def _wait_for_lock(fd: int, paths: ViewPaths, seconds: float, progress: Progress
         time.sleep(_LOCK_POLL_SECONDS)
 
 
-def build(paths: ViewPaths, spec: LayerSpec, progress: Progress = no_progress) -> tuple[Generation, BuildReport]:
-    """Build the generation that ``spec`` declares. The view's lock has to be held."""
+def composed(spec: LayerSpec, progress: Progress = no_progress) -> Composition:
+    """Return the view that ``spec`` declares, its conflicts known. Raises OverlayError for conflicts that nothing decides."""
+    return Composition(spec.placements, manifest_store.entries, spec.rules, progress)
+
+
+def build(
+    paths: ViewPaths, spec: LayerSpec, progress: Progress = no_progress, composition: Composition | None = None
+) -> tuple[Generation, BuildReport]:
+    """Build the generation that ``spec`` declares, from its ``composition`` if that has been made already.
+
+    The view's lock has to be held.
+    """
+    composition = composition or composed(spec, progress)
     digest = names.input_digest(spec)
     generation_id = names.generation_id(digest)
     files.remove_tree(paths.staging, progress)
@@ -123,8 +134,7 @@ def build(paths: ViewPaths, spec: LayerSpec, progress: Progress = no_progress) -
     layer = names.layer_path(staged)
     os.makedirs(layer, mode=0o755)
     _drop_default_acl(layer)
-    entries = compose(spec.placements, manifest_store.entries, spec.owner, spec.group)
-    report = DirectoryLayer(os.fsencode(layer), spec.xattr_namespace, progress).build(entries)
+    report = DirectoryLayer(os.fsencode(layer), spec.xattr_namespace, progress).build(composition.entries())
     generation = Generation(
         id=generation_id,
         digest=digest,
@@ -135,6 +145,9 @@ def build(paths: ViewPaths, spec: LayerSpec, progress: Progress = no_progress) -
         bytes=report.tally.bytes,
         bytes_on_disk=report.bytes_on_disk,
         releases=names.releases_of(spec.placements),
+        links=names.links_of(spec.links),
+        conflicts=tuple(conflict.as_dict() for conflict in composition.conflicts),
+        conflict_count=composition.conflict_count,
     )
     with files.written_aside(names.record_path(staged)) as aside:
         aside.write(names.generation_to_json(generation))
