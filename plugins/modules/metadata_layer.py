@@ -28,7 +28,10 @@ options:
     type: str
     required: true
   releases:
-    description: The releases that the view shows. None of them may lie inside of another in the view.
+    description:
+      - The releases that the view shows, each at its place.
+      - Releases at the same place, or at places inside of each other, are merged; O(on_conflict) says what becomes of files that several
+        of them have at one path.
     type: list
     elements: dict
     default: []
@@ -51,6 +54,53 @@ options:
           - Where the release's data is, relative to the root of the data layer that will be mounted.
           - By default it is the release's path below the software root.
         type: str
+      include:
+        description:
+          - Patterns of what of the release the view shows; all of it by default. What is in a directory that matches is shown as well, and
+            so are the directories above.
+          - Patterns are relative to the release. V(*), V(?) and V([...]) stand for characters within a name, V(**) for any number of
+            directories, none included. There is no escape character; V([*]) is an asterisk.
+          - When nothing matches, the view shows nothing of the release.
+        type: list
+        elements: str
+        default: []
+      exclude:
+        description:
+          - Patterns of what of the release the view does not show, together with all that is in it; like O(releases[].include), over which
+            it wins.
+          - V(doc) and V(doc/**) leave out the directory C(doc), and V(doc/*) only what is in it.
+        type: list
+        elements: str
+        default: []
+  on_conflict:
+    description:
+      - What to do when releases of the view have different things at one path.
+      - V(error) fails before anything is written, and names the conflicts.
+      - V(first) shows what the release has that comes first in O(releases), V(last) what the last one has. Links of O(links) are always
+        shown. A file or link that is shown hides a directory and all that is in it.
+      - Directories are no conflict. They are merged and have the owner, mode and time of the release that comes first or last. With
+        V(error) that is the one whose place is the outermost, or whose path below the software root sorts first.
+      - Symbolic links with the same target are none either, nor files of the same size and mode whose SHA-256 is recorded in the
+        manifests and the same. Files without any content need no SHA-256.
+    type: str
+    choices: [error, first, last]
+    default: error
+  links:
+    description:
+      - Symbolic links in the view besides those of the releases.
+      - Directories above them are made as needed. Their time is the latest one of the releases themselves.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: Where the link is, relative to the root of the view.
+        type: str
+        required: true
+      target:
+        description: Where it leads, 1 to 4095 bytes. It is not looked at, and may be relative to the link or absolute.
+        type: str
+        required: true
   store:
     description: Folder with the manifests of releases that are given by O(releases[].release).
     type: path
@@ -79,12 +129,35 @@ options:
     choices: [trusted, user]
     default: trusted
   owner:
-    description: User, by name or number, who owns everything in the view, instead of the owners that the manifests have.
+    description:
+      - User, by name or number, who owns everything in the view, instead of the owners that the manifests have.
+      - Users that O(owner_map) names are mapped instead.
     type: str
   group:
-    description: Group, by name or number, of everything in the view, instead of the groups that the manifests have.
+    description:
+      - Group, by name or number, of everything in the view, instead of the groups that the manifests have.
+      - Groups that O(group_map) names are mapped instead.
+    type: str
+  owner_map:
+    description:
+      - Users in the manifests, by name or number, and whom their files belong to in the view, by name or number.
+      - Names are those of the managed node. Directories that no manifest describes belong to user 0 before they are mapped.
+    type: dict
+    default: {}
+  group_map:
+    description: The same for groups.
+    type: dict
+    default: {}
+  mode:
+    description:
+      - Changes of the modes of all files and directories, as C(chmod) has them, for example V(go-w,a+rX).
+      - Each clause names whom it is for, by one or more of V(u), V(g), V(o) and V(a).
     type: str
 notes:
+  - Releases that are merged, or have patterns, are read twice. Memory grows with their directories and hard-linked files, and with
+    the number of releases that are merged, not with the number of files.
+  - Where the first name of a hard-linked file is not shown, the next one that is becomes the file; it has as many links as the view has
+    names of it.
   - The previous generation stays on the disk. Software that runs from it is not disturbed.
   - Where a file system has no room for the attributes inside of its inodes (ext4 with inodes of 256 bytes), each file takes a block of its
     own. The module warns, and C(bytes_on_disk) tells how much it is. Inodes of 512 bytes (C(mkfs.ext4 -I 512)), XFS or tmpfs avoid that.
@@ -118,6 +191,35 @@ EXAMPLES = r"""
         at: houdini/current
     owner: root
     group: root
+
+- name: Merge packages at the root of the view, as a Spack view would
+  renderfarm.overlay.metadata_layer:
+    name: tools
+    store: /net/manifests
+    releases:
+      - release: python/3.11.9
+        at: /
+      - release: openexr/3.3.2
+        at: /
+        exclude: [share/doc, "**/*.a"]
+      - release: usd/25.05
+        at: /
+        include: [bin, "lib/**/*.so*"]
+    on_conflict: first
+    mode: go-w,a+rX
+
+- name: Let houdini/current lead to one of the releases, and give the files of one user to another one
+  renderfarm.overlay.metadata_layer:
+    name: houdini
+    store: /net/manifests
+    releases:
+      - release: houdini/20.0.896
+      - release: houdini/20.5.410
+    links:
+      - path: houdini/current
+        target: 20.5.410
+    owner_map:
+      1017: root
 
 - name: Remove a view's layers
   renderfarm.overlay.metadata_layer:
@@ -172,6 +274,31 @@ previous:
   type: str
   returned: when state is present
   sample: 1b90e5a07c3d4e21
+conflicts:
+  description:
+    - What releases have in each other's way, as far as O(on_conflict) decides it, in the order of the paths; 100 at most.
+    - In check mode, the manifests of releases that are merged are read for it.
+  type: list
+  elements: dict
+  returned: when state is present
+  contains:
+    path:
+      description: Path within the view. What is not printable in it is escaped.
+      type: str
+      sample: /share/doc/README
+    kept:
+      description: Path below the software root of the release whose entry is shown; C(link -> TARGET) for a link of the view.
+      type: str
+      sample: python/3.11.9
+    hidden:
+      description: The same of the release whose entry is not shown.
+      type: str
+      sample: usd/25.05
+conflict_count:
+  description: Number of all conflicts.
+  type: int
+  returned: when state is present
+  sample: 1
 releases:
   description: The releases of the view, in the order of their places.
   type: list
@@ -194,17 +321,27 @@ releases:
       description: Where its data is in the data layer.
       type: str
       sample: houdini/20.5.410
+    include:
+      description: Patterns of what is shown of it, where they are given.
+      type: list
+      elements: str
+      sample: [bin, lib/**/*.so*]
+    exclude:
+      description: Patterns of what is not shown of it, where they are given.
+      type: list
+      elements: str
+      sample: [share/doc]
 """
 
-import grp
 import os
-import pwd
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import LayerSpec, ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.globs import clean_glob
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.links import declared_links
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement, relative_path
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
     Action,
@@ -214,7 +351,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan impor
     plan_layer,
     plan_view_removal,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, mounts, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import accounts, manifest_store, mounts, views
 
 
 def main() -> None:
@@ -230,9 +367,21 @@ def main() -> None:
                     "release": {"type": "str"},
                     "at": {"type": "str"},
                     "source": {"type": "str"},
+                    "include": {"type": "list", "elements": "str", "default": []},
+                    "exclude": {"type": "list", "elements": "str", "default": []},
                 },
                 "required_one_of": [("manifest", "release")],
                 "mutually_exclusive": [("manifest", "release")],
+            },
+            "on_conflict": {"type": "str", "choices": ["error", "first", "last"], "default": "error"},
+            "links": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "path": {"type": "str", "required": True},
+                    "target": {"type": "str", "required": True},
+                },
             },
             "store": {"type": "path"},
             "state_dir": runner.STATE_DIR,
@@ -242,6 +391,9 @@ def main() -> None:
             "xattr_namespace": {"type": "str", "choices": ["trusted", "user"], "default": "trusted"},
             "owner": {"type": "str"},
             "group": {"type": "str"},
+            "owner_map": {"type": "dict", "default": {}},
+            "group_map": {"type": "dict", "default": {}},
+            "mode": {"type": "str"},
         },
         work,
     )
@@ -263,8 +415,13 @@ def _layer_spec(params: dict[str, Any]) -> LayerSpec:
         format="directory",
         strategy="data_only",
         xattr_namespace=params["xattr_namespace"],
-        owner=_number(params["owner"], "owner", lambda name: pwd.getpwnam(name).pw_uid),
-        group=_number(params["group"], "group", lambda name: grp.getgrnam(name).gr_gid),
+        owner=None if params["owner"] is None else accounts.number(params["owner"], "owner", accounts.user),
+        group=None if params["group"] is None else accounts.number(params["group"], "group", accounts.group),
+        owner_map=accounts.number_map(params["owner_map"], "owner_map", accounts.user),
+        group_map=accounts.number_map(params["group_map"], "group_map", accounts.group),
+        mode=params["mode"] or "",
+        on_conflict=params["on_conflict"],
+        links=declared_links((os.fsencode(link["path"]), os.fsencode(link["target"])) for link in params["links"]),
     )
 
 
@@ -276,7 +433,11 @@ def _placement(release: dict[str, Any], store: str | None) -> Placement:
         given = record.release if release[option] is None else release[option]
         return relative_path(os.fsencode(given), f"'{option}' of release {record.release}")
 
-    return Placement(path, record, place("at"), place("source"))
+    def patterns(option: str) -> tuple[bytes, ...]:
+        what = f"'{option}' of release {record.release}"
+        return tuple(clean_glob(os.fsencode(pattern), what) for pattern in release[option])
+
+    return Placement(path, record, place("at"), place("source"), patterns("include"), patterns("exclude"))
 
 
 def _manifest(release: dict[str, Any], store: str | None) -> str:
@@ -289,27 +450,18 @@ def _manifest(release: dict[str, Any], store: str | None) -> str:
     return manifest_store.manifest_path(store, os.fsdecode(relative_path(os.fsencode(release["release"]), "release")))
 
 
-def _number(given: str | None, option: str, look_up: Any) -> int | None:
-    if given is None:
-        return None
-    if given.isdigit():
-        return int(given)
-    try:
-        return int(look_up(given))
-    except KeyError:
-        raise OverlayError(f"{option} {given!r} does not exist on this host; give one that does, or a number") from None
-
-
 def _provide(paths: ViewPaths, spec: LayerSpec, context: runner.Context) -> runner.Outcome:
     generation_id = names.generation_id(names.input_digest(spec))
     state = views.observe(paths)
     before = _shown_generation(paths, state)
     plan = plan_layer(generation_id, state)
     warnings = []
+    # Conflicts are refused before anything is written, and in check mode as well.
+    composition = views.composed(spec, context.progress) if BuildGeneration(generation_id) in plan else None
 
     def apply(action: Action) -> None:
         if isinstance(action, BuildGeneration):
-            _generation, report = views.build(paths, spec, context.progress)
+            _generation, report = views.build(paths, spec, context.progress, composition)
             warnings.extend(views.spill_warning(paths, report))
         elif isinstance(action, MakeCurrent):
             views.make_current(paths, action.generation, action.previous)
@@ -330,12 +482,21 @@ def _provide(paths: ViewPaths, spec: LayerSpec, context: runner.Context) -> runn
         "previous": state.previous if state.current == generation_id else state.current,
         "releases": list(releases),
     }
+    if composition is not None:
+        values.update(
+            conflicts=[conflict.as_dict() for conflict in composition.conflicts],
+            conflict_count=composition.conflict_count,
+        )
     if generation_id in state.generations:
         generation = views.read_generation(paths, generation_id)
         values.update(
-            entries=generation.entries.as_dict(), bytes=generation.bytes, bytes_on_disk=generation.bytes_on_disk
+            entries=generation.entries.as_dict(),
+            bytes=generation.bytes,
+            bytes_on_disk=generation.bytes_on_disk,
+            conflicts=list(generation.conflicts),
+            conflict_count=generation.conflict_count,
         )
-    after = _shown(generation_id, releases)
+    after = _shown(generation_id, releases, names.links_of(spec.links))
     return runner.Outcome(values, plan, before, after, warnings)
 
 
@@ -354,14 +515,26 @@ def _remove(paths: ViewPaths, name: str, context: runner.Context) -> runner.Outc
 def _shown_generation(paths: ViewPaths, state: ViewState) -> dict[str, Any]:
     if state.current is None or state.current not in state.generations:
         return {}
-    return _shown(state.current, views.read_generation(paths, state.current).releases)
+    generation = views.read_generation(paths, state.current)
+    return _shown(state.current, generation.releases, generation.links)
 
 
-def _shown(generation_id: str, releases: tuple[dict[str, str], ...]) -> dict[str, Any]:
-    return {
+def _shown(
+    generation_id: str, releases: tuple[dict[str, Any], ...], links: tuple[dict[str, str], ...]
+) -> dict[str, Any]:
+    at_place: dict[str, list[str]] = {}
+    for release in releases:
+        patterns = [f"{option} {' '.join(release[option])}" for option in ("include", "exclude") if option in release]
+        at_place.setdefault(f"/{release['at']}", []).append(
+            f"{release['release']} ({', '.join([release['digest'], *patterns])})"
+        )
+    shown: dict[str, Any] = {
         "generation": generation_id,
-        "releases": {f"/{release['at']}": f"{release['release']} ({release['digest']})" for release in releases},
+        "releases": {place: there[0] if len(there) == 1 else there for place, there in at_place.items()},
     }
+    if links:
+        shown["links"] = {f"/{link['path']}": link["target"] for link in links}
+    return shown
 
 
 if __name__ == "__main__":

@@ -116,6 +116,8 @@ def _wait_for_lock(fd: int, paths: ViewPaths, seconds: float, progress: Progress
 
 def composed(spec: LayerSpec, progress: Progress = no_progress) -> Composition:
     """Return the view that ``spec`` declares, its conflicts known. Raises OverlayError for conflicts that nothing decides."""
+    # Each of the releases that are merged has its manifest open.
+    files.allow_deep_trees()
     return Composition(spec.placements, manifest_store.entries, spec.rules, progress)
 
 
