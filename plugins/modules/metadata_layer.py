@@ -31,7 +31,9 @@ options:
     required: true
   releases:
     description:
-      - The releases that the view shows. None of them may lie inside of another in the view.
+      - The releases that the view shows, each at its place.
+      - Releases at the same place, or at places inside of each other, are merged; O(on_conflict) says what becomes of files that several
+        of them have at one path.
       - Not with O(image) and O(generation), which say it themselves.
     type: list
     elements: dict
@@ -55,6 +57,53 @@ options:
           - Where the release's data is, relative to the root of the data layer that will be mounted.
           - By default it is the release's path below the software root.
         type: str
+      include:
+        description:
+          - Patterns of what of the release the view shows; all of it by default. What is in a directory that matches is shown as well, and
+            so are the directories above.
+          - Patterns are relative to the release. V(*), V(?) and V([...]) stand for characters within a name, V(**) for any number of
+            directories, none included. There is no escape character; V([*]) is an asterisk.
+          - When nothing matches, the view shows nothing of the release.
+        type: list
+        elements: str
+        default: []
+      exclude:
+        description:
+          - Patterns of what of the release the view does not show, together with all that is in it; like O(releases[].include), over which
+            it wins.
+          - V(doc) and V(doc/**) leave out the directory C(doc), and V(doc/*) only what is in it.
+        type: list
+        elements: str
+        default: []
+  on_conflict:
+    description:
+      - What to do when releases of the view have different things at one path.
+      - V(error) fails before anything is written, and names the conflicts.
+      - V(first) shows what the release has that comes first in O(releases), V(last) what the last one has. Links of O(links) are always
+        shown. A file or link that is shown hides a directory and all that is in it.
+      - Directories are no conflict. They are merged and have the owner, mode and time of the release that comes first or last. With
+        V(error) that is the one whose place is the outermost, or whose path below the software root sorts first.
+      - Symbolic links with the same target are none either, nor files of the same size and mode whose SHA-256 is recorded in the
+        manifests and the same. Files without any content need no SHA-256.
+    type: str
+    choices: [error, first, last]
+    default: error
+  links:
+    description:
+      - Symbolic links in the view besides those of the releases.
+      - Directories above them are made as needed. Their time is the latest one of the releases themselves.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: Where the link is, relative to the root of the view.
+        type: str
+        required: true
+      target:
+        description: Where it leads, 1 to 4095 bytes. It is not looked at, and may be relative to the link or absolute.
+        type: str
+        required: true
   store:
     description: Folder with the manifests of releases that are given by O(releases[].release).
     type: path
@@ -107,12 +156,35 @@ options:
     choices: [trusted, user]
     default: trusted
   owner:
-    description: User, by name or number, who owns everything in the view, instead of the owners that the manifests have.
+    description:
+      - User, by name or number, who owns everything in the view, instead of the owners that the manifests have.
+      - Users that O(owner_map) names are mapped instead.
     type: str
   group:
-    description: Group, by name or number, of everything in the view, instead of the groups that the manifests have.
+    description:
+      - Group, by name or number, of everything in the view, instead of the groups that the manifests have.
+      - Groups that O(group_map) names are mapped instead.
+    type: str
+  owner_map:
+    description:
+      - Users in the manifests, by name or number, and whom their files belong to in the view, by name or number.
+      - Names are those of the managed node. Directories that no manifest describes belong to user 0 before they are mapped.
+    type: dict
+    default: {}
+  group_map:
+    description: The same for groups.
+    type: dict
+    default: {}
+  mode:
+    description:
+      - Changes of the modes of all files and directories, as C(chmod) has them, for example V(go-w,a+rX).
+      - Each clause names whom it is for, by one or more of V(u), V(g), V(o) and V(a).
     type: str
 notes:
+  - Releases that are merged, or have patterns, are read twice. Memory grows with their directories and hard-linked files, and with
+    the number of releases that are merged, not with the number of files.
+  - Where the first name of a hard-linked file is not shown, the next one that is becomes the file; it has as many links as the view has
+    names of it.
   - The previous generation stays on the disk. Software that runs from it is not disturbed.
   - Where a file system has no room for the attributes inside of its inodes (ext4 with inodes of 256 bytes), each file takes a block of its
     own. The module warns, and C(bytes_on_disk) tells how much it is. Inodes of 512 bytes (C(mkfs.ext4 -I 512)), XFS or tmpfs avoid that.
@@ -167,6 +239,35 @@ EXAMPLES = r"""
   renderfarm.overlay.metadata_layer:
     name: software
     generation: previous
+
+- name: Merge packages at the root of the view, as a Spack view would
+  renderfarm.overlay.metadata_layer:
+    name: tools
+    store: /net/manifests
+    releases:
+      - release: python/3.11.9
+        at: /
+      - release: openexr/3.3.2
+        at: /
+        exclude: [share/doc, "**/*.a"]
+      - release: usd/25.05
+        at: /
+        include: [bin, "lib/**/*.so*"]
+    on_conflict: first
+    mode: go-w,a+rX
+
+- name: Let houdini/current lead to one of the releases, and give the files of one user to another one
+  renderfarm.overlay.metadata_layer:
+    name: houdini
+    store: /net/manifests
+    releases:
+      - release: houdini/20.0.896
+      - release: houdini/20.5.410
+    links:
+      - path: houdini/current
+        target: 20.5.410
+    owner_map:
+      1017: root
 
 - name: Remove a view's layers
   renderfarm.overlay.metadata_layer:
@@ -236,6 +337,31 @@ previous:
   type: str
   returned: when state is present and O(image_store) is not given
   sample: 1b90e5a07c3d4e21
+conflicts:
+  description:
+    - What releases have in each other's way, as far as O(on_conflict) decides it, in the order of the paths; 100 at most.
+    - In check mode, the manifests of releases that are merged are read for it.
+  type: list
+  elements: dict
+  returned: when state is present
+  contains:
+    path:
+      description: Path within the view. What is not printable in it is escaped.
+      type: str
+      sample: /share/doc/README
+    kept:
+      description: Path below the software root of the release whose entry is shown; C(link -> TARGET) for a link of the view.
+      type: str
+      sample: python/3.11.9
+    hidden:
+      description: The same of the release whose entry is not shown.
+      type: str
+      sample: usd/25.05
+conflict_count:
+  description: Number of all conflicts.
+  type: int
+  returned: when state is present
+  sample: 1
 releases:
   description: The releases of the view, in the order of their places.
   type: list
@@ -258,19 +384,27 @@ releases:
       description: Where its data is in the data layer.
       type: str
       sample: houdini/20.5.410
+    include:
+      description: Patterns of what is shown of it, where they are given.
+      type: list
+      elements: str
+      sample: [bin, lib/**/*.so*]
+    exclude:
+      description: Patterns of what is not shown of it, where they are given.
+      type: list
+      elements: str
+      sample: [share/doc]
 """
 
-import grp
 import os
-import pwd
 from dataclasses import replace
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import Composition
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, LayerSpec, ViewPaths
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement, relative_path
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
     Action,
     MakeCurrent,
@@ -281,10 +415,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan impor
     plan_view_removal,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    declared,
     erofs_layer,
     image_store,
     layers,
-    manifest_store,
     mounts,
     views,
 )
@@ -303,9 +437,21 @@ def main() -> None:
                     "release": {"type": "str"},
                     "at": {"type": "str"},
                     "source": {"type": "str"},
+                    "include": {"type": "list", "elements": "str", "default": []},
+                    "exclude": {"type": "list", "elements": "str", "default": []},
                 },
                 "required_one_of": [("manifest", "release")],
                 "mutually_exclusive": [("manifest", "release")],
+            },
+            "on_conflict": {"type": "str", "choices": ["error", "first", "last"], "default": "error"},
+            "links": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "path": {"type": "str", "required": True},
+                    "target": {"type": "str", "required": True},
+                },
             },
             "store": {"type": "path"},
             "state_dir": runner.STATE_DIR,
@@ -319,6 +465,9 @@ def main() -> None:
             "xattr_namespace": {"type": "str", "choices": ["trusted", "user"], "default": "trusted"},
             "owner": {"type": "str"},
             "group": {"type": "str"},
+            "owner_map": {"type": "dict", "default": {}},
+            "group_map": {"type": "dict", "default": {}},
+            "mode": {"type": "str"},
         },
         work,
         mutually_exclusive=[("image", "generation", "image_store")],
@@ -337,55 +486,13 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     if params["state"] == "absent":
         return _remove(paths, params["name"], context)
     if params["image_store"] is not None:
-        return _publish(params["image_store"], _layer_spec(params), context)
+        return _publish(params["image_store"], declared.layer_spec(params), context)
     return _provide(paths, params, context)
 
 
-def _layer_spec(params: dict[str, Any]) -> LayerSpec:
-    return LayerSpec(
-        name=params["name"],
-        placements=tuple(_placement(release, params["store"]) for release in params["releases"]),
-        format=names.DIRECTORY,
-        strategy=names.DATA_ONLY,
-        xattr_namespace=params["xattr_namespace"],
-        owner=_number(params["owner"], "owner", lambda name: pwd.getpwnam(name).pw_uid),
-        group=_number(params["group"], "group", lambda name: grp.getgrnam(name).gr_gid),
-    )
-
-
-def _placement(release: dict[str, Any], store: str | None) -> Placement:
-    path = _manifest(release, store)
-    record = manifest_store.read_record(path)
-
-    def place(option: str) -> bytes:
-        given = record.release if release[option] is None else release[option]
-        return relative_path(os.fsencode(given), f"'{option}' of release {record.release}")
-
-    return Placement(path, record, place("at"), place("source"))
-
-
-def _manifest(release: dict[str, Any], store: str | None) -> str:
-    if release["manifest"] is not None:
-        return str(release["manifest"])
-    if store is None:
-        raise OverlayError(
-            f"release {release['release']} is given by its path, so 'store' has to say where its manifest is"
-        )
-    return manifest_store.manifest_path(store, os.fsdecode(relative_path(os.fsencode(release["release"]), "release")))
-
-
-def _number(given: str | None, option: str, look_up: Any) -> int | None:
-    if given is None:
-        return None
-    if given.isdigit():
-        return int(given)
-    try:
-        return int(look_up(given))
-    except KeyError:
-        raise OverlayError(f"{option} {given!r} does not exist on this host; give one that does, or a number") from None
-
-
-def _source(paths: ViewPaths, params: dict[str, Any], state: ViewState) -> tuple[layers.Source, str]:
+def _source(
+    paths: ViewPaths, params: dict[str, Any], state: ViewState, context: runner.Context
+) -> tuple[layers.Source, str]:
     """Return where the generation comes from, and why it has its format."""
     if params["generation"] is not None:
         return layers.existing(paths, state, params["generation"]), "the generation is there in this format"
@@ -393,17 +500,20 @@ def _source(paths: ViewPaths, params: dict[str, Any], state: ViewState) -> tuple
         there = layers.installed(paths, state, params["image_digest"])
         source = there or layers.from_image(params["image"], image_store.read(params["image"], params["image_digest"]))
         return source, "the image was built elsewhere"
-    spec = _layer_spec(params)
+    spec = declared.layer_spec(params)
     choice = layers.choose_format(params["format"], spec, state)
-    return layers.from_releases(replace(spec, format=choice.format), choice.builder), choice.reason
+    spec = replace(spec, format=choice.format)
+    return layers.from_releases(spec, choice.builder, context.progress), choice.reason
 
 
 def _provide(paths: ViewPaths, params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     state = views.observe(paths)
-    source, reason = _source(paths, params, state)
+    source, reason = _source(paths, params, state, context)
     before = _shown_generation(paths, state)
     plan = plan_layer(source.folder, source.action, state)
     warnings: list[str] = []
+    # Conflicts are refused before anything is written, and in check mode as well.
+    composition = source.compose() if source.compose and source.action in plan else None
 
     def apply(action: Action) -> None:
         if isinstance(action, MakeCurrent):
@@ -418,64 +528,61 @@ def _provide(paths: ViewPaths, params: dict[str, Any], context: runner.Context) 
             context.carry_out(plan, apply)
             state = views.observe(paths)
 
-    generation = views.read_generation(paths, source.folder) if source.folder in state.generations else None
+    there = source.folder in state.generations
+    previous = state.previous if state.current == source.folder else state.current
     values = {
-        **_described(names.id_of(source.folder), source.format, source.releases, generation),
+        **_described(source, composition, views.read_generation(paths, source.folder) if there else None),
         "layer": names.layer_path(paths.generation(source.folder), source.format),
         "format_reason": reason,
-        "previous": names.id_of(before_it) if (before_it := _before(source.folder, state)) else None,
+        "previous": names.id_of(previous) if previous else None,
     }
     if params["image"] is not None:
         values["image"] = params["image"]
-    after = _shown(names.id_of(source.folder), source.releases)
-    return runner.Outcome(values, plan, before, after, warnings)
+    return runner.Outcome(values, plan, before, source.shown(), warnings)
 
 
-def _before(folder: str, state: ViewState) -> str | None:
-    return state.previous if state.current == folder else state.current
-
-
-def _described(
-    generation_id: str, layer_format: str, releases: tuple[dict[str, str], ...], generation: Generation | None
-) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "generation": generation_id,
-        "format": layer_format,
-        "strategy": names.DATA_ONLY,
-        "releases": list(releases),
-        "image_digest": generation.image.digest if generation and generation.image else None,
-    }
-    if generation:
-        values.update(
-            entries=generation.entries.as_dict(), bytes=generation.bytes, bytes_on_disk=generation.bytes_on_disk
-        )
-    return values
-
-
-def _publish(store: str, declared: LayerSpec, context: runner.Context) -> runner.Outcome:
+def _publish(store: str, wanted: LayerSpec, context: runner.Context) -> runner.Outcome:
     """Make sure that the image of a view is in an image store."""
-    spec = layers.as_image(declared)
-    generation_id = names.id_of(spec.folder)
-    image = image_store.image_path(store, generation_id)
-    found = image_store.find(image)
-    builder = None if found else erofs_layer.find_builder()
-    plan: Plan = () if found else (PublishImage(image),)
-    generation = found
-
-    def apply(_action: Action) -> None:
-        nonlocal generation
-        assert builder is not None
-        generation = image_store.publish(store, spec, builder, context.progress)
-
-    context.carry_out(plan, apply)
-    releases = names.releases_of(spec.placements)
+    spec = layers.as_image(wanted)
+    image = image_store.image_path(store, names.id_of(spec.folder))
+    generation = image_store.find(image)
+    builder = None if generation else erofs_layer.find_builder()
+    source = layers.from_releases(spec, builder, context.progress)
+    before = source.shown() if generation else {}
+    plan: Plan = () if generation else (PublishImage(image),)
+    composition = source.compose() if plan and source.compose else None
+    if builder and composition and not context.check_mode:
+        generation = image_store.publish(store, spec, builder, composition, context.progress)
     values = {
-        **_described(generation_id, names.EROFS, releases, generation),
+        **_described(source, composition, generation),
         "format_reason": "image stores hold images",
         "image": image,
     }
-    before = _shown(generation_id, releases) if found else {}
-    return runner.Outcome(values, plan, before, _shown(generation_id, releases))
+    return runner.Outcome(values, plan, before, source.shown())
+
+
+def _described(source: layers.Source, composition: Composition | None, generation: Generation | None) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "generation": names.id_of(source.folder),
+        "format": source.format,
+        "strategy": names.DATA_ONLY,
+        "releases": list(source.releases),
+        "image_digest": generation.image.digest if generation and generation.image else None,
+    }
+    if composition:
+        values.update(
+            conflicts=[conflict.as_dict() for conflict in composition.conflicts],
+            conflict_count=composition.conflict_count,
+        )
+    if generation:
+        values.update(
+            entries=generation.entries.as_dict(),
+            bytes=generation.bytes,
+            bytes_on_disk=generation.bytes_on_disk,
+            conflicts=list(generation.conflicts),
+            conflict_count=generation.conflict_count,
+        )
+    return values
 
 
 def _remove(paths: ViewPaths, name: str, context: runner.Context) -> runner.Outcome:
@@ -493,14 +600,8 @@ def _remove(paths: ViewPaths, name: str, context: runner.Context) -> runner.Outc
 def _shown_generation(paths: ViewPaths, state: ViewState) -> dict[str, Any]:
     if state.current is None or state.current not in state.generations:
         return {}
-    return _shown(names.id_of(state.current), views.read_generation(paths, state.current).releases)
-
-
-def _shown(generation_id: str, releases: tuple[dict[str, str], ...]) -> dict[str, Any]:
-    return {
-        "generation": generation_id,
-        "releases": {f"/{release['at']}": f"{release['release']} ({release['digest']})" for release in releases},
-    }
+    generation = views.read_generation(paths, state.current)
+    return names.shown(generation.id, generation.releases, generation.links)
 
 
 if __name__ == "__main__":

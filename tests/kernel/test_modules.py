@@ -160,6 +160,19 @@ def test_a_release_that_is_not_ready_has_no_manifest(folder: Path) -> None:
         ("metadata_layer", {"name": "../v", "state_dir": "{}/s"}, "view name '../v' is not usable"),
         ("metadata_layer", {"name": "v", "state_dir": "s"}, "state_dir must be an absolute path"),
         ("metadata_layer", {"name": "v", "state_dir": "{}/s", "owner": "nobody-here"}, "owner 'nobody-here' does not"),
+        ("metadata_layer", {"name": "v", "state_dir": "{}/s", "owner": "4294967295"}, "owner 4294967295 is larger"),
+        (
+            "metadata_layer",
+            {"name": "v", "state_dir": "{}/s", "owner_map": {"root": 1, "0": 2}},
+            "owner_map maps 0 to 1 and, under another name, to 2",
+        ),
+        ("metadata_layer", {"name": "v", "state_dir": "{}/s", "group_map": {"1": "no-group"}}, "group_map 'no-group'"),
+        ("metadata_layer", {"name": "v", "state_dir": "{}/s", "mode": "0755"}, "mode '0755' is no symbolic mode"),
+        (
+            "metadata_layer",
+            {"name": "v", "state_dir": "{}/s", "links": [{"path": "../x", "target": "y"}]},
+            "path of the link '../x' may not contain",
+        ),
         (
             "metadata_layer",
             {"name": "v", "state_dir": "{}/s", "releases": [{"manifest": "{}/none.dump.gz"}]},

@@ -22,6 +22,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model impo
     Placement,
     Tally,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import Attributes
 
 RELEASE = b"pkg/1.0"
 PLACES = [b"pkg/1.0", b"", b"other", b"a name/with\nall\xff"]
@@ -94,7 +95,7 @@ def one_by_one(place: Placement, text: bytes) -> tuple[list[Entry], Tally] | Non
     """Return what a manifest gives when its entries are read one by one; None when it is refused."""
     tally, entries = Tally(), []
     try:
-        for entry in placed(place, manifest.read_entries(manifest.lines(text), RELEASE), None, None):
+        for entry in placed(place, manifest.read_entries(manifest.lines(text), RELEASE), Attributes()):
             tally.add(entry)
             entries.append(entry)
     except ManifestError:

@@ -20,6 +20,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation
     input_digest,
     releases_of,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.links import declared_links
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Counts, ManifestRecord, Placement
 
 
@@ -48,6 +49,7 @@ def test_where_a_manifest_lies_makes_no_difference() -> None:
     assert input_digest(replace(SPEC, placements=(moved, *SPEC.placements[1:]))) == input_digest(SPEC)
 
 
+MERGED = tuple(replace(one, at=b"") for one in SPEC.placements)
 CHANGED = [
     replace(SPEC, placements=SPEC.placements[1:]),
     replace(SPEC, placements=(placement("a/1", digest="e"), *SPEC.placements[1:])),
@@ -59,6 +61,18 @@ CHANGED = [
     replace(SPEC, owner=1),
     replace(SPEC, group=0),
     replace(SPEC, group=1),
+    replace(SPEC, owner_map=((0, 1),)),
+    replace(SPEC, group_map=((0, 1),)),
+    replace(SPEC, mode="go-w"),
+    replace(SPEC, links=declared_links([(b"current", b"c/1")])),
+    replace(SPEC, links=declared_links([(b"current", b"b/1")])),
+    replace(SPEC, placements=(replace(SPEC.placements[0], include=(b"bin",)), *SPEC.placements[1:])),
+    replace(SPEC, placements=(replace(SPEC.placements[0], exclude=(b"bin",)), *SPEC.placements[1:])),
+    replace(SPEC, placements=MERGED),
+    replace(SPEC, placements=MERGED, on_conflict="first"),
+    replace(SPEC, placements=MERGED, on_conflict="last"),
+    replace(SPEC, links=declared_links([(b"a/1/l", b"x")])),
+    replace(SPEC, links=declared_links([(b"a/1/l", b"x")]), on_conflict="first"),
 ]
 
 
@@ -84,6 +98,34 @@ def test_everything_that_shapes_the_layer_gives_it_another_name() -> None:
     assert len(set(found)) == len(found)
 
 
+def test_what_makes_no_difference_to_the_view_makes_none_to_its_name() -> None:
+    first, *others = SPEC.placements
+    filtered = [replace(first, exclude=patterns) for patterns in ((b"x", b"y"), (b"y", b"x", b"y"))]
+    assert len({input_digest(replace(SPEC, placements=(one, *others))) for one in filtered}) == 1
+    maps = [((1, 2), (3, 4)), ((3, 4), (1, 2))]
+    assert len({input_digest(replace(SPEC, owner_map=one, group_map=one)) for one in maps}) == 1
+    # Nothing overlaps, so nothing can be in conflict.
+    outside = declared_links([(b"a/current", b"1")])
+    for links in ((), outside):
+        spec = replace(SPEC, links=links)
+        assert {input_digest(replace(spec, on_conflict=rule)) for rule in ("first", "last")} == {input_digest(spec)}
+
+
+def test_the_order_of_releases_counts_where_they_overlap_and_it_decides() -> None:
+    def digests(on_conflict: str, backwards: bool = False) -> list[str]:
+        orders = list(itertools.permutations(MERGED))
+        return [
+            input_digest(
+                replace(SPEC, placements=tuple(reversed(order)) if backwards else order, on_conflict=on_conflict)
+            )
+            for order in orders
+        ]
+
+    assert len(set(digests("error"))) == 1
+    assert len(set(digests("first"))) == 6
+    assert digests("first") == digests("last", backwards=True)
+
+
 def test_another_layer_format_gives_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
     before = input_digest(SPEC)
     monkeypatch.setattr(names, "LAYER_FORMAT", names.LAYER_FORMAT + 1)
@@ -103,10 +145,17 @@ GENERATION = Generation(
 )
 
 
-@pytest.mark.parametrize("image", [None, Image("sha256:00ff", 4096, "mkcomposefs")])
-def test_a_record_survives_its_json(image: Image | None) -> None:
-    generation = replace(GENERATION, image=image)
-    assert generation_from_json(generation_to_json(generation), "view.json") == generation
+def test_a_record_survives_its_json() -> None:
+    assert generation_from_json(generation_to_json(GENERATION), "view.json") == GENERATION
+    merged = replace(
+        GENERATION,
+        releases=releases_of([replace(placement("a"), include=(b"\xff", b"bin/*"), exclude=(b"x",))]),
+        links=names.links_of(declared_links([(b"a/l", b"\xff")])),
+        conflicts=({"path": "/x", "kept": "a", "hidden": "b"},),
+        conflict_count=101,
+        image=Image("sha256:00ff", 4096, "mkcomposefs"),
+    )
+    assert generation_from_json(generation_to_json(merged), "view.json") == merged
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[]", b"\xff", generation_to_json(GENERATION)[:-20]])

@@ -15,9 +15,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model impo
 FILE, LINK, FOLDER = stat.S_IFREG | 0o4755, stat.S_IFLNK | 0o777, stat.S_IFDIR | 0o1775
 
 
-def entry(
-    path: bytes = b"/f", mode: int = FILE, size: int = 7, target: bytes | None = b"r/1/f", **more: Any
-) -> Entry:
+def entry(path: bytes = b"/f", mode: int = FILE, size: int = 7, target: bytes | None = b"r/1/f", **more: Any) -> Entry:
     plain = Entry(path, mode, size, 1, 5, 6, 1_700_000_000_123_456_789, target, False, ())
     return plain._replace(**more)
 

@@ -1,81 +1,259 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Composing a view: the manifests of several releases, each under its prefix, as one stream of entries."""
+"""Composing a view: the manifests of several releases, each under its prefix, as one stream of entries.
+
+Releases with a place of their own are passed through, one after the other. Those that appear at the same or at nested places, have
+patterns, or have a link of the view among them are merged; see merge.py.
+"""
 
 from __future__ import annotations
 
+import functools
 import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.globs import filtered
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.links import Link
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.manifest import sibling_key
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.merge import Conflict, Conflicts, Merge, Tree
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
     CAPABILITY_XATTR,
+    CHECKSUM_XATTR,
     Entry,
     Placement,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import Attributes, changed_mode
 
 IMPLIED_MODE = stat.S_IFDIR | 0o755
+_LINK_MODE = stat.S_IFLNK | 0o777
+#: Entries of trees to be merged that are read between two signs of progress.
+_ENTRIES_PER_STEP = 10_000
 
 Reader = Callable[[Placement], Iterator[Entry]]
+Progress = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How the releases of a view become one tree."""
+
+    attributes: Attributes = field(default_factory=Attributes)
+    #: ``error`` refuses conflicts; with ``first`` and ``last`` the release that is declared first or last is shown.
+    on_conflict: str = "error"
+    links: tuple[Link, ...] = ()
 
 
 def in_order(placements: Sequence[Placement]) -> list[Placement]:
-    """Return the placements in the order in which their entries come. Raises OverlayError when two overlap."""
-    ordered = sorted(placements, key=lambda placement: sibling_key(b"/" + placement.at))
-    for first, second in zip(ordered, ordered[1:]):
-        if not first.at or second.at == first.at or second.at.startswith(first.at + b"/"):
-            raise OverlayError(
-                f"release {second.record.release} at '/{show(second.at)}' would appear inside of release"
-                f" {first.record.release} at '/{show(first.at)}': give each release of a view a place of its own with 'at'"
-            )
-    return ordered
+    """Return the placements in an order that depends on nothing but themselves: that of their places, outer ones first."""
+    return sorted(placements, key=_order)
 
 
-def compose(
-    placements: Sequence[Placement],
-    read: Reader,
-    owner: int | None = None,
-    group: int | None = None,
+def _order(placement: Placement) -> tuple[object, ...]:
+    record = placement.record
+    return (
+        sibling_key(b"/" + placement.at),
+        record.release,
+        record.digest,
+        placement.source,
+        sorted(placement.include),
+        sorted(placement.exclude),
+    )
+
+
+def precedence(placements: Sequence[Placement], rules: Rules) -> list[list[int]] | None:
+    """Return what the declared order of the placements decides; None where it decides nothing.
+
+    For each place where the view shows several of them they are listed, those at places above included, the one that wins first.
+    They are given by their numbers in ``in_order``, so equal views have equal lists.
+    """
+    if rules.on_conflict == "error":
+        return None
+    canonical = sorted(range(len(placements)), key=lambda number: _order(placements[number]))
+    rank = {number: position for position, number in enumerate(canonical)}
+    winning = range(len(placements)) if rules.on_conflict == "first" else range(len(placements) - 1, -1, -1)
+    turn = {rank[number]: position for position, number in enumerate(winning)}
+    at_place: dict[bytes, list[int]] = {}
+    for number in canonical:
+        at_place.setdefault(b"/" + placements[number].at, []).append(rank[number])
+    lists = []
+    for place, here in at_place.items():
+        above = [number for path in _ancestors(place[1:]) for number in at_place.get(path, ())]
+        if len(here) + len(above) > 1:
+            lists.append(sorted([*above, *here], key=turn.__getitem__))
+    touched = any(
+        _inside(link.path, placement.at) or _inside(placement.at, link.path)
+        for link in rules.links
+        for placement in placements
+    )
+    return lists if lists or touched else None
+
+
+def _inside(path: bytes, folder: bytes) -> bool:
+    """Tell whether a path relative to the view is another one or below it."""
+    return not folder or path == folder or path.startswith(folder + b"/")
+
+
+@dataclass
+class _Unit:
+    """A part of the view that nothing else reaches into: a release alone at its place, or trees that are merged."""
+
+    #: Place of the topmost of them, relative to the view.
+    top: bytes
+    #: The one that wins a conflict first.
+    placements: list[Placement] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
+    #: None for a release that is passed through.
+    merge: Merge | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        return (
+            not self.links and len(self.placements) == 1 and not self.placements[0].include + self.placements[0].exclude
+        )
+
+    @property
+    def type(self) -> int | None:
+        """File type of what is at its place; None when nothing is left of it."""
+        return self.merge.top if self.merge else stat.S_IFDIR
+
+
+class Composition:
+    """A view whose conflicts are known. ``read`` opens the manifest of a placement.
+
+    Manifests are read here only where trees are merged; those are read a second time by ``entries``. ``progress`` is called from time
+    to time while they are. Raises OverlayError for conflicts where the rules do not say which release is shown.
+    """
+
+    def __init__(self, placements: Sequence[Placement], read: Reader, rules: Rules, progress: Progress) -> None:
+        self._placements = placements
+        self._read = read
+        self._rules = rules
+        self._progress = progress
+        self._units = _units(placements, rules)
+        conflicts = Conflicts()
+        for unit in self._units:
+            if not unit.is_plain:
+                unit.merge = Merge(self._trees(unit), conflicts)
+        if rules.on_conflict == "error":
+            conflicts.refuse()
+        #: The first ones, and how many there are in all.
+        self.conflicts: tuple[Conflict, ...] = tuple(conflicts.first)
+        self.conflict_count = conflicts.count
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield the entries of the view, in manifest order, starting with its root."""
+        for part in self.parts():
+            if isinstance(part, Placement):
+                yield from placed(part, self._read(part), self._rules.attributes)
+            else:
+                yield part
+
+    def parts(self) -> Iterator[Entry | Placement]:
+        """Yield the entries of the view, but for those of releases that share their place with nothing: these come as a whole.
+
+        Directories above a release that no manifest describes are owned by root, or whom the rules give that to, have mode 0755 and the
+        latest mtime of the releases' roots below them, so that the same releases give the same view on every host.
+        """
+        units = [unit for unit in self._units if unit.type is not None]
+        subdirectories: dict[bytes, set[bytes]] = {}
+        for unit in units:
+            chain = [*_ancestors(unit.top), b"/" + unit.top]
+            for parent, child in zip(chain, chain[1:]):
+                children = subdirectories.setdefault(parent, set())
+                if child is not chain[-1] or unit.type == stat.S_IFDIR:
+                    children.add(child)
+        if not units:
+            yield self._implied(b"/")
+        emitted: set[bytes] = set()
+        for unit in units:
+            for path in _ancestors(unit.top):
+                if path not in emitted:
+                    emitted.add(path)
+                    yield self._implied(path, len(subdirectories[path]))
+            if unit.merge:
+                yield from unit.merge.entries()
+            else:
+                yield unit.placements[0]
+
+    def _trees(self, unit: _Unit) -> list[Tree]:
+        trees = [self._link_tree(link, unit.top) for link in unit.links]
+        trees += [self._release_tree(placement, unit.top) for placement in unit.placements]
+        if not unit.top:
+            # The view has a root, whatever is left of its releases.
+            trees.append(Tree("the view", lambda: iter((self._implied(b"/"),)), frozenset((b"/",))))
+        return trees
+
+    def _link_tree(self, link: Link, top: bytes) -> Tree:
+        parents = _ancestors(link.path, top)
+        attributes = self._rules.attributes
+        uid, gid = attributes.uid(0), attributes.gid(0)
+
+        def entries() -> Iterator[Entry]:
+            yield from map(self._implied, parents)
+            mtime_ns = self._latest[b"/"]
+            yield Entry(b"/" + link.path, _LINK_MODE, len(link.target), 1, uid, gid, mtime_ns, link.target, False, ())
+
+        return Tree(f"link -> {show(link.target)}", entries, frozenset(parents))
+
+    def _release_tree(self, placement: Placement, top: bytes) -> Tree:
+        parents = _ancestors(placement.at, top)
+        linked: dict[bytes, Entry] = {}
+
+        def entries() -> Iterator[Entry]:
+            all_of_it = placed(placement, self._read(placement), self._rules.attributes, with_checksums=True)
+            chosen = _remembering(all_of_it, linked, self._progress)
+            if placement.include or placement.exclude:
+                chosen = filtered(chosen, placement.include, placement.exclude)
+            for entry in chosen:
+                yield from map(self._implied, parents)
+                yield entry
+                break
+            yield from chosen
+
+        return Tree(placement.record.release, entries, frozenset(parents), linked)
+
+    def _implied(self, path: bytes, subdirectories: int = 0) -> Entry:
+        attributes = self._rules.attributes
+        mode = changed_mode(IMPLIED_MODE, attributes.mode)
+        uid, gid = attributes.uid(0), attributes.gid(0)
+        return Entry(path, mode, 0, 2 + subdirectories, uid, gid, self._latest[path], None, False, ())
+
+    @functools.cached_property
+    def _latest(self) -> dict[bytes, int]:
+        """For each directory above a release or link the latest mtime of the roots of the releases below it.
+
+        Links of the view are as old as the youngest release of all.
+        """
+        latest = {b"/": 0}
+        roots = [(placement.at, next(self._read(placement)).mtime_ns) for placement in self._placements]
+        newest = max((mtime_ns for _at, mtime_ns in roots), default=0)
+        for place, mtime_ns in [*roots, *((link.path, newest) for link in self._rules.links)]:
+            for path in _ancestors(place):
+                latest[path] = max(latest.get(path, mtime_ns), mtime_ns)
+        latest[b"/"] = newest
+        return latest
+
+
+def compose(placements: Sequence[Placement], read: Reader, rules: Rules | None = None) -> Iterator[Entry]:
+    """Yield the entries of a view, in manifest order, starting with its root; see Composition."""
+    return Composition(placements, read, rules or Rules(), lambda: None).entries()
+
+
+def placed(
+    placement: Placement, entries: Iterator[Entry], attributes: Attributes, with_checksums: bool = False
 ) -> Iterator[Entry]:
-    """Yield the entries of a view, in manifest order, starting with its root.
-
-    ``read`` opens the manifest of a placement; one is open at a time.
-    """
-    for part in parts(placements, read, owner, group):
-        if isinstance(part, Placement):
-            yield from placed(part, read(part), owner, group)
-        else:
-            yield part
-
-
-def parts(
-    placements: Sequence[Placement], read: Reader, owner: int | None = None, group: int | None = None
-) -> Iterator[Entry | Placement]:
-    """Yield what a view is made of, in manifest order: its releases, and the directories above them that no manifest describes.
-
-    Those are owned by root (or ``owner`` and ``group``), have mode 0755 and the latest mtime of the releases' roots below them, so
-    that the same releases give the same view on every host.
-    """
-    ordered = in_order(placements)
-    implied = _implied_directories(ordered, read, owner, group)
-    emitted: set[bytes] = set()
-    if not ordered:
-        yield _implied_directory(b"/", 0, 0, owner, group)
-    for placement in ordered:
-        for path in _ancestors(placement.at):
-            if path not in emitted:
-                emitted.add(path)
-                yield implied[path]
-        yield placement
-
-
-def placed(placement: Placement, entries: Iterator[Entry], owner: int | None, group: int | None) -> Iterator[Entry]:
     """Yield the entries of one release as they stand in the view: paths below ``at``, content below ``source``."""
     base = b"/" + placement.at if placement.at else b""
     source = placement.source
+    owner, group = attributes.owner, attributes.group
+    owners, groups = dict(attributes.owner_map), dict(attributes.group_map)
+    changed = functools.cache(lambda mode: changed_mode(mode, attributes.mode))
+    as_recorded = attributes == Attributes()
+    carried = {CAPABILITY_XATTR, CHECKSUM_XATTR} if with_checksums else {CAPABILITY_XATTR}
     for path, mode, size, nlink, uid, gid, mtime_ns, target, is_hardlink, xattrs in entries:
         here = (base + path if path != b"/" else base) or b"/"
         if target is not None:
@@ -83,44 +261,66 @@ def placed(placement: Placement, entries: Iterator[Entry], owner: int | None, gr
                 target = base + target
             elif stat.S_ISREG(mode):
                 target = (source + path).lstrip(b"/")
+        if not as_recorded:
+            mode = changed(mode)
+            uid = owners.get(uid, uid if owner is None else owner)
+            gid = groups.get(gid, gid if group is None else group)
         yield Entry(
             here,
             mode,
             size,
             nlink,
-            uid if owner is None else owner,
-            gid if group is None else group,
+            uid,
+            gid,
             mtime_ns,
             target,
             is_hardlink,
-            tuple(pair for pair in xattrs if pair[0] == CAPABILITY_XATTR) if xattrs else xattrs,
+            tuple(pair for pair in xattrs if pair[0] in carried) if xattrs else xattrs,
         )
 
 
-def _ancestors(at: bytes) -> list[bytes]:
-    """Return the paths of the directories above a place in the view, from the root down; none for the root itself."""
-    if not at:
+def _remembering(entries: Iterator[Entry], linked: dict[bytes, Entry], progress: Progress) -> Iterator[Entry]:
+    """Pass entries on, and keep the first one of each file with several names."""
+    for number, entry in enumerate(entries):
+        if number % _ENTRIES_PER_STEP == 0:
+            progress()
+        if entry.nlink > 1 and not entry.is_directory and not entry.is_hardlink:
+            linked[entry.path] = entry
+        yield entry
+
+
+def _ancestors(place: bytes, top: bytes = b"") -> list[bytes]:
+    """Return the paths of the directories above a place in the view, from ``top`` down; none for ``top`` itself."""
+    if place == top:
         return []
-    parts = at.split(b"/")
-    return [b"/" + b"/".join(parts[:depth]) for depth in range(len(parts))]
+    parts = place.split(b"/")
+    first = top.count(b"/") + 1 if top else 0
+    return [b"/" + b"/".join(parts[:depth]) for depth in range(first, len(parts))]
 
 
-def _implied_directories(
-    ordered: Sequence[Placement], read: Reader, owner: int | None, group: int | None
-) -> dict[bytes, Entry]:
-    latest: dict[bytes, int] = {}
-    children: dict[bytes, set[bytes]] = {}
-    for placement in ordered:
-        path = b"/" + placement.at
-        ancestors = _ancestors(placement.at)
-        if not ancestors:
-            continue
-        mtime_ns = next(read(placement)).mtime_ns
-        for parent, child in zip(ancestors, [*ancestors[1:], path]):
-            latest[parent] = max(latest.get(parent, mtime_ns), mtime_ns)
-            children.setdefault(parent, set()).add(child)
-    return {path: _implied_directory(path, latest[path], len(children[path]), owner, group) for path in latest}
+def _units(placements: Sequence[Placement], rules: Rules) -> list[_Unit]:
+    """Return the parts of a view, in the order of their places."""
+    if rules.on_conflict == "error":
+        winning = in_order(placements)
+    else:
+        winning = list(placements if rules.on_conflict == "first" else reversed(placements))
+    items: list[tuple[bytes, Placement | Link]] = [(placement.at, placement) for placement in winning]
+    items += [(link.path, link) for link in rules.links]
+    units: list[_Unit] = []
+    for place in sorted({place for place, _item in items}, key=lambda place: sibling_key(b"/" + place)):
+        if not units or not _inside(place, units[-1].top):
+            units.append(_Unit(place))
+    by_top = {unit.top: unit for unit in units}
+    for place, item in items:
+        unit = next(by_top[top] for top in _tops(place) if top in by_top)
+        if isinstance(item, Link):
+            unit.links.append(item)
+        else:
+            unit.placements.append(item)
+    return units
 
 
-def _implied_directory(path: bytes, mtime_ns: int, subdirectories: int, owner: int | None, group: int | None) -> Entry:
-    return Entry(path, IMPLIED_MODE, 0, 2 + subdirectories, owner or 0, group or 0, mtime_ns, None, False, ())
+def _tops(place: bytes) -> Iterator[bytes]:
+    """Yield the places at and above a place, from the root down."""
+    yield from (path[1:] for path in _ancestors(place))
+    yield place

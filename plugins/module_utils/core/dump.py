@@ -17,6 +17,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.manifest import StructureCheck
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement, Tally
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import Attributes
 
 _CHECKSUM = re.compile(rb" user\.renderfarm\.sha256=[0-9a-f]{64}$", re.MULTILINE)
 
@@ -80,7 +81,7 @@ class _Rewriter:
             self._check.add(entry)
         except ManifestError as error:
             raise ManifestError(f"line {self._number}: {error}") from None
-        (entry,) = placed(self._placement, iter((entry,)), None, None)
+        (entry,) = placed(self._placement, iter((entry,)), Attributes())
         self._tally.add(entry)
         return manifest.encode(entry)
 

@@ -18,9 +18,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import in_order
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import Rules, in_order, precedence
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.links import Link
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Counts, Placement
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import Attributes, NumberMap, parse_mode
 
 #: Raised whenever the same input would give another layer than before, so that layers of old versions are made anew.
 LAYER_FORMAT = 1
@@ -50,15 +52,23 @@ class LayerSpec:
     xattr_namespace: str
     owner: int | None = None
     group: int | None = None
+    owner_map: NumberMap = ()
+    group_map: NumberMap = ()
+    #: Symbolic mode; empty for none.
+    mode: str = ""
+    on_conflict: str = "error"
+    links: tuple[Link, ...] = ()
+
+    @property
+    def rules(self) -> Rules:
+        """How the releases become one tree. Raises OverlayError for a malformed mode."""
+        mode = parse_mode(self.mode) if self.mode else ()
+        attributes = Attributes(self.owner, self.group, self.owner_map, self.group_map, mode)
+        return Rules(attributes, self.on_conflict, self.links)
 
     @property
     def folder(self) -> str:
         return folder_of(generation_id(input_digest(self)), self.format, self.strategy, self.xattr_namespace)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the view shows its releases as they are, each at a place of its own."""
-        return self.owner is None and self.group is None
 
 
 @dataclass(frozen=True)
@@ -85,8 +95,13 @@ class Generation:
     entries: Counts
     bytes: int
     bytes_on_disk: int
-    #: Each with ``release``, ``digest``, ``at`` and ``source``.
-    releases: tuple[dict[str, str], ...]
+    #: Each with ``release``, ``digest``, ``at`` and ``source``, and ``include`` and ``exclude`` where they are given.
+    releases: tuple[dict[str, Any], ...]
+    #: Each with ``path`` and ``target``.
+    links: tuple[dict[str, str], ...] = ()
+    #: The first ones, each with ``path``, ``kept`` and ``hidden``, and how many there are in all.
+    conflicts: tuple[dict[str, str], ...] = ()
+    conflict_count: int = 0
     #: Of format ``erofs`` only.
     image: Image | None = None
 
@@ -161,7 +176,7 @@ def record_path(generation_dir: str) -> str:
     return posixpath.join(generation_dir, "view.json")
 
 
-def releases_of(placements: Sequence[Placement]) -> tuple[dict[str, str], ...]:
+def releases_of(placements: Sequence[Placement]) -> tuple[dict[str, Any], ...]:
     """Return what ``view.json`` says of the releases: the reverse mapping from a release to where it appears."""
     return tuple(
         {
@@ -169,9 +184,21 @@ def releases_of(placements: Sequence[Placement]) -> tuple[dict[str, str], ...]:
             "digest": placement.record.digest,
             "at": _text(placement.at),
             "source": _text(placement.source),
+            **_patterns("include", placement.include),
+            **_patterns("exclude", placement.exclude),
         }
         for placement in in_order(placements)
     )
+
+
+def _patterns(name: str, patterns: Sequence[bytes]) -> dict[str, list[str]]:
+    """Return patterns under their name, where there are any; their order makes no difference to the view."""
+    return {name: sorted({_text(pattern) for pattern in patterns})} if patterns else {}
+
+
+def links_of(links: Sequence[Link]) -> tuple[dict[str, str], ...]:
+    """Return what ``view.json`` says of the links that the view declares."""
+    return tuple({"path": _text(link.path), "target": _text(link.target)} for link in links)
 
 
 def _text(path: bytes) -> str:
@@ -187,14 +214,49 @@ def input_digest(spec: LayerSpec) -> str:
             "releases": releases_of(spec.placements),
             "owner": spec.owner,
             "group": spec.group,
+            **_composing(spec),
         },
         sort_keys=True,
     )
     return "sha256:" + hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
+def _composing(spec: LayerSpec) -> dict[str, Any]:
+    """Return the options that decide how releases become one tree, as far as they are given and matter."""
+    options = {
+        "owner_map": sorted(spec.owner_map),
+        "group_map": sorted(spec.group_map),
+        "mode": spec.mode,
+        "links": links_of(spec.links),
+    }
+    given: dict[str, Any] = {name: value for name, value in options.items() if value}
+    wins = precedence(spec.placements, spec.rules)
+    if wins is not None:
+        given["precedence"] = wins
+    return given
+
+
 def generation_id(digest: str) -> str:
     return digest.partition(":")[2][:ID_LENGTH]
+
+
+def shown(
+    generation_id: str, releases: tuple[dict[str, Any], ...], links: tuple[dict[str, str], ...]
+) -> dict[str, Any]:
+    """Return what a generation shows, as the diff has it."""
+    at_place: dict[str, list[str]] = {}
+    for release in releases:
+        patterns = [f"{option} {' '.join(release[option])}" for option in ("include", "exclude") if option in release]
+        at_place.setdefault(f"/{release['at']}", []).append(
+            f"{release['release']} ({', '.join([release['digest'], *patterns])})"
+        )
+    found: dict[str, Any] = {
+        "generation": generation_id,
+        "releases": {place: there[0] if len(there) == 1 else there for place, there in at_place.items()},
+    }
+    if links:
+        found["links"] = {f"/{link['path']}": link["target"] for link in links}
+    return found
 
 
 def generation_to_json(generation: Generation) -> bytes:
@@ -211,6 +273,10 @@ def generation_to_json(generation: Generation) -> bytes:
         "releases": generation.releases,
         "image": asdict(generation.image) if generation.image else None,
     }
+    if generation.links:
+        fields["links"] = generation.links
+    if generation.conflict_count:
+        fields.update(conflicts=generation.conflicts, conflict_count=generation.conflict_count)
     return json.dumps(fields, indent=1, sort_keys=True).encode("ascii") + b"\n"
 
 
@@ -229,6 +295,9 @@ def generation_from_json(text: bytes, path: str) -> Generation:
             bytes_on_disk=fields["bytes_on_disk"],
             releases=tuple(fields["releases"]),
             image=Image(**fields["image"]) if fields["image"] else None,
+            links=tuple(fields.get("links", ())),
+            conflicts=tuple(fields.get("conflicts", ())),
+            conflict_count=fields.get("conflict_count", 0),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise OverlayError(f"{path} is not the record of a generation ({error})") from None

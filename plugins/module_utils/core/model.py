@@ -123,6 +123,9 @@ class Placement:
     at: bytes
     #: Path within the data layer, relative to its root.
     source: bytes
+    #: Patterns, relative to the release, of what of it is shown (all when there are none) and of what is not.
+    include: tuple[bytes, ...] = ()
+    exclude: tuple[bytes, ...] = ()
 
 
 def relative_path(text: bytes, what: str) -> bytes:

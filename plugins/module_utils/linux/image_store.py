@@ -17,6 +17,7 @@ import time
 from dataclasses import replace
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import Composition
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import (
     Generation,
@@ -73,14 +74,16 @@ def read(image: str, digest: str) -> Generation:
     return found
 
 
-def publish(store: str, spec: LayerSpec, builder: Builder, progress: Progress = no_progress) -> Generation:
+def publish(
+    store: str, spec: LayerSpec, builder: Builder, composition: Composition, progress: Progress = no_progress
+) -> Generation:
     """Build an image and put it into the store. A killed run leaves no image that counts."""
     os.makedirs(store, exist_ok=True)
     _remove_abandoned(store)
     # The name is unique, so that two hosts may build the same image at the same time.
     aside = tempfile.mkdtemp(prefix=files.ASIDE_PREFIX, dir=store)
     try:
-        generation, _report = views.build_layer(aside, spec, builder, progress)
+        generation, _report = views.build_layer(aside, spec, builder, composition, progress)
         built = names.layer_path(aside, spec.format)
         with open(built, "rb") as stream:
             os.fchmod(stream.fileno(), 0o644)

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from dataclasses import dataclass, replace
-from typing import Callable
+from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import Composition
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, LayerSpec, ViewPaths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
@@ -23,6 +25,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import er
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
 
+Provide = Callable[[ViewPaths, Progress], "list[str]"]
+
 
 @dataclass(frozen=True)
 class Source:
@@ -30,22 +34,30 @@ class Source:
 
     folder: str
     format: str
-    releases: tuple[dict[str, str], ...]
+    releases: tuple[dict[str, Any], ...]
+    links: tuple[dict[str, str], ...]
     #: None where it is there.
     action: Action | None
     #: Makes the generation and returns warnings. The view's lock has to be held.
-    provide: Callable[[ViewPaths, Progress], list[str]]
+    provide: Provide
+    #: Finds the conflicts of what is to be built; None where nothing is.
+    compose: Callable[[], Composition] | None = None
+
+    def shown(self) -> dict[str, Any]:
+        return names.shown(names.id_of(self.folder), self.releases, self.links)
 
 
-def from_releases(spec: LayerSpec, builder: Builder | None) -> Source:
+def from_releases(spec: LayerSpec, builder: Builder | None, progress: Progress) -> Source:
     """``builder`` makes the image; None for a directory."""
+    compose = functools.lru_cache(maxsize=None)(lambda: views.composed(spec, progress))
 
     def provide(paths: ViewPaths, progress: Progress) -> list[str]:
-        _generation, report = views.build(paths, spec, builder, progress)
+        _generation, report = views.build(paths, spec, builder, progress, compose())
         return views.spill_warning(paths, report)
 
+    releases, links = names.releases_of(spec.placements), names.links_of(spec.links)
     action = BuildGeneration(names.id_of(spec.folder), spec.format)
-    return Source(spec.folder, spec.format, names.releases_of(spec.placements), action, provide)
+    return Source(spec.folder, spec.format, releases, links, action, provide, compose)
 
 
 def from_image(image: str, generation: Generation) -> Source:
@@ -62,8 +74,8 @@ def on_disk(generation: Generation) -> Source:
     return _of(generation, None, lambda _paths, _progress: [])
 
 
-def _of(generation: Generation, action: Action | None, provide: Callable[[ViewPaths, Progress], list[str]]) -> Source:
-    return Source(generation.folder, generation.format, generation.releases, action, provide)
+def _of(generation: Generation, action: Action | None, provide: Provide) -> Source:
+    return Source(generation.folder, generation.format, generation.releases, generation.links, action, provide)
 
 
 @dataclass(frozen=True)

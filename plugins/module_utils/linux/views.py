@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import compose, parts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import Composition
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, LayerSpec, ViewPaths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement, Tally
@@ -27,6 +27,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo 
     containing_mount,
     overlay_layers,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import Attributes
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import ViewState
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     erofs_layer,
@@ -135,14 +136,29 @@ def _wait_for_lock(fd: int, paths: ViewPaths, seconds: float, progress: Progress
         time.sleep(_LOCK_POLL_SECONDS)
 
 
+def composed(spec: LayerSpec, progress: Progress = no_progress) -> Composition:
+    """Return the view that ``spec`` declares, its conflicts known. Raises OverlayError for conflicts that nothing decides."""
+    # Each of the releases that are merged has its manifest open.
+    files.allow_deep_trees()
+    return Composition(spec.placements, manifest_store.entries, spec.rules, progress)
+
+
 def build(
-    paths: ViewPaths, spec: LayerSpec, builder: Builder | None = None, progress: Progress = no_progress
+    paths: ViewPaths,
+    spec: LayerSpec,
+    builder: Builder | None = None,
+    progress: Progress = no_progress,
+    composition: Composition | None = None,
 ) -> tuple[Generation, BuildReport]:
-    """Build the generation that ``spec`` declares; images are made by ``builder``. The view's lock has to be held."""
+    """Build the generation that ``spec`` declares, from its ``composition`` if that has been made already.
+
+    Images are made by ``builder``. The view's lock has to be held.
+    """
+    composition = composition or composed(spec, progress)
     files.remove_tree(paths.staging, progress)
     staged = os.path.join(paths.staging, spec.folder)
     os.makedirs(staged)
-    generation, report = build_layer(staged, spec, builder, progress)
+    generation, report = build_layer(staged, spec, builder, composition, progress)
     write_record(staged, generation)
     settle(staged, paths, generation.folder)
     os.rmdir(paths.staging)
@@ -150,20 +166,19 @@ def build(
 
 
 def build_layer(
-    folder: str, spec: LayerSpec, builder: Builder | None, progress: Progress
+    folder: str, spec: LayerSpec, builder: Builder | None, composition: Composition, progress: Progress = no_progress
 ) -> tuple[Generation, BuildReport]:
     """Build a layer in ``folder``, where it is not synced yet."""
     layer = names.layer_path(folder, spec.format)
     image = None
     if builder:
         tally = Tally()
-        image = erofs_layer.build(_text(spec, builder, tally), layer, builder, progress)
+        image = erofs_layer.build(_text(spec, composition, builder, tally), layer, builder, progress)
         report = BuildReport(tally, os.stat(layer).st_blocks * 512)
     else:
         os.mkdir(layer, mode=0o755)
         _drop_default_acl(layer)
-        entries = compose(spec.placements, manifest_store.entries, spec.owner, spec.group)
-        report = DirectoryLayer(os.fsencode(layer), spec.xattr_namespace, progress).build(entries)
+        report = DirectoryLayer(os.fsencode(layer), spec.xattr_namespace, progress).build(composition.entries())
     digest = names.input_digest(spec)
     generation = Generation(
         id=names.generation_id(digest),
@@ -175,17 +190,20 @@ def build_layer(
         bytes=report.tally.bytes,
         bytes_on_disk=report.bytes_on_disk,
         releases=names.releases_of(spec.placements),
+        links=names.links_of(spec.links),
+        conflicts=tuple(conflict.as_dict() for conflict in composition.conflicts),
+        conflict_count=composition.conflict_count,
         image=image,
     )
     return generation, report
 
 
-def _text(spec: LayerSpec, builder: Builder, tally: Tally) -> Iterator[bytes]:
+def _text(spec: LayerSpec, composition: Composition, builder: Builder, tally: Tally) -> Iterator[bytes]:
     """Yield the entries of a view as the builder of its image reads them."""
-    if builder.name != "mkcomposefs" or not spec.is_plain:
-        yield from builder.text(compose(spec.placements, manifest_store.entries, spec.owner, spec.group), tally)
+    if builder.name != "mkcomposefs" or spec.rules.attributes != Attributes():
+        yield from builder.text(composition.entries(), tally)
         return
-    for part in parts(spec.placements, manifest_store.entries):
+    for part in composition.parts():
         if isinstance(part, Placement):
             yield from manifest_store.placed_text(part, tally)
         else:

@@ -1,0 +1,51 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Users and groups of this host, from their names to their numbers."""
+
+from __future__ import annotations
+
+import grp
+import pwd
+from collections.abc import Mapping
+from typing import Any, Callable
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import NumberMap
+
+LookUp = Callable[[str], int]
+
+#: The next number is -1, which means 'leave as it is' to chown(2).
+_LARGEST = (1 << 32) - 2
+
+
+def user(name: str) -> int:
+    """Return a user's number. Raises KeyError."""
+    return pwd.getpwnam(name).pw_uid
+
+
+def group(name: str) -> int:
+    """Return a group's number. Raises KeyError."""
+    return grp.getgrnam(name).gr_gid
+
+
+def number(given: str, option: str, look_up: LookUp) -> int:
+    """Return what a name or number stands for. Raises OverlayError, naming ``option``."""
+    if given.isascii() and given.isdigit():
+        if int(given) > _LARGEST:
+            raise OverlayError(f"{option} {given} is larger than the largest number of a user or group, {_LARGEST}")
+        return int(given)
+    try:
+        return look_up(given)
+    except KeyError:
+        raise OverlayError(f"{option} {given!r} does not exist on this host; give one that does, or a number") from None
+
+
+def number_map(given: Mapping[Any, Any], option: str, look_up: LookUp) -> NumberMap:
+    """Return pairs of numbers from a dictionary of names or numbers. Raises OverlayError when one of them is mapped twice."""
+    found: dict[int, int] = {}
+    for before, after in given.items():
+        old, new = (number(str(one), option, look_up) for one in (before, after))
+        if found.setdefault(old, new) != new:
+            raise OverlayError(f"{option} maps {old} to {found[old]} and, under another name, to {new}")
+    return tuple(found.items())

@@ -1,0 +1,60 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The declaration of a layer, from the parameters of metadata_layer and what this host knows: manifests, users and groups."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import LayerSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.globs import clean_glob
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.links import declared_links
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement, relative_path
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import accounts, manifest_store
+
+
+def layer_spec(params: dict[str, Any]) -> LayerSpec:
+    """Return the declaration, with the format ``directory``. Raises OverlayError that names the parameter which cannot be."""
+    return LayerSpec(
+        name=params["name"],
+        placements=tuple(_placement(release, params["store"]) for release in params["releases"]),
+        format=names.DIRECTORY,
+        strategy=names.DATA_ONLY,
+        xattr_namespace=params["xattr_namespace"],
+        owner=None if params["owner"] is None else accounts.number(params["owner"], "owner", accounts.user),
+        group=None if params["group"] is None else accounts.number(params["group"], "group", accounts.group),
+        owner_map=accounts.number_map(params["owner_map"], "owner_map", accounts.user),
+        group_map=accounts.number_map(params["group_map"], "group_map", accounts.group),
+        mode=params["mode"] or "",
+        on_conflict=params["on_conflict"],
+        links=declared_links((os.fsencode(link["path"]), os.fsencode(link["target"])) for link in params["links"]),
+    )
+
+
+def _placement(release: dict[str, Any], store: str | None) -> Placement:
+    path = _manifest(release, store)
+    record = manifest_store.read_record(path)
+
+    def place(option: str) -> bytes:
+        given = record.release if release[option] is None else release[option]
+        return relative_path(os.fsencode(given), f"'{option}' of release {record.release}")
+
+    def patterns(option: str) -> tuple[bytes, ...]:
+        what = f"'{option}' of release {record.release}"
+        return tuple(clean_glob(os.fsencode(pattern), what) for pattern in release[option])
+
+    return Placement(path, record, place("at"), place("source"), patterns("include"), patterns("exclude"))
+
+
+def _manifest(release: dict[str, Any], store: str | None) -> str:
+    if release["manifest"] is not None:
+        return str(release["manifest"])
+    if store is None:
+        raise OverlayError(
+            f"release {release['release']} is given by its path, so 'store' has to say where its manifest is"
+        )
+    return manifest_store.manifest_path(store, os.fsdecode(relative_path(os.fsencode(release["release"]), "release")))
