@@ -40,6 +40,7 @@ all:
       - name: newest
         mountpoint: $place/newest
         query: newest(@)
+        links: [{path: tool/current, target: '1.1'}]
       - name: all
         mountpoint: $place/all
         query: '@'
@@ -69,6 +70,7 @@ recap two 0
 test "$(grep -c 'release=tool/1.0\|item=tool/1.0' "$place/log")" = 1
 test "$(cat "$place/newest/tool/1.1/name")" = tool/1.1
 test ! -e "$place/newest/tool/1.0"
+test "$(cat "$place/newest/tool/current/name")" = tool/1.1
 test "$(cat "$place/all/tool/1.0/name")" = tool/1.0
 
 run renderfarm.overlay.deploy
