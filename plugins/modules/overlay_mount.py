@@ -74,9 +74,22 @@ options:
     type: str
     choices: [auto, beneath, over, replace, never]
     default: auto
+  persist:
+    description:
+      - What mounts the overlay when the host starts.
+      - V(systemd) writes a mount unit for O(path), and one for each image, to C(/etc/systemd/system), with all layers as what they need.
+      - V(fstab) writes a line for O(path), and one for each image, to C(/etc/fstab). Paths of layers may not have spaces, commas,
+        backslashes or apostrophes in them then.
+      - With V(none), and when O(state) is V(unmounted) or V(absent), there is no unit and no line of this module for O(path).
+      - An image that is mounted when the host starts is seen, at its path without C(.erofs). The directory for that is made now, and
+        removed with the unit or the line; the mount goes when no overlay needs it any more.
+      - Control characters and quotation marks in paths are refused, as are layers that are too long for mount(8).
+    type: str
+    choices: [none, systemd, fstab]
+    default: none
 notes:
-  - A mount of another type at O(path) is never touched.
-  - Nothing is written to C(/etc/fstab).
+  - A mount of another type at O(path) is never touched, nor are units and lines of C(/etc/fstab) that this module has not written.
+  - Which unit or line is its own the module knows by a comment, or by the option C(x-renderfarm.overlay).
 seealso:
   - module: renderfarm.overlay.metadata_layer
   - module: renderfarm.overlay.overlay_info
@@ -92,6 +105,15 @@ EXAMPLES = r"""
       - /net/software
     options:
       nodev: true
+
+- name: Mount a view from an image, now and when the host starts
+  renderfarm.overlay.overlay_mount:
+    path: /software
+    lower:
+      - /var/lib/renderfarm-overlay/views/software/generations/4ff24b6d8e0c11a7/layer.erofs
+    data:
+      - /net/software
+    persist: systemd
 
 - name: Unmount it, unless it is in use
   renderfarm.overlay.overlay_mount:
@@ -205,6 +227,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options im
     differences,
     mount_spec,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.persistence import (
+    RemoveUnit,
+    Stored,
+    WriteUnit,
+    plan_persistence,
+    plan_places,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
     DetachOverlay,
     Plan,
@@ -212,7 +241,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan impor
     plan_mounted,
     plan_unmounted,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import detached, images, mounts, users
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    detached,
+    images,
+    mounts,
+    persistence,
+    users,
+)
 
 
 def main() -> None:
@@ -224,6 +259,7 @@ def main() -> None:
             "options": {"type": "dict", "default": {}},
             "read_only": {"type": "bool", "default": True},
             "state": {"type": "str", "choices": ["mounted", "unmounted", "absent"], "default": "mounted"},
+            "persist": {"type": "str", "choices": ["none", "systemd", "fstab"], "default": "none"},
             "switch": {"type": "str", "choices": ["auto", "beneath", "over", "replace", "never"], "default": "auto"},
         },
         work,
@@ -238,26 +274,54 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     if params["state"] == "mounted":
         spec = _spec(path, params)
         defaults = mounts.overlay_defaults()
-        plan = plan_mounted(spec, state, defaults, params["switch"], mounts.can_mount_beneath())
-        warnings = _check_layers(spec, bool(plan), context.check_mode)
+        mounting = plan_mounted(spec, state, defaults, params["switch"], mounts.can_mount_beneath())
+        warnings = _check_layers(spec, bool(mounting), context.check_mode)
     else:
-        plan = plan_unmounted(path, state, params["state"] == "absent")
-    old = state.mount if plan else None
+        mounting = plan_unmounted(path, state, params["state"] == "absent")
+    stored = persistence.read()
+    plan = _with_persistence(mounting, path, spec, params["persist"], stored)
+    old = state.mount if mounting else None
     old_mounts = mounts.same_mounts(old) if old else set()
     with mounts.undone_on_failure(plan):
-        context.carry_out(plan, mounts.apply)
-    live = state.mount if context.check_mode or not plan else mounts.observe(path).mount
-    if plan and spec and not context.check_mode:
+        context.carry_out(plan, persistence.apply)
+    live = state.mount if context.check_mode or not mounting else mounts.observe(path).mount
+    if mounting and spec and not context.check_mode:
         _check_result(spec, live)
-    outcome = _outcome(plan, state.mount, live, spec)
+    outcome = _outcome(mounting, state.mount, live, spec)
+    _add_persistence(outcome, plan, mounting, stored)
     elsewhere = mounts.shown_elsewhere(old) if old and not context.check_mode else []
     outcome.values["users"] = [process.as_dict() for process in users.of_mounts(old_mounts)] if old else []
-    if plan and not context.check_mode:
-        # Notes of earlier switches that nobody needs any more.
-        detached.in_use()
     outcome.values["elsewhere"] = [{"path": show(place), "pid": pid} for place, pid in elsewhere]
     outcome.warnings = [*warnings, *_what_stays(path, outcome, elsewhere)]
+    if mounting and not context.check_mode:
+        # Notes of earlier switches that nobody needs any more.
+        detached.in_use()
     return outcome
+
+
+def _with_persistence(mounting: Plan, path: bytes, spec: MountSpec | None, persist: str, stored: Stored) -> Plan:
+    """Return the plan with what is needed for mounting at boot: directories before, and all else when it is mounted."""
+    missing = persistence.missing_places(spec) if spec else set()
+    append = persist != "none" and persistence.takes_layers_one_by_one()
+    return (
+        *plan_places(spec, persist, missing),
+        *mounting,
+        *plan_persistence(path, spec, persist, stored, mounts.read_mounts(), append),
+    )
+
+
+def _add_persistence(outcome: runner.Outcome, plan: Plan, mounting: Plan, stored: Stored) -> None:
+    """Have the outcome, which is about the mount, say also what changes of mounting at boot."""
+    outcome.plan = plan
+    others = [str(action) for action in plan if action not in mounting]
+    if others:
+        was = {unit.name: unit.text.decode("utf-8", "replace") for unit in stored.units}
+        writes = [action.unit for action in plan if isinstance(action, WriteUnit)]
+        removed = [action.name for action in plan if isinstance(action, RemoveUnit)]
+        before = {name: was[name] for name in (*(unit.name for unit in writes), *removed) if name in was}
+        after = {unit.name: unit.text.decode("utf-8", "replace") for unit in writes}
+        outcome.before = {**outcome.before, "at boot": {"units": before, "to do": []}}
+        outcome.after = {**outcome.after, "at boot": {"units": after, "to do": others}}
 
 
 def _what_stays(path: bytes, outcome: runner.Outcome, elsewhere: Sequence[tuple[bytes, int | None]]) -> list[str]:

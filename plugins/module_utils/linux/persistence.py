@@ -1,0 +1,157 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Writing what is mounted at boot: units of systemd and fstab."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import subprocess
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import persistence
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import top_mount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import IMAGE_SUFFIX, MountSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.persistence import (
+    ReloadSystemd,
+    RemoveFstab,
+    RemoveImageMount,
+    RemoveUnit,
+    Stored,
+    Unit,
+    WriteFstab,
+    WriteUnit,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Action
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, mounts, syscalls
+
+UNITS = "/etc/systemd/system"
+FSTAB = "/etc/fstab"
+
+#: It is there while systemd runs (sd_booted(3)).
+_RUNNING = "/run/systemd/system"
+
+#: Seconds for systemd to read its units again.
+_RELOAD_SECONDS = 60.0
+
+
+def read() -> Stored:
+    """Return what is mounted at boot."""
+    units = []
+    with contextlib.suppress(FileNotFoundError):
+        for name in sorted(os.listdir(UNITS)):
+            if name.endswith(".mount"):
+                # A link that leads nowhere, or to /dev/null, is a unit as well: one without content.
+                with contextlib.suppress(FileNotFoundError), open(os.path.join(UNITS, name), "rb") as stream:
+                    units.append(Unit(name, stream.read(), os.path.lexists(_wants(name))))
+    return Stored(tuple(units), _read_fstab())
+
+
+def missing_places(spec: MountSpec) -> set[bytes]:
+    """Return the directories for mounting images at boot that are not there."""
+    names = (image[: -len(IMAGE_SUFFIX)] for image in spec.images)
+    return {name for name in names if not os.path.isdir(name)}
+
+
+def takes_layers_one_by_one() -> bool:
+    """Tell whether the kernel knows ``lowerdir+`` (Linux 6.8)."""
+    try:
+        context = syscalls.fsopen(b"overlay")
+    except OSError:  # the reason is told when it comes to mounting
+        return False
+    try:
+        syscalls.fsconfig_string(context, b"lowerdir+", b"/")
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(context)
+
+
+def apply(action: Action) -> None:
+    """Carry out one action of a plan for an overlay that is mounted at boot."""
+    if isinstance(action, WriteUnit):
+        _write_unit(action.unit)
+    elif isinstance(action, RemoveUnit):
+        _remove_unit(action.name)
+    elif isinstance(action, (WriteFstab, RemoveFstab)):
+        _edit_fstab(action.path, action.lines if isinstance(action, WriteFstab) else ())
+    elif isinstance(action, ReloadSystemd):
+        _reload()
+    elif isinstance(action, RemoveImageMount):
+        _remove_image_mount(action.name)
+    else:
+        mounts.apply(action)
+
+
+def _wants(name: str) -> str:
+    return os.path.join(UNITS, f"{persistence.WANTED_BY}.wants", name)
+
+
+def _write_unit(unit: Unit) -> None:
+    os.makedirs(UNITS, exist_ok=True)
+    with files.written_aside(os.path.join(UNITS, unit.name)) as stream:
+        stream.write(unit.text)
+    if unit.wanted:
+        os.makedirs(os.path.dirname(_wants(unit.name)), exist_ok=True)
+        files.replace_link(_wants(unit.name), os.path.join("..", unit.name))
+
+
+def _remove_unit(name: str) -> None:
+    # The unit itself last, since a run that is killed finds the rest by it.
+    for path in (_wants(name), os.path.join(UNITS, name)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _read_fstab() -> bytes:
+    try:
+        with open(FSTAB, "rb") as stream:
+            return stream.read()
+    except FileNotFoundError:
+        return b""
+
+
+def _edit_fstab(path: bytes, lines: tuple[bytes, ...]) -> None:
+    text = persistence.edited_fstab(_read_fstab(), path, lines)
+    # The file may be a link into a folder of settings.
+    real = os.path.realpath(FSTAB)
+    try:
+        mode = stat.S_IMODE(os.stat(real).st_mode)
+    except FileNotFoundError:
+        mode = 0o644
+    with files.written_aside(real, mode) as stream:
+        stream.write(text)
+
+
+def _reload() -> None:
+    if not os.path.isdir(_RUNNING):
+        return
+    argv = ["systemctl", "daemon-reload"]
+    try:
+        # The run_command of AnsibleModule has no time limit.
+        done = subprocess.run(  # pylint: disable=ansible-bad-function
+            argv,
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_RELOAD_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise OverlayError(f"systemctl daemon-reload has not ended for {_RELOAD_SECONDS:g} seconds") from None
+    if done.returncode:
+        raise OverlayError(f"systemctl daemon-reload failed (status {done.returncode}): {show(done.stdout.strip())}")
+
+
+def _remove_image_mount(name: bytes) -> None:
+    mount = top_mount(mounts.read_mounts(), name)
+    if mount and mount.fstype == b"erofs":
+        # The overlays over it have copies of it, so nobody notices; who stands in it keeps it.
+        syscalls.umount(name, syscalls.MNT_DETACH)
+    # Made for the mount alone; with something in it, or gone with its generation, it is none of ours.
+    with contextlib.suppress(OSError):
+        os.rmdir(name)

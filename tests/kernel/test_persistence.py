@@ -1,0 +1,246 @@
+"""What is written for mounting at boot, mounted by mount(8) as a boot would, is what the module wants."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import persistence as core
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts, persistence
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+
+UNITS = Path(persistence.UNITS)
+FSTAB = Path(persistence.FSTAB)
+WANTS = UNITS / "remote-fs.target.wants"
+
+ODD = [
+    "plain",
+    "a b",
+    "c,d",
+    "e:f",
+    "g\\h",
+    "i\\j,k",
+    "l\\:m",
+    "%n %%",
+    "q'r",
+    "#s",
+    ";t",
+    "$x ${y}",
+    "ü 日",
+    "=a",
+    "\\040",
+    "\\x20",
+    "z\\\\z",
+    "-dash",
+    ".dot",
+]
+
+
+@pytest.fixture(autouse=True)
+def etc(arena: Path) -> Iterator[None]:
+    """An /etc of the test's own, over that of the machine."""
+    for name in ("upper", "work"):
+        (arena / "etc" / name).mkdir(parents=True)
+    options = f"lowerdir=/etc,upperdir={arena}/etc/upper,workdir={arena}/etc/work"
+    support.command("mount", "-t", "overlay", "-o", options, "etc", "/etc")
+    FSTAB.write_text("# a comment\nfiler:/x /net/x nfs noauto,ro 0 0\n")
+    UNITS.mkdir(parents=True, exist_ok=True)
+    yield
+    support.command("umount", "--lazy", "/etc")
+    support.command("rm", "-r", arena / "etc")
+
+
+def view_of(folder: Path, number: int = 1, image: bool = True, view: str = "view", **options: Any) -> MountSpec:
+    """Make a generation with one file, of an image or a directory, and declare it."""
+    layer, data = folder / f"g{number}" / "layer", folder / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    support.write(data / "file", b"content")
+    layer.mkdir(parents=True)
+    support.write(layer / "file")
+    os.setxattr(layer / "file", "trusted.overlay.metacopy", b"")
+    os.setxattr(layer / "file", "trusted.overlay.redirect", b"/file")
+    os.truncate(layer / "file", 7)
+    if image:
+        support.image_of(layer, layer.with_suffix(".erofs"))
+        support.command("rm", "-r", layer)
+        layer = layer.with_suffix(".erofs")
+    return support.declared(folder / view, [layer], [data], **options)
+
+
+def arguments_of(spec: MountSpec, persist: str, **more: Any) -> dict[str, Any]:
+    lower = [os.fsdecode(path) for path in spec.images or spec.lower]
+    data = [os.fsdecode(path) for path in spec.data]
+    return {"path": os.fsdecode(spec.path), "lower": lower, "data": data, "persist": persist, **more}
+
+
+def settings(unit: bytes) -> dict[str, str]:
+    """Return the settings of a unit as systemd reads them."""
+    found = re.findall(rb"^(\w+)=(.*)$", unit, re.MULTILINE)
+    return {name.decode(): value.decode().replace("%%", "%") for name, value in found}
+
+
+def mount_units(units: tuple[core.Unit, ...]) -> None:
+    """Mount what units say, as systemd does: with mount(8), and making the mountpoint."""
+    for unit in units:
+        said = settings(unit.text)
+        os.makedirs(said["Where"], exist_ok=True)
+        support.command("mount", said["What"], said["Where"], "-t", said["Type"], "-o", said["Options"])
+
+
+def is_as_declared(spec: MountSpec) -> bool:
+    return support.planned(spec) == () and (Path(os.fsdecode(spec.path)) / "file").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("image", [True, False])
+@pytest.mark.parametrize("name", ODD)
+def test_a_unit_mounts_what_is_declared(folder: Path, name: str, image: bool) -> None:
+    spec = view_of(folder / name, image=image, view=f"view {name}", nodev=True, noatime=True)
+    mount_units(core.desired_units(spec, append=True))
+    assert is_as_declared(spec)
+
+
+@pytest.mark.parametrize("name", [name for name in ODD if not re.search(r"[ ,\\']", name)])
+@pytest.mark.parametrize("image", [True, False])
+def test_a_line_of_fstab_mounts_what_is_declared(folder: Path, name: str, image: bool) -> None:
+    spec = view_of(folder / name, image=image, view=f"view \\ {name}", nosuid=True)
+    lines = core.desired_lines(spec, append=True)
+    for where in (spec.path, *spec.lower):
+        os.makedirs(where, exist_ok=True)
+    (folder / "fstab").write_bytes(b"".join(lines))
+    support.command("mount", "-a", "-T", folder / "fstab")
+    assert is_as_declared(spec)
+
+
+def test_layers_too_long_for_one_option_are_mounted_one_by_one(folder: Path) -> None:
+    assert persistence.takes_layers_one_by_one()
+    spec = view_of(folder / ("x" * 120) / ("y" * 40))
+    units = core.desired_units(spec, append=True)
+    assert b"lowerdir+=" in units[-1].text
+    mount_units(units)
+    assert is_as_declared(spec)
+
+
+def test_systemd_finds_nothing_wrong_with_the_units(folder: Path) -> None:
+    # Colons are left out: on its command line systemd-analyze takes what follows one for another name of the unit.
+    for number, name in enumerate(["plain", "a b,c\\e", "%n ü '"]):
+        spec = view_of(folder / name, number)
+        paths = []
+        for unit in core.desired_units(spec, append=True):
+            paths.append(folder / unit.name)
+            paths[-1].write_bytes(unit.text)
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", *paths],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
+        )
+        said = [line for line in done.stdout.splitlines() if str(folder) in line or ".mount" in line]
+        assert (done.returncode, said) == (0, []), done.stdout
+
+
+def four_runs(**arguments: Any) -> dict[str, Any]:
+    checked = support.module("overlay_mount", True, True, **arguments).ok
+    done = support.module("overlay_mount", **arguments).ok
+    again = support.module("overlay_mount", **arguments).ok
+    assert (checked["changed"], done["changed"], again["changed"]) == (True, True, False)
+    assert checked["actions"] == done["actions"]
+    assert checked["diff"]["after"]["at boot"] == done["diff"]["after"]["at boot"]
+    assert again["actions"] == []
+    return done
+
+
+def own_units() -> set[str]:
+    return {path.name for path in UNITS.glob("*.mount") if path.read_bytes().startswith(core.MARKER)}
+
+
+def test_units_follow_the_view(folder: Path) -> None:
+    specs = [view_of(folder, number) for number in range(2)]
+    names = [{core.unit_name(spec.lower[0]), core.unit_name(spec.path)} for spec in specs]
+    view_unit = core.unit_name(specs[0].path)
+    four_runs(**arguments_of(specs[0], "systemd"))
+    assert own_units() == names[0]
+    assert os.path.samefile(WANTS / view_unit, UNITS / view_unit)
+    assert (folder / "g0" / "layer").is_dir()
+    # Now it is as after a boot: the image is mounted where it can be seen.
+    support.unmount_all(specs[0].path)
+    stored = {unit.name: unit for unit in persistence.read().units}
+    mount_units(tuple(stored[unit.name] for unit in core.desired_units(specs[0], append=True)))
+    assert not support.module("overlay_mount", **arguments_of(specs[0], "systemd")).ok["changed"]
+    # A switch takes the old image away, and its unit and directory.
+    done = four_runs(**arguments_of(specs[1], "systemd"))
+    assert done["switched"]
+    assert own_units() == names[1]
+    assert [one.path for one in mounts.read_mounts() if one.fstype == b"erofs"] == []
+    assert os.listdir(folder / "g0") == ["layer.erofs"]
+    assert os.listdir(folder / "g1/layer") == []
+    assert (folder / "view" / "file").read_bytes() == b"content"
+    # Not at boot any more, and then not now either.
+    assert support.module("overlay_mount", **arguments_of(specs[1], "none")).ok["changed"]
+    assert own_units() == set()
+    assert not os.path.lexists(WANTS / view_unit)
+    assert support.live(specs[1].path)
+    support.module("overlay_mount", **arguments_of(specs[1], "systemd"))
+    done = support.module("overlay_mount", path=os.fsdecode(specs[1].path), state="absent").ok
+    assert f"remove unit {view_unit}" in done["actions"]
+    assert own_units() == set()
+    assert os.listdir(folder / "g1") == ["layer.erofs"]
+
+
+def test_lines_of_fstab_follow_the_view(folder: Path) -> None:
+    before = FSTAB.read_text()
+    specs = [view_of(folder, number) for number in range(2)]
+    four_runs(**arguments_of(specs[0], "fstab"))
+    support.unmount_all(specs[0].path)
+    support.command("mount", "-a", "-T", FSTAB)
+    assert is_as_declared(specs[0])
+    assert not support.module("overlay_mount", **arguments_of(specs[0], "fstab")).ok["changed"]
+    four_runs(**arguments_of(specs[1], "fstab"))
+    assert FSTAB.read_bytes() == before.encode() + b"".join(core.desired_lines(specs[1], append=True))
+    assert [one.path for one in mounts.read_mounts() if one.fstype == b"erofs"] == []
+    four_runs(**arguments_of(specs[1], "systemd"))
+    assert FSTAB.read_text() == before
+    four_runs(**arguments_of(specs[1], "fstab"))
+    assert own_units() == set()
+    assert support.module("overlay_mount", path=os.fsdecode(specs[1].path), state="unmounted").ok["changed"]
+    assert FSTAB.read_text() == before
+
+
+def test_an_image_that_another_overlay_uses_stays_mounted(folder: Path) -> None:
+    specs = [view_of(folder, number) for number in range(2)]
+    mount_units(core.desired_units(specs[0], append=True))
+    (folder / "other").mkdir()
+    layers = f"lowerdir={folder}/g0/layer::{folder}/data"
+    support.command("mount", "-t", "overlay", "-o", f"ro,metacopy=on,{layers}", "overlay", folder / "other")
+    support.module("overlay_mount", **arguments_of(specs[1], "none"))
+    assert support.live(folder / "g0" / "layer")
+    support.module("overlay_mount", path=str(folder / "other"), state="absent")
+    assert not support.live(folder / "g0" / "layer")
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_mounted(folder: Path) -> None:
+    (folder / "a b").mkdir()
+    spec = view_of(folder / "a b", image=False)
+    ran = support.module("overlay_mount", **arguments_of(spec, "fstab"))
+    assert "use 'persist: systemd'" in ran.message
+    assert support.live(spec.path) is None
+    (UNITS / core.unit_name(spec.path)).write_text("[Mount]\n")
+    ran = support.module("overlay_mount", **arguments_of(spec, "systemd"))
+    assert "not of this collection" in ran.message
+    assert support.live(spec.path) is None
+
+
+def test_check_mode_writes_no_unit_and_no_line(folder: Path) -> None:
+    spec = view_of(folder)
+    before = FSTAB.read_bytes(), sorted(os.listdir(UNITS)), sorted(os.listdir(folder / "g1"))
+    for persist in ("systemd", "fstab"):
+        assert support.module("overlay_mount", True, True, **arguments_of(spec, persist)).ok["changed"]
+    assert (FSTAB.read_bytes(), sorted(os.listdir(UNITS)), sorted(os.listdir(folder / "g1"))) == before
