@@ -110,6 +110,10 @@ class Generation:
         return folder_of(self.id, self.format, self.strategy, self.xattr_namespace)
 
 
+def is_view_name(name: str) -> bool:
+    return _VIEW_NAME.fullmatch(name) is not None
+
+
 @dataclass(frozen=True)
 class ViewPaths:
     """Where a view's files are: ``STATE_DIR/views/NAME/...``"""
@@ -119,7 +123,7 @@ class ViewPaths:
     @classmethod
     def of(cls, state_dir: str, name: str) -> ViewPaths:
         """Raises OverlayError when ``name`` could not be the name of a folder."""
-        if not _VIEW_NAME.fullmatch(name):
+        if not is_view_name(name):
             raise OverlayError(
                 f"view name {name!r} is not usable: it becomes a folder, so give it letters, digits, '.', '_' and '-',"
                 " starting with a letter or digit, 100 at most"

@@ -103,6 +103,24 @@ class RemoveView(Action):
 
 
 @dataclass(frozen=True)
+class RemoveGeneration(Action):
+    view: str
+    folder: str
+
+    def __str__(self) -> str:
+        return f"remove generation {id_of(self.folder)} of view {self.view}"
+
+
+@dataclass(frozen=True)
+class RemoveRemains(Action):
+    view: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"remove what a killed run has left at {self.path}"
+
+
+@dataclass(frozen=True)
 class ViewState:
     """What is there of a view: its finished generations, and which of them is current and was before."""
 
@@ -114,8 +132,13 @@ class ViewState:
 
 
 def plan_layer(folder: str, provide: Action | None, state: ViewState) -> Plan:
-    """``provide`` is how a generation that is not there is made; None for one that is."""
+    """``provide`` is how a generation that is not there is made; None for one that has to be.
+
+    Raises OverlayError for one that has to be there and is not, as when another run has removed it meanwhile.
+    """
     actions: tuple[Action, ...] = ()
+    if provide is None and folder not in state.generations:
+        raise OverlayError(f"generation {id_of(folder)} is not on this host any more")
     if provide and folder not in state.generations:
         actions += (provide,)
     if folder != state.current:

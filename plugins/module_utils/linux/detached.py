@@ -40,8 +40,8 @@ def record(mount: Mount, mounts: Collection[int]) -> DetachedMount:
     return entry
 
 
-def in_use() -> list[tuple[DetachedMount, list[Process]]]:
-    """Return the detached overlays that are still in use, oldest first, each with its users, and forget the others.
+def in_use(forget: bool = True) -> list[tuple[DetachedMount, list[Process]]]:
+    """Return the detached overlays that are still in use, oldest first, each with its users, and forget the others if told so.
 
     An overlay without users is in use as long as it is mounted somewhere, such as in the mount namespace of a container.
     """
@@ -57,7 +57,7 @@ def in_use() -> list[tuple[DetachedMount, list[Process]]]:
         processes = {process for number in entry.mounts for process in holders.get(number, ())}
         if processes or detached.is_seen(entry, live):
             found.append((entry, sorted(processes)))
-        else:
+        elif forget:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
     return found

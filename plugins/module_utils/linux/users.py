@@ -42,6 +42,20 @@ def by_mount() -> dict[int, list[Process]]:
     return found
 
 
+def paths() -> Iterator[tuple[Process, bytes]]:
+    """Yield the paths that processes, but for this one, hold: where they stand, what they run, and what they have open or mapped."""
+    for pid in _others():
+        process = Process(pid, _name_of(pid))
+        folder = b"/proc/%d/" % pid
+        links = [b"cwd", b"root", b"exe"]
+        with contextlib.suppress(OSError):
+            links += [b"fd/" + name for name in os.listdir(folder + b"fd")]
+            links += _mapped(folder)
+        for link in links:
+            with contextlib.suppress(OSError):
+                yield process, os.readlink(folder + link)
+
+
 def _others() -> list[int]:
     return sorted(int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid())
 

@@ -243,23 +243,30 @@ def make_current(paths: ViewPaths, folder: str, previous: str | None) -> None:
     files.replace_link(paths.link(CURRENT), os.path.join("generations", folder))
 
 
-def remove_generation(paths: ViewPaths, folder: str, progress: Progress = no_progress) -> None:
-    """Remove a generation. A killed run leaves it whole, or under a name that counts for nobody."""
+def put_aside(paths: ViewPaths, folder: str) -> str:
+    """Give a generation that is to be removed a name that counts for nobody, and return its path."""
     os.makedirs(paths.removing, exist_ok=True)
     aside = os.path.join(paths.removing, folder)
-    files.remove_tree(aside, progress)
+    files.remove_tree(aside)
     os.rename(paths.generation(folder), aside)
     files.sync_directory(paths.generations)
-    files.remove_tree(paths.removing, progress)
+    return aside
+
+
+def put_back(paths: ViewPaths, folder: str) -> None:
+    """Undo ``put_aside``."""
+    os.rename(os.path.join(paths.removing, folder), paths.generation(folder))
+    os.rmdir(paths.removing)
+    files.sync_directory(paths.generations)
 
 
 def remove_view(paths: ViewPaths, progress: Progress = no_progress) -> None:
-    """Remove all of a view. The links go first, then each generation, so that a killed run leaves nothing that counts and is not whole."""
+    """Remove all of a view. A killed run leaves nothing that counts and is not whole: the links go first, then names of generations."""
     for name in (CURRENT, PREVIOUS):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(paths.link(name))
     for folder in observe(paths).generations:
-        remove_generation(paths, folder, progress)
+        put_aside(paths, folder)
     files.remove_tree(paths.root, progress)
 
 

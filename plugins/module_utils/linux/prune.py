@@ -1,0 +1,79 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Removing generations that nobody needs, and what killed runs have left."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import ViewState
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.prune import Candidate, Verdict, judge
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, usage, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
+
+
+def view_names(state_dir: str) -> list[str]:
+    """Return the names of the views on this host."""
+    try:
+        found = os.listdir(os.path.join(state_dir, "views"))
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in found if names.is_view_name(name))
+
+
+def verdicts(paths: ViewPaths, state: ViewState, keep: int, min_age: float, forget: bool) -> list[Verdict]:
+    """Return what becomes of the generations of a view. ``forget`` is that of ``usage.of_generations``."""
+    uses = usage.of_generations(paths, forget)
+    found = []
+    for folder in state.generations:
+        built_at = os.stat(names.record_path(paths.generation(folder))).st_mtime
+        size = views.read_generation(paths, folder).bytes_on_disk
+        found.append(Candidate(folder, built_at, size, tuple(uses.get(folder, ()))))
+    return judge(found, state.current, state.previous, keep, min_age, time.time())
+
+
+def remains(paths: ViewPaths, state: ViewState, min_age: float) -> list[str]:
+    """Return what killed runs have left of a view that counts for nobody. The view's lock tells whether a run is at work.
+
+    A copy of an image that was interrupted goes on when the image is installed again, so a young one stays.
+    """
+    found = [path for path in (paths.staging, paths.removing) if os.path.lexists(path)]
+    if os.path.isdir(paths.incoming) and time.time() - os.stat(paths.incoming).st_mtime >= min_age:
+        found.append(paths.incoming)
+    for folder in (paths.root, paths.generations):
+        if os.path.isdir(folder):
+            aside = (name for name in os.listdir(folder) if name.startswith(files.ASIDE_PREFIX))
+            found += [os.path.join(folder, name) for name in aside]
+    if os.path.isdir(paths.generations):
+        uses = usage.of_generations(paths, forget=False)
+        for name in os.listdir(paths.generations):
+            # Without its record it is no generation; but somebody may have mounted it when it was one.
+            if name not in state.generations and name not in uses and not name.startswith(files.ASIDE_PREFIX):
+                found.append(paths.generation(name))
+    return sorted(found)
+
+
+def remove_remains(path: str, progress: Progress = no_progress) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        files.remove_tree(path, progress)
+    else:
+        os.unlink(path)
+
+
+def remove_generation(paths: ViewPaths, folder: str, progress: Progress = no_progress) -> str | None:
+    """Remove a generation, unless somebody has come to need it meanwhile; then return who, in words.
+
+    It is renamed away first, so that nobody can begin to use it, and only then looked at for the last time.
+    """
+    aside = views.put_aside(paths, folder)
+    uses = usage.of_generations(paths, forget=False).get(folder)
+    if uses:
+        views.put_back(paths, folder)
+        return "; ".join(uses)
+    files.remove_tree(aside, progress)
+    os.rmdir(paths.removing)
+    return None
