@@ -82,7 +82,7 @@ def test_all_views_are_pruned_unless_one_is_named(
     others = [support.build(state_dir, [tools[1]], name="other", owner=number)[0] for number in range(3)]
     pruned(state_dir, name="other")
     assert (there(layers), there(others)) == ([0, 1, 2, 3, 4], [1, 2])
-    arguments = {"state_dir": str(state_dir), "keep": 0, "min_age": 0}
+    arguments: dict[str, Any] = {"state_dir": str(state_dir), "keep": 0, "min_age": 0}
     assert {one["view"] for one in support.module("overlay_prune", **arguments).ok["removed"]} == {"view"}
     assert there(layers) == [3, 4]
 
@@ -120,7 +120,7 @@ def test_what_a_process_has_kept_since_a_switch_stays(
     state_dir: Path, folder: Path, root: Path, layers: list[Path]
 ) -> None:
     view = folder / "view"
-    first = {"path": str(view), "lower": [str(layers[0])], "data": [str(root)]}
+    first: dict[str, Any] = {"path": str(view), "lower": [str(layers[0])], "data": [str(root)]}
     assert support.module("overlay_mount", **first).ok["changed"]
     with standing_in(view / "tool") as pid:
         switched = support.module("overlay_mount", **{**first, "lower": [str(layers[4])]}).ok
