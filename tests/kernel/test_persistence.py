@@ -147,6 +147,29 @@ def test_systemd_finds_nothing_wrong_with_the_units(folder: Path) -> None:
         assert (done.returncode, said) == (0, []), done.stdout
 
 
+GENERATOR = "/usr/lib/systemd/system-generators/systemd-fstab-generator"
+
+
+@pytest.mark.parametrize("image", [True, False])
+def test_systemd_makes_units_of_the_lines_of_fstab_that_mount_what_is_declared(folder: Path, image: bool) -> None:
+    spec = view_of(folder / "e:%n#ü=", image=image, view="v w\\x", nodev=True)
+    (folder / "fstab").write_bytes(b"".join(core.desired_lines(spec, append=True)))
+    folders = [folder / name for name in ("normal", "early", "late")]
+    for path in folders:
+        path.mkdir()
+    environment = {**os.environ, "SYSTEMD_FSTAB": str(folder / "fstab")}
+    subprocess.run([GENERATOR, *folders], check=True, env=environment)
+    units = {name: (folder / "normal" / name).read_bytes() for name in os.listdir(folder / "normal") if "mount" in name}
+    names = [core.unit_name(path) for path in (*(spec.lower if image else ()), spec.path)]
+    assert sorted(units) == sorted(names)
+    for name in names:
+        assert (folder / "normal" / "remote-fs.target.wants" / name).is_symlink()
+    required = settings(units[names[-1]])["RequiresMountsFor"].split(" ")
+    assert required == [os.fsdecode(path) for path in (*spec.lower, *spec.data)]
+    mount_units(tuple(core.Unit(name, units[name], True) for name in names))
+    assert is_as_declared(spec)
+
+
 def four_runs(**arguments: Any) -> dict[str, Any]:
     checked = support.module("overlay_mount", True, True, **arguments).ok
     done = support.module("overlay_mount", **arguments).ok
@@ -244,3 +267,37 @@ def test_check_mode_writes_no_unit_and_no_line(folder: Path) -> None:
     for persist in ("systemd", "fstab"):
         assert support.module("overlay_mount", True, True, **arguments_of(spec, persist)).ok["changed"]
     assert (FSTAB.read_bytes(), sorted(os.listdir(UNITS)), sorted(os.listdir(folder / "g1"))) == before
+
+
+@pytest.mark.parametrize("persist", ["systemd", "fstab"])
+def test_a_run_that_ends_after_any_of_its_steps_is_made_good_by_the_next(folder: Path, persist: str) -> None:
+    before = FSTAB.read_bytes()
+    number = 0
+    done = 0
+    while True:
+        # As after a boot: the image of the first one is mounted visibly.
+        specs = [view_of(folder, number), view_of(folder, number + 1)]
+        number += 2
+        support.module("overlay_mount", **arguments_of(specs[0], persist))
+        support.unmount_all(specs[0].path)
+        mount_units(core.desired_units(specs[0], append=True))
+        stored, live = persistence.read(), mounts.read_mounts()
+        plan = (
+            *core.plan_places(specs[1], persist, persistence.missing_places(specs[1])),
+            *support.planned(specs[1]),
+            *core.plan_persistence(specs[1].path, specs[1], persist, stored, live, append=True),
+        )
+        for action in plan[:done]:
+            persistence.apply(action)
+        support.module("overlay_mount", **arguments_of(specs[1], persist))
+        assert not support.module("overlay_mount", **arguments_of(specs[1], persist)).ok["changed"]
+        assert is_as_declared(specs[1])
+        expected = {core.unit_name(specs[1].path), core.unit_name(specs[1].lower[0])} if persist == "systemd" else set()
+        assert own_units() == expected
+        lines = core.desired_lines(specs[1], append=True) if persist == "fstab" else ()
+        assert FSTAB.read_bytes() == before + b"".join(lines)
+        assert [one.path for one in mounts.read_mounts() if one.fstype == b"erofs"] == []
+        if done >= len(plan):
+            break
+        done += 1
+    assert done >= 4

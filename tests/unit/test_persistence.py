@@ -253,12 +253,12 @@ GONE = ["remove unit g-1-layer.mount", "remove unit software.mount", RELOAD]
             WRITTEN,
             ["write unit g-2-layer.mount", "write unit software.mount", RELOAD, UNMOUNT, "remove unit g-1-layer.mount", RELOAD],
         ),
-        (NEXT, "fstab", IN_FSTAB, ["write the overlay at /software into /etc/fstab", UNMOUNT]),
+        (NEXT, "fstab", IN_FSTAB, [UNMOUNT, "write the overlay at /software into /etc/fstab"]),
         # No longer wanted, or unmounted. The image of a view that stays is used.
         (SPEC, "none", WRITTEN, GONE),
         (None, "systemd", WRITTEN, [UNMOUNT, *GONE]),
         (None, "none", WRITTEN, [UNMOUNT, *GONE]),
-        (None, "none", IN_FSTAB, ["remove the overlay at /software from /etc/fstab", UNMOUNT]),
+        (None, "none", IN_FSTAB, [UNMOUNT, "remove the overlay at /software from /etc/fstab"]),
         # From one to the other.
         (SPEC, "fstab", WRITTEN, ["write the overlay at /software into /etc/fstab", *GONE]),
         (
@@ -325,5 +325,5 @@ def test_actions_carry_what_is_to_be_written() -> None:
     (write,) = plan_persistence(b"/software", SPEC, "fstab", NOTHING, (), append=True)
     assert isinstance(write, WriteFstab)
     assert write.lines == desired_lines(SPEC, append=True)
-    (remove, _unmount) = plan_persistence(b"/software", None, "none", IN_FSTAB, (), append=True)
+    (_unmount, remove) = plan_persistence(b"/software", None, "none", IN_FSTAB, (), append=True)
     assert isinstance(remove, RemoveFstab)

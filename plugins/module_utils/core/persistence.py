@@ -387,10 +387,10 @@ def plan_persistence(
     actions: list[Action] = [WriteUnit(unit) for unit in units if not _is_there(unit, stored)]
     if actions:
         actions.append(ReloadSystemd())
+    # Before their units and lines go: a run that is killed finds them again by those.
+    actions += [RemoveImageMount(name) for name in _to_unmount(path, spec, live, unneeded, kept)]
     if fstab != stored.fstab:
         actions.append(WriteFstab(path, lines) if lines else RemoveFstab(path))
-    # Before their units: a run that is killed finds them again by those.
-    actions += [RemoveImageMount(name) for name in _to_unmount(path, spec, live, unneeded, kept)]
     actions += [RemoveUnit(unit.name) for unit, _names in removable]
     if removable:
         actions.append(ReloadSystemd())
