@@ -199,8 +199,9 @@ def _prune(paths: ViewPaths, name: str, params: dict[str, Any], context: runner.
     by_folder = {verdict.candidate.folder: verdict.candidate for verdict in found if verdict.reason is None}
     remains = prune.remains(paths, state, params["min_age"])
     plan: Plan = (
-        *(RemoveGeneration(name, folder) for folder in by_folder),
+        # First, since what is left of an earlier removal is where generations are put aside.
         *(RemoveRemains(name, path) for path in remains),
+        *(RemoveGeneration(name, folder) for folder in by_folder),
     )
     done = list(plan)
 

@@ -1,4 +1,4 @@
-"""Layers as EROFS images: what is in them, building and installing them, and what becomes of runs that are killed."""
+"""Layers as EROFS images: what is in them, building them, installing them from a store, and going back to earlier ones."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import manifest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import compose
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError, OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import LayerSpec, ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, LayerSpec, ViewPaths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import image_store, manifest_store, views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
@@ -128,3 +129,194 @@ def test_a_program_that_fails_is_quoted(disk: Path, tools: tuple[Placement, ...]
     program.chmod(0o755)
     with pytest.raises(OverlayError, match=rf"{program} could not make the image \(exit status 3\): no room left"):
         support.build(disk / "state", list(tools), builder=Builder("mkcomposefs", str(program)))
+
+
+# ---- image stores
+
+
+@dataclass(frozen=True)
+class Published:
+    """An image in a store, and a state directory to install it in."""
+
+    image: Path
+    digest: str
+    paths: ViewPaths
+
+    def install(self, **more: str) -> Generation:
+        arguments = {"digest": self.digest, **more}
+        generation = image_store.read(str(self.image), arguments["digest"])
+        with views.locked(self.paths, 10):
+            return image_store.install(self.paths, str(self.image), generation)
+
+
+@pytest.fixture
+def published(folder: Path, tools: tuple[Placement, ...]) -> Published:
+    spec = LayerSpec("view", tools, "erofs", "data_only", "trusted")
+    store = str(folder / "images")
+    generation = image_store.publish(store, spec, builder("mkcomposefs"), views.composed(spec))
+    assert generation.image is not None
+    image = Path(image_store.image_path(store, generation.id))
+    return Published(image, generation.image.digest, ViewPaths.of(str(folder / "state"), "view"))
+
+
+def test_an_image_is_installed_as_it_was_built(published: Published) -> None:
+    assert sorted(path.name for path in published.image.parent.iterdir()) == sorted(
+        [published.image.name, f"{published.image.stem}.json"]
+    )
+    generation = published.install()
+    there = Path(published.paths.generation(generation.folder)) / "layer.erofs"
+    assert there.read_bytes() == published.image.read_bytes()
+    assert views.read_generation(published.paths, generation.folder) == generation
+    assert views.observe(published.paths).generations == {generation.folder}
+    assert not os.path.lexists(published.paths.incoming)
+
+
+@pytest.mark.parametrize("kept", ["half", "all", "damaged", "too much"])
+def test_a_copy_that_was_interrupted_goes_on(published: Published, kept: str) -> None:
+    content = published.image.read_bytes()
+    half = len(content) // 2
+    part = Path(published.paths.incoming) / published.digest.partition(":")[2]
+    part.parent.mkdir(parents=True, mode=0o700)
+    for folder in (part.parent.parent.parent.parent, part.parent.parent.parent):
+        folder.chmod(0o700)
+    left = {"half": content[:half], "all": content, "damaged": b"x" * half, "too much": content + b"x"}[kept]
+    part.write_bytes(left)
+    (part.parent / "of another image").write_bytes(b"x")
+    if kept == "half":
+        # What is there already is not read from the store again: were it, this would be found out.
+        with published.image.open("r+b") as stream:
+            stream.write(b"damage")
+    generation = published.install()
+    assert (Path(published.paths.generation(generation.folder)) / "layer.erofs").read_bytes() == content
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "longer", "no record", "no image", "other record"])
+def test_an_image_that_is_not_what_was_asked_for_is_refused(published: Published, damage: str) -> None:
+    content = bytearray(published.image.read_bytes())
+    record = published.image.with_suffix(".json")
+    digest = published.digest
+    if damage == "flipped":
+        content[-1] ^= 1
+        published.image.write_bytes(content)
+    elif damage == "truncated":
+        published.image.write_bytes(content[:-1])
+    elif damage == "longer":
+        published.image.write_bytes(content + b"x")
+    elif damage == "no record":
+        record.unlink()
+    elif damage == "no image":
+        published.image.unlink()
+    else:
+        digest = "sha256:" + "0" * 64
+    with pytest.raises(OverlayError, match=re.escape(str(published.image))) as raised:
+        published.install(digest=digest)
+    words = "nothing was installed" if damage in ("flipped", "other record") else "there is no whole image"
+    assert words in str(raised.value)
+    assert views.observe(published.paths).generations == frozenset()
+    assert not any(files for _folder, _folders, files in os.walk(published.paths.incoming))
+
+
+def test_the_remains_of_a_killed_publisher_are_removed_when_they_are_old(
+    published: Published, tools: tuple[Placement, ...]
+) -> None:
+    old, young = (published.image.parent / f".new-{name}" for name in ("old", "young"))
+    for path in (old, young):
+        path.mkdir()
+        (path / "layer.erofs").write_bytes(b"x")
+    os.utime(old, (0, 0))
+    spec = LayerSpec("view", tools[:1], "erofs", "data_only", "trusted")
+    image_store.publish(str(published.image.parent), spec, builder("mkfs.erofs"), views.composed(spec))
+    assert (old.exists(), young.exists()) == (False, True)
+
+
+# ---- the module
+
+
+@pytest.fixture
+def with_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}")
+
+
+def module(state_dir: Path, check: bool = False, **more: Any) -> support.Ran:
+    return support.module("metadata_layer", check=check, name="view", state_dir=str(state_dir), **more)
+
+
+@pytest.mark.usefixtures("with_programs")
+def test_auto_is_an_image_where_there_is_a_program_and_stays_what_it_is(
+    folder: Path, tools: tuple[Placement, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    releases = [{"manifest": tools[0].manifest}]
+    first = module(folder / "state", releases=releases).ok
+    assert (first["format"], first["layer"].endswith("-erofs/layer.erofs")) == ("erofs", True)
+    assert "mkcomposefs makes them" in first["format_reason"]
+    # Without a program nothing can be built, and nothing has to be.
+    monkeypatch.setenv("PATH", os.environ["PATH"].replace(f"{PROGRAMS}{os.pathsep}", ""))
+    again = module(folder / "state", releases=releases).ok
+    assert (again["changed"], again["format"]) == (False, "erofs")
+    assert again["format_reason"] == "the generation is there in this format"
+    # The other form of the same generation has the same name, and the view has no other previous one for it.
+    other = module(folder / "state", releases=releases, format="directory").ok
+    assert (other["generation"], other["format"], other["previous"]) == (first["generation"], "directory", None)
+    assert module(folder / "state", releases=releases).ok["format"] == "directory"
+
+
+def test_a_format_that_cannot_be_is_refused_or_not_chosen(folder: Path, tools: tuple[Placement, ...]) -> None:
+    releases = [{"manifest": tools[0].manifest}]
+    refused = module(folder / "state", releases=releases, format="erofs", xattr_namespace="user").message
+    assert "namespace trusted only" in refused
+    chosen = module(folder / "state", releases=releases, xattr_namespace="user").ok
+    assert chosen["format"] == "directory"
+    assert "namespace trusted only" in chosen["format_reason"]
+
+
+@pytest.mark.usefixtures("with_programs")
+def test_one_host_builds_and_others_install(folder: Path, tools: tuple[Placement, ...]) -> None:
+    releases = [{"manifest": one.manifest} for one in tools]
+    store = folder / "images"
+    asked = module(folder / "a", check=True, releases=releases, image_store=str(store)).ok
+    assert (asked["changed"], store.exists()) == (True, False)
+    built = module(folder / "a", releases=releases, image_store=str(store)).ok
+    assert (built["image"], built["generation"]) == (asked["image"], asked["generation"])
+    assert not (folder / "a").exists()
+    assert not module(folder / "a", releases=releases, image_store=str(store)).ok["changed"]
+    wanted = {"image": built["image"], "image_digest": built["image_digest"]}
+    expected = module(folder / "b", check=True, **wanted).ok
+    installed = module(folder / "b", **wanted).ok
+    assert {**installed, "entries": 0, "bytes": 0, "bytes_on_disk": 0, "conflicts": 0, "conflict_count": 0} == {
+        **expected,
+        "entries": 0,
+        "bytes": 0,
+        "bytes_on_disk": 0,
+        "conflicts": 0,
+        "conflict_count": 0,
+        "image_digest": built["image_digest"],
+    }
+    local = module(folder / "c", releases=releases, format="directory").ok
+    assert installed["generation"] == built["generation"] == local["generation"]
+    # What is there needs no store any more.
+    shutil.rmtree(store)
+    assert not module(folder / "b", **wanted).ok["changed"]
+    assert "there is no whole image" in module(folder / "d", **wanted).message
+
+
+@pytest.mark.usefixtures("with_programs")
+def test_a_view_goes_back_to_what_it_was(folder: Path, tools: tuple[Placement, ...]) -> None:
+    state_dir = folder / "state"
+    first, second = (module(state_dir, releases=[{"manifest": one.manifest}]).ok for one in tools)
+    asked = module(state_dir, check=True, generation="previous").ok
+    assert (asked["generation"], asked["changed"]) == (first["generation"], True)
+    assert asked["diff"]["after"]["releases"].keys() == {"/tool/1.0"}
+    assert asked["diff"]["before"]["releases"].keys() == {"/tool/2.0"}
+    back = module(state_dir, generation="previous").ok
+    assert (back["layer"], back["previous"]) == (first["layer"], second["generation"])
+    assert os.readlink(state_dir / "views/view/current") == f"generations/{first['generation']}-erofs"
+    named = module(state_dir, generation=first["generation"]).ok
+    assert not named["changed"]
+    forth = module(state_dir, generation="previous").ok
+    assert forth["generation"] == second["generation"]
+    message = module(state_dir, generation="0123456789abcdef").message
+    assert first["generation"] in message
+    assert second["generation"] in message
+    assert "has no previous generation" in module(folder / "other", generation="previous").message
+    both = module(state_dir, generation="previous", releases=[{"manifest": tools[0].manifest}]).message
+    assert "leave out 'releases'" in both

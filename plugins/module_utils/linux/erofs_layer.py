@@ -28,7 +28,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline 
 
 _CHUNK = 1 << 18
 #: Programs of administrators are in folders that need not be on the PATH of a task.
-_PLACES = (os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin")
+_MORE_PLACES = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _POLL_SECONDS = 0.1
 
 _METACOPY = b"trusted.overlay.metacopy"
@@ -67,7 +67,7 @@ class Builder:
 
 def find_builder() -> Builder:
     """Return the program that makes images on this host. Raises OverlayError, which says what is missing, where there is none."""
-    places = os.pathsep.join(_PLACES)
+    places = os.pathsep.join((os.environ.get("PATH", os.defpath), *_MORE_PLACES))
     found = shutil.which("mkcomposefs", path=places)
     if found:
         return Builder("mkcomposefs", found)

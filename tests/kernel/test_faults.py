@@ -1,0 +1,267 @@
+"""Every system call that matters is made to fail, and to be the last one of its run: what is left is the old or the new, whole.
+
+strace(1) does both, to the real calls of the modules as Ansible runs them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import erofs_layer, image_store, mounts, views
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+
+PROGRAMS = Path(__file__).resolve().parents[2] / ".build" / "images" / "bin"
+
+#: Calls that write or mount, each with the error that it gets.
+WRITING = {
+    "mkdir": "ENOSPC",
+    "rename": "EIO",
+    "fsync": "EIO",
+    "symlink": "ENOSPC",
+    "unlink": "EIO",
+    "unlinkat": "EIO",
+    "rmdir": "EIO",
+    "ftruncate": "EIO",
+    "fsetxattr": "ENOSPC",
+    "syncfs": "EIO",
+    "sendfile": "EIO",
+    "execve": "ENOENT",
+}
+MOUNTING = {
+    "fsopen": "EMFILE",
+    "fsconfig": "ENOMEM",
+    "fsmount": "ENOMEM",
+    "move_mount": "ENOMEM",
+    "umount2": "EBUSY",
+    "mount": "ENOMEM",
+    "unshare": "ENOMEM",
+    "rename": "EIO",
+    "mkdir": "ENOSPC",
+}
+#: Further calls of one kind are of the same loop: a file of a layer, a record, a link.
+MOST_OF_A_KIND = 4
+
+
+@dataclass
+class Faults:
+    """Runs of a module in which one system call fails, or is the last one."""
+
+    log: Path
+    runs: int = 0
+    kinds: int = 0
+
+    def each(
+        self, calls: dict[str, str], module: str, arguments: dict[str, Any], around: Callable[[], Iterator[None]]
+    ) -> None:
+        """Make each call fail in turn. ``around`` prepares a run, is resumed when it has ended, and looks at what is left."""
+        for call, error in calls.items():
+            for number in range(1, MOST_OF_A_KIND + 1):
+                for fault in (f"error={error}", "signal=KILL"):
+                    steps = around()
+                    next(steps)
+                    happened = self._run(f"inject={call}:{fault}:when={number}", call, module, arguments)
+                    next(steps, None)
+                    if not happened:
+                        break
+                    self.runs += 1
+                if not happened:
+                    break
+            self.kinds += number > 1
+
+    def _run(self, inject: str, call: str, module: str, arguments: dict[str, Any]) -> bool:
+        trace = ["strace", "-f", "-qq", "-o", str(self.log), "-e", f"trace={call}", "-e", inject]
+        with support.forked_module(module, arguments) as child:
+            with subprocess.Popen([*trace, "-p", str(child.pid)], stderr=subprocess.PIPE) as tracer:
+                while not child.is_traced():
+                    assert tracer.poll() is None, tracer.stderr and tracer.stderr.read()
+                    time.sleep(0.001)
+                child.go()
+                child.finish()
+        log = self.log.read_text(errors="replace")
+        return "(INJECTED)" in log or "killed by SIGKILL" in log
+
+
+def run(module: str, /, **arguments: Any) -> dict[str, Any]:
+    """Run a module, which has to succeed."""
+    with support.forked_module(module, arguments) as child:
+        child.go()
+        return child.finish().ok
+
+
+@pytest.fixture
+def faults(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Faults:
+    monkeypatch.setenv("PATH", f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}")
+    return Faults(folder / "strace.log")
+
+
+class View:
+    """A view in a state directory, and what its generations have to be."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.state_dir = folder / "state"
+        self.paths = ViewPaths.of(str(self.state_dir), "view")
+        self.root = root
+
+    def check(self) -> None:
+        """What counts is whole: each generation, and what is called current."""
+        state = views.observe(self.paths)
+        for folder in state.generations:
+            generation = views.read_generation(self.paths, folder)
+            layer = names.layer_path(self.paths.generation(folder), generation.format)
+            if generation.image:
+                assert erofs_layer.file_digest(layer) == generation.image.digest
+            else:
+                found = sum(1 for _ in Path(layer).rglob("*")) + 1
+                assert found == generation.entries.total
+        for linked in (state.current, state.previous):
+            assert linked is None or linked in state.generations
+
+    def check_tidy(self) -> None:
+        """What a killed run has left, and the next one has not used, goes with the next pruning."""
+        run("overlay_prune", name="view", state_dir=str(self.state_dir), keep=9, min_age=0)
+        assert sorted(os.listdir(self.paths.root)) == ["current", "generations", "lock", "previous"]
+
+    def restore(self, saved: Path) -> None:
+        shutil.rmtree(self.state_dir)
+        shutil.copytree(saved, self.state_dir, symlinks=True)
+
+
+def layer_arguments(view: View, placement: Placement, layer_format: str) -> dict[str, Any]:
+    releases = [{"manifest": placement.manifest}]
+    return {"name": "view", "state_dir": str(view.state_dir), "releases": releases, "format": layer_format}
+
+
+@pytest.mark.parametrize("layer_format", ["directory", "erofs"])
+def test_a_build_leaves_what_was_there_or_a_whole_generation(
+    folder: Path, root: Path, tools: tuple[Placement, ...], faults: Faults, layer_format: str
+) -> None:
+    view = View(folder, root)
+    assert run("metadata_layer", **layer_arguments(view, tools[0], layer_format))["changed"]
+    saved = folder / "saved"
+    shutil.copytree(view.state_dir, saved, symlinks=True)
+    wanted = layer_arguments(view, tools[1], layer_format)
+
+    def around() -> Iterator[None]:
+        before = views.observe(view.paths).current
+        yield
+        view.check()
+        assert views.observe(view.paths).current in (before, expected)
+        result = run("metadata_layer", **wanted)
+        assert result["generation"] == names.id_of(expected)
+        view.check()
+        assert not run("metadata_layer", **wanted)["changed"]
+        view.check_tidy()
+        view.restore(saved)
+
+    expected = f"{run('metadata_layer', _ansible_check_mode=True, **wanted)['generation']}-{layer_format}"
+    faults.each(WRITING, "metadata_layer", wanted, around)
+    assert faults.kinds >= 8
+    assert faults.runs >= 40
+
+
+def test_an_install_leaves_what_was_there_or_the_whole_image(
+    folder: Path, root: Path, tools: tuple[Placement, ...], faults: Faults
+) -> None:
+    view = View(folder, root)
+    assert run("metadata_layer", **layer_arguments(view, tools[0], "erofs"))["changed"]
+    saved = folder / "saved"
+    shutil.copytree(view.state_dir, saved, symlinks=True)
+    published = run(
+        "metadata_layer", name="view", releases=[{"manifest": tools[1].manifest}], image_store=str(folder / "images")
+    )
+    wanted = {"name": "view", "state_dir": str(view.state_dir)}
+    wanted.update(image=published["image"], image_digest=published["image_digest"])
+    expected = f"{published['generation']}-erofs"
+
+    def around() -> Iterator[None]:
+        before = views.observe(view.paths).current
+        yield
+        view.check()
+        assert views.observe(view.paths).current in (before, expected)
+        run("metadata_layer", **wanted)
+        view.check()
+        assert views.observe(view.paths).current == expected
+        view.check_tidy()
+        view.restore(saved)
+
+    faults.each(WRITING, "metadata_layer", wanted, around)
+    assert faults.runs >= 20
+
+
+def test_an_image_store_has_whole_images_or_none(folder: Path, tools: tuple[Placement, ...], faults: Faults) -> None:
+    store = folder / "images"
+    wanted = {"name": "view", "releases": [{"manifest": tools[1].manifest}], "image_store": str(store)}
+
+    def around() -> Iterator[None]:
+        shutil.rmtree(store, ignore_errors=True)
+        yield
+        image = image_store.image_path(str(store), expected["generation"])
+        found = image_store.find(image)
+        assert found is None or found.image is not None
+        if found and found.image:
+            assert erofs_layer.file_digest(image) == found.image.digest
+        assert run("metadata_layer", **wanted)["image_digest"] == expected["image_digest"]
+
+    expected = run("metadata_layer", **wanted)
+    faults.each(WRITING, "metadata_layer", wanted, around)
+    assert faults.runs >= 15
+
+
+@pytest.mark.parametrize("layer_format", ["directory", "erofs"])
+def test_a_switch_leaves_the_old_view_or_the_new_one(
+    folder: Path, root: Path, tools: tuple[Placement, ...], faults: Faults, layer_format: str
+) -> None:
+    view = View(folder, root)
+    layers = [run("metadata_layer", **layer_arguments(view, one, layer_format))["layer"] for one in tools]
+    place = folder / "view"
+    declared = [{"path": str(place), "lower": [layer], "data": [str(root)]} for layer in layers]
+
+    def around() -> Iterator[None]:
+        run("overlay_mount", **declared[0])
+        assert (place / "tool" / "1.0").is_dir()
+        yield
+        shown = os.listdir(place / "tool")
+        assert shown in (["1.0"], ["2.0"])
+        assert support.compare_trees(place / "tool" / shown[0], root / "tool" / shown[0]) == []
+        run("overlay_mount", **declared[1])
+        assert os.listdir(place / "tool") == ["2.0"]
+        assert len(mounts.observe(os.fsencode(place)).below) == 0
+        assert not run("overlay_mount", **declared[1])["changed"]
+
+    faults.each(MOUNTING, "overlay_mount", declared[1], around)
+    assert faults.runs >= 15
+    assert [mount.path for mount in mounts.read_mounts() if mount.fstype == b"erofs"] == []
+
+
+def test_pruning_leaves_whole_generations(
+    folder: Path, root: Path, tools: tuple[Placement, ...], faults: Faults
+) -> None:
+    view = View(folder, root)
+    for owner in range(4):
+        run("metadata_layer", **layer_arguments(view, tools[0], "directory"), owner=str(owner))
+    saved = folder / "saved"
+    shutil.copytree(view.state_dir, saved, symlinks=True)
+    wanted = {"name": "view", "state_dir": str(view.state_dir), "keep": 0, "min_age": 0}
+
+    def around() -> Iterator[None]:
+        yield
+        view.check()
+        run("overlay_prune", **wanted)
+        assert len(os.listdir(view.paths.generations)) == 2
+        view.check_tidy()
+        view.restore(saved)
+
+    faults.each(WRITING, "overlay_prune", wanted, around)
+    assert faults.runs >= 10
