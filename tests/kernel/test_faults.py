@@ -82,13 +82,15 @@ class Faults:
 
     def _run(self, inject: str, call: str, module: str, arguments: dict[str, Any]) -> bool:
         trace = ["strace", "-f", "-qq", "-o", str(self.log), "-e", f"trace={call}", "-e", inject]
-        with support.forked_module(module, arguments) as child:
-            with subprocess.Popen([*trace, "-p", str(child.pid)], stderr=subprocess.PIPE) as tracer:
-                while not child.is_traced():
-                    assert tracer.poll() is None, tracer.stderr and tracer.stderr.read()
-                    time.sleep(0.001)
-                child.go()
-                child.finish()
+        with (
+            support.forked_module(module, arguments) as child,
+            subprocess.Popen([*trace, "-p", str(child.pid)], stderr=subprocess.PIPE) as tracer,
+        ):
+            while not child.is_traced():
+                assert tracer.poll() is None, tracer.stderr and tracer.stderr.read()
+                time.sleep(0.001)
+            child.go()
+            child.finish()
         log = self.log.read_text(errors="replace")
         return "(INJECTED)" in log or "killed by SIGKILL" in log
 
