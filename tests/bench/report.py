@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 import subprocess
 from collections.abc import Sequence
+
+from images import Comparison
 
 
 def environment() -> str:
@@ -27,6 +30,10 @@ class Table:
 
     def add(self, *row: str) -> None:
         self._rows.append(row)
+
+    @property
+    def is_empty(self) -> bool:
+        return len(self._rows) == 1
 
     def __str__(self) -> str:
         """The table as Markdown whose columns are aligned."""
@@ -62,9 +69,22 @@ class Report:
         )
         self._second = Table(
             "An unchanged second run of metadata_layer (medians)",
-            *("files", "releases", "whole process", "in the module", "bar"),
+            *("files", "format", "releases", "whole process", "in the module", "bar"),
         )
         self._memory = Table("Memory of building a directory layer", "files", "peak", "bar")
+        self._images = Table(
+            "Building an image, and mkcomposefs --from-file alone (medians, in seconds; ratios are medians of those of the rounds)",
+            *("files", "", "ours", "mkcomposefs", "ratio", "of rounds", "bar"),
+        )
+        self._growth = Table(
+            "Growth: microseconds of the processor for a file",
+            *("files", "our own", "mkcomposefs, run by us", "together", "of that with fewer files", "bar"),
+        )
+        self._last_cost: float | None = None
+        self._sizes = Table(
+            "Images: memory and size",
+            *("files", "our peak", "bar", "peak of mkcomposefs", "image", "gzipped", "bar"),
+        )
         self._switches = Table("Switching a mounted view", "between", "switches", "median", "longest", "bar")
         self._speed = Table("For information", "what", "files", "seconds", "entries per second")
         self._missed = 0
@@ -90,12 +110,42 @@ class Report:
         verdict = self._bar(max(ratios), bar, "<= {:.2f}")
         self._compared.add(f"{files:,}", system, *cells, spread, _megabytes(on_disk), verdict)
 
-    def add_second_run(self, files: int, releases: int, whole: float, inside: float, bar: float) -> None:
-        cells = (f"{files:,}", str(releases), f"{whole:.2f} s", f"{inside:.3f} s")
+    def add_second_run(self, files: int, form: str, releases: int, whole: float, inside: float, bar: float) -> None:
+        cells = (f"{files:,}", form, str(releases), f"{whole:.2f} s", f"{inside:.3f} s")
         self._second.add(*cells, self._bar(inside, bar, "< {} s"))
 
     def add_memory(self, files: int, peak: int, bar: int | None) -> None:
         self._memory.add(f"{files:,}", _megabytes(peak), self._bar(peak / 1e6, bar, "< {} MB"))
+
+    def add_image(self, found: Comparison, ratio_bar: float, growth_bar: float) -> None:
+        whats = (("written", "written"), ("synced", "on the disk"), ("processor", "of the processor"))
+        for what, shown in whats:
+            ratios = found.ratios(what)
+            ratio = statistics.median(ratios)
+            cells = (f"{found.ours_median(what):.3f}", f"{found.alone_median(what):.3f}", f"{ratio:.2f}")
+            spread = f"{min(ratios):.2f} - {max(ratios):.2f}"
+            self._images.add(f"{found.files:,}", shown, *cells, spread, self._bar(ratio, ratio_bar, "<= {:.2f}"))
+        own, together = (found.ours_median(what) / found.files * 1e6 for what in ("own_processor", "processor"))
+        growth = together / self._last_cost if self._last_cost else None
+        self._last_cost = together
+        self._growth.add(
+            f"{found.files:,}",
+            *(f"{cost:.2f}" for cost in (own, together - own, together)),
+            f"{growth:.2f}" if growth else "",
+            self._bar(growth, growth_bar, "< {:.2f}") if growth else "",
+        )
+
+    def add_image_size(self, found: Comparison, peak_bar: int | None, gzipped_bar: int | None) -> None:
+        peak = found.ours_median("peak")
+        self._sizes.add(
+            f"{found.files:,}",
+            _megabytes(peak),
+            self._bar(peak / 1e6, peak_bar, "< {} MB"),
+            _megabytes(found.alone_median("peak")),
+            f"{found.size / 1e6:.1f} MB",
+            f"{found.gzipped / 1e6:.1f} MB",
+            self._bar(found.gzipped / 1e6, gzipped_bar, "< {} MB"),
+        )
 
     def add_switches(self, what: str, count: int, median: float, longest: float, bar: float) -> None:
         cells = (what, str(count), f"{median * 1e3:.1f} ms", f"{longest * 1e3:.1f} ms")
@@ -113,8 +163,12 @@ class Report:
 
     def __str__(self) -> str:
         verdict = f"{self._missed} bars are not met." if self._missed else "All bars are met."
-        return "\n\n".join(map(str, (self._compared, self._second, self._memory, self._switches, self._speed, verdict)))
+        tables = (
+            *(self._compared, self._memory, self._images, self._growth, self._sizes),
+            *(self._second, self._switches, self._speed),
+        )
+        return "\n\n".join((*(str(table) for table in tables if not table.is_empty), verdict))
 
 
-def _megabytes(count: int) -> str:
+def _megabytes(count: float) -> str:
     return f"{count / 1e6:.0f} MB"

@@ -147,6 +147,14 @@ def test_what_is_refused_of_entries_is_refused_of_text(seed: int) -> None:
     assert as_text(place, parts) == one_by_one(place, bytes(text))
 
 
+def test_a_last_line_without_a_newline_is_checked_too() -> None:
+    root, plain = b"/ 0 40755 2 1 2 0 0.0 - - -\n", b"/a 0 100644 1 1 2 0 0.0 - - -\n"
+    odd = b"/b 0 100644 1 1 2 0 0.0 - - - trusted.overlay.redirect=/etc/shadow"
+    for parts in ([root + plain + odd], [root, plain + odd], [root, plain, odd]):
+        with pytest.raises(ManifestError, match=r"^line 3: attribute 'trusted\.overlay\.redirect' is not one"):
+            list(placed_text(placement(), parts, Tally()))
+
+
 def test_an_error_has_the_number_of_its_line() -> None:
     text = b"".join(manifest.encode(entry) for entry in tree(random.Random(1), False))
     with pytest.raises(ManifestError, match=rf"^line {len(text.splitlines()) + 1}: '/\.\.' is no valid name"):

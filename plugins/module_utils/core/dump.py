@@ -52,7 +52,8 @@ class _Rewriter:
         self._tally = tally
         self._check = StructureCheck(release)
         self._number = 0
-        self._prefix = b"\n/" + manifest.escape(placement.at) + (b"/" if placement.at else b"")
+        #: What comes between two lines: the end of one, and the place that the next one's path is below.
+        self._between = b"\n" + (b"/" + manifest.escape(placement.at) if placement.at else b"")
         # Only content that is found at the release's own path is where the line says.
         self._plain = (
             re.compile(_PLAIN % {b"common": _COMMON, b"release": re.escape(manifest.escape(release))}, re.MULTILINE)
@@ -61,11 +62,16 @@ class _Rewriter:
         )
 
     def text(self, chunk: bytes) -> bytes:
-        if self._plain and self._number:
+        if self._number == 0:
+            # The root is no plain line, and must not keep those that come with it from being taken at once.
+            root, _newline, chunk = chunk.partition(b"\n")
+            return self._line(root) + (self.text(chunk) if chunk else b"")
+        if self._plain:
             found = self._plain.findall(chunk)
-            if len(found) == chunk.count(b"\n"):
+            # The last line of a manifest may lack its newline, and must not be passed over.
+            if len(found) == chunk.count(b"\n") and chunk.endswith(b"\n"):
                 self._pass(found)
-                return self._moved(chunk).replace(b"\n/", self._prefix)
+                return self._moved(chunk[:-1])
         return b"".join(map(self._line, manifest.lines(chunk)))
 
     def _line(self, line: bytes) -> bytes:
@@ -74,7 +80,7 @@ class _Rewriter:
             found = self._plain.findall(line)
             if found:
                 self._pass(found)
-                return self._moved(line) + b"\n"
+                return self._moved(line)
         self._number += 1
         try:
             entry = manifest.decode(line)
@@ -86,31 +92,44 @@ class _Rewriter:
         return manifest.encode(entry)
 
     def _moved(self, text: bytes) -> bytes:
-        """Return plain lines, the first one of them at its place in the view, without the checksums that stay in the manifest."""
+        """Return plain lines at their place in the view, without the checksums that stay in the manifest.
+
+        The last one of them has no newline yet.
+        """
         if self._placement.record.checksums:
             text = _CHECKSUM.sub(b"", text)
-        return self._prefix[1:] + text[1:]
+        return self._between[1:] + self._between.join(text.split(b"\n")) + b"\n"
 
     def _pass(self, found: list[tuple[bytes, ...]]) -> None:
         """Check and count lines that are plain."""
         check, tally = self._check, self._tally
         files = size = directories = symlinks = 0
-        for folder, name, length, directory, symlink in found:
-            self._number += 1
-            try:
-                check.add_name(folder, name)
-            except ManifestError as error:
-                raise ManifestError(f"line {self._number}: {error}") from None
+        parent, last = check.position()
+        for number, (folder, name, length, directory, symlink) in enumerate(found, self._number + 1):
+            if folder == parent and name > last:
+                # Most names follow their neighbour's, and a call for each would take longer than all else here.
+                last = name
+            else:
+                try:
+                    check.pass_names(last)
+                    check.add_name(folder, name)
+                except ManifestError as error:
+                    raise ManifestError(f"line {number}: {error}") from None
+                parent, last = folder, name
             if length:
                 files += 1
                 size += int(length)
             elif directory:
+                check.pass_names(last)
                 check.enter(folder + name)
+                parent, last = check.position()
                 directories += 1
             elif symlink:
                 symlinks += 1
             else:
                 files += 1
+        check.pass_names(last)
+        self._number += len(found)
         tally.files += files
         tally.bytes += size
         tally.directories += directories

@@ -199,6 +199,14 @@ class StructureCheck:
             raise ManifestError(f"{show(parent + name)!r} is out of order or there twice")
         self._open[-1] = (parent, name)
 
+    def position(self) -> tuple[bytes, bytes]:
+        """Return the directory that is listed, its path with a slash at the end, and the name that came last in it."""
+        return self._open[-1]
+
+    def pass_names(self, last: bytes) -> None:
+        """Take names in the directory that is listed, up to ``last``: the caller has seen that they are in order."""
+        self._open[-1] = (self._open[-1][0], last)
+
     def enter(self, path: bytes) -> None:
         """Take the directory that the last name was."""
         self._open.append((path + b"/", b""))

@@ -1,0 +1,103 @@
+"""Building a view as an image, against `mkcomposefs --from-file` alone on the same entries."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BUILDER = Path(__file__).resolve().parents[2] / ".build" / "images" / "bin" / "mkcomposefs"
+
+_GZIP_LEVEL = 6
+_GZIP_FORMAT = zlib.MAX_WBITS + 16
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one build of an image took: seconds until it is written and until it is on the disk, and bytes of memory."""
+
+    written: float
+    synced: float
+    #: Of the processor, in user mode and in the kernel: all of it, and that of our own process.
+    processor: float
+    own_processor: float
+    peak: int
+
+    @classmethod
+    def of_worker(cls, found: dict[str, Any]) -> Cost:
+        own = found["processor"]
+        return cls(found["built"], found["synced"], own + found["builder_processor"], own, found["peak_bytes"])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a number of rounds gave, ours and mkcomposefs alone side by side."""
+
+    files: int
+    ours: Sequence[Cost]
+    alone: Sequence[Cost]
+    size: int
+    gzipped: int
+
+    def ours_median(self, what: str) -> float:
+        return _median(self.ours, what)
+
+    def alone_median(self, what: str) -> float:
+        return _median(self.alone, what)
+
+    def ratios(self, what: str) -> list[float]:
+        """Return what ours took in each round, as a multiple of mkcomposefs alone in the same round."""
+        return [getattr(ours, what) / getattr(alone, what) for ours, alone in zip(self.ours, self.alone, strict=True)]
+
+
+def _median(costs: Sequence[Cost], what: str) -> float:
+    figures: list[float] = [getattr(cost, what) for cost in costs]
+    return statistics.median(figures)
+
+
+def build_alone(dump: Path, image: Path) -> Cost:
+    """Make the image with mkcomposefs from a file, and write it to the disk."""
+    started = time.perf_counter()
+    process = subprocess.Popen((BUILDER, "--from-file", dump, image))
+    _pid, status, used = os.wait4(process.pid, 0)
+    written = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    subprocess.run(("sync", "-f", image.parent), check=True)
+    return Cost(written, time.perf_counter() - started, _seconds(used), 0, used.ru_maxrss * 1024)
+
+
+def _seconds(used: resource.struct_rusage) -> float:
+    return used.ru_utime + used.ru_stime
+
+
+def digest_and_gzipped_size(image: Path) -> tuple[str, int]:
+    """Return the SHA-256 of an image, and how many bytes of it go over the wire when it is gzipped."""
+    digest = hashlib.sha256()
+    packer = zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP_FORMAT)
+    size = 0
+    with open(image, "rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+            size += len(packer.compress(chunk))
+    return f"sha256:{digest.hexdigest()}", size + len(packer.flush())
+
+
+def clear(folder: Path) -> None:
+    """Remove what the last round left."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
