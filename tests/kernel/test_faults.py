@@ -125,7 +125,7 @@ class View:
             if generation.image:
                 assert erofs_layer.file_digest(layer) == generation.image.digest
             else:
-                found = sum(1 for _ in Path(layer).rglob("*")) + 1
+                found = sum(1 for _name in Path(layer).rglob("*")) + 1
                 assert found == generation.entries.total
         for linked in (state.current, state.previous):
             assert linked is None or linked in state.generations

@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import BinaryIO, cast
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import headerball, manifest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
@@ -76,7 +77,8 @@ def find_builder() -> Builder:
     if found is None:
         raise OverlayError("there is neither mkcomposefs (composefs) nor mkfs.erofs (erofs-utils) on this host")
     # Older releases take directories alone, in which files of the size of a release's would have to be read as zeros.
-    usage = subprocess.run(
+    # The run_command of AnsibleModule is for modules, and gives text.
+    usage = subprocess.run(  # pylint: disable=ansible-bad-function
         [found, "--help"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
     if b"headerball" not in usage.stdout:
@@ -92,7 +94,8 @@ def build(text: Iterator[bytes], image: str, builder: Builder, progress: Progres
     The file is not synced, and has to be written aside by the caller: a killed run leaves a part of it.
     """
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
+        # The run_command of AnsibleModule takes all of the input at once.
+        process = subprocess.Popen(  # pylint: disable=ansible-bad-function
             builder.command(image),
             stdin=subprocess.PIPE,
             stdout=said,
@@ -123,11 +126,10 @@ def _end_with_parent() -> None:
 
 def _feed(process: subprocess.Popen[bytes], text: Iterator[bytes], progress: Progress) -> bool:
     """Write all text to the program; False where it stopped reading before the end."""
-    assert process.stdin is not None
     pending: list[bytes] = []
     size = 0
     try:
-        with process.stdin as stream:
+        with cast(BinaryIO, process.stdin) as stream:
             for part in text:
                 pending.append(part)
                 size += len(part)
