@@ -9,6 +9,8 @@ Both are given the entries through a pipe: mkcomposefs as composefs-dump(5), mkf
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import select
@@ -32,6 +34,10 @@ _CHUNK = 1 << 18
 #: Programs of administrators are in folders that need not be on the PATH of a task.
 _MORE_PLACES = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _POLL_SECONDS = 0.1
+
+#: fcntl(2); Python's own module has it from 3.10 on.
+_F_SETPIPE_SZ = 1031
+_PIPE_BYTES = 1 << 20
 
 _METACOPY = b"trusted.overlay.metacopy"
 _REDIRECT = b"trusted.overlay.redirect"
@@ -128,6 +134,9 @@ def _feed(process: subprocess.Popen[bytes], text: Iterator[bytes], progress: Pro
     """Write all text to the program; False where it stopped reading before the end."""
     pending: list[bytes] = []
     size = 0
+    # In a pipe of the usual 64 KiB each side waits for the other all the time. Users other than root may have had their share.
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(process.stdin, _F_SETPIPE_SZ, _PIPE_BYTES)
     try:
         with cast(BinaryIO, process.stdin) as stream:
             for part in text:
