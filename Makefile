@@ -54,7 +54,7 @@ farm: setup-test ## a real NFS server and several kernels
 
 demo demo-clean bench farm:
 	@test -f $(SCRIPT) || { echo "make $@: there is no $(SCRIPT) in this version" >&2; exit 1; }
-	@$(RUN) $(SCRIPT) $(ARGS)
+	@exec $(RUN) $(SCRIPT) $(ARGS)
 
 format: setup-test ## bring the Python code into the form that lint wants
 	-@$(RUN) -m ruff check --fix-only --quiet .

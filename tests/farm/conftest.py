@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from farmlib import collection
-from farmlib.machines import Farm
+from farmlib.machines import Farm, Machine
+
+VIEW_NODES = [node.name for node in Farm.running.view_nodes] if Farm.running else ["new"]
 
 
 @pytest.fixture(scope="session")
@@ -14,7 +16,13 @@ def farm() -> Farm:
     return Farm.running
 
 
+@pytest.fixture(scope="module", params=VIEW_NODES)
+def view_node(farm: Farm, request: pytest.FixtureRequest) -> Machine:
+    """Each render node that can have views."""
+    return farm.nodes[request.param]
+
+
 @pytest.fixture(scope="module")
 def deployment(farm: Farm) -> collection.Deployment:
-    """The view of all releases, deployed by the collection's playbook and mounted on `new`."""
+    """The view of all releases, deployed by the collection's playbook and mounted on each render node that can have it."""
     return collection.deployment(farm)

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 from farmlib import measure
-from farmlib.machines import Farm
+from farmlib.machines import Farm, Machine
 
 READS = {"READ", "READ_PLUS"}
 STARTS = ("start-usd", "start-qt", "start-numpy")
 
 
 @pytest.fixture(scope="module")
-def rows(farm: Farm) -> dict[tuple[str, str], dict[str, Any]]:
+def rows(farm: Farm, view_node: Machine) -> dict[tuple[str, str], dict[str, Any]]:
     """What the collection's view sent, by piece of work and state."""
-    found = measure.rows(farm, farm.nodes["new"], measure.COLLECTION)
+    found = measure.rows(farm, view_node, measure.COLLECTION)
     return {(row["work"], row["state"]): row for row in found}
 
 

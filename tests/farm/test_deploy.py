@@ -101,15 +101,15 @@ def test_the_second_run_changes_nothing_on_any_host(second_run: Run) -> None:
 
 
 @pytest.mark.usefixtures("deployment")
-def test_the_view_is_the_tree_on_the_server_entry_by_entry(farm: Farm) -> None:
-    shown = farm.nodes["new"].output(LISTING.format(root=VIEW), timeout=600)
+def test_the_view_is_the_tree_on_the_server_entry_by_entry(farm: Farm, view_node: Machine) -> None:
+    shown = view_node.output(LISTING.format(root=VIEW), timeout=600)
     there = farm.server.output(LISTING.format(root=SOFTWARE), timeout=600)
     assert int(shown.split()[0]) > 20_000
     assert shown == there
 
 
 @pytest.mark.usefixtures("deployment")
-def test_files_of_the_view_have_the_content_on_the_server(farm: Farm) -> None:
+def test_files_of_the_view_have_the_content_on_the_server(farm: Farm, view_node: Machine) -> None:
     script = (
         "import hashlib, os, random, sys\n"
         "root = sys.argv[1]\n"
@@ -122,7 +122,7 @@ def test_files_of_the_view_have_the_content_on_the_server(farm: Farm) -> None:
         "    digest.update(name.encode() + open(f'{root}/{name}', 'rb').read())\n"
         "print(len(names), digest.hexdigest())\n"
     )
-    shown = farm.nodes["new"].output(["python3", "-c", script, VIEW], timeout=600)
+    shown = view_node.output(["python3", "-c", script, VIEW], timeout=600)
     assert shown == farm.server.output(["python3", "-c", script, SOFTWARE], timeout=600)
 
 

@@ -14,7 +14,7 @@ from farmlib.machines import MANIFESTS, SOFTWARE, Farm, Machine
 NFS = "/mnt/test/nfs"
 
 
-@pytest.fixture(params=["old", "new"])
+@pytest.fixture(params=list(Farm.running.nodes) if Farm.running else ["old", "new"])
 def node(request: pytest.FixtureRequest, farm: Farm) -> Machine:
     return farm.nodes[request.param]
 
@@ -31,6 +31,8 @@ def test_the_kernels_are_the_ones_asked_for(farm: Farm) -> None:
     releases = {name: node.output("uname -r") for name, node in farm.nodes.items()}
     assert releases["old"].startswith("6.1.")
     assert releases["new"].startswith("6.12.")
+    if farm.newest:
+        assert [int(number) for number in releases["newest"].split(".")[:2]] > [6, 12]
 
 
 def test_one_node_boots_systemd_and_all_of_its_units_start(farm: Farm) -> None:
@@ -121,7 +123,8 @@ def test_latency_is_felt_and_goes(node: Machine) -> None:
         assert milliseconds() >= 300
     finally:
         node.latency(0)
-    assert milliseconds() < 300
+    # The host may have other work to do.
+    assert min(milliseconds() for _ in range(5)) < 300
 
 
 def test_a_command_that_does_not_end_is_given_up(node: Machine) -> None:

@@ -99,9 +99,8 @@ def filtered(entries: Iterator[Entry], include: Sequence[bytes], exclude: Sequen
     none. ``exclude`` wins over ``include``. What is remembered are the directories on the way to the entry at hand.
     """
     included, excluded = Globs(include), Globs(exclude)
-    root = next(entries, None)
-    if root is None:
-        return
+    # Every manifest has one.
+    root = next(entries)  # pylint: disable=stop-iteration-return
     exclude_root = excluded.start
     if exclude_root is None:
         # To the end, since the digest of a manifest is checked there.

@@ -94,7 +94,7 @@ def _why(result: Result) -> str:
 
 @dataclass(frozen=True)
 class Deployment:
-    """The view of all releases on `new`, and the run that brought it about."""
+    """The view of all releases on the render nodes that can have it, and the run that brought it about."""
 
     run: Run
 
@@ -104,15 +104,16 @@ _deployment: list[Deployment] = []
 
 def deployment(farm: Farm) -> Deployment:
     """Deploy the site to all render nodes, once; later only what has been lost since, as by a reboot."""
-    new = farm.nodes["new"]
-    mount_store(new)
+    for node in farm.view_nodes:
+        mount_store(node)
     if not _deployment:
-        _deployment.append(Deployment(deploy(farm, hosts="render_nodes", check=False)))
-        failures = _deployment[0].run.failures("new")
+        run = deploy(farm, hosts="render_nodes", check=False)
+        failures = [failure for node in farm.view_nodes for failure in run.failures(node)]
         if failures:
-            raise host.FarmError(f"deploying failed: {failures}\n{_deployment[0].run.output[-6000:]}")
-    elif new.ssh(f"mountpoint -q {VIEW}", check=False).returncode != 0:
-        deploy(farm)
+            raise host.FarmError(f"deploying failed: {failures}\n{run.output[-6000:]}")
+        _deployment.append(Deployment(run))
+    elif any(node.ssh(f"mountpoint -q {VIEW}", check=False).returncode != 0 for node in farm.view_nodes):
+        deploy(farm, hosts=",".join(node.name for node in farm.view_nodes))
     return _deployment[0]
 
 

@@ -19,7 +19,8 @@ PR_SET_PDEATHSIG = 1
 
 FARM_SOURCE = Path(__file__).resolve().parent.parent
 CHECKOUT = FARM_SOURCE.parent.parent
-BUILD = CHECKOUT / ".build" / "farm"
+#: What is made and kept. The variable is for farms beside the checkout's own one, as `make farm ARGS=stop` starts them.
+BUILD = Path(os.environ.get("RENDERFARM_FARM_BUILD") or CHECKOUT / ".build" / "farm")
 
 # Program, and the Debian package that brings it.
 TOOLS = {
@@ -51,6 +52,11 @@ class Stopped(KeyboardInterrupt):
 
 def say(text: str) -> None:
     print(f"[farm {time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def shown(path: Path) -> str:
+    """A path as the reader of a message can use it."""
+    return os.path.relpath(path)
 
 
 def tool_path(name: str) -> str | None:
@@ -90,8 +96,16 @@ def spawn(argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
     )
 
 
-def run(argv: Sequence[str], *, timeout: float | None = None, env: dict[str, str] | None = None, **options: Any) -> str:
-    """Run a command to its end; give its output, or fail with the last lines that it wrote."""
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float | None = None,
+    env: dict[str, str] | None = None,
+    purpose: str = "",
+    **options: Any,
+) -> str:
+    """Run a command to its end; give its output, or fail with what it was for and the last lines that it wrote."""
+    what = f"{purpose}: {argv[0]}" if purpose else argv[0]
     process = spawn(
         argv,
         stdin=subprocess.DEVNULL,
@@ -106,11 +120,11 @@ def run(argv: Sequence[str], *, timeout: float | None = None, env: dict[str, str
     except BaseException as error:
         kill_session(process)
         if isinstance(error, subprocess.TimeoutExpired):
-            raise FarmError(f"{argv[0]} did not end within {timeout:.0f} s") from None
+            raise FarmError(f"{what} did not end within {timeout:.0f} s") from None
         raise
     if process.returncode != 0:
         tail = " | ".join(output.strip().splitlines()[-6:])
-        raise FarmError(f"{argv[0]} failed ({process.returncode}): {tail}")
+        raise FarmError(f"{what} failed ({process.returncode}): {tail}")
     return str(output)
 
 
@@ -140,6 +154,24 @@ def only_one() -> Iterator[None]:
         except BlockingIOError:
             raise FarmError("a farm of this checkout is already running") from None
         yield
+
+
+@contextmanager
+def signals_end_the_block() -> Iterator[None]:
+    """Signals become an exception, so that everything is taken down as after any failure.
+
+    SIGINT too: a shell starts its background jobs with that one ignored, and a farm may be one.
+    """
+
+    def end(number: int, _frame: Any) -> None:
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def remove_tree(path: Path) -> None:

@@ -9,7 +9,7 @@ import re
 import shlex
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +19,23 @@ SUITE = "bookworm"
 # Fixes the times of all files, and with them the image.
 EPOCH = 1735689600
 ROOT_SIZE = "4G"
-# Name that the farm gives a kernel, and the Debian meta package that brings the newest of its series.
+
+
+@dataclass(frozen=True)
+class KernelSource:
+    """The Debian meta package that brings the newest kernel of a series, and the suite where it is not in SUITE."""
+
+    package: str
+    suite: str = ""
+
+
+NEWEST = "newest"
 KERNELS = {
-    "6.1": "linux-image-cloud-amd64",
-    "6.12": "linux-image-6.12-cloud-amd64",
+    "6.1": KernelSource("linux-image-cloud-amd64"),
+    "6.12": KernelSource("linux-image-6.12-cloud-amd64"),
 }
+# By option only: it is of another suite, and changes whenever that one does.
+KERNELS_BY_OPTION = {NEWEST: KernelSource("linux-image-cloud-amd64", "trixie-backports")}
 # What the initramfs needs to reach the root disk; those that are built in are left out by themselves.
 BOOT_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 
@@ -74,8 +86,8 @@ def _guest_files() -> Iterator[tuple[Path, Path]]:
             yield path, path.relative_to(base)
 
 
-def inputs_digest() -> str:
-    digest = hashlib.sha256()
+def inputs_digest(kernels: Mapping[str, KernelSource]) -> str:
+    digest = hashlib.sha256(" ".join(kernels).encode())
     for path in (Path(__file__), host.FARM_SOURCE / "guest-packages.txt"):
         digest.update(path.read_bytes())
     for path, target in _guest_files():
@@ -84,20 +96,26 @@ def inputs_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def build() -> Image:
-    """The image for the present inputs; made now if it is not there, and any other one dropped."""
-    folder = host.BUILD / "images" / inputs_digest()
+def build(newest: bool = False) -> Image:
+    """The image for the present inputs; made now if it is not there, and those for other inputs dropped.
+
+    With `newest` it has one kernel more, which is not of the guests' Debian.
+    """
+    choices = (KERNELS, {**KERNELS, **KERNELS_BY_OPTION})
+    chosen = choices[newest]
+    folder = host.BUILD / "images" / inputs_digest(chosen)
     if not folder.exists():
         if os.geteuid() != 0:
             raise host.FarmError("making the guests' root image needs root: run the farm as root")
         host.say("making the guests' root image")
         with host.built_aside(folder) as aside:
-            _make(aside)
+            _make(aside, chosen)
+        kept = {inputs_digest(choice) for choice in choices}
         for other in folder.parent.iterdir():
-            if other != folder:
+            if other.name not in kept:
                 host.remove_tree(other)
     kernels = {}
-    for name in KERNELS:
+    for name in chosen:
         place = folder / name
         kernels[name] = Kernel(
             name, (place / "release").read_text(encoding="ascii").strip(), place / "vmlinuz", place / "initrd"
@@ -105,17 +123,35 @@ def build() -> Image:
     return Image(folder / "root.ext4", kernels)
 
 
-def _make(aside: Path) -> None:
+def _fetch_kernels(kernels: Mapping[str, KernelSource]) -> str:
+    """A shell script for the guests' tree that unpacks the kernels and notes their packages, in this order.
+
+    They are unpacked, not installed: that spares initramfs-tools and its runs.
+    """
+    lines = ["set -e", "mkdir /kernels", "cd /kernels"]
+    for source in kernels.values():
+        options = f"-o APT::Default-Release={source.suite}" if source.suite else ""
+        if source.suite:
+            # From where the guests' Debian comes, with its other suite.
+            choose = f"sed -n 's/ {SUITE} / {source.suite} /p' /etc/apt/sources.list | head -n 1"
+            lines += [f"{choose} >/etc/apt/sources.list.d/{source.suite}.list", "apt-get -q update"]
+        newest = "sed -n 's/.*Depends: \\(linux-image-[0-9]\\)/\\1/p' | head -n 1"
+        parts = "sed -n 's/.*Depends: \\(linux-binary-.*\\|linux-modules-.*\\)/\\1/p'"
+        lines += [
+            f"p=$(apt-cache {options} depends {source.package} | {newest})",
+            f'[ -n "$p" ] || {{ echo "no kernel in {source.package} of {source.suite or SUITE}"; exit 1; }}',
+            # Newer ones come in several packages.
+            f"apt-get -q download $p $(apt-cache {options} depends $p | {parts})",
+            # /lib is a symlink, which a plain unpack would replace by a folder.
+            "for deb in *.deb; do dpkg-deb --fsys-tarfile $deb | tar -x --keep-directory-symlink -C /; done",
+            "rm *.deb",
+            "echo $p >>/kernel-packages",
+        ]
+    return "\n".join([*lines, "rmdir /kernels", "for v in /lib/modules/*; do depmod ${v##*/}; done"])
+
+
+def _make(aside: Path, kernels: Mapping[str, KernelSource]) -> None:
     tree = aside / "tree"
-    # Kernel packages are unpacked, not installed: that spares initramfs-tools and its runs.
-    fetch = "set -e; cd /var/cache/apt/archives; for meta in {}; do ".format(" ".join(KERNELS.values())) + (
-        "p=$(apt-cache depends $meta | sed -n 's/.*Depends: \\(linux-image-[0-9]\\)/\\1/p' | head -n 1); "
-        "apt-get -q download $p; "
-        # /lib is a symlink, which a plain unpack would replace by a folder.
-        "dpkg-deb --fsys-tarfile ${p}_*.deb | tar -x --keep-directory-symlink -C /; "
-        "rm ${p}_*.deb; echo $p >>/kernel-packages; done; "
-        "for v in /lib/modules/*; do depmod ${v##*/}; done"
-    )
     host.run(
         host.contained(
             [
@@ -127,12 +163,13 @@ def _make(aside: Path) -> None:
                 "--dpkgopt=path-exclude=/usr/share/doc/*",
                 "--dpkgopt=path-exclude=/usr/share/man/*",
                 "--dpkgopt=path-exclude=/usr/share/locale/*",
-                '--customize-hook=chroot "$1" sh -c ' + shlex.quote(fetch),
+                '--customize-hook=chroot "$1" sh -c ' + shlex.quote(_fetch_kernels(kernels)),
                 SUITE,
                 str(tree),
             ]
         ),
         timeout=1200,
+        purpose="making the guests' root image from Debian packages",
         env={"SOURCE_DATE_EPOCH": str(EPOCH), "TMPDIR": str(aside)},
     )
     _configure(tree)
@@ -142,7 +179,7 @@ def _make(aside: Path) -> None:
     kernel_packages = (tree / "kernel-packages").read_text(encoding="ascii")
     (tree / "kernel-packages").unlink()
     (aside / "packages.list").write_text(packages + kernel_packages, encoding="utf-8")
-    for name, package in zip(KERNELS, kernel_packages.split()):
+    for name, package in zip(kernels, kernel_packages.split()):
         _boot_files(tree, package.removeprefix("linux-image-"), aside / name)
     _settle_times(tree)
     host.run(
@@ -233,10 +270,13 @@ def _configure(tree: Path) -> None:
 def _boot_files(tree: Path, release: str, place: Path) -> None:
     place.mkdir()
     (place / "release").write_text(release + "\n", encoding="ascii")
-    shutil.copyfile(tree / "boot" / f"vmlinuz-{release}", place / "vmlinuz")
+    modules = tree / "lib" / "modules" / release
+    # Newer packages have it beside its modules.
+    vmlinuz = next(path for path in (tree / "boot" / f"vmlinuz-{release}", modules / "vmlinuz") if path.exists())
+    shutil.copyfile(vmlinuz, place / "vmlinuz")
+    vmlinuz.unlink()
     for path in (tree / "boot").glob(f"*-{release}"):
         path.unlink()
-    modules = tree / "lib" / "modules" / release
     files: dict[str, tuple[int, bytes]] = {
         "bin": (stat.S_IFDIR | 0o755, b""),
         "bin/busybox": (stat.S_IFREG | 0o755, (tree / "bin/busybox").read_bytes()),

@@ -47,6 +47,7 @@ NODES = (
     Spec("old", "node", "10.77.0.11", "6.1", BUSYBOX_INIT, 1536),
     Spec("new", "node", "10.77.0.12", "6.12", SYSTEMD, 1536),
 )
+NEWEST = Spec("newest", "node", "10.77.0.13", image.NEWEST, BUSYBOX_INIT, 1536)
 
 
 class Machine:
@@ -151,9 +152,7 @@ class Machine:
                 self._connect()
                 return
             time.sleep(0.3)
-        raise host.FarmError(
-            f"{self.name} does not answer after {timeout:.0f} s; see {self.vm.log.relative_to(host.CHECKOUT)}"
-        )
+        raise host.FarmError(f"{self.name} does not answer after {timeout:.0f} s; see {host.shown(self.vm.log)}")
 
     def _connect(self) -> None:
         # A handshake costs a second of an emulated processor: one connection serves all commands, Ansible's too.
@@ -286,8 +285,9 @@ class Farm:
     server: Server
     nodes: dict[str, Machine]
 
-    def __init__(self, accelerator: str = "auto") -> None:
+    def __init__(self, accelerator: str = "auto", newest: bool = False) -> None:
         self.accelerator = accelerator
+        self.newest = newest
         self.boot_seconds: dict[str, float] = {}
         self.hosts_file = host.BUILD / "hosts.yml"
         self.ssh_config = host.BUILD / "ssh_config"
@@ -297,12 +297,16 @@ class Farm:
     def machines(self) -> list[Machine]:
         return [self.server, *self.nodes.values()]
 
+    @property
+    def view_nodes(self) -> list[Machine]:
+        """The render nodes whose kernels have data-only layers."""
+        return [node for node in self.nodes.values() if node.name != "old"]
+
     def __enter__(self) -> Farm:
         host.require_tools()
         with ExitStack() as stack:
             stack.enter_context(host.only_one())
-            stack.enter_context(_signals_end_the_block())
-            root, disk = image.build(), software.build()
+            root, disk = image.build(self.newest), software.build()
             run_dir = host.BUILD / "run"
             host.remove_tree(run_dir)
             run_dir.mkdir()
@@ -324,12 +328,13 @@ class Farm:
             self.accelerator = choose_accelerator(root.kernels["6.12"], run_dir)
         host.say(f"starting the farm ({self.accelerator})")
         keys = _keys(host.BUILD / "keys")
-        ports = _free_ports(1 + len(NODES))
-        specs = [SERVER, *NODES]
+        nodes = [*NODES, NEWEST] if self.newest else NODES
+        specs = [SERVER, *nodes]
+        ports = _free_ports(len(specs))
         self._write_ssh_files(specs, ports, keys)
         hosts = "127.0.0.1 localhost\n" + "".join(f"{spec.address} {spec.name}\n" for spec in specs)
         # The nodes' network cards reach the server's through sockets that no one else can open.
-        pairs = [socket.socketpair() for _node in NODES]
+        pairs = [socket.socketpair() for _node in nodes]
         machines: list[Machine] = []
         with ExitStack() as sockets:
             for pair in pairs:
@@ -449,21 +454,3 @@ def _as_root(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
     member.uid = member.gid = 0
     member.uname = member.gname = "root"
     return member
-
-
-@contextmanager
-def _signals_end_the_block() -> Iterator[None]:
-    """Signals become an exception, so that everything is taken down as after any failure.
-
-    SIGINT too: a shell starts its background jobs with that one ignored, and a farm may be one.
-    """
-
-    def end(number: int, _frame: Any) -> None:
-        raise host.Stopped(number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

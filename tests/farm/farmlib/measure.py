@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,13 +21,20 @@ LAYERS = "/var/tmp/farm-layers"
 PLAN = "/usr/local/lib/farm/plan.json"
 
 MOUNT_NFS = f"mkdir -p {NFS}; mount -t nfs -o ro,vers=4.2 server:{SOFTWARE} {NFS}"
+MOUNT_NFS3 = f"mkdir -p {NFS}; mount -t nfs -o ro,vers=3,nolock server:{SOFTWARE} {NFS}"
+LAYER = f"{collection.STATE_DIR}/views/software/current/layer"
+MOUNT_VIEW = (
+    f"mkdir -p {VIEW}; mount -t overlay overlay -o ro,metacopy=on,redirect_dir=on,lowerdir={LAYER}::{NFS} {VIEW}"
+)
 OPENS = 200
 UNMOUNT = f"for path in {VIEW} {NFS}; do while mountpoint -q $path; do umount $path; done; done"
 
-#: Which lines are measured: those that every run is to show, those about the chown and readdir passes of an overlay that has
-#: NFS as a normal lower layer (each walks the whole tree), the same with a layer of redirects, and those about the mount options
-#: of the software root.
-GROUPS = ("core", "finalize", "redirect", "options")
+#: Which lines are measured: those that every run is to show, the same with NFS 3, those of an overlay that has NFS as a normal
+#: lower layer, before and after the chown and readdir passes (each walks the whole tree), the same with a layer of redirects, and
+#: those about the mount options of the software root. Under emulation a line takes minutes.
+GROUPS = ("core", "nfs3", "overlay", "redirect", "options")
+#: Other names for several of them.
+ALIASES = {"calls": GROUPS[:-1], "all": GROUPS}
 
 
 @dataclass(frozen=True)
@@ -105,9 +113,15 @@ def _redirect_layer(node: Machine) -> None:
 
 
 def _deployed(node: Machine) -> None:
-    assert node.name == "new"
     collection.deployment(_farm())
     node.ssh(UNMOUNT)
+
+
+def _nothing_mounted(node: Machine) -> None:
+    """With nothing of the server mounted, as what some options ask for belongs to the client's first mount of a server."""
+    _deployed(node)
+    for path in (collection.VIEW, collection.ROOT, collection.STORE):
+        node.ssh(f"while mountpoint -q {path}; do umount {path}; done")
 
 
 def _farm() -> Farm:
@@ -128,54 +142,76 @@ COLLECTION = Configuration(
     nodes=("new",),
 )
 
-#: Options of the software root, besides `ro`, and whether the server hands out delegations: with one of them a client need not
-#: ask again whether a file has changed, but many file servers give none.
+
+@dataclass(frozen=True)
+class Variant:
+    """Options of the software root, besides `ro`.
+
+    With `delegations` the server hands them out: a client that has one need not ask again whether a file has changed, but
+    many file servers give none. `after` is a shell command for what is no option of mount, or checks one.
+    """
+
+    options: str
+    delegations: bool = False
+    title: str = ""
+    after: str = "true"
+    plain: bool = False  # measured for plain NFS as well
+
+
+_CONNECTIONS = f"sed -n '\\,mounted on {NFS} ,,/^device/p' /proc/self/mountstats | grep -c xprt:"
+_READ_AHEAD = f"/sys/class/bdi/$(mountpoint -d {NFS})/read_ahead_kb"
+_CHOSEN = "vers=4.2,nocto,actimeo=3600"
 VARIANTS = (
-    ("vers=4.2", True),
-    ("vers=4.2", False),
-    ("vers=4.2,nocto", False),
-    ("vers=4.2,actimeo=3600", False),
-    ("vers=4.2,nocto,actimeo=3600", False),
-    ("vers=4.2,nocto,actimeo=3600", True),
-    ("vers=4.2,nocto,actimeo=3600,lookupcache=positive", True),
-    ("vers=4.2,nocto,actimeo=3600,nconnect=4", True),
-    ("vers=3,nolock", True),
-    ("vers=3,nolock,nocto,actimeo=3600", True),
+    Variant("vers=4.2", True, plain=True),
+    Variant("vers=4.2,nocto", True),
+    Variant("vers=4.2,actimeo=3600", True),
+    Variant(_CHOSEN, True, plain=True),
+    Variant("vers=4.2", plain=True),
+    Variant("vers=4.2,nocto", plain=True),
+    Variant("vers=4.2,actimeo=3600", plain=True),
+    Variant(_CHOSEN, plain=True),
+    Variant(f"{_CHOSEN},lookupcache=positive"),
+    Variant(f"{_CHOSEN},noatime"),
+    Variant(f"{_CHOSEN},nconnect=4", after=f"[ $({_CONNECTIONS}) = 4 ]"),
+    Variant(_CHOSEN, title="read-ahead of 1 MiB", after=f"echo 1024 >{_READ_AHEAD}"),
+    Variant(_CHOSEN, title="read-ahead of 15 MiB", after=f"echo 15360 >{_READ_AHEAD}"),
+    Variant("vers=3,nolock", plain=True),
+    Variant("vers=3,nolock,nocto,actimeo=3600"),
 )
 
 
 def _variants() -> list[Configuration]:
     found = []
-    for number, (options, delegations) in enumerate(VARIANTS):
-        mount = f"mkdir -p {NFS} {VIEW}; mount -t nfs -o ro,nosharecache,{options} server:{SOFTWARE} {NFS}"
-        layer = f"{collection.STATE_DIR}/views/software/current/layer"
-        view = f"mount -t overlay overlay -o ro,metacopy=on,redirect_dir=on,lowerdir={layer}::{NFS} {VIEW}"
-        title = options + ("" if delegations else ", no delegations")
+    for number, variant in enumerate(VARIANTS):
+        mount = f"mkdir -p {NFS}; mount -t nfs -o ro,nosharecache,{variant.options} server:{SOFTWARE} {NFS}; {variant.after}"
+        title = f"`{variant.options}`" + (f", {variant.title}" if variant.title else "")
+        title += ", delegations" if variant.delegations else ""
         common: dict[str, Any] = {
             "nodes": ("new",),
             "group": "options",
-            "prepare": _deployed,
-            "delegations": delegations,
+            "prepare": _nothing_mounted,
+            "delegations": variant.delegations,
         }
-        works = ("open", "later", "start-usd")
-        everything = ("missing", "stat", *works) if delegations else works
-        found += [
-            Configuration(f"nfs-{number}", f"plain NFS, {title}", mount, root=NFS, work=everything, **common),
-            Configuration(f"view-{number}", f"view, {title}", f"{mount}; {view}", work=works, **common),
-        ]
+        common["work"] = ("later", "start-usd")
+        if variant.plain:
+            found.append(Configuration(f"nfs-options-{number}", f"plain: {title}", mount, root=NFS, **common))
+        found.append(Configuration(f"view-options-{number}", f"view: {title}", f"{mount}; {MOUNT_VIEW}", **common))
     return found
 
 
 CONFIGURATIONS = (
     Configuration("nfs", "plain NFS mount", MOUNT_NFS, root=NFS),
-    Configuration("overlay", "overlay, NFS as a normal lower layer", _overlay("plain")),
+    Configuration("nfs-3", "plain NFS mount, NFS 3", MOUNT_NFS3, root=NFS, nodes=("new",), group="nfs3"),
+    Configuration(
+        "overlay-plain", "overlay, NFS as a normal lower layer", _overlay("plain"), nodes=("old",), group="overlay"
+    ),
     Configuration(
         "finalized",
         "the same after `chown -R -h` and `ls -lR`, remounted",
         _overlay("finalized"),
         prepare=_chown_and_read,
         nodes=("old",),
-        group="finalize",
+        group="overlay",
     ),
     Configuration(
         "finalized-read",
@@ -184,7 +220,7 @@ CONFIGURATIONS = (
         nodes=("old",),
         # Each piece of work costs a walk of the whole tree here: only what tells it from the line above.
         work=("missing", "stat", "readdir", "start-usd"),
-        group="finalize",
+        group="overlay",
     ),
     Configuration(
         "redirect",
@@ -192,9 +228,19 @@ CONFIGURATIONS = (
         f"{MOUNT_NFS}; mkdir -p {VIEW}; mount -t overlay overlay "
         f"-o ro,lowerdir={LAYERS}/redirect:{NFS},metacopy=on,redirect_dir=follow {VIEW}",
         prepare=_redirect_layer,
+        nodes=("old",),
         group="redirect",
     ),
     COLLECTION,
+    # The same layer on the same data, but with nothing that role host chooses.
+    Configuration(
+        "view-3",
+        "the same layer over NFS 3 with the kernel's default options",
+        f"{MOUNT_NFS3}; {MOUNT_VIEW}",
+        prepare=_deployed,
+        nodes=("new",),
+        group="nfs3",
+    ),
     *_variants(),
 )
 
@@ -257,45 +303,74 @@ def measure(node: Machine, configuration: Configuration, work: Sequence[str] = (
     return found
 
 
-def run(farm: Farm, results: Path, names: Sequence[str] | None = None, nodes: Sequence[str] = ()) -> None:
-    """Measure on every node, or on these; write the counts and the table into `results`. `names` are configurations, groups, or `all`."""
-    chosen = _chosen(names or ["core"])
-    machines = [node for node in farm.nodes.values() if not nodes or node.name in nodes]
-    install(farm, machines)
-    if any(configuration.prepare in (_deployed, _redirect_layer) for configuration in chosen):
+def run(
+    farm: Farm, results: Path, nodes: Sequence[Machine], names: Sequence[str], document: Path | None = None
+) -> None:
+    """Measure, print the tables, and write them and the counts into `results`, and into `document` where there is one.
+
+    `names` are configurations, groups, or aliases of several.
+    """
+    configurations = chosen(names)
+    install(farm, nodes)
+    if any(configuration.prepare in (_deployed, _nothing_mounted, _redirect_layer) for configuration in configurations):
         # Its manifests are needed on every node.
         collection.deployment(farm)
-
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {node.name: {} for node in machines}
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {node.name: {} for node in nodes}
+    options: dict[str, dict[str, list[dict[str, Any]]]] = {node.name: {} for node in nodes}
 
     def on_node(node: Machine) -> None:
-        for configuration in chosen:
-            if node.name in configuration.nodes and configuration.group != "options":
+        for configuration in configurations:
+            if _fits(configuration, node) and configuration.group != "options":
                 found[node.name][configuration.title] = rows(farm, node, configuration)
 
     # Together: it changes the seconds, which are not compared, and not the calls.
-    on_all(machines, on_node)
+    on_all(nodes, on_node)
     # One after the other, since some of them change the server.
-    for configuration in chosen:
-        for node in machines:
-            if node.name in configuration.nodes and configuration.group == "options":
-                found[node.name][configuration.title] = _with_delegations(farm, node, configuration)
-    measured = {f"{node.name}, kernel {node.output('uname -r')}": found[node.name] for node in machines}
+    for configuration in configurations:
+        for node in nodes:
+            if _fits(configuration, node) and configuration.group == "options":
+                options[node.name][configuration.title] = _with_delegations(farm, node, configuration)
     results.mkdir(parents=True, exist_ok=True)
-    (results / "calls.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-    table = report.markdown({machine: lines for machine, lines in measured.items() if lines})
-    (results / "calls.md").write_text(table, encoding="utf-8")
-    print(table)
+    titles = {node.name: f"{node.name}: Linux {node.output('uname -r')}" for node in nodes}
+    about = _about(farm)
+    for name, measured in (("calls", found), ("options", options)):
+        lines = {machine: of_machine for machine, of_machine in measured.items() if of_machine}
+        if not lines:
+            continue
+        (results / f"{name}.json").write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
+        tables = [
+            report.calls(titles[machine], of_machine, COLLECTION.title)
+            if measured is found
+            else report.options(titles[machine], of_machine)
+            for machine, of_machine in lines.items()
+        ]
+        text = "\n".join([about, "", *tables])
+        (results / f"{name}.md").write_text(text, encoding="utf-8")
+        print(text)
+        if document is not None:
+            report.replace(document, f"farm {name}", text)
 
 
-def _chosen(names: Sequence[str]) -> list[Configuration]:
-    known = {"all", *GROUPS, *(configuration.name for configuration in CONFIGURATIONS)}
+def _fits(configuration: Configuration, node: Machine) -> bool:
+    # What is measured where data-only layers are is measured on the newest kernel as well.
+    return node.name in configuration.nodes or (node.name == "newest" and "new" in configuration.nodes)
+
+
+def _about(farm: Farm) -> str:
+    kernel = farm.server.output("uname -r")
+    entries = farm.server.output(f"find {SOFTWARE} -mindepth 1 | wc -l", timeout=300)
+    return (
+        f"The server: kernel nfsd of Linux {kernel}; {len(software.releases())} releases with {int(entries):,} entries. "
+        f"All machines run in QEMU ({farm.accelerator}), on {os.cpu_count()} processors."
+    )
+
+
+def chosen(names: Sequence[str]) -> list[Configuration]:
+    """The configurations of these names; a name that there is not is refused."""
+    known = {*GROUPS, *ALIASES, *(configuration.name for configuration in CONFIGURATIONS)}
     if unknown := set(names) - known:
         raise host.FarmError(
             f"no such configuration: {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}"
         )
-    return [
-        configuration
-        for configuration in CONFIGURATIONS
-        if {"all", configuration.name, configuration.group} & set(names)
-    ]
+    wanted = {name for given in names for name in (given, *ALIASES.get(given, ()))}
+    return [configuration for configuration in CONFIGURATIONS if {configuration.name, configuration.group} & wanted]

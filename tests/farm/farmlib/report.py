@@ -3,60 +3,109 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from farmlib import host
 
 WORKS = {
     "missing": "missing names",
     "stat": "stats",
     "open": "opens",
-    "later": "stats and opens 4 s later",
+    "later": "opens, and again 4 s later",
     "readdir": "readdir",
     "start-usd": "start USD",
     "start-qt": "start Qt",
     "start-numpy": "start NumPy",
 }
+QUIET_WORKS = ("missing", "stat", "readdir")
+
+#: For each line of a table the rows that were measured, as count.py gives them.
+Lines = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def markdown(measured: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> str:
-    """For each machine a table: a line for each configuration, cold / warm calls for each piece of work."""
-    parts = []
-    for machine, configurations in measured.items():
-        parts += [f"### {machine}", "", "NFS calls, cold / warm:", ""]
-        parts += _table(configurations, lambda row: int(row["calls"]))
-        starts = [work for work in _done(configurations) if work.startswith("start")]
+def calls(machine: str, lines: Lines, view: str) -> str:
+    """The tables of one machine: all calls, and what the software starts are made of. `view` is the line that has bars."""
+    starts = [work for work in _done(lines) if work.startswith("start")]
+    parts = [f"### {machine}", "", "NFS calls, cold / warm:", "", *_table(lines, lambda row: int(row["calls"]))]
+    if starts:
         parts += ["", "Of the software starts, calls besides READs, cold / warm:", ""]
-        parts += _table(configurations, _besides_reads, starts)
+        parts += _table(lines, _besides_reads, starts)
         parts += ["", "Of these, LOOKUPs and OPENs that ended in an error, cold / warm:", ""]
-        parts += _table(configurations, _failed_lookups, starts)
-        parts.append("")
-    return "\n".join(parts)
+        parts += _table(lines, _failed_lookups, starts)
+    if view in lines:
+        parts += ["", *_bars(lines[view])]
+    return "\n".join([*parts, ""])
 
 
-def _done(configurations: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    done = {row["work"] for rows in configurations.values() for row in rows}
+def options(machine: str, lines: Lines) -> str:
+    """The table of mount options."""
+    return "\n".join([f"### {machine}", "", "NFS calls, cold / warm:", "", *_options_table(lines), ""])
+
+
+def replace(path: Path, name: str, text: str) -> None:
+    """Put `text` between the two lines of a document that say where the part of this name begins and ends."""
+    content = path.read_text(encoding="utf-8")
+    before, begin, rest = content.partition(f"<!-- {name}: begin -->\n")
+    _, end, after = rest.partition(f"<!-- {name}: end -->\n")
+    if not begin or not end:
+        raise host.FarmError(f"{host.shown(path)} has no lines <!-- {name}: begin --> and <!-- {name}: end -->")
+    path.write_text(f"{before}{begin}\n{text.strip()}\n\n{end}{after}", encoding="utf-8")
+
+
+def _done(lines: Lines) -> list[str]:
+    done = {row["work"] for rows in lines.values() for row in rows}
     return [work for work in WORKS if work in done]
 
 
 def _besides_reads(row: Mapping[str, Any]) -> int:
-    return int(row["calls"]) - sum(int(row["operations"].get(name, (0, 0))[0]) for name in ("READ", "READ_PLUS"))
+    return int(row["calls"]) - _sent(row, "READ", "READ_PLUS")
+
+
+def _sent(row: Mapping[str, Any], *operations: str) -> int:
+    return sum(int(row["operations"].get(name, (0, 0))[0]) for name in operations)
 
 
 def _failed_lookups(row: Mapping[str, Any]) -> int:
     return sum(int(row["operations"].get(name, (0, 0))[1]) for name in ("LOOKUP", "OPEN", "OPEN_NOATTR"))
 
 
-def _table(
-    configurations: Mapping[str, Sequence[Mapping[str, Any]]],
-    count: Callable[[Mapping[str, Any]], int],
-    works: Sequence[str] = (),
-) -> list[str]:
-    works = works or _done(configurations)
-    lines = [
+def _bars(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    quiet = sum(int(row["calls"]) for row in rows if row["work"] in QUIET_WORKS)
+    failed = sum(_failed_lookups(row) for row in rows if row["work"].startswith("start"))
+    return [
+        "| the collection's view, cold and warm | bar | measured | |",
+        "|---|---|---|---|",
+        f"| calls for missing names, stats and readdir | 0 | {quiet:,} | {_met(quiet == 0)} |",
+        f"| LOOKUPs and OPENs of software starts that ended in an error | 0 | {failed:,} | {_met(failed == 0)} |",
+    ]
+
+
+def _met(yes: bool) -> str:
+    return "met" if yes else "NOT MET"
+
+
+def _table(lines: Lines, count: Callable[[Mapping[str, Any]], int], works: Sequence[str] = ()) -> list[str]:
+    works = works or _done(lines)
+    table = [
         "| configuration | " + " | ".join(WORKS[work] for work in works) + " |",
         "|---" * (len(works) + 1) + "|",
     ]
-    for title, rows in configurations.items():
+    for title, rows in lines.items():
         by_key = {(row["work"], row["state"]): f"{count(row):,}" for row in rows}
         cells = [f"{by_key.get((work, 'cold'), '-')} / {by_key.get((work, 'warm'), '-')}" for work in works]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return lines
+        table.append(f"| {title} | " + " | ".join(cells) + " |")
+    return table
+
+
+def _options_table(lines: Lines) -> list[str]:
+    """As the other tables, and of each first piece of work the READs, which read-ahead is about."""
+    reads = ("later", "start-usd")
+    table = _table(lines, lambda row: int(row["calls"]))
+    heads = [f"READs of {WORKS[work]}, cold" for work in reads]
+    found = [f"{table[0]} {' | '.join(heads)} |", table[1] + "---|" * len(heads)]
+    for line, rows in zip(table[2:], lines.values()):
+        cold = {row["work"]: row for row in rows if row["state"] == "cold"}
+        cells = [f"{_sent(cold[work], 'READ', 'READ_PLUS'):,}" if work in cold else "-" for work in reads]
+        found.append(f"{line} {' | '.join(cells)} |")
+    return found

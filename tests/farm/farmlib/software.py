@@ -163,6 +163,7 @@ def _wheels(wanted: list[Release]) -> dict[Release, Path]:
                 str(listing),
             ],
             timeout=1200,
+            purpose="downloading the wheels of tests/farm/releases.txt",
         )
         listing.unlink()
     look()

@@ -147,7 +147,7 @@ class VM:
             raise host.FarmError(f"{self.name}: QEMU refused {command}: {answer['error']['desc']}")
         return answer["return"]
 
-    def _answer(self, kinds: set[str], timeout: float = 30) -> dict[str, Any]:
+    def _answer(self, kinds: set[str], timeout: float = 60) -> dict[str, Any]:
         """QEMU's next message of one of these kinds; events in between are passed over."""
         process = self._alive()
         assert process.stdout is not None
@@ -181,7 +181,7 @@ class VM:
         """Fail where the process has ended or the kernel has panicked."""
         self._alive()
         if "Kernel panic" in self.console():
-            raise host.FarmError(f"{self.name}: the kernel panicked; see {self.log.relative_to(host.CHECKOUT)}")
+            raise host.FarmError(f"{self.name}: the kernel panicked; see {host.shown(self.log)}")
 
     def reset(self) -> None:
         """As if the power had gone and come back."""

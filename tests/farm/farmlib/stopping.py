@@ -1,0 +1,150 @@
+"""Farms are stopped at several moments, by several signals, and nothing of them may be left."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from farmlib import host
+
+VARIABLE = "RENDERFARM_FARM_BUILD"
+#: A farm keeps these; everything else in its folder goes when it stops.
+KEPT = frozenset(
+    {"hosts.yml", "images", "keys", "known_hosts", "lock", "logs", "results", "software", "ssh_config", "tmp", "wheels"}
+)
+MADE = ("images", "software", "wheels")
+PATIENCE = 30  # seconds in which a farm that was told to stop has to be gone
+LIMIT = 300  # seconds in which a moment has to come
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A farm is started with `arguments`; `delay` seconds after a line with `text` came it gets the signal.
+
+    With `group` the whole process group gets it, as when Ctrl-C is pressed, else only make does. `fresh` is a farm whose
+    images have yet to be made.
+    """
+
+    name: str
+    signal: signal.Signals
+    text: str
+    delay: float
+    arguments: str = ""
+    group: bool = False
+    fresh: bool = False
+
+
+MOMENTS = (
+    Moment("while the root image is made", signal.SIGTERM, "making the guests' root image", 8, "build", fresh=True),
+    Moment("while the machines start", signal.SIGINT, "starting the farm", 3, "shell", group=True),
+    Moment("in a test", signal.SIGINT, "::test_a_command_that_does_not_end", 1, "test -k does_not_end", group=True),
+    Moment("while a command works", signal.SIGTERM, "at work", 0, "with sh -c 'echo at work; exec sleep 600'"),
+    # Nothing can be tidied up then, but nothing may go on either; the next start clears the folder.
+    Moment("without a chance to end", signal.SIGKILL, "at work", 0, "with sh -c 'echo at work; exec sleep 600'"),
+)
+
+
+def check() -> None:
+    """Stop a farm at each of the moments; fail where anything is left."""
+    left = [f"{moment.signal.name} {moment.name}: left {what}" for moment in MOMENTS for what in _stopped(moment)]
+    if left:
+        raise host.FarmError("a stopped farm left something behind: " + "; ".join(left))
+    host.say(f"stopped at {len(MOMENTS)} moments, nothing is left")
+
+
+def _stopped(moment: Moment) -> list[str]:
+    with _folder(moment) as folder:
+        temporary = folder / "temporary"
+        temporary.mkdir()
+        # Not what the make that started us was called with.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        process = host.spawn(
+            ["make", "-C", str(host.CHECKOUT), "farm", f"ARGS={moment.arguments}"],
+            env={**environment, VARIABLE: str(folder), "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            _wait_for(process, moment)
+            (os.killpg if moment.group else os.kill)(process.pid, moment.signal)
+            return _left(folder, temporary, moment)
+        finally:
+            host.kill_session(process)
+            for pid in _processes(folder):
+                os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def _folder(moment: Moment) -> Iterator[Path]:
+    """A farm's folder of its own, with what is made already."""
+    folder = host.BUILD / "stop"
+    host.remove_tree(folder)
+    folder.mkdir()
+    if not moment.fresh:
+        for name in MADE:
+            (folder / name).symlink_to(f"../{name}")
+    try:
+        yield folder
+    finally:
+        host.remove_tree(folder)
+
+
+def _wait_for(process: subprocess.Popen[bytes], moment: Moment) -> None:
+    """Until the line has come, and the delay after it is over."""
+    assert process.stdout is not None
+    said = b""
+    end = time.monotonic() + LIMIT
+    while moment.text.encode() not in said:
+        if time.monotonic() > end:
+            raise host.FarmError(f"no {moment.text!r} within {LIMIT} s: {said[-600:].decode(errors='replace')}")
+        if not select.select([process.stdout], [], [], 1)[0]:
+            continue
+        block = os.read(process.stdout.fileno(), 65536)
+        if not block:
+            raise host.FarmError(f"ended before {moment.text!r}: {said[-600:].decode(errors='replace')}")
+        said += block
+    time.sleep(moment.delay)
+
+
+def _left(folder: Path, temporary: Path, moment: Moment) -> list[str]:
+    end = time.monotonic() + PATIENCE
+    while _processes(folder) and time.monotonic() < end:
+        time.sleep(0.2)
+    left = [f"process {pid} ({_words(pid)})" for pid in _processes(folder)]
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    left += [f"mount {line.split()[4]}" for line in mounts if str(folder) in line]
+    if moment.signal != signal.SIGKILL:
+        files = [path for path in folder.iterdir() if path.name not in KEPT and path != temporary]
+        files += [path for place in (temporary, folder / "tmp") if place.exists() for path in place.iterdir()]
+        left += [f"file {path.relative_to(folder)}" for path in files]
+    return left
+
+
+def _processes(folder: Path) -> list[int]:
+    """Processes that were started for the farm in this folder: its name is in their environment, or in their arguments."""
+    wanted = os.fsencode(folder)
+    found = []
+    for place in Path("/proc").iterdir():
+        if place.name.isdigit() and int(place.name) != os.getpid():
+            try:
+                known = (place / "environ").read_bytes() + (place / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if wanted in known:
+                found.append(int(place.name))
+    return found
+
+
+def _words(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()[:120]
+    except OSError:
+        return "ended"
