@@ -132,6 +132,7 @@ options:
   image:
     description:
       - Path of an image in an image store. It is copied to this host, checked against O(image_digest), and made the current generation.
+      - A host whose kernel cannot mount images is told so before anything is copied.
       - An interrupted copy goes on where it ended. A generation that is there already is not copied again, and then the image need not
         be there any more.
     type: path
@@ -497,6 +498,7 @@ def _source(
     if params["generation"] is not None:
         return layers.existing(paths, state, params["generation"]), "the generation is there in this format"
     if params["image"] is not None:
+        layers.check_mountable(params["name"])
         there = layers.installed(paths, state, params["image_digest"])
         source = there or layers.from_image(params["image"], image_store.read(params["image"], params["image_digest"]))
         return source, "the image was built elsewhere"

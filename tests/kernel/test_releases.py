@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.releases import Pattern
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, manifest_store, scan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,3 +58,16 @@ def test_a_root_that_may_not_be_listed_is_an_error_and_not_an_empty_list(softwar
     with pytest.raises(PermissionError) as caught:
         as_nobody(software_root)
     assert caught.value.filename == str(software_root)
+
+
+def test_an_image_store_inside_of_the_manifest_store_is_not_looked_into(tmp_path: Path) -> None:
+    (tmp_path / "software" / "usd" / "25.05").mkdir(parents=True)
+    store = tmp_path / "manifests"
+    manifest_store.write(str(store), str(tmp_path / "software"), "usd/25.05", checksum=False)
+    (store / ".images" / ".new").mkdir(parents=True)
+    (store / ".images" / "4ff24b6d8e0c11a7.json").write_text("{}")
+    looked_into: list[None] = []
+    pattern = Pattern.parse("{package}/{version}")
+    found = list(manifest_store.find_manifests(str(store), pattern, lambda: looked_into.append(None)))
+    assert [release.path for release in found] == ["usd/25.05"]
+    assert len(looked_into) == len(["the store", "usd"])

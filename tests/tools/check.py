@@ -29,6 +29,8 @@ VENV = BUILD / "venv" / "bin"
 COLLECTIONS = BUILD / "collections"
 OVERLAY = COLLECTIONS / "ansible_collections" / "renderfarm" / "overlay"
 HOME = BUILD / "home"
+# mkcomposefs and mkfs.erofs, which the integration targets build images with.
+IMAGES = BUILD / "images" / "bin"
 TIME_LIMIT = 1800  # seconds, for one command
 
 Argument = Union[str, Path]
@@ -380,7 +382,7 @@ def ansible_test(name: str, ran: str, *argv: Argument, prefix: Sequence[str] = (
     """Run an ansible-test command and count the lines that match `ran`, one for each thing that it began."""
     # Last, the folders of Pythons that are not on PATH: it looks for them there and nowhere else.
     folders = sorted({str(Path(python.path).parent) for python in pythons.find_all().values()})
-    path = os.pathsep.join([str(tools), environment()["PATH"], *folders])
+    path = os.pathsep.join([str(tools), str(IMAGES), environment()["PATH"], *folders])
     command = (*prefix, tools / "python", tools / "ansible-test", *argv, "--color", "no")
     status, output = run(*command, show=True, cwd=copy_tree(), env=environment(PATH=path))
     began = len(re.findall(ran, output, re.M))

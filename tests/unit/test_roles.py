@@ -70,10 +70,10 @@ def test_the_playbook_has_the_defaults_of_the_role_view() -> None:
     for name, value in defaults("view").items():
         key = name[len("view_") :]
         inner = re.sub(r"^{{ | }}$", "", value) if isinstance(value, str) and value.startswith("{{ ") else repr(value)
-        own = f"overlay_view.{key} | default("
+        own = f"_overlay_view.{key} | default("
         wanted = {
             f"{{{{ {own}{inner}) }}}}",
             f"{{{{ {own}overlay_{key} | default({inner})) }}}}",
-            f"{{{{ overlay_state | default(overlay_view.{key} | default({inner})) }}}}",
+            f"{{{{ overlay_{key} | default({own}{inner})) }}}}",
         }
-        assert passed[name].replace("'nodev': true", "'nodev': True").strip() in wanted, name
+        assert " ".join(passed[name].replace("'nodev': true", "'nodev': True").split()) in wanted, name

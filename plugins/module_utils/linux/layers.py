@@ -126,6 +126,15 @@ def _unfit(spec: LayerSpec) -> str | None:
     return None
 
 
+def check_mountable(view: str) -> None:
+    """Raises OverlayError where this host cannot mount images."""
+    if obstacle := _cannot_mount():
+        raise OverlayError(
+            f"view {view} cannot be an image on this host: {obstacle}; build it on this host as a directory instead"
+            " (metadata_layer with 'releases')"
+        )
+
+
 def _cannot_mount() -> str | None:
     """Return why this host cannot mount EROFS images; the kernel loads what it needs when it is asked."""
     try:

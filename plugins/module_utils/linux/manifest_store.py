@@ -82,6 +82,9 @@ def find_manifests(store: str, pattern: Pattern, progress: Progress = no_progres
     for folder, folders, names in os.walk(store):
         progress()
         parents = os.path.relpath(folder, store).split("/") if folder != store else []
+        level = pattern.levels[len(parents)]
+        # Folders of other things, such as an image store, are not looked into.
+        folders[:] = [name for name in folders if level.fullmatch(name)]
         if len(parents) + 1 == len(pattern.levels):
             folders.clear()
             for name in names:

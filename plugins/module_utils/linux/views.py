@@ -95,7 +95,8 @@ def locked(paths: ViewPaths, seconds: float, progress: Progress = no_progress) -
     _check_trusted(state_dir)
     while True:
         os.makedirs(paths.root, mode=0o755, exist_ok=True)
-        with open(paths.lock, "wb") as stream:
+        # Not truncated, which would give it another time although nothing has changed.
+        with open(paths.lock, "ab") as stream:
             _wait_for_lock(stream.fileno(), paths, seconds, progress)
             # A run that removes the view removes the lock too, and whoever waited for that one has the lock of nothing.
             if _is_at(stream.fileno(), paths.lock):

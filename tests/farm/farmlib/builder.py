@@ -1,0 +1,40 @@
+"""mkcomposefs for a machine of the farm, whose Debian has none: the one that this checkout uses, with its own C library."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from farmlib import host
+from farmlib.machines import Machine
+
+SCRIPT = host.CHECKOUT / ".build" / "images" / "bin" / "mkcomposefs"
+FOLDER = "/opt/mkcomposefs"
+#: Where modules look for it, whatever the PATH of a task is.
+PLACE = "/usr/local/sbin/mkcomposefs"
+
+
+def install(machine: Machine) -> None:
+    """Copy the program to a machine. Raises FarmError where `make setup-test` has not made it."""
+    if not SCRIPT.exists():
+        raise host.FarmError(f"{SCRIPT.relative_to(host.CHECKOUT)} is not there: make setup-test")
+    libraries = _libraries()
+    for name, path in libraries.items():
+        machine.copy(path.resolve(), f"{FOLDER}/{name}")
+    loader = next(name for name in libraries if name.startswith("ld-linux"))
+    script = f'#!/bin/sh\nexec {FOLDER}/{loader} --library-path {FOLDER} {FOLDER}/mkcomposefs "$@"\n'
+    machine.write(PLACE, script, mode=0o755)
+
+
+def remove(machine: Machine) -> None:
+    machine.ssh(["rm", "-rf", PLACE, FOLDER])
+
+
+def _libraries() -> dict[str, Path]:
+    """The program and the libraries that it is linked with, by their names."""
+    # The last line is `exec PROGRAM "$@"`, or `exec LOADER --library-path FOLDERS PROGRAM "$@"`.
+    words = shlex.split(SCRIPT.read_text(encoding="utf-8").splitlines()[-1])[1:-1]
+    lister = [*words[:-1], "--list"] if words[:-1] else ["ldd"]
+    listed = [Path(path) for path in re.findall(r"(/\S+) \(0x", host.run([*lister, words[-1]]))]
+    return {"mkcomposefs": Path(words[-1]), **{path.name: path for path in listed}}

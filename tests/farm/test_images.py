@@ -1,0 +1,170 @@
+"""A view that is built once, as one image, and copied to each host; and the way back to an earlier generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from farmlib import builder, collection
+from farmlib.collection import ROOT, SITE, STATE_DIR, STORE, Run
+from farmlib.machines import SOFTWARE, Farm, Machine
+
+VIEW = "/imaged"
+VARIABLES: dict[str, Any] = {
+    **SITE,
+    "overlay_build": "central",
+    "overlay_views": [{"name": "imaged", "mountpoint": VIEW, "query": "@"}],
+}
+#: The file server is a render node here too: a second host with data-only layers, that does not build.
+OTHER = "server"
+BOTH = f"new,{OTHER}"
+
+#: What a client sends on its own, now or later, whatever is done with a mount.
+ON_ITS_OWN = {"SEQUENCE", "RENEW", "DELEGRETURN"}
+
+# Every file with its mode, size and time, of all releases.
+FILES = (
+    r"cd {root} && find . -name lost+found -prune -o -mindepth 3 -type f -printf '%P %m %s %T@\n' | LC_ALL=C sort"
+    " | tee /run/farm-files | sha256sum && wc -l </run/farm-files && rm /run/farm-files"
+)
+
+
+def play(farm: Farm, name: str, hosts: str, *arguments: str, **variables: Any) -> Run:
+    return collection.playbook(farm, name, {**VARIABLES, "overlay_hosts": hosts, **variables}, arguments=arguments)
+
+
+def generation(run: Run, machine: str) -> str:
+    return str(run.of(machine, "metadata_layer")[-1].values["generation"])
+
+
+def calls(machine: Machine, mountpoint: str) -> dict[str, int]:
+    return {name: sent for name, sent in collection.calls(machine, mountpoint).items() if name not in ON_ITS_OWN}
+
+
+def since(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+    found = {name: sent - before.get(name, 0) for name, sent in after.items()}
+    return {name: sent for name, sent in found.items() if sent}
+
+
+@pytest.fixture(scope="module")
+def new(farm: Farm, deployment: collection.Deployment) -> Iterator[Machine]:
+    """The host that scans and builds; all manifests are there."""
+    assert deployment.run.failures("new") == []
+    machine = farm.nodes["new"]
+    builder.install(machine)
+    yield machine
+    play(farm, "remove", "new")
+    machine.ssh(f"rm -rf {STORE}/.images {STORE}/imaged")
+    farm.server.delete_release("imaged")
+    builder.remove(machine)
+
+
+@pytest.fixture(scope="module")
+def first_host(farm: Farm, new: Machine) -> Run:
+    return play(farm, "deploy", new.name)
+
+
+@pytest.fixture(scope="module")
+def other(farm: Farm, first_host: Run) -> Iterator[Machine]:
+    """The second host, before anything was deployed to it but the software root."""
+    assert first_host.code == 0
+    machine = farm.server
+    collection.mount_store(machine)
+    yield machine
+    play(farm, "remove", OTHER)
+    machine.ssh(f"umount {ROOT} {STORE}; rm -rf {STATE_DIR}; rmdir {ROOT} {STORE}", check=False)
+
+
+@pytest.fixture(scope="module")
+def second_host(farm: Farm, other: Machine) -> tuple[Run, dict[str, int]]:
+    """The deployment to both hosts, and what it sent from the second one to the share with the images."""
+    before = calls(other, STORE)
+    run = play(farm, "deploy", BOTH)
+    return run, since(before, calls(other, STORE))
+
+
+def test_the_image_is_built_on_the_host_that_scans_and_mounted_there(new: Machine, first_host: Run) -> None:
+    published, installed = first_host.of("new", "metadata_layer")
+    assert published.changed
+    assert published.values["image"] == f"{STORE}/.images/{published.values['generation']}.erofs"
+    assert installed.values["format"] == "erofs"
+    assert installed.values["image_digest"] == published.values["image_digest"]
+    assert f"{installed.values['generation']}-erofs/layer" in new.output(f"findmnt -n -o OPTIONS {VIEW}")
+
+
+def test_one_more_host_reads_the_image_and_its_record_and_nothing_else(
+    other: Machine, second_host: tuple[Run, dict[str, int]]
+) -> None:
+    run, sent = second_host
+    assert run.changed("new") == []
+    [installed] = run.of(OTHER, "metadata_layer")
+    size = int(other.output(["stat", "-c", "%s", installed.values["layer"]]))
+    options = other.output(["findmnt", "-n", "-o", "OPTIONS", STORE]).split(",")
+    rsize = next(int(option.removeprefix("rsize=")) for option in options if option.startswith("rsize="))
+    ahead = int(other.output(f"cat /sys/class/bdi/$(mountpoint -d {STORE})/read_ahead_kb")) * 1024
+    print(f"image of {size} bytes, rsize {rsize}, read-ahead {ahead}, {installed.values['entries']}: {sent}")
+    # Twice, since reading ahead may begin with smaller pieces; the record is one more.
+    assert sent["READ"] <= 2 * -(-size // min(rsize, ahead)) + 8, sent
+    # The folder, the image and its record are found, opened and closed: no manifest, and no listing.
+    assert sum(sent.values()) - sent["READ"] <= 30, sent
+    assert sent.get("LOOKUP", 0) <= 6, sent
+    assert sent.get("OPEN", 0) + sent.get("OPEN_NOATTR", 0) <= 3, sent
+    assert sent.get("READDIR", 0) == 0, sent
+    # Mounting the software root, and nothing in it.
+    root = calls(other, ROOT)
+    assert root.get("READDIR", 0) == 0, root
+    assert sum(root.values()) < 40, root
+
+
+def test_both_hosts_have_the_same_generation_and_show_the_tree_on_the_server(
+    farm: Farm, new: Machine, other: Machine, second_host: tuple[Run, dict[str, int]]
+) -> None:
+    run, _sent = second_host
+    assert generation(run, "new") == generation(run, OTHER)
+    assert "different generations" not in run.output
+    there = farm.server.output(FILES.format(root=SOFTWARE), timeout=600)
+    assert int(there.split()[-1]) > 20_000
+    assert [machine.output(FILES.format(root=VIEW), timeout=600) for machine in (new, other)] == [there, there]
+
+
+def test_a_second_run_reads_the_record_alone(farm: Farm, other: Machine) -> None:
+    before = calls(other, STORE)
+    run = play(farm, "deploy", BOTH)
+    assert {name: run.changed(name) for name in ("new", OTHER)} == {"new": [], OTHER: []}
+    sent = since(before, calls(other, STORE))
+    assert sent.get("READ", 0) <= 1, sent
+    assert sum(sent.values()) <= 20, sent
+
+
+@pytest.mark.usefixtures("second_host")
+def test_a_host_goes_back_to_the_earlier_generation_without_the_share(farm: Farm, new: Machine, other: Machine) -> None:
+    farm.server.add_release("imaged/1.0", {"data/file": "one\n"})
+    deployed = play(farm, "deploy", BOTH)
+    assert generation(deployed, "new") == generation(deployed, OTHER)
+    assert [machine.output(f"cat {VIEW}/imaged/1.0/data/file") for machine in (new, other)] == ["one", "one"]
+    earlier = deployed.of(OTHER, "metadata_layer")[-1].values["previous"]
+
+    before = calls(other, STORE)
+    tried = play(farm, "rollback", OTHER, "--check", "--diff", overlay_view="imaged")
+    [layer] = tried.of(OTHER, "metadata_layer")
+    releases = {moment: set(layer.values["diff"][moment]["releases"]) for moment in ("before", "after")}
+    assert releases["before"] - releases["after"] == {"/imaged/1.0"}
+    assert releases["after"] < releases["before"]
+    assert other.output(f"ls {VIEW}/imaged") == "1.0"
+
+    run = play(farm, "rollback", OTHER, overlay_view="imaged")
+    [mounted] = run.of(OTHER, "overlay_mount")
+    assert (mounted.values["switched"], mounted.values["method"]) == (True, "beneath")
+    assert generation(run, OTHER) == earlier
+    assert other.ssh(f"ls {VIEW}/imaged", check=False).returncode != 0
+    # Nothing was asked of the host that scans, nor of the share with manifests and images.
+    assert run.of("new") == []
+    assert since(before, calls(other, STORE)) == {}
+    assert new.output(f"ls {VIEW}/imaged") == "1.0"
+
+    assert play(farm, "rollback", OTHER, overlay_generation=earlier).changed(OTHER) == []
+    back = play(farm, "deploy", BOTH)
+    assert back.changed("new") == []
+    assert generation(back, OTHER) == generation(back, "new")
+    assert other.output(f"cat {VIEW}/imaged/1.0/data/file") == "one"

@@ -1,0 +1,192 @@
+#!/usr/bin/env bash
+# One image for several hosts, and the playbook that goes back to an earlier generation.
+
+set -euo pipefail
+
+place=$(mktemp -d /var/tmp/overlay-test-XXXXXX)
+declare -A keeper
+
+# What is mounted in a host's mount namespace goes with the process that keeps it.
+clean() {
+    kill "${keeper[@]}"
+    wait
+    rm -rf "$place"
+}
+trap clean EXIT
+
+release() {
+    mkdir -p "$place/software/$1"
+    echo "$1" > "$place/software/$1/name"
+    touch "$place/software/$1/.ready"
+}
+release tool/1.0
+release lib/3
+
+# The hosts are mount namespaces of this machine: each has its own folder at the same path, and they share the software
+# root. Nobody is at the address of the last one.
+mkdir "$place/here"
+for host in one two three; do
+    mkdir "$place/$host"
+    unshare --mount --propagation private sh -c "
+        mount --bind $place/$host $place/here && touch $place/$host/up && exec sleep infinity" &
+    keeper[$host]=$!
+    until test -e "$place/$host/up"; do sleep 0.1; done
+    printf '#!/bin/sh\nexec nsenter --target=%s --mount -- %s "$@"\n' "${keeper[$host]}" "$(command -v python)" \
+        > "$place/$host/python"
+    chmod 755 "$place/$host/python"
+done
+
+# on HOST COMMAND...
+on() {
+    nsenter --target="${keeper[$1]}" --mount -- "${@:2}"
+}
+
+cat > "$place/inventory.yml" <<EOF
+all:
+  children:
+    render:
+      hosts:
+        one:
+        two:
+        three:
+      vars:
+        ansible_connection: local
+        ansible_python_interpreter: $place/{{ inventory_hostname }}/python
+    elsewhere:
+      hosts:
+        nobody:
+          ansible_connection: ssh
+          ansible_host: 192.0.2.1
+  vars:
+    overlay_become: false
+    overlay_root: $place/software
+    overlay_store: $place/manifests
+    overlay_state_dir: $place/here/state
+    overlay_ready_marker: .ready
+    overlay_build: central
+    overlay_views:
+      - name: all
+        mountpoint: $place/here/all
+        query: '@'
+      - name: pinned
+        mountpoint: $place/here/pinned
+        releases: [tool/1.0]
+EOF
+
+run() {
+    ansible-playbook -i "$place/inventory.yml" -e overlay_hosts=render "$@" | tee "$place/log"
+}
+
+# recap HOST CHANGED: no task of the host failed, and so many changed something.
+recap() {
+    grep -Eq "^$1 +: .* changed=$2 +unreachable=0 +failed=0 " "$place/log"
+}
+
+# generation HOST: name of the one that is current.
+generation() {
+    basename "$(readlink "$place/$1/state/views/all/current")" | cut -d- -f1
+}
+
+# shown HOST: the versions of tool in the view.
+shown() {
+    on "$1" ls "$place/here/all/tool" | paste -sd ' '
+}
+
+# On a fresh system check mode says where it ends, and writes nothing; also where the manifests are there already.
+run renderfarm.overlay.deploy --check --limit one,two
+grep -q 'check mode ends here, since these releases would have to be scanned first' "$place/log"
+test ! -e "$place/manifests"
+run renderfarm.overlay.deploy --limit one -e overlay_build=local
+run renderfarm.overlay.remove --limit one
+run renderfarm.overlay.deploy --check --diff --limit one,two
+grep -q 'check mode ends here, since the image would have to be built first' "$place/log"
+grep -q 'tool/1.0' "$place/log"
+test ! -e "$place/manifests/.images"
+test ! -e "$place/two/state"
+
+# The first host builds the image of each view; each host has its folder, and the layer and mount of each view.
+run renderfarm.overlay.deploy --limit one,two
+recap one 6
+recap two 5
+test "$(find "$place/manifests/.images" -name '*.erofs' | wc -l)" = 2
+test "$(generation one)" = "$(generation two)"
+test "$(on two cat "$place/here/all/tool/1.0/name")" = tool/1.0
+first=$(generation one)
+
+run renderfarm.overlay.deploy --limit one,two
+recap one 0
+recap two 0
+
+release tool/2.0
+run renderfarm.overlay.deploy
+grep -q 'hosts show different generations:' "$place/log" && exit 1
+second=$(generation one)
+test "$(generation three)" = "$second"
+test "$(shown three)" = '1.0 2.0'
+
+# Check mode tells which releases go, and changes nothing. Three has never had another generation, and says what it has.
+rollback=(renderfarm.overlay.rollback -e overlay_view=all -e overlay_scan_host=nobody)
+run "${rollback[@]}" --check --diff && exit 1
+grep -q '^- .*/tool/2.0' "$place/log"
+grep -q "view all has no previous generation on this host; there are: $second" "$place/log"
+test "$(generation one)" = "$second"
+test "$(shown one)" = '1.0 2.0'
+
+# The same in earnest: the others go on without it, and nobody is asked, scans or builds.
+run "${rollback[@]}" && exit 1
+recap one 2
+recap two 2
+grep -Eq '^three +: .* failed=1 ' "$place/log"
+test "$(shown one)$(shown two)" = 1.01.0
+test "$(shown three)" = '1.0 2.0'
+test "$(generation two)" = "$first"
+test "$(on one cat "$place/here/pinned/tool/1.0/name")" = tool/1.0
+
+# Once more goes forth again; a name is the same however often.
+run "${rollback[@]}" --limit one,two
+recap one 2
+test "$(generation one)" = "$second"
+run "${rollback[@]}" --limit one,two -e overlay_generation="$first"
+recap one 2
+test "$(generation one)" = "$first"
+run "${rollback[@]}" --limit one,two -e overlay_generation="$first"
+recap one 0
+recap two 0
+
+# Hosts that end up with different generations are told apart in one line.
+run "${rollback[@]}" --limit two
+run "${rollback[@]}" --limit one,two -e overlay_generation="$first" --check
+grep -q 'hosts show different generations:' "$place/log" && exit 1
+run "${rollback[@]}" --limit one,two
+test "$(grep -c "hosts show different generations: $second on one, $first on two" "$place/log")" = 1
+
+# The next deployment brings the declared releases back everywhere, from the image that is there.
+run renderfarm.overlay.deploy
+recap one 0
+recap two 2
+recap three 0
+test "$(generation two)" = "$second"
+
+run "${rollback[@]}" -e overlay_view=some && exit 1
+grep -q 'overlay_view: no host of this play has a view some; there are all, pinned' "$place/log"
+
+# An image that is not the one that was built is installed nowhere.
+release tool/3.0
+run renderfarm.overlay.deploy --limit one
+third=$(generation one)
+printf altered | dd of="$place/manifests/.images/$third.erofs" bs=1 seek=2000 conv=notrunc
+run renderfarm.overlay.deploy --limit one,two && exit 1
+grep -q "$third.erofs does not have the digest" "$place/log"
+test "$(generation two)" = "$second"
+test "$(shown two)" = '1.0 2.0'
+# Removed, it is built again, and is the same as before.
+rm "$place/manifests/.images/$third.erofs"
+run renderfarm.overlay.deploy --limit one,two
+recap one 1
+recap two 2
+test "$(generation two)" = "$third"
+
+run renderfarm.overlay.remove
+test ! -e "$place/two/all"
+test ! -e "$place/two/state/views/all"
+test -e "$place/manifests/.images/$third.erofs"
