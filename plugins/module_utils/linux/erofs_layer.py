@@ -111,7 +111,7 @@ def build(text: Iterator[bytes], image: str, builder: Builder, progress: Progres
             preexec_fn=_end_with_parent,  # noqa: PLW1509
         )
         try:
-            whole = _feed(process, text, progress)
+            whole = _feed(cast(BinaryIO, process.stdin), text, progress)
             status = _wait(process, progress)
         except BaseException:
             process.kill()
@@ -130,15 +130,15 @@ def _end_with_parent() -> None:
     syscalls.die_with_parent(signal.SIGKILL)
 
 
-def _feed(process: subprocess.Popen[bytes], text: Iterator[bytes], progress: Progress) -> bool:
+def _feed(pipe: BinaryIO, text: Iterator[bytes], progress: Progress) -> bool:
     """Write all text to the program; False where it stopped reading before the end."""
     pending: list[bytes] = []
     size = 0
     # In a pipe of the usual 64 KiB each side waits for the other all the time. Users other than root may have had their share.
     with contextlib.suppress(OSError):
-        fcntl.fcntl(process.stdin, _F_SETPIPE_SZ, _PIPE_BYTES)
+        fcntl.fcntl(pipe, _F_SETPIPE_SZ, _PIPE_BYTES)
     try:
-        with cast(BinaryIO, process.stdin) as stream:
+        with pipe as stream:
             for part in text:
                 pending.append(part)
                 size += len(part)
