@@ -105,9 +105,10 @@ def test_one_more_host_reads_the_image_and_its_record_and_nothing_else(
     ahead = int(other.output(f"cat /sys/class/bdi/$(mountpoint -d {STORE})/read_ahead_kb")) * 1024
     print(f"image of {size} bytes, rsize {rsize}, read-ahead {ahead}, {installed.values['entries']}: {sent}")
     # Twice, since reading ahead may begin with smaller pieces; the record is one more.
-    assert sent["READ"] <= 2 * -(-size // min(rsize, ahead)) + 8, sent
+    reads = sent.get("READ", 0) + sent.get("READ_PLUS", 0)
+    assert 0 < reads <= 2 * -(-size // min(rsize, ahead)) + 8, sent
     # The folder, the image and its record are found, opened and closed: no manifest, and no listing.
-    assert sum(sent.values()) - sent["READ"] <= 30, sent
+    assert sum(sent.values()) - reads <= 30, sent
     assert sent.get("LOOKUP", 0) <= 6, sent
     assert sent.get("OPEN", 0) + sent.get("OPEN_NOATTR", 0) <= 3, sent
     assert sent.get("READDIR", 0) == 0, sent
@@ -122,7 +123,7 @@ def test_both_hosts_have_the_same_generation_and_show_the_tree_on_the_server(
 ) -> None:
     run, _sent = second_host
     assert generation(run, "new") == generation(run, OTHER)
-    assert "different generations" not in run.output
+    assert "different generations:" not in run.output
     there = farm.server.output(FILES.format(root=SOFTWARE), timeout=600)
     assert int(there.split()[-1]) > 20_000
     assert [machine.output(FILES.format(root=VIEW), timeout=600) for machine in (new, other)] == [there, there]
@@ -133,7 +134,7 @@ def test_a_second_run_reads_the_record_alone(farm: Farm, other: Machine) -> None
     run = play(farm, "deploy", BOTH)
     assert {name: run.changed(name) for name in ("new", OTHER)} == {"new": [], OTHER: []}
     sent = since(before, calls(other, STORE))
-    assert sent.get("READ", 0) <= 1, sent
+    assert sent.get("READ", 0) + sent.get("READ_PLUS", 0) <= 1, sent
     assert sum(sent.values()) <= 20, sent
 
 
