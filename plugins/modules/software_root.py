@@ -39,7 +39,7 @@ options:
       - C(nocto) and a long C(actimeo) keep opens and stats of files that have been opened from asking the server again.
     type: list
     elements: str
-    default: [ro, vers=4.2, hard, nocto, actimeo=3600, noatime, nodev]
+    default: [ro, vers=4.2, hard, nocto, actimeo=3600, nodev]
   persist:
     description:
       - With V(fstab), C(/etc/fstab) has a line for O(path), or has none when O(state) is V(unmounted) or V(absent).
@@ -118,7 +118,7 @@ mount:
       description: Options of the mount itself.
       type: list
       elements: str
-      sample: [ro, nodev, noatime]
+      sample: [ro, nodev, relatime]
     options:
       description: Options of the file system.
       type: list
@@ -137,7 +137,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.nfs import
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts, software_root
 
-OPTIONS = ["ro", "vers=4.2", "hard", "nocto", "actimeo=3600", "noatime", "nodev"]
+OPTIONS = ["ro", "vers=4.2", "hard", "nocto", "actimeo=3600", "nodev"]
 
 
 def main() -> None:

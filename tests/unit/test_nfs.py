@@ -24,7 +24,7 @@ V3 = (
     b"namlen=255,acregmin=60,acdirmin=60,soft,nolock,proto=tcp,nconnect=4,timeo=600,retrans=2,sec=sys,mountaddr=10.0.2.15,mountvers=3,"
     b"mountproto=tcp,lookupcache=pos,local_lock=all,addr=10.0.2.15\n"
 )
-DEFAULT_OPTIONS = ("ro", "vers=4.2", "hard", "nocto", "actimeo=3600", "noatime", "nodev")
+DEFAULT_OPTIONS = ("ro", "vers=4.2", "hard", "nocto", "actimeo=3600", "nodev")
 OVERLAY = b"95 29 0:50 / /software ro - overlay overlay ro,lowerdir+=/state/layer,datadir+=/net/software,redirect_dir=on,metacopy=on\n"
 
 

@@ -56,6 +56,7 @@ class Configuration:
     work: tuple[str, ...] = ()  # all of it where empty
     group: str = "core"
     delegations: bool = True
+    block_size: int = 0  # the largest READ that the server takes; 0: what it chooses, which depends on its memory
 
 
 def _overlay(upper: str) -> str:
@@ -119,9 +120,10 @@ def _deployed(node: Machine) -> None:
 
 def _nothing_mounted(node: Machine) -> None:
     """With nothing of the server mounted, as what some options ask for belongs to the client's first mount of a server."""
-    _deployed(node)
-    for path in (collection.VIEW, collection.ROOT, collection.STORE):
-        node.ssh(f"while mountpoint -q {path}; do umount {path}; done")
+    if node.ssh(f"test -d {LAYER}", check=False).returncode != 0:
+        collection.deployment(_farm())
+    paths = f"{VIEW} {NFS} {collection.VIEW} {collection.ROOT} {collection.STORE}"
+    node.ssh(f"for path in {paths}; do while mountpoint -q $path; do umount $path; done; done")
 
 
 def _farm() -> Farm:
@@ -148,11 +150,13 @@ class Variant:
     """Options of the software root, besides `ro`.
 
     With `delegations` the server hands them out: a client that has one need not ask again whether a file has changed, but
-    many file servers give none. `after` is a shell command for what is no option of mount, or checks one.
+    many file servers give none. `block_size` is the largest READ that it takes, 128 KiB where nothing is said, since the
+    farm's server has little memory. `after` is a shell command for what is no option of mount, or checks one.
     """
 
     options: str
     delegations: bool = False
+    block_size: int = 0
     title: str = ""
     after: str = "true"
     plain: bool = False  # measured for plain NFS as well
@@ -173,9 +177,23 @@ VARIANTS = (
     Variant(f"{_CHOSEN},lookupcache=positive"),
     Variant(f"{_CHOSEN},noatime"),
     Variant(f"{_CHOSEN},nconnect=4", after=f"[ $({_CONNECTIONS}) = 4 ]"),
-    Variant(_CHOSEN, title="read-ahead of 1 MiB", after=f"echo 1024 >{_READ_AHEAD}"),
-    Variant(_CHOSEN, title="read-ahead of 15 MiB", after=f"echo 15360 >{_READ_AHEAD}"),
+    # What is set at once after the mount, udev would set back.
+    Variant(_CHOSEN, block_size=1 << 20, title="READs up to 1 MiB"),
+    Variant(
+        _CHOSEN,
+        block_size=1 << 20,
+        title="READs up to 1 MiB, read-ahead of 1 MiB",
+        after=f"sleep 1; echo 1024 >{_READ_AHEAD}",
+    ),
+    Variant(
+        _CHOSEN,
+        block_size=1 << 20,
+        title="READs up to 1 MiB, read-ahead of 15 MiB",
+        after=f"sleep 1; echo 15360 >{_READ_AHEAD}",
+    ),
     Variant("vers=3,nolock", plain=True),
+    Variant("vers=3,nolock,nocto"),
+    Variant("vers=3,nolock,actimeo=3600"),
     Variant("vers=3,nolock,nocto,actimeo=3600"),
 )
 
@@ -191,6 +209,7 @@ def _variants() -> list[Configuration]:
             "group": "options",
             "prepare": _nothing_mounted,
             "delegations": variant.delegations,
+            "block_size": variant.block_size,
         }
         common["work"] = ("later", "start-usd")
         if variant.plain:
@@ -269,12 +288,25 @@ def rows(farm: Farm, node: Machine, configuration: Configuration) -> list[dict[s
     return _measured[key]
 
 
-def _with_delegations(farm: Farm, node: Machine, configuration: Configuration) -> list[dict[str, Any]]:
+def _with_server(farm: Farm, node: Machine, configuration: Configuration) -> list[dict[str, Any]]:
+    """The same, with the server as the configuration wants it."""
+    place = "/proc/fs/nfsd/max_block_size"
+
+    def restart(block_size: str) -> None:
+        # It can only be set while the service is stopped.
+        farm.server.ssh(f"nfs=/usr/lib/render-farm/nfs; $nfs stop; sleep 1; echo {block_size} >{place}; $nfs start")
+
+    own = farm.server.output(["cat", place])
     farm.server.ssh(f"sysctl -q -w fs.leases-enable={int(configuration.delegations)}")
     try:
+        if configuration.block_size:
+            _nothing_mounted(node)
+            restart(str(configuration.block_size))
         return rows(farm, node, configuration)
     finally:
         farm.server.ssh("sysctl -q -w fs.leases-enable=1")
+        if configuration.block_size:
+            restart(own)
 
 
 def measure(node: Machine, configuration: Configuration, work: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -329,7 +361,7 @@ def run(
     for configuration in configurations:
         for node in nodes:
             if _fits(configuration, node) and configuration.group == "options":
-                options[node.name][configuration.title] = _with_delegations(farm, node, configuration)
+                options[node.name][configuration.title] = _with_server(farm, node, configuration)
     results.mkdir(parents=True, exist_ok=True)
     titles = {node.name: f"{node.name}: Linux {node.output('uname -r')}" for node in nodes}
     about = _about(farm)
