@@ -135,7 +135,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors imp
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.nfs import SoftwareRootSpec, WriteFstab
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Plan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts, software_root
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fstab, mounts, software_root
 
 OPTIONS = ["ro", "vers=4.2", "hard", "nocto", "actimeo=3600", "nodev"]
 
@@ -193,7 +193,7 @@ def _present(path: bytes) -> runner.Outcome:
 
 def _plan_fstab(path: bytes, spec: SoftwareRootSpec | None) -> Plan:
     line = nfs.fstab_line(spec) if spec else None
-    text = software_root.read_fstab()
+    text = fstab.read()
     return () if nfs.edited_fstab(text, path, line) == text else (WriteFstab(path, line),)
 
 

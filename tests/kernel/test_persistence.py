@@ -13,11 +13,11 @@ import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import persistence as core
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts, persistence
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fstab, mounts, persistence
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 UNITS = Path(persistence.UNITS)
-FSTAB = Path(persistence.FSTAB)
+FSTAB = Path(fstab.FSTAB)
 WANTS = UNITS / "remote-fs.target.wants"
 
 ODD = [

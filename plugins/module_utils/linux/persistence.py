@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
-import subprocess
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import persistence
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
@@ -25,10 +23,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.persistenc
     WriteUnit,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Action
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, mounts, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import commands, files, fstab, mounts, syscalls
 
 UNITS = "/etc/systemd/system"
-FSTAB = "/etc/fstab"
 
 #: It is there while systemd runs (sd_booted(3)).
 _RUNNING = "/run/systemd/system"
@@ -46,7 +43,7 @@ def read() -> Stored:
                 # A link that leads nowhere, or to /dev/null, is a unit as well: one without content.
                 with contextlib.suppress(FileNotFoundError), open(os.path.join(UNITS, name), "rb") as stream:
                     units.append(Unit(name, stream.read(), os.path.lexists(_wants(name))))
-    return Stored(tuple(units), _read_fstab())
+    return Stored(tuple(units), fstab.read())
 
 
 def missing_places(spec: MountSpec) -> set[bytes]:
@@ -77,7 +74,8 @@ def apply(action: Action) -> None:
     elif isinstance(action, RemoveUnit):
         _remove_unit(action.name)
     elif isinstance(action, (WriteFstab, RemoveFstab)):
-        _edit_fstab(action.path, action.lines if isinstance(action, WriteFstab) else ())
+        lines = action.lines if isinstance(action, WriteFstab) else ()
+        fstab.write(persistence.edited_fstab(fstab.read(), action.path, lines))
     elif isinstance(action, ReloadSystemd):
         _reload()
     elif isinstance(action, RemoveImageMount):
@@ -106,45 +104,15 @@ def _remove_unit(name: str) -> None:
             os.unlink(path)
 
 
-def _read_fstab() -> bytes:
-    try:
-        with open(FSTAB, "rb") as stream:
-            return stream.read()
-    except FileNotFoundError:
-        return b""
-
-
-def _edit_fstab(path: bytes, lines: tuple[bytes, ...]) -> None:
-    text = persistence.edited_fstab(_read_fstab(), path, lines)
-    # The file may be a link into a folder of settings.
-    real = os.path.realpath(FSTAB)
-    try:
-        mode = stat.S_IMODE(os.stat(real).st_mode)
-    except FileNotFoundError:
-        mode = 0o644
-    with files.written_aside(real, mode) as stream:
-        stream.write(text)
-
-
 def _reload() -> None:
     if not os.path.isdir(_RUNNING):
         return
-    argv = ["systemctl", "daemon-reload"]
     try:
-        # The run_command of AnsibleModule has no time limit.
-        done = subprocess.run(  # pylint: disable=ansible-bad-function
-            argv,
-            env={**os.environ, "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=_RELOAD_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+        status, output = commands.run(["systemctl", "daemon-reload"], _RELOAD_SECONDS)
+    except TimeoutError:
         raise OverlayError(f"systemctl daemon-reload has not ended for {_RELOAD_SECONDS:g} seconds") from None
-    if done.returncode:
-        raise OverlayError(f"systemctl daemon-reload failed (status {done.returncode}): {show(done.stdout.strip())}")
+    if status:
+        raise OverlayError(f"systemctl daemon-reload failed (status {status}): {show(output.strip())}")
 
 
 def _remove_image_mount(name: bytes) -> None:

@@ -5,11 +5,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import stat
-import subprocess
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.nfs import (
@@ -20,17 +16,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.nfs import
     edited_fstab,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Action
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, mounts
-
-FSTAB = "/etc/fstab"
-
-
-def read_fstab() -> bytes:
-    try:
-        with open(FSTAB, "rb") as stream:
-            return stream.read()
-    except FileNotFoundError:
-        return b""
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import commands, fstab, mounts
 
 
 def apply(action: Action, seconds: float) -> None:
@@ -40,7 +26,7 @@ def apply(action: Action, seconds: float) -> None:
     elif isinstance(action, UnmountSoftwareRoot):
         mounts.unmount(action.path)
     elif isinstance(action, WriteFstab):
-        _write_fstab(edited_fstab(read_fstab(), action.path, action.line))
+        fstab.write(edited_fstab(fstab.read(), action.path, action.line))
     else:
         mounts.apply(action)
 
@@ -57,27 +43,14 @@ def mount(spec: SoftwareRootSpec, seconds: float) -> None:
     argv = ["mount", "-t", spec.fstype, "-o", ",".join(options), spec.source, os.fsdecode(spec.path)]
     what = f"mounting {spec.source} at {show(spec.path)}"
     try:
-        # A session of its own, so that the helper can be ended as well. The run_command of AnsibleModule has no time limit.
-        process = subprocess.Popen(  # pylint: disable=ansible-bad-function
-            argv,
-            env={**os.environ, "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        status, output = commands.run(argv, seconds)
     except FileNotFoundError:
         raise OverlayError(f"{what}: there is no mount(8) on this host") from None
-    with process:
-        try:
-            output, _none = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            raise OverlayError(f"{what}: the server has not answered for {seconds:g} seconds") from None
-    if process.returncode:
+    except TimeoutError:
+        raise OverlayError(f"{what}: the server has not answered for {seconds:g} seconds") from None
+    if status:
         said = "; ".join(show(line.strip()) for line in output.split(b"\n") if line.strip())
-        raise OverlayError(f"{what} failed (status {process.returncode}): {said}{_hint(said)}")
+        raise OverlayError(f"{what} failed (status {status}): {said}{_hint(said)}")
 
 
 def _hint(said: str) -> str:
@@ -92,14 +65,3 @@ def has_content(path: bytes) -> bool:
     if empty is None:
         raise OverlayError(f"software root {show(path)} does not exist: is it mounted?")
     return not empty
-
-
-def _write_fstab(text: bytes) -> None:
-    # The file may be a link into a folder of settings.
-    path = os.path.realpath(FSTAB)
-    try:
-        mode = stat.S_IMODE(os.stat(path).st_mode)
-    except FileNotFoundError:
-        mode = 0o644
-    with files.written_aside(path, mode) as stream:
-        stream.write(text)
