@@ -166,6 +166,8 @@ def test_systemd_makes_units_of_the_lines_of_fstab_that_mount_what_is_declared(f
         assert (folder / "normal" / "remote-fs.target.wants" / name).is_symlink()
     required = settings(units[names[-1]])["RequiresMountsFor"].split(" ")
     assert required == [os.fsdecode(path) for path in (*spec.lower, *spec.data)]
+    # What is started after the target, such as a render service, finds the view.
+    assert core.WANTED_BY in settings(units[names[-1]])["Before"].split(" ")
     mount_units(tuple(core.Unit(name, units[name], True) for name in names))
     assert is_as_declared(spec)
 

@@ -180,6 +180,7 @@ def test_the_lines_of_a_view_and_its_image() -> None:
         ),
         (
             b"overlay /software overlay ro,nodev,metacopy=on,redirect_dir=on,_netdev,nofail,"
+            b"x-systemd.before=remote-fs.target,"
             b"x-systemd.requires-mounts-for=/g/1/layer,x-systemd.requires-mounts-for=/net/software,"
             b"x-renderfarm.overlay=view,lowerdir=/g/1/layer::/net/software 0 0\n"
         ),

@@ -189,7 +189,9 @@ def desired_lines(spec: MountSpec, append: bool) -> tuple[bytes, ...]:
     for image in spec.images:
         options = b",".join((b"ro,_netdev,nofail", _REQUIRES + image, _FSTAB_MARKER + b"image"))
         found.append(_line(image, _name(image), b"erofs", options))
-    extra = [b"_netdev", b"nofail", *(_REQUIRES + path for path in (*spec.lower, *spec.data)), _FSTAB_MARKER + b"view"]
+    # A line with nofail is not waited for. With the order, what starts after the target finds the view, as it does with a unit.
+    order = [b"_netdev", b"nofail", b"x-systemd.before=" + WANTED_BY.encode()]
+    extra = [*order, *(_REQUIRES + path for path in (*spec.lower, *spec.data)), _FSTAB_MARKER + b"view"]
     found.append(_line(b"overlay", spec.path, b"overlay", mount_options(spec, append, extra)))
     return tuple(found)
 
