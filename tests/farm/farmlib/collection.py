@@ -72,12 +72,14 @@ class Run:
     results: tuple[Result, ...]
 
     def of(self, machine: str | Machine, module: str = "") -> list[Result]:
-        """The results on one host, of one module of the collection where it is named."""
+        """The results on one host of what was not skipped, of one module of the collection where it is named."""
         name = machine if isinstance(machine, str) else machine.name
         return [
             result
             for result in self.results
-            if result.host == name and (not module or result.action == f"{COLLECTION}.{module}")
+            if result.host == name
+            and result.status != "skipped"
+            and (not module or result.action == f"{COLLECTION}.{module}")
         ]
 
     def changed(self, machine: str | Machine) -> list[str]:
