@@ -219,9 +219,9 @@ from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import without_suffix
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, described
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import (
-    IMAGE_SUFFIX,
     MountSpec,
     declared_by,
     differences,
@@ -346,7 +346,7 @@ def _check_layers(spec: MountSpec, mounting: bool, check_mode: bool) -> list[str
     A live overlay holds on to its layers. In check mode the task that would make a layer has not made it.
     """
     for image in spec.images:
-        name = image[: -len(IMAGE_SUFFIX)]
+        name = without_suffix(image)
         if mounts.is_other_content(name):
             raise OverlayError(
                 f"there are both an image {show(image)} and a directory {show(name)} with something in it: the kernel's report cannot tell"

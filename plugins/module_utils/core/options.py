@@ -9,12 +9,12 @@ which distributions set differently), so every option that matters is given expl
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import is_image_path, without_suffix
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import (
     Mount,
     OverlayLayers,
@@ -24,10 +24,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo 
 
 Settings = tuple[tuple[bytes, Optional[bytes]], ...]
 OptionValue = Union[str, bool, int, None]
-
-#: How the name of an image file ends. A layer that is an image is known by the rest of its path: that is where its content is
-#: mounted when the kernel is given the layers, so it is also what the kernel reports.
-IMAGE_SUFFIX = b".erofs"
 
 #: Flags of the mount itself. They are given as true or false.
 MOUNT_FLAGS = ("nosuid", "nodev", "noexec", "noatime", "nodiratime")
@@ -68,7 +64,7 @@ class MountSpec:
     @property
     def directories(self) -> tuple[bytes, ...]:
         """The layers that are directories."""
-        names = {image[: -len(IMAGE_SUFFIX)] for image in self.images}
+        names = {without_suffix(image) for image in self.images}
         return tuple(layer for layer in self.lower if layer not in names) + self.data
 
     def as_dict(self) -> dict[str, Any]:
@@ -114,7 +110,7 @@ def mount_spec(
             f"overlay at {show(path)}: 'lower' needs at least one layer; data-only layers alone show nothing"
         )
     for image in images:
-        if not re.search(rb"[^/]\.erofs$", image):
+        if not is_image_path(image):
             raise OverlayError(
                 f"lower layer {show(image)} is a file: an EROFS image has to have a name that ends in .erofs"
             )
@@ -142,7 +138,7 @@ def mount_spec(
     pairs = tuple(
         (name.encode(), None if value is None else value.encode()) for name, value in sorted(settings.items())
     )
-    names = tuple(layer[: -len(IMAGE_SUFFIX)] if layer in images else layer for layer in lower)
+    names = tuple(without_suffix(layer) if layer in images else layer for layer in lower)
     files = tuple(layer for layer in lower if layer in images)
     return MountSpec(path, names, tuple(data), pairs, frozenset(flags), files)
 

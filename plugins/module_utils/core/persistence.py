@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import without_suffix
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import (
     Mount,
     join_lowerdir,
@@ -23,7 +24,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo 
     top_mount,
     unescape,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import IMAGE_SUFFIX, MountSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Action, CreateMountpoint, Plan
 
 #: The first line of each unit of ours; the next ones name the view and its images.
@@ -125,7 +126,9 @@ def desired_units(spec: MountSpec, append: bool) -> tuple[Unit, ...]:
         _check_for_unit(path)
     found = [
         Unit(
-            unit_name(_name(image)), _unit(_IMAGE + image, image, _name(image), b"erofs", b"ro,_netdev", [image]), False
+            unit_name(without_suffix(image)),
+            _unit(_IMAGE + image, image, without_suffix(image), b"erofs", b"ro,_netdev", [image]),
+            False,
         )
         for image in spec.images
     ]
@@ -188,7 +191,7 @@ def desired_lines(spec: MountSpec, append: bool) -> tuple[bytes, ...]:
     found = []
     for image in spec.images:
         options = b",".join((b"ro,_netdev,nofail", _REQUIRES + image, _FSTAB_MARKER + b"image"))
-        found.append(_line(image, _name(image), b"erofs", options))
+        found.append(_line(image, without_suffix(image), b"erofs", options))
     # A line with nofail is not waited for. With the order, what starts after the target finds the view, as it does with a unit.
     order = [b"_netdev", b"nofail", b"x-systemd.before=" + WANTED_BY.encode()]
     extra = [*order, *(_REQUIRES + path for path in (*spec.lower, *spec.data)), _FSTAB_MARKER + b"view"]
@@ -266,10 +269,6 @@ def _check_for_fstab(path: bytes) -> None:
         )
 
 
-def _name(image: bytes) -> bytes:
-    return image[: -len(IMAGE_SUFFIX)]
-
-
 # What is there
 
 
@@ -296,7 +295,7 @@ def _needed_units(path: bytes, units: Sequence[Unit]) -> set[bytes]:
     for unit in units:
         views = _notes(unit, _VIEW)
         if views and path not in views:
-            found.update(_name(image) for image in _notes(unit, _IMAGE))
+            found.update(without_suffix(image) for image in _notes(unit, _IMAGE))
     return found
 
 
@@ -315,7 +314,7 @@ def _removable_units(path: bytes, units: Sequence[Unit], desired: Sequence[Unit]
     names = {unit.name for unit in desired}
     needed = _needed_units(path, units)
     for unit in units:
-        views, images = _notes(unit, _VIEW), {_name(image) for image in _notes(unit, _IMAGE)}
+        views, images = _notes(unit, _VIEW), {without_suffix(image) for image in _notes(unit, _IMAGE)}
         if unit.name in names:
             continue
         if path in views:
@@ -362,7 +361,7 @@ def plan_places(spec: MountSpec | None, persist: str, missing: Collection[bytes]
     """Plan the directories that images are mounted on at boot; ``missing`` are those that are not there."""
     if spec is None or persist == "none":
         return ()
-    return tuple(CreateMountpoint(_name(image)) for image in spec.images if _name(image) in missing)
+    return tuple(CreateMountpoint(without_suffix(image)) for image in spec.images if without_suffix(image) in missing)
 
 
 def plan_persistence(
