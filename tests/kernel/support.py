@@ -22,9 +22,15 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core import gen
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, LayerSpec, ViewPaths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, top_mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, mount_spec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, Writable, mount_spec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Plan, plan_mounted
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import images, manifest_store, mounts, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    images,
+    manifest_store,
+    mounts,
+    uppers,
+    views,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import BuildReport
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
 
@@ -262,11 +268,19 @@ def declared(
     lower: Sequence[Path | bytes],
     data: Sequence[Path | bytes] = (),
     read_only: bool = True,
+    writable: Writable | None = None,
     **options: Any,
 ) -> MountSpec:
     layers = [os.fsencode(one) for one in lower]
     found = images.among(layers)
-    return mount_spec(os.fsencode(path), layers, [os.fsencode(one) for one in data], options, read_only, found)
+    read_only = read_only and writable is None
+    return mount_spec(
+        os.fsencode(path), layers, [os.fsencode(one) for one in data], options, read_only, found, writable
+    )
+
+
+def writable(upper: Path | bytes, work: Path | bytes) -> Writable:
+    return Writable(os.fsencode(upper), os.fsencode(work))
 
 
 def image_of(layer: Path | bytes, image: Path | bytes) -> Path:
@@ -282,7 +296,9 @@ def live(path: Path | bytes) -> Mount | None:
 
 def planned(spec: MountSpec, switch: str = "auto") -> Plan:
     state = mounts.observe(spec.path)
-    return plan_mounted(spec, state, mounts.overlay_defaults(), switch, mounts.can_mount_beneath())
+    return plan_mounted(
+        spec, state, mounts.overlay_defaults(), switch, mounts.can_mount_beneath(), uppers.observe(spec)
+    )
 
 
 def carried_out(spec: MountSpec, switch: str = "auto") -> list[str]:

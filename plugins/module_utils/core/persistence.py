@@ -122,7 +122,8 @@ def desired_units(spec: MountSpec, append: bool) -> tuple[Unit, ...]:
 
     Raises OverlayError for what a unit cannot express.
     """
-    for path in (spec.path, *spec.lower, *spec.data, *spec.images):
+    _check_outlives_boot(spec)
+    for path in (spec.path, *spec.lower, *spec.data, *spec.images, *spec.kept):
         _check_for_unit(path)
     found = [
         Unit(
@@ -134,7 +135,7 @@ def desired_units(spec: MountSpec, append: bool) -> tuple[Unit, ...]:
     ]
     notes = b"\n".join((_VIEW + spec.path, *(_IMAGE + image for image in spec.images)))
     options = mount_options(spec, append, [b"_netdev"])
-    requires = [*spec.lower, *spec.data]
+    requires = [*spec.lower, *spec.data, *spec.kept]
     found.append(Unit(unit_name(spec.path), _unit(notes, b"overlay", spec.path, b"overlay", options, requires), True))
     return tuple(found)
 
@@ -185,7 +186,8 @@ def unit_name(path: bytes) -> str:
 
 def desired_lines(spec: MountSpec, append: bool) -> tuple[bytes, ...]:
     """Return the lines of an overlay in fstab, those of its images first. Raises OverlayError for what cannot be there."""
-    for path in (*spec.lower, *spec.data, *spec.images):
+    _check_outlives_boot(spec)
+    for path in (*spec.lower, *spec.data, *spec.images, *spec.kept):
         _check_for_fstab(path)
     _check_characters(spec.path)
     found = []
@@ -194,7 +196,7 @@ def desired_lines(spec: MountSpec, append: bool) -> tuple[bytes, ...]:
         found.append(_line(image, without_suffix(image), b"erofs", options))
     # A line with nofail is not waited for. With the order, what starts after the target finds the view, as it does with a unit.
     order = [b"_netdev", b"nofail", b"x-systemd.before=" + WANTED_BY.encode()]
-    extra = [*order, *(_REQUIRES + path for path in (*spec.lower, *spec.data)), _FSTAB_MARKER + b"view"]
+    extra = [*order, *(_REQUIRES + path for path in (*spec.lower, *spec.data, *spec.kept)), _FSTAB_MARKER + b"view"]
     found.append(_line(b"overlay", spec.path, b"overlay", mount_options(spec, append, extra)))
     return tuple(found)
 
@@ -211,6 +213,7 @@ def mount_options(spec: MountSpec, append: bool, extra: Sequence[bytes] = ()) ->
     """Return the options of an overlay for mount(8); the layers come last. Raises OverlayError where they are too long for it."""
     words = [flag.encode() for flag in sorted(spec.flags, key=lambda flag: (flag != "ro", flag))]
     words += [name if value is None else name + b"=" + value for name, value in spec.settings]
+    words += _upper_options(spec)
     layers = [b"lowerdir=" + join_lowerdir(spec.lower, spec.data)]
     if len(layers[0]) - len(b"lowerdir=") > _LONGEST_VALUE:
         layers = list(_one_by_one(spec, append))
@@ -221,6 +224,30 @@ def mount_options(spec: MountSpec, append: bool, extra: Sequence[bytes] = ()) ->
             " use fewer layers or shorter paths"
         )
     return options
+
+
+def _upper_options(spec: MountSpec) -> Iterator[bytes]:
+    for option, path in zip((b"upperdir", b"workdir"), spec.kept):
+        if b"," in path or b"\\" in path:
+            raise OverlayError(
+                f"{show(path)} has a comma or a backslash in its path, which mount(8) cannot name as {option.decode()}"
+            )
+        if len(path) > _LONGEST_VALUE:
+            raise OverlayError(f"{show(path)} has {len(path)} bytes, and mount(8) takes {_LONGEST_VALUE}")
+        yield option + b"=" + path
+
+
+def _check_outlives_boot(spec: MountSpec) -> None:
+    """Raises OverlayError for an upper layer that cannot be mounted again when the host starts."""
+    if spec.writable and spec.writable.scratch is not None:
+        raise OverlayError(
+            f"the overlay at {show(spec.path)} has scratch space, which goes with it: 'persist' has to be none, so mount it by the playbook"
+        )
+    if (b"volatile", None) in spec.settings:
+        raise OverlayError(
+            f"the overlay at {show(spec.path)} is volatile: the kernel does not mount its upper layer a second time, so 'persist' has to be"
+            " none"
+        )
 
 
 def _one_by_one(spec: MountSpec, append: bool) -> Iterator[bytes]:
