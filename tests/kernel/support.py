@@ -31,6 +31,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_lay
 #: cap_net_raw=ep, as setcap(8) writes it.
 CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)
 GIGABYTE = 1 << 30
+#: mkcomposefs and mkfs.erofs, as `make` has set them up.
+PROGRAMS = Path(__file__).resolve().parents[2] / ".build" / "images" / "bin"
 MODULES = "ansible_collections.renderfarm.overlay.plugins.modules."
 
 
@@ -314,16 +316,28 @@ def unmount_all(path: Path | bytes) -> None:
         subprocess.run(["umount", "--lazy", path], check=True)
 
 
+#: The end of a program for ``background`` that only has to be there.
+WAIT = "print('ready', flush=True)\nsys.stdin.read()"
+
+
+@contextlib.contextmanager
+def background(code: str, *arguments: object, prefix: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
+    """Have a Python program run, which says that it is ready, and ends when its input does or before."""
+    argv = [*prefix, sys.executable, "-c", code, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        yield process
+
+
 @contextlib.contextmanager
 def namespace(propagation: str = "unchanged", code: str = "") -> Iterator[int]:
     """Have a process in a mount namespace of its own, which has run ``code``; give its number."""
-    argv = ["unshare", "--mount", f"--propagation={propagation}", sys.executable, "-c"]
-    script = f"import os, sys\n{code}\nprint('ready', flush=True)\nsys.stdin.read()"
-    with subprocess.Popen([*argv, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
+    with background(
+        f"import os, sys\n{code}\n{WAIT}", prefix=["unshare", "--mount", f"--propagation={propagation}"]
+    ) as process:
         yield process.pid
-        process.communicate("")
 
 
 # ---- comparing trees

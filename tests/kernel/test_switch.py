@@ -9,7 +9,6 @@ import signal
 import statistics
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -67,7 +66,7 @@ def arguments_of(spec: MountSpec, **more: Any) -> dict[str, Any]:
 
 READER = """
 import os, sys, time
-view, stop = sys.argv[1:]
+view, stop, count = sys.argv[1:]
 folder = os.path.join(view, "bin")
 held = open(os.path.join(folder, "file0"))
 first = held.read()
@@ -77,7 +76,7 @@ tries = 0
 print("ready", flush=True)
 while not os.path.exists(stop):
     names = os.listdir(folder)
-    assert len(names) == int(os.environ["FILES"]), names
+    assert len(names) == int(count), names
     for name in names:
         path = os.path.join(folder, name)
         assert os.stat(path).st_size == 12
@@ -96,14 +95,8 @@ print(tries, flush=True)
 
 @contextmanager
 def reader(view: Path, stop: Path) -> Iterator[subprocess.Popen[str]]:
-    argv = [sys.executable, "-c", READER, str(view), str(stop)]
-    environment = {**os.environ, "FILES": str(FILES)}
-    with subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as process:
+    with support.background(READER, view, stop, FILES) as process:
         try:
-            assert process.stdout
-            assert process.stdout.readline() == "ready\n"
             yield process
         finally:
             stop.touch()
