@@ -11,6 +11,7 @@ import stat
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -338,6 +339,20 @@ def namespace(propagation: str = "unchanged", code: str = "") -> Iterator[int]:
         f"import os, sys\n{code}\n{WAIT}", prefix=["unshare", "--mount", f"--propagation={propagation}"]
     ) as process:
         yield process.pid
+
+
+def loops_on(folder: Path) -> list[str]:
+    """Return what losetup(8) says of the loop devices on files in a folder."""
+    return [line for line in command("losetup", "--list", "--noheadings").splitlines() if str(folder) in line]
+
+
+def loops_gone(folder: Path) -> bool:
+    """Tell whether the loop devices on files in a folder are gone; the kernel may take a moment."""
+    for _try in range(100):
+        if not loops_on(folder):
+            return True
+        time.sleep(0.05)
+    return False
 
 
 # ---- comparing trees
