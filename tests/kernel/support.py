@@ -11,6 +11,7 @@ import stat
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_lay
 #: cap_net_raw=ep, as setcap(8) writes it.
 CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)
 GIGABYTE = 1 << 30
+#: mkcomposefs and mkfs.erofs, as `make` has set them up.
+PROGRAMS = Path(__file__).resolve().parents[2] / ".build" / "images" / "bin"
 MODULES = "ansible_collections.renderfarm.overlay.plugins.modules."
 
 
@@ -330,16 +333,42 @@ def unmount_all(path: Path | bytes) -> None:
         subprocess.run(["umount", "--lazy", path], check=True)
 
 
+#: The end of a program for ``background`` that only has to be there.
+WAIT = "print('ready', flush=True)\nsys.stdin.read()"
+
+
+@contextlib.contextmanager
+def background(code: str, *arguments: object, prefix: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
+    """Have a Python program run, which says that it is ready, and ends when its input does or before."""
+    argv = [*prefix, sys.executable, "-c", code, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        yield process
+
+
 @contextlib.contextmanager
 def namespace(propagation: str = "unchanged", code: str = "") -> Iterator[int]:
     """Have a process in a mount namespace of its own, which has run ``code``; give its number."""
-    argv = ["unshare", "--mount", f"--propagation={propagation}", sys.executable, "-c"]
-    script = f"import os, sys\n{code}\nprint('ready', flush=True)\nsys.stdin.read()"
-    with subprocess.Popen([*argv, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
+    with background(
+        f"import os, sys\n{code}\n{WAIT}", prefix=["unshare", "--mount", f"--propagation={propagation}"]
+    ) as process:
         yield process.pid
-        process.communicate("")
+
+
+def loops_on(folder: Path) -> list[str]:
+    """Return what losetup(8) says of the loop devices on files in a folder."""
+    return [line for line in command("losetup", "--list", "--noheadings").splitlines() if str(folder) in line]
+
+
+def loops_gone(folder: Path) -> bool:
+    """Tell whether the loop devices on files in a folder are gone; the kernel may take a moment."""
+    for _try in range(100):
+        if not loops_on(folder):
+            return True
+        time.sleep(0.05)
+    return False
 
 
 # ---- comparing trees

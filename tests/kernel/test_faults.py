@@ -22,7 +22,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model impo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import erofs_layer, image_store, mounts, views
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
-PROGRAMS = Path(__file__).resolve().parents[2] / ".build" / "images" / "bin"
+pytestmark = pytest.mark.usefixtures("with_programs")
 
 #: Calls that write or mount, each with the error that it gets.
 WRITING = {
@@ -103,8 +103,7 @@ def run(module: str, /, **arguments: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def faults(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Faults:
-    monkeypatch.setenv("PATH", f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}")
+def faults(folder: Path) -> Faults:
     return Faults(folder / "strace.log")
 
 
