@@ -257,6 +257,11 @@ def explained(changes: Mapping[str, tuple[object, object]]) -> str:
     return ", ".join(words)
 
 
+def live_setting(live: Mount, name: bytes, defaults: Mapping[bytes, bytes]) -> bytes:
+    """Return what a setting of a live overlay is, by its name; ``defaults`` as ``differences`` takes them."""
+    return _live_setting(overlay_layers(live), name, defaults)
+
+
 def _live_setting(layers: OverlayLayers, name: bytes, defaults: Mapping[bytes, bytes]) -> bytes:
     for option, value in layers.settings:
         if option == name:
