@@ -64,6 +64,8 @@ class MountSpec:
     flags: frozenset[str]
     #: The files of those lower layers that are images.
     images: tuple[bytes, ...] = ()
+    #: What the kernel is to call the file system; it has no other meaning.
+    source: bytes = b"overlay"
 
     @property
     def directories(self) -> tuple[bytes, ...]:
@@ -202,7 +204,7 @@ def differences(spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]) -
         found["upper"] = (show(layers.upper), None)
     for name, value in spec.settings:
         wanted = value or b"on"
-        actual = _live_setting(layers, name, defaults)
+        actual = live_setting(layers, name, defaults)
         if (name, wanted) == (b"redirect_dir", b"off"):
             # 'off' is not to make any; whether those that are there are followed is the host's setting.
             wanted = b"follow" if defaults.get(b"redirect_always_follow") == b"Y" else b"nofollow"
@@ -218,7 +220,8 @@ def differences(spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]) -
     return found
 
 
-def _live_setting(layers: OverlayLayers, name: bytes, defaults: Mapping[bytes, bytes]) -> bytes:
+def live_setting(layers: OverlayLayers, name: bytes, defaults: Mapping[bytes, bytes]) -> bytes:
+    """Return the value that a setting of a live overlay has; ``defaults`` are those of ``differences``."""
     for option, value in layers.settings:
         if option == name:
             return b"on" if value is None else value
