@@ -288,8 +288,20 @@ def _described(found: Outcome) -> runner.Outcome:
         "finalized": not found.pending,
     }
     counts = found.counts
-    after = {"in upper": counts.already + counts.copied_up, "sealed by this run": counts.sealed, "gone": []}
-    before = {"in upper": counts.already, "sealed by this run": 0, "gone": values["removed"]}
+    before = {
+        "mounted": found.mounted_again is None,
+        "in upper": counts.already,
+        "owners half changed": counts.restored,
+        "sealed by this run": 0,
+        "gone from the lower layers": values["removed"],
+    }
+    after = {
+        "mounted": True,
+        "in upper": counts.already + counts.copied_up,
+        "owners half changed": 0,
+        "sealed by this run": counts.sealed,
+        "gone from the lower layers": [],
+    }
     return runner.Outcome(values, found.plan, before, after)
 
 

@@ -90,19 +90,24 @@ def to_json(entry: Again) -> bytes:
     return json.dumps(values).encode()
 
 
-def from_json(text: bytes) -> Again:
-    """Raises ValueError, KeyError or TypeError for what is none of our notes."""
-    values: dict[str, Any] = json.loads(text)
-    spec = MountSpec(
-        path=_bytes(values["path"]),
-        lower=tuple(_bytes(layer) for layer in values["lower"]),
-        data=tuple(_bytes(layer) for layer in values["data"]),
-        settings=tuple((_bytes(name), None if value is None else _bytes(value)) for name, value in values["settings"]),
-        flags=frozenset(values["flags"]),
-        images=tuple(_bytes(image) for image in values["images"]),
-        source=_bytes(values["source"]),
-    )
-    return Again(spec, bool(values["shared"]))
+def from_json(text: bytes) -> Again | None:
+    """Return what a note says; None for what is none of our notes."""
+    try:
+        values: dict[str, Any] = json.loads(text)
+        spec = MountSpec(
+            path=_bytes(values["path"]),
+            lower=tuple(_bytes(layer) for layer in values["lower"]),
+            data=tuple(_bytes(layer) for layer in values["data"]),
+            settings=tuple(
+                (_bytes(name), None if value is None else _bytes(value)) for name, value in values["settings"]
+            ),
+            flags=frozenset(values["flags"]),
+            images=tuple(_bytes(image) for image in values["images"]),
+            source=_bytes(values["source"]),
+        )
+        return Again(spec, bool(values["shared"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _text(value: bytes) -> str:

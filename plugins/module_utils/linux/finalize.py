@@ -162,6 +162,8 @@ class Visit:
     gone: list[bytes] = field(default_factory=list)
     #: Whether it has our note that files in it are having their owner changed.
     flagged: bool = False
+    #: How many of them could not be finished.
+    unfinished: int = 0
 
 
 def start(overlay: Overlay, path: bytes) -> Place:
@@ -276,7 +278,7 @@ class CopyUp:
                 self._entry(visit, entry, entry.name in stored, further)
             except OSError as error:
                 self._note_failure(visit, place.inside(entry.name), error)
-        if visit.flagged and not self._wanted.check_mode:
+        if visit.flagged and not visit.unfinished and not self._wanted.check_mode:
             xattrs.remove(b".", finalize.RESTORING)
 
     def _entry(self, visit: Visit, entry: os.DirEntry[bytes], stored: bool, further: list[Place]) -> None:
@@ -353,8 +355,10 @@ class CopyUp:
                 # Done just now, under another of its names.
                 syscalls.keep_times(name, status.st_atime_ns)
                 return
+            visit.unfinished += 1
             xattrs.write(name, finalize.RESTORE, wanted.to_note())
             _restore(name, wanted)
+            visit.unfinished -= 1
 
     def _finish(self, visit: Visit, stored: set[bytes]) -> None:
         """Finish what a run has begun in a directory that has our note."""

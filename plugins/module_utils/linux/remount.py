@@ -25,7 +25,7 @@ def unfinished(path: bytes) -> Again | None:
     try:
         with open(_note(path), "rb") as stream:
             return remount.from_json(stream.read())
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
         return None
 
 
