@@ -105,7 +105,7 @@ options:
     type: int
     default: 4
 notes:
-  - In the upper layer, sealed directories have the attributes C(trusted.overlay.opaque) and C(trusted.renderfarm_overlay.sealed), and the
+  - In the upper layer, sealed directories have the attributes C(trusted.overlay.opaque) and C(trusted.renderfarm-overlay.sealed), and the
     files in them C(trusted.overlay.redirect).
   - A directory that is not sealed and is moved into a sealed one is not looked at by later runs. It goes on working.
 seealso:

@@ -128,7 +128,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan impor
     RemoveRemains,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.prune import Candidate
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import prune, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, prune, usage, views
 
 
 def main() -> None:
@@ -192,12 +192,13 @@ def _line(generation: dict[str, Any]) -> str:
 
 def _prune(paths: ViewPaths, name: str, params: dict[str, Any], context: runner.Context, outcome: _Outcome) -> None:
     state = views.observe(paths)
-    found = prune.verdicts(paths, state, params["keep"], params["min_age"], forget=not context.check_mode)
+    uses = usage.of_generations(paths, forget=not context.check_mode)
+    found = prune.verdicts(paths, state, uses, params["keep"], params["min_age"])
     for verdict in found:
         if verdict.reason is not None:
             outcome.kept.append({**_described(name, verdict.candidate), "reason": verdict.reason})
     by_folder = {verdict.candidate.folder: verdict.candidate for verdict in found if verdict.reason is None}
-    remains = prune.remains(paths, state, params["min_age"])
+    remains = prune.remains(paths, state, uses, params["min_age"])
     plan: Plan = (
         # First, since what is left of an earlier removal is where generations are put aside.
         *(RemoveRemains(name, path) for path in remains),
@@ -212,7 +213,7 @@ def _prune(paths: ViewPaths, name: str, params: dict[str, Any], context: runner.
                 done.remove(action)
                 outcome.kept.append({**_described(name, by_folder.pop(action.folder)), "reason": reason})
         elif isinstance(action, RemoveRemains):
-            prune.remove_remains(action.path, context.progress)
+            files.remove(action.path, context.progress)
 
     context.carry_out(plan, apply)
     outcome.actions += done

@@ -133,6 +133,12 @@ def test_the_software_root_cannot_be_written_to(farm: Farm) -> None:
         assert "Read-only file system" in new.ssh(f"touch {path}/new", check=False).stderr
 
 
+@pytest.mark.usefixtures("deployment")
+def test_the_software_root_is_read_ahead(farm: Farm) -> None:
+    new = farm.nodes["new"]
+    assert new.output(f"cat /sys/class/bdi/$(mountpoint -d {ROOT})/read_ahead_kb") == "1024"
+
+
 @pytest.mark.usefixtures("second_run")
 def test_the_view_is_taken_down_again(farm: Farm, other: Machine) -> None:
     variables = {**collection.SITE, "overlay_hosts": OTHER}

@@ -81,3 +81,9 @@ def folder(arena: Path) -> Iterator[Path]:
     for mount in reversed(mounts.read_mounts()):
         if mount.path.startswith(os.fsencode(path) + b"/"):
             support.unmount_all(mount.path)
+
+
+@pytest.fixture
+def with_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let modules find the programs that make images."""
+    monkeypatch.setenv("PATH", f"{support.PROGRAMS}{os.pathsep}{os.environ['PATH']}")

@@ -11,6 +11,7 @@ import stat
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +23,23 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core import gen
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, LayerSpec, ViewPaths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, top_mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, mount_spec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, Writable, mount_spec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Plan, plan_mounted
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import images, manifest_store, mounts, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    images,
+    manifest_store,
+    mounts,
+    uppers,
+    views,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import BuildReport
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
 
 #: cap_net_raw=ep, as setcap(8) writes it.
 CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)
 GIGABYTE = 1 << 30
+#: mkcomposefs and mkfs.erofs, as `make` has set them up.
+PROGRAMS = Path(__file__).resolve().parents[2] / ".build" / "images" / "bin"
 MODULES = "ansible_collections.renderfarm.overlay.plugins.modules."
 
 
@@ -262,11 +271,19 @@ def declared(
     lower: Sequence[Path | bytes],
     data: Sequence[Path | bytes] = (),
     read_only: bool = True,
+    writable: Writable | None = None,
     **options: Any,
 ) -> MountSpec:
     layers = [os.fsencode(one) for one in lower]
     found = images.among(layers)
-    return mount_spec(os.fsencode(path), layers, [os.fsencode(one) for one in data], options, read_only, found)
+    read_only = read_only and writable is None
+    return mount_spec(
+        os.fsencode(path), layers, [os.fsencode(one) for one in data], options, read_only, found, writable
+    )
+
+
+def writable(upper: Path | bytes, work: Path | bytes) -> Writable:
+    return Writable(os.fsencode(upper), os.fsencode(work))
 
 
 def image_of(layer: Path | bytes, image: Path | bytes) -> Path:
@@ -282,7 +299,9 @@ def live(path: Path | bytes) -> Mount | None:
 
 def planned(spec: MountSpec, switch: str = "auto") -> Plan:
     state = mounts.observe(spec.path)
-    return plan_mounted(spec, state, mounts.overlay_defaults(), switch, mounts.can_mount_beneath())
+    return plan_mounted(
+        spec, state, mounts.overlay_defaults(), switch, mounts.can_mount_beneath(), uppers.observe(spec)
+    )
 
 
 def carried_out(spec: MountSpec, switch: str = "auto") -> list[str]:
@@ -314,16 +333,42 @@ def unmount_all(path: Path | bytes) -> None:
         subprocess.run(["umount", "--lazy", path], check=True)
 
 
+#: The end of a program for ``background`` that only has to be there.
+WAIT = "print('ready', flush=True)\nsys.stdin.read()"
+
+
+@contextlib.contextmanager
+def background(code: str, *arguments: object, prefix: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
+    """Have a Python program run, which says that it is ready, and ends when its input does or before."""
+    argv = [*prefix, sys.executable, "-c", code, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        yield process
+
+
 @contextlib.contextmanager
 def namespace(propagation: str = "unchanged", code: str = "") -> Iterator[int]:
     """Have a process in a mount namespace of its own, which has run ``code``; give its number."""
-    argv = ["unshare", "--mount", f"--propagation={propagation}", sys.executable, "-c"]
-    script = f"import os, sys\n{code}\nprint('ready', flush=True)\nsys.stdin.read()"
-    with subprocess.Popen([*argv, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
+    with background(
+        f"import os, sys\n{code}\n{WAIT}", prefix=["unshare", "--mount", f"--propagation={propagation}"]
+    ) as process:
         yield process.pid
-        process.communicate("")
+
+
+def loops_on(folder: Path) -> list[str]:
+    """Return what losetup(8) says of the loop devices on files in a folder."""
+    return [line for line in command("losetup", "--list", "--noheadings").splitlines() if str(folder) in line]
+
+
+def loops_gone(folder: Path) -> bool:
+    """Tell whether the loop devices on files in a folder are gone; the kernel may take a moment."""
+    for _try in range(100):
+        if not loops_on(folder):
+            return True
+        time.sleep(0.05)
+    return False
 
 
 # ---- comparing trees

@@ -23,19 +23,18 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
-PROGRAMS = Path(__file__).resolve().parents[2] / ".build" / "images" / "bin"
 BUILDERS = ("mkcomposefs", "mkfs.erofs")
 KILLS = 25
 
 
 def builder(name: str) -> Builder:
-    return Builder(name, str(PROGRAMS / name))
+    return Builder(name, str(support.PROGRAMS / name))
 
 
 @pytest.fixture
 def disk() -> Iterator[Path]:
     """A folder on a disk: the kernel mounts an image from its file only there."""
-    folder = PROGRAMS.parents[1] / "kernel-tests"
+    folder = support.PROGRAMS.parents[1] / "kernel-tests"
     folder.mkdir(mode=0o755, exist_ok=True)
     place = folder / f"{os.getpid()}-{random.randrange(10**9)}"
     place.mkdir(mode=0o755)
@@ -82,7 +81,9 @@ def test_composefs_finds_in_an_image_what_was_composed(
     disk: Path, odd: Placement, tools: tuple[Placement, ...]
 ) -> None:
     image, _generation, _report = support.build(disk, [odd, *tools], builder=builder("mkcomposefs"))
-    dumped = subprocess.run([PROGRAMS / "composefs-info", "dump", image], capture_output=True, check=True).stdout
+    dumped = subprocess.run(
+        [support.PROGRAMS / "composefs-info", "dump", image], capture_output=True, check=True
+    ).stdout
     expected = {line.split(b" ")[0]: line for line in composed([odd, *tools])}
     found = {line.split(b" ")[0]: _mended(line) for line in dumped.splitlines(keepends=True)}
     assert found == expected
@@ -232,11 +233,6 @@ def test_the_remains_of_a_killed_publisher_are_removed_when_they_are_old(
 # ---- the module
 
 
-@pytest.fixture
-def with_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}")
-
-
 def module(state_dir: Path, check: bool = False, **more: Any) -> support.Ran:
     return support.module("metadata_layer", check=check, name="view", state_dir=str(state_dir), **more)
 
@@ -250,7 +246,7 @@ def test_auto_is_an_image_where_there_is_a_program_and_stays_what_it_is(
     assert (first["format"], first["layer"].endswith("-erofs/layer.erofs")) == ("erofs", True)
     assert "mkcomposefs makes them" in first["format_reason"]
     # Without a program nothing can be built, and nothing has to be.
-    monkeypatch.setenv("PATH", os.environ["PATH"].replace(f"{PROGRAMS}{os.pathsep}", ""))
+    monkeypatch.setenv("PATH", os.environ["PATH"].replace(f"{support.PROGRAMS}{os.pathsep}", ""))
     again = module(folder / "state", releases=releases).ok
     assert (again["changed"], again["format"]) == (False, "erofs")
     assert again["format_reason"] == "the generation is there in this format"

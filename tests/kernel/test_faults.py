@@ -23,7 +23,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import er
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.writable import Overlay, sealed, shown
 
-PROGRAMS = Path(__file__).resolve().parents[2] / ".build" / "images" / "bin"
+pytestmark = pytest.mark.usefixtures("with_programs")
 
 #: Calls that write or mount, each with the error that it gets.
 WRITING = {
@@ -122,8 +122,7 @@ def run(module: str, /, **arguments: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def faults(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Faults:
-    monkeypatch.setenv("PATH", f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}")
+def faults(folder: Path) -> Faults:
     return Faults(folder / "strace.log")
 
 

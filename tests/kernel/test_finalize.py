@@ -401,8 +401,8 @@ def test_a_run_that_was_killed_while_changing_owners_is_finished(overlay: Overla
     tool.chmod(0o6755)
     os.setxattr(tool, "security.capability", support.CAPABILITY)
     view = overlay.path / "tool/1.0/bin/tool"
-    os.setxattr(view.parent, "trusted.renderfarm_overlay.restoring", b"y")
-    os.setxattr(view, "trusted.renderfarm_overlay.restore", b"6755 11 12 " + support.CAPABILITY.hex().encode())
+    os.setxattr(view.parent, "trusted.renderfarm-overlay.restoring", b"y")
+    os.setxattr(view, "trusted.renderfarm-overlay.restore", b"6755 11 12 " + support.CAPABILITY.hex().encode())
     os.chown(view, 11, 12)
     assert view.stat().st_mode & 0o7777 == 0o755
     pending = overlay.finalize(passes=["readdir", "seal"], allow_unmount=True)["pending"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,23 +95,10 @@ def test_what_is_mounted_stays_wherever_that_is(state_dir: Path, folder: Path, r
     assert len(pruned(state_dir)["removed"]) == 1
 
 
-STAND = """
-import os, sys, time
-os.chdir(sys.argv[1])
-print("ready", flush=True)
-time.sleep(600)
-"""
-
-
 @contextmanager
 def standing_in(path: Path) -> Iterator[int]:
-    with subprocess.Popen([sys.executable, "-c", STAND, path], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
-        try:
-            yield process.pid
-        finally:
-            process.kill()
+    with support.background(f"import os, sys\nos.chdir(sys.argv[1])\n{support.WAIT}", path) as process:
+        yield process.pid
 
 
 def test_what_a_process_has_kept_since_a_switch_stays(

@@ -9,7 +9,6 @@ import signal
 import statistics
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -67,7 +66,7 @@ def arguments_of(spec: MountSpec, **more: Any) -> dict[str, Any]:
 
 READER = """
 import os, sys, time
-view, stop = sys.argv[1:]
+view, stop, count = sys.argv[1:]
 folder = os.path.join(view, "bin")
 held = open(os.path.join(folder, "file0"))
 first = held.read()
@@ -77,7 +76,7 @@ tries = 0
 print("ready", flush=True)
 while not os.path.exists(stop):
     names = os.listdir(folder)
-    assert len(names) == int(os.environ["FILES"]), names
+    assert len(names) == int(count), names
     for name in names:
         path = os.path.join(folder, name)
         assert os.stat(path).st_size == 12
@@ -96,14 +95,8 @@ print(tries, flush=True)
 
 @contextmanager
 def reader(view: Path, stop: Path) -> Iterator[subprocess.Popen[str]]:
-    argv = [sys.executable, "-c", READER, str(view), str(stop)]
-    environment = {**os.environ, "FILES": str(FILES)}
-    with subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as process:
+    with support.background(READER, view, stop, FILES) as process:
         try:
-            assert process.stdout
-            assert process.stdout.readline() == "ready\n"
             yield process
         finally:
             stop.touch()
@@ -128,7 +121,6 @@ def test_two_hundred_switches_are_not_noticed_by_readers(folder: Path, method: s
     view = folder / "view"
     specs = [generation(folder, 0, view), generation(folder, 1, view, image=True)]
     support.carried_out(specs[0])
-    loops = loop_devices()
     seconds = []
     with ExitStack() as stack:
         readers = [stack.enter_context(reader(view, folder / "stop")) for _ in range(4)]
@@ -144,20 +136,7 @@ def test_two_hundred_switches_are_not_noticed_by_readers(folder: Path, method: s
     # 'over' goes back to what it has covered, so it does not pile up either.
     assert len(overlays_at(view)) == 1
     support.unmount_all(view)
-    assert loops_become(loops)
-
-
-def loop_devices() -> set[str]:
-    return {name for name in os.listdir("/sys/block") if os.path.exists(f"/sys/block/{name}/loop/backing_file")}
-
-
-def loops_become(wanted: set[str]) -> bool:
-    """Tell whether the loop devices are those again; the kernel may take a moment to free one."""
-    for _try in range(100):
-        if loop_devices() == wanted:
-            return True
-        time.sleep(0.05)
-    return False
+    assert support.loops_gone(folder)
 
 
 # ---- the ways to switch
@@ -379,7 +358,6 @@ def test_a_switch_that_is_killed_anywhere_leaves_the_old_or_the_new_one(folder: 
     view = folder / "view"
     specs = [generation(folder, number, view, image=number % 2 == 1) for number in range(4)]
     random.seed(4)
-    loops = loop_devices()
     support.carried_out(specs[0])
     others = len(mounts.read_mounts())
     times = []
@@ -407,7 +385,7 @@ def test_a_switch_that_is_killed_anywhere_leaves_the_old_or_the_new_one(folder: 
         before = wanted
     assert min(ended.values()) > 10, ended
     support.unmount_all(view)
-    assert loops_become(loops)
+    assert support.loops_gone(folder)
 
 
 def switch_and_kill(spec: MountSpec, seconds: float) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,13 +26,10 @@ HOLDING = {
 
 @contextmanager
 def holding(what: str, view: Path) -> Iterator[int]:
+    # In a chroot there is no encoding to be found any more.
     code = f"import mmap, os, sys\n{HOLDING[what]}\nos.write(1, b'ready\\n')\nos.read(0, 1)"
-    argv = [sys.executable, "-c", code, str(view)]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
+    with support.background(code, view) as process:
         yield process.pid
-        process.communicate("")
 
 
 def view_of(folder: Path, number: int) -> Path:

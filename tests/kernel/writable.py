@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, Writable
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 OPAQUE = "trusted.overlay.opaque"
 REDIRECT = "trusted.overlay.redirect"
 METACOPY = "trusted.overlay.metacopy"
-SEALED = "trusted.renderfarm_overlay.sealed"
+SEALED = "trusted.renderfarm-overlay.sealed"
 
 
 def attribute(path: Path | str, name: str) -> bytes | None:
@@ -53,9 +53,10 @@ class Overlay:
 
     def mount(self) -> None:
         settings = tuple((name.encode(), None if value is None else value.encode()) for name, value in self.options)
-        settings += ((b"upperdir", os.fsencode(self.upper)), (b"workdir", os.fsencode(self.work)))
         lowers, data = (tuple(map(os.fsencode, layers)) for layers in (self.lowers, self.data))
-        mount = mounts.create_overlay(MountSpec(os.fsencode(self.path), lowers, data, settings, frozenset(("nodev",))))
+        writable = Writable(os.fsencode(self.upper), os.fsencode(self.work))
+        spec = MountSpec(os.fsencode(self.path), lowers, data, settings, frozenset(("nodev",)), (), writable)
+        mount = mounts.create_overlay(spec)
         mounts.attach(mount, os.fsencode(self.path))
         os.close(mount)
 
@@ -63,7 +64,9 @@ class Overlay:
         subprocess.run(["umount", self.path], check=True)
 
     def finalize(self, **arguments: Any) -> dict[str, Any]:
-        return support.module("overlay_finalize", path=str(self.path), **arguments).ok
+        with support.forked_module("overlay_finalize", {"path": str(self.path), **arguments}) as child:
+            child.go()
+            return child.finish().ok
 
     def finalized(self, **arguments: Any) -> dict[str, Any]:
         """Finalize, and once more, which changes nothing."""
@@ -92,9 +95,9 @@ def sealed(overlay: Overlay, path: str) -> bool:
     return attribute(overlay.upper / path, OPAQUE) == b"y" and attribute(overlay.upper / path, SEALED) is not None
 
 
-def shown(view: Path) -> dict[bytes, object]:
+def shown(view: Path) -> dict[bytes, tuple[Any, ...]]:
     """Return all that a tree shows, content included."""
-    found: dict[bytes, object] = {}
+    found: dict[bytes, tuple[Any, ...]] = {}
     for path, status in support.listing(view).items():
         full = os.fsencode(view) + path
         content: object = None

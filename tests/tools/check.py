@@ -1,11 +1,14 @@
 """Run the legs of `make test` and count.
 
-`check.py LEG... [-- ARGS...]`; ARGS go to the tool of the leg (pytest, ansible-test). A leg passes when every check in
-it passed, and there was at least one: what was skipped, or never ran, is a failure.
+`check.py LEG... [-- ARGS...]`; ARGS go to the tool of the leg (pytest, ansible-test). Several legs run in two lanes at
+once. A leg passes when every check in it passed, and there was at least one: what was skipped, or never ran, is a
+failure.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import re
 import shutil
@@ -16,7 +19,8 @@ import threading
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Union
 
@@ -32,6 +36,7 @@ HOME = BUILD / "home"
 # mkcomposefs and mkfs.erofs, which the integration targets build images with.
 IMAGES = BUILD / "images" / "bin"
 TIME_LIMIT = 1800  # seconds, for one command
+LEG_LIMIT = 2 * TIME_LIMIT  # the longest leg has two that are long
 
 Argument = Union[str, Path]
 
@@ -88,7 +93,11 @@ def prepare_home() -> None:
 
 
 def run(
-    *argv: Argument, show: bool = False, cwd: Path = CHECKOUT, env: Mapping[str, str] | None = None
+    *argv: Argument,
+    show: bool = False,
+    cwd: Path = CHECKOUT,
+    env: Mapping[str, str] | None = None,
+    limit: float = TIME_LIMIT,
 ) -> tuple[int, str]:
     """Run a command and return its exit status and all that it printed, shown at once if `show`."""
     with subprocess.Popen(
@@ -101,7 +110,7 @@ def run(
         text=True,
         errors="replace",
     ) as process:
-        timer = threading.Timer(TIME_LIMIT, process.kill)
+        timer = threading.Timer(limit, process.kill)
         timer.start()
         lines = []
         assert process.stdout
@@ -457,31 +466,83 @@ LEGS: dict[str, Callable[[Sequence[str]], Count]] = {
 }
 
 
-def run_leg(name: str, args: Sequence[str]) -> tuple[Count, float]:
+#: Legs that share the copy of the collection which ansible-test works in: one after the other, beside all others.
+COPY_LEGS = ("integration", "sanity", "docs")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a leg."""
+
+    count: Count
+    seconds: float
+
+
+def run_leg(name: str, args: Sequence[str]) -> Result:
     print(f"\n==== {name}", flush=True)
     started = time.monotonic()
     count = LEGS[name](args)
     if not count.passed and not count.failed:
         count = replace(count, failed=1, notes=(*count.notes, "nothing was checked"))
-    return count, time.monotonic() - started
+    return Result(count, time.monotonic() - started)
+
+
+def run_lane(names: Sequence[str], args: Sequence[str], show: bool) -> dict[str, Result]:
+    """Run legs one after the other, each in a process of its own, whose output is shown at once or when it ends."""
+    results = {}
+    for name in names:
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+            report = Path(folder) / "count.json"
+            argv: list[Argument] = [
+                sys.executable,
+                __file__,
+                "--report",
+                report,
+                name,
+                *(["--", *args] if args else []),
+            ]
+            status, output = run(*argv, show=show, env=os.environ, limit=LEG_LIMIT)
+            if not show:
+                print(output, end="", flush=True)
+            try:
+                found = json.loads(report.read_text())
+                count = Count(found["passed"], found["failed"], tuple(found["notes"]))
+            except (OSError, ValueError):
+                count = failure(f"{name} ended without a count (exit status {status})")
+        results[name] = Result(count, time.monotonic() - started)
+    return results
+
+
+def run_legs(names: Sequence[str], args: Sequence[str]) -> dict[str, Result]:
+    """Run legs, several of them in two lanes: machines have two processors or more."""
+    if len(names) == 1:
+        return {names[0]: run_leg(names[0], args)}
+    lanes = [[name for name in COPY_LEGS if name in names], [name for name in names if name not in COPY_LEGS]]
+    with ThreadPoolExecutor() as pool:
+        running = [pool.submit(run_lane, lane, args, lane is lanes[0]) for lane in lanes]
+        results = {name: result for lane in running for name, result in lane.result().items()}
+    return {name: results[name] for name in names}
 
 
 def main(argv: Sequence[str]) -> int:
-    names, args = list(argv), []
-    if "--" in names:
-        at = names.index("--")
-        names, args = names[:at], names[at + 1 :]
-    if not names or not set(names) <= set(LEGS):
-        print(f"the legs are: {' '.join(LEGS)}", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--report", type=Path, help="write the count of a single leg into this file, as JSON")
+    parser.add_argument("legs", nargs="+", choices=LEGS, metavar="LEG")
+    at = list(argv).index("--") if "--" in argv else len(argv)
+    options, args = parser.parse_args(argv[:at]), argv[at + 1 :]
     prepare_home()
-    results = {name: run_leg(name, args) for name in names}
+    if options.report:
+        [name] = options.legs
+        options.report.write_text(json.dumps(asdict(run_leg(name, args).count)))
+        return 0
+    results = run_legs(options.legs, args)
     print(f"\n{'leg':<12} {'passed':>7} {'failed':>7} {'seconds':>8}")
-    for name, (count, seconds) in results.items():
-        print(f"{name:<12} {count.passed:>7} {count.failed:>7} {seconds:>8.1f}")
-        for note in count.notes:
+    for name, result in results.items():
+        print(f"{name:<12} {result.count.passed:>7} {result.count.failed:>7} {result.seconds:>8.1f}")
+        for note in result.count.notes:
             print(f"    {note}")
-    everything = total(count for count, _ in results.values())
+    everything = total(result.count for result in results.values())
     print(f"\n{everything.passed} passed, {everything.failed} failed")
     return 1 if everything.failed else 0
 

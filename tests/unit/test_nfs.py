@@ -154,6 +154,29 @@ def test_a_trailing_slash_is_the_same_source() -> None:
     assert nfs.plan_mounted(spec(source=f"{SOURCE}/"), MountpointState(mount(V4), None), [], False) == ()
 
 
+@pytest.mark.parametrize(
+    ("wanted", "observed", "mounting", "planned"),
+    [
+        (None, 128, True, []),
+        (1024, 128, False, ["read 1024 KiB ahead at /net/software"]),
+        (1024, 1024, False, []),
+        # The kernel forgets it with the mount.
+        (1024, 1024, True, ["read 1024 KiB ahead at /net/software"]),
+        (1024, None, True, ["read 1024 KiB ahead at /net/software"]),
+    ],
+)
+def test_read_ahead_is_set_where_it_differs(
+    wanted: int | None, observed: int | None, mounting: bool, planned: list[str]
+) -> None:
+    assert [str(action) for action in nfs.plan_read_ahead(PATH, wanted, observed, mounting)] == planned
+
+
+@pytest.mark.parametrize("wanted", [0, -64, 100])
+def test_a_read_ahead_that_the_kernel_would_change_is_refused(wanted: int) -> None:
+    with pytest.raises(OverlayError, match=f"read_ahead is {wanted}: it has to be a positive multiple of 64"):
+        nfs.plan_read_ahead(PATH, wanted, None, mounting=True)
+
+
 def test_unmounting() -> None:
     live = MountpointState(mount(V4), None)
     assert [str(action) for action in nfs.plan_unmounted(PATH, live, [], absent=True)] == [

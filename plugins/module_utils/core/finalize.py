@@ -19,11 +19,11 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model impo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Action, Plan
 
 #: On a directory of the upper layer that is opaque: so is all that is below it. Its value is the directory's path in the lower layers.
-SEALED = b"trusted.renderfarm_overlay.sealed"
+SEALED = b"trusted.renderfarm-overlay.sealed"
 #: On a directory in which files are having their owner changed that lose attributes by that.
-RESTORING = b"trusted.renderfarm_overlay.restoring"
+RESTORING = b"trusted.renderfarm-overlay.restoring"
 #: On such a file: what it has to have in the end.
-RESTORE = b"trusted.renderfarm_overlay.restore"
+RESTORE = b"trusted.renderfarm-overlay.restore"
 
 OPAQUE, KERNEL_SEALED, WITH_WHITEOUT_FILES = b"y", b"z", b"x"
 

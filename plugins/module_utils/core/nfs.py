@@ -74,6 +74,9 @@ _NOT_PRINTED = re.compile(
     r"|mount(proto|port|vers|host|addr)=.*|minorversion=.*|sloppy|intr|nointr"
 )
 
+#: The kernel keeps read-ahead in pages, which have up to 64 KiB.
+READ_AHEAD_UNIT = 64
+
 #: Sizes that a server may lower, so less than was asked for is as good as it gets.
 _NEGOTIATED = ("rsize", "wsize")
 
@@ -239,6 +242,15 @@ def edited_fstab(text: bytes, path: bytes, line: bytes | None) -> bytes:
 
 
 @dataclass(frozen=True)
+class SetReadAhead(Action):
+    path: bytes
+    kibibytes: int
+
+    def __str__(self) -> str:
+        return f"read {self.kibibytes} KiB ahead at {show(self.path)}"
+
+
+@dataclass(frozen=True)
 class MountSoftwareRoot(Action):
     spec: SoftwareRootSpec
 
@@ -289,6 +301,17 @@ def plan_mounted(spec: SoftwareRootSpec, state: MountpointState, live: Sequence[
         )
     check_not_a_layer(mount, live)
     return UnmountSoftwareRoot(spec.path), MountSoftwareRoot(spec)
+
+
+def plan_read_ahead(path: bytes, wanted: int | None, observed: int | None, mounting: bool) -> Plan:
+    """``observed`` is that of the live mount, in KiB; None where none is mounted. Raises OverlayError for what the kernel cannot keep."""
+    if wanted is None:
+        return ()
+    if wanted <= 0 or wanted % READ_AHEAD_UNIT:
+        raise OverlayError(
+            f"read_ahead is {wanted}: it has to be a positive multiple of {READ_AHEAD_UNIT} KiB, such as 1024"
+        )
+    return () if wanted == observed and not mounting else (SetReadAhead(path, wanted),)
 
 
 def plan_unmounted(path: bytes, state: MountpointState, live: Sequence[Mount], absent: bool) -> Plan:

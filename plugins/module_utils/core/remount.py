@@ -11,7 +11,7 @@ from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, overlay_layers
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, Writable
 
 #: Flags of a mount that a new one can be given. Without the last two, times of access are kept strictly.
 _FLAGS = frozenset(("ro", "nosuid", "nodev", "noexec", "nodiratime", "nosymfollow", "noatime", "relatime"))
@@ -26,14 +26,6 @@ class Again:
     spec: MountSpec
     #: Whether mounts inside of it spread.
     shared: bool
-
-    @property
-    def upper(self) -> bytes:
-        return dict(self.spec.settings)[b"upperdir"] or b""
-
-    @property
-    def work(self) -> bytes:
-        return dict(self.spec.settings)[b"workdir"] or b""
 
     @property
     def volatile(self) -> bool:
@@ -68,9 +60,9 @@ def again(mount: Mount, images: tuple[bytes, ...]) -> Again:
     if not flags & {"noatime", "relatime"}:
         flags.add("strictatime")
     settings = tuple(pair for pair in layers.settings if pair[0] not in _NO_SETTINGS)
-    settings += ((b"upperdir", layers.upper), (b"workdir", layers.work))
+    writable = Writable(layers.upper or b"", layers.work or b"")
     spec = MountSpec(
-        mount.path, layers.lower, layers.data, settings, frozenset(flags - {"relatime"}), images, mount.source
+        mount.path, layers.lower, layers.data, settings, frozenset(flags - {"relatime"}), images, writable, mount.source
     )
     return Again(spec, "shared" in spreads)
 
@@ -84,6 +76,8 @@ def to_json(entry: Again) -> bytes:
         "settings": [[_text(name), None if value is None else _text(value)] for name, value in spec.settings],
         "flags": sorted(spec.flags),
         "images": [_text(image) for image in spec.images],
+        "upper": _text(spec.upper or b""),
+        "work": _text(spec.work or b""),
         "source": _text(spec.source),
         "shared": entry.shared,
     }
@@ -103,6 +97,7 @@ def from_json(text: bytes) -> Again | None:
             ),
             flags=frozenset(values["flags"]),
             images=tuple(_bytes(image) for image in values["images"]),
+            writable=Writable(_bytes(values["upper"]), _bytes(values["work"])),
             source=_bytes(values["source"]),
         )
         return Again(spec, bool(values["shared"]))

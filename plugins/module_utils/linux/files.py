@@ -18,10 +18,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline 
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-#: Files that are being written have this in front of their name; they count for nobody.
+#: What is being written has this in front of its name; it counts for nobody.
 ASIDE_PREFIX = ".new-"
 
-#: Seconds after which a file that is still aside is taken for the remains of a killed run.
+#: Seconds after which what is still aside is taken for the remains of a killed run.
 _ABANDONED_AFTER = 24 * 3600
 
 
@@ -30,7 +30,7 @@ def written_aside(path: str, mode: int = 0o644) -> Iterator[BinaryIO]:
     """Give a file to write; when the block ends without an exception it is synced and takes the place of ``path``."""
     folder, name = os.path.split(path)
     prefix = ASIDE_PREFIX + name[:200] + "."
-    _remove_abandoned(folder, prefix)
+    remove_abandoned(folder, prefix)
     # The name is unique, so that two hosts may write the same file at the same time.
     fd, aside = tempfile.mkstemp(prefix=prefix, dir=folder)
     with open(fd, "w+b") as stream:
@@ -46,7 +46,8 @@ def written_aside(path: str, mode: int = 0o644) -> Iterator[BinaryIO]:
     sync_directory(folder)
 
 
-def _remove_abandoned(folder: str, prefix: str) -> None:
+def remove_abandoned(folder: str, prefix: str = ASIDE_PREFIX) -> None:
+    """Remove the files and folders that killed runs have left aside in a folder which other hosts may be writing to as well."""
     limit = time.time() - _ABANDONED_AFTER
     for name in os.listdir(folder):
         if name.startswith(prefix):
@@ -54,7 +55,7 @@ def _remove_abandoned(folder: str, prefix: str) -> None:
             # Another run may be removing it as well.
             with contextlib.suppress(FileNotFoundError):
                 if os.lstat(path).st_mtime < limit:
-                    os.unlink(path)
+                    remove(path)
 
 
 def sync_directory(path: str) -> None:
@@ -84,6 +85,14 @@ def replace_link(path: str, target: str) -> None:
     os.symlink(target, aside)
     os.rename(aside, path)
     sync_directory(folder)
+
+
+def remove(path: str, progress: Progress = no_progress) -> None:
+    """Remove a file, a link, or a directory with all that is in it."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        remove_tree(path, progress)
+    else:
+        os.unlink(path)
 
 
 def remove_tree(path: str, progress: Progress = no_progress) -> None:

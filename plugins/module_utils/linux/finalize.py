@@ -28,7 +28,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.finalize i
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import CAPABILITY_XATTR
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, OverlayLayers
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import live_setting
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import SCRATCH_PLACE, live_setting
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts, parallel, syscalls, xattrs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.lowers import Lowers
@@ -95,6 +95,11 @@ def find(path: bytes) -> Overlay | None:
         )
     if b"ro" in mount.flags or b"ro" in mount.super_options:
         raise OverlayError(f"the overlay at {show(path)} is mounted read-only: mount it writable to finalize it")
+    if layers.upper.startswith(SCRATCH_PLACE):
+        raise OverlayError(
+            f"the overlay at {show(path)} has scratch space as its upper layer, which nobody sees and which is gone with it: there is"
+            " nothing to finalize"
+        )
     if not os.path.isabs(layers.upper):
         raise OverlayError(
             f"the overlay at {show(path)} was mounted with the relative path {show(layers.upper)} as its upper layer, which says nothing"

@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import os
 import tempfile
-import time
 from dataclasses import replace
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
@@ -25,24 +24,23 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation
     LayerSpec,
     ViewPaths,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import IMAGE_SUFFIX, without_suffix
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
 
 _CHUNK = 1 << 20
-#: Seconds after which what is being built aside is taken for the remains of a killed run.
-_ABANDONED_AFTER = 24 * 3600
 
 
 def image_path(store: str, generation_id: str) -> str:
-    return os.path.join(store, generation_id + names.IMAGE_SUFFIX)
+    return os.path.join(store, generation_id + IMAGE_SUFFIX)
 
 
 def record_path(image: str) -> str:
     """Return where the record of an image is. Raises OverlayError for a path that is no image's."""
-    if not image.endswith(names.IMAGE_SUFFIX):
-        raise OverlayError(f"{show(os.fsencode(image))} is not an image: their names end in {names.IMAGE_SUFFIX}")
-    return image[: -len(names.IMAGE_SUFFIX)] + ".json"
+    if not image.endswith(IMAGE_SUFFIX):
+        raise OverlayError(f"{show(os.fsencode(image))} is not an image: their names end in {IMAGE_SUFFIX}")
+    return without_suffix(image) + ".json"
 
 
 def find(image: str) -> Generation | None:
@@ -79,7 +77,7 @@ def publish(
 ) -> Generation:
     """Build an image and put it into the store. A killed run leaves no image that counts."""
     os.makedirs(store, exist_ok=True)
-    _remove_abandoned(store)
+    files.remove_abandoned(store)
     # The name is unique, so that two hosts may build the same image at the same time.
     aside = tempfile.mkdtemp(prefix=files.ASIDE_PREFIX, dir=store)
     try:
@@ -98,17 +96,6 @@ def publish(
     finally:
         files.remove_tree(aside)
     return generation
-
-
-def _remove_abandoned(store: str) -> None:
-    limit = time.time() - _ABANDONED_AFTER
-    for name in os.listdir(store):
-        path = os.path.join(store, name)
-        if name.startswith(files.ASIDE_PREFIX) and os.path.isdir(path):
-            # Another run may be removing it as well.
-            with contextlib.suppress(FileNotFoundError):
-                if os.lstat(path).st_mtime < limit:
-                    files.remove_tree(path)
 
 
 def install(paths: ViewPaths, image: str, generation: Generation, progress: Progress = no_progress) -> Generation:
@@ -133,15 +120,12 @@ def install(paths: ViewPaths, image: str, generation: Generation, progress: Prog
                 f"image {show(os.fsencode(image))} does not have the digest {generation.image.digest} that was recorded:"
                 " nothing was installed; remove it and build it again"
             )
-    files.remove_tree(paths.staging, progress)
-    staged = os.path.join(paths.staging, generation.folder)
-    os.makedirs(staged)
-    os.rename(part, names.layer_path(staged, generation.format))
-    os.rmdir(paths.incoming)
-    here = replace(generation, bytes_on_disk=os.stat(names.layer_path(staged, generation.format)).st_blocks * 512)
-    views.write_record(staged, here)
-    views.settle(staged, paths, here.folder)
-    os.rmdir(paths.staging)
+    with views.staged(paths, generation.folder, progress) as folder:
+        layer = names.layer_path(folder, generation.format)
+        os.rename(part, layer)
+        os.rmdir(paths.incoming)
+        here = replace(generation, bytes_on_disk=os.stat(layer).st_blocks * 512)
+        views.write_record(folder, here)
     return here
 
 

@@ -12,9 +12,9 @@ import stat
 from collections.abc import Iterator
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import image_path
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import OverlayLayers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import (
-    IMAGE_SUFFIX,
     MountSpec,
     Settings,
 )
@@ -65,9 +65,7 @@ def _is_whiteout(entry: os.DirEntry[bytes]) -> bool:
 def images_among(layers: OverlayLayers) -> tuple[bytes, ...]:
     """Return the image files that lower layers of a live overlay are, which the kernel reports by their names alone."""
     return tuple(
-        layer + IMAGE_SUFFIX
-        for layer in layers.lower
-        if os.path.isfile(layer + IMAGE_SUFFIX) and not os.path.isdir(layer)
+        image_path(layer) for layer in layers.lower if os.path.isfile(image_path(layer)) and not os.path.isdir(layer)
     )
 
 

@@ -10,8 +10,9 @@ import os
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import persistence
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import without_suffix
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import top_mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import IMAGE_SUFFIX, MountSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.persistence import (
     ReloadSystemd,
     RemoveFstab,
@@ -48,7 +49,7 @@ def read() -> Stored:
 
 def missing_places(spec: MountSpec) -> set[bytes]:
     """Return the directories for mounting images at boot that are not there."""
-    names = (image[: -len(IMAGE_SUFFIX)] for image in spec.images)
+    names = (without_suffix(image) for image in spec.images)
     return {name for name in names if not os.path.isdir(name)}
 
 

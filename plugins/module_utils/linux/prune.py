@@ -15,6 +15,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.prune impo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, usage, views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 
+#: For the folder of each generation that is needed, by whom (``usage.of_generations``).
+Uses = dict[str, list[str]]
+
 
 def view_names(state_dir: str) -> list[str]:
     """Return the names of the views on this host."""
@@ -25,9 +28,8 @@ def view_names(state_dir: str) -> list[str]:
     return sorted(name for name in found if names.is_view_name(name))
 
 
-def verdicts(paths: ViewPaths, state: ViewState, keep: int, min_age: float, forget: bool) -> list[Verdict]:
-    """Return what becomes of the generations of a view. ``forget`` is that of ``usage.of_generations``."""
-    uses = usage.of_generations(paths, forget)
+def verdicts(paths: ViewPaths, state: ViewState, uses: Uses, keep: int, min_age: float) -> list[Verdict]:
+    """Return what becomes of the generations of a view."""
     found = []
     for folder in state.generations:
         built_at = os.stat(names.record_path(paths.generation(folder))).st_mtime
@@ -36,7 +38,7 @@ def verdicts(paths: ViewPaths, state: ViewState, keep: int, min_age: float, forg
     return judge(found, state.current, state.previous, keep, min_age, time.time())
 
 
-def remains(paths: ViewPaths, state: ViewState, min_age: float) -> list[str]:
+def remains(paths: ViewPaths, state: ViewState, uses: Uses, min_age: float) -> list[str]:
     """Return what killed runs have left of a view that counts for nobody. The view's lock tells whether a run is at work.
 
     A copy of an image that was interrupted goes on when the image is installed again, so a young one stays.
@@ -49,19 +51,11 @@ def remains(paths: ViewPaths, state: ViewState, min_age: float) -> list[str]:
             aside = (name for name in os.listdir(folder) if name.startswith(files.ASIDE_PREFIX))
             found += [os.path.join(folder, name) for name in aside]
     if os.path.isdir(paths.generations):
-        uses = usage.of_generations(paths, forget=False)
         for name in os.listdir(paths.generations):
             # Without its record it is no generation; but somebody may have mounted it when it was one.
             if name not in state.generations and name not in uses and not name.startswith(files.ASIDE_PREFIX):
                 found.append(paths.generation(name))
     return sorted(found)
-
-
-def remove_remains(path: str, progress: Progress = no_progress) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        files.remove_tree(path, progress)
-    else:
-        os.unlink(path)
 
 
 def remove_generation(paths: ViewPaths, folder: str, progress: Progress = no_progress) -> str | None:

@@ -14,7 +14,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core import rem
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.remount import Again
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, mounts, namespaces, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    files,
+    mounts,
+    namespaces,
+    syscalls,
+    uppers,
+)
 
 #: Below /run, since no overlay is mounted that way after a reboot. Only root may say what is to be mounted.
 FOLDER = "/run/renderfarm-overlay/unmounted"
@@ -44,7 +50,7 @@ def unmounted(mount: Mount, images: tuple[bytes, ...]) -> Iterator[None]:
     """
     entry = remount.again(mount, images)
     _check_only_here(mount)
-    for layer in (*entry.spec.directories, entry.upper, entry.work):
+    for layer in (*entry.spec.directories, *entry.spec.kept):
         if not os.path.isdir(layer):
             raise OverlayError(
                 f"{show(layer)}, a layer of the overlay at {show(mount.path)}, is not to be found: it is not unmounted"
@@ -106,12 +112,13 @@ def _check_only_here(mount: Mount) -> None:
 
 def _accept_volatile(entry: Again) -> None:
     """Write all of the upper layer to its disk, and take away the mark that keeps a volatile one from being mounted again."""
-    fd = os.open(entry.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    upper, work = entry.spec.kept
+    fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        syscalls.syncfs(fd, entry.upper)
+        syscalls.syncfs(fd, upper)
     finally:
         os.close(fd)
-    files.remove_tree(os.path.join(os.fsdecode(entry.work), "work", "incompat", "volatile"))
+    files.remove_tree(os.path.join(os.fsdecode(work), os.fsdecode(uppers.VOLATILE)))
 
 
 def _note(path: bytes) -> str:

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.nfs import (
     MountSoftwareRoot,
+    SetReadAhead,
     SoftwareRootSpec,
     UnmountSoftwareRoot,
     WriteFstab,
@@ -17,6 +20,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.nfs import
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Action
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import commands, fstab, mounts
+
+#: Seconds for the rules of udev that follow a mount.
+_SETTLE_SECONDS = 10.0
 
 
 def apply(action: Action, seconds: float) -> None:
@@ -27,6 +33,8 @@ def apply(action: Action, seconds: float) -> None:
         mounts.unmount(action.path)
     elif isinstance(action, WriteFstab):
         fstab.write(edited_fstab(fstab.read(), action.path, action.line))
+    elif isinstance(action, SetReadAhead):
+        _set_read_ahead(action.path, action.kibibytes)
     else:
         mounts.apply(action)
 
@@ -51,6 +59,30 @@ def mount(spec: SoftwareRootSpec, seconds: float) -> None:
     if status:
         said = "; ".join(show(line.strip()) for line in output.split(b"\n") if line.strip())
         raise OverlayError(f"{what} failed (status {status}): {said}{_hint(said)}")
+
+
+def read_ahead(mount: Mount) -> int | None:
+    """Return how much the kernel reads ahead at a mount, in KiB; None where it does not say."""
+    try:
+        with open(_read_ahead_file(mount), "rb") as stream:
+            return int(stream.read())
+    except FileNotFoundError:
+        return None
+
+
+def _read_ahead_file(mount: Mount) -> str:
+    return "/sys/class/bdi/{}:{}/read_ahead_kb".format(*mount.device)
+
+
+def _set_read_ahead(path: bytes, kibibytes: int) -> None:
+    mount = mounts.observe(path).mount
+    if mount is None or read_ahead(mount) is None:
+        raise OverlayError(f"{show(path)}: the kernel does not say how much it reads ahead there, so it cannot be set")
+    # A rule of udev, which runs nfsrahead(5), sets it as well, a moment after the mount.
+    with contextlib.suppress(FileNotFoundError, TimeoutError):
+        commands.run(["udevadm", "settle"], _SETTLE_SECONDS)
+    with open(_read_ahead_file(mount), "wb") as stream:
+        stream.write(b"%d" % kibibytes)
 
 
 def _hint(said: str) -> str:

@@ -156,13 +156,9 @@ def build(
     Images are made by ``builder``. The view's lock has to be held.
     """
     composition = composition or composed(spec, progress)
-    files.remove_tree(paths.staging, progress)
-    staged = os.path.join(paths.staging, spec.folder)
-    os.makedirs(staged)
-    generation, report = build_layer(staged, spec, builder, composition, progress)
-    write_record(staged, generation)
-    settle(staged, paths, generation.folder)
-    os.rmdir(paths.staging)
+    with staged(paths, spec.folder, progress) as folder:
+        generation, report = build_layer(folder, spec, builder, composition, progress)
+        write_record(folder, generation)
     return generation, report
 
 
@@ -216,18 +212,29 @@ def write_record(folder: str, generation: Generation) -> None:
         aside.write(names.generation_to_json(generation))
 
 
-def settle(staged: str, paths: ViewPaths, folder: str) -> None:
+@contextlib.contextmanager
+def staged(paths: ViewPaths, name: str, progress: Progress = no_progress) -> Iterator[str]:
+    """Give an empty folder to make a generation in; when the block ends without an exception the generation is settled."""
+    files.remove_tree(paths.staging, progress)
+    folder = os.path.join(paths.staging, name)
+    os.makedirs(folder)
+    yield folder
+    _settle(folder, paths, name)
+    os.rmdir(paths.staging)
+
+
+def _settle(folder: str, paths: ViewPaths, name: str) -> None:
     """Write a staged generation to the disk, then give it its name."""
     os.makedirs(paths.generations, exist_ok=True)
-    fd = os.open(staged, os.O_RDONLY | os.O_DIRECTORY)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        syscalls.syncfs(fd, os.fsencode(staged))
+        syscalls.syncfs(fd, os.fsencode(folder))
     finally:
         os.close(fd)
-    final = paths.generation(folder)
+    final = paths.generation(name)
     # Only a generation without its record can be in the way here, and such a one counts for nobody.
     files.remove_tree(final)
-    os.rename(staged, final)
+    os.rename(folder, final)
     files.sync_directory(paths.generations)
 
 
