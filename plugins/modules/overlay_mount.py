@@ -35,11 +35,21 @@ options:
     default: []
   data:
     description:
-      - The data-only layers, first one first. Their names are not seen; files of O(lower) find their content in them.
+      - The data layers, first one first. Their names are not seen; files of O(lower) find their content in them.
       - A layer is one file system. Exports that are mounted inside of another one are data layers of their own.
     type: list
     elements: path
     default: []
+  strategy:
+    description:
+      - How the layers of O(data) are used; what M(renderfarm.overlay.metadata_layer) returns for its layer.
+      - V(data_only) takes them as data-only layers.
+      - V(redirect) takes them as ordinary lower layers, for kernels before Linux 6.5, and shows the folder C(view) of the overlay. The
+        first of O(lower) has to be a layer made for that, since its opaque directories are what keeps names from being looked up in
+        O(data). The kernel reports all layers as lower ones.
+    type: str
+    choices: [data_only, redirect]
+    default: data_only
   options:
     description:
       - Options of the overlay, C(metacopy), C(redirect_dir), C(index), C(nfs_export), C(xino), C(verity) and C(userxattr), and of the
@@ -137,8 +147,12 @@ mount:
       description: The mountpoint.
       type: str
       sample: /software
+    root:
+      description: The directory of the overlay that is seen there; V(/view) with O(strategy=redirect), else V(/).
+      type: str
+      sample: /
     lower:
-      description: The lower layers, top first.
+      description: The lower layers, top first; with O(strategy=redirect) the data layers are among them.
       type: list
       elements: str
       sample: [/var/lib/renderfarm-overlay/views/software/generations/4ff24b6d8e0c11a7/layer]
@@ -256,6 +270,7 @@ def main() -> None:
             "path": {"type": "path", "required": True},
             "lower": {"type": "list", "elements": "path", "default": []},
             "data": {"type": "list", "elements": "path", "default": []},
+            "strategy": {"type": "str", "choices": ["data_only", "redirect"], "default": "data_only"},
             "options": {"type": "dict", "default": {}},
             "read_only": {"type": "bool", "default": True},
             "state": {"type": "str", "choices": ["mounted", "unmounted", "absent"], "default": "mounted"},
@@ -337,7 +352,8 @@ def _what_stays(path: bytes, outcome: runner.Outcome, elsewhere: Sequence[tuple[
 
 def _spec(path: bytes, params: dict[str, Any]) -> MountSpec:
     lower, data = ([_real_path(layer, option) for layer in params[option]] for option in ("lower", "data"))
-    return mount_spec(path, lower, data, params["options"], params["read_only"], images.among(lower))
+    found = images.among(lower)
+    return mount_spec(path, lower, data, params["options"], params["read_only"], found, params["strategy"])
 
 
 def _check_layers(spec: MountSpec, mounting: bool, check_mode: bool) -> list[str]:

@@ -39,7 +39,7 @@ def test_a_view_equals_its_releases(
     elsewhere = replace(tools[1], at=b"else/where")
     layer, generation, report = support.build(state_dir, [elsewhere, odd, tools[0]], namespace)
     assert generation.entries.files == odd.record.entries.files + 2 * tools[0].record.entries.files
-    options = {"userxattr": True} if namespace == "user" else {}
+    options: dict[str, Any] = {"userxattr": True} if namespace == "user" else {}
     spec = support.declared(folder / "view", [layer], [root], **options)
     with support.mounted(spec) as view:
         assert sorted(os.listdir(view)) == ["else", "odd", "tool"]

@@ -15,6 +15,11 @@ from dataclasses import dataclass
 from typing import Any, Optional, Union
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import (
+    DATA_ONLY,
+    REDIRECT,
+    SHOWN_FOLDER,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import (
     Mount,
     OverlayLayers,
@@ -64,6 +69,18 @@ class MountSpec:
     flags: frozenset[str]
     #: The files of those lower layers that are images.
     images: tuple[bytes, ...] = ()
+    #: How the layers of ``data`` are used, ``data_only`` or ``redirect``.
+    strategy: str = DATA_ONLY
+
+    @property
+    def layers(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        """The ordinary lower layers and the data-only ones, as the kernel is given them."""
+        return ((*self.lower, *self.data), ()) if self.strategy == REDIRECT else (self.lower, self.data)
+
+    @property
+    def root(self) -> bytes:
+        """The directory of the overlay that is seen at the mountpoint."""
+        return b"/" + SHOWN_FOLDER.encode() if self.strategy == REDIRECT else b"/"
 
     @property
     def directories(self) -> tuple[bytes, ...]:
@@ -73,7 +90,7 @@ class MountSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the declaration as the diff shows it."""
-        return _shown_state(self.path, self.lower, self.data, self.settings, self.flags)
+        return _shown_state(self.path, *self.layers, self.settings, self.flags, self.root)
 
 
 def declared_by(live: Mount | None) -> dict[str, Any]:
@@ -82,14 +99,15 @@ def declared_by(live: Mount | None) -> dict[str, Any]:
         return {}
     layers = overlay_layers(live)
     flags = frozenset(flag.decode() for flag in live.flags) & {"ro", *MOUNT_FLAGS}
-    return _shown_state(live.path, layers.lower, layers.data, layers.settings, flags)
+    return _shown_state(live.path, layers.lower, layers.data, layers.settings, flags, live.root)
 
 
 def _shown_state(
-    path: bytes, lower: Sequence[bytes], data: Sequence[bytes], settings: Settings, flags: frozenset[str]
+    path: bytes, lower: Sequence[bytes], data: Sequence[bytes], settings: Settings, flags: frozenset[str], root: bytes
 ) -> dict[str, Any]:
     return {
         "path": show(path),
+        "root": show(root),
         "lower": shown(lower),
         "data": shown(data),
         "options": shown_settings(settings),
@@ -104,6 +122,7 @@ def mount_spec(
     options: Mapping[str, OptionValue],
     read_only: bool,
     images: Collection[bytes] = (),
+    strategy: str = DATA_ONLY,
 ) -> MountSpec:
     """Return the declaration with every option that matters made explicit. Raises OverlayError for what cannot be.
 
@@ -119,6 +138,7 @@ def mount_spec(
                 f"lower layer {show(image)} is a file: an EROFS image has to have a name that ends in .erofs"
             )
     settings, flags = _sorted_options(options)
+    _check_strategy(path, strategy, settings)
     if data:
         for name, value, reason in _NOT_WITH_DATA:
             if settings.get(name) == value:
@@ -144,7 +164,15 @@ def mount_spec(
     )
     names = tuple(layer[: -len(IMAGE_SUFFIX)] if layer in images else layer for layer in lower)
     files = tuple(layer for layer in lower if layer in images)
-    return MountSpec(path, names, tuple(data), pairs, frozenset(flags), files)
+    return MountSpec(path, names, tuple(data), pairs, frozenset(flags), files, strategy)
+
+
+def _check_strategy(path: bytes, strategy: str, settings: Mapping[str, str | None]) -> None:
+    if strategy == REDIRECT and "userxattr" in settings:
+        raise OverlayError(
+            f"overlay at {show(path)}: option userxattr cannot go with strategy redirect: with it, the kernel follows redirects into"
+            " data-only layers alone"
+        )
 
 
 def _sorted_options(options: Mapping[str, OptionValue]) -> tuple[dict[str, str | None], list[str]]:
@@ -193,11 +221,14 @@ def differences(spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]) -
     if live.fstype != b"overlay":
         return {"type": (live.fstype.decode("ascii", "replace"), "overlay")}
     layers = overlay_layers(live)
+    lower, data = spec.layers
     found: dict[str, tuple[object, object]] = {}
-    if layers.lower != spec.lower:
-        found["lower"] = (shown(layers.lower), shown(spec.lower))
-    if layers.data != spec.data:
-        found["data"] = (shown(layers.data), shown(spec.data))
+    if layers.lower != lower:
+        found["lower"] = (shown(layers.lower), shown(lower))
+    if layers.data != data:
+        found["data"] = (shown(layers.data), shown(data))
+    if live.root != spec.root:
+        found["root"] = (show(live.root), show(spec.root))
     if layers.upper is not None:
         found["upper"] = (show(layers.upper), None)
     for name, value in spec.settings:

@@ -208,7 +208,7 @@ def mount_options(spec: MountSpec, append: bool, extra: Sequence[bytes] = ()) ->
     """Return the options of an overlay for mount(8); the layers come last. Raises OverlayError where they are too long for it."""
     words = [flag.encode() for flag in sorted(spec.flags, key=lambda flag: (flag != "ro", flag))]
     words += [name if value is None else name + b"=" + value for name, value in spec.settings]
-    layers = [b"lowerdir=" + join_lowerdir(spec.lower, spec.data)]
+    layers = [b"lowerdir=" + join_lowerdir(*spec.layers)]
     if len(layers[0]) - len(b"lowerdir=") > _LONGEST_VALUE:
         layers = list(_one_by_one(spec, append))
     options = b",".join((*words, *extra, *layers))
@@ -226,7 +226,7 @@ def _one_by_one(spec: MountSpec, append: bool) -> Iterator[bytes]:
             f"the layers of the overlay at {show(spec.path)} have more than {_LONGEST_VALUE} bytes together, which mount(8) can"
             " give only to Linux 6.8 and later: use fewer layers or shorter paths"
         )
-    for option, paths in ((b"lowerdir+", spec.lower), (b"datadir+", spec.data)):
+    for option, paths in zip((b"lowerdir+", b"datadir+"), spec.layers):
         for path in paths:
             if b"," in path or b"\\" in path:
                 raise OverlayError(

@@ -34,6 +34,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     namespaces,
     syscalls,
     users,
+    xattrs,
 )
 
 _MOUNT_ATTRIBUTES = {
@@ -75,24 +76,42 @@ def overlay_defaults() -> dict[bytes, bytes]:
 
 
 def new_overlay(spec: MountSpec) -> int:
-    """Return a descriptor of a new, detached overlay mount, whose lower layers may be images.
+    """Return a descriptor of a new, detached overlay mount, whose lower layers may be images, and of which a directory may be shown.
 
-    Images are mounted in a mount namespace of a child process and nowhere else. The overlay holds on to them, so they go with it, and
-    with a run that is killed.
+    Images, and an overlay that only a part is shown of, are mounted in a mount namespace of a child process and nowhere else. The mount
+    that is returned holds on to them, so they go with it, and with a run that is killed.
     """
-    if not spec.images:
+    if not spec.images and spec.root == b"/":
         return create_overlay(spec)
     receiver, sender = socket.socketpair()
 
     def create_there(_progress: deadline.Progress) -> None:
-        images.mount_unseen(spec.images, (*spec.lower, *spec.data))
-        socket.send_fds(sender, [b"."], [create_overlay(spec)])
+        if spec.images:
+            images.mount_unseen(spec.images, (*spec.lower, *spec.data))
+        else:
+            namespaces.enter_private()
+        mount = create_overlay(spec)
+        socket.send_fds(sender, [b"."], [mount if spec.root == b"/" else _shown_part(mount, spec)])
 
     with receiver, sender:
         deadline.run(create_there, _LONGEST_WAIT)
         _message, descriptors, _flags, _address = socket.recv_fds(receiver, 1, 1)
     os.set_inheritable(descriptors[0], False)
     return descriptors[0]
+
+
+def _shown_part(mount: int, spec: MountSpec) -> int:
+    """Return a descriptor of a mount of the directory that is shown of an overlay. It is attached to what nobody else sees for that."""
+    layer = spec.lower[0]
+    shown = layer + spec.root
+    if not os.path.isdir(shown) or xattrs.read(shown, b"trusted.overlay.opaque") != b"y":
+        raise OverlayError(
+            f"overlay at {show(spec.path)}: layer {show(layer)} is not made for strategy redirect: it has no opaque directory"
+            f" {show(spec.root[1:])}, so names of the data layers would be seen"
+        )
+    # Before Linux 6.15 only what is attached can be cloned.
+    attach(mount, layer)
+    return syscalls.clone_tree(mount, spec.root[1:])
 
 
 def create_overlay(spec: MountSpec, one_by_one: bool = True) -> int:
@@ -132,17 +151,18 @@ def create_overlay(spec: MountSpec, one_by_one: bool = True) -> int:
 
 def _add_layers(context: int, spec: MountSpec, one_by_one: bool) -> None:
     """Name the layers one at a time (Linux 6.8), or all in one option, which takes 255 bytes, where the kernel cannot."""
+    lower, data = spec.layers
     if one_by_one:
         try:
-            for path in spec.lower:
+            for path in lower:
                 _add_layer(context, b"lowerdir+", path)
-            for path in spec.data:
+            for path in data:
                 _add_layer(context, b"datadir+", path)
             return
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-    syscalls.fsconfig_string(context, b"lowerdir", mountinfo.join_lowerdir(spec.lower, spec.data))
+    syscalls.fsconfig_string(context, b"lowerdir", mountinfo.join_lowerdir(lower, data))
 
 
 def _add_layer(context: int, option: bytes, path: bytes) -> None:
@@ -169,10 +189,10 @@ def _refusal(spec: MountSpec, error: OSError, messages: str) -> str:
         if not os.path.isdir(path):
             return f"overlay at {show(spec.path)}: the layer {show(path)} is not there"
     hint = ""
-    if error.errno == errno.EINVAL and spec.data:
+    if error.errno == errno.EINVAL and spec.layers[1]:
         hint = (
             "; data-only layers need Linux 6.5 or a distribution kernel that carries them: overlay_info tells what this"
-            " kernel can do"
+            " kernel can do, and a layer of strategy redirect does without them"
         )
     elif error.errno == errno.ELOOP:
         hint = "; one of the layers lies inside of another one"
