@@ -317,7 +317,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
 def _with_persistence(mounting: Plan, path: bytes, spec: MountSpec | None, persist: str, stored: Stored) -> Plan:
     """Return the plan with what is needed for mounting at boot: directories before, and all else when it is mounted."""
     missing = persistence.missing_places(spec) if spec else set()
-    append = persist != "none" and persistence.takes_layers_one_by_one()
+    append = persist != "none" and mounts.takes_layers_one_by_one()
     return (
         *plan_places(spec, persist, missing),
         *mounting,

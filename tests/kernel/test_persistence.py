@@ -119,7 +119,7 @@ def test_a_line_of_fstab_mounts_what_is_declared(folder: Path, name: str, image:
 
 
 def test_layers_too_long_for_one_option_are_mounted_one_by_one(folder: Path) -> None:
-    assert persistence.takes_layers_one_by_one()
+    assert mounts.takes_layers_one_by_one()
     spec = view_of(folder / ("x" * 120) / ("y" * 40))
     units = core.desired_units(spec, append=True)
     assert b"lowerdir+=" in units[-1].text

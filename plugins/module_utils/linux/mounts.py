@@ -114,12 +114,14 @@ def _shown_part(mount: int, spec: MountSpec) -> int:
     return syscalls.clone_tree(mount, spec.root[1:])
 
 
-def create_overlay(spec: MountSpec, one_by_one: bool = True) -> int:
+def create_overlay(spec: MountSpec, one_by_one: bool | None = None) -> int:
     """Return a descriptor of a new, detached overlay mount. Raises OverlayError with what the kernel says about it.
 
-    Images have to be mounted under their names. ``one_by_one`` names each layer in an option of its own where the kernel takes
-    that; False is what older kernels need.
+    Images have to be mounted under their names. ``one_by_one`` tells whether each layer is named in an option of its own; by default
+    where the kernel takes that.
     """
+    if one_by_one is None:
+        one_by_one = takes_layers_one_by_one()
     try:
         context = syscalls.fsopen(b"overlay")
     except OSError as error:
@@ -149,20 +151,36 @@ def create_overlay(spec: MountSpec, one_by_one: bool = True) -> int:
         os.close(context)
 
 
+def takes_layers_one_by_one() -> bool:
+    """Tell whether the kernel knows ``lowerdir+`` (Linux 6.8)."""
+    # Before Linux 6.5 any option is taken, and found to be unknown when it comes to mounting.
+    return _takes_option(b"lowerdir+", b"/") and not _takes_option(b"no_such_option", b"/")
+
+
+def _takes_option(name: bytes, value: bytes) -> bool:
+    try:
+        context = syscalls.fsopen(b"overlay")
+    except OSError:  # the reason is told when it comes to mounting
+        return False
+    try:
+        syscalls.fsconfig_string(context, name, value)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(context)
+
+
 def _add_layers(context: int, spec: MountSpec, one_by_one: bool) -> None:
     """Name the layers one at a time (Linux 6.8), or all in one option, which takes 255 bytes, where the kernel cannot."""
     lower, data = spec.layers
-    if one_by_one:
-        try:
-            for path in lower:
-                _add_layer(context, b"lowerdir+", path)
-            for path in data:
-                _add_layer(context, b"datadir+", path)
-            return
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-    syscalls.fsconfig_string(context, b"lowerdir", mountinfo.join_lowerdir(lower, data))
+    if not one_by_one:
+        syscalls.fsconfig_string(context, b"lowerdir", mountinfo.join_lowerdir(lower, data))
+        return
+    for path in lower:
+        _add_layer(context, b"lowerdir+", path)
+    for path in data:
+        _add_layer(context, b"datadir+", path)
 
 
 def _add_layer(context: int, option: bytes, path: bytes) -> None:

@@ -52,21 +52,6 @@ def missing_places(spec: MountSpec) -> set[bytes]:
     return {name for name in names if not os.path.isdir(name)}
 
 
-def takes_layers_one_by_one() -> bool:
-    """Tell whether the kernel knows ``lowerdir+`` (Linux 6.8)."""
-    try:
-        context = syscalls.fsopen(b"overlay")
-    except OSError:  # the reason is told when it comes to mounting
-        return False
-    try:
-        syscalls.fsconfig_string(context, b"lowerdir+", b"/")
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(context)
-
-
 def apply(action: Action) -> None:
     """Carry out one action of a plan for an overlay that is mounted at boot."""
     if isinstance(action, WriteUnit):
