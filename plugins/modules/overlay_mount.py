@@ -93,6 +93,9 @@ options:
       - With V(none), and when O(state) is V(unmounted) or V(absent), there is no unit and no line of this module for O(path).
       - An image that is mounted when the host starts is seen, at its path without C(.erofs). The directory for that is made now, and
         removed with the unit or the line; the mount goes when no overlay needs it any more.
+      - With O(strategy=redirect) there are two units or lines, since mount(8) cannot show a part of an overlay alone. The whole is mounted
+        beside the layer, at its path with C(.whole-) and some digits behind it, and its folder is bound to O(path). It is removed like the
+        mount of an image.
       - Control characters and quotation marks in paths are refused, as are layers that are too long for mount(8).
     type: str
     choices: [none, systemd, fstab]
