@@ -52,15 +52,44 @@ options:
     default: data_only
   options:
     description:
-      - Options of the overlay, C(metacopy), C(redirect_dir), C(index), C(nfs_export), C(xino), C(verity) and C(userxattr), and of the
-        mount, C(nosuid), C(nodev), C(noexec), C(noatime) and C(nodiratime).
-      - Those without a value are given as V(true). With O(data), C(metacopy=on) and C(redirect_dir=on) are set unless C(userxattr) is.
+      - Options of the overlay, C(metacopy), C(redirect_dir), C(index), C(nfs_export), C(xino), C(verity), C(userxattr) and C(volatile),
+        and of the mount, C(nosuid), C(nodev), C(noexec), C(noatime) and C(nodiratime).
+      - Those without a value are given as V(true). What the kernel would refuse, ignore, or lose content with is refused with the reason.
+      - With O(data), C(metacopy=on) and C(redirect_dir=on) are set unless C(userxattr) is.
+      - With an upper layer, C(metacopy=on), C(redirect_dir=on), C(index=on), C(xino=auto) and C(nfs_export=off) are set where these
+        options do not say otherwise; with C(nfs_export=on), C(metacopy=off). With C(userxattr), the kernel decides about the first two.
+      - With C(metacopy=on) a change of owner or mode copies no content, with C(redirect_dir=on) directories can be renamed, and
+        with C(index=on) hard links stay hard links. The kernel can have no index when a layer is, for example, another overlay. The
+        module fails then, and C(index=off) has to be given.
+      - With C(volatile) nothing is synced to the disk of the upper layer. After it was unmounted, or the host has gone down, the kernel
+        does not mount it again.
     type: dict
     default: {}
+  upper:
+    description:
+      - The directory that takes what is written. The top of the overlay has its owner and mode. It and O(work) are created, for root, where
+        they do not exist.
+      - It is refused when its file system cannot hold one (such as NFS), when it was used over other lower layers, when another overlay
+        uses it, or when others than root can write to it or to a folder above it. Below a folder that only root can enter it may be
+        writable. A layer that has gained entries is the same layer; a new generation of a view is another one, which takes an empty
+        directory.
+      - The lower layers are noted in its attribute C(trusted.renderfarm-overlay.lower).
+    type: path
+  work:
+    description: The directory in which the kernel prepares what goes into O(upper). It has to be on the same mount, and separate from it.
+    type: path
+  scratch:
+    description:
+      - Give the overlay a file system in memory of this size, such as V(2G), as its upper layer, for what need not outlive it. Nobody but
+        the overlay sees it, and it goes with the overlay.
+      - The kernel reports it as O(upper) in a folder of C(/run/renderfarm-overlay) that has the size in its name.
+      - Not with O(upper) or O(persist).
+    type: bytes
   read_only:
-    description: Mount read-only. An overlay without an upper layer cannot be written to in any case.
+    description:
+      - Mount read-only. An overlay without O(upper) and O(scratch) cannot be written to in any case.
+      - By default V(true), and V(false) with O(upper) or O(scratch).
     type: bool
-    default: true
   state:
     description:
       - V(mounted) makes sure that the declared overlay is what is seen at O(path).
@@ -78,6 +107,8 @@ options:
         below is declared again, the one on top is detached.
       - V(auto) is V(beneath) where the kernel can, and else V(over). With either, software finds one or the other at every moment.
       - V(replace) unmounts the old one first. It fails when that is in use, and between the two software finds nothing.
+      - An overlay with an upper layer is only switched with V(replace), since two overlays cannot write to one upper layer. What was
+        written to O(scratch) is lost then.
       - V(never) fails, and says what differs.
       - What a switch that was killed has left, or an earlier one with V(over), is taken away by the next run with V(auto) or V(beneath).
         In doing so an overlay that was covered may be seen for a moment.
@@ -126,6 +157,24 @@ EXAMPLES = r"""
       - /var/lib/renderfarm-overlay/views/software/generations/4ff24b6d8e0c11a7/layer.erofs
     data:
       - /net/software
+    persist: systemd
+
+- name: Mount a view that can be written to, until it is unmounted
+  renderfarm.overlay.overlay_mount:
+    path: /software
+    lower:
+      - /var/lib/renderfarm-overlay/views/software/generations/4ff24b6d8e0c11a7/layer
+    data:
+      - /net/software
+    scratch: 2G
+
+- name: Mount an overlay that keeps what is written, over a file server
+  renderfarm.overlay.overlay_mount:
+    path: /tools
+    lower:
+      - /net/tools
+    upper: /var/lib/tools-overlay/upper
+    work: /var/lib/tools-overlay/work
     persist: systemd
 
 - name: Unmount it, unless it is in use
@@ -236,13 +285,16 @@ from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import without_suffix
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, described
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import (
-    IMAGE_SUFFIX,
     MountSpec,
+    Writable,
     declared_by,
     differences,
+    explained,
     mount_spec,
+    scratch_space,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.persistence import (
     RemoveUnit,
@@ -263,6 +315,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     images,
     mounts,
     persistence,
+    uppers,
     users,
 )
 
@@ -275,12 +328,17 @@ def main() -> None:
             "data": {"type": "list", "elements": "path", "default": []},
             "strategy": {"type": "str", "choices": ["data_only", "redirect"], "default": "data_only"},
             "options": {"type": "dict", "default": {}},
-            "read_only": {"type": "bool", "default": True},
+            "upper": {"type": "path"},
+            "work": {"type": "path"},
+            "scratch": {"type": "bytes"},
+            "read_only": {"type": "bool"},
             "state": {"type": "str", "choices": ["mounted", "unmounted", "absent"], "default": "mounted"},
             "persist": {"type": "str", "choices": ["none", "systemd", "fstab"], "default": "none"},
             "switch": {"type": "str", "choices": ["auto", "beneath", "over", "replace", "never"], "default": "auto"},
         },
         work,
+        required_together=[("upper", "work")],
+        mutually_exclusive=[("upper", "scratch")],
     )
 
 
@@ -292,7 +350,8 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     if params["state"] == "mounted":
         spec = _spec(path, params)
         defaults = mounts.overlay_defaults()
-        mounting = plan_mounted(spec, state, defaults, params["switch"], mounts.can_mount_beneath())
+        beneath = mounts.can_mount_beneath()
+        mounting = plan_mounted(spec, state, defaults, params["switch"], beneath, uppers.observe(spec))
         warnings = _check_layers(spec, bool(mounting), context.check_mode)
     else:
         mounting = plan_unmounted(path, state, params["state"] == "absent")
@@ -304,7 +363,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         context.carry_out(plan, persistence.apply)
     live = state.mount if context.check_mode or not mounting else mounts.observe(path).mount
     if mounting and spec and not context.check_mode:
-        _check_result(spec, live)
+        _check_result(spec, live, state.mount is None)
     outcome = _outcome(mounting, state.mount, live, spec)
     _add_persistence(outcome, plan, mounting, stored)
     elsewhere = mounts.shown_elsewhere(old) if old and not context.check_mode else []
@@ -355,8 +414,16 @@ def _what_stays(path: bytes, outcome: runner.Outcome, elsewhere: Sequence[tuple[
 
 def _spec(path: bytes, params: dict[str, Any]) -> MountSpec:
     lower, data = ([_real_path(layer, option) for layer in params[option]] for option in ("lower", "data"))
+    writable = None
+    if params["scratch"] is not None:
+        if params["scratch"] <= 0:
+            raise OverlayError(f"'scratch' is a size such as 2G, and not {params['scratch']}")
+        writable = scratch_space(params["scratch"])
+    elif params["upper"] is not None:
+        writable = Writable(_real_path(params["upper"], "upper"), _real_path(params["work"], "work"))
+    read_only = writable is None if params["read_only"] is None else params["read_only"]
     found = images.among(lower)
-    return mount_spec(path, lower, data, params["options"], params["read_only"], found, params["strategy"])
+    return mount_spec(path, lower, data, params["options"], read_only, found, writable, params["strategy"])
 
 
 def _check_layers(spec: MountSpec, mounting: bool, check_mode: bool) -> list[str]:
@@ -365,7 +432,7 @@ def _check_layers(spec: MountSpec, mounting: bool, check_mode: bool) -> list[str
     A live overlay holds on to its layers. In check mode the task that would make a layer has not made it.
     """
     for image in spec.images:
-        name = image[: -len(IMAGE_SUFFIX)]
+        name = without_suffix(image)
         if mounts.is_other_content(name):
             raise OverlayError(
                 f"there are both an image {show(image)} and a directory {show(name)} with something in it: the kernel's report cannot tell"
@@ -388,11 +455,16 @@ def _real_path(path: str, option: str) -> bytes:
     return os.fsencode(os.path.realpath(path))
 
 
-def _check_result(spec: MountSpec, live: Mount | None) -> None:
+def _check_result(spec: MountSpec, live: Mount | None, new: bool) -> None:
+    """Raises OverlayError when the kernel has mounted something else. Where nothing was mounted before, nothing is left then."""
     changes = differences(spec, live, mounts.overlay_defaults()) if live else {"mount": (None, "overlay")}
     if changes:
-        listed = ", ".join(f"{name} is {now}, not {wanted}" for name, (now, wanted) in changes.items())
-        raise OverlayError(f"the kernel mounted the overlay at {show(spec.path)} otherwise than declared: {listed}")
+        if new and live:
+            mounts.detach(spec.path)
+        undone = "; it was unmounted again" if new and live else ""
+        raise OverlayError(
+            f"the kernel mounted the overlay at {show(spec.path)} otherwise than declared: {explained(changes)}{undone}"
+        )
 
 
 def _method(plan: Plan) -> str | None:

@@ -11,6 +11,7 @@ import stat
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,15 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core import gen
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, LayerSpec, ViewPaths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, top_mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, mount_spec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, Writable, mount_spec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Plan, plan_mounted
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import images, manifest_store, mounts, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    images,
+    manifest_store,
+    mounts,
+    uppers,
+    views,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import BuildReport
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
 
@@ -265,14 +272,19 @@ def declared(
     lower: Sequence[Path | bytes],
     data: Sequence[Path | bytes] = (),
     read_only: bool = True,
+    writable: Writable | None = None,
     strategy: str = "data_only",
     **options: Any,
 ) -> MountSpec:
     layers = [os.fsencode(one) for one in lower]
     found = images.among(layers)
-    return mount_spec(
-        os.fsencode(path), layers, [os.fsencode(one) for one in data], options, read_only, found, strategy
-    )
+    read_only = read_only and writable is None
+    layers_of_data = [os.fsencode(one) for one in data]
+    return mount_spec(os.fsencode(path), layers, layers_of_data, options, read_only, found, writable, strategy)
+
+
+def writable(upper: Path | bytes, work: Path | bytes) -> Writable:
+    return Writable(os.fsencode(upper), os.fsencode(work))
 
 
 def image_of(layer: Path | bytes, image: Path | bytes) -> Path:
@@ -288,7 +300,9 @@ def live(path: Path | bytes) -> Mount | None:
 
 def planned(spec: MountSpec, switch: str = "auto") -> Plan:
     state = mounts.observe(spec.path)
-    return plan_mounted(spec, state, mounts.overlay_defaults(), switch, mounts.can_mount_beneath())
+    return plan_mounted(
+        spec, state, mounts.overlay_defaults(), switch, mounts.can_mount_beneath(), uppers.observe(spec)
+    )
 
 
 def carried_out(spec: MountSpec, switch: str = "auto") -> list[str]:
@@ -342,6 +356,20 @@ def namespace(propagation: str = "unchanged", code: str = "") -> Iterator[int]:
         f"import os, sys\n{code}\n{WAIT}", prefix=["unshare", "--mount", f"--propagation={propagation}"]
     ) as process:
         yield process.pid
+
+
+def loops_on(folder: Path) -> list[str]:
+    """Return what losetup(8) says of the loop devices on files in a folder."""
+    return [line for line in command("losetup", "--list", "--noheadings").splitlines() if str(folder) in line]
+
+
+def loops_gone(folder: Path) -> bool:
+    """Tell whether the loop devices on files in a folder are gone; the kernel may take a moment."""
+    for _try in range(100):
+        if not loops_on(folder):
+            return True
+        time.sleep(0.05)
+    return False
 
 
 # ---- comparing trees

@@ -62,19 +62,6 @@ def over_nothing(view: Path, image: Path) -> MountSpec:
     return support.declared(view, [image, nothing])
 
 
-def loops_on(folder: Path) -> list[str]:
-    return [line for line in support.command("losetup", "--list", "--noheadings").splitlines() if str(folder) in line]
-
-
-def gone(folder: Path) -> bool:
-    """Tell whether the loop devices on images in a folder are gone; the kernel may take a moment."""
-    for _try in range(100):
-        if not loops_on(folder):
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def erofs_mounts() -> list[bytes]:
     return [one.path for one in mounts.read_mounts() if one.fstype == b"erofs"]
 
@@ -98,27 +85,27 @@ def test_an_image_is_mounted_and_only_the_overlay_shows(folder: Path, on_disk: P
     assert len(mounts.read_mounts()) == before + 1
     assert os.listdir(image.parent) == ["layer.erofs"]
     # From a disk, Linux 6.12 needs no loop device.
-    assert len(loops_on(base)) == (0 if place == "disk" else 1)
+    assert len(support.loops_on(base)) == (0 if place == "disk" else 1)
     support.unmount_all(folder / "view")
-    assert gone(base)
+    assert support.loops_gone(base)
 
 
 def test_a_loop_device_goes_with_the_last_overlay_on_it(folder: Path) -> None:
     first, second = (make_image(folder / f"g{n}" / "layer.erofs", {"file": b"x" * n}) for n in (1, 2))
     data = make_data(folder / "data", {"file": b"xx"})
     support.carried_out(support.declared(folder / "view", [first], [data]))
-    assert len(loops_on(folder)) == 1
+    assert len(support.loops_on(folder)) == 1
     with open(folder / "view" / "file") as held:
         assert support.carried_out(support.declared(folder / "view", [second], [data])) == ["SwitchOverlay"]
-        assert len(loops_on(folder)) == 2
+        assert len(support.loops_on(folder)) == 2
         assert held.readable()
     for _try in range(100):
-        if len(loops_on(folder)) == 1:
+        if len(support.loops_on(folder)) == 1:
             break
         time.sleep(0.05)
-    assert len(loops_on(folder)) == 1
+    assert len(support.loops_on(folder)) == 1
     support.unmount_all(folder / "view")
-    assert gone(folder)
+    assert support.loops_gone(folder)
 
 
 def test_directories_images_and_data_may_lie_side_by_side(folder: Path) -> None:
@@ -185,7 +172,7 @@ def test_a_killed_run_leaves_no_mount_and_no_loop_device(folder: Path, moment: f
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     support.unmount_all(folder / "view")
-    assert gone(folder)
+    assert support.loops_gone(folder)
     assert erofs_mounts() == []
 
 
@@ -231,7 +218,7 @@ def test_what_is_no_image_is_refused_by_name(folder: Path) -> None:
             support.carried_out(support.declared(folder / "view", [folder / name], [data]))
     with pytest.raises(OverlayError, match=r"layer\.img is a file: .* ends in \.erofs"):
         support.declared(folder / "view", [folder / "layer.img"])
-    assert gone(folder)
+    assert support.loops_gone(folder)
 
 
 def test_an_image_inside_of_another_layer_is_refused_by_name(folder: Path) -> None:
@@ -266,7 +253,7 @@ def test_an_image_is_mounted_in_a_chroot(folder: Path) -> None:
     assert deadline.run(mount_there, 30) == ["one"]
     assert os.listdir(top / "view") == ["one"]
     support.unmount_all(top / "view")
-    assert gone(folder)
+    assert support.loops_gone(folder)
 
 
 def test_a_private_namespace_in_a_chroot_keeps_to_the_chroot(folder: Path) -> None:

@@ -136,7 +136,6 @@ def test_two_hundred_switches_are_not_noticed_by_readers(
     view = folder / "view"
     specs = [generation(folder, 0, view, **first), generation(folder, 1, view, **second)]
     support.carried_out(specs[0])
-    loops = loop_devices()
     seconds = []
     with ExitStack() as stack:
         readers = [stack.enter_context(reader(view, folder / "stop")) for _ in range(4)]
@@ -152,20 +151,7 @@ def test_two_hundred_switches_are_not_noticed_by_readers(
     # 'over' goes back to what it has covered, so it does not pile up either.
     assert len(overlays_at(view)) == 1
     support.unmount_all(view)
-    assert loops_become(loops)
-
-
-def loop_devices() -> set[str]:
-    return {name for name in os.listdir("/sys/block") if os.path.exists(f"/sys/block/{name}/loop/backing_file")}
-
-
-def loops_become(wanted: set[str]) -> bool:
-    """Tell whether the loop devices are those again; the kernel may take a moment to free one."""
-    for _try in range(100):
-        if loop_devices() == wanted:
-            return True
-        time.sleep(0.05)
-    return False
+    assert support.loops_gone(folder)
 
 
 # ---- the ways to switch
@@ -387,7 +373,6 @@ def test_a_switch_that_is_killed_anywhere_leaves_the_old_or_the_new_one(folder: 
     view = folder / "view"
     specs = [generation(folder, number, view, image=number % 2 == 1) for number in range(4)]
     random.seed(4)
-    loops = loop_devices()
     support.carried_out(specs[0])
     others = len(mounts.read_mounts())
     times = []
@@ -415,7 +400,7 @@ def test_a_switch_that_is_killed_anywhere_leaves_the_old_or_the_new_one(folder: 
         before = wanted
     assert min(ended.values()) > 10, ended
     support.unmount_all(view)
-    assert loops_become(loops)
+    assert support.loops_gone(folder)
 
 
 def switch_and_kill(spec: MountSpec, seconds: float) -> None:

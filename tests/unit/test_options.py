@@ -37,7 +37,11 @@ def spec(options: Mapping[str, OptionValue] | None = None, data: bool = True, re
         ({"userxattr": None}, True, ((b"userxattr", None),)),
         ({"userxattr": "yes"}, False, ((b"userxattr", None),)),
         ({"userxattr": False}, True, ON),
-        ({"userxattr": True, "redirect_dir": "on"}, True, ((b"redirect_dir", b"on"), (b"userxattr", None))),
+        (
+            {"userxattr": True, "redirect_dir": "nofollow"},
+            True,
+            ((b"redirect_dir", b"nofollow"), (b"userxattr", None)),
+        ),
         ({"index": False, "xino": "auto"}, False, ((b"index", b"off"), (b"xino", b"auto"))),
         ({"xino": "ON"}, False, ((b"xino", b"on"),)),
         ({"verity": "require"}, True, (*ON, (b"verity", b"require"))),
@@ -87,6 +91,7 @@ def test_flags_of_the_mount_are_kept_apart(options: dict[str, OptionValue], read
         ({"nfs_export": True}, False, "nfs_export=on needs redirect_dir=nofollow"),
         ({"index": True}, False, "index=on is for overlays with an upper layer"),
         ({"userxattr": True, "metacopy": "on"}, True, "userxattr and metacopy=on exclude each other"),
+        ({"userxattr": True, "redirect_dir": "on"}, True, "userxattr and redirect_dir=on exclude each other"),
         ({"userxattr": True, "metacopy": "on"}, False, "userxattr and metacopy=on exclude each other"),
     ],
 )
@@ -135,7 +140,7 @@ NO_FOLLOW = {**ALL_OFF, b"redirect_always_follow": b"N"}
             ALL_OFF,
             {"lower": (["/other", "/meta"], ["/meta"])},
         ),
-        (LAYERS + b",upperdir=/u,workdir=/w,metacopy=on", ALL_OFF, {"upper": ("/u", None)}),
+        (LAYERS + b",upperdir=/u,workdir=/w,metacopy=on", ALL_OFF, {"upper": ("/u", None), "work": ("/w", None)}),
     ],
 )
 def test_a_live_mount_is_compared_with_its_declaration(

@@ -8,7 +8,12 @@ import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, parse
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, mount_spec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import (
+    MountSpec,
+    Writable,
+    mount_spec,
+    scratch_space,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.persistence import (
     MARKER,
     RemoveFstab,
@@ -37,6 +42,46 @@ def actions(
     spec: MountSpec | None, persist: str, stored: Stored, live: tuple[Mount, ...] = (), path: bytes = b"/software"
 ) -> list[str]:
     return [str(action) for action in plan_persistence(path, spec, persist, stored, live, append=True)]
+
+
+KEPT = Writable(b"/var/upper dir/100%", b"/var/work")
+WRITABLE = mount_spec(b"/software", [b"/g/1/layer"], [b"/net/software"], {}, False, (), KEPT)
+
+
+def test_a_unit_names_the_upper_layer_and_needs_it() -> None:
+    (view,) = desired_units(WRITABLE, append=True)
+    assert (
+        b"nfs_export=off,redirect_dir=on,xino=auto,upperdir=/var/upper dir/100%%,workdir=/var/work,_netdev" in view.text
+    )
+    assert b'RequiresMountsFor="/g/1/layer" "/net/software" "/var/upper dir/100%%" "/var/work"\n' in view.text
+
+
+def test_a_line_names_the_upper_layer_and_needs_it() -> None:
+    with pytest.raises(OverlayError, match="has a space"):
+        desired_lines(WRITABLE, append=True)
+    spec = mount_spec(b"/software", [b"/g/1"], [], {}, False, (), Writable(b"/var/upper", b"/var/work"))
+    (line,) = desired_lines(spec, append=True)
+    assert b",upperdir=/var/upper,workdir=/var/work," in line
+    assert b",x-systemd.requires-mounts-for=/var/upper,x-systemd.requires-mounts-for=/var/work," in line
+
+
+@pytest.mark.parametrize(
+    ("writable", "options", "reason"),
+    [
+        (scratch_space(1 << 30), {}, "has scratch space, which goes with it: 'persist' has to be none"),
+        (KEPT, {"volatile": True}, "is volatile: .* 'persist' has to be none"),
+        (Writable(b"/var/a,b", b"/var/work"), {}, "/var/a,b has a comma or a backslash .* as upperdir"),
+        (Writable(b"/var/upper", b"/var/a\\b"), {}, "has a comma or a backslash .* as workdir"),
+        (Writable(b"/var/" + b"u" * 255, b"/var/work"), {}, "has 260 bytes, and mount.8. takes 255"),
+        (Writable(b"/var/\n", b"/var/work"), {}, "control character"),
+    ],
+)
+def test_an_upper_layer_that_cannot_be_mounted_at_boot_is_refused(
+    writable: Writable, options: dict[str, bool], reason: str
+) -> None:
+    spec = mount_spec(b"/software", [b"/g/1/layer"], [], options, False, (), writable)
+    with pytest.raises(OverlayError, match=reason):
+        desired_units(spec, append=True)
 
 
 # ---- units

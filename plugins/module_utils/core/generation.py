@@ -20,6 +20,7 @@ from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import Rules, in_order, precedence
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import IMAGE_SUFFIX
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.links import Link
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Counts, Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import Attributes, NumberMap, parse_mode
@@ -44,7 +45,6 @@ SHOWN_FOLDER = "view"
 
 TRUSTED = "trusted"
 
-IMAGE_SUFFIX = ".erofs"
 _VIEW_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

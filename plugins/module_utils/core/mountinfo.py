@@ -121,7 +121,7 @@ def overlay_layers(mount: Mount) -> OverlayLayers:
 
     Layers given one at a time (``lowerdir+``, ``datadir+``) are printed one at a time. A list given as one ``lowerdir`` is printed
     as it was given: colons separate, two colons start the data-only layers, and backslashes escape
-    (Documentation/filesystems/overlayfs.rst).
+    (Documentation/filesystems/overlayfs.rst). So they do in ``upperdir`` and ``workdir``, which are printed as they were given, too.
     """
     lower: list[bytes] = []
     data: list[bytes] = []
@@ -139,10 +139,11 @@ def overlay_layers(mount: Mount) -> OverlayLayers:
             lower.extend(ordinary)
             data.extend(data_only)
         elif name in LAYER_OPTIONS:
-            single[name] = value
+            single[name] = re.sub(rb"\\(.)", rb"\1", value, flags=re.DOTALL)
         else:
             settings.append((name, value if separator else None))
-    return OverlayLayers(tuple(lower), tuple(data), single.get(b"upperdir"), single.get(b"workdir"), tuple(settings))
+    upper, work = (single.get(name) for name in (b"upperdir", b"workdir"))
+    return OverlayLayers(tuple(lower), tuple(data), upper, work, tuple(settings))
 
 
 def split_lowerdir(value: bytes) -> tuple[list[bytes], list[bytes]]:
@@ -172,6 +173,11 @@ def join_lowerdir(lower: Sequence[bytes], data: Sequence[bytes]) -> bytes:
         return re.sub(rb"[\\:,]", rb"\\\g<0>", path)
 
     return b":".join(map(escape, lower)) + b"".join(b"::" + escape(path) for path in data)
+
+
+def escape_single(path: bytes) -> bytes:
+    """Return a path as the value of ``upperdir`` or ``workdir``, escaped."""
+    return path.replace(b"\\", b"\\\\")
 
 
 def shown_settings(settings: Sequence[tuple[bytes, bytes | None]]) -> dict[str, Any]:

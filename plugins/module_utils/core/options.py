@@ -3,23 +3,25 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The options of an overlay mount: what may be asked for, what goes together, and what a live mount really has.
 
-The rules are those of Documentation/filesystems/overlayfs.rst; which defaults apply is the host's business (module parameters,
-which distributions set differently), so every option that matters is given explicitly.
+Which defaults apply is the host's business (module parameters, which distributions set differently), so every option that matters
+is given explicitly. What goes together, core/option_rules.py says.
 """
 
 from __future__ import annotations
 
-import re
+import posixpath
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import option_rules
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import (
     DATA_ONLY,
     REDIRECT,
     SHOWN_FOLDER,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import is_image_path, without_suffix
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import (
     Mount,
     OverlayLayers,
@@ -29,10 +31,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo 
 
 Settings = tuple[tuple[bytes, Optional[bytes]], ...]
 OptionValue = Union[str, bool, int, None]
-
-#: How the name of an image file ends. A layer that is an image is known by the rest of its path: that is where its content is
-#: mounted when the kernel is given the layers, so it is also what the kernel reports.
-IMAGE_SUFFIX = b".erofs"
 
 #: Flags of the mount itself. They are given as true or false.
 MOUNT_FLAGS = ("nosuid", "nodev", "noexec", "noatime", "nodiratime")
@@ -46,15 +44,33 @@ SETTINGS: dict[str, tuple[str, ...] | None] = {
     "xino": ("on", "off", "auto"),
     "verity": ("on", "off", "require"),
     "userxattr": None,
+    "volatile": None,
 }
 
-#: What an overlay with data-only layers cannot have, and why.
-_NOT_WITH_DATA = (
-    ("nfs_export", "on", "files opened by their NFS file handle would read zeros"),
-    ("redirect_dir", "nofollow", "the content of files is found through redirects"),
-    ("redirect_dir", "off", "the content of files is found through redirects, which 'off' may leave unfollowed"),
-    ("metacopy", "off", "the files of the layer are metadata copies"),
-)
+#: Where the file systems in memory are that overlays have as their scratch space. Each is mounted where only its overlay sees it, so all
+#: of one size have the same name; the size is in the name since that is what the kernel reports.
+SCRATCH_PLACE = b"/run/renderfarm-overlay/scratch"
+
+
+@dataclass(frozen=True)
+class Writable:
+    """The part of an overlay that is written to."""
+
+    upper: bytes
+    work: bytes
+    #: Bytes of the file system in memory that both are on, mounted at ``place``; None where they are directories of the host.
+    scratch: int | None = None
+
+    @property
+    def place(self) -> bytes:
+        """The folder that both are in, where they are on a file system of their own."""
+        return posixpath.dirname(self.upper)
+
+
+def scratch_space(size: int) -> Writable:
+    """Return the writable part of an overlay that forgets what was written; ``size`` in bytes."""
+    place = b"%s-%d" % (SCRATCH_PLACE, size)
+    return Writable(place + b"/upper", place + b"/work", size)
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,8 @@ class MountSpec:
     flags: frozenset[str]
     #: The files of those lower layers that are images.
     images: tuple[bytes, ...] = ()
+    #: None for an overlay without an upper layer.
+    writable: Writable | None = None
     #: How the layers of ``data`` are used, ``data_only`` or ``redirect``.
     strategy: str = DATA_ONLY
 
@@ -83,14 +101,27 @@ class MountSpec:
         return b"/" + SHOWN_FOLDER.encode() if self.strategy == REDIRECT else b"/"
 
     @property
+    def upper(self) -> bytes | None:
+        return self.writable.upper if self.writable else None
+
+    @property
+    def work(self) -> bytes | None:
+        return self.writable.work if self.writable else None
+
+    @property
+    def kept(self) -> tuple[bytes, ...]:
+        """The upper layer and its work directory, where they are directories of the host."""
+        return (self.writable.upper, self.writable.work) if self.writable and self.writable.scratch is None else ()
+
+    @property
     def directories(self) -> tuple[bytes, ...]:
         """The layers that are directories."""
-        names = {image[: -len(IMAGE_SUFFIX)] for image in self.images}
+        names = {without_suffix(image) for image in self.images}
         return tuple(layer for layer in self.lower if layer not in names) + self.data
 
     def as_dict(self) -> dict[str, Any]:
         """Return the declaration as the diff shows it."""
-        return _shown_state(self.path, *self.layers, self.settings, self.flags, self.root)
+        return _shown_state(self.path, self.root, *self.layers, (self.upper, self.work), self.settings, self.flags)
 
 
 def declared_by(live: Mount | None) -> dict[str, Any]:
@@ -99,17 +130,28 @@ def declared_by(live: Mount | None) -> dict[str, Any]:
         return {}
     layers = overlay_layers(live)
     flags = frozenset(flag.decode() for flag in live.flags) & {"ro", *MOUNT_FLAGS}
-    return _shown_state(live.path, layers.lower, layers.data, layers.settings, flags, live.root)
+    return _shown_state(
+        live.path, live.root, layers.lower, layers.data, (layers.upper, layers.work), layers.settings, flags
+    )
 
 
 def _shown_state(
-    path: bytes, lower: Sequence[bytes], data: Sequence[bytes], settings: Settings, flags: frozenset[str], root: bytes
+    path: bytes,
+    root: bytes,
+    lower: Sequence[bytes],
+    data: Sequence[bytes],
+    upper_and_work: Sequence[bytes | None],
+    settings: Settings,
+    flags: frozenset[str],
 ) -> dict[str, Any]:
+    upper, work = (None if one is None else show(one) for one in upper_and_work)
     return {
         "path": show(path),
         "root": show(root),
         "lower": shown(lower),
         "data": shown(data),
+        "upper": upper,
+        "work": work,
         "options": shown_settings(settings),
         "flags": sorted(flags),
     }
@@ -122,6 +164,7 @@ def mount_spec(
     options: Mapping[str, OptionValue],
     read_only: bool,
     images: Collection[bytes] = (),
+    writable: Writable | None = None,
     strategy: str = DATA_ONLY,
 ) -> MountSpec:
     """Return the declaration with every option that matters made explicit. Raises OverlayError for what cannot be.
@@ -133,46 +176,27 @@ def mount_spec(
             f"overlay at {show(path)}: 'lower' needs at least one layer; data-only layers alone show nothing"
         )
     for image in images:
-        if not re.search(rb"[^/]\.erofs$", image):
+        if not is_image_path(image):
             raise OverlayError(
                 f"lower layer {show(image)} is a file: an EROFS image has to have a name that ends in .erofs"
             )
-    settings, flags = _sorted_options(options)
-    _check_strategy(path, strategy, settings)
-    if data:
-        for name, value, reason in _NOT_WITH_DATA:
-            if settings.get(name) == value:
-                raise OverlayError(
-                    f"overlay at {show(path)}: option {name}={value} cannot go with data layers: {reason}"
-                )
-        # userxattr and metacopy=on exclude each other; with it, kernels that can (Linux 6.16) need no metacopy=on.
-        if "userxattr" not in settings:
-            settings.setdefault("metacopy", "on")
-            settings.setdefault("redirect_dir", "on")
-    if settings.get("index") == "on":
-        raise OverlayError(f"overlay at {show(path)}: option index=on is for overlays with an upper layer")
-    if settings.get("nfs_export") == "on" and settings.get("redirect_dir") != "nofollow":
-        raise OverlayError(
-            f"overlay at {show(path)}: option nfs_export=on needs redirect_dir=nofollow where there is no upper layer"
-        )
-    if "userxattr" in settings and settings.get("metacopy") == "on":
-        raise OverlayError(f"overlay at {show(path)}: options userxattr and metacopy=on exclude each other")
+    given, flags = _sorted_options(options)
+    settings = option_rules.pinned(given, writable is not None, bool(data))
+    reason = option_rules.refusal(settings, writable is not None, bool(data))
+    if strategy == REDIRECT and "userxattr" in settings:
+        reason = "option userxattr cannot go with strategy redirect: the kernel then follows redirects into data-only layers alone"
+    if reason:
+        raise OverlayError(f"overlay at {show(path)}: {reason}")
+    if read_only and writable and writable.scratch is not None:
+        raise OverlayError(f"overlay at {show(path)}: 'scratch' is for writing, so it cannot go with 'read_only'")
     if read_only:
         flags.append("ro")
     pairs = tuple(
         (name.encode(), None if value is None else value.encode()) for name, value in sorted(settings.items())
     )
-    names = tuple(layer[: -len(IMAGE_SUFFIX)] if layer in images else layer for layer in lower)
+    names = tuple(without_suffix(layer) if layer in images else layer for layer in lower)
     files = tuple(layer for layer in lower if layer in images)
-    return MountSpec(path, names, tuple(data), pairs, frozenset(flags), files, strategy)
-
-
-def _check_strategy(path: bytes, strategy: str, settings: Mapping[str, str | None]) -> None:
-    if strategy == REDIRECT and "userxattr" in settings:
-        raise OverlayError(
-            f"overlay at {show(path)}: option userxattr cannot go with strategy redirect: with it, the kernel follows redirects into"
-            " data-only layers alone"
-        )
+    return MountSpec(path, names, tuple(data), pairs, frozenset(flags), files, writable, strategy)
 
 
 def _sorted_options(options: Mapping[str, OptionValue]) -> tuple[dict[str, str | None], list[str]]:
@@ -221,16 +245,17 @@ def differences(spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]) -
     if live.fstype != b"overlay":
         return {"type": (live.fstype.decode("ascii", "replace"), "overlay")}
     layers = overlay_layers(live)
-    lower, data = spec.layers
     found: dict[str, tuple[object, object]] = {}
-    if layers.lower != lower:
-        found["lower"] = (shown(layers.lower), shown(lower))
-    if layers.data != data:
-        found["data"] = (shown(layers.data), shown(data))
-    if live.root != spec.root:
-        found["root"] = (show(live.root), show(spec.root))
-    if layers.upper is not None:
-        found["upper"] = (show(layers.upper), None)
+    for kind, live_layers, declared_layers in zip(("lower", "data"), (layers.lower, layers.data), spec.layers):
+        if live_layers != declared_layers:
+            found[kind] = (shown(live_layers), shown(declared_layers))
+    for role, there, declared in (
+        ("root", live.root, spec.root),
+        ("upper", layers.upper, spec.upper),
+        ("work", layers.work, spec.work),
+    ):
+        if there != declared:
+            found[role] = (there and show(there), declared and show(declared))
     for name, value in spec.settings:
         wanted = value or b"on"
         actual = _live_setting(layers, name, defaults)
@@ -240,7 +265,7 @@ def differences(spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]) -
         if name == b"xino" and all(option != name for option, _value in layers.settings):
             # The kernel leaves it out where all layers are on one file system, whatever it was given.
             continue
-        if not _same_setting(name, wanted, actual):
+        if not _same_setting(name, wanted, actual, spec.writable is not None):
             found[name.decode()] = (actual.decode(), wanted.decode())
     for flag in ("ro", *MOUNT_FLAGS):
         actual_flag = flag.encode() in live.flags
@@ -249,18 +274,31 @@ def differences(spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]) -
     return found
 
 
+def explained(changes: Mapping[str, tuple[object, object]]) -> str:
+    """Return in what a mount that was just made differs from its declaration, with the reason where it is known."""
+    words = []
+    for name, (now, wanted) in changes.items():
+        reason = option_rules.FALLBACKS.get((name, str(now)))
+        hint = f" ({reason}; give {name}={now} if that will do)" if reason else ""
+        words.append(f"{name} is {now}, not {wanted}{hint}")
+    return ", ".join(words)
+
+
 def _live_setting(layers: OverlayLayers, name: bytes, defaults: Mapping[bytes, bytes]) -> bytes:
     for option, value in layers.settings:
         if option == name:
             return b"on" if value is None else value
+        # As newer kernels print it (Linux 6.18).
+        if (name, option, value) == (b"volatile", b"fsync", b"volatile"):
+            return b"on"
     by_default = defaults.get(name) == b"Y"
     if name == b"redirect_dir" and not by_default:
         return b"follow" if defaults.get(b"redirect_always_follow") == b"Y" else b"nofollow"
     return b"on" if by_default else b"off"
 
 
-def _same_setting(name: bytes, wanted: bytes, actual: bytes) -> bool:
-    if name == b"redirect_dir":
+def _same_setting(name: bytes, wanted: bytes, actual: bytes, upper: bool) -> bool:
+    if name == b"redirect_dir" and not upper:
         # Without an upper layer nothing is renamed, so that redirects are followed is all that 'on' can mean.
         return wanted == actual or {wanted, actual} <= {b"on", b"follow"}
     # What becomes of 'auto' is the kernel's choice.

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import without_suffix
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import (
     Mount,
     join_lowerdir,
@@ -25,7 +26,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo 
     top_mount,
     unescape,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import IMAGE_SUFFIX, MountSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Action, CreateMountpoint, Plan
 
 #: The first line of each unit of ours; the next ones name the view, its images, and where the whole is of which a part is shown.
@@ -139,15 +140,16 @@ def desired_units(spec: MountSpec, append: bool) -> tuple[Unit, ...]:
 
     Raises OverlayError for what a unit cannot express.
     """
-    for path in (spec.path, *spec.lower, *spec.data, *spec.images):
+    _check_outlives_boot(spec)
+    for path in (spec.path, *spec.lower, *spec.data, *spec.images, *spec.kept):
         _check_for_unit(path)
     found = []
     for image in spec.images:
-        text = _unit(_IMAGE + image, image, _name(image), b"erofs", b"ro,_netdev", [image])
-        found.append(Unit(unit_name(_name(image)), text, False))
+        text = _unit(_IMAGE + image, image, without_suffix(image), b"erofs", b"ro,_netdev", [image])
+        found.append(Unit(unit_name(without_suffix(image)), text, False))
     notes = b"\n".join((_VIEW + spec.path, *(_IMAGE + image for image in spec.images)))
     options = mount_options(spec, append, [b"_netdev"])
-    requires = [*spec.lower, *spec.data]
+    requires = [*spec.lower, *spec.data, *spec.kept]
     whole = whole_of(spec)
     if whole is None:
         text = _unit(notes, b"overlay", spec.path, b"overlay", options, requires, wanted=True)
@@ -213,16 +215,17 @@ def unit_name(path: bytes) -> str:
 
 def desired_lines(spec: MountSpec, append: bool) -> tuple[bytes, ...]:
     """Return the lines of an overlay in fstab, those of its images first. Raises OverlayError for what cannot be there."""
-    for path in (*spec.lower, *spec.data, *spec.images):
+    _check_outlives_boot(spec)
+    for path in (*spec.lower, *spec.data, *spec.images, *spec.kept):
         _check_for_fstab(path)
     _check_characters(spec.path)
     found = []
     for image in spec.images:
         options = b",".join((b"ro,_netdev,nofail", _REQUIRES + image, _FSTAB_MARKER + b"image"))
-        found.append(_line(image, _name(image), b"erofs", options))
+        found.append(_line(image, without_suffix(image), b"erofs", options))
     # A line with nofail is not waited for. With the order, what starts after the target finds the view, as it does with a unit.
     order = [b"_netdev", b"nofail", b"x-systemd.before=" + WANTED_BY.encode()]
-    requires = [_REQUIRES + path for path in (*spec.lower, *spec.data)]
+    requires = [_REQUIRES + path for path in (*spec.lower, *spec.data, *spec.kept)]
     view = _FSTAB_MARKER + b"view"
     whole = whole_of(spec)
     if whole is None:
@@ -247,6 +250,7 @@ def mount_options(spec: MountSpec, append: bool, extra: Sequence[bytes] = ()) ->
     """Return the options of an overlay for mount(8); the layers come last. Raises OverlayError where they are too long for it."""
     words = _flags(spec)
     words += [name if value is None else name + b"=" + value for name, value in spec.settings]
+    words += _upper_options(spec)
     layers = [b"lowerdir=" + join_lowerdir(*spec.layers)]
     if len(layers[0]) - len(b"lowerdir=") > _LONGEST_VALUE:
         layers = list(_one_by_one(spec, append))
@@ -261,6 +265,30 @@ def mount_options(spec: MountSpec, append: bool, extra: Sequence[bytes] = ()) ->
 
 def _flags(spec: MountSpec) -> list[bytes]:
     return [flag.encode() for flag in sorted(spec.flags, key=lambda flag: (flag != "ro", flag))]
+
+
+def _upper_options(spec: MountSpec) -> Iterator[bytes]:
+    for option, path in zip((b"upperdir", b"workdir"), spec.kept):
+        if b"," in path or b"\\" in path:
+            raise OverlayError(
+                f"{show(path)} has a comma or a backslash in its path, which mount(8) cannot name as {option.decode()}"
+            )
+        if len(path) > _LONGEST_VALUE:
+            raise OverlayError(f"{show(path)} has {len(path)} bytes, and mount(8) takes {_LONGEST_VALUE}")
+        yield option + b"=" + path
+
+
+def _check_outlives_boot(spec: MountSpec) -> None:
+    """Raises OverlayError for an upper layer that cannot be mounted again when the host starts."""
+    if spec.writable and spec.writable.scratch is not None:
+        raise OverlayError(
+            f"the overlay at {show(spec.path)} has scratch space, which goes with it: 'persist' has to be none, so mount it by the playbook"
+        )
+    if (b"volatile", None) in spec.settings:
+        raise OverlayError(
+            f"the overlay at {show(spec.path)} is volatile: the kernel does not mount its upper layer a second time, so 'persist' has to be"
+            " none"
+        )
 
 
 def _one_by_one(spec: MountSpec, append: bool) -> Iterator[bytes]:
@@ -309,10 +337,6 @@ def _check_for_fstab(path: bytes) -> None:
         )
 
 
-def _name(image: bytes) -> bytes:
-    return image[: -len(IMAGE_SUFFIX)]
-
-
 # What is there
 
 
@@ -341,7 +365,7 @@ def _part(line: bytes) -> bytes | None:
 
 def _parts(unit: Unit) -> set[bytes]:
     """Return where the images and the whole of a view are that a unit mounts, or needs."""
-    return {*map(_name, _notes(unit, _IMAGE)), *_notes(unit, _WHOLE)}
+    return {*map(without_suffix, _notes(unit, _IMAGE)), *_notes(unit, _WHOLE)}
 
 
 def _needed_units(path: bytes, units: Sequence[Unit]) -> set[bytes]:
@@ -419,7 +443,7 @@ def plan_places(spec: MountSpec | None, persist: str, missing: Collection[bytes]
 def places(spec: MountSpec) -> list[bytes]:
     """Return the directories, besides the mountpoint, that an overlay needs to be mounted at boot."""
     whole = whole_of(spec)
-    return [*map(_name, spec.images), *([whole] if whole else [])]
+    return [*map(without_suffix, spec.images), *([whole] if whole else [])]
 
 
 def plan_persistence(

@@ -15,8 +15,19 @@ from dataclasses import dataclass
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import id_of
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import ManifestRecord
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, differences, shown
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, overlay_layers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import (
+    SCRATCH_PLACE,
+    MountSpec,
+    differences,
+    shown,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.upper import (
+    UpperState,
+    check_separate,
+    check_upper,
+    inside,
+)
 
 
 class Action:
@@ -169,6 +180,17 @@ class CreateMountpoint(Action):
 
 
 @dataclass(frozen=True)
+class CreateUpper(Action):
+    """Make the directory for an upper layer, or its work directory."""
+
+    path: bytes
+    mode: int
+
+    def __str__(self) -> str:
+        return f"create directory {show(self.path)}"
+
+
+@dataclass(frozen=True)
 class MountOverlay(Action):
     spec: MountSpec
 
@@ -227,17 +249,14 @@ class MountpointState:
 def check_places(spec: MountSpec) -> None:
     """Raises OverlayError when the overlay would cover one of its own layers, or lie in the software root."""
     for path in spec.data:
-        if _inside(spec.path, path):
+        if inside(spec.path, path):
             raise OverlayError(
                 f"mountpoint {show(spec.path)} is inside of the data layer {show(path)}: mount the view outside of the software root"
             )
     for path in (*spec.lower, *spec.data):
-        if _inside(path, spec.path) or _inside(spec.path, path):
+        if inside(path, spec.path) or inside(spec.path, path):
             raise OverlayError(f"mountpoint {show(spec.path)} would cover its own layer {show(path)}")
-
-
-def _inside(path: bytes, folder: bytes) -> bool:
-    return path == folder or path.startswith(folder.rstrip(b"/") + b"/")
+    check_separate(spec, (*spec.lower, *spec.data, *spec.images))
 
 
 def plan_mounted(
@@ -246,12 +265,29 @@ def plan_mounted(
     defaults: Mapping[bytes, bytes],
     switch: str,
     beneath: bool = True,
+    upper: UpperState | None = None,
 ) -> Plan:
-    """``beneath`` tells whether the kernel can mount beneath another mount.
+    """``beneath`` tells whether the kernel can mount beneath another mount; ``upper`` is what is there of an upper layer.
 
-    Raises OverlayError where something else is in the way, or the live mount differs and may not or cannot be switched as told.
+    Raises OverlayError where something else is in the way, the live mount differs and may not or cannot be switched as told, or the
+    upper layer cannot be used.
     """
     check_places(spec)
+    plan = _plan_mount(spec, state, defaults, switch, beneath)
+    switches = [action for action in plan if isinstance(action, (MountOverlay, SwitchOverlay))]
+    if upper is None or not switches:
+        return plan
+    replaced = isinstance(switches[0], SwitchOverlay) and switches[0].method == "replace"
+    check_upper(spec, upper, state.mount if replaced else None)
+    missing = [
+        CreateUpper(place.path, mode) for place, mode in ((upper.upper, 0o755), (upper.work, 0o700)) if not place.exists
+    ]
+    return (*missing, *plan)
+
+
+def _plan_mount(
+    spec: MountSpec, state: MountpointState, defaults: Mapping[bytes, bytes], switch: str, beneath: bool
+) -> Plan:
     if state.mount is None:
         if state.empty is None:
             return CreateMountpoint(spec.path), MountOverlay(spec)
@@ -265,6 +301,8 @@ def plan_mounted(
         raise OverlayError(
             f"the overlay at {show(spec.path)} differs from what is declared and 'switch' is never ({listed})"
         )
+    if changes and switch != "replace":
+        _check_no_upper(spec, state.mount, changes)
     if changes and switch == "beneath" and not beneath:
         raise OverlayError(
             f"the overlay at {show(spec.path)} differs from what is declared and this kernel cannot mount beneath it (Linux 6.5):"
@@ -272,6 +310,9 @@ def plan_mounted(
         )
     if switch == "replace":
         return (SwitchOverlay(spec, "replace"),) if changes else ()
+    if not changes and spec.writable:
+        # What it covers has to stay until it is unmounted: it cannot be mounted a second time, beneath that.
+        return ()
     covered = [not differences(spec, mount, defaults) for mount in state.below]
     if beneath and switch in ("auto", "beneath"):
         return _plan_beneath(spec, [not changes, *covered])
@@ -280,6 +321,19 @@ def plan_mounted(
     if True in covered:
         return (DetachOverlay(spec.path),) * (covered.index(True) + 1)
     return (SwitchOverlay(spec, "over"),)
+
+
+def _check_no_upper(spec: MountSpec, live: Mount, changes: Mapping[str, tuple[object, object]]) -> None:
+    """An overlay that is written to cannot be exchanged for another one while it is in use."""
+    upper = overlay_layers(live).upper
+    if upper is None:
+        return
+    lost = " (what was written to it is lost then)" if upper.startswith(SCRATCH_PLACE) else ""
+    raise OverlayError(
+        f"the overlay at {show(spec.path)} differs from what is declared in {', '.join(changes)}, and has the upper layer {show(upper)}:"
+        " what is written through the old one would not reach the new one, so it is not switched while it is in use; 'switch: replace'"
+        f" unmounts it first{lost}"
+    )
 
 
 def _plan_beneath(spec: MountSpec, as_declared: Sequence[bool]) -> Plan:

@@ -24,6 +24,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation
     LayerSpec,
     ViewPaths,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import IMAGE_SUFFIX, without_suffix
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
@@ -32,14 +33,14 @@ _CHUNK = 1 << 20
 
 
 def image_path(store: str, generation_id: str) -> str:
-    return os.path.join(store, generation_id + names.IMAGE_SUFFIX)
+    return os.path.join(store, generation_id + IMAGE_SUFFIX)
 
 
 def record_path(image: str) -> str:
     """Return where the record of an image is. Raises OverlayError for a path that is no image's."""
-    if not image.endswith(names.IMAGE_SUFFIX):
-        raise OverlayError(f"{show(os.fsencode(image))} is not an image: their names end in {names.IMAGE_SUFFIX}")
-    return image[: -len(names.IMAGE_SUFFIX)] + ".json"
+    if not image.endswith(IMAGE_SUFFIX):
+        raise OverlayError(f"{show(os.fsencode(image))} is not an image: their names end in {IMAGE_SUFFIX}")
+    return without_suffix(image) + ".json"
 
 
 def find(image: str) -> Generation | None:

@@ -13,7 +13,11 @@ import struct
 from collections.abc import Collection, Sequence
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import IMAGE_SUFFIX
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import (
+    image_path,
+    is_image_path,
+    without_suffix,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, syscalls
 
 # loop(4), linux/loop.h
@@ -36,8 +40,11 @@ def mount_unseen(images: Sequence[bytes], layers: Collection[bytes]) -> None:
     own. Raises OverlayError for an image that cannot be mounted.
     """
     # Opened outside, so that the file system that an image is on is seen to be in use.
-    files = {_name(image): _open(image) for image in images}
-    namespaces.enter_private()
+    files = {without_suffix(image): _open(image) for image in images}
+    try:
+        namespaces.make_private()
+    except PermissionError:
+        raise OverlayError("mounting needs CAP_SYS_ADMIN: run the task as root (become: true)") from None
     covered = {os.path.dirname(name) for name in files if not os.path.isdir(name)}
     if b"/" in covered:
         raise OverlayError("an image cannot lie in the root directory itself: put it into a folder")
@@ -63,15 +70,7 @@ def mount_unseen(images: Sequence[bytes], layers: Collection[bytes]) -> None:
 
 def among(layers: Sequence[bytes]) -> list[bytes]:
     """Return those of an overlay's lower layers that are image files; for one that is not there its name tells."""
-    return [
-        layer
-        for layer in layers
-        if not os.path.isdir(layer) and (layer.endswith(IMAGE_SUFFIX) or os.path.isfile(layer))
-    ]
-
-
-def _name(image: bytes) -> bytes:
-    return image[: -len(IMAGE_SUFFIX)]
+    return [layer for layer in layers if not os.path.isdir(layer) and (is_image_path(layer) or os.path.isfile(layer))]
 
 
 def _open(image: bytes) -> int:
@@ -118,7 +117,7 @@ def _detached(source: bytes, name: bytes) -> int:
             raise
         said = syscalls.context_messages(context)
         raise OverlayError(
-            f"image {show(name + IMAGE_SUFFIX)}: the kernel cannot mount it: {error.strerror}{': ' + said if said else ''}"
+            f"image {show(image_path(name))}: the kernel cannot mount it: {error.strerror}{': ' + said if said else ''}"
         ) from None
     finally:
         os.close(context)

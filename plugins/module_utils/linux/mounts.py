@@ -20,6 +20,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
     Action,
     CreateMountpoint,
+    CreateUpper,
     DetachOverlay,
     MountOverlay,
     MountpointState,
@@ -33,6 +34,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     images,
     namespaces,
     syscalls,
+    uppers,
     users,
     xattrs,
 )
@@ -49,7 +51,7 @@ _MOUNT_ATTRIBUTES = {
 #: Bytes that one option takes (fsconfig(2)).
 LONGEST_VALUE = 255
 
-#: Seconds for the child process that mounts images; its parent has a shorter limit of its own.
+#: Seconds for the child process that mounts images and scratch space; its parent has a shorter limit of its own.
 _LONGEST_WAIT = 86400.0
 
 #: How many of the processes that keep a mount busy are named.
@@ -76,20 +78,20 @@ def overlay_defaults() -> dict[bytes, bytes]:
 
 
 def new_overlay(spec: MountSpec) -> int:
-    """Return a descriptor of a new, detached overlay mount, whose lower layers may be images, and of which a directory may be shown.
+    """Return a descriptor of a new, detached overlay mount, or of one of a directory of it where only that is to be seen.
 
-    Images, and an overlay that only a part is shown of, are mounted in a mount namespace of a child process and nowhere else. The mount
-    that is returned holds on to them, so they go with it, and with a run that is killed.
+    Images, scratch space, and an overlay of which a part is shown are mounted in a mount namespace of a child process and nowhere else.
+    What is returned holds on to them, so they go with it, and with a run that is killed.
     """
-    if not spec.images and spec.root == b"/":
+    scratch = spec.writable if spec.writable and spec.writable.scratch is not None else None
+    if not spec.images and not scratch and spec.root == b"/":
         return create_overlay(spec)
     receiver, sender = socket.socketpair()
 
     def create_there(_progress: deadline.Progress) -> None:
-        if spec.images:
-            images.mount_unseen(spec.images, (*spec.lower, *spec.data))
-        else:
-            namespaces.enter_private()
+        images.mount_unseen(spec.images, (*spec.lower, *spec.data, *spec.kept))
+        if scratch:
+            uppers.mount_scratch(scratch, spec.lower[0])
         mount = create_overlay(spec)
         socket.send_fds(sender, [b"."], [mount if spec.root == b"/" else _shown_part(mount, spec)])
 
@@ -133,6 +135,9 @@ def create_overlay(spec: MountSpec, one_by_one: bool | None = None) -> int:
     try:
         syscalls.fsconfig_string(context, b"source", b"overlay")
         _add_layers(context, spec, one_by_one)
+        for option, path in ((b"upperdir", spec.upper), (b"workdir", spec.work)):
+            if path is not None:
+                _add_layer(context, option, path, mountinfo.escape_single(path))
         for name, value in spec.settings:
             if value is None:
                 syscalls.fsconfig_flag(context, name)
@@ -183,9 +188,11 @@ def _add_layers(context: int, spec: MountSpec, one_by_one: bool) -> None:
         _add_layer(context, b"datadir+", path)
 
 
-def _add_layer(context: int, option: bytes, path: bytes) -> None:
-    if len(path) <= LONGEST_VALUE:
-        syscalls.fsconfig_string(context, option, path)
+def _add_layer(context: int, option: bytes, path: bytes, value: bytes | None = None) -> None:
+    """``value`` is the path as the option takes it."""
+    value = path if value is None else value
+    if len(value) <= LONGEST_VALUE:
+        syscalls.fsconfig_string(context, option, value)
         return
     fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -203,7 +210,7 @@ def _add_layer(context: int, option: bytes, path: bytes) -> None:
 
 def _refusal(spec: MountSpec, error: OSError, messages: str) -> str:
     reason = error.strerror if error.filename is None else f"{error.strerror} at {error.filename!r}"
-    for path in (*spec.lower, *spec.data):
+    for path in (*spec.lower, *spec.data, *spec.kept):
         if not os.path.isdir(path):
             return f"overlay at {show(spec.path)}: the layer {show(path)} is not there"
     hint = ""
@@ -212,6 +219,13 @@ def _refusal(spec: MountSpec, error: OSError, messages: str) -> str:
             "; data-only layers need Linux 6.5 or a distribution kernel that carries them: overlay_info tells what this"
             " kernel can do, and a layer of strategy redirect does without them"
         )
+    elif error.errno == errno.ESTALE and spec.writable:
+        hint = (
+            f"; the upper layer {show(spec.writable.upper)} was used over another lower layer, perhaps one that was at the same path: use"
+            " an empty one"
+        )
+    elif error.errno == errno.EBUSY and spec.writable:
+        hint = "; the upper layer or its work directory is in use by another overlay, perhaps one that was detached"
     elif error.errno == errno.ELOOP:
         hint = "; one of the layers lies inside of another one"
     elif error.errno == errno.EPERM:
@@ -331,6 +345,8 @@ def apply(action: Action) -> None:
     """Carry out one action of a plan for a mountpoint."""
     if isinstance(action, CreateMountpoint):
         os.makedirs(action.path, exist_ok=True)
+    elif isinstance(action, CreateUpper):
+        uppers.create(action.path, action.mode)
     elif isinstance(action, MountOverlay):
         _attach_new(action.spec, attach)
     elif isinstance(action, SwitchOverlay):
@@ -357,12 +373,12 @@ def _unmount_all(path: bytes) -> None:
 
 @contextlib.contextmanager
 def undone_on_failure(plan: Sequence[Action]) -> Iterator[None]:
-    """Remove the mountpoint that a plan creates when the block, which carries the plan out, fails: nothing is to be half done."""
+    """Remove the directories that a plan creates when the block, which carries the plan out, fails: nothing is to be half done."""
     try:
         yield
     except BaseException:
         for action in plan:
-            if isinstance(action, CreateMountpoint):
+            if isinstance(action, (CreateMountpoint, CreateUpper)):
                 with contextlib.suppress(OSError):
                     os.rmdir(action.path)
         raise
@@ -371,6 +387,7 @@ def undone_on_failure(plan: Sequence[Action]) -> Iterator[None]:
 def _attach_new(spec: MountSpec, how: Callable[[int, bytes], None]) -> None:
     mount = new_overlay(spec)
     try:
+        uppers.note(spec)
         how(mount, spec.path)
     finally:
         os.close(mount)

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import mountinfo
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
 
@@ -24,14 +23,6 @@ def make_private(flags: int = syscalls.CLONE_NEWNS) -> None:
         if error.errno != errno.EINVAL:
             raise
         _make_private_from_above()
-
-
-def enter_private() -> None:
-    """The same, for mounting an overlay. Raises OverlayError where that is not allowed."""
-    try:
-        make_private()
-    except PermissionError:
-        raise OverlayError("mounting needs CAP_SYS_ADMIN: run the task as root (become: true)") from None
 
 
 def _make_private_from_above() -> None:
