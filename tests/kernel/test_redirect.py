@@ -208,6 +208,42 @@ def test_modules_build_mount_switch_and_take_down(folder: Path, root: Path, tool
     four_runs("metadata_layer", name="v", state_dir=str(folder / "state"), state="absent")
 
 
+@pytest.mark.parametrize("kind", ["upper", "scratch"])
+def test_a_view_that_can_be_written_to(folder: Path, root: Path, tools: Sequence[Placement], kind: str) -> None:
+    layer, _generation, _report = support.build(folder / "state", [tools[0]], strategy="redirect")
+    place = folder / "view"
+    mount: dict[str, Any] = {"path": str(place), "lower": [str(layer)], "data": [str(root)], "strategy": "redirect"}
+    folders = {"upper": str(folder / "writable" / "upper"), "work": str(folder / "writable" / "work")}
+    mount.update(folders if kind == "upper" else {"scratch": "16M"})
+    done = four_runs("overlay_mount", **mount)
+    assert done["mount"]["root"] == "/view"
+    release = place / "tool" / "1.0"
+    assert support.compare_trees(release, root / "tool" / "1.0") == []
+    # A change of metadata alone, a change of content, a new name, and a directory that is renamed.
+    (release / "bin" / "tool").chmod(0o700)
+    (release / "version-again").write_text("changed")
+    (place / "tool" / "2.0").mkdir()
+    (place / "own").write_text("own")
+    (release / "bin").rename(place / "tool" / "2.0" / "bin")
+
+    def is_as_written() -> bool:
+        assert sorted(os.listdir(place)) == ["own", "tool"]
+        assert sorted(os.listdir(release)) == ["latest", "version", "version-again"]
+        moved = place / "tool" / "2.0" / "bin" / "tool"
+        assert moved.read_bytes() == (root / "tool" / "1.0" / "bin" / "tool").read_bytes()
+        # The names of one file, still.
+        assert (release / "version").read_text() == "changed"
+        return moved.stat().st_mode & 0o777 == 0o700
+
+    assert is_as_written()
+    assert (root / "tool" / "1.0" / "version").read_text() == "one"
+    assert not support.module("overlay_mount", **mount).ok["changed"]
+    if kind == "upper":
+        support.module("overlay_mount", path=str(place), state="unmounted")
+        support.module("overlay_mount", **mount)
+        assert is_as_written()
+
+
 def test_who_uses_it_keeps_it_and_is_named(folder: Path, root: Path, tools: Sequence[Placement]) -> None:
     layer, generation, _report = support.build(folder / "state", [tools[0]], strategy="redirect")
     (folder / "state").chmod(0o700)
