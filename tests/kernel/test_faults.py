@@ -44,6 +44,7 @@ MOUNTING = {
     "fsopen": "EMFILE",
     "fsconfig": "ENOMEM",
     "fsmount": "ENOMEM",
+    "open_tree": "ENOMEM",
     "move_mount": "ENOMEM",
     "umount2": "EBUSY",
     "mount": "ENOMEM",
@@ -158,9 +159,10 @@ class View:
         shutil.copytree(saved, self.state_dir, symlinks=True)
 
 
-def layer_arguments(view: View, placement: Placement, layer_format: str) -> dict[str, Any]:
+def layer_arguments(view: View, placement: Placement, layer_format: str, strategy: str = "data_only") -> dict[str, Any]:
     releases = [{"manifest": placement.manifest}]
-    return {"name": "view", "state_dir": str(view.state_dir), "releases": releases, "format": layer_format}
+    form = {"format": layer_format, "strategy": strategy}
+    return {"name": "view", "state_dir": str(view.state_dir), "releases": releases, **form}
 
 
 @pytest.mark.parametrize("layer_format", ["directory", "erofs"])
@@ -239,14 +241,16 @@ def test_an_image_store_has_whole_images_or_none(folder: Path, tools: tuple[Plac
     assert faults.runs >= 15
 
 
-@pytest.mark.parametrize("layer_format", ["directory", "erofs"])
+@pytest.mark.parametrize(
+    ("layer_format", "strategy"), [("directory", "data_only"), ("erofs", "data_only"), ("directory", "redirect")]
+)
 def test_a_switch_leaves_the_old_view_or_the_new_one(
-    folder: Path, root: Path, tools: tuple[Placement, ...], faults: Faults, layer_format: str
+    folder: Path, root: Path, tools: tuple[Placement, ...], faults: Faults, layer_format: str, strategy: str
 ) -> None:
     view = View(folder, root)
-    layers = [run("metadata_layer", **layer_arguments(view, one, layer_format))["layer"] for one in tools]
+    layers = [run("metadata_layer", **layer_arguments(view, one, layer_format, strategy))["layer"] for one in tools]
     place = folder / "view"
-    declared = [{"path": str(place), "lower": [layer], "data": [str(root)]} for layer in layers]
+    declared = [{"path": str(place), "lower": [layer], "data": [str(root)], "strategy": strategy} for layer in layers]
 
     def around() -> Iterator[None]:
         run("overlay_mount", **declared[0])

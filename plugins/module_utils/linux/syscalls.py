@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """System calls that Python's os module does not have, each raising OSError with the path it was about.
 
-The mount calls are those of the 'new mount API' (Linux 5.2: fsopen(2), fsconfig(2), fsmount(2), move_mount(2)). Their numbers are
-the same on every architecture.
+The mount calls are those of the 'new mount API' (Linux 5.2: fsopen(2), fsconfig(2), fsmount(2), open_tree(2), move_mount(2)). Their
+numbers are the same on every architecture.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_u
 _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
 
+_SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
 
 _AT_FDCWD = -100
+_OPEN_TREE_CLONE = 1
 _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_FLAG = 0
@@ -112,6 +114,11 @@ def fsconfig_create(context: int) -> None:
 def fsmount(context: int, attributes: int) -> int:
     """Return a file descriptor of a mount that is not attached anywhere; it goes when the descriptor is closed."""
     return _call(_SYS_FSMOUNT, None, context, _FSMOUNT_CLOEXEC, attributes)
+
+
+def clone_tree(mount: int, path: bytes) -> int:
+    """Return a file descriptor of a new mount, attached nowhere, that shows a directory of ``mount``, which is attached somewhere."""
+    return _call(_SYS_OPEN_TREE, path, mount, path, _OPEN_TREE_CLONE | os.O_CLOEXEC)
 
 
 def move_mount(mount: int, path: bytes, beneath: bool = False) -> None:
