@@ -247,7 +247,7 @@ class CopyUp:
     def run(self, starts: Sequence[Place]) -> list[Visit]:
         """Return what came of each directory, in no order."""
         first = [place for place in starts if not (place.marks and place.marks.sealed)]
-        with _working_directory_kept():
+        with working_directory_kept():
             return parallel.walk(first, self._visit, self._wanted.workers, self._progress)
 
     def _visit(self, place: Place, progress: Progress) -> tuple[Visit, list[Place]]:
@@ -459,7 +459,7 @@ def read_below(overlay: Overlay, places: Sequence[Place], workers: int, progress
 
 
 @contextlib.contextmanager
-def _working_directory_kept() -> Iterator[None]:
+def working_directory_kept() -> Iterator[None]:
     """Return to the working directory afterwards: an overlay that a process stands in cannot be unmounted."""
     fd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
