@@ -15,11 +15,14 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import finalize
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import ViewPaths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import plan_layer
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, users, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, passes, users, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.finalize import Wanted
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.passes import Request
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.writable import Overlay, overlay_at, sealed, shown
 
@@ -157,22 +160,27 @@ def test_a_damaged_manifest_builds_nothing(folder: Path, medium: Placement, dama
     assert support.module("metadata_layer", **arguments).ok["changed"]
 
 
-def test_a_killed_run_of_finalizing_leaves_an_overlay_that_reads_as_before(folder: Path, medium: Placement) -> None:
+@pytest.mark.usefixtures("medium")
+def test_a_killed_run_of_finalizing_leaves_an_overlay_that_reads_as_before(folder: Path) -> None:
     lower = folder / "root"
     for number in range(0, 30, 7):
         (lower / "medium/1" / str(number) / "0").chmod(0o4755)
     overlay = overlay_at(folder / "overlay", lower)
     before = shown(overlay.path)
-    takes = duration(lambda: overlay.finalize(allow_unmount=True, owner="12"))
+    wanted = Wanted(owner=12, group=None, copy_up=True, check_mode=False, workers=2)
+    request = Request(
+        os.fsencode(overlay.path), (), frozenset(finalize.PASSES), "auto", True, "report", 0, wanted, patience=10
+    )
+    takes = duration(lambda: passes.run(request))
     chance = random.Random(3)
     killed = 0
-    for turn in range(KILLS):
+    for turn in range(KILLS // 3):
         overlay.unmount()
         shutil.rmtree(overlay.folder)
         overlay = overlay_at(folder / "overlay", lower)
         # In parts, so that what a killed run has left is gone on with more than once.
         for _part in range(3):
-            status = in_child(lambda: overlay.finalize(allow_unmount=True, owner="12"), chance.uniform(0, takes))
+            status = in_child(lambda: passes.run(request), chance.uniform(0, takes))
             killed += os.WIFSIGNALED(status)
             # Its processes end with it, but not at the same instant.
             wait_for_end(overlay)
@@ -195,6 +203,5 @@ def test_a_killed_run_of_finalizing_leaves_an_overlay_that_reads_as_before(folde
 
 def wait_for_end(overlay: Overlay) -> None:
     """Wait until no process stands in an overlay or in its upper layer any more."""
-    mine = {os.fsencode(overlay.path), os.fsencode(overlay.upper)}
-    while any(path.startswith(one) for _process, path in users.paths() for one in mine):
+    while any(path.startswith(os.fsencode(overlay.folder)) for _process, path in users.paths()):
         time.sleep(0.01)

@@ -227,7 +227,7 @@ def test_check_mode_changes_nothing_and_counts(overlay: Overlay) -> None:
             support.live(overlay.path),
         ]
 
-    arguments = {"path": str(overlay.path), "allow_unmount": True, "owner": "7"}
+    arguments: dict[str, Any] = {"path": str(overlay.path), "allow_unmount": True, "owner": "7"}
     before = state()
     expected = support.module("overlay_finalize", check=True, **arguments).ok
     assert state() == before

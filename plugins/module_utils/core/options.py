@@ -198,7 +198,7 @@ def mount_spec(
     )
     names = tuple(without_suffix(layer) if layer in images else layer for layer in lower)
     files = tuple(layer for layer in lower if layer in images)
-    return MountSpec(path, names, tuple(data), pairs, frozenset(flags), files, writable, strategy)
+    return MountSpec(path, names, tuple(data), pairs, frozenset(flags), files, writable, strategy=strategy)
 
 
 def _sorted_options(options: Mapping[str, OptionValue]) -> tuple[dict[str, str | None], list[str]]:

@@ -247,7 +247,7 @@ class CopyUp:
     def run(self, starts: Sequence[Place]) -> list[Visit]:
         """Return what came of each directory, in no order."""
         first = [place for place in starts if not (place.marks and place.marks.sealed)]
-        with _working_directory_kept():
+        with working_directory_kept():
             return parallel.walk(first, self._visit, self._wanted.workers, self._progress)
 
     def _visit(self, place: Place, progress: Progress) -> tuple[Visit, list[Place]]:
@@ -271,13 +271,11 @@ class CopyUp:
         entries = listing(fd)
         covered = {os.path.basename(path) for path in self._overlay.covered if os.path.dirname(path) == place.path}
         gone = self._gone(place, [entry for entry in entries if entry.name in stored])
+        visit.gone = [place.inside(name) for name in gone]
+        visit.pending += [Pending(place.inside(name), "something else is mounted there") for name in covered]
         for entry in entries:
             progress()
-            if entry.name in gone:
-                visit.gone.append(place.inside(entry.name))
-                continue
-            if entry.name in covered:
-                visit.pending.append(Pending(place.inside(entry.name), "something else is mounted there"))
+            if entry.name in gone or entry.name in covered:
                 continue
             try:
                 self._entry(visit, entry, entry.name in stored, further)
@@ -320,9 +318,8 @@ class CopyUp:
 
     def _copied(self, visit: Visit, name: bytes) -> bool:
         """Copy one entry up, or in check mode count it; tell whether that is possible."""
-        status = os.stat(name, follow_symlinks=False)
-        is_directory = stat.S_ISDIR(status.st_mode)
-        if status.st_nlink > 1 and not is_directory and not self._overlay.keeps_links:
+        status = os.lstat(name)
+        if status.st_nlink > 1 and not self._overlay.keeps_links and not stat.S_ISDIR(status.st_mode):
             reason = "it has other names, which would become files of their own: mount the overlay with index=on"
             visit.pending.append(Pending(visit.place.inside(name), reason))
             return False
@@ -347,7 +344,7 @@ class CopyUp:
             if capability is not None or status.st_mode & (stat.S_ISUID | stat.S_ISGID):
                 self._change_special(visit, name, Attributes(stat.S_IMODE(status.st_mode), uid, gid, capability))
                 return
-        os.chown(name, uid, gid, follow_symlinks=False)
+        os.lchown(name, uid, gid)
 
     def _change_special(self, visit: Visit, name: bytes, wanted: Attributes) -> None:
         """Change the owner of a file that loses attributes by that, with a note in it that a later run would act upon."""
@@ -459,7 +456,7 @@ def read_below(overlay: Overlay, places: Sequence[Place], workers: int, progress
 
 
 @contextlib.contextmanager
-def _working_directory_kept() -> Iterator[None]:
+def working_directory_kept() -> Iterator[None]:
     """Return to the working directory afterwards: an overlay that a process stands in cannot be unmounted."""
     fd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

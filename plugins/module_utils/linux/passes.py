@@ -177,7 +177,9 @@ class _Run:
         if self._wanted.check_mode:
             return []
         changed = finalize.with_parents(visit.place.path for visit in visits if visit.changed)
-        again = [place for place in merged if place.path in changed]
+        again = sorted((place for place in merged if place.path in changed), key=lambda one: -finalize.depth(one.path))
+        if again and not self._is_worth_reading(again[0]):
+            return []
         self._outcome.pending += read_directories(self._overlay, again, self._wanted.workers, self._progress)
         found = []
         for place in merged:
@@ -186,6 +188,13 @@ class _Run:
                     found.append(place)
         self._outcome.counts.sealed += len(found)
         return found
+
+    def _is_worth_reading(self, deepest: Place) -> bool:
+        """Tell whether to read directories when the overlay is about to be unmounted: not unless the kernel marks one by that."""
+        if "seal" not in self._request.passes or self._request.seal == "none" or not self._request.allow_unmount:
+            return True
+        self._outcome.pending += read_directories(self._overlay, [deepest], 1, self._progress)
+        return self._overlay.attribute(deepest.path, b"opaque") == finalize.KERNEL_SEALED
 
     def _seal(self, visits: Sequence[Visit], kernel_sealed: Sequence[Place]) -> None:
         done = {place.path for place in kernel_sealed}

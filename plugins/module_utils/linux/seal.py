@@ -19,7 +19,11 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors imp
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.finalize import Pending, needed_redirect
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import parallel, syscalls, xattrs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.finalize import Overlay, Place
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.finalize import (
+    Overlay,
+    Place,
+    working_directory_kept,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.lowers import Lowers
 
 
@@ -55,7 +59,9 @@ def seal(
 
     bad: set[bytes] = set()
     ready: list[Place] = []
-    for place, problems in parallel.walk(places, prepare, workers, progress):
+    with working_directory_kept():
+        prepared = parallel.walk(places, prepare, workers, progress)
+    for place, problems in prepared:
         outcome.pending += problems
         if problems:
             bad |= finalize.with_parents([place.path])
@@ -88,7 +94,9 @@ def _give_redirects(
     if names is None and place.marks and place.marks.copied:
         return [Pending(place.path, f"{show(place.lower)} is gone from the lower layers")]
     names = names or set()
-    with os.scandir(overlay.stored(place.path)) as found:
+    # Entries are named by their names alone from here on, which saves the kernel walking their paths.
+    os.chdir(overlay.stored(place.path))
+    with os.scandir(b".") as found:
         entries = list(found)
     problems = [
         Pending(place.inside(name), "it appeared in the lower layers while the overlay was being finalized")
@@ -97,11 +105,11 @@ def _give_redirects(
     if overlay.attribute(place.path, b"opaque") == finalize.WITH_WHITEOUT_FILES:
         problems.append(Pending(place.path, "it has whiteouts that are files, which an opaque directory cannot have"))
     for entry in entries:
-        path = place.inside(entry.name)
         if entry.is_dir(follow_symlinks=False):
+            path = place.inside(entry.name)
             if path not in chosen and path not in settled and not overlay.marks(path).sealed:
                 problems.append(Pending(path, "it appeared while the overlay was being finalized"))
-        elif entry.is_file(follow_symlinks=False) and xattrs.read(entry.path, overlay.prefix + b"metacopy") is not None:
+        elif entry.is_file(follow_symlinks=False) and xattrs.read(entry.name, overlay.prefix + b"metacopy") is not None:
             problems += _give_redirect(overlay, lowers, place, entry, names)
     return problems
 
@@ -114,9 +122,9 @@ def _give_redirect(
     target = needed_redirect(place.lower, entry.name, None)
     possible = entry.name in names and target is not None and len(target) <= finalize.LONGEST_REDIRECT
     # Most have none: it costs as much to find that out as to set it.
-    if possible and target and xattrs.create(entry.path, attribute, target):
+    if possible and target and xattrs.create(entry.name, attribute, target):
         return []
-    has = xattrs.read(entry.path, attribute)
+    has = xattrs.read(entry.name, attribute)
     target = needed_redirect(place.lower, entry.name, has)
     if target is None:
         return []
@@ -126,7 +134,7 @@ def _give_redirect(
         return [Pending(place.inside(entry.name), reason)]
     if len(target) > finalize.LONGEST_REDIRECT:
         return [Pending(place.inside(entry.name), f"its path is longer than {finalize.LONGEST_REDIRECT} bytes")]
-    xattrs.write(entry.path, attribute, target)
+    xattrs.write(entry.name, attribute, target)
     return []
 
 

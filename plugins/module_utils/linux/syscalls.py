@@ -72,6 +72,9 @@ _PR_SET_PDEATHSIG = 1
 _AT_SYMLINK_NOFOLLOW = 0x100
 _UTIME_OMIT = (1 << 30) - 2
 
+#: Two struct timespec: the time of the last access, and that of the last change, which is left as it is.
+_times = (ctypes.c_long * 4)(0, 0, 0, _UTIME_OMIT)
+
 #: Numbers of ustat(2), which newer architectures do not have.
 _SYS_USTAT = {"x86_64": 136, "s390x": 62, "ppc64le": 62}
 
@@ -180,8 +183,9 @@ def keep_times(path: bytes, atime_ns: int) -> None:
 
     That of the last change is left out, so that a write at the same moment keeps its own.
     """
-    times = (ctypes.c_long * 4)(*divmod(atime_ns, 1_000_000_000), 0, _UTIME_OMIT)
-    _checked(_libc.utimensat(_AT_FDCWD, path, times, _AT_SYMLINK_NOFOLLOW), path)
+    _times[0], _times[1] = divmod(atime_ns, 1_000_000_000)
+    if _libc.utimensat(_AT_FDCWD, path, _times, _AT_SYMLINK_NOFOLLOW):
+        _checked(-1, path)
 
 
 def has_superblock(device: tuple[int, int]) -> bool | None:
