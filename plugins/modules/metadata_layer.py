@@ -118,7 +118,7 @@ options:
     description:
       - V(directory) is a directory tree with overlayfs attributes.
       - V(erofs) is the same as one EROFS image. It is made by C(mkcomposefs) (composefs) or, where there is none, by C(mkfs.erofs)
-        (erofs-utils 1.8 or later).
+        (erofs-utils 1.8 or later). Layers of O(strategy=redirect) cannot be images.
       - V(auto) keeps the form in which the generation is there. A new one is an image where this host has a program to make it and a
         kernel to mount it, and a directory otherwise. C(format_reason) tells why.
     type: str
@@ -132,7 +132,7 @@ options:
   image:
     description:
       - Path of an image in an image store. It is copied to this host, checked against O(image_digest), and made the current generation.
-      - A host whose kernel cannot mount images is told so before anything is copied.
+      - A host whose kernel cannot mount images, or has no data-only layers, is told so before anything is copied.
       - An interrupted copy goes on where it ended. A generation that is there already is not copied again, and then the image need not
         be there any more.
     type: path
@@ -145,9 +145,16 @@ options:
         current before.
     type: str
   strategy:
-    description: V(data_only) is a layer for a mount with data-only lower layers. V(auto) chooses it.
+    description:
+      - How the layer will be mounted; what M(renderfarm.overlay.overlay_mount) has to be given as C(strategy). It is no part of the name of
+        the generation.
+      - V(data_only) is a layer for a mount with data-only lower layers.
+      - V(redirect) is one for kernels without these (before Linux 6.5), over the software root as an ordinary lower layer. It is of the
+        format V(directory), and its O(xattr_namespace) is V(trusted).
+      - V(auto) tries what the kernel of this host can do, and is V(redirect) only where that is all. With O(image_store), and with
+        O(xattr_namespace=user), it is V(data_only). With O(generation) it chooses only among several layers of that generation.
     type: str
-    choices: [auto, data_only]
+    choices: [auto, data_only, redirect]
     default: auto
   xattr_namespace:
     description:
@@ -314,7 +321,7 @@ image_digest:
   returned: when state is present
   sample: sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae
 strategy:
-  description: Strategy that the layer is made for.
+  description: Strategy that the layer is made for, V(data_only) or V(redirect).
   type: str
   returned: when state is present
   sample: data_only
@@ -462,7 +469,7 @@ def main() -> None:
             "image": {"type": "path"},
             "image_digest": {"type": "str"},
             "generation": {"type": "str"},
-            "strategy": {"type": "str", "choices": ["auto", "data_only"], "default": "auto"},
+            "strategy": {"type": "str", "choices": ["auto", "data_only", "redirect"], "default": "auto"},
             "xattr_namespace": {"type": "str", "choices": ["trusted", "user"], "default": "trusted"},
             "owner": {"type": "str"},
             "group": {"type": "str"},
@@ -495,14 +502,15 @@ def _source(
     paths: ViewPaths, params: dict[str, Any], state: ViewState, context: runner.Context
 ) -> tuple[layers.Source, str]:
     """Return where the generation comes from, and why it has its format."""
-    if params["generation"] is not None:
-        return layers.existing(paths, state, params["generation"]), "the generation is there in this format"
     if params["image"] is not None:
-        layers.check_mountable(params["name"])
+        layers.check_mountable(params["name"], params["strategy"], context.timeout)
         there = layers.installed(paths, state, params["image_digest"])
         source = there or layers.from_image(params["image"], image_store.read(params["image"], params["image_digest"]))
         return source, "the image was built elsewhere"
-    spec = declared.layer_spec(params)
+    strategy = layers.choose_strategy(params["strategy"], params["xattr_namespace"], context.timeout)
+    if params["generation"] is not None:
+        return layers.existing(paths, state, params["generation"], strategy), "the generation is there in this format"
+    spec = replace(declared.layer_spec(params), strategy=strategy)
     choice = layers.choose_format(params["format"], spec, state)
     spec = replace(spec, format=choice.format)
     return layers.from_releases(spec, choice.builder, context.progress), choice.reason
@@ -567,7 +575,7 @@ def _described(source: layers.Source, composition: Composition | None, generatio
     values: dict[str, Any] = {
         "generation": names.id_of(source.folder),
         "format": source.format,
-        "strategy": names.DATA_ONLY,
+        "strategy": source.strategy,
         "releases": list(source.releases),
         "image_digest": generation.image.digest if generation and generation.image else None,
     }

@@ -90,6 +90,7 @@ mounts:
   returned: success
   sample:
     - path: /software
+      root: /
       lower: [/var/lib/renderfarm-overlay/views/software/generations/4ff24b6d8e0c11a7/layer]
       data: [/net/software]
       upper: null

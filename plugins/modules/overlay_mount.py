@@ -35,11 +35,21 @@ options:
     default: []
   data:
     description:
-      - The data-only layers, first one first. Their names are not seen; files of O(lower) find their content in them.
+      - The data layers, first one first. Their names are not seen; files of O(lower) find their content in them.
       - A layer is one file system. Exports that are mounted inside of another one are data layers of their own.
     type: list
     elements: path
     default: []
+  strategy:
+    description:
+      - How the layers of O(data) are used; what M(renderfarm.overlay.metadata_layer) returns for its layer.
+      - V(data_only) takes them as data-only layers.
+      - V(redirect) takes them as ordinary lower layers, for kernels before Linux 6.5, and shows the folder C(view) of the overlay. The
+        first of O(lower) has to be a layer made for that, since its opaque directories are what keeps names from being looked up in
+        O(data). The kernel reports all layers as lower ones.
+    type: str
+    choices: [data_only, redirect]
+    default: data_only
   options:
     description:
       - Options of the overlay, C(metacopy), C(redirect_dir), C(index), C(nfs_export), C(xino), C(verity), C(userxattr) and C(volatile),
@@ -114,6 +124,9 @@ options:
       - With V(none), and when O(state) is V(unmounted) or V(absent), there is no unit and no line of this module for O(path).
       - An image that is mounted when the host starts is seen, at its path without C(.erofs). The directory for that is made now, and
         removed with the unit or the line; the mount goes when no overlay needs it any more.
+      - With O(strategy=redirect) there are two units or lines, since mount(8) cannot show a part of an overlay alone. The whole is mounted
+        beside the layer, at its path with C(.whole-) and some digits behind it, and its folder is bound to O(path). It is removed like the
+        mount of an image.
       - Control characters and quotation marks in paths are refused, as are layers that are too long for mount(8).
     type: str
     choices: [none, systemd, fstab]
@@ -186,8 +199,12 @@ mount:
       description: The mountpoint.
       type: str
       sample: /software
+    root:
+      description: The directory of the overlay that is seen there; V(/view) with O(strategy=redirect), else V(/).
+      type: str
+      sample: /
     lower:
-      description: The lower layers, top first.
+      description: The lower layers, top first; with O(strategy=redirect) the data layers are among them.
       type: list
       elements: str
       sample: [/var/lib/renderfarm-overlay/views/software/generations/4ff24b6d8e0c11a7/layer]
@@ -309,6 +326,7 @@ def main() -> None:
             "path": {"type": "path", "required": True},
             "lower": {"type": "list", "elements": "path", "default": []},
             "data": {"type": "list", "elements": "path", "default": []},
+            "strategy": {"type": "str", "choices": ["data_only", "redirect"], "default": "data_only"},
             "options": {"type": "dict", "default": {}},
             "upper": {"type": "path"},
             "work": {"type": "path"},
@@ -361,7 +379,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
 def _with_persistence(mounting: Plan, path: bytes, spec: MountSpec | None, persist: str, stored: Stored) -> Plan:
     """Return the plan with what is needed for mounting at boot: directories before, and all else when it is mounted."""
     missing = persistence.missing_places(spec) if spec else set()
-    append = persist != "none" and persistence.takes_layers_one_by_one()
+    append = persist != "none" and mounts.takes_layers_one_by_one()
     return (
         *plan_places(spec, persist, missing),
         *mounting,
@@ -404,7 +422,8 @@ def _spec(path: bytes, params: dict[str, Any]) -> MountSpec:
     elif params["upper"] is not None:
         writable = Writable(_real_path(params["upper"], "upper"), _real_path(params["work"], "work"))
     read_only = writable is None if params["read_only"] is None else params["read_only"]
-    return mount_spec(path, lower, data, params["options"], read_only, images.among(lower), writable)
+    found = images.among(lower)
+    return mount_spec(path, lower, data, params["options"], read_only, found, writable, params["strategy"])
 
 
 def _check_layers(spec: MountSpec, mounting: bool, check_mode: bool) -> list[str]:

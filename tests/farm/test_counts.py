@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,12 +20,28 @@ def rows(farm: Farm, view_node: Machine) -> dict[tuple[str, str], dict[str, Any]
     return {(row["work"], row["state"]): row for row in found}
 
 
+@pytest.fixture(scope="module")
+def old_rows(farm: Farm) -> dict[tuple[str, str], dict[str, Any]]:
+    """The same of the node without data-only layers, of what sends nothing there."""
+    configuration = replace(measure.COLLECTION, name="collection-old", work=("missing", "readdir"))
+    return {(row["work"], row["state"]): row for row in measure.rows(farm, farm.nodes["old"], configuration)}
+
+
 @pytest.mark.parametrize("state", ["cold", "warm"])
 @pytest.mark.parametrize("work", ["missing", "stat", "readdir"])
 def test_missing_names_stats_and_listings_send_nothing(
     rows: dict[tuple[str, str], dict[str, Any]], work: str, state: str
 ) -> None:
     row = rows[work, state]
+    assert row["calls"] == 0, row
+
+
+@pytest.mark.parametrize("state", ["cold", "warm"])
+@pytest.mark.parametrize("work", ["missing", "readdir"])
+def test_missing_names_and_listings_send_nothing_without_data_only_layers_either(
+    old_rows: dict[tuple[str, str], dict[str, Any]], work: str, state: str
+) -> None:
+    row = old_rows[work, state]
     assert row["calls"] == 0, row
 
 

@@ -255,10 +255,11 @@ def build(
     namespace: str = "trusted",
     name: str = "view",
     builder: Builder | None = None,
+    strategy: str = "data_only",
     **more: Any,
 ) -> tuple[Path, Generation, BuildReport]:
     """Build a view's layer, an image where there is a builder; return its path, the generation and the report."""
-    spec = LayerSpec(name, tuple(placements), "erofs" if builder else "directory", "data_only", namespace, **more)
+    spec = LayerSpec(name, tuple(placements), "erofs" if builder else "directory", strategy, namespace, **more)
     paths = ViewPaths.of(str(state_dir), name)
     with views.locked(paths, 10):
         generation, report = views.build(paths, spec, builder)
@@ -272,14 +273,14 @@ def declared(
     data: Sequence[Path | bytes] = (),
     read_only: bool = True,
     writable: Writable | None = None,
+    strategy: str = "data_only",
     **options: Any,
 ) -> MountSpec:
     layers = [os.fsencode(one) for one in lower]
     found = images.among(layers)
     read_only = read_only and writable is None
-    return mount_spec(
-        os.fsencode(path), layers, [os.fsencode(one) for one in data], options, read_only, found, writable
-    )
+    layers_of_data = [os.fsencode(one) for one in data]
+    return mount_spec(os.fsencode(path), layers, layers_of_data, options, read_only, found, writable, strategy)
 
 
 def writable(upper: Path | bytes, work: Path | bytes) -> Writable:

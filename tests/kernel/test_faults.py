@@ -21,6 +21,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import erofs_layer, image_store, mounts, views
 from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel.writable import Overlay, sealed, shown
 
 pytestmark = pytest.mark.usefixtures("with_programs")
 
@@ -43,12 +44,30 @@ MOUNTING = {
     "fsopen": "EMFILE",
     "fsconfig": "ENOMEM",
     "fsmount": "ENOMEM",
+    "open_tree": "ENOMEM",
     "move_mount": "ENOMEM",
     "umount2": "EBUSY",
     "mount": "ENOMEM",
     "unshare": "ENOMEM",
     "rename": "EIO",
     "mkdir": "ENOSPC",
+}
+FINALIZING = {
+    "lsetxattr": "ENOSPC",
+    "lremovexattr": "EIO",
+    "lchown": "EIO",
+    "fchownat": "EIO",
+    "utimensat": "EIO",
+    "chmod": "EIO",
+    "syncfs": "EIO",
+    "umount2": "EBUSY",
+    "fsopen": "EMFILE",
+    "fsmount": "ENOMEM",
+    "move_mount": "ENOMEM",
+    "mount": "ENOMEM",
+    "rename": "EIO",
+    "unlink": "EIO",
+    "rmdir": "EIO",
 }
 #: Further calls of one kind are of the same loop: a file of a layer, a record, a link.
 MOST_OF_A_KIND = 4
@@ -61,13 +80,14 @@ class Faults:
     log: Path
     runs: int = 0
     kinds: int = 0
+    most_of_a_kind: int = MOST_OF_A_KIND
 
     def each(
         self, calls: dict[str, str], module: str, arguments: dict[str, Any], around: Callable[[], Iterator[None]]
     ) -> None:
         """Make each call fail in turn. ``around`` prepares a run, is resumed when it has ended, and looks at what is left."""
         for call, error in calls.items():
-            for number in range(1, MOST_OF_A_KIND + 1):
+            for number in range(1, self.most_of_a_kind + 1):
                 for fault in (f"error={error}", "signal=KILL"):
                     steps = around()
                     next(steps)
@@ -139,9 +159,10 @@ class View:
         shutil.copytree(saved, self.state_dir, symlinks=True)
 
 
-def layer_arguments(view: View, placement: Placement, layer_format: str) -> dict[str, Any]:
+def layer_arguments(view: View, placement: Placement, layer_format: str, strategy: str = "data_only") -> dict[str, Any]:
     releases = [{"manifest": placement.manifest}]
-    return {"name": "view", "state_dir": str(view.state_dir), "releases": releases, "format": layer_format}
+    form = {"format": layer_format, "strategy": strategy}
+    return {"name": "view", "state_dir": str(view.state_dir), "releases": releases, **form}
 
 
 @pytest.mark.parametrize("layer_format", ["directory", "erofs"])
@@ -220,14 +241,16 @@ def test_an_image_store_has_whole_images_or_none(folder: Path, tools: tuple[Plac
     assert faults.runs >= 15
 
 
-@pytest.mark.parametrize("layer_format", ["directory", "erofs"])
+@pytest.mark.parametrize(
+    ("layer_format", "strategy"), [("directory", "data_only"), ("erofs", "data_only"), ("directory", "redirect")]
+)
 def test_a_switch_leaves_the_old_view_or_the_new_one(
-    folder: Path, root: Path, tools: tuple[Placement, ...], faults: Faults, layer_format: str
+    folder: Path, root: Path, tools: tuple[Placement, ...], faults: Faults, layer_format: str, strategy: str
 ) -> None:
     view = View(folder, root)
-    layers = [run("metadata_layer", **layer_arguments(view, one, layer_format))["layer"] for one in tools]
+    layers = [run("metadata_layer", **layer_arguments(view, one, layer_format, strategy))["layer"] for one in tools]
     place = folder / "view"
-    declared = [{"path": str(place), "lower": [layer], "data": [str(root)]} for layer in layers]
+    declared = [{"path": str(place), "lower": [layer], "data": [str(root)], "strategy": strategy} for layer in layers]
 
     def around() -> Iterator[None]:
         run("overlay_mount", **declared[0])
@@ -266,3 +289,52 @@ def test_pruning_leaves_whole_generations(
 
     faults.each(WRITING, "overlay_prune", wanted, around)
     assert faults.runs >= 10
+
+
+def test_finalizing_leaves_an_overlay_that_reads_as_before(folder: Path, faults: Faults) -> None:
+    lower = folder / "lower"
+    support.make_small_release(lower / "tool" / "1.0", "one")
+    (lower / "tool/1.0/bin/tool").chmod(0o6755)
+    os.setxattr(lower / "tool/1.0/bin/tool", "security.capability", support.CAPABILITY)
+    support.make_small_release(lower / "tool" / "2.0", "two")
+    gone = folder / "gone"
+    overlay = Overlay(folder / "overlay", (lower,))
+    wanted = {"path": str(overlay.path), "allow_unmount": True, "owner": "11", "stale": "remove", "merged_levels": 1}
+    by_hand = False
+
+    def content() -> dict[bytes, Any]:
+        return {path: one[4] for path, one in shown(overlay.path).items() if not path.startswith(b"/tool/2.0")}
+
+    def around() -> Iterator[None]:
+        nonlocal by_hand
+        overlay.mount()
+        before = content()
+        # A release that was finalized, and is gone since.
+        run("overlay_finalize", path=str(overlay.path), subtrees=["tool/2.0"], allow_unmount=True)
+        (lower / "tool/2.0").rename(gone)
+        yield
+        by_hand = not by_hand
+        if support.live(overlay.path) is None and by_hand:
+            overlay.mount()
+        if support.live(overlay.path):
+            assert content() == before
+        result = run("overlay_finalize", **wanted)
+        assert result["finalized"]
+        assert content() == before
+        for path in (overlay.path / "tool/1.0").rglob("*"):
+            assert path.lstat().st_uid == 11
+            assert not [name for name in os.listxattr(path, follow_symlinks=False) if "restor" in name]
+        assert (overlay.path / "tool/1.0/bin/tool").stat().st_mode & 0o7777 == 0o6755
+        assert support.capability_of(os.fsencode(overlay.path / "tool/1.0/bin/tool")) == support.CAPABILITY
+        assert sealed(overlay, "tool/1.0")
+        assert os.listdir(overlay.upper / "tool") == ["1.0"]
+        assert not run("overlay_finalize", **wanted)["changed"]
+        overlay.unmount()
+        shutil.rmtree(overlay.folder)
+        overlay.__post_init__()
+        gone.rename(lower / "tool/2.0")
+
+    faults.most_of_a_kind = 8
+    faults.each(FINALIZING, "overlay_finalize", wanted, around)
+    assert faults.kinds >= 11
+    assert faults.runs >= 50

@@ -52,22 +52,32 @@ def etc(arena: Path) -> Iterator[None]:
     support.command("mount", "-t", "overlay", "-o", options, "etc", "/etc")
     FSTAB.write_text("# a comment\nfiler:/x /net/x nfs noauto,ro 0 0\n")
     UNITS.mkdir(parents=True, exist_ok=True)
+    # Without the units of this machine, which others may be writing at the same time.
+    support.command("mount", "-t", "tmpfs", "tmpfs", UNITS)
     yield
     support.command("umount", "--lazy", "/etc")
     support.command("rm", "-r", arena / "etc")
 
 
-def view_of(folder: Path, number: int = 1, image: bool = True, view: str = "view", **options: Any) -> MountSpec:
-    """Make a generation with one file, of an image or a directory, and declare it."""
+#: What a layer may be.
+KINDS = ["image", "directory", "redirect"]
+
+
+def view_of(folder: Path, number: int = 1, kind: str = "image", view: str = "view", **options: Any) -> MountSpec:
+    """Make a generation with one file, of an image, a directory, or one for kernels without data-only layers, and declare it."""
     layer, data = folder / f"g{number}" / "layer", folder / "data"
+    top = layer / "view" if kind == "redirect" else layer
     data.mkdir(parents=True, exist_ok=True)
     support.write(data / "file", b"content")
-    layer.mkdir(parents=True)
-    support.write(layer / "file")
-    os.setxattr(layer / "file", "trusted.overlay.metacopy", b"")
-    os.setxattr(layer / "file", "trusted.overlay.redirect", b"/file")
-    os.truncate(layer / "file", 7)
-    if image:
+    top.mkdir(parents=True)
+    support.write(top / "file")
+    os.setxattr(top / "file", "trusted.overlay.metacopy", b"")
+    os.setxattr(top / "file", "trusted.overlay.redirect", b"/file")
+    os.truncate(top / "file", 7)
+    if kind == "redirect":
+        os.setxattr(top, "trusted.overlay.opaque", b"y")
+        return support.declared(folder / view, [layer], [data], strategy="redirect", **options)
+    if kind == "image":
         support.image_of(layer, layer.with_suffix(".erofs"))
         support.command("rm", "-r", layer)
         layer = layer.with_suffix(".erofs")
@@ -77,7 +87,8 @@ def view_of(folder: Path, number: int = 1, image: bool = True, view: str = "view
 def arguments_of(spec: MountSpec, persist: str, **more: Any) -> dict[str, Any]:
     lower = [os.fsdecode(path) for path in spec.images or spec.lower]
     data = [os.fsdecode(path) for path in spec.data]
-    return {"path": os.fsdecode(spec.path), "lower": lower, "data": data, "persist": persist, **more}
+    given = {"path": os.fsdecode(spec.path), "lower": lower, "data": data, "strategy": spec.strategy}
+    return {**given, "persist": persist, **more}
 
 
 def settings(unit: bytes) -> dict[str, str]:
@@ -98,20 +109,20 @@ def is_as_declared(spec: MountSpec) -> bool:
     return support.planned(spec) == () and (Path(os.fsdecode(spec.path)) / "file").read_bytes() == b"content"
 
 
-@pytest.mark.parametrize("image", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ODD)
-def test_a_unit_mounts_what_is_declared(folder: Path, name: str, image: bool) -> None:
-    spec = view_of(folder / name, image=image, view=f"view {name}", nodev=True, noatime=True)
+def test_a_unit_mounts_what_is_declared(folder: Path, name: str, kind: str) -> None:
+    spec = view_of(folder / name, kind=kind, view=f"view {name}", nodev=True, noatime=True)
     mount_units(core.desired_units(spec, append=True))
     assert is_as_declared(spec)
 
 
 @pytest.mark.parametrize("name", [name for name in ODD if not re.search(r"[ ,\\']", name)])
-@pytest.mark.parametrize("image", [True, False])
-def test_a_line_of_fstab_mounts_what_is_declared(folder: Path, name: str, image: bool) -> None:
-    spec = view_of(folder / name, image=image, view=f"view \\ {name}", nosuid=True)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_line_of_fstab_mounts_what_is_declared(folder: Path, name: str, kind: str) -> None:
+    spec = view_of(folder / name, kind=kind, view=f"view \\ {name}", nosuid=True)
     lines = core.desired_lines(spec, append=True)
-    for where in (spec.path, *spec.lower):
+    for where in (spec.path, *core.places(spec)):
         os.makedirs(where, exist_ok=True)
     (folder / "fstab").write_bytes(b"".join(lines))
     support.command("mount", "-a", "-T", folder / "fstab")
@@ -119,7 +130,7 @@ def test_a_line_of_fstab_mounts_what_is_declared(folder: Path, name: str, image:
 
 
 def test_layers_too_long_for_one_option_are_mounted_one_by_one(folder: Path) -> None:
-    assert persistence.takes_layers_one_by_one()
+    assert mounts.takes_layers_one_by_one()
     spec = view_of(folder / ("x" * 120) / ("y" * 40))
     units = core.desired_units(spec, append=True)
     assert b"lowerdir+=" in units[-1].text
@@ -130,7 +141,7 @@ def test_layers_too_long_for_one_option_are_mounted_one_by_one(folder: Path) -> 
 def test_systemd_finds_nothing_wrong_with_the_units(folder: Path) -> None:
     # Colons are left out: on its command line systemd-analyze takes what follows one for another name of the unit.
     for number, name in enumerate(["plain", "a b,c\\e", "%n ü '"]):
-        spec = view_of(folder / name, number)
+        spec = view_of(folder / name, number, KINDS[number])
         paths = []
         for unit in core.desired_units(spec, append=True):
             paths.append(folder / unit.name)
@@ -150,9 +161,9 @@ def test_systemd_finds_nothing_wrong_with_the_units(folder: Path) -> None:
 GENERATOR = "/usr/lib/systemd/system-generators/systemd-fstab-generator"
 
 
-@pytest.mark.parametrize("image", [True, False])
-def test_systemd_makes_units_of_the_lines_of_fstab_that_mount_what_is_declared(folder: Path, image: bool) -> None:
-    spec = view_of(folder / "e:%n#ü=", image=image, view="v w\\x", nodev=True)
+@pytest.mark.parametrize("kind", KINDS)
+def test_systemd_makes_units_of_the_lines_of_fstab_that_mount_what_is_declared(folder: Path, kind: str) -> None:
+    spec = view_of(folder / "e:%n#ü=", kind=kind, view="v w\\x", nodev=True)
     (folder / "fstab").write_bytes(b"".join(core.desired_lines(spec, append=True)))
     folders = [folder / name for name in ("normal", "early", "late")]
     for path in folders:
@@ -160,12 +171,14 @@ def test_systemd_makes_units_of_the_lines_of_fstab_that_mount_what_is_declared(f
     environment = {**os.environ, "SYSTEMD_FSTAB": str(folder / "fstab")}
     subprocess.run([GENERATOR, *folders], check=True, env=environment)
     units = {name: (folder / "normal" / name).read_bytes() for name in os.listdir(folder / "normal") if "mount" in name}
-    names = [core.unit_name(path) for path in (*(spec.lower if image else ()), spec.path)]
+    names = [core.unit_name(path) for path in (*core.places(spec), spec.path)]
     assert sorted(units) == sorted(names)
     for name in names:
         assert (folder / "normal" / "remote-fs.target.wants" / name).is_symlink()
-    required = settings(units[names[-1]])["RequiresMountsFor"].split(" ")
+    required = settings(units[names[0] if kind == "redirect" else names[-1]])["RequiresMountsFor"].split(" ")
     assert required == [os.fsdecode(path) for path in (*spec.lower, *spec.data)]
+    if kind == "redirect":
+        assert settings(units[names[-1]])["RequiresMountsFor"] == os.fsdecode(core.places(spec)[0])
     # What is started after the target, such as a render service, finds the view.
     assert core.WANTED_BY in settings(units[names[-1]])["Before"].split(" ")
     mount_units(tuple(core.Unit(name, units[name], True) for name in names))
@@ -239,6 +252,37 @@ def test_lines_of_fstab_follow_the_view(folder: Path) -> None:
     assert FSTAB.read_text() == before
 
 
+@pytest.mark.parametrize("persist", ["systemd", "fstab"])
+def test_the_whole_of_a_view_of_which_a_part_is_shown_follows_it(folder: Path, persist: str) -> None:
+    before = FSTAB.read_bytes(), own_units()
+    specs = [view_of(folder, number, "redirect") for number in range(2)]
+    second = view_of(folder, 2, "redirect", "other")
+    support.module("overlay_mount", **arguments_of(second, persist))
+    kept = FSTAB.read_bytes(), own_units()
+    four_runs(**arguments_of(specs[0], persist))
+    # The module itself needs no place for the whole.
+    (place,) = core.places(specs[0])
+    assert os.listdir(place) == []
+    support.unmount_all(specs[0].path)
+    if persist == "fstab":
+        support.command("mount", "-a", "-T", FSTAB)
+    else:
+        mount_units(core.desired_units(specs[0], append=True))
+    assert is_as_declared(specs[0])
+    assert sorted(os.listdir(place)) == [b"file", b"view"]
+    assert not support.module("overlay_mount", **arguments_of(specs[0], persist)).ok["changed"]
+    # A switch takes the old whole away, and is no other place where the old one is seen.
+    done = four_runs(**arguments_of(specs[1], persist))
+    assert (done["switched"], done["elsewhere"], done.get("warnings")) == (True, [], None)
+    assert os.listdir(folder / "g0") == ["layer"]
+    assert is_as_declared(specs[1])
+    assert support.module("overlay_mount", path=os.fsdecode(specs[1].path), state="absent").ok["changed"]
+    assert os.listdir(folder / "g1") == ["layer"]
+    assert (FSTAB.read_bytes(), own_units()) == kept
+    support.module("overlay_mount", path=os.fsdecode(second.path), state="absent")
+    assert (FSTAB.read_bytes(), own_units()) == before
+
+
 def test_an_image_that_another_overlay_uses_stays_mounted(folder: Path) -> None:
     specs = [view_of(folder, number) for number in range(2)]
     mount_units(core.desired_units(specs[0], append=True))
@@ -253,7 +297,7 @@ def test_an_image_that_another_overlay_uses_stays_mounted(folder: Path) -> None:
 
 def test_what_cannot_be_written_is_refused_before_anything_is_mounted(folder: Path) -> None:
     (folder / "a b").mkdir()
-    spec = view_of(folder / "a b", image=False)
+    spec = view_of(folder / "a b", kind="directory")
     ran = support.module("overlay_mount", **arguments_of(spec, "fstab"))
     assert "use 'persist: systemd'" in ran.message
     assert support.live(spec.path) is None
@@ -271,14 +315,15 @@ def test_check_mode_writes_no_unit_and_no_line(folder: Path) -> None:
     assert (FSTAB.read_bytes(), sorted(os.listdir(UNITS)), sorted(os.listdir(folder / "g1"))) == before
 
 
+@pytest.mark.parametrize("kind", ["image", "redirect"])
 @pytest.mark.parametrize("persist", ["systemd", "fstab"])
-def test_a_run_that_ends_after_any_of_its_steps_is_made_good_by_the_next(folder: Path, persist: str) -> None:
+def test_a_run_that_ends_after_any_of_its_steps_is_made_good_by_the_next(folder: Path, persist: str, kind: str) -> None:
     before = FSTAB.read_bytes()
     number = 0
     done = 0
     while True:
-        # As after a boot: the image of the first one is mounted visibly.
-        specs = [view_of(folder, number), view_of(folder, number + 1)]
+        # As after a boot: the image or the whole of the first one is mounted visibly.
+        specs = [view_of(folder, number, kind), view_of(folder, number + 1, kind)]
         number += 2
         support.module("overlay_mount", **arguments_of(specs[0], persist))
         support.unmount_all(specs[0].path)
@@ -294,11 +339,11 @@ def test_a_run_that_ends_after_any_of_its_steps_is_made_good_by_the_next(folder:
         support.module("overlay_mount", **arguments_of(specs[1], persist))
         assert not support.module("overlay_mount", **arguments_of(specs[1], persist)).ok["changed"]
         assert is_as_declared(specs[1])
-        expected = {core.unit_name(specs[1].path), core.unit_name(specs[1].lower[0])} if persist == "systemd" else set()
-        assert own_units() == expected
+        expected = {core.unit_name(path) for path in (specs[1].path, *core.places(specs[1]))}
+        assert own_units() == (expected if persist == "systemd" else set())
         lines = core.desired_lines(specs[1], append=True) if persist == "fstab" else ()
         assert FSTAB.read_bytes() == before + b"".join(lines)
-        assert [one.path for one in mounts.read_mounts() if one.fstype == b"erofs"] == []
+        assert [one.path for one in mounts.read_mounts() if one.path.startswith(os.fsencode(folder) + b"/g")] == []
         if done >= len(plan):
             break
         done += 1

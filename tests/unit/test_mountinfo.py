@@ -53,6 +53,7 @@ def test_the_layers_of_an_overlay_are_read_whatever_bytes_they_have(line: bytes)
 def test_an_overlay_is_described_for_the_user() -> None:
     assert described(only(ONE_BY_ONE)) == {
         "path": "/mnt/v",
+        "root": "/",
         "lower": ["/mnt/me,ta:a b\\c=d\\xff\\n\"'#"],
         "data": ["/mnt/da,ta:a b\\c=d\\xff"],
         "upper": None,

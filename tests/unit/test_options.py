@@ -200,6 +200,48 @@ def test_the_diff_shows_both_sides_alike() -> None:
     assert declared_by(live(b"rw", fstype=b"tmpfs")) == {}
 
 
+REDIRECT = mount_spec(b"/v", [b"/meta"], [b"/data", b"/more"], {}, True, strategy="redirect")
+REDIRECTED = b"66 63 0:40 %s /v ro,relatime - overlay overlay ro,%s,redirect_dir=on,metacopy=on\n"
+
+
+def test_with_strategy_redirect_data_layers_are_ordinary_and_one_directory_is_shown() -> None:
+    assert REDIRECT.layers == ((b"/meta", b"/data", b"/more"), ())
+    assert (spec().layers, spec().root) == (((b"/meta",), (b"/data",)), b"/")
+    assert REDIRECT.root == b"/view"
+    assert REDIRECT.settings == ON
+    assert REDIRECT.directories == (b"/meta", b"/data", b"/more")
+
+
+@pytest.mark.parametrize(
+    ("root", "layers", "expected"),
+    [
+        (b"/view", b"lowerdir+=/meta,lowerdir+=/data,lowerdir+=/more", {}),
+        (b"/view", b"lowerdir=/meta:/data:/more", {}),
+        (b"/", b"lowerdir=/meta:/data:/more", {"root": ("/", "/view")}),
+        (b"/view/bin", b"lowerdir=/meta:/data:/more", {"root": ("/view/bin", "/view")}),
+        (b"/view", b"lowerdir=/meta:/data", {"lower": (["/meta", "/data"], ["/meta", "/data", "/more"])}),
+        (
+            b"/",
+            b"lowerdir=/meta::/data::/more",
+            {
+                "lower": (["/meta"], ["/meta", "/data", "/more"]),
+                "data": (["/data", "/more"], []),
+                "root": ("/", "/view"),
+            },
+        ),
+    ],
+)
+def test_the_directory_that_is_shown_is_compared(root: bytes, layers: bytes, expected: Differences) -> None:
+    (mount,) = parse(REDIRECTED % (root, layers))
+    assert differences(REDIRECT, mount, ALL_OFF) == expected
+    assert (declared_by(mount) == REDIRECT.as_dict()) == (not expected)
+
+
+def test_strategy_redirect_cannot_go_with_userxattr() -> None:
+    with pytest.raises(OverlayError, match=r"userxattr cannot go with strategy redirect: .* data-only layers alone"):
+        mount_spec(b"/v", [b"/meta"], [b"/data"], {"userxattr": True}, True, strategy="redirect")
+
+
 def test_an_image_is_known_by_its_path_without_the_suffix() -> None:
     spec = mount_spec(b"/v", [b"/g/1.erofs", b"/g/2.erofs"], [b"/data"], {}, True, [b"/g/1.erofs"])
     assert spec.lower == (b"/g/1", b"/g/2.erofs")

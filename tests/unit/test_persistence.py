@@ -28,6 +28,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.persistenc
     plan_persistence,
     plan_places,
     unit_name,
+    whole_of,
 )
 
 SPEC = mount_spec(b"/software", [b"/g/1/layer.erofs"], [b"/net/software"], {"nodev": True}, True, [b"/g/1/layer.erofs"])
@@ -120,6 +121,56 @@ def test_the_units_of_a_view_and_its_image() -> None:
         b"[Install]\n"
         b"WantedBy=remote-fs.target\n"
     )
+
+
+PART = mount_spec(b"/software", [b"/g/1/layer"], [b"/d"], {"nodev": True}, True, strategy="redirect")
+WHOLE = b"/g/1/layer.whole-a7dc95e2"
+
+
+def test_of_an_overlay_that_a_part_is_shown_of_the_whole_is_mounted_beside_its_layer() -> None:
+    whole, view = desired_units(PART, append=True)
+    assert (whole.name, whole.wanted) == (unit_name(WHOLE), False)
+    assert b"# whole " + WHOLE in whole.text.split(b"\n")
+    assert b'RequiresMountsFor="/g/1/layer" "/d"\n' in whole.text
+    assert b"What=overlay\nWhere=" + WHOLE + b"\nType=overlay\n" in whole.text
+    assert b"Options=ro,nodev,metacopy=on,redirect_dir=on,_netdev,lowerdir=/g/1/layer:/d\n" in whole.text
+    assert b"WantedBy" not in whole.text
+    assert (view.name, view.wanted) == ("software.mount", True)
+    assert view.text.split(b"\n")[1:3] == [b"# view /software", b"# whole " + WHOLE]
+    assert b'RequiresMountsFor="' + WHOLE + b'"\n' in view.text
+    assert b"What=" + WHOLE + b"/view\nWhere=/software\nType=none\nOptions=bind,ro,nodev,_netdev\n" in view.text
+    assert b"WantedBy=remote-fs.target" in view.text
+    lines = [line.split() for line in desired_lines(PART, append=True)]
+    assert [line[:3] for line in lines] == [
+        [b"overlay", WHOLE, b"overlay"],
+        [WHOLE + b"/view", b"/software", b"none"],
+    ]
+    assert lines[1][3] == (
+        b"bind,ro,nodev,_netdev,nofail,x-systemd.before=remote-fs.target,"
+        b"x-systemd.requires-mounts-for=" + WHOLE + b",x-renderfarm.overlay=view"
+    )
+
+
+def test_the_same_layer_has_a_whole_for_each_mountpoint() -> None:
+    other = mount_spec(b"/other", [b"/g/1/layer"], [b"/d"], {}, True, strategy="redirect")
+    assert whole_of(other) not in (None, WHOLE, whole_of(PART), whole_of(PLAIN))
+    assert whole_of(PART) == WHOLE
+    with pytest.raises(OverlayError, match="and images: such a one cannot be mounted at boot"):
+        whole_of(mount_spec(b"/v", [b"/l.erofs"], [b"/d"], {}, True, [b"/l.erofs"], strategy="redirect"))
+
+
+@pytest.mark.parametrize("persist", ["systemd", "fstab"])
+def test_a_whole_goes_with_its_view(persist: str) -> None:
+    stored = {
+        "systemd": Stored(desired_units(PART, append=True), b""),
+        "fstab": Stored((), b"".join(desired_lines(PART, append=True))),
+    }[persist]
+    assert actions(PART, persist, stored) == []
+    other = mount_spec(b"/other", [b"/g/1/layer"], [b"/d"], {}, True, strategy="redirect")
+    assert not any("remove" in action for action in actions(other, persist, stored, path=b"/other"))
+    removed = actions(None, "none", stored)
+    assert f"unmount what a view needed at {WHOLE.decode()}" in removed
+    assert any("remove" in action for action in removed)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +327,7 @@ UNITS = desired_units(SPEC, append=True)
 WRITTEN = Stored(UNITS, b"")
 IN_FSTAB = Stored((), b"".join(desired_lines(SPEC, append=True)))
 RELOAD = "have systemd read its units again"
-UNMOUNT = "unmount the image at /g/1/layer"
+UNMOUNT = "unmount what a view needed at /g/1/layer"
 GONE = ["remove unit g-1-layer.mount", "remove unit software.mount", RELOAD]
 
 

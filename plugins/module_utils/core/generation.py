@@ -34,7 +34,15 @@ ID_LENGTH = 16
 DIRECTORY = "directory"
 EROFS = "erofs"
 
+#: Strategies. With ``data_only`` the kernel takes the data layers as data-only ones. With ``redirect``, for kernels that have none of
+#: these, they are ordinary lower layers, whose names nothing of the view is merged with, since its directories are opaque.
 DATA_ONLY = "data_only"
+REDIRECT = "redirect"
+
+#: The folder of a layer of strategy ``redirect`` that has the view in it, and that is seen of the overlay: the kernel always merges
+#: the roots of layers, so the view cannot be there.
+SHOWN_FOLDER = "view"
+
 TRUSTED = "trusted"
 
 _VIEW_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

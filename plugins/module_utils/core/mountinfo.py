@@ -192,6 +192,7 @@ def described(mount: Mount) -> dict[str, Any]:
     layers = overlay_layers(mount)
     return {
         "path": show(mount.path),
+        "root": show(mount.root),
         "lower": [show(path) for path in layers.lower],
         "data": [show(path) for path in layers.data],
         "upper": None if layers.upper is None else show(layers.upper),

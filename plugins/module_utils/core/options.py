@@ -16,6 +16,11 @@ from typing import Any, Optional, Union
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import option_rules
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import (
+    DATA_ONLY,
+    REDIRECT,
+    SHOWN_FOLDER,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import is_image_path, without_suffix
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import (
     Mount,
@@ -82,6 +87,20 @@ class MountSpec:
     images: tuple[bytes, ...] = ()
     #: None for an overlay without an upper layer.
     writable: Writable | None = None
+    #: What the kernel is to call the file system; it has no other meaning.
+    source: bytes = b"overlay"
+    #: How the layers of ``data`` are used, ``data_only`` or ``redirect``.
+    strategy: str = DATA_ONLY
+
+    @property
+    def layers(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        """The ordinary lower layers and the data-only ones, as the kernel is given them."""
+        return ((*self.lower, *self.data), ()) if self.strategy == REDIRECT else (self.lower, self.data)
+
+    @property
+    def root(self) -> bytes:
+        """The directory of the overlay that is seen at the mountpoint."""
+        return b"/" + SHOWN_FOLDER.encode() if self.strategy == REDIRECT else b"/"
 
     @property
     def upper(self) -> bytes | None:
@@ -104,7 +123,7 @@ class MountSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the declaration as the diff shows it."""
-        return _shown_state(self.path, self.lower, self.data, (self.upper, self.work), self.settings, self.flags)
+        return _shown_state(self.path, self.root, *self.layers, (self.upper, self.work), self.settings, self.flags)
 
 
 def declared_by(live: Mount | None) -> dict[str, Any]:
@@ -113,11 +132,14 @@ def declared_by(live: Mount | None) -> dict[str, Any]:
         return {}
     layers = overlay_layers(live)
     flags = frozenset(flag.decode() for flag in live.flags) & {"ro", *MOUNT_FLAGS}
-    return _shown_state(live.path, layers.lower, layers.data, (layers.upper, layers.work), layers.settings, flags)
+    return _shown_state(
+        live.path, live.root, layers.lower, layers.data, (layers.upper, layers.work), layers.settings, flags
+    )
 
 
 def _shown_state(
     path: bytes,
+    root: bytes,
     lower: Sequence[bytes],
     data: Sequence[bytes],
     upper_and_work: Sequence[bytes | None],
@@ -127,6 +149,7 @@ def _shown_state(
     upper, work = (None if one is None else show(one) for one in upper_and_work)
     return {
         "path": show(path),
+        "root": show(root),
         "lower": shown(lower),
         "data": shown(data),
         "upper": upper,
@@ -144,6 +167,7 @@ def mount_spec(
     read_only: bool,
     images: Collection[bytes] = (),
     writable: Writable | None = None,
+    strategy: str = DATA_ONLY,
 ) -> MountSpec:
     """Return the declaration with every option that matters made explicit. Raises OverlayError for what cannot be.
 
@@ -161,6 +185,8 @@ def mount_spec(
     given, flags = _sorted_options(options)
     settings = option_rules.pinned(given, writable is not None, bool(data))
     reason = option_rules.refusal(settings, writable is not None, bool(data))
+    if strategy == REDIRECT and "userxattr" in settings:
+        reason = "option userxattr cannot go with strategy redirect: the kernel then follows redirects into data-only layers alone"
     if reason:
         raise OverlayError(f"overlay at {show(path)}: {reason}")
     if read_only and writable and writable.scratch is not None:
@@ -172,7 +198,7 @@ def mount_spec(
     )
     names = tuple(without_suffix(layer) if layer in images else layer for layer in lower)
     files = tuple(layer for layer in lower if layer in images)
-    return MountSpec(path, names, tuple(data), pairs, frozenset(flags), files, writable)
+    return MountSpec(path, names, tuple(data), pairs, frozenset(flags), files, writable, strategy=strategy)
 
 
 def _sorted_options(options: Mapping[str, OptionValue]) -> tuple[dict[str, str | None], list[str]]:
@@ -222,16 +248,19 @@ def differences(spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]) -
         return {"type": (live.fstype.decode("ascii", "replace"), "overlay")}
     layers = overlay_layers(live)
     found: dict[str, tuple[object, object]] = {}
-    if layers.lower != spec.lower:
-        found["lower"] = (shown(layers.lower), shown(spec.lower))
-    if layers.data != spec.data:
-        found["data"] = (shown(layers.data), shown(spec.data))
-    for role, there, declared in (("upper", layers.upper, spec.upper), ("work", layers.work, spec.work)):
+    for kind, live_layers, declared_layers in zip(("lower", "data"), (layers.lower, layers.data), spec.layers):
+        if live_layers != declared_layers:
+            found[kind] = (shown(live_layers), shown(declared_layers))
+    for role, there, declared in (
+        ("root", live.root, spec.root),
+        ("upper", layers.upper, spec.upper),
+        ("work", layers.work, spec.work),
+    ):
         if there != declared:
             found[role] = (there and show(there), declared and show(declared))
     for name, value in spec.settings:
         wanted = value or b"on"
-        actual = _live_setting(layers, name, defaults)
+        actual = live_setting(layers, name, defaults)
         if (name, wanted) == (b"redirect_dir", b"off"):
             # 'off' is not to make any; whether those that are there are followed is the host's setting.
             wanted = b"follow" if defaults.get(b"redirect_always_follow") == b"Y" else b"nofollow"
@@ -257,12 +286,8 @@ def explained(changes: Mapping[str, tuple[object, object]]) -> str:
     return ", ".join(words)
 
 
-def live_setting(live: Mount, name: bytes, defaults: Mapping[bytes, bytes]) -> bytes:
-    """Return what a setting of a live overlay is, by its name; ``defaults`` as ``differences`` takes them."""
-    return _live_setting(overlay_layers(live), name, defaults)
-
-
-def _live_setting(layers: OverlayLayers, name: bytes, defaults: Mapping[bytes, bytes]) -> bytes:
+def live_setting(layers: OverlayLayers, name: bytes, defaults: Mapping[bytes, bytes]) -> bytes:
+    """Return the value that a setting of a live overlay has; ``defaults`` are those of ``differences``."""
     for option, value in layers.settings:
         if option == name:
             return b"on" if value is None else value

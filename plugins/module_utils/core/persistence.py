@@ -4,13 +4,15 @@
 """Overlays that are mounted at boot: mount units of systemd (systemd.mount(5)) and lines of fstab(5), and plans for them.
 
 At boot an image is mounted where it can be seen, at its name, the empty directory beside it, and the overlay over it. The kernel then
-reports the same layers as it does when the module has mounted the overlay.
+reports the same layers as it does when the module has mounted the overlay. An overlay of which one directory is shown is mounted as a
+whole beside its layer, and the directory is bound to the mountpoint.
 
 What is ours is known by itself: units by their first line, lines of fstab by an option that everybody else passes over.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,12 +29,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Action, CreateMountpoint, Plan
 
-#: The first line of each unit of ours; the next ones name the view and its images.
+#: The first line of each unit of ours; the next ones name the view, its images, and where the whole is of which a part is shown.
 MARKER = b"# Written by renderfarm.overlay, which writes over what is changed here."
 _VIEW = b"# view "
 _IMAGE = b"# image "
+_WHOLE = b"# whole "
 
-#: The option in each line of ours; its value is ``view`` or ``image``.
+#: The option in each line of ours; its value is ``view``, ``image`` or ``whole``.
 _FSTAB_MARKER = b"x-renderfarm.overlay="
 _REQUIRES = b"x-systemd.requires-mounts-for="
 
@@ -105,13 +108,28 @@ class ReloadSystemd(Action):
 
 
 @dataclass(frozen=True)
-class RemoveImageMount(Action):
-    """Unmount an image that was mounted at boot, where it is, and remove the directory that it was mounted on."""
+class RemovePart(Action):
+    """Unmount what was mounted at boot for a view, an image or the whole overlay, and remove the directory that it was mounted on."""
 
     name: bytes
 
     def __str__(self) -> str:
-        return f"unmount the image at {show(self.name)}"
+        return f"unmount what a view needed at {show(self.name)}"
+
+
+def whole_of(spec: MountSpec) -> bytes | None:
+    """Return where an overlay is mounted at boot of which only a directory is shown: beside its layer; None where all of it is.
+
+    Raises OverlayError for one with images.
+    """
+    if spec.root == b"/":
+        return None
+    if spec.images:
+        raise OverlayError(
+            f"the overlay at {show(spec.path)} has strategy {spec.strategy} and images: such a one cannot be mounted at boot"
+        )
+    # The same layer may be seen at several mountpoints, with different options.
+    return b"%s.whole-%s" % (spec.lower[0], hashlib.sha256(spec.path).hexdigest()[:8].encode())
 
 
 # What is written
@@ -125,22 +143,35 @@ def desired_units(spec: MountSpec, append: bool) -> tuple[Unit, ...]:
     _check_outlives_boot(spec)
     for path in (spec.path, *spec.lower, *spec.data, *spec.images, *spec.kept):
         _check_for_unit(path)
-    found = [
-        Unit(
-            unit_name(without_suffix(image)),
-            _unit(_IMAGE + image, image, without_suffix(image), b"erofs", b"ro,_netdev", [image]),
-            False,
-        )
-        for image in spec.images
-    ]
+    found = []
+    for image in spec.images:
+        text = _unit(_IMAGE + image, image, without_suffix(image), b"erofs", b"ro,_netdev", [image])
+        found.append(Unit(unit_name(without_suffix(image)), text, False))
     notes = b"\n".join((_VIEW + spec.path, *(_IMAGE + image for image in spec.images)))
     options = mount_options(spec, append, [b"_netdev"])
     requires = [*spec.lower, *spec.data, *spec.kept]
-    found.append(Unit(unit_name(spec.path), _unit(notes, b"overlay", spec.path, b"overlay", options, requires), True))
-    return tuple(found)
+    whole = whole_of(spec)
+    if whole is None:
+        text = _unit(notes, b"overlay", spec.path, b"overlay", options, requires, wanted=True)
+    else:
+        found.append(
+            Unit(unit_name(whole), _unit(_WHOLE + whole, b"overlay", whole, b"overlay", options, requires), False)
+        )
+        notes += b"\n" + _WHOLE + whole
+        bind = b",".join((b"bind", *_flags(spec), b"_netdev"))
+        text = _unit(notes, whole + spec.root, spec.path, b"none", bind, [whole], wanted=True)
+    return (*found, Unit(unit_name(spec.path), text, True))
 
 
-def _unit(notes: bytes, what: bytes, where: bytes, fstype: bytes, options: bytes, requires: Sequence[bytes]) -> bytes:
+def _unit(
+    notes: bytes,
+    what: bytes,
+    where: bytes,
+    fstype: bytes,
+    options: bytes,
+    requires: Sequence[bytes],
+    wanted: bool = False,
+) -> bytes:
     # Lists are split at spaces, where quotes and backslashes count; other values are taken as they are. Everywhere a percent sign starts
     # a specifier (systemd.syntax(7), systemd.unit(5)).
     listed = b" ".join(b'"' + path.replace(b"\\", b"\\\\") + b'"' for path in requires)
@@ -148,9 +179,7 @@ def _unit(notes: bytes, what: bytes, where: bytes, fstype: bytes, options: bytes
         MARKER,
         notes,
         b"[Unit]",
-        b"Description=Overlay at " + _percent(where)
-        if fstype == b"overlay"
-        else b"Description=Layer " + _percent(where),
+        (b"Description=Overlay at " if wanted else b"Description=Layer ") + _percent(where),
         b"RequiresMountsFor=" + _percent(listed),
         b"",
         b"[Mount]",
@@ -160,7 +189,7 @@ def _unit(notes: bytes, what: bytes, where: bytes, fstype: bytes, options: bytes
         b"Options=" + _percent(options),
         b"",
     ]
-    if fstype == b"overlay":
+    if wanted:
         lines += [b"[Install]", b"WantedBy=" + WANTED_BY.encode(), b""]
     return b"\n".join(lines)
 
@@ -196,8 +225,16 @@ def desired_lines(spec: MountSpec, append: bool) -> tuple[bytes, ...]:
         found.append(_line(image, without_suffix(image), b"erofs", options))
     # A line with nofail is not waited for. With the order, what starts after the target finds the view, as it does with a unit.
     order = [b"_netdev", b"nofail", b"x-systemd.before=" + WANTED_BY.encode()]
-    extra = [*order, *(_REQUIRES + path for path in (*spec.lower, *spec.data, *spec.kept)), _FSTAB_MARKER + b"view"]
-    found.append(_line(b"overlay", spec.path, b"overlay", mount_options(spec, append, extra)))
+    requires = [_REQUIRES + path for path in (*spec.lower, *spec.data, *spec.kept)]
+    view = _FSTAB_MARKER + b"view"
+    whole = whole_of(spec)
+    if whole is None:
+        found.append(_line(b"overlay", spec.path, b"overlay", mount_options(spec, append, [*order, *requires, view])))
+    else:
+        extra = [b"_netdev", b"nofail", *requires, _FSTAB_MARKER + b"whole"]
+        found.append(_line(b"overlay", whole, b"overlay", mount_options(spec, append, extra)))
+        bind = b",".join((b"bind", *_flags(spec), *order, _REQUIRES + whole, view))
+        found.append(_line(whole + spec.root, spec.path, b"none", bind))
     return tuple(found)
 
 
@@ -211,10 +248,10 @@ def _mangle(field: bytes) -> bytes:
 
 def mount_options(spec: MountSpec, append: bool, extra: Sequence[bytes] = ()) -> bytes:
     """Return the options of an overlay for mount(8); the layers come last. Raises OverlayError where they are too long for it."""
-    words = [flag.encode() for flag in sorted(spec.flags, key=lambda flag: (flag != "ro", flag))]
+    words = _flags(spec)
     words += [name if value is None else name + b"=" + value for name, value in spec.settings]
     words += _upper_options(spec)
-    layers = [b"lowerdir=" + join_lowerdir(spec.lower, spec.data)]
+    layers = [b"lowerdir=" + join_lowerdir(*spec.layers)]
     if len(layers[0]) - len(b"lowerdir=") > _LONGEST_VALUE:
         layers = list(_one_by_one(spec, append))
     options = b",".join((*words, *extra, *layers))
@@ -224,6 +261,10 @@ def mount_options(spec: MountSpec, append: bool, extra: Sequence[bytes] = ()) ->
             " use fewer layers or shorter paths"
         )
     return options
+
+
+def _flags(spec: MountSpec) -> list[bytes]:
+    return [flag.encode() for flag in sorted(spec.flags, key=lambda flag: (flag != "ro", flag))]
 
 
 def _upper_options(spec: MountSpec) -> Iterator[bytes]:
@@ -256,7 +297,7 @@ def _one_by_one(spec: MountSpec, append: bool) -> Iterator[bytes]:
             f"the layers of the overlay at {show(spec.path)} have more than {_LONGEST_VALUE} bytes together, which mount(8) can"
             " give only to Linux 6.8 and later: use fewer layers or shorter paths"
         )
-    for option, paths in ((b"lowerdir+", spec.lower), (b"datadir+", spec.data)):
+    for option, paths in zip((b"lowerdir+", b"datadir+"), spec.layers):
         for path in paths:
             if b"," in path or b"\\" in path:
                 raise OverlayError(
@@ -308,7 +349,7 @@ def _notes(unit: Unit, kind: bytes) -> list[bytes]:
 
 
 def _fields(line: bytes, kind: bytes) -> tuple[bytes, list[bytes]] | None:
-    """Return mountpoint and options of a line of ours, of a view or of an image; None for another one."""
+    """Return mountpoint and options of a line of ours, of a view or of a part of one; None for another one."""
     fields = line.split()
     if len(fields) < 4 or fields[0].startswith(b"#"):
         return None
@@ -316,18 +357,29 @@ def _fields(line: bytes, kind: bytes) -> tuple[bytes, list[bytes]] | None:
     return (unescape(fields[1]), options) if _FSTAB_MARKER + kind in options else None
 
 
+def _part(line: bytes) -> bytes | None:
+    """Return where a line of ours mounts an image or the whole of a view; None for another line."""
+    fields = _fields(line, b"image") or _fields(line, b"whole")
+    return fields[0] if fields else None
+
+
+def _parts(unit: Unit) -> set[bytes]:
+    """Return where the images and the whole of a view are that a unit mounts, or needs."""
+    return {*map(without_suffix, _notes(unit, _IMAGE)), *_notes(unit, _WHOLE)}
+
+
 def _needed_units(path: bytes, units: Sequence[Unit]) -> set[bytes]:
-    """Return the names of the images that units of views at other paths need."""
+    """Return what units of views at other paths need."""
     found: set[bytes] = set()
     for unit in units:
         views = _notes(unit, _VIEW)
         if views and path not in views:
-            found.update(without_suffix(image) for image in _notes(unit, _IMAGE))
+            found.update(_parts(unit))
     return found
 
 
 def _needed_lines(path: bytes, fstab: bytes) -> set[bytes]:
-    """Return what lines of views at other paths need: names of images among it."""
+    """Return what lines of views at other paths need: images and wholes among it."""
     found: set[bytes] = set()
     for line in fstab.splitlines():
         view = _fields(line, b"view")
@@ -337,32 +389,32 @@ def _needed_lines(path: bytes, fstab: bytes) -> set[bytes]:
 
 
 def _removable_units(path: bytes, units: Sequence[Unit], desired: Sequence[Unit]) -> Iterator[tuple[Unit, set[bytes]]]:
-    """Yield the units of a view and of images that nobody needs any more, each with the names of images that it mounts."""
+    """Yield the units of a view, and of parts that nobody needs any more, each with where those are that it mounts."""
     names = {unit.name for unit in desired}
     needed = _needed_units(path, units)
     for unit in units:
-        views, images = _notes(unit, _VIEW), {without_suffix(image) for image in _notes(unit, _IMAGE)}
+        views, parts = _notes(unit, _VIEW), _parts(unit)
         if unit.name in names:
             continue
         if path in views:
             yield unit, set()
-        elif images and not views and not images & needed:
-            yield unit, images
+        elif parts and not views and not parts & needed:
+            yield unit, parts
 
 
 def edited_fstab(text: bytes, path: bytes, lines: Sequence[bytes]) -> bytes:
-    """Return fstab with these lines for a view, and none for images that nobody needs; other lines are left as they are.
+    """Return fstab with these lines for a view, and none for parts that nobody needs; other lines are left as they are.
 
-    The lines of images come before that of the view, since mount(8) goes from the first to the last.
+    The lines of parts come before that of the view, since mount(8) goes from the first to the last.
     """
     needed = _needed_lines(path, text)
     missing = list(lines)
     found = []
     for line in text.splitlines(keepends=True):
-        view, image = _fields(line, b"view"), _fields(line, b"image")
+        view, part = _fields(line, b"view"), _part(line)
         if line in missing:
             missing.remove(line)
-        elif (view and view[0] == path) or (image and image[0] not in needed):
+        elif (view and view[0] == path) or (part and part not in needed):
             continue
         found.append(line)
     if missing and found and not found[-1].endswith(b"\n"):
@@ -373,22 +425,25 @@ def edited_fstab(text: bytes, path: bytes, lines: Sequence[bytes]) -> bytes:
     return b"".join((*found, *missing))
 
 
-def _removed_images(before: bytes, after: bytes) -> set[bytes]:
-    names = [
-        {image[0] for image in (_fields(line, b"image") for line in text.splitlines()) if image}
-        for text in (before, after)
-    ]
-    return names[0] - names[1]
+def _removed_parts(before: bytes, after: bytes) -> set[bytes]:
+    found = [{part for part in map(_part, text.splitlines()) if part} for text in (before, after)]
+    return found[0] - found[1]
 
 
 # Plans
 
 
 def plan_places(spec: MountSpec | None, persist: str, missing: Collection[bytes]) -> Plan:
-    """Plan the directories that images are mounted on at boot; ``missing`` are those that are not there."""
+    """Plan the directories that parts of a view are mounted on at boot; ``missing`` are those that are not there."""
     if spec is None or persist == "none":
         return ()
-    return tuple(CreateMountpoint(without_suffix(image)) for image in spec.images if without_suffix(image) in missing)
+    return tuple(CreateMountpoint(place) for place in places(spec) if place in missing)
+
+
+def places(spec: MountSpec) -> list[bytes]:
+    """Return the directories, besides the mountpoint, that an overlay needs to be mounted at boot."""
+    whole = whole_of(spec)
+    return [*map(without_suffix, spec.images), *([whole] if whole else [])]
 
 
 def plan_persistence(
@@ -409,14 +464,14 @@ def plan_persistence(
     _check_nobody_else(path, units, lines, stored)
     removable = list(_removable_units(path, stored.units, units))
     fstab = edited_fstab(stored.fstab, path, lines)
-    unneeded = _removed_images(stored.fstab, fstab).union(*(names for _unit_, names in removable))
+    unneeded = _removed_parts(stored.fstab, fstab).union(*(names for _unit_, names in removable))
     kept = _needed_units(path, stored.units) | _needed_lines(path, stored.fstab)
 
     actions: list[Action] = [WriteUnit(unit) for unit in units if not _is_there(unit, stored)]
     if actions:
         actions.append(ReloadSystemd())
     # Before their units and lines go: a run that is killed finds them again by those.
-    actions += [RemoveImageMount(name) for name in _to_unmount(path, spec, live, unneeded, kept)]
+    actions += [RemovePart(name) for name in _to_unmount(path, spec, live, unneeded, kept)]
     if fstab != stored.fstab:
         actions.append(WriteFstab(path, lines) if lines else RemoveFstab(path))
     actions += [RemoveUnit(unit.name) for unit, _names in removable]
@@ -428,7 +483,7 @@ def plan_persistence(
 def _to_unmount(
     path: bytes, spec: MountSpec | None, live: Sequence[Mount], unneeded: Collection[bytes], kept: Collection[bytes]
 ) -> list[bytes]:
-    """Return the names at which images were mounted at boot that no overlay and no boot needs any more."""
+    """Return where images and wholes were mounted at boot that no overlay and no boot needs any more."""
     here: set[bytes] = set()
     elsewhere = set(spec.lower if spec else ())
     for mount in live:

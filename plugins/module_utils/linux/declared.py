@@ -18,12 +18,15 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import ac
 
 
 def layer_spec(params: dict[str, Any]) -> LayerSpec:
-    """Return the declaration, with the format ``directory``. Raises OverlayError that names the parameter which cannot be."""
+    """Return the declaration, with the format ``directory``, and strategy ``data_only`` for ``auto``.
+
+    Raises OverlayError that names the parameter which cannot be.
+    """
     return LayerSpec(
         name=params["name"],
         placements=tuple(_placement(release, params["store"]) for release in params["releases"]),
         format=names.DIRECTORY,
-        strategy=names.DATA_ONLY,
+        strategy=names.DATA_ONLY if params["strategy"] == "auto" else params["strategy"],
         xattr_namespace=params["xattr_namespace"],
         owner=None if params["owner"] is None else accounts.number(params["owner"], "owner", accounts.user),
         group=None if params["group"] is None else accounts.number(params["group"], "group", accounts.group),

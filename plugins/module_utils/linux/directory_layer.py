@@ -4,7 +4,8 @@
 """Building a layer of format ``directory`` from a stream of entries.
 
 A file of the layer has no content: its size is set, and two attributes say that it is a metadata copy and where in the data layer
-its content is (Documentation/filesystems/overlayfs.rst, 'Metadata only copy up' and 'Data-only lower layers').
+its content is (Documentation/filesystems/overlayfs.rst, 'Metadata only copy up' and 'Data-only lower layers'). Where the data layer will
+be an ordinary lower one, directories are opaque: the kernel then looks for their names nowhere else.
 """
 
 from __future__ import annotations
@@ -38,13 +39,14 @@ class BuildReport:
 class DirectoryLayer:
     """Builds one layer, then is done. ``path`` is an empty directory; ``namespace`` is ``trusted`` or ``user``.
 
-    Raises OSError with the path within the view.
+    ``opaque`` tells whether the directories are. Raises OSError with the path within the view.
     """
 
-    def __init__(self, path: bytes, namespace: str, progress: Progress = no_progress) -> None:
+    def __init__(self, path: bytes, namespace: str, progress: Progress = no_progress, opaque: bool = False) -> None:
         self.report = BuildReport()
         self._path = path
         self._progress = progress
+        self._opaque = f"{namespace}.overlay.opaque".encode() if opaque else None
         self._metacopy = f"{namespace}.overlay.metacopy".encode()
         self._redirect = f"{namespace}.overlay.redirect".encode()
         self._user = os.geteuid()
@@ -127,6 +129,8 @@ class DirectoryLayer:
 
     def _enter(self, entry: Entry, fd: int, path: bytes) -> None:
         self._open.append((fd, path, entry))
+        if self._opaque:
+            xattrs.write(fd, self._opaque, b"y")
         self._progress()
 
     def _close_down_to(self, depth: int) -> None:

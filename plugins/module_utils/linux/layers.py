@@ -21,9 +21,17 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan impor
     InstallGeneration,
     ViewState,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import erofs_layer, image_store, syscalls, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    deadline,
+    erofs_layer,
+    image_store,
+    probe,
+    syscalls,
+    views,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.probe import Feature
 
 Provide = Callable[[ViewPaths, Progress], "list[str]"]
 
@@ -34,6 +42,7 @@ class Source:
 
     folder: str
     format: str
+    strategy: str
     releases: tuple[dict[str, Any], ...]
     links: tuple[dict[str, str], ...]
     #: None where it is there.
@@ -57,7 +66,7 @@ def from_releases(spec: LayerSpec, builder: Builder | None, progress: Progress) 
 
     releases, links = names.releases_of(spec.placements), names.links_of(spec.links)
     action = BuildGeneration(names.id_of(spec.folder), spec.format)
-    return Source(spec.folder, spec.format, releases, links, action, provide, compose)
+    return Source(spec.folder, spec.format, spec.strategy, releases, links, action, provide, compose)
 
 
 def from_image(image: str, generation: Generation) -> Source:
@@ -75,7 +84,47 @@ def on_disk(generation: Generation) -> Source:
 
 
 def _of(generation: Generation, action: Action | None, provide: Provide) -> Source:
-    return Source(generation.folder, generation.format, generation.releases, generation.links, action, provide)
+    return Source(
+        generation.folder,
+        generation.format,
+        generation.strategy,
+        generation.releases,
+        generation.links,
+        action,
+        provide,
+    )
+
+
+def choose_strategy(wanted: str, xattr_namespace: str, seconds: float) -> str:
+    """Return the strategy for a layer. Raises OverlayError when one is asked for that cannot be.
+
+    ``auto`` is ``redirect`` only where this kernel, which is tried, can do that and has no data-only layers. ``seconds`` is the time
+    limit for trying.
+    """
+    if wanted == names.REDIRECT and xattr_namespace != names.TRUSTED:
+        raise OverlayError(
+            "strategy redirect needs the xattr_namespace trusted: with userxattr the kernel follows redirects into data-only layers alone"
+        )
+    if wanted != "auto":
+        return wanted
+    if xattr_namespace == names.TRUSTED and _without_data_only(seconds):
+        return names.REDIRECT
+    return names.DATA_ONLY
+
+
+def _without_data_only(seconds: float) -> str | None:
+    """Return why this kernel, which can do without, has no data-only layers; None when it has, or when nothing can be tried."""
+
+    def tried(feature: str) -> Feature:
+        return deadline.run(lambda _progress: probe.probe((feature,))[feature], seconds)
+
+    try:
+        data_only = tried("data_only")
+        return None if data_only.supported or not tried("redirect").supported else data_only.detail
+    except deadline.TimeLimitError:
+        raise
+    except OverlayError:  # whoever may not mount may build
+        return None
 
 
 @dataclass(frozen=True)
@@ -121,17 +170,28 @@ def as_image(spec: LayerSpec) -> LayerSpec:
 
 def _unfit(spec: LayerSpec) -> str | None:
     """Return why a layer of this declaration cannot be an image."""
+    if spec.strategy == names.REDIRECT:
+        return "strategy redirect needs opaque directories, which mkcomposefs cannot make; use the format directory or auto"
     if spec.xattr_namespace != names.TRUSTED:
         return "images carry the overlay attributes of the namespace trusted only"
     return None
 
 
-def check_mountable(view: str) -> None:
-    """Raises OverlayError where this host cannot mount images."""
-    if obstacle := _cannot_mount():
+def check_mountable(view: str, strategy: str, seconds: float) -> None:
+    """Raises OverlayError where this host cannot mount images, or not as a strategy asks for it.
+
+    ``seconds`` is the time limit for trying.
+    """
+    if strategy == names.REDIRECT:
+        obstacle: str | None = "strategy redirect needs opaque directories, which images do not have"
+    else:
+        obstacle = _cannot_mount()
+        if obstacle is None and strategy == "auto" and (lacking := _without_data_only(seconds)):
+            obstacle = f"images need data-only layers, which its kernel lacks ({lacking})"
+    if obstacle:
         raise OverlayError(
             f"view {view} cannot be an image on this host: {obstacle}; build it on this host as a directory instead"
-            " (metadata_layer with 'releases')"
+            " (metadata_layer with 'releases'; of the role view, view_build: local)"
         )
 
 
@@ -155,12 +215,16 @@ def installed(paths: ViewPaths, state: ViewState, digest: str) -> Source | None:
     return None
 
 
-def existing(paths: ViewPaths, state: ViewState, wanted: str) -> Source:
-    """Return the generation called ``wanted``, a name or ``previous``. Raises OverlayError, which lists what there is, without one."""
+def existing(paths: ViewPaths, state: ViewState, wanted: str, strategy: str) -> Source:
+    """Return the generation called ``wanted``, a name or ``previous``. Raises OverlayError, which lists what there is, without one.
+
+    Of several forms of it the one is taken that is current, else one of ``strategy``.
+    """
     folder = state.previous if wanted == views.PREVIOUS else None
     if wanted != views.PREVIOUS:
         named = sorted(there for there in state.generations if wanted in (there, names.id_of(there)))
-        folder = state.current if state.current in named else next(iter(named), None)
+        fitting = [there for there in named if views.read_generation(paths, there).strategy == strategy]
+        folder = state.current if state.current in named else next(iter((*fitting, *named)), None)
     if folder is None or folder not in state.generations:
         there = ", ".join(sorted({names.id_of(one) for one in state.generations})) or "none"
         what = "has no previous generation" if wanted == views.PREVIOUS else f"has no generation {wanted!r}"

@@ -36,6 +36,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     syscalls,
     uppers,
     users,
+    xattrs,
 )
 
 _MOUNT_ATTRIBUTES = {
@@ -44,7 +45,9 @@ _MOUNT_ATTRIBUTES = {
     "nodev": syscalls.MOUNT_ATTR_NODEV,
     "noexec": syscalls.MOUNT_ATTR_NOEXEC,
     "noatime": syscalls.MOUNT_ATTR_NOATIME,
+    "strictatime": syscalls.MOUNT_ATTR_STRICTATIME,
     "nodiratime": syscalls.MOUNT_ATTR_NODIRATIME,
+    "nosymfollow": syscalls.MOUNT_ATTR_NOSYMFOLLOW,
 }
 
 #: Bytes that one option takes (fsconfig(2)).
@@ -77,13 +80,13 @@ def overlay_defaults() -> dict[bytes, bytes]:
 
 
 def new_overlay(spec: MountSpec) -> int:
-    """Return a descriptor of a new, detached overlay mount, whose lower layers may be images and whose upper layer may be scratch.
+    """Return a descriptor of a new, detached overlay mount, or of one of a directory of it where only that is to be seen.
 
-    Images and scratch space are mounted in a mount namespace of a child process and nowhere else. The overlay holds on to them, so they
-    go with it, and with a run that is killed.
+    Images, scratch space, and an overlay of which a part is shown are mounted in a mount namespace of a child process and nowhere else.
+    What is returned holds on to them, so they go with it, and with a run that is killed.
     """
     scratch = spec.writable if spec.writable and spec.writable.scratch is not None else None
-    if not spec.images and not scratch:
+    if not spec.images and not scratch and spec.root == b"/":
         return create_overlay(spec)
     receiver, sender = socket.socketpair()
 
@@ -91,7 +94,8 @@ def new_overlay(spec: MountSpec) -> int:
         images.mount_unseen(spec.images, (*spec.lower, *spec.data, *spec.kept))
         if scratch:
             uppers.mount_scratch(scratch, spec.lower[0])
-        socket.send_fds(sender, [b"."], [create_overlay(spec)])
+        mount = create_overlay(spec)
+        socket.send_fds(sender, [b"."], [mount if spec.root == b"/" else _shown_part(mount, spec)])
 
     with receiver, sender:
         deadline.run(create_there, _LONGEST_WAIT)
@@ -100,12 +104,28 @@ def new_overlay(spec: MountSpec) -> int:
     return descriptors[0]
 
 
-def create_overlay(spec: MountSpec, one_by_one: bool = True) -> int:
+def _shown_part(mount: int, spec: MountSpec) -> int:
+    """Return a descriptor of a mount of the directory that is shown of an overlay. It is attached to what nobody else sees for that."""
+    layer = spec.lower[0]
+    shown = layer + spec.root
+    if not os.path.isdir(shown) or xattrs.read(shown, b"trusted.overlay.opaque") != b"y":
+        raise OverlayError(
+            f"overlay at {show(spec.path)}: layer {show(layer)} is not made for strategy redirect: it has no opaque directory"
+            f" {show(spec.root[1:])}, so names of the data layers would be seen"
+        )
+    # Before Linux 6.15 only what is attached can be cloned.
+    attach(mount, layer)
+    return syscalls.clone_tree(mount, spec.root[1:])
+
+
+def create_overlay(spec: MountSpec, one_by_one: bool | None = None) -> int:
     """Return a descriptor of a new, detached overlay mount. Raises OverlayError with what the kernel says about it.
 
-    Images have to be mounted under their names. ``one_by_one`` names each layer in an option of its own where the kernel takes
-    that; False is what older kernels need.
+    Images have to be mounted under their names. ``one_by_one`` tells whether each layer is named in an option of its own; by default
+    where the kernel takes that.
     """
+    if one_by_one is None:
+        one_by_one = takes_layers_one_by_one()
     try:
         context = syscalls.fsopen(b"overlay")
     except OSError as error:
@@ -115,7 +135,7 @@ def create_overlay(spec: MountSpec, one_by_one: bool = True) -> int:
             raise OverlayError("mounting needs CAP_SYS_ADMIN: run the task as root (become: true)") from None
         raise
     try:
-        syscalls.fsconfig_string(context, b"source", b"overlay")
+        syscalls.fsconfig_string(context, b"source", spec.source)
         _add_layers(context, spec, one_by_one)
         for option, path in ((b"upperdir", spec.upper), (b"workdir", spec.work)):
             if path is not None:
@@ -138,19 +158,36 @@ def create_overlay(spec: MountSpec, one_by_one: bool = True) -> int:
         os.close(context)
 
 
+def takes_layers_one_by_one() -> bool:
+    """Tell whether the kernel knows ``lowerdir+`` (Linux 6.8)."""
+    # Before Linux 6.5 any option is taken, and found to be unknown when it comes to mounting.
+    return _takes_option(b"lowerdir+", b"/") and not _takes_option(b"no_such_option", b"/")
+
+
+def _takes_option(name: bytes, value: bytes) -> bool:
+    try:
+        context = syscalls.fsopen(b"overlay")
+    except OSError:  # the reason is told when it comes to mounting
+        return False
+    try:
+        syscalls.fsconfig_string(context, name, value)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(context)
+
+
 def _add_layers(context: int, spec: MountSpec, one_by_one: bool) -> None:
     """Name the layers one at a time (Linux 6.8), or all in one option, which takes 255 bytes, where the kernel cannot."""
-    if one_by_one:
-        try:
-            for path in spec.lower:
-                _add_layer(context, b"lowerdir+", path)
-            for path in spec.data:
-                _add_layer(context, b"datadir+", path)
-            return
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-    syscalls.fsconfig_string(context, b"lowerdir", mountinfo.join_lowerdir(spec.lower, spec.data))
+    lower, data = spec.layers
+    if not one_by_one:
+        syscalls.fsconfig_string(context, b"lowerdir", mountinfo.join_lowerdir(lower, data))
+        return
+    for path in lower:
+        _add_layer(context, b"lowerdir+", path)
+    for path in data:
+        _add_layer(context, b"datadir+", path)
 
 
 def _add_layer(context: int, option: bytes, path: bytes, value: bytes | None = None) -> None:
@@ -179,10 +216,10 @@ def _refusal(spec: MountSpec, error: OSError, messages: str) -> str:
         if not os.path.isdir(path):
             return f"overlay at {show(spec.path)}: the layer {show(path)} is not there"
     hint = ""
-    if error.errno == errno.EINVAL and spec.data:
+    if error.errno == errno.EINVAL and spec.layers[1]:
         hint = (
             "; data-only layers need Linux 6.5 or a distribution kernel that carries them: overlay_info tells what this"
-            " kernel can do"
+            " kernel can do, and a layer of strategy redirect does without them"
         )
     elif error.errno == errno.ESTALE and spec.writable:
         hint = (

@@ -11,7 +11,11 @@ import os
 import stat
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, containing_mount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import (
+    Mount,
+    containing_mount,
+    overlay_layers,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.move import (
     MARKER,
     MoveSpec,
@@ -38,7 +42,9 @@ def observe(spec: MoveSpec, progress: Progress = no_progress) -> MoveState:
     defaults = mounts.overlay_defaults()
     settings: list[tuple[bytes, bytes]] = []
     if mount is not None and mount.fstype == b"overlay":
-        settings = [(name, live_setting(mount, name, defaults)) for name in (b"metacopy", b"redirect_dir")]
+        settings = [
+            (name, live_setting(overlay_layers(mount), name, defaults)) for name in (b"metacopy", b"redirect_dir")
+        ]
     return MoveState(
         mount,
         containing_mount(live, spec.destination),

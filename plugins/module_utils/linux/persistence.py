@@ -10,13 +10,12 @@ import os
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import persistence
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import without_suffix
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import top_mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.persistence import (
     ReloadSystemd,
     RemoveFstab,
-    RemoveImageMount,
+    RemovePart,
     RemoveUnit,
     Stored,
     Unit,
@@ -48,24 +47,8 @@ def read() -> Stored:
 
 
 def missing_places(spec: MountSpec) -> set[bytes]:
-    """Return the directories for mounting images at boot that are not there."""
-    names = (without_suffix(image) for image in spec.images)
-    return {name for name in names if not os.path.isdir(name)}
-
-
-def takes_layers_one_by_one() -> bool:
-    """Tell whether the kernel knows ``lowerdir+`` (Linux 6.8)."""
-    try:
-        context = syscalls.fsopen(b"overlay")
-    except OSError:  # the reason is told when it comes to mounting
-        return False
-    try:
-        syscalls.fsconfig_string(context, b"lowerdir+", b"/")
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(context)
+    """Return the directories for mounting at boot that are not there."""
+    return {place for place in persistence.places(spec) if not os.path.isdir(place)}
 
 
 def apply(action: Action) -> None:
@@ -79,8 +62,8 @@ def apply(action: Action) -> None:
         fstab.write(persistence.edited_fstab(fstab.read(), action.path, lines))
     elif isinstance(action, ReloadSystemd):
         _reload()
-    elif isinstance(action, RemoveImageMount):
-        _remove_image_mount(action.name)
+    elif isinstance(action, RemovePart):
+        _remove_part(action.name)
     else:
         mounts.apply(action)
 
@@ -116,10 +99,11 @@ def _reload() -> None:
         raise OverlayError(f"systemctl daemon-reload failed (status {status}): {show(output.strip())}")
 
 
-def _remove_image_mount(name: bytes) -> None:
+def _remove_part(name: bytes) -> None:
     mount = top_mount(mounts.read_mounts(), name)
-    if mount and mount.fstype == b"erofs":
-        # The overlays over it have copies of it, so nobody notices; who stands in it keeps it.
+    if mount and mount.fstype in (b"erofs", b"overlay"):
+        # The overlays over an image have copies of it, and mounts of a part do not need the whole, so nobody notices; who stands in it
+        # keeps it.
         syscalls.umount(name, syscalls.MNT_DETACH)
     # Made for the mount alone; with something in it, or gone with its generation, it is none of ours.
     with contextlib.suppress(OSError):

@@ -12,10 +12,11 @@ import contextlib
 import os
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Callable
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import mount_spec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts, namespaces, syscalls
@@ -61,29 +62,34 @@ def _directories(folder: str) -> tuple[str, str, str]:
 
 
 def _layer(folder: str, namespace: str = "trusted") -> tuple[str, str, str]:
-    """The same, with a layer that has the file's metadata, and a second file in the data layer that the layer does not know."""
+    """The same, with a layer that has the file's metadata."""
     layer, data, view = _directories(folder)
+    _add_metadata(layer, data, namespace)
+    return layer, data, view
+
+
+def _add_metadata(layer: str, data: str, namespace: str = "trusted") -> None:
+    """Give a layer the file's metadata, and the data layer a second file that the layer does not know."""
     with open(os.path.join(layer, "file"), "wb") as stream:
         os.setxattr(stream.fileno(), f"{namespace}.overlay.metacopy", b"")
         os.setxattr(stream.fileno(), f"{namespace}.overlay.redirect", b"/file")
         stream.truncate(len(_CONTENT))
     with open(os.path.join(data, "hidden"), "wb"):
         pass
-    return layer, data, view
 
 
-def _check_view(view: str, data_only: bool) -> None:
+def _check_view(view: str, hidden: bool) -> None:
     with open(os.path.join(view, "file"), "rb") as stream:
         if stream.read() != _CONTENT:
             raise TrialError("a file does not read as the content of the data layer")
-    if data_only and os.path.exists(os.path.join(view, "hidden")):
+    if hidden and os.path.exists(os.path.join(view, "hidden")):
         raise TrialError("names of the data layer show in the view")
 
 
 def _try_overlay(folder: str) -> str:
     lower, other, view = _directories(folder)
     _mount_string(view, f"lowerdir={lower}:{other}")
-    _check_view(view, data_only=False)
+    _check_view(view, hidden=False)
     return "two lower layers, mounted read-only"
 
 
@@ -91,7 +97,7 @@ def _try_data_only(folder: str) -> str:
     layer, data, view = _layer(folder)
     spec = mount_spec(view.encode(), [layer.encode()], [data.encode()], {}, read_only=True)
     _attach(mounts.create_overlay(spec), view)
-    _check_view(view, data_only=True)
+    _check_view(view, hidden=True)
     return "one lower and one data-only layer, with metacopy=on"
 
 
@@ -99,15 +105,20 @@ def _try_data_only_userxattr(folder: str) -> str:
     layer, data, view = _layer(folder, "user")
     spec = mount_spec(view.encode(), [layer.encode()], [data.encode()], {"userxattr": True}, read_only=True)
     _attach(mounts.create_overlay(spec), view)
-    _check_view(view, data_only=True)
+    _check_view(view, hidden=True)
     return "one lower and one data-only layer, with userxattr"
 
 
 def _try_redirect(folder: str) -> str:
-    layer, data, view = _layer(folder)
-    _mount_string(view, f"lowerdir={layer}:{data},metacopy=on,redirect_dir=follow")
-    _check_view(view, data_only=False)
-    return "absolute redirects into an ordinary lower layer"
+    layer, data, view = _directories(folder)
+    shown = os.path.join(layer, names.SHOWN_FOLDER)
+    os.mkdir(shown)
+    os.setxattr(shown, "trusted.overlay.opaque", b"y")
+    _add_metadata(shown, data)
+    spec = mount_spec(view.encode(), [layer.encode()], [data.encode()], {}, read_only=True, strategy=names.REDIRECT)
+    _attach(mounts.new_overlay(spec), view)
+    _check_view(view, hidden=True)
+    return "absolute redirects into an ordinary lower layer, from opaque directories"
 
 
 def _try_metadata_copy_up(folder: str) -> str:
@@ -122,13 +133,9 @@ def _try_metadata_copy_up(folder: str) -> str:
 
 
 def _try_append_layers(folder: str) -> str:
-    layer, data, _view = _directories(folder)
-    context = syscalls.fsopen(b"overlay")
-    try:
-        syscalls.fsconfig_string(context, b"lowerdir+", layer.encode())
-        syscalls.fsconfig_string(context, b"datadir+", data.encode())
-    finally:
-        os.close(context)
+    del folder
+    if not mounts.takes_layers_one_by_one():
+        raise TrialError("the kernel does not know lowerdir+")
     return "lowerdir+ and datadir+ name one layer each"
 
 
@@ -181,15 +188,15 @@ def not_tried() -> dict[str, Feature]:
     return {name: Feature(None, "none", "not tried: 'probe' is false") for name in TRIALS}
 
 
-def probe() -> dict[str, Feature]:
-    """Try all features. To be run in a process of its own: its mount namespace is not that of the host afterwards.
+def probe(features: Collection[str] = TRIALS) -> dict[str, Feature]:
+    """Try features, all of them by default. To be run in a process of its own: its mount namespace is not that of the host afterwards.
 
     Without root the trials are made in a user namespace, and tell what can be done there.
     """
     where = enter_namespace()
     scratch = next(place for place in _SCRATCH_PLACES if os.path.isdir(place))
     syscalls.mount(b"tmpfs", scratch.encode(), b"tmpfs", 0, b"mode=0700")
-    return {name: _tried(trial, os.path.join(scratch, name), where) for name, trial in TRIALS.items()}
+    return {name: _tried(TRIALS[name], os.path.join(scratch, name), where) for name in features}
 
 
 def enter_namespace() -> str:

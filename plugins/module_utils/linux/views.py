@@ -175,7 +175,13 @@ def build_layer(
     else:
         os.mkdir(layer, mode=0o755)
         _drop_default_acl(layer)
-        report = DirectoryLayer(os.fsencode(layer), spec.xattr_namespace, progress).build(composition.entries())
+        opaque = spec.strategy == names.REDIRECT
+        top = layer
+        if opaque:
+            top = os.path.join(layer, names.SHOWN_FOLDER)
+            os.mkdir(top)
+        tree = DirectoryLayer(os.fsencode(top), spec.xattr_namespace, progress, opaque)
+        report = tree.build(composition.entries())
     digest = names.input_digest(spec)
     generation = Generation(
         id=names.generation_id(digest),

@@ -96,7 +96,7 @@ def _why(result: Result) -> str:
 
 @dataclass(frozen=True)
 class Deployment:
-    """The view of all releases on the render nodes that can have it, and the run that brought it about."""
+    """The view of all releases on the render nodes, and the run that brought it about."""
 
     run: Run
 
@@ -106,16 +106,12 @@ _deployment: list[Deployment] = []
 
 def deployment(farm: Farm) -> Deployment:
     """Deploy the site to all render nodes, once; later only what has been lost since, as by a reboot."""
-    for node in farm.view_nodes:
+    for node in farm.nodes.values():
         mount_store(node)
     if not _deployment:
-        run = deploy(farm, hosts="render_nodes", check=False)
-        failures = [failure for node in farm.view_nodes for failure in run.failures(node)]
-        if failures:
-            raise host.FarmError(f"deploying failed: {failures}\n{run.output[-6000:]}")
-        _deployment.append(Deployment(run))
-    elif any(node.ssh(f"mountpoint -q {VIEW}", check=False).returncode != 0 for node in farm.view_nodes):
-        deploy(farm, hosts=",".join(node.name for node in farm.view_nodes))
+        _deployment.append(Deployment(deploy(farm, hosts="render_nodes")))
+    elif any(node.ssh(f"mountpoint -q {VIEW}", check=False).returncode != 0 for node in farm.nodes.values()):
+        deploy(farm, hosts="render_nodes")
     return _deployment[0]
 
 

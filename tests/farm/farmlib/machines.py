@@ -299,7 +299,7 @@ class Farm:
 
     @property
     def view_nodes(self) -> list[Machine]:
-        """The render nodes whose kernels have data-only layers."""
+        """The render nodes whose kernels have data-only layers: all tests are made on these."""
         return [node for node in self.nodes.values() if node.name != "old"]
 
     def __enter__(self) -> Farm:
