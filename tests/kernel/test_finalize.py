@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import remount, syscalls
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.writable import (
     OPAQUE,
@@ -217,6 +220,21 @@ def test_it_is_mounted_again_as_it_was(folder: Path, software: Path) -> None:
     assert [word.split(b":")[0] for word in after.propagation] == [b"shared"]
     # What the kernel says of layers depends on how it was given them.
     assert set(after.super_options) == set(before.super_options)
+
+
+def test_layers_that_the_kernel_does_not_take_again_are_found_before_unmounting(
+    overlay: Overlay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a kernel that takes options of 255 bytes only, where mount(8) had more.
+    def too_long(*_given: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(syscalls, "fsconfig_string", too_long)
+    live = support.live(overlay.path)
+    with pytest.raises(OverlayError, match="refuses"), remount.unmounted(live, ()):  # type: ignore[arg-type]
+        pass
+    assert support.live(overlay.path) == live
+    assert remount.unfinished(os.fsencode(overlay.path)) is None
 
 
 def test_check_mode_changes_nothing_and_counts(overlay: Overlay) -> None:
@@ -437,6 +455,13 @@ def test_what_cannot_be_is_refused(overlay: Overlay, arguments: dict[str, Any], 
 def test_an_overlay_without_an_upper_layer_is_refused(folder: Path, software: Path) -> None:
     with support.mounted(support.declared(folder / "view", [software / "other", software / "tool"])) as view:
         assert "no upper layer" in support.module("overlay_finalize", path=str(view)).message
+
+
+def test_a_part_of_an_overlay_is_refused(overlay: Overlay) -> None:
+    other = overlay.folder / "other"
+    other.mkdir()
+    support.command("mount", "--bind", overlay.path / "tool", other)
+    assert "shows a part" in support.module("overlay_finalize", path=str(other)).message
 
 
 def test_what_is_mounted_inside_is_left_alone_and_the_rest_is_done(overlay: Overlay) -> None:

@@ -126,27 +126,9 @@ def create_overlay(spec: MountSpec, one_by_one: bool | None = None) -> int:
     """
     if one_by_one is None:
         one_by_one = takes_layers_one_by_one()
+    context = _open_context()
     try:
-        context = syscalls.fsopen(b"overlay")
-    except OSError as error:
-        if error.errno == errno.ENODEV:
-            raise OverlayError("this kernel has no overlay file system; load it with 'modprobe overlay'") from None
-        if error.errno == errno.EPERM:
-            raise OverlayError("mounting needs CAP_SYS_ADMIN: run the task as root (become: true)") from None
-        raise
-    try:
-        syscalls.fsconfig_string(context, b"source", spec.source)
-        _add_layers(context, spec, one_by_one)
-        for option, path in ((b"upperdir", spec.upper), (b"workdir", spec.work)):
-            if path is not None:
-                _add_layer(context, option, path, mountinfo.escape_single(path))
-        for name, value in spec.settings:
-            if value is None:
-                syscalls.fsconfig_flag(context, name)
-            else:
-                syscalls.fsconfig_string(context, name, value)
-        if "ro" in spec.flags:
-            syscalls.fsconfig_flag(context, b"ro")
+        _configure(context, spec, one_by_one)
         syscalls.fsconfig_create(context)
         attributes = 0
         for flag in spec.flags:
@@ -156,6 +138,48 @@ def create_overlay(spec: MountSpec, one_by_one: bool | None = None) -> int:
         raise OverlayError(_refusal(spec, error, syscalls.context_messages(context))) from None
     finally:
         os.close(context)
+
+
+def rehearse(spec: MountSpec) -> None:
+    """Give the kernel the layers and options of an overlay without making one. Raises OverlayError for what it does not take.
+
+    Images among the layers are not tried.
+    """
+    if spec.images:
+        return
+    context = _open_context()
+    try:
+        _configure(context, spec, takes_layers_one_by_one())
+    except OSError as error:
+        raise OverlayError(_refusal(spec, error, syscalls.context_messages(context))) from None
+    finally:
+        os.close(context)
+
+
+def _open_context() -> int:
+    try:
+        return syscalls.fsopen(b"overlay")
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise OverlayError("this kernel has no overlay file system; load it with 'modprobe overlay'") from None
+        if error.errno == errno.EPERM:
+            raise OverlayError("mounting needs CAP_SYS_ADMIN: run the task as root (become: true)") from None
+        raise
+
+
+def _configure(context: int, spec: MountSpec, one_by_one: bool) -> None:
+    syscalls.fsconfig_string(context, b"source", spec.source)
+    _add_layers(context, spec, one_by_one)
+    for option, path in ((b"upperdir", spec.upper), (b"workdir", spec.work)):
+        if path is not None:
+            _add_layer(context, option, path, mountinfo.escape_single(path))
+    for name, value in spec.settings:
+        if value is None:
+            syscalls.fsconfig_flag(context, name)
+        else:
+            syscalls.fsconfig_string(context, name, value)
+    if "ro" in spec.flags:
+        syscalls.fsconfig_flag(context, b"ro")
 
 
 def takes_layers_one_by_one() -> bool:

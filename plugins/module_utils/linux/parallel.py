@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import os
 import signal
 import time
@@ -132,6 +133,8 @@ def _be_the_worker(visit: Visit[Any, Any], connection: Any, others: Sequence[Any
     """Work until the connection ends, and end this process, whatever happens."""
     try:
         syscalls.die_with_parent(signal.SIGKILL)
+        # What was there before is not searched for garbage, which would copy all of its memory.
+        gc.disable()
         if os.getppid() != parent:
             os._exit(1)
         for other in others:

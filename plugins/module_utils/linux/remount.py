@@ -55,6 +55,8 @@ def unmounted(mount: Mount, images: tuple[bytes, ...]) -> Iterator[None]:
             raise OverlayError(
                 f"{show(layer)}, a layer of the overlay at {show(mount.path)}, is not to be found: it is not unmounted"
             )
+    # What it does not take now it would not take when the overlay is unmounted.
+    mounts.rehearse(entry.spec)
     _write_note(entry)
     try:
         mounts.unmount(mount.path)
