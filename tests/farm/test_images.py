@@ -54,7 +54,8 @@ def new(farm: Farm, deployment: collection.Deployment) -> Iterator[Machine]:
     machine = farm.nodes["new"]
     builder.install(machine)
     yield machine
-    play(farm, "remove", "new")
+    if machine.ssh(f"mountpoint -q {VIEW}", check=False).returncode == 0:
+        play(farm, "remove", "new")
     machine.ssh(f"rm -rf {STORE}/.images {STORE}/imaged")
     farm.server.delete_release("imaged")
     builder.remove(machine)
@@ -72,7 +73,7 @@ def other(farm: Farm, first_host: Run) -> Iterator[Machine]:
     machine = farm.server
     collection.mount_store(machine)
     yield machine
-    play(farm, "remove", OTHER)
+    play(farm, "remove", BOTH)
     machine.ssh(f"umount {ROOT} {STORE}; rm -rf {STATE_DIR}; rmdir {ROOT} {STORE}", check=False)
 
 

@@ -1,16 +1,39 @@
-"""Views that are mounted at boot: after a reboot a node shows the same generation, and nothing is left to do."""
+"""Views that are mounted at boot: after a reboot a node shows the same generation, and nothing is left to do.
+
+One boot shows several things, since each takes an emulated machine half a minute: at the first of them systemd's units mount a
+view that was switched before, a second view, and an image; at the second one fstab mounts the view, and the others are gone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from farmlib import collection
-from farmlib.collection import ROOT, SITE, STATE_DIR, STORE
+from farmlib.collection import ROOT, SITE, STATE_DIR, STORE, Result, Run
 from farmlib.machines import Farm, Machine
 
 VIEW = "/kept view"
-VIEWS = [{"name": "kept", "mountpoint": VIEW, "query": "[?package == 'kept']"}]
+KEPT = {"name": "kept", "mountpoint": VIEW, "query": "[?package == 'kept']"}
+#: A view that is there at the first boot and removed before the second.
+REMOVED = {"name": "removed", "mountpoint": "/removed", "query": "[?package == 'kept' && version == '1.0']"}
+IMAGE_FOLDER = "/var/lib/kept-image"
+MARKED = "grep -l renderfarm.overlay /etc/systemd/system/*.mount /etc/fstab || true"
+
+
+@dataclass(frozen=True)
+class Switched:
+    """A view that was switched, and the mount of an image, both persistent as systemd's units."""
+
+    before: str  # the layer that was shown before the switch
+    run: Run
+    image: Mapping[str, Any]  # the options of the image's mount
+
+    @property
+    def image_layer(self) -> str:
+        return str(self.image["lower"][0]).removesuffix(".erofs")
 
 
 @pytest.fixture(scope="module")
@@ -21,22 +44,69 @@ def new(farm: Farm) -> Iterator[Machine]:
     farm.server.add_release("kept/1.0", {"data/file": "one\n"})
     yield machine
     collection.mount_store(machine)
-    remove = {**SITE, "overlay_hosts": "new", "overlay_views": VIEWS}
-    collection.playbook(farm, "remove", remove, check=False)
-    machine.ssh("sed -i '/renderfarm.overlay/d; \\,/net/software,d' /etc/fstab")
+    left = machine.output(f"cd {STATE_DIR}/views && ls -d kept removed 2>/dev/null || true")
+    if left or machine.output(MARKED):
+        collection.module(farm, machine, "overlay_mount", {"path": "/kept-image", "state": "absent"}, check=False)
+        play(farm, "remove", [KEPT, REMOVED], check=False)
+    machine.ssh(f"sed -i '/renderfarm.overlay/d; \\,/net/software,d' /etc/fstab; rm -rf {STORE}/kept {IMAGE_FOLDER}")
     farm.server.delete_release("kept")
-    machine.ssh(f"rm -rf {STORE}/kept")
 
 
-def deploy(farm: Farm, persist: str) -> collection.Run:
+@pytest.fixture(scope="module")
+def switched(farm: Farm, new: Machine) -> Switched:
+    play(farm, "deploy", [KEPT, REMOVED], "systemd")
+    before = lower(new)
+    layer = new.output(f"ls -d {before}/layer.erofs {before}/layer 2>/dev/null | head -n 1")
+    if not layer.endswith(".erofs"):
+        new.ssh(f"mkdir -p {IMAGE_FOLDER}; mkfs.erofs --quiet {IMAGE_FOLDER}/one.erofs {layer} >/dev/null")
+        layer = f"{IMAGE_FOLDER}/one.erofs"
+    image = {"path": "/kept-image", "lower": [layer], "data": [ROOT], "persist": "systemd"}
+    collection.module(farm, new, "overlay_mount", image)
+    farm.server.add_release("kept/2.0", {"data/file": "two\n"})
+    return Switched(before, play(farm, "deploy", [KEPT, REMOVED], "systemd"), image)
+
+
+@pytest.fixture(scope="module")
+def booted(new: Machine, switched: Switched) -> Switched:
+    """`new` has started again with what systemd's units mount."""
+    assert lower(new) in shown(new)
+    assert new.ssh(f"mountpoint -q {switched.image_layer}", check=False).returncode != 0
+    reboot(new)
+    return switched
+
+
+@pytest.fixture(scope="module")
+def image_absent(farm: Farm, new: Machine, booted: Switched) -> Result:
+    """The task that took the image down."""
+    return collection.module(farm, new, "overlay_mount", {"path": booted.image["path"], "state": "absent"})
+
+
+@pytest.fixture(scope="module")
+def booted_from_fstab(farm: Farm, new: Machine, image_absent: Result) -> None:
+    """`new` has started once more, with the view in fstab and no other."""
+    assert image_absent.changed
+    collection.mount_store(new)
+    play(farm, "remove", [REMOVED])
+    play(farm, "deploy", [KEPT], "fstab")
+    assert lower(new) in shown(new)
+    reboot(new)
+
+
+def play(farm: Farm, name: str, views: list[dict[str, str]], persist: str = "none", *, check: bool = True) -> Run:
     variables = {
         **SITE,
         "overlay_hosts": "new",
-        "overlay_views": VIEWS,
+        "overlay_views": views,
         "overlay_persist": persist,
         "host_software_persist": "fstab",
     }
-    return collection.playbook(farm, "deploy", variables)
+    return collection.playbook(farm, name, variables, check=check)
+
+
+def reboot(machine: Machine) -> None:
+    machine.ssh("sync")
+    machine.reboot()
+    machine.ssh("systemctl start remote-fs.target", timeout=120)
 
 
 def shown(machine: Machine) -> str:
@@ -48,69 +118,54 @@ def lower(machine: Machine) -> str:
     return machine.output(f"readlink -f {STATE_DIR}/views/kept/current")
 
 
-@pytest.mark.parametrize("persist", ["systemd", "fstab"])
-def test_after_a_reboot_the_same_generation_is_mounted(farm: Farm, new: Machine, persist: str) -> None:
-    collection.mount_store(new)
-    deploy(farm, persist)
-    assert lower(new) in shown(new)
-    new.ssh("sync")
-    new.reboot()
-    new.ssh(f"systemctl start remote-fs.target; mountpoint -q '{VIEW}'", timeout=120)
-    assert new.output(f"cat '{VIEW}/kept/1.0/data/file'") == "one"
-    assert lower(new) in shown(new)
+def check_boot(machine: Machine) -> None:
+    """The view is mounted as it was before, and systemd has nothing to complain about."""
+    assert machine.ssh(f"mountpoint -q '{VIEW}'", check=False).returncode == 0
+    assert lower(machine) in shown(machine)
+    assert machine.output(f"cat '{VIEW}'/kept/*/data/file").split() == ["one", "two"]
     # No unit of it failed, and systemd found no ordering that goes in a circle.
-    assert new.output("systemctl --failed --no-legend --plain | grep -c mount || true") == "0"
-    assert new.output("journalctl -b --no-pager | grep -c 'ordering cycle' || true") == "0"
-    collection.mount_store(new)
-    assert deploy(farm, persist).changed(new) == []
+    assert machine.output("systemctl --failed --no-legend --plain | grep -c mount || true") == "0"
+    assert machine.output("journalctl -b --no-pager | grep -c 'ordering cycle' || true") == "0"
 
 
-def test_a_switch_changes_what_is_mounted_at_the_next_boot(farm: Farm, new: Machine) -> None:
-    collection.mount_store(new)
-    deploy(farm, "systemd")
-    old = lower(new)
-    farm.server.add_release("kept/2.0", {"data/file": "two\n"})
-    run = deploy(farm, "systemd")
-    [mounted] = run.of(new, "overlay_mount")
+def test_a_switch_keeps_the_unit_active(new: Machine, switched: Switched) -> None:
+    mounted = switched.run.of(new, "overlay_mount")[0]
     assert (mounted.values["switched"], mounted.values["method"]) == (True, "beneath")
-    assert lower(new) != old
+    assert lower(new) != switched.before
     assert new.output("systemctl show -P ActiveState 'kept\\x20view.mount'") == "active"
-    new.ssh("sync")
-    new.reboot()
-    new.ssh(f"systemctl start remote-fs.target; mountpoint -q '{VIEW}'", timeout=120)
-    assert lower(new) in shown(new)
-    assert new.output(f"cat '{VIEW}/kept/2.0/data/file'") == "two"
 
 
-def test_an_image_is_mounted_at_boot_and_goes_with_the_view(farm: Farm, new: Machine) -> None:
+@pytest.mark.usefixtures("booted")
+def test_after_a_reboot_units_mount_what_the_last_switch_showed(farm: Farm, new: Machine) -> None:
+    check_boot(new)
+    assert new.output("cat /removed/kept/1.0/data/file") == "one"
     collection.mount_store(new)
-    deploy(farm, "none")
-    folder = "/var/lib/kept-image"
-    layer = new.output(f"ls -d {lower(new)}/layer.erofs {lower(new)}/layer 2>/dev/null | head -n 1")
-    if not layer.endswith(".erofs"):
-        new.ssh(f"mkdir -p {folder}; mkfs.erofs --quiet {folder}/one.erofs {layer} >/dev/null")
-        layer = f"{folder}/one.erofs"
-    name = layer.removesuffix(".erofs")
-    options = {"path": "/kept-image", "lower": [layer], "data": [ROOT], "persist": "systemd"}
-    try:
-        collection.module(farm, new, "overlay_mount", options)
-        assert new.ssh(f"mountpoint -q {name}", check=False).returncode != 0
-        new.ssh("sync")
-        new.reboot()
-        new.ssh(f"systemctl start remote-fs.target; mountpoint -q /kept-image; mountpoint -q {name}", timeout=120)
-        assert new.output("cat /kept-image/kept/1.0/data/file") == "one"
-        assert not collection.module(farm, new, "overlay_mount", options).changed
-    finally:
-        collection.module(farm, new, "overlay_mount", {"path": "/kept-image", "state": "absent"}, check=False)
-    assert new.ssh(f"mountpoint -q {name}", check=False).returncode != 0
+    assert play(farm, "deploy", [KEPT, REMOVED], "systemd").changed(new) == []
+
+
+def test_an_image_is_mounted_at_boot(farm: Farm, new: Machine, booted: Switched) -> None:
+    new.ssh(f"mountpoint -q /kept-image; mountpoint -q {booted.image_layer}")
+    assert new.output("cat /kept-image/kept/1.0/data/file") == "one"
+    assert not collection.module(farm, new, "overlay_mount", booted.image).changed
+
+
+@pytest.mark.usefixtures("image_absent")
+def test_an_image_and_its_unit_go_with_the_view(new: Machine, booted: Switched) -> None:
+    assert new.ssh(f"mountpoint -q {booted.image_layer}", check=False).returncode != 0
     assert new.output("grep -l renderfarm.overlay /etc/systemd/system/*image*.mount || true") == ""
-    new.ssh(f"rm -rf {folder}")
 
 
-def test_a_view_that_is_removed_is_not_mounted_at_the_next_boot(farm: Farm, new: Machine) -> None:
+@pytest.mark.usefixtures("booted_from_fstab")
+def test_after_a_reboot_fstab_mounts_the_same_generation(farm: Farm, new: Machine) -> None:
+    check_boot(new)
     collection.mount_store(new)
-    deploy(farm, "systemd")
-    collection.playbook(farm, "remove", {**SITE, "overlay_hosts": "new", "overlay_views": VIEWS})
-    assert new.output("grep -l renderfarm.overlay /etc/systemd/system/*.mount /etc/fstab || true") == ""
-    new.reboot()
-    assert new.ssh(f"test -e '{VIEW}'", check=False).returncode != 0
+    assert play(farm, "deploy", [KEPT], "fstab").changed(new) == []
+
+
+@pytest.mark.usefixtures("booted_from_fstab")
+def test_a_view_that_is_removed_is_not_mounted_at_the_next_boot(farm: Farm, new: Machine) -> None:
+    assert new.ssh("test -e /removed", check=False).returncode != 0
+    # The unit of the view that moved to fstab is gone as well.
+    assert new.output(MARKED) == "/etc/fstab"
+    play(farm, "remove", [KEPT])
+    assert new.output(MARKED) == ""
