@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from farmlib import collection, software
+from farmlib import collection, software, trees
 from farmlib.collection import ROOT, STATE_DIR, STORE, VIEW, Deployment, Run
 from farmlib.machines import SOFTWARE, Farm, Machine
 
 #: The file server is a render node here too: a second host with data-only layers, that does not scan.
 OTHER = "server"
-
-# Everything of an entry but what a view makes up: the mtime of the folders above releases (and of the root), sizes of folders.
-LISTING = r"""
-cd {root} && find . -name lost+found -prune -o -mindepth 3 \
-    \( -type d -printf '%P\0%y %m %U:%G %T@\0' -o -printf '%P\0%y %m %U:%G %T@ %s %n %l\0' \) |
-    python3 -c "import hashlib, sys; parts = sys.stdin.buffer.read().split(b'\0')[:-1]
-pairs = sorted(zip(parts[::2], parts[1::2]))
-print(len(pairs), hashlib.sha256(repr(pairs).encode()).hexdigest())"
-"""
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +114,7 @@ def test_a_host_that_does_not_scan_only_reads_manifests(other: Machine, second_h
 def test_the_same_declaration_gives_the_same_generation_on_every_host(farm: Farm, second_host: Run) -> None:
     generations = {name: second_host.of(name, "metadata_layer")[-1].values["generation"] for name in ("new", OTHER)}
     assert generations["new"] == generations[OTHER]
-    listings = [machine.output(LISTING.format(root=VIEW), timeout=600) for machine in (farm.nodes["new"], farm.server)]
+    listings = [trees.listing(machine, VIEW) for machine in (farm.nodes["new"], farm.server)]
     assert listings[0] == listings[1]
 
 
@@ -134,28 +125,15 @@ def test_the_second_run_changes_nothing_on_any_host(second_run: Run) -> None:
 
 @pytest.mark.usefixtures("deployment")
 def test_the_view_is_the_tree_on_the_server_entry_by_entry(farm: Farm, node: Machine) -> None:
-    shown = node.output(LISTING.format(root=VIEW), timeout=600)
-    there = farm.server.output(LISTING.format(root=SOFTWARE), timeout=600)
+    # What is above releases, a view makes up.
+    shown = trees.listing(node, VIEW)
     assert int(shown.split()[0]) > 20_000
-    assert shown == there
+    assert shown == trees.listing(farm.server, SOFTWARE)
 
 
 @pytest.mark.usefixtures("deployment")
 def test_files_of_the_view_have_the_content_on_the_server(farm: Farm, node: Machine) -> None:
-    script = (
-        "import hashlib, os, random, sys\n"
-        "root = sys.argv[1]\n"
-        "names = sorted(os.path.relpath(os.path.join(base, name), root)\n"
-        "    for base, _, files in os.walk(root) for name in files)\n"
-        "chance = random.Random(1)\n"
-        "names = [name for name in chance.sample(names, 400) if not os.path.islink(f'{root}/{name}')]\n"
-        "digest = hashlib.sha256()\n"
-        "for name in names:\n"
-        "    digest.update(name.encode() + open(f'{root}/{name}', 'rb').read())\n"
-        "print(len(names), digest.hexdigest())\n"
-    )
-    shown = node.output(["python3", "-c", script, VIEW], timeout=600)
-    assert shown == farm.server.output(["python3", "-c", script, SOFTWARE], timeout=600)
+    assert trees.content(node, VIEW) == trees.content(farm.server, SOFTWARE)
 
 
 @pytest.mark.usefixtures("deployment")
