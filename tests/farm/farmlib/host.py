@@ -76,6 +76,12 @@ def require_tools() -> None:
         raise FarmError(f"the farm's guests are x86_64, this machine is {os.uname().machine}")
 
 
+def available_memory() -> int:
+    """Bytes that programs can have without swapping."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
 def signal_when_parent_ends(signum: int) -> None:
     """Have the kernel send this process a signal when the one that started it ends, however it ends."""
     if _libc.prctl(PR_SET_PDEATHSIG, int(signum), 0, 0, 0) != 0:

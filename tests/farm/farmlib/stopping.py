@@ -12,15 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from farmlib import host
+from farmlib import beside, host
 
-VARIABLE = "RENDERFARM_FARM_BUILD"
 #: A farm keeps these; everything else in its folder goes when it stops.
 KEPT = frozenset(
     {"hosts.yml", "images", "keys", "known_hosts", "lock", "logs", "results", "software", "ssh_config", "tmp", "wheels"}
 )
-MADE = ("images", "software", "wheels")
-PATIENCE = 30  # seconds in which a farm that was told to stop has to be gone
 LIMIT = 300  # seconds in which a moment has to come
 
 
@@ -67,7 +64,7 @@ def _stopped(moment: Moment) -> list[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
         process = host.spawn(
             ["make", "-C", str(host.CHECKOUT), "farm", f"ARGS={moment.arguments}"],
-            env={**environment, VARIABLE: str(folder), "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"},
+            env={**environment, beside.VARIABLE: str(folder), "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -89,8 +86,7 @@ def _folder(moment: Moment) -> Iterator[Path]:
     host.remove_tree(folder)
     folder.mkdir()
     if not moment.fresh:
-        for name in MADE:
-            (folder / name).symlink_to(f"../{name}")
+        beside.use_what_is_made(folder)
     try:
         yield folder
     finally:
@@ -115,7 +111,7 @@ def _wait_for(process: subprocess.Popen[bytes], moment: Moment) -> None:
 
 
 def _left(folder: Path, temporary: Path, moment: Moment) -> list[str]:
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + beside.PATIENCE
     while _processes(folder) and time.monotonic() < end:
         time.sleep(0.2)
     left = [f"process {pid} ({_words(pid)})" for pid in _processes(folder)]

@@ -1,0 +1,78 @@
+"""A second farm beside the checkout's own one, of the same images, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from farmlib import host
+
+VARIABLE = "RENDERFARM_FARM_BUILD"
+#: What farms of one checkout share.
+MADE = ("images", "software", "wheels")
+#: Two farms side by side want as much; with less, the second one starts when the first has ended.
+MEMORY = 9 << 30
+PATIENCE = 30  # seconds in which a farm that was told to stop has to be gone
+
+
+def use_what_is_made(folder: Path) -> None:
+    """Let the farm in a folder below the own farm's one take images and downloads from there."""
+    for name in MADE:
+        (folder / name).symlink_to(f"../{name}")
+
+
+class Other:
+    """The second farm's process; what it says is kept until it ends."""
+
+    def __init__(self, folder: Path, arguments: Sequence[str]) -> None:
+        self._log = folder / "output"
+        self._argv = [sys.executable, str(host.FARM_SOURCE / "run"), *arguments, "beside"]
+        self._environment = {**os.environ, VARIABLE: str(folder), "PYTHONUNBUFFERED": "1"}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with open(self._log, "wb") as log:
+            self._process = host.spawn(
+                self._argv, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def wait(self) -> int:
+        """Wait until it has done everything, print what it said, and return its exit status."""
+        if self._process is None:
+            self.start()
+        assert self._process is not None
+        code = int(self._process.wait())
+        print(f"\n==== the farm beside\n{self._log.read_text(encoding='utf-8', errors='replace')}", end="", flush=True)
+        return code
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                host.kill_session(self._process)
+
+
+@contextmanager
+def farm(arguments: Sequence[str]) -> Iterator[Other]:
+    """Start a second farm where there is memory for it; it ends with the block, whatever happens in it."""
+    folder = host.BUILD / "beside"
+    host.remove_tree(folder)
+    folder.mkdir(parents=True)
+    use_what_is_made(folder)
+    other = Other(folder, arguments)
+    try:
+        if host.available_memory() >= MEMORY:
+            other.start()
+        yield other
+    finally:
+        other.stop()
+        # Where it had no time to: the tests' own tidying runs playbooks, which nobody who stops a farm wants to wait for.
+        for name in ("run", "stop", "tmp"):
+            host.remove_tree(folder / name)
