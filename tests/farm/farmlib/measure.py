@@ -18,7 +18,6 @@ from farmlib.machines import SOFTWARE, Farm, Machine, on_all
 NFS = "/mnt/farm/nfs"
 VIEW = "/mnt/farm/view"
 LAYERS = "/var/tmp/farm-layers"
-PLAN = "/usr/local/lib/farm/plan.json"
 
 MOUNT_NFS = f"mkdir -p {NFS}; mount -t nfs -o ro,vers=4.2 server:{SOFTWARE} {NFS}"
 MOUNT_NFS3 = f"mkdir -p {NFS}; mount -t nfs -o ro,vers=3,nolock server:{SOFTWARE} {NFS}"
@@ -57,6 +56,7 @@ class Configuration:
     group: str = "core"
     delegations: bool = True
     block_size: int = 0  # the largest READ that the server takes; 0: what it chooses, which depends on its memory
+    package: str = ""  # `root` shows this package of the tree alone
 
 
 def _overlay(upper: str) -> str:
@@ -264,15 +264,23 @@ CONFIGURATIONS = (
 )
 
 
-def install(farm: Farm, nodes: Sequence[Machine]) -> None:
-    """Put the counter on the nodes, and the same plan of work, chosen from the tree on the server."""
+def install(farm: Farm, nodes: Sequence[Machine], package: str = "") -> None:
+    """Put the counter on nodes that lack it, and the same plan of work, chosen from the tree on the server."""
+    plan_file = _plan_file(package)
+    nodes = [node for node in nodes if node.ssh(f"test -s {plan_file}", check=False).returncode != 0]
+    if not nodes:
+        return
     source = host.FARM_SOURCE / "guest" / "count.py"
     for machine in [farm.server, *nodes]:
         machine.copy(source, COUNT)
-    plan = json.loads(farm.server.output(["python3", COUNT, "plan", SOFTWARE], timeout=300))
+    plan = json.loads(farm.server.output(["python3", COUNT, "plan", f"{SOFTWARE}/{package}"], timeout=300))
     plan["environment"] = [release.path for release in software.newest(software.releases())]
     for node in nodes:
-        node.write(PLAN, json.dumps(plan))
+        node.write(plan_file, json.dumps(plan))
+
+
+def _plan_file(package: str) -> str:
+    return f"/usr/local/lib/farm/plan{package and f'-{package}'}.json"
 
 
 _measured: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -282,8 +290,7 @@ def rows(farm: Farm, node: Machine, configuration: Configuration) -> list[dict[s
     """What was measured, by a test or for the table: once in a run."""
     key = (node.name, configuration.name)
     if key not in _measured:
-        if node.ssh(f"test -s {PLAN}", check=False).returncode != 0:
-            install(farm, [node])
+        install(farm, [node], configuration.package)
         _measured[key] = measure(node, configuration)
     return _measured[key]
 
@@ -318,7 +325,7 @@ def measure(node: Machine, configuration: Configuration, work: Sequence[str] = (
         "python3",
         COUNT,
         "measure",
-        PLAN,
+        _plan_file(configuration.package),
         "--root",
         configuration.root,
         "--nfs",

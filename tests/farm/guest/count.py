@@ -116,7 +116,7 @@ def make_plan(root: str) -> dict[str, Any]:
             for directory in chance.sample(directories, MISSING_DIRECTORIES)
             for number in range(each)
         ],
-        "stat": chance.sample(files, STATS),
+        "stat": chance.sample(files, min(STATS, len(files))),
         "open": chance.sample(small, OPENS),
         "entries": len(files),
     }
