@@ -8,6 +8,7 @@ import statistics
 import subprocess
 from collections.abc import Sequence
 
+import finalizing
 from images import Comparison
 
 
@@ -86,6 +87,21 @@ class Report:
             *("files", "our peak", "bar", "peak of mkcomposefs", "image", "gzipped", "bar"),
         )
         self._switches = Table("Switching a mounted view", "between", "switches", "median", "longest", "bar")
+        self._finalize = Table(
+            "Finalizing an overlay, and chown -R -h with ls -lR (medians, in seconds)",
+            *(
+                "files",
+                "upper layer on",
+                "ours",
+                "without sealing",
+                "commands",
+                "ratio",
+                "bar",
+                "second run",
+                "times faster",
+            ),
+            "bar",
+        )
         self._speed = Table("For information", "what", "files", "seconds", "entries per second")
         self._missed = 0
 
@@ -151,6 +167,17 @@ class Report:
         cells = (what, str(count), f"{median * 1e3:.1f} ms", f"{longest * 1e3:.1f} ms")
         self._switches.add(*cells, self._bar(median, bar, "< {} s"))
 
+    def add_finalize(self, found: finalizing.Comparison, ratio_bar: float | None, again_bar: float | None) -> None:
+        ours, unsealed, commands, inside, again = map(
+            statistics.median, (found.ours, found.unsealed, found.commands, found.inside, found.again)
+        )
+        verdict = self._bar(ours / commands, ratio_bar, "<= {:.2f}")
+        share = self._bar(again / inside, again_bar, "<= {:.2f}")
+        self._finalize.add(
+            *(f"{found.files:,}", found.system, f"{ours:.2f}", f"{unsealed:.2f}", f"{commands:.2f}"),
+            *(f"{ours / commands:.2f}", verdict, f"{inside:.2f}", f"{again:.4f}", f"{again / inside:.4f}", share),
+        )
+
     def add_speed(self, what: str, files: int, seconds: float, entries: int) -> None:
         self._speed.add(what, f"{files:,}", f"{seconds:.2f}", f"{entries / seconds:,.0f}")
 
@@ -165,7 +192,7 @@ class Report:
         verdict = f"{self._missed} bars are not met." if self._missed else "All bars are met."
         tables = (
             *(self._compared, self._memory, self._images, self._growth, self._sizes),
-            *(self._second, self._switches, self._speed),
+            *(self._second, self._switches, self._finalize, self._speed),
         )
         return "\n\n".join((*(str(table) for table in tables if not table.is_empty), verdict))
 

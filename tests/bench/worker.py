@@ -4,7 +4,7 @@
     worker.py image STATE_DIR MKCOMPOSEFS MANIFEST...
                                             build the image of a view
     worker.py dump FILE MANIFEST...         write the entries of a view as composefs-dump
-    worker.py again ARGUMENTS               run metadata_layer with these arguments, and time what is in it
+    worker.py again ARGUMENTS [MODULE]      run metadata_layer, or another module, with these arguments, and time what is in it
     worker.py read MANIFEST...              read and compose the manifests, and build nothing
     worker.py scan ROOT                     scan a tree as a release
 
@@ -13,6 +13,7 @@ Each prints what it found as JSON.
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -39,8 +40,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import DirectoryLayer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.scan import Scan
-from ansible_collections.renderfarm.overlay.plugins.modules import metadata_layer
 
+MODULES = "ansible_collections.renderfarm.overlay.plugins.modules."
 VIEW = "bench"
 
 
@@ -94,7 +95,7 @@ def dump(file: str, *manifests: str) -> dict[str, Any]:
     return {}
 
 
-def again(arguments: str) -> dict[str, Any]:
+def again(arguments: str, module: str = "metadata_layer") -> dict[str, Any]:
     """Run the module in this process; its own work is what lies between reading its arguments and giving its outcome."""
     inside = _Stopwatch(deadline.run)
     setattr(deadline, "run", inside)  # noqa: B010 (mypy knows it as a function)
@@ -102,7 +103,7 @@ def again(arguments: str) -> dict[str, Any]:
     basic._ANSIBLE_PROFILE = "legacy"
     output = io.StringIO()
     with redirect_stdout(output), suppress(SystemExit):
-        metadata_layer.main()
+        importlib.import_module(MODULES + module).main()
     return {"inside": inside.seconds, "outcome": json.loads(output.getvalue())}
 
 

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -14,12 +15,16 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import finalize
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import ViewPaths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import plan_layer
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, passes, users, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.finalize import Wanted
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.passes import Request
 from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel.writable import Overlay, overlay_at, sealed, shown
 
 KILLS = 40
 
@@ -153,3 +158,50 @@ def test_a_damaged_manifest_builds_nothing(folder: Path, medium: Placement, dama
     assert views.observe(ViewPaths.of(str(folder / "state"), "v")).generations == frozenset()
     path.write_bytes(content)
     assert support.module("metadata_layer", **arguments).ok["changed"]
+
+
+@pytest.mark.usefixtures("medium")
+def test_a_killed_run_of_finalizing_leaves_an_overlay_that_reads_as_before(folder: Path) -> None:
+    lower = folder / "root"
+    for number in range(0, 30, 7):
+        (lower / "medium/1" / str(number) / "0").chmod(0o4755)
+    overlay = overlay_at(folder / "overlay", lower)
+    before = shown(overlay.path)
+    wanted = Wanted(owner=12, group=None, copy_up=True, check_mode=False, workers=2)
+    request = Request(
+        os.fsencode(overlay.path), (), frozenset(finalize.PASSES), "auto", True, "report", 0, wanted, patience=10
+    )
+    takes = duration(lambda: passes.run(request))
+    chance = random.Random(3)
+    killed = 0
+    for turn in range(KILLS // 3):
+        overlay.unmount()
+        shutil.rmtree(overlay.folder)
+        overlay = overlay_at(folder / "overlay", lower)
+        # In parts, so that what a killed run has left is gone on with more than once.
+        for _part in range(3):
+            status = in_child(lambda: passes.run(request), chance.uniform(0, takes))
+            killed += os.WIFSIGNALED(status)
+            # Its processes end with it, but not at the same instant.
+            wait_for_end(overlay)
+            if support.live(overlay.path) is None and turn % 2:
+                overlay.mount()
+            if support.live(overlay.path):
+                assert {path: one[4] for path, one in shown(overlay.path).items()} == {
+                    path: one[4] for path, one in before.items()
+                }
+        assert overlay.finalize(allow_unmount=True, owner="12")["finalized"]
+        assert not overlay.finalize(allow_unmount=True, owner="12")["changed"]
+        after = shown(overlay.path)
+        assert {path: (one[0], one[4]) for path, one in after.items()} == {
+            path: (one[0], one[4]) for path, one in before.items()
+        }
+        assert {one[1] for path, one in after.items() if path} == {12}
+        assert sealed(overlay, "medium/1/7")
+    assert killed > KILLS // 4
+
+
+def wait_for_end(overlay: Overlay) -> None:
+    """Wait until no process stands in an overlay or in its upper layer any more."""
+    while any(path.startswith(os.fsencode(overlay.folder)) for _process, path in users.paths()):
+        time.sleep(0.01)

@@ -21,6 +21,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import erofs_layer, image_store, mounts, views
 from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel.writable import Overlay, sealed, shown
 
 pytestmark = pytest.mark.usefixtures("with_programs")
 
@@ -51,6 +52,23 @@ MOUNTING = {
     "rename": "EIO",
     "mkdir": "ENOSPC",
 }
+FINALIZING = {
+    "lsetxattr": "ENOSPC",
+    "lremovexattr": "EIO",
+    "lchown": "EIO",
+    "fchownat": "EIO",
+    "utimensat": "EIO",
+    "chmod": "EIO",
+    "syncfs": "EIO",
+    "umount2": "EBUSY",
+    "fsopen": "EMFILE",
+    "fsmount": "ENOMEM",
+    "move_mount": "ENOMEM",
+    "mount": "ENOMEM",
+    "rename": "EIO",
+    "unlink": "EIO",
+    "rmdir": "EIO",
+}
 #: Further calls of one kind are of the same loop: a file of a layer, a record, a link.
 MOST_OF_A_KIND = 4
 
@@ -62,13 +80,14 @@ class Faults:
     log: Path
     runs: int = 0
     kinds: int = 0
+    most_of_a_kind: int = MOST_OF_A_KIND
 
     def each(
         self, calls: dict[str, str], module: str, arguments: dict[str, Any], around: Callable[[], Iterator[None]]
     ) -> None:
         """Make each call fail in turn. ``around`` prepares a run, is resumed when it has ended, and looks at what is left."""
         for call, error in calls.items():
-            for number in range(1, MOST_OF_A_KIND + 1):
+            for number in range(1, self.most_of_a_kind + 1):
                 for fault in (f"error={error}", "signal=KILL"):
                     steps = around()
                     next(steps)
@@ -270,3 +289,52 @@ def test_pruning_leaves_whole_generations(
 
     faults.each(WRITING, "overlay_prune", wanted, around)
     assert faults.runs >= 10
+
+
+def test_finalizing_leaves_an_overlay_that_reads_as_before(folder: Path, faults: Faults) -> None:
+    lower = folder / "lower"
+    support.make_small_release(lower / "tool" / "1.0", "one")
+    (lower / "tool/1.0/bin/tool").chmod(0o6755)
+    os.setxattr(lower / "tool/1.0/bin/tool", "security.capability", support.CAPABILITY)
+    support.make_small_release(lower / "tool" / "2.0", "two")
+    gone = folder / "gone"
+    overlay = Overlay(folder / "overlay", (lower,))
+    wanted = {"path": str(overlay.path), "allow_unmount": True, "owner": "11", "stale": "remove", "merged_levels": 1}
+    by_hand = False
+
+    def content() -> dict[bytes, Any]:
+        return {path: one[4] for path, one in shown(overlay.path).items() if not path.startswith(b"/tool/2.0")}
+
+    def around() -> Iterator[None]:
+        nonlocal by_hand
+        overlay.mount()
+        before = content()
+        # A release that was finalized, and is gone since.
+        run("overlay_finalize", path=str(overlay.path), subtrees=["tool/2.0"], allow_unmount=True)
+        (lower / "tool/2.0").rename(gone)
+        yield
+        by_hand = not by_hand
+        if support.live(overlay.path) is None and by_hand:
+            overlay.mount()
+        if support.live(overlay.path):
+            assert content() == before
+        result = run("overlay_finalize", **wanted)
+        assert result["finalized"]
+        assert content() == before
+        for path in (overlay.path / "tool/1.0").rglob("*"):
+            assert path.lstat().st_uid == 11
+            assert not [name for name in os.listxattr(path, follow_symlinks=False) if "restor" in name]
+        assert (overlay.path / "tool/1.0/bin/tool").stat().st_mode & 0o7777 == 0o6755
+        assert support.capability_of(os.fsencode(overlay.path / "tool/1.0/bin/tool")) == support.CAPABILITY
+        assert sealed(overlay, "tool/1.0")
+        assert os.listdir(overlay.upper / "tool") == ["1.0"]
+        assert not run("overlay_finalize", **wanted)["changed"]
+        overlay.unmount()
+        shutil.rmtree(overlay.folder)
+        overlay.__post_init__()
+        gone.rename(lower / "tool/2.0")
+
+    faults.most_of_a_kind = 8
+    faults.each(FINALIZING, "overlay_finalize", wanted, around)
+    assert faults.kinds >= 11
+    assert faults.runs >= 50

@@ -87,6 +87,8 @@ class MountSpec:
     images: tuple[bytes, ...] = ()
     #: None for an overlay without an upper layer.
     writable: Writable | None = None
+    #: What the kernel is to call the file system; it has no other meaning.
+    source: bytes = b"overlay"
     #: How the layers of ``data`` are used, ``data_only`` or ``redirect``.
     strategy: str = DATA_ONLY
 
@@ -196,7 +198,7 @@ def mount_spec(
     )
     names = tuple(without_suffix(layer) if layer in images else layer for layer in lower)
     files = tuple(layer for layer in lower if layer in images)
-    return MountSpec(path, names, tuple(data), pairs, frozenset(flags), files, writable, strategy)
+    return MountSpec(path, names, tuple(data), pairs, frozenset(flags), files, writable, strategy=strategy)
 
 
 def _sorted_options(options: Mapping[str, OptionValue]) -> tuple[dict[str, str | None], list[str]]:
@@ -258,7 +260,7 @@ def differences(spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]) -
             found[role] = (there and show(there), declared and show(declared))
     for name, value in spec.settings:
         wanted = value or b"on"
-        actual = _live_setting(layers, name, defaults)
+        actual = live_setting(layers, name, defaults)
         if (name, wanted) == (b"redirect_dir", b"off"):
             # 'off' is not to make any; whether those that are there are followed is the host's setting.
             wanted = b"follow" if defaults.get(b"redirect_always_follow") == b"Y" else b"nofollow"
@@ -284,7 +286,8 @@ def explained(changes: Mapping[str, tuple[object, object]]) -> str:
     return ", ".join(words)
 
 
-def _live_setting(layers: OverlayLayers, name: bytes, defaults: Mapping[bytes, bytes]) -> bytes:
+def live_setting(layers: OverlayLayers, name: bytes, defaults: Mapping[bytes, bytes]) -> bytes:
+    """Return the value that a setting of a live overlay has; ``defaults`` are those of ``differences``."""
     for option, value in layers.settings:
         if option == name:
             return b"on" if value is None else value

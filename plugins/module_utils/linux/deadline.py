@@ -95,16 +95,29 @@ def _be_the_child(work: Callable[[Progress], Result], sender: int, parent: int) 
 def _outcome(work: Callable[[Progress], Result], progress: Progress) -> tuple[bool, object]:
     try:
         return True, work(progress)
-    except OverlayError as error:
-        return False, error
-    except OSError as error:
-        # Rebuilt, since subclasses and odd file names need not survive pickling as they are.
-        return False, OSError(error.errno, error.strerror, error.filename, None, error.filename2)
+    except (OverlayError, OSError) as error:
+        return False, picklable(error)
     except Exception:
         return False, WorkError(traceback.format_exc())
 
 
+def picklable(error: Exception) -> Exception:
+    """Return an error as it can be sent to another process."""
+    if isinstance(error, OSError):
+        # Rebuilt, since subclasses and odd file names need not survive pickling as they are.
+        return OSError(error.errno, error.strerror, error.filename, None, error.filename2)
+    return error
+
+
 def _ticker(sender: int) -> Progress:
+    def tick() -> None:
+        os.write(sender, _TICK)
+
+    return at_intervals(tick)
+
+
+def at_intervals(tell: Callable[[], None]) -> Progress:
+    """Return a progress callback that calls ``tell``, but not more often than makes sense."""
     last = time.monotonic()
 
     def progress() -> None:
@@ -112,7 +125,7 @@ def _ticker(sender: int) -> Progress:
         now = time.monotonic()
         if now - last > _TICK_INTERVAL:
             last = now
-            os.write(sender, _TICK)
+            tell()
 
     return progress
 

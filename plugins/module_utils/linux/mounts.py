@@ -45,7 +45,9 @@ _MOUNT_ATTRIBUTES = {
     "nodev": syscalls.MOUNT_ATTR_NODEV,
     "noexec": syscalls.MOUNT_ATTR_NOEXEC,
     "noatime": syscalls.MOUNT_ATTR_NOATIME,
+    "strictatime": syscalls.MOUNT_ATTR_STRICTATIME,
     "nodiratime": syscalls.MOUNT_ATTR_NODIRATIME,
+    "nosymfollow": syscalls.MOUNT_ATTR_NOSYMFOLLOW,
 }
 
 #: Bytes that one option takes (fsconfig(2)).
@@ -133,7 +135,7 @@ def create_overlay(spec: MountSpec, one_by_one: bool | None = None) -> int:
             raise OverlayError("mounting needs CAP_SYS_ADMIN: run the task as root (become: true)") from None
         raise
     try:
-        syscalls.fsconfig_string(context, b"source", b"overlay")
+        syscalls.fsconfig_string(context, b"source", spec.source)
         _add_layers(context, spec, one_by_one)
         for option, path in ((b"upperdir", spec.upper), (b"workdir", spec.work)):
             if path is not None:

@@ -21,6 +21,7 @@ _libc.unshare.argtypes = (ctypes.c_int,)
 _libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _libc.syncfs.argtypes = (ctypes.c_int,)
+_libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
 
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
@@ -45,7 +46,9 @@ MOUNT_ATTR_NOSUID = 0x02
 MOUNT_ATTR_NODEV = 0x04
 MOUNT_ATTR_NOEXEC = 0x08
 MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR_STRICTATIME = 0x20
 MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 
 MS_RDONLY = 0x1
 MS_NOSUID = 0x2
@@ -56,6 +59,7 @@ MS_NODIRATIME = 0x800
 MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
+MS_SHARED = 0x100000
 
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
@@ -64,6 +68,15 @@ CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 
 _PR_SET_PDEATHSIG = 1
+
+_AT_SYMLINK_NOFOLLOW = 0x100
+_UTIME_OMIT = (1 << 30) - 2
+
+#: Two struct timespec: the time of the last access, and that of the last change, which is left as it is.
+_times = (ctypes.c_long * 4)(0, 0, 0, _UTIME_OMIT)
+
+#: Numbers of ustat(2), which newer architectures do not have.
+_SYS_USTAT = {"x86_64": 136, "s390x": 62, "ppc64le": 62}
 
 
 def _checked(result: int, what: bytes | None) -> int:
@@ -163,3 +176,27 @@ def die_with_parent(signal: int) -> None:
 def syncfs(fd: int, path: bytes) -> None:
     """Write the file system that ``fd`` is on to its disk, as sync(1) does with ``-f``."""
     _checked(_libc.syncfs(fd), path)
+
+
+def keep_times(path: bytes, atime_ns: int) -> None:
+    """Set the time of the last access of a file, or of a link itself, to what it is: a change of metadata that changes nothing.
+
+    That of the last change is left out, so that a write at the same moment keeps its own.
+    """
+    _times[0], _times[1] = divmod(atime_ns, 1_000_000_000)
+    if _libc.utimensat(_AT_FDCWD, path, _times, _AT_SYMLINK_NOFOLLOW):
+        _checked(-1, path)
+
+
+def has_superblock(device: tuple[int, int]) -> bool | None:
+    """Tell whether a file system with this device number is alive, mounted or not; None where the kernel cannot be asked."""
+    number = _SYS_USTAT.get(os.uname().machine)
+    if number is None:
+        return None
+    major, minor = device
+    encoded = (minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)
+    try:
+        _checked(_libc.syscall(ctypes.c_long(number), ctypes.c_ulong(encoded), ctypes.create_string_buffer(64)), None)
+    except OSError:
+        return False
+    return True

@@ -20,7 +20,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.upper impo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, syscalls, xattrs
 
 #: Where the kernel notes, below the work directory, that nothing is synced.
-_VOLATILE = b"work/incompat/volatile"
+VOLATILE = b"work/incompat/volatile"
 
 
 def observe(spec: MountSpec) -> UpperState | None:
@@ -30,7 +30,7 @@ def observe(spec: MountSpec) -> UpperState | None:
     everywhere = [(pid, mount) for pid, live in namespaces.everywhere() for mount in live]
     here = [mount for pid, mount in everywhere if pid is None]
     upper, work = (_place(path, here) for path in spec.kept)
-    volatile = os.path.join(work.path, _VOLATILE)
+    volatile = os.path.join(work.path, VOLATILE)
     return UpperState(
         upper,
         work,

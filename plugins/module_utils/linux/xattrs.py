@@ -54,3 +54,23 @@ def read(target: Target, name: bytes) -> bytes | None:
 
 #: Sets one attribute. Raises OSError: EOPNOTSUPP where the file system has none of this kind, ENOSPC where it is too long.
 write = _write_pyxattr if HAS_PYXATTR else _write_os
+
+
+def create(target: Target, name: bytes, value: bytes) -> bool:
+    """Set one attribute, unless the file has it; tell whether that is so. Raises OSError as ``write`` does."""
+    try:
+        os.setxattr(
+            target, name, value, os.XATTR_CREATE, **({} if isinstance(target, int) else {"follow_symlinks": False})
+        )
+    except FileExistsError:
+        return False
+    return True
+
+
+def remove(target: Target, name: bytes) -> None:
+    """Remove one attribute, if it is there."""
+    try:
+        os.removexattr(target, name, **({} if isinstance(target, int) else {"follow_symlinks": False}))
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise

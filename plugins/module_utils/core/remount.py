@@ -1,0 +1,113 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Mounting an overlay again just as it was: from what the kernel reports of it to a declaration, and to a note and back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, overlay_layers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, Writable
+
+#: Flags of a mount that a new one can be given. Without the last two, times of access are kept strictly.
+_FLAGS = frozenset(("ro", "nosuid", "nodev", "noexec", "nodiratime", "nosymfollow", "noatime", "relatime"))
+#: What the kernel reports among the options, and does not take as one, or as a flag of the mount.
+_NO_SETTINGS = frozenset((b"ro", b"rw", b"seclabel"))
+
+
+@dataclass(frozen=True)
+class Again:
+    """How to mount an overlay again."""
+
+    spec: MountSpec
+    #: Whether mounts inside of it spread.
+    shared: bool
+
+    @property
+    def volatile(self) -> bool:
+        # As kernels name it, and as newer ones do.
+        return not {(b"volatile", None), (b"fsync", b"volatile")}.isdisjoint(self.spec.settings)
+
+
+def again(mount: Mount, images: tuple[bytes, ...]) -> Again:
+    """Return how to mount a writable overlay again; ``images`` are the files of those lower layers that are images.
+
+    Raises OverlayError for a mount that could not be made to be the same.
+    """
+    layers = overlay_layers(mount)
+    for layer in (*layers.lower, *layers.data, layers.upper or b"", layers.work or b""):
+        if not layer.startswith(b"/"):
+            raise OverlayError(
+                f"the overlay at {show(mount.path)} was mounted with the relative path {show(layer)} as a layer, which says nothing to"
+                " others: mount it with absolute paths"
+            )
+    if mount.root != b"/":
+        raise OverlayError(
+            f"{show(mount.path)} is a bind mount of a part of an overlay: give the mountpoint of the overlay itself"
+        )
+    flags = {flag.decode() for flag in mount.flags} - {"rw"}
+    spreads = {word.partition(b":")[0].decode() for word in mount.propagation}
+    unknown = sorted((flags - _FLAGS) | (spreads - {"shared"}))
+    if unknown:
+        raise OverlayError(
+            f"the overlay at {show(mount.path)} cannot be mounted again as it is: it is {', '.join(unknown)}; unmount it and mount it"
+            " without that"
+        )
+    if not flags & {"noatime", "relatime"}:
+        flags.add("strictatime")
+    settings = tuple(pair for pair in layers.settings if pair[0] not in _NO_SETTINGS)
+    writable = Writable(layers.upper or b"", layers.work or b"")
+    spec = MountSpec(
+        mount.path, layers.lower, layers.data, settings, frozenset(flags - {"relatime"}), images, writable, mount.source
+    )
+    return Again(spec, "shared" in spreads)
+
+
+def to_json(entry: Again) -> bytes:
+    spec = entry.spec
+    values = {
+        "path": _text(spec.path),
+        "lower": [_text(layer) for layer in spec.lower],
+        "data": [_text(layer) for layer in spec.data],
+        "settings": [[_text(name), None if value is None else _text(value)] for name, value in spec.settings],
+        "flags": sorted(spec.flags),
+        "images": [_text(image) for image in spec.images],
+        "upper": _text(spec.upper or b""),
+        "work": _text(spec.work or b""),
+        "source": _text(spec.source),
+        "shared": entry.shared,
+    }
+    return json.dumps(values).encode()
+
+
+def from_json(text: bytes) -> Again | None:
+    """Return what a note says; None for what is none of our notes."""
+    try:
+        values: dict[str, Any] = json.loads(text)
+        spec = MountSpec(
+            path=_bytes(values["path"]),
+            lower=tuple(_bytes(layer) for layer in values["lower"]),
+            data=tuple(_bytes(layer) for layer in values["data"]),
+            settings=tuple(
+                (_bytes(name), None if value is None else _bytes(value)) for name, value in values["settings"]
+            ),
+            flags=frozenset(values["flags"]),
+            images=tuple(_bytes(image) for image in values["images"]),
+            writable=Writable(_bytes(values["upper"]), _bytes(values["work"])),
+            source=_bytes(values["source"]),
+        )
+        return Again(spec, bool(values["shared"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape")
+
+
+def _bytes(value: str) -> bytes:
+    return value.encode("utf-8", "surrogateescape")

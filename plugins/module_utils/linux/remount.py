@@ -1,0 +1,133 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Unmounting an overlay for a while, and mounting it again as it was, also when the run that has unmounted it was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import remount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.remount import Again
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    files,
+    mounts,
+    namespaces,
+    syscalls,
+    uppers,
+)
+
+#: Below /run, since no overlay is mounted that way after a reboot. Only root may say what is to be mounted.
+FOLDER = "/run/renderfarm-overlay/unmounted"
+
+
+def unfinished(path: bytes) -> Again | None:
+    """Return how to mount the overlay that a killed run has unmounted at ``path``; None where none has."""
+    try:
+        with open(_note(path), "rb") as stream:
+            return remount.from_json(stream.read())
+    except FileNotFoundError:
+        return None
+
+
+def forget(path: bytes) -> None:
+    """Remove the note of a killed run, when the overlay has been mounted since."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_note(path))
+
+
+@contextlib.contextmanager
+def unmounted(mount: Mount, images: tuple[bytes, ...]) -> Iterator[None]:
+    """Have an overlay unmounted while the block runs. It is mounted again whatever happens in it.
+
+    Raises OverlayError that names the processes when it is in use, and where it could not be mounted again as it is; it is as it
+    was then.
+    """
+    entry = remount.again(mount, images)
+    _check_only_here(mount)
+    for layer in (*entry.spec.directories, *entry.spec.kept):
+        if not os.path.isdir(layer):
+            raise OverlayError(
+                f"{show(layer)}, a layer of the overlay at {show(mount.path)}, is not to be found: it is not unmounted"
+            )
+    _write_note(entry)
+    try:
+        mounts.unmount(mount.path)
+    except BaseException:
+        forget(mount.path)
+        raise
+    try:
+        if syscalls.has_superblock(mount.device):
+            raise OverlayError(
+                f"{show(mount.path)} is in use by processes that have it open since before it was mounted there, or unmounted elsewhere;"
+                " nothing was sealed"
+            )
+        yield
+    finally:
+        mount_again(entry)
+
+
+def mount_again(entry: Again) -> None:
+    """Mount an overlay that was unmounted. Raises OverlayError; it can be called again then."""
+    path = entry.spec.path
+    if entry.volatile:
+        _accept_volatile(entry)
+    try:
+        mount = mounts.new_overlay(entry.spec)
+    except OverlayError as error:
+        raise OverlayError(
+            f"the overlay that was unmounted to be sealed is not mounted now, and the next run tries to mount it again: {error}"
+        ) from None
+    try:
+        mounts.attach(mount, path)
+    finally:
+        os.close(mount)
+    # A new mount is shared when the one that it is mounted on is.
+    syscalls.mount(b"none", path, None, syscalls.MS_SHARED if entry.shared else syscalls.MS_PRIVATE)
+    forget(path)
+
+
+def _check_only_here(mount: Mount) -> None:
+    """Raises OverlayError for an overlay that is mounted elsewhere as well, where it would stay when it is unmounted here."""
+    peers = {word for word in mount.propagation if word.startswith(b"shared:")}
+    for pid, live in namespaces.everywhere():
+        for other in live:
+            if other.device != mount.device or (pid is None and other.id == mount.id):
+                continue
+            follows = {word.replace(b"master:", b"shared:") for word in other.propagation} & peers
+            if pid is not None and follows and other.path == mount.path:
+                # It is unmounted along with ours.
+                continue
+            where = "" if pid is None else f" in the mount namespace of process {pid}"
+            raise OverlayError(
+                f"the overlay at {show(mount.path)} is also mounted at {show(other.path)}{where}: it can only be sealed when it is"
+                " mounted nowhere"
+            )
+
+
+def _accept_volatile(entry: Again) -> None:
+    """Write all of the upper layer to its disk, and take away the mark that keeps a volatile one from being mounted again."""
+    upper, work = entry.spec.kept
+    fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syscalls.syncfs(fd, upper)
+    finally:
+        os.close(fd)
+    files.remove_tree(os.path.join(os.fsdecode(work), os.fsdecode(uppers.VOLATILE)))
+
+
+def _note(path: bytes) -> str:
+    return os.path.join(FOLDER, hashlib.sha256(path).hexdigest()[:32] + ".json")
+
+
+def _write_note(entry: Again) -> None:
+    os.makedirs(os.path.dirname(FOLDER), mode=0o755, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(FOLDER, 0o700)
+    with files.written_aside(_note(entry.spec.path), 0o600) as stream:
+        stream.write(remount.to_json(entry))

@@ -1,0 +1,154 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Sealing directories of an upper layer whose overlay is unmounted.
+
+A sealed directory is opaque: names that it does not have are not looked up in the lower layers. Copies of metadata alone are found
+by their name in the lower layers, which ends with that, so each is given a redirect first. All redirects are on the disk before the
+first mark is set, and marks are set from the deepest directory up: what a run that is killed leaves reads as before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import finalize
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.finalize import Pending, needed_redirect
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import parallel, syscalls, xattrs
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.finalize import (
+    Overlay,
+    Place,
+    working_directory_kept,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.lowers import Lowers
+
+
+@dataclass
+class Sealing:
+    """What came of it."""
+
+    sealed: int = 0
+    pending: list[Pending] = field(default_factory=list)
+
+
+def seal(
+    overlay: Overlay,
+    lowers: Lowers,
+    places: Sequence[Place],
+    settled: Collection[bytes],
+    workers: int,
+    progress: Progress = no_progress,
+) -> Sealing:
+    """Seal merged directories, those that are still all copied up. The overlay must not be mounted.
+
+    ``settled`` are the paths of the directories that need no mark: sealed ones, and those of the upper layer alone.
+    """
+    outcome = Sealing()
+    chosen = {place.path for place in places}
+
+    def prepare(place: Place, progress: Progress) -> tuple[tuple[Place, list[Pending]], list[Place]]:
+        progress()
+        try:
+            return (place, _give_redirects(overlay, lowers, place, chosen, settled)), []
+        except OSError as error:
+            return (place, [Pending(place.path, f"it cannot be sealed: {error.strerror}")]), []
+
+    bad: set[bytes] = set()
+    ready: list[Place] = []
+    with working_directory_kept():
+        prepared = parallel.walk(places, prepare, workers, progress)
+    for place, problems in prepared:
+        outcome.pending += problems
+        if problems:
+            bad |= finalize.with_parents([place.path])
+        else:
+            ready.append(place)
+    ready = sorted((place for place in ready if place.path not in bad), key=lambda one: -finalize.depth(one.path))
+    if not ready:
+        return outcome
+    _sync(overlay)
+    for place in ready:
+        progress()
+        if place.path in bad:
+            continue
+        try:
+            _mark(overlay, place)
+            outcome.sealed += 1
+        except OSError as error:
+            outcome.pending.append(Pending(place.path, f"it cannot be sealed: {error.strerror}"))
+            bad |= finalize.with_parents([place.path])
+    _sync(overlay)
+    return outcome
+
+
+def _give_redirects(
+    overlay: Overlay, lowers: Lowers, place: Place, chosen: Collection[bytes], settled: Collection[bytes]
+) -> list[Pending]:
+    """Give each metadata-only copy in a directory its redirect; return what keeps the directory from being sealed."""
+    assert place.lower is not None
+    names = lowers.names(place.lower)
+    if names is None and place.marks and place.marks.copied:
+        return [Pending(place.path, f"{show(place.lower)} is gone from the lower layers")]
+    names = names or set()
+    # Entries are named by their names alone from here on, which saves the kernel walking their paths.
+    os.chdir(overlay.stored(place.path))
+    with os.scandir(b".") as found:
+        entries = list(found)
+    problems = [
+        Pending(place.inside(name), "it appeared in the lower layers while the overlay was being finalized")
+        for name in names.difference(entry.name for entry in entries)
+    ]
+    if overlay.attribute(place.path, b"opaque") == finalize.WITH_WHITEOUT_FILES:
+        problems.append(Pending(place.path, "it has whiteouts that are files, which an opaque directory cannot have"))
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            path = place.inside(entry.name)
+            if path not in chosen and path not in settled and not overlay.marks(path).sealed:
+                problems.append(Pending(path, "it appeared while the overlay was being finalized"))
+        elif entry.is_file(follow_symlinks=False) and xattrs.read(entry.name, overlay.prefix + b"metacopy") is not None:
+            problems += _give_redirect(overlay, lowers, place, entry, names)
+    return problems
+
+
+def _give_redirect(
+    overlay: Overlay, lowers: Lowers, place: Place, entry: os.DirEntry[bytes], names: Collection[bytes]
+) -> list[Pending]:
+    """Give one metadata-only copy its redirect; return what keeps it from having one. ``names`` are those in the lower layers."""
+    attribute = overlay.prefix + b"redirect"
+    target = needed_redirect(place.lower, entry.name, None)
+    possible = entry.name in names and target is not None and len(target) <= finalize.LONGEST_REDIRECT
+    # Most have none: it costs as much to find that out as to set it.
+    if possible and target and xattrs.create(entry.name, attribute, target):
+        return []
+    has = xattrs.read(entry.name, attribute)
+    target = needed_redirect(place.lower, entry.name, has)
+    if target is None:
+        return []
+    # One that was renamed in its directory is looked for by its old name.
+    if (has or entry.name not in names) and not lowers.has(target):
+        reason = f"{show(target)}, of which it is a copy, is gone from the lower layers"
+        return [Pending(place.inside(entry.name), reason)]
+    if len(target) > finalize.LONGEST_REDIRECT:
+        return [Pending(place.inside(entry.name), f"its path is longer than {finalize.LONGEST_REDIRECT} bytes")]
+    xattrs.write(entry.name, attribute, target)
+    return []
+
+
+def _mark(overlay: Overlay, place: Place) -> None:
+    assert place.lower is not None
+    stored = overlay.stored(place.path)
+    # Ours first, since it means nothing without the other one.
+    xattrs.write(stored, finalize.SEALED, place.lower)
+    xattrs.write(stored, overlay.prefix + b"opaque", finalize.OPAQUE)
+
+
+def _sync(overlay: Overlay) -> None:
+    fd = os.open(overlay.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syscalls.syncfs(fd, overlay.upper)
+    finally:
+        os.close(fd)

@@ -1,0 +1,110 @@
+"""Writable overlays for tests: mounting and finalizing them, and what they show."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, Writable
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+
+OPAQUE = "trusted.overlay.opaque"
+REDIRECT = "trusted.overlay.redirect"
+METACOPY = "trusted.overlay.metacopy"
+SEALED = "trusted.renderfarm-overlay.sealed"
+
+
+def attribute(path: Path | str, name: str) -> bytes | None:
+    try:
+        return os.getxattr(path, name, follow_symlinks=False)
+    except OSError:
+        return None
+
+
+@dataclass
+class Overlay:
+    """A writable overlay in a folder of its own."""
+
+    folder: Path
+    lowers: tuple[Path, ...]
+    data: tuple[Path, ...] = ()
+    options: tuple[tuple[str, str | None], ...] = (("metacopy", "on"), ("redirect_dir", "on"), ("index", "on"))
+
+    def __post_init__(self) -> None:
+        for place in (self.upper, self.work, self.path):
+            place.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def upper(self) -> Path:
+        return self.folder / "upper"
+
+    @property
+    def work(self) -> Path:
+        return self.folder / "work"
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "view"
+
+    def mount(self) -> None:
+        settings = tuple((name.encode(), None if value is None else value.encode()) for name, value in self.options)
+        lowers, data = (tuple(map(os.fsencode, layers)) for layers in (self.lowers, self.data))
+        writable = Writable(os.fsencode(self.upper), os.fsencode(self.work))
+        spec = MountSpec(os.fsencode(self.path), lowers, data, settings, frozenset(("nodev",)), (), writable)
+        mount = mounts.create_overlay(spec)
+        mounts.attach(mount, os.fsencode(self.path))
+        os.close(mount)
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", self.path], check=True)
+
+    def finalize(self, **arguments: Any) -> dict[str, Any]:
+        with support.forked_module("overlay_finalize", {"path": str(self.path), **arguments}) as child:
+            child.go()
+            return child.finish().ok
+
+    def finalized(self, **arguments: Any) -> dict[str, Any]:
+        """Finalize, and once more, which changes nothing."""
+        result = self.finalize(allow_unmount=True, **arguments)
+        assert result["finalized"], result["pending"]
+        again = self.finalize(allow_unmount=True, **arguments)
+        assert not again["changed"], again
+        assert again["finalized"]
+        assert not again["unmounted"]
+        return result
+
+
+def overlay_at(folder: Path, *lowers: Path, **more: Any) -> Overlay:
+    overlay = Overlay(folder, lowers, **more)
+    # The root is in the upper layer from the beginning.
+    shutil.copystat(lowers[0], overlay.upper)
+    overlay.mount()
+    return overlay
+
+
+def copied(overlay: Overlay, path: str) -> bool:
+    return os.path.lexists(overlay.upper / path)
+
+
+def sealed(overlay: Overlay, path: str) -> bool:
+    return attribute(overlay.upper / path, OPAQUE) == b"y" and attribute(overlay.upper / path, SEALED) is not None
+
+
+def shown(view: Path) -> dict[bytes, tuple[Any, ...]]:
+    """Return all that a tree shows, content included."""
+    found: dict[bytes, tuple[Any, ...]] = {}
+    for path, status in support.listing(view).items():
+        full = os.fsencode(view) + path
+        content: object = None
+        if os.path.islink(full):
+            content = os.readlink(full)
+        elif os.path.isfile(full):
+            with open(full, "rb") as stream:
+                content = stream.read()
+        found[path] = (status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, content)
+    return found
