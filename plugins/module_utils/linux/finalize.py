@@ -87,6 +87,11 @@ def find(path: bytes) -> Overlay | None:
     if mount.fstype != b"overlay":
         kind = mount.fstype.decode("ascii", "replace")
         raise OverlayError(f"{show(path)} has a mount of type {kind} and no overlay: give the mountpoint of an overlay")
+    if mount.root != b"/":
+        raise OverlayError(
+            f"at {show(path)} only the directory {show(mount.root)} of an overlay is seen: give the mountpoint of the whole; a view with"
+            " strategy redirect asks the file server for no names as it is"
+        )
     layers = mountinfo.overlay_layers(mount)
     if layers.upper is None:
         raise OverlayError(
