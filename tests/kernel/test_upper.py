@@ -252,6 +252,21 @@ def test_another_layer_at_the_same_path_is_found_by_the_index(parts: Path) -> No
     assert support.live(spec.path) is None
 
 
+def test_metadata_without_its_content_cannot_be_opened(parts: Path) -> None:
+    """Why the lower layers are noted: without index the kernel mounts others, and files are lost one by one."""
+    spec = over_lower(parts, index="off")
+    support.carried_out(spec)
+    os.chmod(parts / "view" / "file", 0o600)
+    unmount(spec)
+    with support.mounted(over_lower(parts, index="off", metacopy="off")) as view, pytest.raises(PermissionError):
+        (view / "file").read_bytes()
+    kept = support.writable(parts / "kept" / "upper", parts / "kept" / "work")
+    (parts / "empty").mkdir()
+    other = support.declared(parts / "view", [parts / "empty"], writable=kept, index="off")
+    with support.mounted(other) as view, pytest.raises(OSError, match="Input/output error"):
+        (view / "file").read_bytes()
+
+
 def test_an_upper_layer_in_use_is_refused(parts: Path) -> None:
     spec = over_lower(parts)
     support.carried_out(spec)

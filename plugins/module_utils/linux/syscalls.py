@@ -64,6 +64,8 @@ MS_SHARED = 0x100000
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
+_RENAME_NOREPLACE = 1
+
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 
@@ -171,6 +173,12 @@ def setns(fd: int, flags: int) -> None:
 def die_with_parent(signal: int) -> None:
     """Have the kernel send this process ``signal`` when its parent ends."""
     _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0), None)
+
+
+def rename_new(source: bytes, destination: bytes) -> None:
+    """renameat2(2) with RENAME_NOREPLACE. EEXIST: there is something at the destination."""
+    result = _libc.renameat2(_AT_FDCWD, source, _AT_FDCWD, destination, _RENAME_NOREPLACE)
+    _checked(result, destination if ctypes.get_errno() == errno.EEXIST else source)
 
 
 def syncfs(fd: int, path: bytes) -> None:
