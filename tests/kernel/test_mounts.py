@@ -91,6 +91,15 @@ def test_layers_in_one_option_read_back_the_same(folder: Path, name: bytes) -> N
         assert stream.read() == b"content"
 
 
+def test_layers_too_long_for_one_option_are_refused_where_the_kernel_takes_no_other(folder: Path) -> None:
+    layers = [folder / f"{number}{'x' * 120}" for number in range(2)]
+    for layer in layers:
+        layer.mkdir()
+    spec = support.declared(folder / "view", layers)
+    with pytest.raises(OverlayError, match=r"have \d+ bytes together, and this kernel takes 255 .* shorter paths"):
+        mounts.create_overlay(spec, one_by_one=False)
+
+
 def test_many_lower_layers_and_data_layers_are_taken_in_order(folder: Path) -> None:
     lower, data = [], []
     for number in range(70):

@@ -238,6 +238,9 @@ def test_a_view_that_can_be_written_to(folder: Path, root: Path, tools: Sequence
     assert is_as_written()
     assert (root / "tool" / "1.0" / "version").read_text() == "one"
     assert not support.module("overlay_mount", **mount).ok["changed"]
+    # Its upper layer has another root than what is seen.
+    assert "shows a part of an overlay, /view" in support.module("overlay_finalize", path=str(place)).message
+    assert is_as_written()
     if kind == "upper":
         support.module("overlay_mount", path=str(place), state="unmounted")
         support.module("overlay_mount", **mount)

@@ -206,7 +206,13 @@ def _add_layers(context: int, spec: MountSpec, one_by_one: bool) -> None:
     """Name the layers one at a time (Linux 6.8), or all in one option, which takes 255 bytes, where the kernel cannot."""
     lower, data = spec.layers
     if not one_by_one:
-        syscalls.fsconfig_string(context, b"lowerdir", mountinfo.join_lowerdir(lower, data))
+        value = mountinfo.join_lowerdir(lower, data)
+        if len(value) > LONGEST_VALUE:
+            raise OverlayError(
+                f"the paths of the layers of the overlay at {show(spec.path)} have {len(value)} bytes together, and this kernel takes"
+                f" {LONGEST_VALUE} (Linux 6.8 takes that many of each): use fewer layers or shorter paths"
+            )
+        syscalls.fsconfig_string(context, b"lowerdir", value)
         return
     for path in lower:
         _add_layer(context, b"lowerdir+", path)
