@@ -74,6 +74,17 @@ class Outcome:
         return finalize.plan_of(self.mounted_again, self.counts, self.removed)
 
 
+def _not_mounted(path: bytes) -> OverlayError:
+    return OverlayError(f"no overlay is mounted at {show(path)}: mount it first")
+
+
+def _mounted(path: bytes) -> Overlay:
+    overlay = find(path)
+    if overlay is None:
+        raise _not_mounted(path)
+    return overlay
+
+
 def run(request: Request, progress: Progress = no_progress) -> Outcome:
     """Finalize an overlay. Raises OverlayError where none is mounted, or it has to be unmounted and is in use."""
     outcome = Outcome()
@@ -81,14 +92,13 @@ def run(request: Request, progress: Progress = no_progress) -> Outcome:
     unfinished = remount.unfinished(request.path)
     if overlay is None:
         if unfinished is None:
-            raise OverlayError(f"no overlay is mounted at {show(request.path)}: mount it first")
+            raise _not_mounted(request.path)
         outcome.mounted_again = request.path
         if request.wanted.check_mode:
             outcome.pending.append(Pending(b"", "it is not mounted: a run that was killed had unmounted it"))
             return outcome
         remount.mount_again(unfinished)
-        overlay = find(request.path)
-        assert overlay is not None
+        overlay = _mounted(request.path)
     elif unfinished and not request.wanted.check_mode:
         remount.forget(request.path)
     with contextlib.ExitStack() as stack:

@@ -188,7 +188,7 @@ def not_tried() -> dict[str, Feature]:
     return {name: Feature(None, "none", "not tried: 'probe' is false") for name in TRIALS}
 
 
-def probe(features: Collection[str] = TRIALS) -> dict[str, Feature]:
+def probe(features: Collection[str] = tuple(TRIALS)) -> dict[str, Feature]:
     """Try features, all of them by default. To be run in a process of its own: its mount namespace is not that of the host afterwards.
 
     Without root the trials are made in a user namespace, and tell what can be done there.

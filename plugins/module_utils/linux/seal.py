@@ -85,14 +85,20 @@ def seal(
     return outcome
 
 
+def _source(place: Place) -> bytes:
+    """Return where in the lower layers a merged directory is looked for. Raises ValueError for one of the upper layer alone."""
+    if place.lower is None:
+        raise ValueError(f"{place.path!r} is in the upper layer alone")
+    return place.lower
+
+
 def _give_redirects(
     overlay: Overlay, lowers: Lowers, place: Place, chosen: Collection[bytes], settled: Collection[bytes]
 ) -> list[Pending]:
     """Give each metadata-only copy in a directory its redirect; return what keeps the directory from being sealed."""
-    assert place.lower is not None
-    names = lowers.names(place.lower)
+    names = lowers.names(_source(place))
     if names is None and place.marks and place.marks.copied:
-        return [Pending(place.path, f"{show(place.lower)} is gone from the lower layers")]
+        return [Pending(place.path, f"{show(_source(place))} is gone from the lower layers")]
     names = names or set()
     # Entries are named by their names alone from here on, which saves the kernel walking their paths.
     os.chdir(overlay.stored(place.path))
@@ -139,10 +145,9 @@ def _give_redirect(
 
 
 def _mark(overlay: Overlay, place: Place) -> None:
-    assert place.lower is not None
     stored = overlay.stored(place.path)
     # Ours first, since it means nothing without the other one.
-    xattrs.write(stored, finalize.SEALED, place.lower)
+    xattrs.write(stored, finalize.SEALED, _source(place))
     xattrs.write(stored, overlay.prefix + b"opaque", finalize.OPAQUE)
     # The kernel's mark for directories with copies: when it lists one it looks each name up, and with that the file in the lower
     # layers, to report the copy's inode number. stat reports that number as before, a listing the one in the upper layer.
