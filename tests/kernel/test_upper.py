@@ -288,6 +288,19 @@ def test_an_upper_layer_in_use_in_another_namespace_is_refused(parts: Path) -> N
         refused(over_lower(parts), f"in use by the overlay at .*/elsewhere in the mount namespace of process {pid}")
 
 
+def test_an_overlay_that_another_namespace_keeps_is_not_replaced(parts: Path) -> None:
+    spec = over_lower(parts)
+    support.carried_out(spec)
+    other = over_lower(parts, nodev=True)
+    with support.namespace("private") as pid:
+        with pytest.raises(
+            OverlayError, match=f"in use by the overlay at .*/view in the mount namespace of process {pid}"
+        ):
+            support.planned(other, "replace")
+        assert (parts / "view" / "file").read_bytes()
+    support.carried_out(other, "replace")
+
+
 def test_an_upper_layer_of_a_detached_overlay_is_refused_by_the_kernel(parts: Path) -> None:
     spec = over_lower(parts)
     support.carried_out(spec)

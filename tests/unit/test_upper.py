@@ -129,13 +129,35 @@ def overlay(path: bytes, upper: bytes, work: bytes) -> Mount:
 def test_directories_of_another_overlay_are_refused(upper: bytes, work: bytes, used: bool) -> None:
     other = overlay(b"/other", upper, work)
     given = replace(state(), overlays=((4711, other),))
-    # The one that is unmounted before does not count.
-    check_upper(SPEC, given, leaving=other)
     if not used:
         check_upper(SPEC, given, None)
         return
     with pytest.raises(OverlayError, match="in use by the overlay at /other in the mount namespace of process 4711"):
         check_upper(SPEC, given, None)
+
+
+@pytest.mark.parametrize(
+    ("pid", "number", "propagation", "goes"),
+    [
+        (None, 7, (b"shared:3",), True),
+        # Another mount of it, here or in a namespace to which unmounting does not spread.
+        (None, 8, (), False),
+        (4711, 8, (), False),
+        (4711, 8, (b"shared:4",), False),
+        (4711, 8, (b"shared:3",), True),
+        (4711, 8, (b"master:3",), True),
+    ],
+)
+def test_what_is_unmounted_before_is_not_in_the_way(
+    pid: int | None, number: int, propagation: tuple[bytes, ...], goes: bool
+) -> None:
+    leaving = replace(overlay(b"/view", b"/k/upper", b"/k/work"), id=7, propagation=(b"shared:3",))
+    given = replace(state(), overlays=((pid, replace(leaving, id=number, propagation=propagation)),))
+    if goes:
+        check_upper(SPEC, given, leaving)
+        return
+    with pytest.raises(OverlayError, match="in use by the overlay at /view"):
+        check_upper(SPEC, given, leaving)
 
 
 def test_scratch_space_has_its_size_in_its_name() -> None:

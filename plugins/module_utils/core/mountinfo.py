@@ -116,6 +116,13 @@ def containing_mount(mounts: Sequence[Mount], path: bytes) -> Mount | None:
     return found
 
 
+def goes_with(other: Mount, mount: Mount) -> bool:
+    """Tell whether a mount in another mount namespace is unmounted along with one, since mounting spreads there."""
+    peers = {word for word in mount.propagation if word.startswith(b"shared:")}
+    follows = {word.replace(b"master:", b"shared:") for word in other.propagation}
+    return other.path == mount.path and not follows.isdisjoint(peers)
+
+
 def overlay_layers(mount: Mount) -> OverlayLayers:
     """Decode the layers of an overlay from its options.
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import (
     Mount,
+    goes_with,
     join_lowerdir,
     overlay_layers,
 )
@@ -142,7 +143,7 @@ def _check_record(spec: MountSpec, state: UpperState) -> None:
 
 def _check_not_in_use(state: UpperState, leaving: Mount | None) -> None:
     for pid, mount in state.overlays:
-        if leaving is not None and mount.device == leaving.device:
+        if leaving is not None and (goes_with(mount, leaving) if pid is not None else mount.id == leaving.id):
             continue
         layers = overlay_layers(mount)
         if layers.upper is None or layers.upper.startswith(SCRATCH_PLACE):

@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core import remount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import mountinfo, remount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.remount import Again
@@ -96,14 +96,11 @@ def mount_again(entry: Again) -> None:
 
 def _check_only_here(mount: Mount) -> None:
     """Raises OverlayError for an overlay that is mounted elsewhere as well, where it would stay when it is unmounted here."""
-    peers = {word for word in mount.propagation if word.startswith(b"shared:")}
     for pid, live in namespaces.everywhere():
         for other in live:
             if other.device != mount.device or (pid is None and other.id == mount.id):
                 continue
-            follows = {word.replace(b"master:", b"shared:") for word in other.propagation} & peers
-            if pid is not None and follows and other.path == mount.path:
-                # It is unmounted along with ours.
+            if pid is not None and mountinfo.goes_with(other, mount):
                 continue
             where = "" if pid is None else f" in the mount namespace of process {pid}"
             raise OverlayError(
