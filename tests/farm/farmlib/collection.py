@@ -204,8 +204,14 @@ def _run(argv: Sequence[str], timeout: float) -> Run:
             "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",
             "RENDERFARM_RECORD": str(record),
         }
+        # Ansible's workers have sessions of their own.
         process = host.spawn(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+            host.contained(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
         )
         try:
             output, _ = process.communicate(timeout=timeout)
