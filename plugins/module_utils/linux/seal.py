@@ -149,9 +149,6 @@ def _mark(overlay: Overlay, place: Place) -> None:
     # Ours first, since it means nothing without the other one.
     xattrs.write(stored, finalize.SEALED, _source(place))
     xattrs.write(stored, overlay.prefix + b"opaque", finalize.OPAQUE)
-    # The kernel's mark for directories with copies: when it lists one it looks each name up, and with that the file in the lower
-    # layers, to report the copy's inode number. stat reports that number as before, a listing the one in the upper layer.
-    xattrs.remove(stored, overlay.prefix + b"impure")
 
 
 def _sync(overlay: Overlay) -> None:
