@@ -58,8 +58,6 @@ def nodes(farm: Farm) -> Iterator[list[Machine]]:
         "lower": [LOWER],
         "upper": "/var/lib/finalized/upper",
         "work": "/var/lib/finalized/work",
-        # With it the kernel looks up each name that it lists, for its inode number.
-        "options": {"xino": "off"},
     }
 
     def mount(node: Machine) -> None:

@@ -9,7 +9,7 @@ import pytest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.option_rules import RULES, pinned, refusal
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import SETTINGS
 
-WRITABLE = {"index": "on", "metacopy": "on", "nfs_export": "off", "redirect_dir": "on", "xino": "auto"}
+WRITABLE = {"index": "on", "metacopy": "on", "nfs_export": "off", "redirect_dir": "on", "xino": "off"}
 
 
 @pytest.mark.parametrize(
@@ -18,8 +18,8 @@ WRITABLE = {"index": "on", "metacopy": "on", "nfs_export": "off", "redirect_dir"
         ({}, False, False, {}),
         ({}, False, True, {"metacopy": "on", "redirect_dir": "on"}),
         ({}, True, False, WRITABLE),
-        ({}, True, True, WRITABLE),
-        ({"nfs_export": "on"}, True, False, {**WRITABLE, "nfs_export": "on", "metacopy": "off"}),
+        ({}, True, True, {**WRITABLE, "xino": "auto"}),
+        ({"nfs_export": "on"}, True, False, {**WRITABLE, "nfs_export": "on", "metacopy": "off", "xino": "auto"}),
         ({"redirect_dir": "nofollow"}, True, False, {**WRITABLE, "redirect_dir": "nofollow", "metacopy": "off"}),
         ({"metacopy": "off", "index": "off"}, True, False, {**WRITABLE, "metacopy": "off", "index": "off"}),
         ({"userxattr": None}, False, True, {"userxattr": None}),
@@ -36,6 +36,13 @@ def test_what_is_left_open_is_filled_in(
 ) -> None:
     assert pinned(given, upper, data) == expected
     assert refusal(expected, upper, data) is None
+
+
+def test_where_data_layers_are_ordinary_ones_listings_look_up_nothing_in_them() -> None:
+    read_only = {"metacopy": "on", "redirect_dir": "on", "xino": "off"}
+    assert pinned({}, upper=False, data=True, redirect=True) == read_only
+    assert pinned({}, upper=True, data=True, redirect=True) == WRITABLE
+    assert pinned({"xino": "auto"}, upper=False, data=True, redirect=True) == {**read_only, "xino": "auto"}
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_of_an_overlay_that_a_part_is_shown_of_the_whole_is_mounted_beside_its_l
     assert b"# whole " + WHOLE in whole.text.split(b"\n")
     assert b'RequiresMountsFor="/g/1/layer" "/d"\n' in whole.text
     assert b"What=overlay\nWhere=" + WHOLE + b"\nType=overlay\n" in whole.text
-    assert b"Options=ro,nodev,metacopy=on,redirect_dir=on,_netdev,lowerdir=/g/1/layer:/d\n" in whole.text
+    assert b"Options=ro,nodev,metacopy=on,redirect_dir=on,xino=off,_netdev,lowerdir=/g/1/layer:/d\n" in whole.text
     assert b"WantedBy" not in whole.text
     assert (view.name, view.wanted) == ("software.mount", True)
     assert view.text.split(b"\n")[1:3] == [b"# view /software", b"# whole " + WHOLE]

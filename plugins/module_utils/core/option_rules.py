@@ -154,17 +154,22 @@ def refusal(settings: Given, upper: bool, data: bool) -> str | None:
     return None
 
 
-def pinned(settings: Given, upper: bool, data: bool) -> dict[str, str | None]:
+def pinned(settings: Given, upper: bool, data: bool, redirect: bool = False) -> dict[str, str | None]:
     """Return the settings with those made explicit on which it depends what files are: hosts have other defaults for them.
 
     With data layers: metacopy and redirect_dir, through which content is found. With an upper layer: copying up of metadata alone and
     renaming of directories, unless the overlay is exported, where the kernel can do only the latter; the index, which holds hard links
-    together and knows an upper layer that is in use or was used over another lower layer; and numbers of files that stay the same
-    where the kernel can have them so.
+    together and knows an upper layer that is in use or was used over another lower layer; and ``xino``, by which the kernel gives files
+    numbers that stay the same, and looks up each name in all layers for that when it lists a directory.
+
+    So that listings do not reach a file server, ``xino`` is off where files are looked up in ordinary lower layers: without data layers,
+    and with strategy redirect (``redirect``). NFS clients go by the numbers, so an overlay that is exported has it.
 
     With userxattr the kernel makes the choice of metacopy and redirect_dir.
     """
     chosen = dict(settings)
+    if redirect:
+        chosen.setdefault("xino", "off")
     trusted = "userxattr" not in settings
     if trusted and (data or upper):
         chosen.setdefault("redirect_dir", "on")
@@ -176,5 +181,5 @@ def pinned(settings: Given, upper: bool, data: bool) -> dict[str, str | None]:
             possible = chosen["redirect_dir"] == "on" and chosen["nfs_export"] == "off"
             chosen.setdefault("metacopy", "on" if possible else "off")
         chosen.setdefault("index", "on")
-        chosen.setdefault("xino", "auto")
+        chosen.setdefault("xino", "off" if not data and chosen["nfs_export"] == "off" else "auto")
     return chosen

@@ -183,7 +183,7 @@ def mount_spec(
                 f"lower layer {show(image)} is a file: an EROFS image has to have a name that ends in .erofs"
             )
     given, flags = _sorted_options(options)
-    settings = option_rules.pinned(given, writable is not None, bool(data))
+    settings = option_rules.pinned(given, writable is not None, bool(data), strategy == REDIRECT)
     reason = option_rules.refusal(settings, writable is not None, bool(data))
     if strategy == REDIRECT and "userxattr" in settings:
         reason = "option userxattr cannot go with strategy redirect: the kernel then follows redirects into data-only layers alone"
