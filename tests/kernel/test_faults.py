@@ -303,7 +303,8 @@ def test_finalizing_leaves_an_overlay_that_reads_as_before(folder: Path, faults:
     by_hand = False
 
     def content() -> dict[bytes, Any]:
-        return {path: one[4] for path, one in shown(overlay.path).items() if not path.startswith(b"/tool/2.0")}
+        # Of the release that is gone not even the status can be relied on.
+        return {path: one[4] for path, one in shown(overlay.path / "tool/1.0").items()}
 
     def around() -> Iterator[None]:
         nonlocal by_hand
