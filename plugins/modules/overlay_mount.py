@@ -58,9 +58,9 @@ options:
       - With O(data), C(metacopy=on) and C(redirect_dir=on) are set unless C(userxattr) is.
       - With an upper layer, C(metacopy=on), C(redirect_dir=on), C(index=on) and C(nfs_export=off) are set where these
         options do not say otherwise; with C(nfs_export=on), C(metacopy=off). With C(userxattr), the kernel decides about the first two.
-      - C(xino=off) is set where files are looked up in ordinary lower layers, which are without O(data) those of an overlay with an upper
-        layer, and all with O(strategy=redirect): with C(xino) the kernel looks up each name in them when it lists a directory. Other
-        overlays with an upper layer, and those with C(nfs_export=on), have C(xino=auto).
+      - C(xino=off) is set with an upper layer and no O(data), and with O(strategy=redirect), since with C(xino) the kernel looks up each
+        name in ordinary lower layers when it lists a directory. With an upper layer over O(data), and with C(nfs_export=on), it is
+        C(xino=auto).
       - With C(metacopy=on) a change of owner or mode copies no content, with C(redirect_dir=on) directories can be renamed, and
         with C(index=on) hard links stay hard links. The kernel can have no index when a layer is, for example, another overlay. The
         module fails then, and C(index=off) has to be given.

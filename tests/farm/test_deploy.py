@@ -48,7 +48,9 @@ def test_the_first_run_mounts_the_view(deployment: Deployment) -> None:
 
 
 def test_every_release_is_scanned_and_all_of_it_can_be_read(deployment: Deployment) -> None:
-    scanned = [result for result in deployment.run.of("new", "release_manifest") if result.status == "item"]
+    # What runs once is told of the first host of the play, wherever it ran.
+    runs = [result for name in ("old", "new") for result in deployment.run.of(name, "release_manifest")]
+    scanned = [result for result in runs if result.status == "item"]
     assert len(scanned) == len(software.releases())
     assert [result.values["unreadable"] for result in scanned] == [[]] * len(scanned)
 

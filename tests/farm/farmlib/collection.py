@@ -153,7 +153,7 @@ def playbook(
     *,
     arguments: Sequence[str] = (),
     check: bool = True,
-    timeout: float = 900,
+    timeout: float = 1800,
 ) -> Run:
     """Run a playbook: one of the collection's by its name, or a file. A failure raises unless `check` is false."""
     source = str(name) if isinstance(name, Path) else f"{COLLECTION}.{name}"
