@@ -10,6 +10,7 @@ time limit, so that a dead NFS server ends in a message and not in a play that h
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,12 @@ DEFAULT_STATE_DIR = "/var/lib/renderfarm-overlay"
 TIMEOUT = {"type": "float", "default": 120.0}
 STATE_DIR = {"type": "path", "default": DEFAULT_STATE_DIR}
 READY_MARKER = {"type": "str", "default": ""}
+
+
+def check_absolute(path: str, option: str) -> None:
+    """Raises OverlayError for an option that is no absolute path."""
+    if not os.path.isabs(path):
+        raise OverlayError(f"{option} must be an absolute path, not {path!r}")
 
 
 @dataclass

@@ -404,7 +404,6 @@ releases:
       sample: [share/doc]
 """
 
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -485,8 +484,8 @@ def main() -> None:
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     for option in ("state_dir", "image_store", "image"):
-        if params[option] is not None and not os.path.isabs(params[option]):
-            raise OverlayError(f"{option} must be an absolute path, not {params[option]!r}")
+        if params[option] is not None:
+            runner.check_absolute(params[option], option)
     for option in ("image", "generation"):
         if params[option] is not None and params["releases"]:
             raise OverlayError(f"'{option}' says itself which releases the view shows: leave out 'releases'")

@@ -249,8 +249,7 @@ def main() -> None:
 
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
-    if not os.path.isabs(params["path"]):
-        raise OverlayError(f"path must be an absolute path, not {params['path']!r}")
+    runner.check_absolute(params["path"], "path")
     if not 1 <= params["workers"] <= _MOST_WORKERS:
         raise OverlayError(f"workers must be from 1 to {_MOST_WORKERS}, and is {params['workers']}")
     if params["merged_levels"] < 0:

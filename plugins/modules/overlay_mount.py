@@ -453,8 +453,7 @@ def _check_layers(spec: MountSpec, mounting: bool, check_mode: bool) -> list[str
 
 
 def _real_path(path: str, option: str) -> bytes:
-    if not os.path.isabs(path):
-        raise OverlayError(f"{option} must be an absolute path, not {path!r}")
+    runner.check_absolute(path, option)
     return os.fsencode(os.path.realpath(path))
 
 

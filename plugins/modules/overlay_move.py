@@ -70,7 +70,7 @@ import os
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.move import (
     FinishMove,
     MoveDirectory,
@@ -114,8 +114,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
 
 def _place(path: str, option: str) -> bytes:
     """Return a path whose folder has no symbolic links in it; the directory itself may not be one."""
-    if not os.path.isabs(path):
-        raise OverlayError(f"{option} must be an absolute path, not {path!r}")
+    runner.check_absolute(path, option)
     folder, name = os.path.split(os.path.normpath(path))
     return os.path.join(os.fsencode(os.path.realpath(folder)), os.fsencode(name))
 

@@ -144,8 +144,7 @@ def main() -> None:
 
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
-    if not os.path.isabs(params["state_dir"]):
-        raise OverlayError(f"state_dir must be an absolute path, not {params['state_dir']!r}")
+    runner.check_absolute(params["state_dir"], "state_dir")
     for option in ("keep", "min_age"):
         if params[option] < 0:
             raise OverlayError(f"{option} must not be negative, and is {params[option]:g}")

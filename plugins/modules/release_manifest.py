@@ -216,8 +216,7 @@ def _check_places(root: str, release: str, store: str) -> None:
     if not release:
         raise OverlayError("release is empty; give the path of a release below the software root")
     for name, path in (("root", root), ("store", store)):
-        if not os.path.isabs(path):
-            raise OverlayError(f"{name} must be an absolute path, not {path!r}")
+        runner.check_absolute(path, name)
     inside = os.path.join(os.path.realpath(root), release, "")
     if os.path.join(os.path.realpath(store), "").startswith(inside):
         raise OverlayError(

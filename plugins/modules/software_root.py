@@ -178,8 +178,7 @@ def main() -> None:
 
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
-    if not os.path.isabs(params["path"]):
-        raise OverlayError(f"path must be an absolute path, not {params['path']!r}")
+    runner.check_absolute(params["path"], "path")
     path = os.fsencode(os.path.realpath(params["path"]))
     if params["state"] == "present":
         return _present(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -172,11 +173,12 @@ def test_a_volatile_upper_layer_is_mounted_once(parts: Path) -> None:
     support.carried_out(spec)
     support.write(parts / "view" / "new", b"new")
     unmount(spec)
-    with pytest.raises(OverlayError, match=r"was used with 'volatile'.*remove .*/work/work/incompat/volatile"):
+    mark = parts / "kept" / "work" / "work" / "incompat" / "volatile"
+    with pytest.raises(OverlayError, match=rf"was used with 'volatile'.*remove {re.escape(str(mark))}"):
         support.carried_out(spec)
     # What the message says.
     support.command("sync")
-    support.command("rm", "-r", parts / "kept" / "work" / "work" / "incompat" / "volatile")
+    support.command("rm", "-r", mark)
     support.carried_out(spec)
     assert (parts / "view" / "new").read_bytes() == b"new"
 

@@ -72,6 +72,11 @@ def lower_path(parent: bytes | None, name: bytes, marks: Marks) -> bytes | None:
     return None if parent is None else posixpath.join(parent, marks.redirect or name)
 
 
+def copied_from(parent: bytes | None, name: bytes, marks: Marks) -> bytes | None:
+    """Return where in the lower layers a directory is, or was, that the kernel has copied up, whatever hides that now; None as above."""
+    return marks.sealed_from or lower_path(parent, name, Marks(redirect=marks.redirect))
+
+
 def needed_redirect(parent: bytes | None, name: bytes, redirect: bytes | None) -> bytes | None:
     """Return the redirect that a metadata-only copy needs to be found when its directory is opaque; None where it has it.
 

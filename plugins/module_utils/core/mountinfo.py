@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
@@ -121,6 +121,16 @@ def goes_with(other: Mount, mount: Mount) -> bool:
     peers = {word for word in mount.propagation if word.startswith(b"shared:")}
     follows = {word.replace(b"master:", b"shared:") for word in other.propagation}
     return other.path == mount.path and not follows.isdisjoint(peers)
+
+
+def check_absolute(overlay: str, paths: Iterable[bytes], role: str = "a layer") -> None:
+    """Raises OverlayError for a path of an overlay, which is named in words, that is not absolute."""
+    for path in paths:
+        if not path.startswith(b"/"):
+            raise OverlayError(
+                f"{overlay} was mounted with the relative path {show(path)} as {role}, which says nothing to others: mount it with absolute"
+                " paths"
+            )
 
 
 def overlay_layers(mount: Mount) -> OverlayLayers:

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, overlay_layers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import (
+    Mount,
+    check_absolute,
+    overlay_layers,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, Writable
 
 #: Flags of a mount that a new one can be given. Without the last two, times of access are kept strictly.
@@ -39,12 +43,8 @@ def again(mount: Mount, images: tuple[bytes, ...]) -> Again:
     Raises OverlayError for a mount that could not be made to be the same.
     """
     layers = overlay_layers(mount)
-    for layer in (*layers.lower, *layers.data, layers.upper or b"", layers.work or b""):
-        if not layer.startswith(b"/"):
-            raise OverlayError(
-                f"the overlay at {show(mount.path)} was mounted with the relative path {show(layer)} as a layer, which says nothing to"
-                " others: mount it with absolute paths"
-            )
+    everything = (*layers.lower, *layers.data, layers.upper or b"", layers.work or b"")
+    check_absolute(f"the overlay at {show(mount.path)}", everything)
     if mount.root != b"/":
         raise OverlayError(
             f"{show(mount.path)} is a bind mount of a part of an overlay: give the mountpoint of the overlay itself"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import resource
 import shutil
@@ -14,9 +15,13 @@ import time
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_LOCK_POLL_SECONDS = 0.1
 
 #: What is being written has this in front of its name; it counts for nobody.
 ASIDE_PREFIX = ".new-"
@@ -65,6 +70,31 @@ def sync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def sync_file_system(path: bytes) -> None:
+    """Write the file system that a directory is on to its disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syscalls.syncfs(fd, path)
+    finally:
+        os.close(fd)
+
+
+def wait_for_lock(fd: int, what: str, seconds: float, progress: Progress) -> None:
+    """Take the lock of an open file, which another run may have for so long. Raises OverlayError, which says of ``what``, after that."""
+    limit = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > limit:
+                raise OverlayError(
+                    f"another run has been at work on {what} for {seconds:g} seconds; try again later"
+                ) from None
+        progress()
+        time.sleep(_LOCK_POLL_SECONDS)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.finalize i
     Counts,
     Marks,
     Pending,
+    copied_from,
     lower_path,
     needed_redirect,
 )
@@ -105,11 +106,7 @@ def find(path: bytes) -> Overlay | None:
             f"the overlay at {show(path)} has scratch space as its upper layer, which nobody sees and which is gone with it: there is"
             " nothing to finalize"
         )
-    if not os.path.isabs(layers.upper):
-        raise OverlayError(
-            f"the overlay at {show(path)} was mounted with the relative path {show(layers.upper)} as its upper layer, which says nothing"
-            " to others: mount it with absolute paths"
-        )
+    mountinfo.check_absolute(f"the overlay at {show(path)}", [layers.upper], "its upper layer")
     if not os.path.isdir(layers.upper):
         raise OverlayError(f"{show(layers.upper)}, the upper layer of the overlay at {show(path)}, is not to be found")
     defaults = mounts.overlay_defaults()
@@ -225,7 +222,7 @@ def is_gone(overlay: Overlay, lowers: Lowers, place: Place, name: bytes) -> bool
         return False
     if stat.S_ISDIR(mode):
         marks = overlay.marks(path)
-        source = marks.sealed_from or lower_path(place.lower, name, Marks(redirect=marks.redirect))
+        source = copied_from(place.lower, name, marks)
         return marks.copied and source is not None and not lowers.has(source)
     if not stat.S_ISREG(mode) or overlay.attribute(path, b"metacopy") is None:
         return False

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import image_path
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import OverlayLayers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import OverlayLayers, check_absolute
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import (
     MountSpec,
     Settings,
@@ -52,14 +52,18 @@ class Lowers:
             status = os.stat(b"." + path, dir_fd=self._root, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             return False
-        return not (stat.S_ISCHR(status.st_mode) and status.st_rdev == 0)
+        return not is_whiteout(status)
+
+
+def is_whiteout(status: os.stat_result) -> bool:
+    """Tell whether something in a layer is no file, but says that there is none of its name."""
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
 def _is_whiteout(entry: os.DirEntry[bytes]) -> bool:
     if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False) or entry.is_symlink():
         return False
-    status = entry.stat(follow_symlinks=False)
-    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+    return is_whiteout(entry.stat(follow_symlinks=False))
 
 
 def images_among(layers: OverlayLayers) -> tuple[bytes, ...]:
@@ -72,12 +76,7 @@ def images_among(layers: OverlayLayers) -> tuple[bytes, ...]:
 @contextlib.contextmanager
 def opened(layers: OverlayLayers) -> Iterator[Lowers]:
     """Give the lower layers of an overlay. Raises OverlayError where they are not there, or empty."""
-    for layer in (*layers.lower, *layers.data):
-        if not os.path.isabs(layer):
-            raise OverlayError(
-                f"the overlay was mounted with the relative path {show(layer)} as a layer, which says nothing to others: mount it with"
-                " absolute paths"
-            )
+    check_absolute("the overlay", (*layers.lower, *layers.data))
     found = images_among(layers)
     if len(layers.lower) == 1 and not layers.data and not found:
         root = os.open(layers.lower[0], _ROOT)

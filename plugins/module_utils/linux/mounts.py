@@ -126,18 +126,12 @@ def create_overlay(spec: MountSpec, one_by_one: bool | None = None) -> int:
     """
     if one_by_one is None:
         one_by_one = takes_layers_one_by_one()
-    context = _open_context()
-    try:
-        _configure(context, spec, one_by_one)
+    with _configured(spec, one_by_one) as context:
         syscalls.fsconfig_create(context)
         attributes = 0
         for flag in spec.flags:
             attributes |= _MOUNT_ATTRIBUTES[flag]
         return syscalls.fsmount(context, attributes)
-    except OSError as error:
-        raise OverlayError(_refusal(spec, error, syscalls.context_messages(context))) from None
-    finally:
-        os.close(context)
 
 
 def rehearse(spec: MountSpec) -> None:
@@ -145,11 +139,18 @@ def rehearse(spec: MountSpec) -> None:
 
     Images among the layers are not tried.
     """
-    if spec.images:
-        return
+    if not spec.images:
+        with _configured(spec, takes_layers_one_by_one()):
+            pass
+
+
+@contextlib.contextmanager
+def _configured(spec: MountSpec, one_by_one: bool) -> Iterator[int]:
+    """Give a file system context that has the layers and options of an overlay. Raises OverlayError, also for what the block fails with."""
     context = _open_context()
     try:
-        _configure(context, spec, takes_layers_one_by_one())
+        _configure(context, spec, one_by_one)
+        yield context
     except OSError as error:
         raise OverlayError(_refusal(spec, error, syscalls.context_messages(context))) from None
     finally:

@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import posixpath
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +15,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core import fin
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.finalize import Counts, Pending
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Plan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import lowers, remount, seal
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, lowers, remount, seal
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.finalize import (
     CopyUp,
@@ -255,19 +253,7 @@ def _locked(overlay: Overlay, seconds: float, progress: Progress) -> Iterator[No
     """Hold the lock of an overlay, so that two runs come one after the other."""
     fd = os.open(overlay.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        limit = time.monotonic() + seconds
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > limit:
-                    raise OverlayError(
-                        f"another run has been at work on the overlay at {show(overlay.mount.path)} for {seconds:g} seconds; try again"
-                        " later"
-                    ) from None
-            progress()
-            time.sleep(0.05)
+        files.wait_for_lock(fd, f"the overlay at {show(overlay.mount.path)}", seconds, progress)
         yield
     finally:
         os.close(fd)

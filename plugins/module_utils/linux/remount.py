@@ -112,11 +112,7 @@ def _check_only_here(mount: Mount) -> None:
 def _accept_volatile(entry: Again) -> None:
     """Write all of the upper layer to its disk, and take away the mark that keeps a volatile one from being mounted again."""
     upper, work = entry.spec.kept
-    fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        syscalls.syncfs(fd, upper)
-    finally:
-        os.close(fd)
+    files.sync_file_system(upper)
     files.remove_tree(os.path.join(os.fsdecode(work), os.fsdecode(uppers.VOLATILE)))
 
 

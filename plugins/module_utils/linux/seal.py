@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import finalize
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.finalize import Pending, needed_redirect
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import parallel, syscalls, xattrs
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, parallel, xattrs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.finalize import (
     Overlay,
@@ -70,7 +70,7 @@ def seal(
     ready = sorted((place for place in ready if place.path not in bad), key=lambda one: -finalize.depth(one.path))
     if not ready:
         return outcome
-    _sync(overlay)
+    files.sync_file_system(overlay.upper)
     for place in ready:
         progress()
         if place.path in bad:
@@ -81,7 +81,7 @@ def seal(
         except OSError as error:
             outcome.pending.append(Pending(place.path, f"it cannot be sealed: {error.strerror}"))
             bad |= finalize.with_parents([place.path])
-    _sync(overlay)
+    files.sync_file_system(overlay.upper)
     return outcome
 
 
@@ -149,11 +149,3 @@ def _mark(overlay: Overlay, place: Place) -> None:
     # Ours first, since it means nothing without the other one.
     xattrs.write(stored, finalize.SEALED, _source(place))
     xattrs.write(stored, overlay.prefix + b"opaque", finalize.OPAQUE)
-
-
-def _sync(overlay: Overlay) -> None:
-    fd = os.open(overlay.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        syscalls.syncfs(fd, overlay.upper)
-    finally:
-        os.close(fd)

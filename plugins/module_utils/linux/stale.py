@@ -10,10 +10,10 @@ import errno
 import os
 import stat
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.finalize import Marks, Pending, lower_path
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.finalize import Pending, copied_from
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.finalize import Overlay, Place, is_gone
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.lowers import Lowers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.lowers import Lowers, is_whiteout
 
 _KEPT = "it is gone from the lower layers, but for what somebody has written or made in it"
 
@@ -48,8 +48,7 @@ class Removal:
         if not is_gone(self._overlay, self._lowers, parent, name):
             return self._keep(path)
         marks = self._overlay.marks(path)
-        source = marks.sealed_from or lower_path(parent.lower, name, Marks(redirect=marks.redirect))
-        here = Place(path, source, marks)
+        here = Place(path, copied_from(parent.lower, name, marks), marks)
         whole = True
         for inner in sorted(os.listdir(self._overlay.stored(path))):
             if not self._is_whiteout(here.inside(inner)):
@@ -78,8 +77,7 @@ class Removal:
         self._forget_whiteout(path)
 
     def _is_whiteout(self, path: bytes) -> bool:
-        status = os.stat(self._overlay.stored(path), follow_symlinks=False)
-        return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+        return is_whiteout(os.stat(self._overlay.stored(path), follow_symlinks=False))
 
     def _forget_whiteout(self, path: bytes) -> None:
         """Remove the whiteout that the kernel leaves when it takes the file for one that is still in a lower layer.

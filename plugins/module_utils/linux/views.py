@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
-import time
 from collections.abc import Iterator, Sequence
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
@@ -34,7 +32,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     files,
     manifest_store,
     mounts,
-    syscalls,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import (
@@ -45,8 +42,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_lay
 
 CURRENT = "current"
 PREVIOUS = "previous"
-
-_LOCK_POLL_SECONDS = 0.1
 
 
 def observe(paths: ViewPaths) -> ViewState:
@@ -97,7 +92,7 @@ def locked(paths: ViewPaths, seconds: float, progress: Progress = no_progress) -
         os.makedirs(paths.root, mode=0o755, exist_ok=True)
         # Not truncated, which would give it another time although nothing has changed.
         with open(paths.lock, "ab") as stream:
-            _wait_for_lock(stream.fileno(), paths, seconds, progress)
+            files.wait_for_lock(stream.fileno(), show(os.fsencode(paths.root)), seconds, progress)
             # A run that removes the view removes the lock too, and whoever waited for that one has the lock of nothing.
             if _is_at(stream.fileno(), paths.lock):
                 yield
@@ -120,21 +115,6 @@ def _check_trusted(state_dir: str) -> None:
             " nobody but root may be able to write there, since a layer decides which files a view shows; chown it to root"
             " and chmod it to 0700"
         )
-
-
-def _wait_for_lock(fd: int, paths: ViewPaths, seconds: float, progress: Progress) -> None:
-    limit = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > limit:
-                raise OverlayError(
-                    f"another run has been at work on {show(os.fsencode(paths.root))} for {seconds:g} seconds; try again later"
-                ) from None
-        progress()
-        time.sleep(_LOCK_POLL_SECONDS)
 
 
 def composed(spec: LayerSpec, progress: Progress = no_progress) -> Composition:
@@ -232,11 +212,7 @@ def staged(paths: ViewPaths, name: str, progress: Progress = no_progress) -> Ite
 def _settle(folder: str, paths: ViewPaths, name: str) -> None:
     """Write a staged generation to the disk, then give it its name."""
     os.makedirs(paths.generations, exist_ok=True)
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        syscalls.syncfs(fd, os.fsencode(folder))
-    finally:
-        os.close(fd)
+    files.sync_file_system(os.fsencode(folder))
     final = paths.generation(name)
     # Only a generation without its record can be in the way here, and such a one counts for nobody.
     files.remove_tree(final)
