@@ -11,6 +11,7 @@ first mark is set, and marks are set from the deepest directory up: what a run t
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -96,9 +97,10 @@ def _give_redirects(
     overlay: Overlay, lowers: Lowers, place: Place, chosen: Collection[bytes], settled: Collection[bytes]
 ) -> list[Pending]:
     """Give each metadata-only copy in a directory its redirect; return what keeps the directory from being sealed."""
-    names = lowers.names(_source(place))
+    source = _source(place)
+    names = lowers.names(source)
     if names is None and place.marks and place.marks.copied:
-        return [Pending(place.path, f"{show(_source(place))} is gone from the lower layers")]
+        return [Pending(place.path, f"{show(source)} is gone from the lower layers")]
     names = names or set()
     # Entries are named by their names alone from here on, which saves the kernel walking their paths.
     os.chdir(overlay.stored(place.path))
@@ -110,37 +112,39 @@ def _give_redirects(
     ]
     if overlay.attribute(place.path, b"opaque") == finalize.WITH_WHITEOUT_FILES:
         problems.append(Pending(place.path, "it has whiteouts that are files, which an opaque directory cannot have"))
+    folder = posixpath.join(source, b"")
+    metacopy, redirect = overlay.prefix + b"metacopy", overlay.prefix + b"redirect"
     for entry in entries:
+        name = entry.name
         if entry.is_dir(follow_symlinks=False):
-            path = place.inside(entry.name)
+            path = place.inside(name)
             if path not in chosen and path not in settled and not overlay.marks(path).sealed:
                 problems.append(Pending(path, "it appeared while the overlay was being finalized"))
-        elif entry.is_file(follow_symlinks=False) and xattrs.read(entry.name, overlay.prefix + b"metacopy") is not None:
-            problems += _give_redirect(overlay, lowers, place, entry, names)
+        elif entry.is_file(follow_symlinks=False) and xattrs.read(name, metacopy) is not None:
+            target = folder + name
+            # Most have none: it costs as much to find that out as to set it.
+            if name in names and len(target) <= finalize.LONGEST_REDIRECT and xattrs.create(name, redirect, target):
+                continue
+            problems += _give_redirect(lowers, place, name, redirect, name in names)
     return problems
 
 
-def _give_redirect(
-    overlay: Overlay, lowers: Lowers, place: Place, entry: os.DirEntry[bytes], names: Collection[bytes]
-) -> list[Pending]:
-    """Give one metadata-only copy its redirect; return what keeps it from having one. ``names`` are those in the lower layers."""
-    attribute = overlay.prefix + b"redirect"
-    target = needed_redirect(place.lower, entry.name, None)
-    possible = entry.name in names and target is not None and len(target) <= finalize.LONGEST_REDIRECT
-    # Most have none: it costs as much to find that out as to set it.
-    if possible and target and xattrs.create(entry.name, attribute, target):
-        return []
-    has = xattrs.read(entry.name, attribute)
-    target = needed_redirect(place.lower, entry.name, has)
+def _give_redirect(lowers: Lowers, place: Place, name: bytes, redirect: bytes, is_below: bool) -> list[Pending]:
+    """Give one metadata-only copy its redirect; return what keeps it from having one.
+
+    ``redirect`` is the attribute, and ``is_below`` tells whether the lower layers have the name.
+    """
+    has = xattrs.read(name, redirect)
+    target = needed_redirect(place.lower, name, has)
     if target is None:
         return []
     # One that was renamed in its directory is looked for by its old name.
-    if (has or entry.name not in names) and not lowers.has(target):
+    if (has or not is_below) and not lowers.has(target):
         reason = f"{show(target)}, of which it is a copy, is gone from the lower layers"
-        return [Pending(place.inside(entry.name), reason)]
+        return [Pending(place.inside(name), reason)]
     if len(target) > finalize.LONGEST_REDIRECT:
-        return [Pending(place.inside(entry.name), f"its path is longer than {finalize.LONGEST_REDIRECT} bytes")]
-    xattrs.write(entry.name, attribute, target)
+        return [Pending(place.inside(name), f"its path is longer than {finalize.LONGEST_REDIRECT} bytes")]
+    xattrs.write(name, redirect, target)
     return []
 
 
