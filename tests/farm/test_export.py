@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from farmlib import collection
@@ -11,15 +12,15 @@ from farmlib.machines import SOFTWARE, Farm, Machine
 LOWER = "/net/exported"
 PATH = "/exported"
 LAYERS = "/var/lib/farm-exported"
-MOUNT = "/mnt/exported"
+#: Where the client mounts it, by NFS version.
+MOUNTS = {"4.2": "/mnt/exported", "3,nolock": "/mnt/exported-3"}
 VARIABLES = {
     "export_path": PATH,
     "export_lower": [LOWER],
     "export_upper": f"{LAYERS}/upper",
     "export_work": f"{LAYERS}/work",
     "export_clients": ["10.77.0.0/24"],
-    # The farm has its own way to start the service.
-    "export_server": "reload",
+    "export_server": "managed",
 }
 PLAY = """
 - hosts: new
@@ -28,10 +29,28 @@ PLAY = """
     - renderfarm.overlay.export
 """
 
+# The farm's guests have the server's units masked. Nobody has state to reclaim, so that the first opens need not wait for 90 s.
+UNITS = "/etc/systemd/system/nfs-server.service /etc/systemd/system/nfs-kernel-server.service"
+PREPARE = f"""
+cp /etc/exports /run/farm-exports; : >/etc/exports
+rm -f {UNITS}
+mkdir -p /etc/nfs.conf.d
+printf '[nfsd]\ngrace-time=10\nlease-time=20\n' >/etc/nfs.conf.d/farm.conf
+systemctl daemon-reload
+"""
+CLEAR = f"""
+systemctl disable --now nfs-server.service
+rm -f /etc/nfs.conf.d/farm.conf
+for unit in {UNITS}; do ln -sf /dev/null $unit; done
+systemctl daemon-reload
+cp /run/farm-exports /etc/exports
+umount {PATH}; umount {LOWER}; rm -rf {LAYERS}
+"""
+
 #: A process of the client: it opens files, and reads them when it is told to.
 READER = f"""
 import os, time
-files = [open(f"{MOUNT}/trial/1.0/data/" + name) for name in ("held", "copied")]
+files = [open(f"{{mount}}/trial/1.0/data/{{name}}") for mount in {list(MOUNTS.values())} for name in ("held", "copied")]
 inodes = [os.fstat(file.fileno()).st_ino for file in files]
 print("started", flush=True)
 while not os.path.exists("/run/farm-reader-go"):
@@ -41,21 +60,25 @@ print([file.read() for file in files], inodes == [os.fstat(file.fileno()).st_ino
 
 
 @pytest.fixture(scope="module")
-def play(tmp_path_factory: pytest.TempPathFactory, farm: Farm) -> Iterator[collection.Run]:
+def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "export.yml"
+    path.write_text(PLAY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def play(farm: Farm, book: Path) -> Iterator[collection.Run]:
     """The overlay is exported by `new`, with the software root as its lower layer."""
-    book = tmp_path_factory.mktemp("export") / "export.yml"
-    book.write_text(PLAY)
     new = farm.nodes["new"]
     farm.server.add_release("trial/1.0", {"data/held": "held\n", "data/copied": "copied\n"})
     # The guests' file of exports is the server's.
-    new.ssh("cp /etc/exports /run/farm-exports; : >/etc/exports; /usr/lib/render-farm/nfs start")
+    new.ssh(PREPARE)
     root = {"path": LOWER, "source": f"server:{SOFTWARE}", "options": ["ro", "vers=4.2", "nosharecache"]}
     collection.module(farm, new, "software_root", root)
     yield collection.playbook(farm, book, VARIABLES)
-    farm.nodes["old"].ssh(f"umount -f -l {MOUNT}", check=False)
+    farm.nodes["old"].ssh(f"umount -f -l {' '.join(MOUNTS.values())}", check=False)
     collection.playbook(farm, book, {**VARIABLES, "export_state": "absent"}, check=False)
-    new.ssh("/usr/lib/render-farm/nfs stop; cp /run/farm-exports /etc/exports", check=False)
-    new.ssh(f"umount {PATH}; umount {LOWER}; rm -rf {LAYERS}", check=False)
+    new.ssh(CLEAR, check=False)
     farm.server.delete_release("trial")
 
 
@@ -64,8 +87,22 @@ def client(farm: Farm, play: collection.Run) -> Machine:
     """A client of the export."""
     assert play.changed("new") != []
     old = farm.nodes["old"]
-    old.ssh(f"mkdir -p {MOUNT}; mount -t nfs -o ro,vers=4.2 new:{PATH} {MOUNT}")
+    for version, mount in MOUNTS.items():
+        old.ssh(f"mkdir -p {mount}; mount -t nfs -o ro,vers={version} new:{PATH} {mount}")
     return old
+
+
+def test_the_server_is_started_now_and_with_the_host(farm: Farm, play: collection.Run) -> None:
+    assert "renderfarm.overlay.export : Start the NFS server" in play.changed("new")
+    assert farm.nodes["new"].output("systemctl is-active nfs-server; systemctl is-enabled nfs-server").split() == [
+        "active",
+        "enabled",
+    ]
+
+
+@pytest.mark.usefixtures("play")
+def test_a_second_run_changes_nothing(farm: Farm, book: Path) -> None:
+    assert collection.playbook(farm, book, VARIABLES).changed("new") == []
 
 
 def cold(*machines: Machine) -> None:
@@ -77,14 +114,19 @@ def test_open_files_are_the_same_after_a_copy_up_a_restart_and_dropped_caches(fa
     new = farm.nodes["new"]
     client.write("/run/farm-reader", READER)
     client.ssh("setsid python3 /run/farm-reader >/run/farm-read 2>&1 </dev/null &")
-    client.ssh("for again in $(seq 100); do grep -q started /run/farm-read && exit; sleep 0.2; done; exit 1")
+    # A server that has just started lets nobody open files before its grace period is over.
+    client.ssh(
+        "for again in $(seq 400); do grep -q started /run/farm-read && exit; sleep 0.2; done; exit 1", timeout=180
+    )
     cold(new, client)
     new.ssh(f"echo more >>{PATH}/trial/1.0/data/copied")
-    new.ssh("/usr/lib/render-farm/nfs stop; sleep 1; /usr/lib/render-farm/nfs start")
+    new.ssh("systemctl restart nfs-server.service")
     cold(new, client)
 
     client.ssh("touch /run/farm-reader-go; until [ $(wc -l </run/farm-read) -gt 1 ]; do sleep 0.2; done", timeout=180)
-    assert client.output("tail -n 1 /run/farm-read") == r"['held\n', 'copied\nmore\n'] True"
-    assert client.output(f"cat {MOUNT}/trial/1.0/data/held {MOUNT}/trial/1.0/data/copied") == "held\ncopied\nmore"
+    contents = ["held\n", "copied\nmore\n"]
+    assert client.output("tail -n 1 /run/farm-read") == f"{contents * len(MOUNTS)} True"
+    for mount in MOUNTS.values():
+        assert client.output(f"cat {mount}/trial/1.0/data/held {mount}/trial/1.0/data/copied") == "held\ncopied\nmore"
     # What was written is the overlay's alone.
     assert farm.server.output(f"cat {SOFTWARE}/trial/1.0/data/copied") == "copied"
