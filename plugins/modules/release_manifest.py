@@ -203,7 +203,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError, OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
     ManifestRecord,
     Placement,
@@ -293,7 +293,13 @@ def _each(
 
 def _observe(manifest: _Manifest, params: dict[str, Any], context: runner.Context) -> None:
     wanted = params["state"] == "present"
-    record = manifest_store.find_record(manifest.path)
+    try:
+        record = manifest_store.find_record(manifest.path)
+    except ManifestError:
+        if wanted:
+            raise
+        # It is removed whatever it is.
+        record = None
     if wanted:
         if record:
             record = manifest_store.read_record(manifest.path)
