@@ -179,7 +179,7 @@ class Report:
         return f"{wanted.format(bar)}: {'met' if met else 'NOT MET'}"
 
     def __str__(self) -> str:
-        verdict = f"{self._missed} bars are not met." if self._missed else "All bars are met."
+        verdict = f"Bars that are not met: {self._missed}." if self._missed else "All bars are met."
         tables = (
             *(self._compared, self._memory, self._images, self._growth, self._sizes),
             *(self._second, self._switches, self._finalize, self._speed),

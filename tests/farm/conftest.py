@@ -9,6 +9,14 @@ from farmlib.machines import Farm, Machine
 VIEW_NODES = [node.name for node in Farm.running.view_nodes] if Farm.running else ["new"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-releases",
+        action="store_true",
+        help="test_finalize.py: all releases, and not a package; ten minutes more",
+    )
+
+
 @pytest.fixture(scope="session")
 def farm() -> Farm:
     if Farm.running is None:

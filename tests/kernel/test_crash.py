@@ -167,9 +167,18 @@ def test_a_killed_run_of_finalizing_leaves_an_overlay_that_reads_as_before(folde
         (lower / "medium/1" / str(number) / "0").chmod(0o4755)
     overlay = overlay_at(folder / "overlay", lower)
     before = shown(overlay.path)
-    wanted = Wanted(owner=12, group=None, copy_up=True, check_mode=False, workers=2)
+    wanted = Wanted(owner=12, group=None, copy_up=True, check_mode=False)
     request = Request(
-        os.fsencode(overlay.path), (), frozenset(finalize.PASSES), "auto", True, "report", 0, wanted, patience=10
+        os.fsencode(overlay.path),
+        (),
+        frozenset(finalize.PASSES),
+        "auto",
+        True,
+        "report",
+        0,
+        wanted,
+        workers=2,
+        patience=10,
     )
     takes = duration(lambda: passes.run(request))
     chance = random.Random(3)

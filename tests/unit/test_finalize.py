@@ -161,3 +161,30 @@ def test_what_could_not_be_mounted_as_it_was_is_refused(old: bytes, new: bytes, 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"path": 1}', b"null"])
 def test_what_is_no_note_is_none(text: bytes) -> None:
     assert remount.from_json(text) is None
+
+
+MOUNTS = tuple(
+    parse(
+        b"""\
+20 1 253:1 / / rw - ext4 /dev/vda1 rw
+21 20 0:40 / /net rw - nfs4 server:/srv rw,vers=4.2
+22 20 0:41 / /run rw - tmpfs tmpfs rw
+23 20 0:42 / /cluster rw - wekafs weka rw
+24 21 0:43 / /net/here rw - overlay overlay rw
+"""
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("lowers", "workers"),
+    [
+        ([b"/srv/tools"], finalize.WORKERS_HERE),
+        ([b"/srv/tools", b"/run/tools", b"/net/here/tools"], finalize.WORKERS_HERE),
+        ([b"/net/software"], finalize.WORKERS_FAR),
+        ([b"/srv/tools", b"/net"], finalize.WORKERS_FAR),
+        ([b"/cluster/software"], finalize.WORKERS_FAR),
+    ],
+)
+def test_more_processes_work_where_they_wait_for_a_file_server(lowers: list[bytes], workers: int) -> None:
+    assert finalize.usual_workers(lowers, MOUNTS) == workers

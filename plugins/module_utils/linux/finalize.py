@@ -15,7 +15,6 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import finalize, mountinfo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
@@ -39,15 +38,6 @@ DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 #: What ends the work: the next entry would fail as well. Anything else is about one entry.
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
-
-
-#: How many processes copy up at the same time. In the kernel, copying up waits for locks of the overlay and of the file system below
-#: it; more processes hand them on all the time, which takes longer than the work.
-_MOST_COPYING = 2
-#: So many entries of a directory are looked at before they are copied up.
-_BATCH = 1000
-
-_CAPABILITY_NAME = os.fsdecode(CAPABILITY_XATTR)
 
 
 @dataclass(frozen=True)
@@ -146,7 +136,6 @@ class Wanted:
     copy_up: bool
     #: Count, and change nothing.
     check_mode: bool
-    workers: int
 
 
 @dataclass(frozen=True)
@@ -181,14 +170,6 @@ class Visit:
     flagged: bool = False
     #: How many of them could not be finished.
     unfinished: int = 0
-
-
-class Source(NamedTuple):
-    """An entry that is to be copied up from a lower layer."""
-
-    name: bytes
-    status: os.stat_result
-    capability: bytes | None
 
 
 def start(overlay: Overlay, path: bytes) -> Place:
@@ -253,23 +234,28 @@ class CopyUp:
     """One walk over all that is not sealed below some directories, in which entries are copied up or counted."""
 
     def __init__(
-        self, overlay: Overlay, wanted: Wanted, lowers: Lowers | None = None, progress: Progress = no_progress
+        self,
+        overlay: Overlay,
+        wanted: Wanted,
+        workers: int,
+        lowers: Lowers | None = None,
+        progress: Progress = no_progress,
     ) -> None:
         """``lowers`` is where to find out what is gone from the lower layers; None not to."""
         self._overlay = overlay
         self._wanted = wanted
+        self._workers = workers
         self._lowers = lowers
         self._progress = progress
         #: Names of one file must not have their owner changed at the same time.
-        self._special = parallel.Turns(1)
-        self._copying = parallel.Turns(_MOST_COPYING)
+        self._special = parallel.Lock()
         self._upper_is_right = wanted.check_mode
 
     def run(self, starts: Sequence[Place]) -> list[Visit]:
         """Return what came of each directory, in no order."""
         first = [place for place in starts if not (place.marks and place.marks.sealed)]
         with working_directory_kept():
-            return parallel.walk(first, self._visit, self._wanted.workers, self._progress)
+            return parallel.walk(first, self._visit, self._workers, self._progress)
 
     def _visit(self, place: Place, progress: Progress) -> tuple[Visit, list[Place]]:
         visit = Visit(place)
@@ -294,62 +280,40 @@ class CopyUp:
         gone = self._gone(place, [entry for entry in entries if entry.name in stored])
         visit.gone = [place.inside(name) for name in gone]
         visit.pending += [Pending(place.inside(name), "something else is mounted there") for name in covered]
-        shown = [entry for entry in entries if entry.name not in gone and entry.name not in covered]
-        for entry in shown:
+        for entry in entries:
             progress()
-            if entry.name in stored:
-                self._note_stored(visit, entry, further)
-        # Where there is no lower layer, what is not stored appeared just now.
-        new = [entry for entry in shown if entry.name not in stored] if place.lower is not None else []
-        if not self._wanted.copy_up:
-            visit.pending += [Pending(place.inside(entry.name), "not copied up") for entry in new]
-            further += [self._inside(place, entry, None) for entry in new if entry.is_dir(follow_symlinks=False)]
-            new = []
-        for first in range(0, len(new), _BATCH):
-            self._copy(visit, new[first : first + _BATCH], further, progress)
+            if entry.name in gone or entry.name in covered:
+                continue
+            try:
+                self._entry(visit, entry, entry.name in stored, further)
+            except OSError as error:
+                self._note_failure(visit, place.inside(entry.name), error)
         if visit.flagged and not visit.unfinished and not self._wanted.check_mode:
             xattrs.remove(b".", finalize.RESTORING)
 
-    def _note_stored(self, visit: Visit, entry: os.DirEntry[bytes], further: list[Place]) -> None:
-        """Note what is in the upper layer, and if it is to be looked into."""
-        visit.counts.already += 1
-        if not entry.is_dir(follow_symlinks=False):
+    def _entry(self, visit: Visit, entry: os.DirEntry[bytes], stored: bool, further: list[Place]) -> None:
+        """Copy up what is not ``stored`` in the upper layer, and note what is to be looked into."""
+        place = visit.place
+        is_directory = entry.is_dir(follow_symlinks=False)
+        marks: Marks | None = None
+        if stored:
+            visit.counts.already += 1
+            marks = self._overlay.marks(place.inside(entry.name)) if is_directory else None
+        elif place.lower is None:
+            # It appeared in the upper layer just now.
             return
-        try:
-            inner = self._inside(visit.place, entry, self._overlay.marks(visit.place.inside(entry.name)))
-        except OSError as error:
-            self._note_failure(visit, visit.place.inside(entry.name), error)
+        elif not self._wanted.copy_up:
+            visit.pending.append(Pending(place.inside(entry.name), "not copied up"))
+        elif not self._copied(visit, entry.name):
             return
-        (visit.sealed if inner.marks and inner.marks.sealed else further).append(inner)
-
-    def _copy(
-        self, visit: Visit, entries: Sequence[os.DirEntry[bytes]], further: list[Place], progress: Progress
-    ) -> None:
-        """Copy up what is not in the upper layer, and note what is to be looked into."""
-        found: list[tuple[os.DirEntry[bytes], Source]] = []
-        for entry in entries:
-            progress()
-            try:
-                found.append((entry, self._look_at(entry.name)))
-            except OSError as error:
-                self._note_failure(visit, visit.place.inside(entry.name), error)
-        with self._copying.held():
-            for entry, source in found:
-                progress()
-                try:
-                    copied = self._copied(visit, source)
-                except OSError as error:
-                    self._note_failure(visit, visit.place.inside(entry.name), error)
-                    continue
-                if copied and entry.is_dir(follow_symlinks=False):
-                    marks = None if self._wanted.check_mode else Marks(copied=True)
-                    further.append(self._inside(visit.place, entry, marks))
-
-    @staticmethod
-    def _inside(place: Place, entry: os.DirEntry[bytes], marks: Marks | None) -> Place:
-        """Return a directory in one that is being looked into."""
-        lower = None if marks and marks.sealed else lower_path(place.lower, entry.name, marks or Marks())
-        return Place(place.inside(entry.name), lower, marks)
+        elif not self._wanted.check_mode:
+            marks = Marks(copied=True)
+        if marks and marks.sealed:
+            visit.sealed.append(Place(place.inside(entry.name), None, marks))
+        elif is_directory:
+            further.append(
+                Place(place.inside(entry.name), lower_path(place.lower, entry.name, marks or Marks()), marks)
+            )
 
     def _gone(self, place: Place, entries: Sequence[os.DirEntry[bytes]]) -> set[bytes]:
         """Return the names of those entries in the upper layer that are copies of what the lower layers do not have any more."""
@@ -359,41 +323,36 @@ class CopyUp:
         missing = [entry for entry in entries if names is None or entry.name not in names]
         return {entry.name for entry in missing if is_gone(self._overlay, self._lowers, place, entry.name)}
 
-    def _look_at(self, name: bytes) -> Source:
-        """Return what an entry has that is not in the upper layer yet.
-
-        The file server is asked here, by as many processes as there are; copying up finds the answers in memory.
-        """
-        names = os.listxattr(name, follow_symlinks=False)
-        return Source(name, os.lstat(name), xattrs.read(name, CAPABILITY_XATTR) if _CAPABILITY_NAME in names else None)
-
-    def _copied(self, visit: Visit, source: Source) -> bool:
+    def _copied(self, visit: Visit, name: bytes) -> bool:
         """Copy one entry up, or in check mode count it; tell whether that is possible."""
-        status = source.status
+        status = os.lstat(name)
         if status.st_nlink > 1 and not self._overlay.keeps_links and not stat.S_ISDIR(status.st_mode):
             reason = "it has other names, which would become files of their own: mount the overlay with index=on"
-            visit.pending.append(Pending(visit.place.inside(source.name), reason))
+            visit.pending.append(Pending(visit.place.inside(name), reason))
             return False
         if not self._wanted.check_mode:
-            self._change(visit, source)
+            self._change(visit, name, status)
             visit.changed = True
             if not self._upper_is_right:
-                self._check_upper(visit.place.inside(source.name))
+                self._check_upper(visit.place.inside(name))
         visit.counts.copied_up += 1
         return True
 
-    def _change(self, visit: Visit, source: Source) -> None:
+    def _change(self, visit: Visit, name: bytes, status: os.stat_result) -> None:
         """Copy an entry up with the wanted owner and all else as it is."""
-        status, capability = source.status, source.capability
         uid = status.st_uid if self._wanted.owner is None else self._wanted.owner
         gid = status.st_gid if self._wanted.group is None else self._wanted.group
         if (uid, gid) == (status.st_uid, status.st_gid):
             # What chown(2) takes away, this leaves.
-            syscalls.keep_times(source.name, status.st_atime_ns)
-        elif stat.S_ISREG(status.st_mode) and (capability or status.st_mode & (stat.S_ISUID | stat.S_ISGID)):
-            self._change_special(visit, source.name, Attributes(stat.S_IMODE(status.st_mode), uid, gid, capability))
-        else:
-            os.lchown(source.name, uid, gid)
+            syscalls.keep_times(name, status.st_atime_ns)
+            return
+        if stat.S_ISREG(status.st_mode):
+            # Few have one, and a list is faster than an error. Copying up asks the file server for it anyway.
+            capability = xattrs.read(name, CAPABILITY_XATTR) if xattrs.has(name, CAPABILITY_XATTR) else None
+            if capability is not None or status.st_mode & (stat.S_ISUID | stat.S_ISGID):
+                self._change_special(visit, name, Attributes(stat.S_IMODE(status.st_mode), uid, gid, capability))
+                return
+        os.lchown(name, uid, gid)
 
     def _change_special(self, visit: Visit, name: bytes, wanted: Attributes) -> None:
         """Change the owner of a file that loses attributes by that, with a note in it that a later run would act upon."""

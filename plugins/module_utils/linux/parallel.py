@@ -10,11 +10,11 @@ threads would wait for each other in Python as well.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import os
 import signal
 import time
-import weakref
 from collections.abc import Iterator, Sequence
 from multiprocessing import connection as pipes
 from typing import Any, Callable, TypeVar
@@ -35,23 +35,21 @@ _ALONE = 0.05
 _SHIFT = 0.1
 
 
-class Turns:
-    """Lets so many at a time of the processes that are started later do something."""
+class Lock:
+    """Keeps processes that are started later from doing something at the same time."""
 
-    def __init__(self, count: int) -> None:
-        # A byte in it is a turn to be had.
-        self._taken, self._given_back = os.pipe()
-        weakref.finalize(self, os.close, self._taken)
-        weakref.finalize(self, os.close, self._given_back)
-        os.write(self._given_back, bytes(count))
+    def __init__(self) -> None:
+        self._file = os.memfd_create("lock")
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        os.read(self._taken, 1)
+        # Opened anew, since a lock belongs to the opening and not to the process.
+        fd = os.open(f"/proc/self/fd/{self._file}", os.O_RDONLY | os.O_CLOEXEC)
         try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
             yield
         finally:
-            os.write(self._given_back, bytes(1))
+            os.close(fd)
 
 
 def walk(first: Sequence[Item], visit: Visit[Item, Result], workers: int, progress: Progress) -> list[Result]:

@@ -15,7 +15,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core import fin
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.finalize import Counts, Pending
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Plan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, lowers, remount, seal
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, lowers, mounts, remount, seal
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.finalize import (
     CopyUp,
@@ -52,6 +52,8 @@ class Request:
     #: Directories so many levels below the root stay merged.
     merged_levels: int
     wanted: Wanted
+    #: How many processes work at the same time; None for what is usual.
+    workers: int | None
     #: Seconds to wait for another run.
     patience: float
 
@@ -111,6 +113,8 @@ class _Run:
         self._overlay = overlay
         self._request = request
         self._wanted = request.wanted
+        layers = (*overlay.layers.lower, *overlay.layers.data)
+        self._workers = request.workers or finalize.usual_workers(layers, mounts.read_mounts())
         self._outcome = outcome
         self._progress = progress
 
@@ -129,7 +133,7 @@ class _Run:
             self._seal(visits, kernel_sealed)
         if "warm" in request.passes and not self._wanted.check_mode:
             places = [*kernel_sealed, *(place for visit in visits for place in visit.sealed if _by_kernel(place))]
-            self._outcome.counts.warmed = read_below(self._overlay, places, self._wanted.workers, self._progress)
+            self._outcome.counts.warmed = read_below(self._overlay, places, self._workers, self._progress)
 
     def _below(self, stack: contextlib.ExitStack) -> Lowers | None:
         """Return the lower layers, where it is to be found out what is gone from them."""
@@ -157,7 +161,7 @@ class _Run:
             starts.append(place)
             if place.marks and place.marks.sealed:
                 visits.append(Visit(place, sealed=[place]))
-        visits += CopyUp(self._overlay, self._wanted, below, self._progress).run(starts)
+        visits += CopyUp(self._overlay, self._wanted, self._workers, below, self._progress).run(starts)
         for visit in visits:
             if again:
                 visit.counts.already = 0
@@ -188,7 +192,7 @@ class _Run:
         again = sorted((place for place in merged if place.path in changed), key=lambda one: -finalize.depth(one.path))
         if again and not self._is_worth_reading(again[0]):
             return []
-        self._outcome.pending += read_directories(self._overlay, again, self._wanted.workers, self._progress)
+        self._outcome.pending += read_directories(self._overlay, again, self._workers, self._progress)
         found = []
         for place in merged:
             with contextlib.suppress(FileNotFoundError):
@@ -228,9 +232,7 @@ class _Run:
             with remount.unmounted(self._overlay.mount, lowers.images_among(self._overlay.layers)):
                 self._outcome.unmounted = True
                 with lowers.opened(self._overlay.layers) as below:
-                    sealing = seal.seal(
-                        self._overlay, below, chosen, settled - bad, self._wanted.workers, self._progress
-                    )
+                    sealing = seal.seal(self._overlay, below, chosen, settled - bad, self._workers, self._progress)
             self._outcome.counts.sealed += sealing.sealed
             self._outcome.pending += sealing.pending
 

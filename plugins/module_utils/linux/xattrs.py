@@ -52,6 +52,11 @@ def read(target: Target, name: bytes) -> bytes | None:
         raise
 
 
+def has(path: bytes, name: bytes) -> bool:
+    """Tell whether a file has an attribute of that name."""
+    return os.fsdecode(name) in os.listxattr(path, follow_symlinks=False)
+
+
 #: Sets one attribute. Raises OSError: EOPNOTSUPP where the file system has none of this kind, ENOSPC where it is too long.
 write = _write_pyxattr if HAS_PYXATTR else _write_os
 

@@ -29,9 +29,9 @@ OPENS = 200
 UNMOUNT = f"for path in {VIEW} {NFS}; do while mountpoint -q $path; do umount $path; done; done"
 
 #: Which lines are measured: those that every run is to show, the same with NFS 3, those of an overlay that has NFS as a normal
-#: lower layer, before and after the chown and readdir passes (each walks the whole tree), the same with a layer of redirects, and
-#: those about the mount options of the software root. Under emulation a line takes minutes.
-GROUPS = ("core", "nfs3", "overlay", "redirect", "options")
+#: lower layer, before and after the chown and readdir passes (each walks the whole tree), and those about the mount options of the
+#: software root. Under emulation a line takes minutes.
+GROUPS = ("core", "nfs3", "overlay", "options")
 #: Other names for several of them.
 ALIASES = {"calls": GROUPS[:-1], "all": GROUPS}
 
@@ -75,44 +75,6 @@ def _chown_and_read(node: Machine) -> None:
     )
 
 
-# The collection's layer of all releases, made fit for NFS as a normal lower layer: every directory opaque, and names of the
-# software root that no release has whited out.
-_MAKE_REDIRECT_LAYER = """
-import os, shutil, sys
-layer, target, nfs = sys.argv[1:]
-shutil.rmtree(target, ignore_errors=True)
-os.makedirs(os.path.dirname(target), exist_ok=True)
-shutil.copytree(layer, target, symlinks=True, copy_function=os.link)
-os.chmod(target, 0o755)
-for base, folders, _ in os.walk(target):
-    for name in folders:
-        if not os.path.islink(f"{base}/{name}"):
-            os.setxattr(f"{base}/{name}", "trusted.overlay.opaque", b"y")
-for name in set(os.listdir(nfs)) - set(os.listdir(target)):
-    os.mknod(f"{target}/{name}", 0o020000)
-"""
-
-
-def _redirect_layer(node: Machine) -> None:
-    farm = _farm()
-    collection.mount_store(node)
-    built = collection.module(
-        farm,
-        node,
-        "metadata_layer",
-        {
-            "name": "farm-redirect",
-            "store": collection.STORE,
-            "releases": [{"release": release.path} for release in software.releases()],
-        },
-        timeout=600,
-    )
-    node.ssh(f"set -eu; {UNMOUNT}; {MOUNT_NFS}")
-    argv = ["python3", "-c", _MAKE_REDIRECT_LAYER, built.values["layer"], f"{LAYERS}/redirect", NFS]
-    node.ssh(argv, timeout=600)
-    node.ssh(UNMOUNT)
-
-
 def _deployed(node: Machine) -> None:
     collection.deployment(_farm())
     node.ssh(UNMOUNT)
@@ -141,7 +103,6 @@ COLLECTION = Configuration(
     nfs=collection.ROOT,
     teardown="true",
     prepare=_deployed,
-    nodes=("new",),
 )
 
 
@@ -240,15 +201,6 @@ CONFIGURATIONS = (
         # Each piece of work costs a walk of the whole tree here: only what tells it from the line above.
         work=("missing", "stat", "readdir", "start-usd"),
         group="overlay",
-    ),
-    Configuration(
-        "redirect",
-        "opaque directories, absolute redirects, NFS as a normal lower layer (by hand)",
-        f"{MOUNT_NFS}; mkdir -p {VIEW}; mount -t overlay overlay "
-        f"-o ro,lowerdir={LAYERS}/redirect:{NFS},metacopy=on,redirect_dir=follow {VIEW}",
-        prepare=_redirect_layer,
-        nodes=("old",),
-        group="redirect",
     ),
     COLLECTION,
     # The same layer on the same data, but with nothing that role host chooses.
@@ -351,7 +303,7 @@ def run(
     """
     configurations = chosen(names)
     install(farm, nodes)
-    if any(configuration.prepare in (_deployed, _nothing_mounted, _redirect_layer) for configuration in configurations):
+    if any(configuration.prepare in (_deployed, _nothing_mounted) for configuration in configurations):
         # Its manifests are needed on every node.
         collection.deployment(farm)
     found: dict[str, dict[str, list[dict[str, Any]]]] = {node.name: {} for node in nodes}
