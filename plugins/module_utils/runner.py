@@ -48,6 +48,8 @@ class Outcome:
     before: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    #: Why the module fails although a part of its work is done, which the other fields tell of. Empty when it does not fail.
+    failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Context:
     #: To be called whenever work has got further; without a call for ``timeout`` seconds it is given up.
     progress: deadline.Progress
     timeout: float
+    #: For what the work is at, where that is one of several things; told when it is given up.
+    note: deadline.Note
 
     def carry_out(self, plan: Plan, apply: Callable[[Action], None]) -> None:
         """Apply a plan's actions one after the other; in check mode none of them."""
@@ -98,21 +102,23 @@ def run(
     timeout = module.params["timeout"]
     if timeout <= 0:
         module.fail_json(msg=f"timeout must be a number of seconds greater than 0, not {timeout:g}")
+    note = deadline.Note()
     try:
         outcome = deadline.run(
-            lambda progress: work(module.params, Context(module.check_mode, progress, timeout)),
+            lambda progress: work(module.params, Context(module.check_mode, progress, timeout, note)),
             timeout,
         )
     except deadline.TimeLimitError as error:
+        place = f" at {note.read()}" if note.read() else ""
         module.fail_json(
-            msg=f"gave up: {error}. A file server that does not answer is the usual reason; for slower work raise 'timeout'"
+            msg=f"gave up: {error}{place}. A file server that does not answer is the usual reason; for slower work raise 'timeout'"
         )
     except deadline.WorkError as error:
         module.fail_json(msg="unexpected error; this is a bug of the module", exception=str(error))
     except OverlayError as error:
-        module.fail_json(msg=str(error))
+        module.fail_json(msg=explain(error))
     except OSError as error:
-        module.fail_json(msg=_os_error(error), errno=error.errno)
+        module.fail_json(msg=explain(error), errno=error.errno)
     for warning in outcome.warnings:
         module.warn(warning)
     result: dict[str, Any] = {"changed": bool(outcome.plan), **outcome.values}
@@ -120,10 +126,15 @@ def run(
         result["actions"] = [str(action) for action in outcome.plan]
     if outcome.before != outcome.after:
         result["diff"] = {"before": dict(outcome.before), "after": dict(outcome.after)}
+    if outcome.failure:
+        module.fail_json(msg=outcome.failure, **result)
     module.exit_json(**result)
 
 
-def _os_error(error: OSError) -> str:
+def explain(error: OverlayError | OSError) -> str:
+    """Return what a user is told of an error."""
+    if isinstance(error, OverlayError):
+        return str(error)
     name = error.filename
     if name is None:
         return f"{error.strerror}"

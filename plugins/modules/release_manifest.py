@@ -7,12 +7,14 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: release_manifest
-short_description: Record once what a software release consists of
+short_description: Record once what software releases consist of
 version_added: 0.1.0
 description:
   - Scans a release on the software root and writes its manifest, a gzipped listing in the format composefs-dump(5), to a manifest store.
   - Layers are then built from manifests, on any number of hosts, without walking the software root again.
   - A release never changes, so a release that has a manifest is not scanned again, unless O(rescan=true) asks for a comparison.
+  - Many releases are scanned by one task with O(releases), one after the other. Those that have a manifest already cost the reading of a
+    small record each.
   - Run it on one host only, with O(store) on a share that all hosts read.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
@@ -26,9 +28,19 @@ options:
     type: path
     required: true
   release:
-    description: Path of the release below O(root), without symbolic links in it.
+    description:
+      - Path of the release below O(root), without symbolic links in it.
+      - One of O(release) and O(releases) is required, and not both.
     type: str
-    required: true
+  releases:
+    description:
+      - Paths of several releases, each as with O(release). One that is given twice counts once.
+      - A path that leads out of O(root), or an O(store) inside of one of them, is refused before anything is written.
+      - A release that fails, such as one that is not ready or has a device node in it, does not keep the others from being scanned. The
+        task fails after the last one, and names those that failed. What was scanned stays, so the next run goes on from there.
+      - The task ends earlier when O(timeout) is over, which names the release, or when O(store) is full or read-only.
+    type: list
+    elements: str
   store:
     description:
       - Folder for the manifests; created when it does not exist.
@@ -72,6 +84,21 @@ EXAMPLES = r"""
     ready_marker: .ready
   run_once: true
 
+- name: List all releases
+  renderfarm.overlay.release_info:
+    root: /net/software
+    ready_marker: .ready
+  register: software
+  run_once: true
+
+- name: Record those that are complete, in one task
+  renderfarm.overlay.release_manifest:
+    root: /net/software
+    releases: "{{ software.releases | selectattr('ready') | map(attribute='path') }}"
+    store: /net/manifests
+    ready_marker: .ready
+  run_once: true
+
 - name: Make sure that nobody has changed it since
   renderfarm.overlay.release_manifest:
     root: /net/software
@@ -92,27 +119,27 @@ actions:
   description: What was done, or in check mode would be done.
   type: list
   elements: str
-  returned: success
+  returned: success, and with O(releases) also when some of them have failed
   sample: [scan release houdini/20.5.410]
 manifest:
   description: Path of the manifest.
   type: str
-  returned: success
+  returned: success, with O(release)
   sample: /net/manifests/houdini/20.5.410.dump.gz
 digest:
   description: SHA-256 of the uncompressed manifest; none where there is no manifest, as after O(state=absent).
   type: str
-  returned: success
+  returned: success, with O(release)
   sample: sha256:9f2c5e0c1f0a6c0e4b8f5f0f3f2b7a0d6d2f9d5a3c1b0e7f8a9b6c5d4e3f2a1b
 entries:
   description: Number of entries of each kind; C(hardlinks) counts the further names of files that have several.
   type: dict
-  returned: when there is a manifest
+  returned: when there is a manifest, with O(release)
   sample: {"directories": 812, "files": 20412, "symlinks": 390, "hardlinks": 12}
 bytes:
   description: Content of all files, in bytes.
   type: int
-  returned: when there is a manifest
+  returned: when there is a manifest, with O(release)
   sample: 3421776512
 unreadable:
   description:
@@ -120,29 +147,103 @@ unreadable:
     - No view can read them either. A warning names the first ones.
   type: list
   elements: str
-  returned: when the release was scanned
+  returned: when the release was scanned, with O(release)
   sample: []
+manifests:
+  description: The same of each of the O(releases) that has not failed, in the order in which they were given.
+  type: list
+  elements: dict
+  returned: with O(releases), also when some of them have failed
+  contains:
+    release:
+      description: Path of the release below O(root).
+      type: str
+      sample: houdini/20.5.410
+    manifest:
+      description: Path of the manifest.
+      type: str
+      sample: /net/manifests/houdini/20.5.410.dump.gz
+    digest:
+      description: SHA-256 of the uncompressed manifest; none where there is no manifest.
+      type: str
+      sample: sha256:9f2c5e0c1f0a6c0e4b8f5f0f3f2b7a0d6d2f9d5a3c1b0e7f8a9b6c5d4e3f2a1b
+    entries:
+      description: Number of entries of each kind, when there is a manifest.
+      type: dict
+      sample: {"directories": 812, "files": 20412, "symlinks": 390, "hardlinks": 12}
+    bytes:
+      description: Content of all files, in bytes, when there is a manifest.
+      type: int
+      sample: 3421776512
+    unreadable:
+      description: Files that the scan was not allowed to read, when the release was scanned.
+      type: list
+      elements: str
+      sample: []
+failures:
+  description: Those of the O(releases) that have failed, with the reason of each. The message of the task names the first ones.
+  type: list
+  elements: dict
+  returned: with O(releases), also when some of them have failed
+  contains:
+    release:
+      description: Path of the release below O(root).
+      type: str
+      sample: houdini/20.5.487
+    msg:
+      description: Why it failed.
+      type: str
+      sample: "release houdini/20.5.487 is not ready: it has no .ready, so it is still being written or was broken off"
 """
 
+import errno
 import os
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError, OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
     ManifestRecord,
     Placement,
     relative_path,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Action, ScanRelease, plan_manifest
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
+    Action,
+    Plan,
+    ScanRelease,
+    plan_manifest,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, scan
+
+#: Errors of a store that is full or may not be written to: whatever is scanned after one, it has no place.
+_NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+#: How many failed releases, or unreadable files of one, a message names.
+_NAMED = 5
+
+
+@dataclass
+class _Manifest:
+    """The manifest of one release: what is there, what is to be done, and what came of it."""
+
+    release: str
+    path: str
+    plan: Plan = ()
+    before: ManifestRecord | None = None
+    after: ManifestRecord | None = None
+    #: Files that the scan was not allowed to read.
+    unreadable: list[str] = field(default_factory=list)
+    failure: OverlayError | OSError | None = None
 
 
 def main() -> None:
     runner.run(
         {
             "root": {"type": "path", "required": True},
-            "release": {"type": "str", "required": True},
+            "release": {"type": "str"},
+            "releases": {"type": "list", "elements": "str"},
             "store": {"type": "path", "required": True},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "ready_marker": runner.READY_MARKER,
@@ -150,78 +251,173 @@ def main() -> None:
             "rescan": {"type": "bool", "default": False},
         },
         work,
+        required_one_of=[("release", "releases")],
+        mutually_exclusive=[("release", "releases")],
     )
 
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
-    root, store = params["root"], params["store"]
-    release = os.fsdecode(relative_path(os.fsencode(params["release"]), "release"))
-    wanted = params["state"] == "present"
-    _check_places(root, release, store)
-    manifest = manifest_store.manifest_path(store, release)
-    record = manifest_store.find_record(manifest)
-    if record and wanted:
-        record = manifest_store.read_record(manifest)
-    plan = plan_manifest(release, wanted, record, manifest_store.remains(manifest))
-    if wanted:
-        _check_release(root, release, params["ready_marker"])
-    if record and wanted and params["rescan"]:
-        _compare(manifest, record, root, context)
+    releases = _clean([params["release"]] if params["releases"] is None else params["releases"])
+    _check_places(params["root"], releases, params["store"])
+    if params["state"] == "present":
+        # Without it all of them would fail for the same reason.
+        os.close(scan.open_root(os.fsencode(params["root"])))
+    manifests = [_Manifest(release, manifest_store.manifest_path(params["store"], release)) for release in releases]
+    for step in (_observe, _change):
+        _each(manifests, step, params, context)
+    return _outcome(manifests) if params["releases"] is not None else _outcome_of_one(*manifests)
 
-    unreadable: list[str] = []
-    after = record if wanted else None
+
+def _each(
+    manifests: Sequence[_Manifest],
+    step: Callable[[_Manifest, dict[str, Any], runner.Context], None],
+    params: dict[str, Any],
+    context: runner.Context,
+) -> None:
+    """Take a step with each manifest. One that fails is taken no further, and does not keep the others from it."""
+    for number, manifest in enumerate(manifests):
+        if manifest.failure:
+            continue
+        try:
+            context.note.write(f"release {manifest.release}")
+            step(manifest, params, context)
+        except (OverlayError, OSError) as error:
+            manifest.failure = error
+            if isinstance(error, OSError) and error.errno in _NO_PLACE:
+                for later in manifests[number + 1 :]:
+                    if later.plan:
+                        later.failure = OverlayError(
+                            f"release {later.release} was not tried after that: {error.strerror}"
+                        )
+
+
+def _observe(manifest: _Manifest, params: dict[str, Any], context: runner.Context) -> None:
+    wanted = params["state"] == "present"
+    try:
+        record = manifest_store.find_record(manifest.path)
+    except ManifestError:
+        if wanted:
+            raise
+        # It is removed whatever it is.
+        record = None
+    if wanted:
+        if record:
+            record = manifest_store.read_record(manifest.path)
+        _check_release(params["root"], manifest.release, params["ready_marker"])
+        if record and params["rescan"]:
+            _compare(manifest.path, record, params["root"], context)
+    manifest.before = record
+    manifest.after = record if wanted else None
+    manifest.plan = plan_manifest(manifest.release, wanted, record, manifest_store.remains(manifest.path))
+    context.progress()
+
+
+def _change(manifest: _Manifest, params: dict[str, Any], context: runner.Context) -> None:
+    store, release = params["store"], manifest.release
 
     def apply(action: Action) -> None:
-        nonlocal after
         if isinstance(action, ScanRelease):
-            written = manifest_store.write(store, root, release, params["checksum"] == "sha256", context.progress)
-            after = written.record
-            unreadable.extend(show(path) for path in written.report.unreadable)
+            checksum = params["checksum"] == "sha256"
+            written = manifest_store.write(store, params["root"], release, checksum, context.progress)
+            manifest.after = written.record
+            manifest.unreadable = [show(path) for path in written.report.unreadable]
         else:
             manifest_store.remove(store, release)
 
-    context.carry_out(plan, apply)
-    return _outcome(plan, manifest, record, after, unreadable)
+    context.carry_out(manifest.plan, apply)
 
 
-def _outcome(
-    plan: tuple[Action, ...],
-    manifest: str,
-    before: ManifestRecord | None,
-    after: ManifestRecord | None,
-    unreadable: list[str],
-) -> runner.Outcome:
-    values: dict[str, Any] = {"manifest": manifest, "digest": after.digest if after else None}
+def _outcome_of_one(manifest: _Manifest) -> runner.Outcome:
+    if manifest.failure:
+        raise manifest.failure
+    return runner.Outcome(
+        _values(manifest), manifest.plan, _shown(manifest.before), _shown_after(manifest), _warnings([manifest])
+    )
+
+
+def _outcome(manifests: Sequence[_Manifest]) -> runner.Outcome:
+    done = [manifest for manifest in manifests if not manifest.failure]
+    changed = [manifest for manifest in done if manifest.plan]
+    failed = [
+        {"release": manifest.release, "msg": runner.explain(manifest.failure)}
+        for manifest in manifests
+        if manifest.failure
+    ]
+    values: dict[str, Any] = {
+        "manifests": [{"release": manifest.release, **_values(manifest)} for manifest in done],
+        "failures": failed,
+    }
+    return runner.Outcome(
+        values,
+        tuple(action for manifest in changed for action in manifest.plan),
+        {manifest.release: _shown(manifest.before) for manifest in changed},
+        {manifest.release: _shown_after(manifest) for manifest in changed},
+        _warnings(done),
+        _failure(failed, len(manifests)),
+    )
+
+
+def _values(manifest: _Manifest) -> dict[str, Any]:
+    after = manifest.after
+    values: dict[str, Any] = {"manifest": manifest.path, "digest": after.digest if after else None}
     if after:
         values.update(entries=after.entries.as_dict(), bytes=after.bytes)
-    outcome = runner.Outcome(values, plan, _shown(before), _shown(after))
-    scans = any(isinstance(action, ScanRelease) for action in plan)
-    if scans:
-        values["unreadable"] = unreadable
-        if not after:
-            outcome.after = {"digest": "known after the scan"}
-    if unreadable:
-        outcome.warnings.append(
-            f"{len(unreadable)} files may not be read on this host, so no view can read them either (on an export with root_squash"
-            f" they have to be world-readable): {', '.join(unreadable[:5])}{', ...' if len(unreadable) > 5 else ''}"
-        )
-    return outcome
+    if _is_scanned(manifest):
+        values["unreadable"] = manifest.unreadable
+    return values
+
+
+def _is_scanned(manifest: _Manifest) -> bool:
+    return any(isinstance(action, ScanRelease) for action in manifest.plan)
 
 
 def _shown(record: ManifestRecord | None) -> dict[str, Any]:
     return {"digest": record.digest, "entries": record.entries.as_dict()} if record else {}
 
 
-def _check_places(root: str, release: str, store: str) -> None:
-    if not release:
+def _shown_after(manifest: _Manifest) -> dict[str, Any]:
+    if _is_scanned(manifest) and not manifest.after:
+        return {"digest": "known after the scan"}
+    return _shown(manifest.after)
+
+
+def _warnings(manifests: Sequence[_Manifest]) -> list[str]:
+    return [
+        f"release {manifest.release}: {len(manifest.unreadable)} files may not be read on this host, so no view can read them"
+        f" either (on an export with root_squash they have to be world-readable): {', '.join(manifest.unreadable[:_NAMED])}"
+        f"{', ...' if len(manifest.unreadable) > _NAMED else ''}"
+        for manifest in manifests
+        if manifest.unreadable
+    ]
+
+
+def _failure(failed: Sequence[dict[str, str]], count: int) -> str:
+    """Return the message for the releases that failed, of so many; empty when there are none."""
+    said = [one["msg"] if one["release"] in one["msg"] else f"{one['release']}: {one['msg']}" for one in failed]
+    if count == 1 or not said:
+        return "".join(said)
+    more = f" (and {len(said) - _NAMED} more)" if len(said) > _NAMED else ""
+    return f"{len(said)} of {count} releases failed: {'; '.join(said[:_NAMED])}{more}"
+
+
+def _clean(releases: Sequence[str]) -> list[str]:
+    """Return the paths of releases below the software root in one form, each once."""
+    clean = [os.fsdecode(relative_path(os.fsencode(release), "release")) for release in releases]
+    if "" in clean:
         raise OverlayError("release is empty; give the path of a release below the software root")
+    return list(dict.fromkeys(clean))
+
+
+def _check_places(root: str, releases: Sequence[str], store: str) -> None:
     for name, path in (("root", root), ("store", store)):
         runner.check_absolute(path, name)
-    inside = os.path.join(os.path.realpath(root), release, "")
-    if os.path.join(os.path.realpath(store), "").startswith(inside):
-        raise OverlayError(
-            f"store {store} is inside of the release {inside[:-1]}: a release never changes, so keep manifests elsewhere"
-        )
+    real_root, real_store = os.path.realpath(root), os.path.join(os.path.realpath(store), "")
+    for release in releases:
+        inside = os.path.join(real_root, release, "")
+        if real_store.startswith(inside):
+            raise OverlayError(
+                f"store {store} is inside of the release {inside[:-1]}: a release never changes, so keep manifests elsewhere"
+            )
 
 
 def _check_release(root: str, release: str, ready_marker: str) -> None:

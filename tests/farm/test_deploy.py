@@ -50,9 +50,11 @@ def test_the_first_run_mounts_the_view(deployment: Deployment) -> None:
 def test_every_release_is_scanned_and_all_of_it_can_be_read(deployment: Deployment) -> None:
     # What runs once is told of the first host of the play, wherever it ran.
     runs = [result for name in ("old", "new") for result in deployment.run.of(name, "release_manifest")]
-    scanned = [result for result in runs if result.status == "item"]
-    assert len(scanned) == len(software.releases())
-    assert [result.values["unreadable"] for result in scanned] == [[]] * len(scanned)
+    scanned = [manifest for result in runs if result.status == "item" for manifest in result.values["manifests"]]
+    assert sorted(manifest["release"] for manifest in scanned) == sorted(
+        release.path for release in software.releases()
+    )
+    assert [manifest["unreadable"] for manifest in scanned] == [[]] * len(scanned)
 
 
 def test_a_kernel_without_data_only_layers_shows_the_same_generation_by_redirects(deployment: Deployment) -> None:

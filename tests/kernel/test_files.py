@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files
+from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(folder: Path) -> None:
@@ -28,6 +29,23 @@ def test_a_file_is_replaced_whole_or_not_at_all(folder: Path) -> None:
         stream.write(b"new")
         assert path.read_text() == "old"
     assert (path.read_text(), path.stat().st_mode & 0o7777) == ("new", 0o640)
+
+
+@pytest.mark.parametrize("size", [10, 1 << 20])
+def test_a_file_that_finds_no_room_is_named(folder: Path, size: int) -> None:
+    place = folder / "full"
+    place.mkdir()
+    support.command("mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", place)
+    support.write(place / "all", bytes(8192))
+
+    def write() -> None:
+        with files.written_aside(str(place / "record")) as stream:
+            stream.write(bytes(size))
+
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        write()
+    assert raised.value.filename == str(place / "record")
+    assert os.listdir(place) == ["all"]
 
 
 def test_what_a_killed_run_left_aside_is_removed_when_it_is_old(folder: Path) -> None:

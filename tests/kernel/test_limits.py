@@ -121,6 +121,20 @@ def test_a_server_that_does_not_answer_ends_in_a_message_in_time(folder: Path, w
     assert not (folder / "store").exists()
 
 
+def test_the_release_that_does_not_answer_is_named(folder: Path) -> None:
+    for number in (1, 3):
+        support.make_small_release(folder / "root" / "tool" / str(number), "one")
+    with dead_server(folder / "root" / "tool" / "2", reads=False):
+        ran = support.module(
+            "release_manifest",
+            root=str(folder / "root"),
+            releases=[f"tool/{number}" for number in (1, 2, 3)],
+            store=str(folder / "store"),
+            timeout=LIMIT,
+        )
+    assert "gave up: no progress for 1.5 seconds at release tool/2. A file server that does not answer" in ran.message
+
+
 def test_work_that_gets_on_may_take_longer_than_its_limit() -> None:
     def work(progress: deadline.Progress) -> str:
         for _ in range(15):

@@ -139,6 +139,19 @@ def test_a_release_that_changed_is_named_by_a_rescan(folder: Path) -> None:
     assert "/extra: added" in message
 
 
+@pytest.mark.parametrize("record", [b"", b"{}", b"\0\xff"])
+def test_a_manifest_whose_record_makes_no_sense_is_named_and_can_be_removed(folder: Path, record: bytes) -> None:
+    support.make_small_release(folder / "root" / "tool" / "1", "one")
+    arguments: dict[str, Any] = {"root": str(folder / "root"), "release": "tool/1", "store": str(folder / "store")}
+    support.module("release_manifest", **arguments)
+    (folder / "store/tool/1.json").write_bytes(record)
+    message = support.module("release_manifest", **arguments).message
+    assert f"{folder}/store/tool/1.json: not the record of a manifest" in message
+    assert support.module("release_manifest", state="absent", **arguments).ok["changed"]
+    assert os.listdir(folder / "store") == []
+    assert support.module("release_manifest", **arguments).ok["changed"]
+
+
 def test_a_release_that_is_not_ready_has_no_manifest(folder: Path) -> None:
     support.make_small_release(folder / "root" / "tool" / "1", "one")
     arguments: dict[str, Any] = {"root": str(folder / "root"), "release": "tool/1", "store": str(folder / "store")}

@@ -9,6 +9,7 @@ from ending. A child can be killed, or at worst left behind.
 
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
 import select
@@ -39,6 +40,19 @@ class TimeLimitError(OverlayError):
 
 class WorkError(Exception):
     """The work failed in a way that nobody foresaw; the message is its traceback."""
+
+
+class Note:
+    """A short text in memory that a child shares with its parent: what a child that was given up had been at."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE)
+
+    def write(self, text: str) -> None:
+        self._memory[:] = text.encode("utf-8", "backslashreplace")[: mmap.PAGESIZE].ljust(mmap.PAGESIZE, b"\0")
+
+    def read(self) -> str:
+        return self._memory[:].rstrip(b"\0").decode("utf-8", "replace")
 
 
 def no_progress() -> None:

@@ -38,16 +38,19 @@ def written_aside(path: str, mode: int = 0o644) -> Iterator[BinaryIO]:
     remove_abandoned(folder, prefix)
     # The name is unique, so that two hosts may write the same file at the same time.
     fd, aside = tempfile.mkstemp(prefix=prefix, dir=folder)
-    with open(fd, "w+b") as stream:
-        try:
+    try:
+        with open(fd, "w+b") as stream:
             yield stream
             os.fchmod(stream.fileno(), mode)
             stream.flush()
             os.fsync(stream.fileno())
-            os.rename(aside, path)
-        except BaseException:
-            os.unlink(aside)
-            raise
+        os.rename(aside, path)
+    except BaseException as error:
+        os.unlink(aside)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            # Writing to a full disk fails in a call that knows no name.
+            raise OSError(error.errno, error.strerror, path) from None
+        raise
     sync_directory(folder)
 
 

@@ -250,18 +250,23 @@ class Scan:
         return OSError(error.errno, error.strerror, os.fsdecode(self._top + path))
 
 
+def open_root(root: bytes) -> int:
+    """Return a descriptor of the software root's directory. Raises OverlayError when there is none."""
+    try:
+        return os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise OverlayError(f"software root {show(root)} does not exist: is it mounted?") from None
+    except NotADirectoryError:
+        raise OverlayError(f"software root {show(root)} is not a directory") from None
+
+
 def open_release(root: bytes, release: bytes) -> int:
     """Return a descriptor of a release's directory.
 
     Raises OverlayError when there is none, or a symbolic link or a mount on the way: a view finds content by a path in its data
     layer, and the kernel follows neither there.
     """
-    try:
-        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise OverlayError(f"software root {show(root)} does not exist: is it mounted?") from None
-    except NotADirectoryError:
-        raise OverlayError(f"software root {show(root)} is not a directory") from None
+    fd = open_root(root)
     path = root
     mount = _mount_id(fd)
     for name in release.split(b"/"):
