@@ -150,7 +150,7 @@ def test_a_listing_of_everything_sends_one_call_for_each_directory_that_is_not_s
     row = finalized.rows["readdir", state]
     operations = {name: calls for name, (calls, _errors) in row["operations"].items()}
     # And whether it may be read is asked once, where the client does not know it any more.
-    assert set(operations) <= {"READDIR", "ACCESS"}, row
+    assert set(operations) <= {"READDIR", "READDIRPLUS", "ACCESS"}, row
     assert max(operations.values(), default=0) <= UNSEALED, row
 
 
