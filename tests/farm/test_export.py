@@ -55,6 +55,8 @@ inodes = [os.fstat(file.fileno()).st_ino for file in files]
 print("started", flush=True)
 while not os.path.exists("/run/farm-reader-go"):
     time.sleep(0.1)
+# A client may take a file that it has open for unchanged for as long as actimeo says.
+time.sleep(3)
 print([file.read() for file in files], inodes == [os.fstat(file.fileno()).st_ino for file in files], flush=True)
 """
 
@@ -87,7 +89,7 @@ def client(farm: Farm, play: collection.Run) -> Machine:
     """A client of the export."""
     assert play.changed("new") != []
     old = farm.nodes["old"]
-    old.ssh(f"mkdir -p {MOUNT}; mount -t nfs -o ro,vers=4.2 new:{PATH} {MOUNT}")
+    old.ssh(f"mkdir -p {MOUNT}; mount -t nfs -o ro,vers=4.2,actimeo=1 new:{PATH} {MOUNT}")
     return old
 
 
