@@ -123,8 +123,8 @@ def test_open_files_are_the_same_after_a_copy_up_a_restart_and_dropped_caches(fa
     cold(new, client)
 
     client.ssh("touch /run/farm-reader-go; until [ $(wc -l </run/farm-read) -gt 1 ]; do sleep 0.2; done", timeout=180)
-    # What was open before may show what it was then: a client that takes up its delegation after the restart asks for no
-    # attributes. That it is the same file is what the handle decides, and what is opened now is as it is now.
+    # Of a file that a client has open it may show what it knew of it before the restart (close-to-open consistency). The handle
+    # decides that it is the same file, and what is opened now is as it is now.
     assert client.output("tail -n 1 /run/farm-read") in (
         r"['held\n', 'copied\nmore\n'] True",
         r"['held\n', 'copied\n'] True",
