@@ -55,6 +55,8 @@ class Overlay:
     metacopy: bool
     #: Paths in it at which something else is mounted.
     covered: frozenset[bytes]
+    #: How many processes work on it where nobody says it.
+    usual_workers: int
 
     def shown(self, path: bytes) -> bytes:
         """Return the path at which something in the overlay is seen."""
@@ -110,6 +112,7 @@ def find(path: bytes) -> Overlay | None:
     if not os.path.isdir(layers.upper):
         raise OverlayError(f"{show(layers.upper)}, the upper layer of the overlay at {show(path)}, is not to be found")
     defaults = mounts.overlay_defaults()
+    live = mounts.read_mounts()
     return Overlay(
         mount=mount,
         layers=layers,
@@ -117,13 +120,14 @@ def find(path: bytes) -> Overlay | None:
         prefix=b"user.overlay." if (b"userxattr", None) in layers.settings else b"trusted.overlay.",
         keeps_links=b"on" in (live_setting(layers, name, defaults) for name in (b"index", b"nfs_export")),
         metacopy=live_setting(layers, b"metacopy", defaults) == b"on",
-        covered=_covered(path),
+        covered=_covered(path, live),
+        usual_workers=finalize.usual_workers((*layers.lower, *layers.data), live),
     )
 
 
-def _covered(path: bytes) -> frozenset[bytes]:
+def _covered(path: bytes, live: Sequence[Mount]) -> frozenset[bytes]:
     top = path.rstrip(b"/") + b"/"
-    return frozenset(mount.path[len(top) :] for mount in mounts.read_mounts() if mount.path.startswith(top))
+    return frozenset(mount.path[len(top) :] for mount in live if mount.path.startswith(top))
 
 
 @dataclass(frozen=True)

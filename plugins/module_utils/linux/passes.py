@@ -15,7 +15,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core import fin
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.finalize import Counts, Pending
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Plan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, lowers, mounts, remount, seal
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, lowers, remount, seal
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.finalize import (
     CopyUp,
@@ -113,8 +113,7 @@ class _Run:
         self._overlay = overlay
         self._request = request
         self._wanted = request.wanted
-        layers = (*overlay.layers.lower, *overlay.layers.data)
-        self._workers = request.workers or finalize.usual_workers(layers, mounts.read_mounts())
+        self._workers = request.workers or overlay.usual_workers
         self._outcome = outcome
         self._progress = progress
 
