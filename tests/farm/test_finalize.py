@@ -36,8 +36,7 @@ class Tree:
         return measure.Configuration(
             "overlay-finalized",
             "overlay, NFS as a normal lower layer, after `overlay_finalize`",
-            # The overlay stays mounted; what makes it cold is that nothing of it or below it is in memory any more.
-            setup=f"mountpoint -q {OVERLAY}; for again in 1 2 3; do echo 3 >/proc/sys/vm/drop_caches; done",
+            setup=measure.kept(OVERLAY),
             root=OVERLAY,
             nfs=LOWER,
             teardown="true",
@@ -184,7 +183,7 @@ def test_a_release_that_appears_is_taken_up_by_the_next_run_and_what_is_hidden_i
     farm.server.add_release(release, {"bin/tool": "one\n", "data/file": "one\n"})
     try:
         # As when the time is over for which the client believes what it knows of a folder.
-        on_all(nodes, lambda node: node.ssh("for again in 1 2 3; do echo 3 >/proc/sys/vm/drop_caches; done"))
+        on_all(nodes, lambda node: node.drop_caches())
         for node in nodes:
             assert node.output(f"cat {OVERLAY}/trial/bin/tool") == "one"
         # The subtree alone.
@@ -193,7 +192,7 @@ def test_a_release_that_appears_is_taken_up_by_the_next_run_and_what_is_hidden_i
 
         farm.server.write(f"{tree.source}/trial/etc/licence", "secret\n", mode=0o600)
         farm.server.ssh(f"mkdir -m 700 {tree.source}/trial/private")
-        on_all(nodes, lambda node: node.ssh("for again in 1 2 3; do echo 3 >/proc/sys/vm/drop_caches; done"))
+        on_all(nodes, lambda node: node.drop_caches())
         second = on_all(nodes, lambda node: finalize(farm, node, subtrees=["trial"]))
         for node in nodes:
             values = second[node.name].values

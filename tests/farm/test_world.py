@@ -41,16 +41,12 @@ def new(farm: Farm) -> Iterator[Machine]:
     machine.ssh(f"rm -rf {STORE}/trial {STORE}/nested")
 
 
-def cold(machine: Machine) -> None:
-    machine.ssh("for again in 1 2 3; do echo 3 >/proc/sys/vm/drop_caches; done")
-
-
 def test_a_new_release_is_seen_when_it_is_deployed_and_not_before(farm: Farm, new: Machine) -> None:
     """And software that runs from the view keeps its folder and its open files."""
     other_mounts = new.output("grep -v ' /trial ' /proc/self/mountinfo")
     new.ssh("rm -f /run/farm-resident-end")
     new.ssh(f"setsid python3 -c '{RESIDENT}' >/run/farm-resident 2>&1 </dev/null &")
-    wait_for(new, "grep -q started /run/farm-resident")
+    new.wait_for("grep -q started /run/farm-resident")
 
     farm.server.add_release("trial/2.0", {"data/file": "two\n"})
     assert new.output(f"ls {VIEW}/trial") == "1.0"
@@ -62,7 +58,7 @@ def test_a_new_release_is_seen_when_it_is_deployed_and_not_before(farm: Farm, ne
     assert new.output(f"ls {VIEW}/trial; cat {VIEW}/trial/2.0/data/file").split() == ["1.0", "2.0", "two"]
 
     new.ssh("touch /run/farm-resident-end")
-    wait_for(new, "test $(wc -l </run/farm-resident) -gt 1")
+    new.wait_for("test $(wc -l </run/farm-resident) -gt 1")
     assert new.output("tail -1 /run/farm-resident") == "one other ['.ready', 'data']"
     assert new.output("grep -v ' /trial ' /proc/self/mountinfo") == other_mounts
     assert collection.deploy(farm, VIEWS).changed(new) == []
@@ -79,17 +75,17 @@ def test_a_release_that_is_deleted_on_the_server_is_still_listed_and_fails_to_op
         "print(repr(file.read()), flush=True)\n"
     )
     new.ssh(f'setsid python3 -c "{reader}" >/run/farm-held 2>&1 </dev/null &')
-    wait_for(new, "grep -q started /run/farm-held")
+    new.wait_for("grep -q started /run/farm-held")
 
     farm.server.delete_release("trial/3.0")
     assert new.output(f"stat -c %s {VIEW}/trial/3.0/data/never") == "6"
     assert new.output(f"ls {VIEW}/trial/3.0/data").split() == ["held", "never", "opened"]
     for name in ("never", "opened"):
-        cold(new)
+        new.drop_caches()
         said = new.ssh(f"cat {VIEW}/trial/3.0/data/{name}", check=False).stderr
         assert "No such file or directory" in said or "Stale file handle" in said
     new.ssh("touch /run/farm-held-end")
-    wait_for(new, "test $(wc -l </run/farm-held) -gt 1")
+    new.wait_for("test $(wc -l </run/farm-held) -gt 1")
     # It was read as it was, or it is stale; it is never another file's content.
     assert new.output("tail -1 /run/farm-held") in ("'held\\n'", "OSError: [Errno 116] Stale file handle")
     assert new.trouble() == []
@@ -105,7 +101,7 @@ def test_a_release_that_is_deleted_on_the_server_is_still_listed_and_fails_to_op
 def test_without_the_server_looking_for_software_still_works_and_tasks_fail_in_time(farm: Farm, new: Machine) -> None:
     layer = new.output(f"ls -d {STATE_DIR}/views/trial/current/layer")
     farm.server.add_release("trial/4.0", {"data/file": "four\n"})
-    cold(new)
+    new.drop_caches()
     with farm.server.unreachable():
         assert new.output(f"ls {VIEW}/trial/1.0/data", timeout=60).split() == ["file", "never", "other"]
         assert new.output(f"stat -c %s {VIEW}/trial/1.0/data/file", timeout=60) == "4"
@@ -130,7 +126,7 @@ def test_without_the_server_looking_for_software_still_works_and_tasks_fail_in_t
         assert not mounted.failed or "A file server that does not answer" in mounted.message, mounted
         assert answers["software_root"].failed
         assert answers["software_root"].message
-    wait_for(new, f"timeout -s KILL 20 cat {VIEW}/trial/1.0/data/never")
+    new.wait_for(f"timeout -s KILL 20 cat {VIEW}/trial/1.0/data/never")
     new.ssh("umount /trial-other; rmdir /trial-other /net/other; rm -f /run/farm-*", check=False)
     farm.server.delete_release("trial/4.0")
 
@@ -181,10 +177,3 @@ def test_after_a_reboot_the_playbook_brings_the_view_back(farm: Farm, new: Machi
     # The layer has outlived it: only mounts are made.
     assert [result.changed for result in run.of(new, "metadata_layer")] == [False]
     assert new.output(f"cat {VIEW}/trial/1.0/data/file") == "one"
-
-
-def wait_for(machine: Machine, condition: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while machine.ssh(condition, check=False).returncode != 0:
-        assert time.monotonic() < end, f"{machine.name}: still not so: {condition}"
-        time.sleep(0.3)

@@ -27,6 +27,9 @@ from farmlib.vm import VM, choose_accelerator
 BUSYBOX_INIT = "/usr/lib/render-farm/init"
 SYSTEMD = "/lib/systemd/systemd"
 
+#: A script that leaves nothing of any file system in memory that is not in use.
+DROP_CACHES = "for again in 1 2 3; do echo 3 >/proc/sys/vm/drop_caches; done"
+
 SOFTWARE = "/srv/software"
 MANIFESTS = "/srv/manifests"
 
@@ -106,6 +109,16 @@ class Machine:
     def write(self, path: str, content: str | bytes, mode: int = 0o644) -> None:
         quoted = shlex.quote(path)
         self.ssh(f'mkdir -p "$(dirname {quoted})" && cat >{quoted} && chmod {mode:o} {quoted}', stdin=content)
+
+    def drop_caches(self) -> None:
+        self.ssh(DROP_CACHES)
+
+    def wait_for(self, condition: str, seconds: float = 60) -> None:
+        """Wait until a script succeeds."""
+        end = time.monotonic() + seconds
+        while self.ssh(condition, check=False).returncode != 0:
+            assert time.monotonic() < end, f"{self.name}: still not so: {condition}"
+            time.sleep(0.3)
 
     def boot_id(self) -> str:
         return self.output("cat /proc/sys/kernel/random/boot_id")

@@ -12,7 +12,7 @@ from typing import Any
 
 from farmlib import collection, host, report, software
 from farmlib.collection import COUNT
-from farmlib.machines import SOFTWARE, Farm, Machine, on_all
+from farmlib.machines import DROP_CACHES, SOFTWARE, Farm, Machine, on_all
 
 # On the nodes.
 NFS = "/mnt/farm/nfs"
@@ -93,12 +93,19 @@ def _farm() -> Farm:
     return Farm.running
 
 
-#: The view as the collection's playbook has deployed it, on the software root as role host has mounted it. It stays mounted, as
-#: on a farm; what makes it cold is that no inode, directory entry or page of it or below it is in memory any more.
+def kept(mountpoint: str) -> str:
+    """A set-up for what stays mounted, as on a farm.
+
+    What makes it cold is that no inode, directory entry or page of it or below it is in memory any more.
+    """
+    return f"mountpoint -q {mountpoint}; {DROP_CACHES}"
+
+
+#: The view as the collection's playbook has deployed it, on the software root as role host has mounted it.
 COLLECTION = Configuration(
     "collection",
     "the collection's view, as the playbook deploys it",
-    setup=f"mountpoint -q {collection.VIEW}; for again in 1 2 3; do echo 3 >/proc/sys/vm/drop_caches; done",
+    setup=kept(collection.VIEW),
     root=collection.VIEW,
     nfs=collection.ROOT,
     teardown="true",
