@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from farmlib import collection
 from farmlib.collection import ROOT, STATE_DIR, STORE
-from farmlib.machines import Farm, Machine
+from farmlib.machines import SOFTWARE, Farm, Machine
 
 VIEW = "/trial"
 VIEWS = [{"name": "trial", "mountpoint": VIEW, "query": "[?package == 'trial']"}]
@@ -129,6 +129,23 @@ def test_without_the_server_looking_for_software_still_works_and_tasks_fail_in_t
     new.wait_for(f"timeout -s KILL 20 cat {VIEW}/trial/1.0/data/never")
     new.ssh("umount /trial-other; rmdir /trial-other /net/other; rm -f /run/farm-*", check=False)
     farm.server.delete_release("trial/4.0")
+
+
+def test_what_was_scanned_is_read_by_other_hosts_without_a_recall(farm: Farm, new: Machine) -> None:
+    """A server that lends files for writing asks for them back, and gives out fewer delegations for a while after that."""
+    old = farm.nodes["old"]
+    collection.mount_store(old)
+    farm.server.add_release("trial/6.0", {"data/file": "six\n"})
+    farm.server.ssh(f"ln {SOFTWARE}/trial/6.0/data/file {SOFTWARE}/trial/linked-elsewhere")
+    try:
+        collection.module(farm, new, "release_manifest", {**MODULE, "release": "trial/6.0"})
+        given_back = collection.calls(new, STORE).get("DELEGRETURN", 0)
+        assert "/data/file 4 " in old.output(f"cat {STORE}/trial/6.0.json; zcat {STORE}/trial/6.0.dump.gz")
+        assert collection.calls(new, STORE).get("DELEGRETURN", 0) == given_back
+    finally:
+        collection.module(farm, new, "release_manifest", {**MODULE, "release": "trial/6.0", "state": "absent"})
+        farm.server.ssh(f"rm {SOFTWARE}/trial/linked-elsewhere")
+        farm.server.delete_release("trial/6.0")
 
 
 def test_files_that_root_squash_keeps_from_reading_are_reported_by_the_scan(farm: Farm, new: Machine) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import resource
+import secrets
 import shutil
 import tempfile
 import time
@@ -37,9 +38,12 @@ def written_aside(path: str, mode: int = 0o644) -> Iterator[BinaryIO]:
     prefix = ASIDE_PREFIX + name[:200] + "."
     remove_abandoned(folder, prefix)
     # The name is unique, so that two hosts may write the same file at the same time.
-    fd, aside = tempfile.mkstemp(prefix=prefix, dir=folder)
+    aside = os.path.join(folder, prefix + secrets.token_hex(8))
+    # For writing alone: who opens a file for both may be lent it by an NFS server (a write delegation), which then has to ask for it
+    # back when another host reads the file.
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with open(fd, "w+b") as stream:
+        with open(fd, "wb") as stream:
             yield stream
             os.fchmod(stream.fileno(), mode)
             stream.flush()
@@ -102,9 +106,11 @@ def wait_for_lock(fd: int, what: str, seconds: float, progress: Progress) -> Non
 
 @contextlib.contextmanager
 def unnamed_copy(stream: BinaryIO) -> Iterator[BinaryIO]:
-    """Give a copy, without a name, of what is left to read of ``stream``."""
+    """Give a copy, without a name, of the file that ``stream`` writes."""
+    stream.flush()
     with tempfile.TemporaryFile() as copy:
-        shutil.copyfileobj(stream, copy)
+        with open(f"/proc/self/fd/{stream.fileno()}", "rb") as written:
+            shutil.copyfileobj(written, copy)
         copy.seek(0)
         yield copy
 

@@ -188,7 +188,6 @@ def _scan_into(
     if not scan.report.link_counts:
         return record, scan.report
     # Files with names outside of the release are known only now, so their lines are written again.
-    aside.seek(0)
     counts = scan.report.link_counts
     with files.unnamed_copy(aside) as first_version:
         aside.seek(0)
