@@ -139,7 +139,7 @@ def test_all_of_the_tree_is_copied_up_and_sealed(finalized: Finalized, tree: Tre
 def test_missing_names_send_nothing(finalized: Finalized, state: str) -> None:
     row = finalized.rows["missing", state]
     assert row["done"] == "5000 missing"
-    assert row["calls"] == 0, row
+    assert row["calls"] == 0, row["operations"]
 
 
 @pytest.mark.parametrize("state", ["cold", "warm"])
