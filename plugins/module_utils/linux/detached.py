@@ -49,8 +49,9 @@ def in_use(forget: bool = True) -> list[tuple[DetachedMount, list[Process]]]:
     records = _read()
     if not records:
         return []
-    live = [mount for _pid, mounts in namespaces.everywhere() for mount in mounts]
     holders = users.by_mount()
+    # Read after the processes were looked at: what has got the number of a recorded mount since, and was found to be held, is seen now.
+    live = [mount for _pid, mounts in namespaces.everywhere() for mount in mounts]
     found = []
     current = detached.brought_up_to_date([entry for entry, _path in records], live)
     for entry, (_old, path) in zip(current, records):
