@@ -12,7 +12,7 @@ import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts
-from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel import module_server, support
 
 FILESYSTEMS = ("tmpfs", "xfs", "ext4-256", "ext4-512")
 
@@ -34,6 +34,13 @@ def run_folder(arena: Path) -> None:
     """A /run of the tests' own: what they note there is nothing to this machine."""
     (arena / "run").mkdir()
     support.command("mount", "--bind", arena / "run", "/run")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def modules() -> Iterator[None]:
+    """What runs modules."""
+    with module_server.started():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import BuildReport
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
+from ansible_collections.renderfarm.overlay.tests.kernel import module_server
 
 #: cap_net_raw=ep, as setcap(8) writes it.
 CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)
@@ -475,23 +476,29 @@ class Ran:
 
 def module(name: str, /, privileged: bool = True, check: bool = False, **arguments: Any) -> Ran:
     """Run a module as Ansible does: in a process of its own, with JSON in and JSON out."""
-    # The usual limit of open files, whatever these tests have raised theirs to.
-    prefix = ["prlimit", "--nofile=1024:"]
-    if not privileged:
-        # Root by number alone, since the tools need not be readable for others.
-        prefix += ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
     text = json.dumps({"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check, "_ansible_diff": True}})
-    done = subprocess.run(
-        [*prefix, sys.executable, "-W", "ignore", "-m", MODULES + name],
-        input=text.encode(),
-        capture_output=True,
-        check=False,
-        timeout=120,
-    )
-    output = (done.stdout + done.stderr).decode("utf-8", "backslashreplace")
-    lines = [line for line in done.stdout.splitlines() if line.startswith(b"{")]
-    assert lines, output
-    return Ran(done.returncode, json.loads(lines[-1]), output)
+    if privileged:
+        status, output = module_server.run(MODULES + name, text.encode())
+    else:
+        # Root by number alone, since the tools need not be readable for others.
+        argv = [
+            "setpriv",
+            "--bounding-set=-all",
+            "--inh-caps=-all",
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            MODULES + name,
+        ]
+        done = subprocess.run(
+            argv, input=text.encode(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, timeout=120
+        )
+        status, output = done.returncode, done.stdout
+    shown = output.decode("utf-8", "backslashreplace")
+    lines = [line for line in output.splitlines() if line.startswith(b"{")]
+    assert lines, shown
+    return Ran(status, json.loads(lines[-1]), shown)
 
 
 class ForkedModule:

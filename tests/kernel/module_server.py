@@ -1,0 +1,126 @@
+"""Modules in processes of their own, without the half second in which Python starts and imports: forked by a process that has.
+
+The process that forks runs no module itself, so that each begins with nothing that another, or a test, has left in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import pkgutil
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from ansible_collections.renderfarm.overlay.plugins import modules
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
+
+#: Seconds after which a module has failed.
+_LIMIT = 120
+#: The usual limit of open files, whatever the tests have raised theirs to.
+_LIMITS = ("prlimit", "--nofile=1024:")
+
+
+def run(name: str, arguments: bytes) -> tuple[int, bytes]:
+    """Run a module; return its exit status and what it printed."""
+    answers, answer = os.pipe()
+    outputs, output = os.pipe()
+    given = os.memfd_create("arguments")
+    try:
+        os.write(given, arguments)
+        os.lseek(given, 0, os.SEEK_SET)
+        request = json.dumps({"name": name, "folder": os.getcwd(), "environment": dict(os.environ)})
+        socket.send_fds(_servers[-1], [request.encode()], [given, output, answer])
+    finally:
+        for fd in (given, output, answer):
+            os.close(fd)
+    with open(answers, "rb") as status, open(outputs, "rb") as printed:
+        text = _all_of(printed.fileno())
+        # The exit status, or nothing where a signal ended it.
+        return int(status.readline() or -1), text
+
+
+def _all_of(fd: int) -> bytes:
+    """Read to the end, which comes when the module and all that it has started have closed it."""
+    end = time.monotonic() + _LIMIT
+    parts: list[bytes] = []
+    # Not select(), which takes no high numbers.
+    readable = select.poll()
+    readable.register(fd, select.POLLIN)
+    while readable.poll(max(0.0, end - time.monotonic()) * 1000):
+        part = os.read(fd, 1 << 16)
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
+    raise TimeoutError(f"the module did not end within {_LIMIT} seconds: {b''.join(parts)!r}")
+
+
+_servers: list[socket.socket] = []
+
+
+@contextlib.contextmanager
+def started() -> Iterator[None]:
+    """Start what forks; ``run`` is for within the block."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with there:
+        argv = [*_LIMITS, sys.executable, "-W", "ignore", "-m", __name__, str(there.fileno())]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+        # Nowhere that a test wants to unmount.
+        process = subprocess.Popen(argv, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL, cwd="/", env=environment)
+    _servers.append(here)
+    try:
+        yield
+    finally:
+        _servers.remove(here)
+        here.close()
+        process.wait()
+
+
+def _serve(requests: socket.socket) -> None:
+    for found in pkgutil.iter_modules(modules.__path__, f"{modules.__name__}."):
+        importlib.import_module(found.name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that none is left as a zombie
+    while True:
+        request, fds, _flags, _address = socket.recv_fds(requests, 1 << 20, 3)
+        if not request:
+            return
+        if os.fork() == 0:
+            requests.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            syscalls.die_with_parent(signal.SIGKILL)
+            _be(json.loads(request), *fds)
+        for fd in fds:
+            os.close(fd)
+
+
+def _be(request: dict[str, Any], given: int, output: int, answer: int) -> NoReturn:
+    for fd, target in ((given, 0), (output, 1), (output, 2)):
+        os.dup2(fd, target)
+    for fd in (given, output):
+        os.close(fd)
+    os.set_inheritable(answer, False)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    status: Any = 1
+    try:
+        importlib.import_module(request["name"]).main()
+        status = 0
+    except SystemExit as ended:
+        status = ended.code or 0
+    finally:
+        os.write(answer, b"%d\n" % status)
+        os.close(answer)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    # A module takes an argument for its options.
+    _serve(socket.socket(fileno=int(sys.argv.pop())))
