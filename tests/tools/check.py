@@ -1,8 +1,7 @@
 """Run the legs of `make test` and count.
 
-`check.py LEG... [-- ARGS...]`; ARGS go to the tool of the leg (pytest, ansible-test). Several legs run in two lanes at
-once. A leg passes when every check in it passed, and there was at least one: what was skipped, or never ran, is a
-failure.
+`check.py LEG... [-- ARGS...]`; ARGS go to the tool of the leg (pytest, ansible-test). Of several legs two run at a time.
+A leg passes when every check in it passed, and there was at least one: what was skipped, or never ran, is a failure.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ from ansible_test._internal.constants import SUPPORTED_PYTHON_VERSIONS
 CHECKOUT = Path(__file__).resolve().parents[2]
 BUILD = CHECKOUT / ".build"
 VENV = BUILD / "venv" / "bin"
+OLDEST = BUILD / "venv-oldest" / "bin"
 COLLECTIONS = BUILD / "collections"
 OVERLAY = COLLECTIONS / "ansible_collections" / "renderfarm" / "overlay"
 HOME = BUILD / "home"
 # mkcomposefs and mkfs.erofs, which the integration targets build images with.
 IMAGES = BUILD / "images" / "bin"
 TIME_LIMIT = 1800  # seconds, for one command
-LEG_LIMIT = 2 * TIME_LIMIT  # the longest leg has two that are long
 
 Argument = Union[str, Path]
 
@@ -69,10 +68,9 @@ def environment(**extra: str) -> dict[str, str]:
     return {
         **os.environ,
         "PATH": path,
-        "HOME": str(HOME),
+        **in_home(HOME),
         "LC_ALL": "C.UTF-8",
         "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
-        "ANSIBLE_HOME": str(HOME / ".ansible"),
         "ANSIBLE_NOCOLOR": "1",
         "RUFF_CACHE_DIR": str(BUILD / "cache" / "ruff"),
         "MYPY_CACHE_DIR": str(BUILD / "cache" / "mypy"),
@@ -80,16 +78,22 @@ def environment(**extra: str) -> dict[str, str]:
     }
 
 
-def prepare_home() -> None:
-    """Make the home that the tools see: nothing of the user's, but the settings that pip needs to reach packages."""
+def in_home(home: Path) -> dict[str, str]:
+    """Return the variables that make a folder the home."""
+    return {"HOME": str(home), "ANSIBLE_HOME": str(home / ".ansible")}
+
+
+def prepare_home(home: Path) -> Path:
+    """Make a home for tools: nothing of the user's, but the settings that pip needs to reach packages."""
     own = Path(os.environ.get("HOME", "/"))
-    HOME.mkdir(parents=True, exist_ok=True)
+    home.mkdir(parents=True, exist_ok=True)
     # The checkout may belong to another user than root.
-    (HOME / ".gitconfig").write_text("[safe]\n\tdirectory = *\n")
+    (home / ".gitconfig").write_text("[safe]\n\tdirectory = *\n")
     for name in (".config/pip", ".pip"):
-        if (own / name).is_dir() and not (HOME / name).exists():
-            (HOME / name).parent.mkdir(exist_ok=True)
-            (HOME / name).symlink_to(own / name)
+        if (own / name).is_dir() and not (home / name).exists():
+            (home / name).parent.mkdir(exist_ok=True)
+            (home / name).symlink_to(own / name)
+    return home
 
 
 def run(
@@ -250,7 +254,7 @@ def docs(_args: Sequence[str]) -> Count:
         return failure("there are no modules")
     lint_docs = ("antsibull-docs", "lint-collection-docs", "--plugin-docs", "--validate-collection-refs", "self", ".")
     # In the copy, as it makes one of its own and stumbles over the farm's links to files of the guests.
-    count = step("antsibull-docs lint", *lint_docs, cwd=copy_tree())
+    count = step("antsibull-docs lint", *lint_docs, cwd=copy_tree("docs"))
     folder = BUILD / "docs"
     shutil.rmtree(folder, ignore_errors=True)
     source = folder / "rst"
@@ -360,14 +364,14 @@ runpy.run_module("pip", run_name="__main__")
 PIP_VERSIONS = ("23_1_2", "24_2", "25_2")  # ansible-core 2.17; 2.18 and 2.19; 2.20 and 2.21
 
 
-def copy_tree() -> Path:
-    """Copy the collection to where ansible-test wants it: it sees through symlinks, and asks git for the files.
+def copy_tree(leg: str) -> Path:
+    """Copy the collection for a leg to where ansible-test wants it: it sees through symlinks, and asks git for the files.
 
     Programs and the tests that pytest runs on a real kernel are left out: they are no Ansible content, and lint and types
     look at them.
     """
-    copy = BUILD / "ansible-test" / "ansible_collections" / "renderfarm" / "overlay"
-    output = BUILD / "ansible-test" / "output"
+    copy = BUILD / "ansible-test" / leg / "ansible_collections" / "renderfarm" / "overlay"
+    output = BUILD / "ansible-test" / leg / "output"
     if (copy / "tests" / "output").is_dir():
         shutil.rmtree(output, ignore_errors=True)
         (copy / "tests" / "output").rename(output)
@@ -380,10 +384,6 @@ def copy_tree() -> Path:
     if output.is_dir():
         output.rename(copy / "tests" / "output")
     subprocess.run(["git", "init", "--quiet", "."], cwd=copy, env=environment(), check=True, stderr=subprocess.DEVNULL)
-    cache = HOME / ".ansible" / "test" / "cache"
-    cache.mkdir(parents=True, exist_ok=True)
-    for version in PIP_VERSIONS:
-        (cache / f"get_pip_{version}.py").write_text(GET_PIP)
     return copy
 
 
@@ -392,8 +392,14 @@ def ansible_test(name: str, ran: str, *argv: Argument, prefix: Sequence[str] = (
     # Last, the folders of Pythons that are not on PATH: it looks for them there and nowhere else.
     folders = sorted({str(Path(python.path).parent) for python in pythons.find_all().values()})
     path = os.pathsep.join([str(tools), str(IMAGES), environment()["PATH"], *folders])
+    # It keeps environments there, which two legs at a time would make in each other's way.
+    home = prepare_home(HOME / name)
+    cache = home / ".ansible" / "test" / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    for version in PIP_VERSIONS:
+        (cache / f"get_pip_{version}.py").write_text(GET_PIP)
     command = (*prefix, tools / "python", tools / "ansible-test", *argv, "--color", "no")
-    status, output = run(*command, show=True, cwd=copy_tree(), env=environment(PATH=path))
+    status, output = run(*command, show=True, cwd=copy_tree(name), env=environment(PATH=path, **in_home(home)))
     began = len(re.findall(ran, output, re.M))
     listed = re.search(
         r"^FATAL: The \d+ \w+ test\(s\) listed below .* failed.*\n((?:(?!FATAL)[^\n]+\n)+)", output, re.M
@@ -431,25 +437,50 @@ def sanity(args: Sequence[str]) -> Count:
     return count
 
 
-def integration(args: Sequence[str]) -> Count:
-    """Run the integration targets on the controller's ansible-core, then on the oldest that is supported."""
+#: The start of a command in a mount namespace of its own, with an /etc and notes in /run that are its own as well.
+APART = (
+    *("unshare", "--mount", "--propagation", "private", "sh", "-euc"),
+    """
+    notes=/run/renderfarm-overlay
+    mkdir -p $notes
+    mount -t tmpfs tmpfs $notes
+    mkdir $notes/upper $notes/work
+    mount -t overlay -o lowerdir=/etc,upperdir=$notes/upper,workdir=$notes/work etc /etc
+    mount -t tmpfs -o mode=755 tmpfs $notes
+    exec "$@"
+    """,
+    "sh",
+)
+
+
+def run_targets(leg: str, tools: Path, args: Sequence[str]) -> Count:
     if not any((CHECKOUT / "tests" / "integration" / "targets").glob("*/tasks/main.*")):
         return failure("there are no targets in tests/integration/targets")
     if os.geteuid() != 0:
         return failure("the integration tests mount file systems: run make as root")
-    count = Count()
-    oldest = BUILD / "venv-oldest" / "bin"
-    for tools in (VENV, oldest):
-        if tools == oldest and sys.version_info < (3, 11):
-            continue  # the controller's is the oldest
-        if tools == oldest and not (oldest / "ansible-test").exists():
-            count += Count(notes=("not run on the oldest ansible-core: no Python 3.10 to 3.12 on this machine",))
-            continue
-        argv = ("integration", "--venv", "--python", version_of(tools), "--allow-destructive", "--continue-on-error")
-        prefix = ("unshare", "--mount", "--propagation", "private")
-        ran = r"^Running \S+ integration test (?:role|script)"
-        count += ansible_test("integration", ran, *argv, *args, prefix=prefix, tools=tools)
-    return count
+    argv = ("integration", "--venv", "--python", version_of(tools), "--allow-destructive", "--continue-on-error")
+    return ansible_test(leg, r"^Running \S+ integration test (?:role|script)", *argv, *args, prefix=APART, tools=tools)
+
+
+def integration(args: Sequence[str]) -> Count:
+    """Run the integration targets on the controller's ansible-core."""
+    return run_targets("integration", VENV, args)
+
+
+def integration_oldest(args: Sequence[str]) -> Count:
+    """Run them on the oldest ansible-core that is supported."""
+    reason = no_oldest()
+    return failure(reason) if reason else run_targets("integration-oldest", OLDEST, args)
+
+
+def no_oldest() -> str:
+    """Return why the oldest ansible-core is no other one, or cannot be had; nothing where it is there."""
+    controller = pythons.run_probe(sys.executable, allow_venv=True)
+    if controller and controller.minor < (3, 11):
+        return "not run on the oldest ansible-core: the controller's is the oldest"
+    if not (OLDEST / "ansible-test").exists():
+        return "not run on the oldest ansible-core: no Python 3.10 to 3.12 on this machine"
+    return ""
 
 
 # ---- all of it
@@ -460,14 +491,16 @@ LEGS: dict[str, Callable[[Sequence[str]], Count]] = {
     "unit": unit,
     "kernel": kernel,
     "integration": integration,
+    "integration-oldest": integration_oldest,
     "sanity": sanity,
     "docs": docs,
     "importer": importer,
 }
 
 
-#: Legs that share the copy of the collection which ansible-test works in: one after the other, beside all others.
-COPY_LEGS = ("integration", "sanity", "docs")
+#: The legs that take long are started first, the longest one before all others.
+LONG = ("integration", "integration-oldest", "kernel", "sanity")
+AT_A_TIME = 2
 
 
 @dataclass(frozen=True)
@@ -487,42 +520,31 @@ def run_leg(name: str, args: Sequence[str]) -> Result:
     return Result(count, time.monotonic() - started)
 
 
-def run_lane(names: Sequence[str], args: Sequence[str], show: bool) -> dict[str, Result]:
-    """Run legs one after the other, each in a process of its own, whose output is shown at once or when it ends."""
-    results = {}
-    for name in names:
-        started = time.monotonic()
-        with tempfile.TemporaryDirectory(dir=BUILD) as folder:
-            report = Path(folder) / "count.json"
-            argv: list[Argument] = [
-                sys.executable,
-                __file__,
-                "--report",
-                report,
-                name,
-                *(["--", *args] if args else []),
-            ]
-            status, output = run(*argv, show=show, env=os.environ, limit=LEG_LIMIT)
-            if not show:
-                print(output, end="", flush=True)
-            try:
-                found = json.loads(report.read_text())
-                count = Count(found["passed"], found["failed"], tuple(found["notes"]))
-            except (OSError, ValueError):
-                count = failure(f"{name} ended without a count (exit status {status})")
-        results[name] = Result(count, time.monotonic() - started)
-    return results
+def run_beside(name: str, args: Sequence[str], show: bool) -> Result:
+    """Run a leg in a process of its own, whose output is shown at once or when it ends."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+        report = Path(folder) / "count.json"
+        argv: list[Argument] = [sys.executable, __file__, "--report", report, name, *(["--", *args] if args else [])]
+        status, output = run(*argv, show=show, env=os.environ)
+        if not show:
+            print(output, end="", flush=True)
+        try:
+            found = json.loads(report.read_text())
+            count = Count(found["passed"], found["failed"], tuple(found["notes"]))
+        except (OSError, ValueError):
+            count = failure(f"{name} ended without a count (exit status {status})")
+    return Result(count, time.monotonic() - started)
 
 
 def run_legs(names: Sequence[str], args: Sequence[str]) -> dict[str, Result]:
-    """Run legs, several of them in two lanes: machines have two processors or more."""
+    """Run legs, as many at a time as machines have processors at least."""
     if len(names) == 1:
         return {names[0]: run_leg(names[0], args)}
-    lanes = [[name for name in COPY_LEGS if name in names], [name for name in names if name not in COPY_LEGS]]
-    with ThreadPoolExecutor() as pool:
-        running = [pool.submit(run_lane, lane, args, lane is lanes[0]) for lane in lanes]
-        results = {name: result for lane in running for name, result in lane.result().items()}
-    return {name: results[name] for name in names}
+    order = sorted(names, key=lambda name: LONG.index(name) if name in LONG else len(LONG))
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        running = {name: pool.submit(run_beside, name, args, name == order[0]) for name in order}
+        return {name: running[name].result() for name in names}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -531,17 +553,21 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("legs", nargs="+", choices=LEGS, metavar="LEG")
     at = list(argv).index("--") if "--" in argv else len(argv)
     options, args = parser.parse_args(argv[:at]), argv[at + 1 :]
-    prepare_home()
+    prepare_home(HOME)
     if options.report:
         [name] = options.legs
         options.report.write_text(json.dumps(asdict(run_leg(name, args).count)))
         return 0
-    results = run_legs(options.legs, args)
-    print(f"\n{'leg':<12} {'passed':>7} {'failed':>7} {'seconds':>8}")
+    # Asked for alone, it says why it cannot be run, and fails.
+    reason = no_oldest() if len(options.legs) > 1 else ""
+    results = run_legs([name for name in options.legs if not reason or name != "integration-oldest"], args)
+    print(f"\n{'leg':<18} {'passed':>7} {'failed':>7} {'seconds':>8}")
     for name, result in results.items():
-        print(f"{name:<12} {result.count.passed:>7} {result.count.failed:>7} {result.seconds:>8.1f}")
+        print(f"{name:<18} {result.count.passed:>7} {result.count.failed:>7} {result.seconds:>8.1f}")
         for note in result.count.notes:
             print(f"    {note}")
+    if len(results) < len(options.legs):
+        print(reason)
     everything = total(result.count for result in results.values())
     print(f"\n{everything.passed} passed, {everything.failed} failed")
     return 1 if everything.failed else 0
