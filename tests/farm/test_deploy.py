@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from farmlib import collection, software, trees
-from farmlib.collection import ROOT, STATE_DIR, STORE, VIEW, Deployment, Run
+from farmlib.collection import ROOT, STATE_DIR, STORE, VIEW, Deployment, Result, Run
 from farmlib.machines import SOFTWARE, Farm, Machine
 
 #: The file server is a render node here too: a second host with data-only layers, that does not scan.
@@ -82,18 +82,24 @@ def test_a_kernel_that_cannot_mount_beneath_mounts_other_releases_over_the_old_o
 ) -> None:
     old = farm.nodes["old"]
     assert deployment.run.failures("old") == []
-    trial = {"name": "trial", "mountpoint": "/trial"}
+
+    def show(releases: list[str]) -> Result:
+        declared = {"name": "trial", "store": STORE, "releases": [{"release": release} for release in releases]}
+        layer = collection.module(farm, old, "metadata_layer", declared).values
+        mount = {"path": "/trial", "lower": [layer["layer"]], "data": [ROOT], "strategy": layer["strategy"]}
+        return collection.module(farm, old, "overlay_mount", mount)
+
     two = [release.path for release in software.releases()[:2]]
     for releases in (two[:1], two, two[:1]):
-        run = collection.deploy(farm, [{**trial, "releases": releases}], hosts="old")
-        assert run.of("old", "overlay_mount")[-1].changed
+        assert show(releases).changed
         shown = old.output("cd /trial && ls -d */*").split()
         assert sorted(shown) == sorted(releases)
     # The one that was covered came to light again.
     assert old.output("grep -c ' /trial ' /proc/self/mountinfo") == "1"
-    assert collection.deploy(farm, [{**trial, "releases": two[:1]}], hosts="old").changed("old") == []
-    collection.deploy(farm, [{**trial, "releases": two[:1], "state": "absent"}], hosts="old")
-    assert old.output("ls -d /trial 2>/dev/null || true") == ""
+    assert not show(two[:1]).changed
+    for name, options in (("overlay_mount", {"path": "/trial"}), ("metadata_layer", {"name": "trial"})):
+        assert collection.module(farm, old, name, {**options, "state": "absent"}).changed
+    assert old.output(f"ls -d /trial {STATE_DIR}/views/trial 2>/dev/null || true") == ""
 
 
 def test_check_mode_on_a_new_host_writes_nothing(farm: Farm, other: Machine) -> None:
