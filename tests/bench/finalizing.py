@@ -14,7 +14,7 @@ from pathlib import Path
 
 import disks
 
-WORKER = Path(__file__).resolve().parent / "worker.py"
+MODULE = Path(__file__).resolve().parent / "module.py"
 FILES_PER_DIRECTORY = 25
 OWNER = "5000"
 
@@ -89,7 +89,7 @@ def _finalize(view: Path, files: int, **arguments: object) -> tuple[float, float
     given = json.dumps({"path": str(view), "owner": OWNER, "allow_unmount": True, **arguments})
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, WORKER, "again", given, "overlay_finalize"], stdout=subprocess.PIPE, text=True, check=False
+        [sys.executable, MODULE, "overlay_finalize", given], stdout=subprocess.PIPE, text=True, check=False
     )
     seconds = time.perf_counter() - started
     found = json.loads(done.stdout)

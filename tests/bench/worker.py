@@ -4,7 +4,6 @@
     worker.py image STATE_DIR MKCOMPOSEFS MANIFEST...
                                             build the image of a view
     worker.py dump FILE MANIFEST...         write the entries of a view as composefs-dump
-    worker.py again ARGUMENTS [MODULE]      run metadata_layer, or another module, with these arguments, and time what is in it
     worker.py read MANIFEST...              read and compose the manifests, and build nothing
     worker.py scan ROOT                     scan a tree as a release
 
@@ -13,26 +12,22 @@ Each prints what it found as JSON.
 
 from __future__ import annotations
 
-import importlib
-import io
 import json
 import os
 import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils import basic
+from stopwatch import Stopwatch
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import manifest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import compose
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import LayerSpec, ViewPaths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
-    deadline,
     erofs_layer,
     manifest_store,
     views,
@@ -41,18 +36,17 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.scan import Scan
 
-MODULES = "ansible_collections.renderfarm.overlay.plugins.modules."
 VIEW = "bench"
 
 
 def build(state_dir: str, *manifests: str) -> dict[str, Any]:
     """Build a layer as metadata_layer does. ``synced`` is all of it, ``built`` ends before it goes to the disk."""
-    layer = _Stopwatch(DirectoryLayer.build)
+    layer = Stopwatch(DirectoryLayer.build)
     # A function, and not the stopwatch itself, becomes a method and is given the layer.
     setattr(DirectoryLayer, "build", lambda *given: layer(*given))  # noqa: B010, PLW0108
     paths = ViewPaths.of(state_dir, VIEW)
     spec = LayerSpec(VIEW, _placements(manifests), "directory", "data_only", "trusted")
-    whole = _Stopwatch(views.build)
+    whole = Stopwatch(views.build)
     generation, report = whole(paths, spec)
     return {
         "built": layer.seconds,
@@ -69,7 +63,7 @@ def image(state_dir: str, builder: str, *manifests: str) -> dict[str, Any]:
 
     ``processor`` is that of this process, in seconds; peaks are in bytes.
     """
-    making = _Stopwatch(erofs_layer.build)
+    making = Stopwatch(erofs_layer.build)
     setattr(erofs_layer, "build", making)  # noqa: B010 (mypy knows it as a function)
     paths = ViewPaths.of(state_dir, VIEW)
     before = _processor_seconds(resource.RUSAGE_SELF)
@@ -95,18 +89,6 @@ def dump(file: str, *manifests: str) -> dict[str, Any]:
     return {}
 
 
-def again(arguments: str, module: str = "metadata_layer") -> dict[str, Any]:
-    """Run the module in this process; its own work is what lies between reading its arguments and giving its outcome."""
-    inside = _Stopwatch(deadline.run)
-    setattr(deadline, "run", inside)  # noqa: B010 (mypy knows it as a function)
-    basic._ANSIBLE_ARGS = json.dumps({"ANSIBLE_MODULE_ARGS": json.loads(arguments)}).encode()
-    basic._ANSIBLE_PROFILE = "legacy"
-    output = io.StringIO()
-    with redirect_stdout(output), suppress(SystemExit):
-        importlib.import_module(MODULES + module).main()
-    return {"inside": inside.seconds, "outcome": json.loads(output.getvalue())}
-
-
 def read(*manifests: str) -> dict[str, Any]:
     started = time.perf_counter()
     entries = sum(1 for _entry in compose(_placements(manifests), manifest_store.entries))
@@ -118,23 +100,6 @@ def scan(root: str) -> dict[str, Any]:
     folder, name = os.path.split(root)
     entries = sum(1 for _entry in Scan(os.fsencode(folder), os.fsencode(name)))
     return {"seconds": time.perf_counter() - started, "entries": entries}
-
-
-class _Stopwatch:
-    """Calls a function and remembers how long that took."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-        self.seconds = 0.0
-        self.ended = 0.0
-
-    def __call__(self, *given: Any) -> Any:
-        started = time.perf_counter()
-        try:
-            return self._function(*given)
-        finally:
-            self.ended = time.perf_counter()
-            self.seconds = self.ended - started
 
 
 def _placements(manifests: Sequence[str]) -> tuple[Placement, ...]:
@@ -160,5 +125,5 @@ def _peak_memory() -> int:
 
 
 if __name__ == "__main__":
-    actions: tuple[Callable[..., dict[str, Any]], ...] = (build, image, dump, again, read, scan)
+    actions: tuple[Callable[..., dict[str, Any]], ...] = (build, image, dump, read, scan)
     print(json.dumps({action.__name__: action for action in actions}[sys.argv[1]](*sys.argv[2:])))
