@@ -13,7 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-releases",
         action="store_true",
-        help="test_finalize.py: all releases, and not a package; ten minutes more",
+        help="test_finalize.py: all releases, and not a package; five minutes more",
     )
 
 

@@ -22,7 +22,7 @@ class Tree:
 
     #: A folder of the software root, or all of it where empty.
     package: str
-    #: Options of the NFS mount. With NFS 4 an emulated processor takes ten minutes for all releases, with NFS 3 three.
+    #: Options of the NFS mount. With NFS 4 an emulated processor takes minutes longer for all releases than with NFS 3.
     version: tuple[str, ...]
     entries: int
     directories: int
