@@ -16,16 +16,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
+
+from ansible.module_utils import basic
 
 from ansible_collections.renderfarm.overlay.plugins import modules
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
 
 #: Seconds after which a module has failed.
-_LIMIT = 120
+SECONDS = 120
 #: The usual limit of open files, whatever the tests have raised theirs to.
-_LIMITS = ("prlimit", "--nofile=1024:")
+LIMITS = ("prlimit", "--nofile=1024:")
 
 
 def run(name: str, arguments: bytes) -> tuple[int, bytes]:
@@ -49,7 +51,7 @@ def run(name: str, arguments: bytes) -> tuple[int, bytes]:
 
 def _all_of(fd: int) -> bytes:
     """Read to the end, which comes when the module and all that it has started have closed it."""
-    end = time.monotonic() + _LIMIT
+    end = time.monotonic() + SECONDS
     parts: list[bytes] = []
     # Not select(), which takes no high numbers.
     readable = select.poll()
@@ -59,7 +61,7 @@ def _all_of(fd: int) -> bytes:
         if not part:
             return b"".join(parts)
         parts.append(part)
-    raise TimeoutError(f"the module did not end within {_LIMIT} seconds: {b''.join(parts)!r}")
+    raise TimeoutError(f"the module did not end within {SECONDS} seconds: {b''.join(parts)!r}")
 
 
 _servers: list[socket.socket] = []
@@ -70,7 +72,7 @@ def started() -> Iterator[None]:
     """Start what forks; ``run`` is for within the block."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with there:
-        argv = [*_LIMITS, sys.executable, "-W", "ignore", "-m", __name__, str(there.fileno())]
+        argv = [*LIMITS, sys.executable, "-W", "ignore", "-m", __name__, str(there.fileno())]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
         # Nowhere that a test wants to unmount.
         process = subprocess.Popen(argv, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL, cwd="/", env=environment)
@@ -101,26 +103,34 @@ def _serve(requests: socket.socket) -> None:
 
 
 def _be(request: dict[str, Any], given: int, output: int, answer: int) -> NoReturn:
-    for fd, target in ((given, 0), (output, 1), (output, 2)):
-        os.dup2(fd, target)
-    for fd in (given, output):
-        os.close(fd)
+    with open(given, "rb") as stream:
+        arguments = stream.read()
+    for target in (1, 2):
+        os.dup2(output, target)
+    os.close(output)
     os.set_inheritable(answer, False)
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    status: Any = 1
+    status = 1
     try:
-        importlib.import_module(request["name"]).main()
-        status = 0
-    except SystemExit as ended:
-        status = ended.code or 0
+        status = be_the_module(importlib.import_module(request["name"]).main, arguments)
     finally:
         os.write(answer, b"%d\n" % status)
         os.close(answer)
     sys.exit(status)
 
 
+def be_the_module(main: Callable[[], None], arguments: bytes) -> int:
+    """Run a module in this process, which is to end with the status that is returned."""
+    setattr(basic, "_ANSIBLE_ARGS", arguments)  # noqa: B010 (mypy does not know it)
+    setattr(basic, "_ANSIBLE_PROFILE", "legacy")  # noqa: B010
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
 if __name__ == "__main__":
-    # A module takes an argument for its options.
-    _serve(socket.socket(fileno=int(sys.argv.pop())))
+    _serve(socket.socket(fileno=int(sys.argv[1])))

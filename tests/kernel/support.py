@@ -12,12 +12,10 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from ansible.module_utils import basic
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, LayerSpec, ViewPaths
@@ -481,18 +479,14 @@ def module(name: str, /, privileged: bool = True, check: bool = False, **argumen
         status, output = module_server.run(MODULES + name, text.encode())
     else:
         # Root by number alone, since the tools need not be readable for others.
-        argv = [
-            "setpriv",
-            "--bounding-set=-all",
-            "--inh-caps=-all",
-            sys.executable,
-            "-W",
-            "ignore",
-            "-m",
-            MODULES + name,
-        ]
+        become = [*module_server.LIMITS, "setpriv", "--bounding-set=-all", "--inh-caps=-all"]
         done = subprocess.run(
-            argv, input=text.encode(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, timeout=120
+            [*become, sys.executable, "-W", "ignore", "-m", MODULES + name],
+            input=text.encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+            timeout=module_server.SECONDS,
         )
         status, output = done.returncode, done.stdout
     shown = output.decode("utf-8", "backslashreplace")
@@ -515,7 +509,12 @@ class ForkedModule:
             os.read(waiting, 1)
             os.dup2(output, 1)
             sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-            _be_the_module(main, json.dumps(given).encode())
+            status = 1
+            try:
+                status = module_server.be_the_module(main, json.dumps(given).encode())
+            finally:
+                sys.stdout.flush()
+                os._exit(status)
         os.close(waiting)
         os.close(output)
 
@@ -542,19 +541,6 @@ class ForkedModule:
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
-
-
-def _be_the_module(main: Callable[[], None], arguments: bytes) -> None:
-    setattr(basic, "_ANSIBLE_ARGS", arguments)  # noqa: B010 (mypy does not know it)
-    setattr(basic, "_ANSIBLE_PROFILE", "legacy")  # noqa: B010
-    status = 1
-    try:
-        main()
-    except SystemExit as ended:
-        status = int(ended.code or 0)
-    finally:
-        sys.stdout.flush()
-        os._exit(status)
 
 
 @contextlib.contextmanager
