@@ -231,11 +231,13 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             file.write("3\n")
         script(options.setup)
         try:
+            before = settled_calls(options.nfs)
             for state in ("cold", "warm"):
-                before, began = settled_calls(options.nfs), time.monotonic()
+                began = time.monotonic()
                 done = WORKS[name](options.root, plan)
                 seconds = time.monotonic() - began
-                calls = difference(before, settled_calls(options.nfs))
+                after = settled_calls(options.nfs)
+                calls, before = difference(before, after), after
                 rows.append(
                     {
                         "work": name,
