@@ -22,12 +22,14 @@ _libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+_libc.fchownat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, ctypes.c_int)
 
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
+_SYS_OPENAT2 = 437
 
 _AT_FDCWD = -100
 _OPEN_TREE_CLONE = 1
@@ -72,7 +74,15 @@ CLONE_NEWUSER = 0x10000000
 _PR_SET_PDEATHSIG = 1
 
 _AT_SYMLINK_NOFOLLOW = 0x100
+_AT_EMPTY_PATH = 0x1000
 _UTIME_OMIT = (1 << 30) - 2
+
+#: What openat2(2) refuses to pass on the way: another file system, links like those of /proc, any symbolic link, and whatever leads
+#: above the directory that it starts from.
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
 
 #: Two struct timespec: the time of the last access, and that of the last change, which is left as it is.
 _times = (ctypes.c_long * 4)(0, 0, 0, _UTIME_OMIT)
@@ -173,6 +183,33 @@ def setns(fd: int, flags: int) -> None:
 def die_with_parent(signal: int) -> None:
     """Have the kernel send this process ``signal`` when its parent ends."""
     _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0), None)
+
+
+class _OpenHow(ctypes.Structure):
+    """struct open_how of linux/openat2.h."""
+
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def openat2(directory: int, path: bytes, flags: int, resolve: int, mode: int = 0) -> int:
+    """Open ``path``, relative to an open directory, with limits on how it is resolved (Linux 5.6); return the descriptor.
+
+    Raises ELOOP for a symbolic link that ``resolve`` forbids, EXDEV for a path that leads out.
+    """
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    result = _libc.syscall(
+        ctypes.c_long(_SYS_OPENAT2),
+        ctypes.c_long(directory),
+        ctypes.c_char_p(path),
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+    )
+    return _checked(result, path)
+
+
+def change_owner(fd: int, uid: int, gid: int) -> None:
+    """Set the owner and group of what ``fd`` stands for, also of a symbolic link opened with O_PATH; -1 leaves one as it is."""
+    _checked(_libc.fchownat(fd, b"", uid & 0xFFFFFFFF, gid & 0xFFFFFFFF, _AT_EMPTY_PATH), None)
 
 
 def rename_new(source: bytes, destination: bytes) -> None:
