@@ -1,8 +1,8 @@
 """Make what `make` needs: virtual environments with pinned versions, and the collection's place on the search path.
 
-`setup.py LEVEL...` makes the levels named (see LEVELS); what is up to date is left alone.
-`setup.py --packages apt|dnf` prints the system packages that are missing for `make test`.
-Standard library only, Python 3.9: it runs with whatever `python3` there is, to say what is missing.
+`setup.py LEVEL...` makes the levels named (see LEVELS); what is up to date is left alone. As root it installs the system packages
+that a level needs, and says which; another user reads in one line for each how to get it.
+Standard library only, Python 3.9: it runs with whatever `python3` there is.
 """
 
 from __future__ import annotations
@@ -59,19 +59,39 @@ def missing(what: str, debian: str, rocky: str) -> str:
     return f"missing: {what} (Debian, Ubuntu: apt-get install {debian}; Rocky: dnf install {rocky})"
 
 
+class NoPythonError(SetupError):
+    """No Python is fit for a level; ``packages`` would bring one, by package manager."""
+
+    def __init__(self, what: str, debian: str, rocky: str) -> None:
+        super().__init__(missing(what, debian, rocky))
+        self.packages = {"apt": debian.split(), "dnf": rocky.split()}
+
+
 def choose_python(found: dict[tuple[int, int], pythons.Python], level: Level) -> pythons.Python:
-    """Return the best Python for a level."""
+    """Return the best Python for a level. Raise NoPythonError where there is none."""
     present = [found[minor] for minor in level.pythons if minor in found]
     for python in present:
         if python.has_venv:
             return python
     if present:
         name = f"python{present[0].name}"
-        raise SetupError(missing(f"venv of {present[0].path}", f"{name}-venv", name))
-    raise SetupError(missing("Python 3.10 to 3.14", "python3 python3-venv", "python3.12"))
+        raise NoPythonError(f"venv of {present[0].path}", f"{name}-venv", name)
+    raise NoPythonError("Python 3.10 to 3.14", "python3 python3-venv", "python3.12")
 
 
-def missing_packages(python: pythons.Python | None) -> Iterator[tuple[str, str, str]]:
+def provide_python(found: dict[tuple[int, int], pythons.Python] | None, level: Level) -> pythons.Python:
+    """Return the best Python for a level, after installing one where root has none and did not choose one."""
+    try:
+        return choose_python(pythons.find_all() if found is None else found, level)
+    except NoPythonError as error:
+        manager = package_manager()
+        if found is not None or level.optional or os.geteuid() != 0 or manager is None:
+            raise
+        install_packages(manager, error.packages[manager])
+        return choose_python(pythons.find_all(), level)
+
+
+def missing_packages(python: pythons.Python) -> Iterator[tuple[str, str, str]]:
     """Yield probe, Debian package and Rocky package for everything that `make test` lacks on this machine."""
     # mkfs is in a folder that isn't on every user's PATH.
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
@@ -83,7 +103,7 @@ def missing_packages(python: pythons.Python | None) -> Iterator[tuple[str, str, 
         if kind != "header":
             if shutil.which(probe, path=path) is None:
                 yield probe, debian, rocky
-        elif python and not Path(python.include, header).exists():
+        elif not Path(python.include, header).exists():
             versioned = f"python{python.name}"
             yield (
                 f"{header} of {python.path}",
@@ -93,22 +113,30 @@ def missing_packages(python: pythons.Python | None) -> Iterator[tuple[str, str, 
 
 
 def check_system(python: pythons.Python) -> None:
-    """Raise SetupError with a line for each missing system package."""
-    lines = [missing(*package) for package in missing_packages(python)]
-    if lines:
-        raise SetupError("\n".join(lines))
+    """Install the missing system packages as root. Raise SetupError with a line for each that is still missing."""
+    lacking = list(missing_packages(python))
+    manager = package_manager()
+    if lacking and os.geteuid() == 0 and manager:
+        install_packages(manager, sorted({debian if manager == "apt" else rocky for _, debian, rocky in lacking}))
+        lacking = list(missing_packages(python))
+    if lacking:
+        raise SetupError("\n".join(missing(*package) for package in lacking))
 
 
-def print_packages(manager: str) -> None:
-    """Print the names of the missing packages on one line, for a script that installs them."""
-    try:
-        python = choose_python(pythons.find_all(), LEVELS["test"])
-    except SetupError:
-        python = None
-    names = {debian if manager == "apt" else rocky for _, debian, rocky in missing_packages(python)}
-    if python is None:
-        names |= {"python3", "python3-venv", "python3-dev"} if manager == "apt" else {"python3.12", "python3.12-devel"}
-    print(*sorted(names))
+def package_manager() -> str | None:
+    """Return the package manager of this machine, apt or dnf; None where it has neither."""
+    return next((name for name, program in (("apt", "apt-get"), ("dnf", "dnf")) if shutil.which(program)), None)
+
+
+def install_packages(manager: str, names: list[str]) -> None:
+    """Install system packages, which takes root, and say which."""
+    print(f"setup: system packages: {' '.join(names)}", flush=True)
+    if manager == "dnf":
+        run("dnf", "-q", "-y", "install", *names)
+        return
+    apt = ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq")
+    run(*apt, "update")
+    run(*apt, "install", "--no-install-recommends", "-y", *names)
 
 
 def check_folder() -> None:
@@ -160,8 +188,8 @@ def install(name: str, found: dict[tuple[int, int], pythons.Python] | None) -> b
         python = pythons.Python(**stamp["python"])
     else:
         try:
-            python = choose_python(pythons.find_all() if found is None else found, level)
-        except SetupError:
+            python = provide_python(found, level)
+        except NoPythonError:
             if not level.optional:
                 raise
             shutil.rmtree(venv, ignore_errors=True)
@@ -223,13 +251,9 @@ def set_up(names: list[str]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Set up what make needs.")
     parser.add_argument("levels", nargs="*", metavar="LEVEL", help=", ".join(LEVELS))
-    parser.add_argument("--packages", choices=["apt", "dnf"], help="print the system packages that are missing")
     args = parser.parse_args()
     if not set(args.levels) <= set(LEVELS):
         parser.error(f"the levels are {', '.join(LEVELS)}")
-    if args.packages:
-        print_packages(args.packages)
-        return 0
     try:
         set_up(args.levels)
     except SetupError as error:
