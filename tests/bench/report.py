@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 
 import finalizing
+import removing
 from images import Comparison
 
 
@@ -92,6 +93,10 @@ class Report:
             *("files", "upper layer on", "ours", "without sealing", "commands", "ratio", "bar"),
             *("in the module", "second run", "share", "bar"),
         )
+        self._removing = Table(
+            "Removing a view, and rm -rf of the same layer (medians, in seconds)",
+            *("files", "file system", "in the module", "rm", "ratio", "of rounds"),
+        )
         self._speed = Table("For information", "what", "files", "seconds", "entries per second")
         self._missed = 0
 
@@ -168,6 +173,13 @@ class Report:
             *(f"{ours / commands:.2f}", verdict, f"{inside:.2f}", f"{again:.4f}", f"{again / inside:.4f}", share),
         )
 
+    def add_removing(self, found: removing.Comparison) -> None:
+        ratios = [mine / theirs for mine, theirs in zip(found.ours, found.rm)]
+        medians = (statistics.median(found.ours), statistics.median(found.rm))
+        spread = f"{min(ratios):.2f} - {max(ratios):.2f}"
+        cells = (*(f"{seconds:.2f}" for seconds in medians), f"{statistics.median(ratios):.2f}", spread)
+        self._removing.add(f"{found.files:,}", found.system, *cells)
+
     def add_speed(self, what: str, files: int, seconds: float, entries: int) -> None:
         self._speed.add(what, f"{files:,}", f"{seconds:.2f}", f"{entries / seconds:,.0f}")
 
@@ -182,7 +194,7 @@ class Report:
         verdict = f"Bars that are not met: {self._missed}." if self._missed else "All bars are met."
         tables = (
             *(self._compared, self._memory, self._images, self._growth, self._sizes),
-            *(self._second, self._switches, self._finalize, self._speed),
+            *(self._second, self._switches, self._finalize, self._removing, self._speed),
         )
         return "\n\n".join((*(str(table) for table in tables if not table.is_empty), verdict))
 
