@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
 from pathlib import Path
 
@@ -99,3 +100,33 @@ def test_each_directory_is_listed_once_when_a_tree_is_removed(folder: Path, monk
     files.remove_tree(str(top))
     assert len(listed) == 301
     assert not top.exists()
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_directories_have_the_mode_given_whatever_the_umask(folder: Path, umask: int) -> None:
+    (folder / "there").mkdir(mode=0o700)
+    top = folder / "there" / "one"
+    before = os.umask(umask)
+    try:
+        made = files.make_directories(str(top / "two"), 0o755)
+        again = files.make_directories(os.fsencode(top / "two") + b"/", 0o700)
+    finally:
+        os.umask(before)
+    assert (made, again) == ([os.fsencode(top), os.fsencode(top / "two")], [])
+    assert [path.stat().st_mode & 0o7777 for path in (folder / "there", top, top / "two")] == [0o700, 0o755, 0o755]
+
+
+def test_a_default_acl_does_not_change_the_mode_of_a_new_directory(folder: Path) -> None:
+    # Version, then tag, permissions and id of the owner, the group and all others, as setfacl -d writes them.
+    acl = struct.pack("<I" + "HHI" * 3, 2, *(number for tag in (0x01, 0x04, 0x20) for number in (tag, 7, 0xFFFFFFFF)))
+    os.setxattr(folder, "system.posix_acl_default", acl)
+    files.make_directories(str(folder / "state"), 0o700)
+    assert (folder / "state").stat().st_mode & 0o7777 == 0o700
+
+
+def test_what_is_no_directory_is_not_taken_for_one(folder: Path) -> None:
+    (folder / "file").write_text("x")
+    (folder / "nowhere").symlink_to("missing")
+    for name in ("file", "nowhere"):
+        with pytest.raises(OSError, match=f"{folder}/{name}"):
+            files.make_directories(str(folder / name / "below"), 0o755)

@@ -31,6 +31,49 @@ ASIDE_PREFIX = ".new-"
 _ABANDONED_AFTER = 24 * 3600
 
 
+def make_directories(path: str | bytes, mode: int) -> list[bytes]:
+    """Make a directory and those above it that are missing; return the paths of those made, outermost first.
+
+    Each has exactly ``mode``, whatever the umask and default ACLs are. One that exists, or that another process makes meanwhile, is left
+    as it is. Raises NotADirectoryError where something else has the name.
+    """
+    here, missing = os.fsencode(path), []
+    while not os.path.isdir(here):
+        here, name = os.path.split(here)
+        missing += [name] if name else []
+        here = here or b"."
+    made = []
+    fd = os.open(here, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in reversed(missing):
+            here = os.path.join(here, name)
+            inner, is_new = _made_or_opened(fd, name, here, mode)
+            os.close(fd)
+            fd = inner
+            made += [here] if is_new else []
+    finally:
+        os.close(fd)
+    return made
+
+
+def _made_or_opened(parent: int, name: bytes, path: bytes, mode: int) -> tuple[int, bool]:
+    """Return a descriptor of the directory ``name``, and whether it was made now; ``path`` is for messages."""
+    try:
+        try:
+            os.mkdir(name, mode, dir_fd=parent)
+        except FileExistsError:
+            return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent), False
+        fd = os.open(name, _DIRECTORY, dir_fd=parent)
+        try:
+            os.fchmod(fd, mode)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd, True
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fsdecode(path)) from None
+
+
 @contextlib.contextmanager
 def written_aside(path: str, mode: int = 0o644) -> Iterator[BinaryIO]:
     """Give a file to write; when the block ends without an exception it is synced and takes the place of ``path``."""
