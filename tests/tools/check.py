@@ -317,13 +317,15 @@ def pytest(name: str, args: Sequence[str], prefix: Sequence[str] = ()) -> Count:
     status, _ = run(*argv, show=True, env=env)
     if not report.exists():
         return failure(f"pytest {folder}: no report (exit status {status})")
-    suites = ET.parse(report).getroot().iter("testsuite")  # noqa: S314 - pytest wrote it a moment ago
+    root = ET.parse(report).getroot()  # noqa: S314 - pytest wrote it a moment ago
     tests = failed = skipped = 0
-    for suite in suites:
+    for suite in root.iter("testsuite"):
         tests += int(suite.get("tests", 0))
         failed += int(suite.get("failures", 0)) + int(suite.get("errors", 0))
         skipped += int(suite.get("skipped", 0))
-    count = Count(max(tests - failed - skipped, 0), failed)
+    cases = [int(one.get("value", 0)) for one in root.iter("property") if one.get("name") == "cases"]
+    notes = (f"{len(cases)} of the tests tried {sum(cases):,} random cases",) if cases else ()
+    count = Count(max(tests - failed - skipped, 0), failed, notes)
     if skipped:
         print(f"FAILED: {skipped} tests were skipped")
         count += Count(failed=skipped, notes=(f"{skipped} tests were skipped",))

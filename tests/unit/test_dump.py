@@ -23,6 +23,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model impo
     Tally,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import Attributes
+from ansible_collections.renderfarm.overlay.tests.unit.random_cases import Record, each_seed
 
 RELEASE = b"pkg/1.0"
 PLACES = [b"pkg/1.0", b"", b"other", b"a name/with\nall\xff"]
@@ -112,8 +113,11 @@ def as_text(place: Placement, parts: list[bytes]) -> tuple[list[Entry], Tally] |
     return list(map(manifest.decode, manifest.lines(text))), tally
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_the_text_is_that_of_the_entries(seed: int) -> None:
+def test_the_text_is_that_of_the_entries(record_testsuite_property: Record) -> None:
+    each_seed(200, _check_text, record_testsuite_property)
+
+
+def _check_text(seed: int) -> None:
     chance = random.Random(seed)
     checksums = chance.random() < 0.5
     place = placement(chance.choice(PLACES), chance.choice((RELEASE, RELEASE, b"elsewhere")), checksums)
@@ -123,8 +127,11 @@ def test_the_text_is_that_of_the_entries(seed: int) -> None:
     assert as_text(place, chunks(text, chance)) == expected
 
 
-@pytest.mark.parametrize("seed", range(3000))
-def test_what_is_refused_of_entries_is_refused_of_text(seed: int) -> None:
+def test_what_is_refused_of_entries_is_refused_of_text(record_testsuite_property: Record) -> None:
+    each_seed(3000, _check_damaged, record_testsuite_property)
+
+
+def _check_damaged(seed: int) -> None:
     chance = random.Random(seed)
     checksums = chance.random() < 0.3
     place = placement(chance.choice(PLACES), checksums=checksums)

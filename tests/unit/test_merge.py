@@ -37,6 +37,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership 
     changed_mode,
     parse_mode,
 )
+from ansible_collections.renderfarm.overlay.tests.unit.random_cases import Record, each_seed
 
 # ---- releases in memory
 
@@ -354,8 +355,11 @@ def random_view(seed: int) -> tuple[list[Release], Rules]:
     return [random_release(dice, number) for number in range(dice.randrange(1, 5))], random_rules(dice)
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
-def test_a_view_is_what_the_model_says(seed: int) -> None:
+def test_a_view_is_what_the_model_says(record_testsuite_property: Record) -> None:
+    each_seed(SEEDS, _check_view, record_testsuite_property)
+
+
+def _check_view(seed: int) -> None:
     releases, rules = random_view(seed)
     model = Model(releases, rules)
     manifests = reader(releases)
