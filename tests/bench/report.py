@@ -8,6 +8,7 @@ import statistics
 import subprocess
 from collections.abc import Sequence
 
+import calls
 import finalizing
 import removing
 from images import Comparison
@@ -97,6 +98,7 @@ class Report:
             "Removing a view, and rm -rf of the same layer (medians, in seconds)",
             *("files", "file system", "in the module", "rm", "ratio", "of rounds"),
         )
+        self._calls = Table("One ad-hoc call of each module", "module", "wall time", "sent to the host")
         self._speed = Table("For information", "what", "files", "seconds", "entries per second")
         self._missed = 0
 
@@ -180,6 +182,10 @@ class Report:
         cells = (*(f"{seconds:.2f}" for seconds in medians), f"{statistics.median(ratios):.2f}", spread)
         self._removing.add(f"{found.files:,}", found.system, *cells)
 
+    def add_calls(self, found: Sequence[calls.Call]) -> None:
+        for call in found:
+            self._calls.add(call.module, f"{call.seconds:.2f} s", f"{call.payload:,} bytes")
+
     def add_speed(self, what: str, files: int, seconds: float, entries: int) -> None:
         self._speed.add(what, f"{files:,}", f"{seconds:.2f}", f"{entries / seconds:,.0f}")
 
@@ -194,7 +200,7 @@ class Report:
         verdict = f"Bars that are not met: {self._missed}." if self._missed else "All bars are met."
         tables = (
             *(self._compared, self._memory, self._images, self._growth, self._sizes),
-            *(self._second, self._switches, self._finalize, self._removing, self._speed),
+            *(self._second, self._switches, self._finalize, self._removing, self._calls, self._speed),
         )
         return "\n\n".join((*(str(table) for table in tables if not table.is_empty), verdict))
 

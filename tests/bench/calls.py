@@ -1,0 +1,74 @@
+"""What one ad-hoc call of each module costs: its wall time, and the bytes that Ansible sends to the host for it.
+
+Each call finds nothing to do, or nothing there, so that the time is that of Ansible, of Python and of importing the module.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+MODULES = Path(__file__).resolve().parents[2] / "plugins" / "modules"
+
+
+@dataclass(frozen=True)
+class Call:
+    module: str
+    #: Median of the rounds.
+    seconds: float
+    #: Of the file with the module and all that it imports.
+    payload: int
+
+
+def measure(rounds: int) -> list[Call]:
+    """Call each module on this host, as `ansible localhost -m` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        return [_measure(module, Path(folder), rounds) for module in sorted(path.stem for path in MODULES.glob("*.py"))]
+
+
+def _measure(module: str, folder: Path, rounds: int) -> Call:
+    arguments = _arguments(module, folder)
+    kept = folder / module
+    _call(module, arguments, {"ANSIBLE_REMOTE_TEMP": str(kept), "ANSIBLE_KEEP_REMOTE_FILES": "1"})
+    payloads = [path.stat().st_size for path in kept.rglob("AnsiballZ_*.py")]
+    if len(payloads) != 1:
+        sys.exit(f"make bench: {module}: {len(payloads)} files were sent")
+    seconds = []
+    for _turn in range(rounds):
+        started = time.perf_counter()
+        _call(module, arguments, {})
+        seconds.append(time.perf_counter() - started)
+    return Call(module, statistics.median(seconds), payloads[0])
+
+
+def _arguments(module: str, folder: Path) -> dict[str, object]:
+    """Return arguments with which a module has nothing to do; those of one that is not named here are a mountpoint's."""
+    nothing = str(folder / "nothing")
+    known: dict[str, dict[str, object]] = {
+        "metadata_layer": {"name": "bench", "state_dir": nothing, "state": "absent"},
+        "overlay_finalize": {"path": nothing},
+        "overlay_info": {"probe": False},
+        "overlay_move": {"source": nothing, "destination": f"{nothing}-new"},
+        "overlay_prune": {"state_dir": nothing},
+        "release_info": {"root": str(folder)},
+        "release_manifest": {"root": str(folder), "release": "a/1", "store": str(folder), "state": "absent"},
+    }
+    return known.get(module, {"path": nothing, "state": "unmounted"})
+
+
+def _call(module: str, arguments: dict[str, object], more: dict[str, str]) -> None:
+    command = ["ansible", "localhost", "-c", "local", "-m", f"renderfarm.overlay.{module}", "-a", json.dumps(arguments)]
+    environment = {**os.environ, **more, "ANSIBLE_PYTHON_INTERPRETER": sys.executable, "ANSIBLE_NOCOLOR": "1"}
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    # A module that says that something is not there has done its work; anything else has not.
+    if "=>" not in done.stdout or "bug of the module" in done.stdout:
+        sys.exit(f"make bench: {module}: {done.stdout}")
