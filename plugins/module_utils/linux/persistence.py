@@ -59,7 +59,7 @@ def apply(action: Action) -> None:
         _remove_unit(action.name)
     elif isinstance(action, (WriteFstab, RemoveFstab)):
         lines = action.lines if isinstance(action, WriteFstab) else ()
-        fstab.write(persistence.edited_fstab(fstab.read(), action.path, lines))
+        fstab.edit(lambda text: persistence.edited_fstab(text, action.path, lines))
     elif isinstance(action, ReloadSystemd):
         _reload()
     elif isinstance(action, RemovePart):

@@ -32,6 +32,8 @@ _SYS_FSMOUNT = 432
 _SYS_OPENAT2 = 437
 
 _AT_FDCWD = -100
+_AT_RECURSIVE = 0x8000
+_AT_NO_AUTOMOUNT = 0x800
 _OPEN_TREE_CLONE = 1
 _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
@@ -41,6 +43,7 @@ _FSCONFIG_SET_FD = 5
 _FSCONFIG_CMD_CREATE = 6
 _MOVE_MOUNT_F_EMPTY_PATH = 0x004
 _MOVE_MOUNT_T_EMPTY_PATH = 0x040
+_MOVE_MOUNT_SET_GROUP = 0x100
 _MOVE_MOUNT_BENEATH = 0x200
 
 MOUNT_ATTR_RDONLY = 0x01
@@ -61,6 +64,7 @@ MS_NODIRATIME = 0x800
 MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
+MS_SLAVE = 0x80000
 MS_SHARED = 0x100000
 
 MNT_DETACH = 2
@@ -136,17 +140,69 @@ def clone_tree(mount: int, path: bytes) -> int:
     return _call(_SYS_OPEN_TREE, path, mount, path, _OPEN_TREE_CLONE | os.O_CLOEXEC)
 
 
+def clone_mounts(mount: int, inner: bool = True) -> int:
+    """Return a file descriptor of a copy, attached nowhere, of an attached mount, with all that is mounted inside of it if ``inner``.
+
+    ``mount`` is a descriptor of its root. Each copy follows and leads others as its original does (mount_namespaces(7)). EINVAL: the mount
+    is unbindable, or not of this mount namespace. What is unbindable inside of it is left out.
+    """
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if inner else 0)
+    return _call(_SYS_OPEN_TREE, None, mount, b"", flags)
+
+
+def hold_mount(directory: int, path: bytes) -> int:
+    """Return a file descriptor of the topmost mount at ``path`` below an open directory. Nothing is mounted by looking (autofs)."""
+    flags = os.O_CLOEXEC | _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT
+    return _call(_SYS_OPEN_TREE, path, directory, path, flags)
+
+
 def move_mount(mount: int, path: bytes, beneath: bool = False) -> None:
     """Attach a detached mount at ``path``: on top of what is there, or (Linux 6.5) beneath the mount that is there."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH | (_MOVE_MOUNT_BENEATH if beneath else 0)
     _call(_SYS_MOVE_MOUNT, path, mount, b"", _AT_FDCWD, path, flags)
 
 
+def move_mount_to(mount: int, place: int) -> None:
+    """Attach a mount, detached or not, on what the descriptor ``place`` holds. EINVAL: one is a directory and the other is not."""
+    _call(_SYS_MOVE_MOUNT, None, mount, b"", place, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH)
+
+
+def share_like(mount: int, other: int) -> None:
+    """Have the private mount ``other`` follow and lead the same mounts as ``mount`` (Linux 5.15). Both are descriptors of roots.
+
+    Both have to be of one file system, and ``mount`` has to show all that ``other`` shows.
+    """
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH | _MOVE_MOUNT_SET_GROUP
+    _call(_SYS_MOVE_MOUNT, None, mount, b"", other, b"", flags)
+
+
+def set_propagation(mount: int, flags: int) -> None:
+    """Make the mount whose root the descriptor holds shared, a slave or private; with MS_REC all inside of it too."""
+    path = b"/proc/self/fd/%d" % mount
+    _checked(_libc.mount(b"none", path, None, flags, None), path)
+
+
+def detach_mount(mount: int) -> None:
+    """Detach the mount whose root the descriptor holds, wherever it is."""
+    path = b"/proc/self/fd/%d" % mount
+    # The name is a link itself, so this is the one call that may follow one.
+    _checked(_libc.umount2(path, MNT_DETACH), path)
+
+
 def knows_mount_beneath() -> bool:
-    """Tell whether move_mount(2) takes the flag for mounting beneath (Linux 6.5): of one that does not, it refuses the flags first."""
+    """Tell whether move_mount(2) takes the flag for mounting beneath (Linux 6.5)."""
+    return _knows_flag(_MOVE_MOUNT_BENEATH)
+
+
+def knows_share_like() -> bool:
+    """Tell whether move_mount(2) takes the flag of ``share_like`` (Linux 5.15)."""
+    return _knows_flag(_MOVE_MOUNT_SET_GROUP)
+
+
+def _knows_flag(flag: int) -> bool:
+    """Tell whether move_mount(2) takes a flag: of one that it does not know, it refuses the flags before all else."""
     try:
-        flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH | _MOVE_MOUNT_BENEATH
-        _call(_SYS_MOVE_MOUNT, None, -1, b"", -1, b"", flags)
+        _call(_SYS_MOVE_MOUNT, None, -1, b"", -1, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH | flag)
     except OSError as error:
         return error.errno == errno.EBADF
     return False

@@ -59,12 +59,6 @@ def _place(path: bytes, live: list[Mount]) -> Place:
     return Place(path, exists, mount, tuple(folders))
 
 
-def create(path: bytes, mode: int) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    os.mkdir(path)
-    os.chmod(path, mode)
-
-
 def note(spec: MountSpec) -> None:
     """Note in an upper layer which lower layers it is used with, once."""
     if spec.kept and xattrs.read(spec.kept[0], RECORD) is None:
