@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
+import random
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import mountinfo
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import detached, mounts, syscalls
 from ansible_collections.renderfarm.overlay.tests.kernel import support
-from ansible_collections.renderfarm.overlay.tests.kernel.test_switch import arguments_of, generation, overlays_at
+from ansible_collections.renderfarm.overlay.tests.kernel.test_switch import (
+    arguments_of,
+    generation,
+    overlays_at,
+    switch_and_kill,
+    watched,
+)
 
 
 def switched(spec: MountSpec, **more: Any) -> dict[str, Any]:
@@ -100,3 +109,193 @@ def test_a_switch_carries_over_what_is_mounted_inside(
         assert inside(view) == before
     # Nothing of it is anywhere else.
     assert len([one for one in mounts.read_mounts() if one.source in (b"deep", b"memory")]) == 2
+
+
+def refused(spec: MountSpec, **more: Any) -> str:
+    """Have a switch refused, also in check mode, with nothing changed; return the message."""
+    before = [(mount.id, mount.parent, mount.propagation) for mount in mounts.read_mounts()]
+    message = support.module("overlay_mount", **arguments_of(spec, **more)).message
+    assert support.module("overlay_mount", True, True, **arguments_of(spec, **more)).message == message
+    assert [(mount.id, mount.parent, mount.propagation) for mount in mounts.read_mounts()] == before
+    return message
+
+
+@pytest.mark.parametrize("switch", ["beneath", "over"])
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("only0", "has no place in the new overlay, where there is nothing of that name"),
+        ("turned", "has a symbolic link in its way in the new overlay"),
+        ("other", "has no place in the new overlay, where there is a file of that name, and what is mounted is none"),
+        ("unbound", "is unbindable, so the kernel does not copy it"),
+    ],
+)
+def test_what_has_no_place_in_the_new_view_is_refused_by_name(
+    folder: Path, view: Path, specs: list[MountSpec], place: str, reason: str, switch: str
+) -> None:
+    support.unmount_all(view)
+    for name in ("turned", "other", "unbound"):
+        (folder / "g0" / "layer" / name).mkdir()
+    (folder / "g1" / "layer" / "turned").symlink_to("empty")
+    (folder / "g1" / "layer" / "other").touch()
+    (folder / "g1" / "layer" / "unbound").mkdir()
+    support.carried_out(specs[0])
+    mount_inside(folder, view)
+    support.command("mount", "-t", "tmpfs", "mine", view / place)
+    if place == "unbound":
+        support.command("mount", "--make-unbindable", view / place)
+    message = refused(specs[1], switch=switch)
+    assert f"{view}/{place} {reason}" in message
+    assert "'inner_mounts: drop' to go on without it" in message
+    # What can be carried is carried then, and what cannot is named.
+    done = switched(specs[1], switch=switch, inner_mounts="drop")
+    assert f"{view}/{place} has no place" in str(done["warnings"])
+    assert len(done["carried"]) == 5
+    assert f"/{place}" not in [path for path, _source in inside(view)]
+
+
+@pytest.mark.parametrize("switch", ["beneath", "over"])
+def test_mounts_that_cover_each_other_are_carried_in_their_order(
+    view: Path, specs: list[MountSpec], switch: str
+) -> None:
+    for source, place in (("one", "a/b"), ("two", "a/b"), ("three", "a"), ("four", "a"), ("five", "empty")):
+        support.command("mount", "-t", "tmpfs", source, view / place)
+    before = inside(view)
+    for turn in (1, 0, 1):
+        switched(specs[turn], switch=switch)
+        assert inside(view) == before
+    for expected in ("four", "three", "two", "one"):
+        place = view / ("a" if expected in ("four", "three") else "a/b")
+        live = support.live(place)
+        assert live
+        assert live.source == expected.encode()
+        support.command("umount", place)
+    assert os.listdir(view / "a" / "b") == ["c"]
+
+
+def test_a_carried_mount_goes_on_following_what_it_was_bound_from(
+    folder: Path, view: Path, specs: list[MountSpec]
+) -> None:
+    site = folder / "site"
+    site.mkdir()
+    support.command("mount", "-t", "tmpfs", "site", site)
+    support.command("mount", "--make-shared", site)
+    (site / "here").mkdir()
+    (site / "later").mkdir()
+    support.command("mount", "-t", "tmpfs", "here", site / "here")
+    support.command("mount", "--rbind", site, view / "a")
+    switched(specs[1])
+    # Detaching the old view has not unmounted what the site has.
+    assert support.live(site / "here")
+    assert support.live(view / "a" / "here")
+    support.command("mount", "-t", "tmpfs", "later", site / "later")
+    assert support.live(view / "a" / "later")
+    support.command("umount", site / "later")
+    assert not support.live(view / "a" / "later")
+
+
+@pytest.mark.parametrize("outside", ["unchanged", "slave"])
+@pytest.mark.parametrize("switch", ["beneath", "over"])
+def test_what_is_carried_is_carried_wherever_the_switch_spreads(folder: Path, outside: str, switch: str) -> None:
+    place = folder / "place"
+    place.mkdir()
+    support.command("mount", "-t", "tmpfs", "tmpfs", place)
+    support.command("mount", "--make-shared", place)
+    there = [generation(folder / "other", number, place / "view") for number in range(2)]
+    for number in range(2):
+        (folder / "other" / f"g{number}" / "layer" / "plugins").mkdir()
+    support.carried_out(there[0])
+    support.command("mount", "-t", "tmpfs", "plugins", place / "view" / "plugins")
+    support.write(place / "view" / "plugins" / "file", b"plugin")
+    with support.namespace(outside) as pid:
+        done = support.module("overlay_mount", **arguments_of(there[1], switch=switch)).ok
+        assert done["elsewhere"] == []
+        assert overlays_at(place / "view", pid)[0] == there[1].lower[0]
+        for one in ("self", pid):
+            text = support.command(
+                "nsenter",
+                "--mount",
+                f"--target={pid if one == pid else os.getpid()}",
+                "cat",
+                place / "view/plugins/file",
+            )
+            assert text == "plugin"
+
+
+def test_who_uses_an_inner_overlay_is_known_after_it_was_carried_and_switched(
+    folder: Path, view: Path, specs: list[MountSpec]
+) -> None:
+    inner = [generation(folder / "inner", number, view / "empty") for number in range(2)]
+    support.carried_out(inner[0])
+    code = f"import os, sys\nos.chdir(sys.argv[1])\n{support.WAIT}"
+    with support.background(code, view / "empty" / "bin") as process:
+        switched(specs[1])
+        assert overlays_at(view / "empty") == [inner[0].lower[0]]
+        done = support.module("overlay_mount", **arguments_of(inner[1])).ok
+        assert overlays_at(view / "empty") == [inner[1].lower[0]]
+        assert done["switched"]
+        used = {record.lower: [user.pid for user in found] for record, found in detached.in_use()}
+        assert used[inner[0].lower] == [process.pid]
+
+
+@pytest.mark.parametrize("state", ["unmounted", "absent", "replaced"])
+def test_unmounting_names_what_is_mounted_inside(view: Path, specs: list[MountSpec], state: str) -> None:
+    support.command("mount", "-t", "tmpfs", "memory", view / "empty")
+    if state == "replaced":
+        message = refused(specs[1], switch="replace")
+    else:
+        before = [mount.id for mount in mounts.read_mounts()]
+        message = support.module("overlay_mount", path=str(view), state=state).message
+        assert [mount.id for mount in mounts.read_mounts()] == before
+    assert f"{view} cannot be unmounted, since there are mounts inside of it: {view}/empty (tmpfs)" in message
+
+
+def test_what_is_mounted_inside_during_a_switch_is_not_lost(
+    view: Path, specs: list[MountSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = syscalls.move_mount
+
+    def mounts_first(mount: int, path: bytes, beneath: bool = False) -> None:
+        if beneath:
+            support.command("mount", "-t", "tmpfs", "late", view / "empty")
+        move(mount, path, beneath)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(syscalls, "move_mount", mounts_first)
+        with pytest.raises(
+            OverlayError, match=r"view/empty \(tmpfs\) was mounted while the overlay .* run the task again"
+        ):
+            mounts.apply(support.planned(specs[1])[0])
+    assert inside(view) == [("/empty", b"late")]
+    done = switched(specs[1])
+    assert done["carried"] == [f"{view}/empty"]
+    assert overlays_at(view) == [specs[1].lower[0]]
+
+
+def test_readers_of_an_inner_mount_notice_nothing(folder: Path, view: Path, specs: list[MountSpec]) -> None:
+    mount_inside(folder, view)
+    found: list[str] = []
+    support.write(view / "a" / "deep" / "file", b"5")
+    with watched(view / "a" / "deep" / "file", folder / "stop", found):
+        for turn in range(1, 31):
+            support.carried_out(specs[turn % 2])
+    assert int(found[0]) > 10
+    assert found[1:] == ["0", "5"]
+
+
+def test_a_switch_with_inner_mounts_that_is_killed_anywhere_loses_none(
+    folder: Path, view: Path, specs: list[MountSpec]
+) -> None:
+    mount_inside(folder, view)
+    before, others = inside(view), len(mounts.read_mounts())
+    started = time.monotonic()
+    support.carried_out(specs[1])
+    longest = time.monotonic() - started
+    chance = random.Random(7)
+    for turn in range(40):
+        switch_and_kill(specs[turn % 2], chance.uniform(0, longest))
+        assert inside(view) == before
+        support.carried_out(specs[turn % 2])
+        assert inside(view) == before
+        assert len(overlays_at(view)) == 1
+        assert len(mounts.read_mounts()) == others

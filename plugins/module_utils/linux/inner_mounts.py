@@ -138,22 +138,28 @@ def _make_file(path: bytes) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC))
 
 
+_LINK = "has a symbolic link in its way in the new overlay"
+
+
 def _put(mount: int, new: int, place: bytes) -> str:
     """Attach a mount at its place in the new overlay; return why that cannot be, or nothing."""
     try:
         target = beneath.open_at(new, place[1:], beneath.HOLD)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            return "has a symbolic link in its way in the new overlay"
+            return _LINK
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise
         return "has no place in the new overlay, where there is nothing of that name"
     try:
+        mode = os.fstat(target).st_mode
+        if stat.S_ISLNK(mode):
+            return _LINK
         syscalls.move_mount_to(mount, target)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTDIR):
             raise
-        kind = "directory" if stat.S_ISDIR(os.fstat(target).st_mode) else "file"
+        kind = "directory" if stat.S_ISDIR(mode) else "file"
         return f"has no place in the new overlay, where there is a {kind} of that name, and what is mounted is none"
     finally:
         os.close(target)
@@ -187,25 +193,38 @@ def mount_id(fd: int) -> int:
     return int(found.group(1)) if found else -1
 
 
-@contextlib.contextmanager
-def directly_on(old: Mount, inner: Collection[Mount]) -> Iterator[list[int]]:
-    """Give descriptors of what is mounted on ``old`` and is seen, before it is covered or detached.
+def separate(root: int, old: Mount, inner: Collection[Mount]) -> None:
+    """Have the inner mounts of ``old``, whose root is given, be unmounted without unmounting anything elsewhere.
 
-    Those that have mounts inside of them are made private first, with all that is in them: what is unmounted in a shared mount goes from
-    those that it was bound from as well.
+    What is unmounted in a shared mount goes from the mounts that it was bound from as well, so those inner mounts that hold others are
+    made private.
     """
     holders = {one.parent for one in inner}
-    found = []
-    with contextlib.ExitStack() as stack, held_root(old) as root:
-        for one in inner:
-            if one.parent != old.id:
-                continue
-            mount = syscalls.hold_mount(root, one.path[len(old.path) + 1 :])
-            stack.callback(os.close, mount)
-            found.append(mount)
-            if holders & {one.id, mount_id(mount)}:
-                syscalls.set_propagation(mount, syscalls.MS_PRIVATE | syscalls.MS_REC)
-        yield found
+    for mount in _seen(root, old, inner):
+        if mount_id(mount) in holders:
+            syscalls.set_propagation(mount, syscalls.MS_PRIVATE | syscalls.MS_REC)
+
+
+def detach_all(root: int, old: Mount, inner: Collection[Mount]) -> None:
+    """Detach what is mounted inside of ``old``, whose root is given since others may cover it by now."""
+    for _mount in inner:
+        # Each may have covered another one.
+        for mount in _seen(root, old, inner):
+            syscalls.detach_mount(mount)
+
+
+def _seen(root: int, old: Mount, inner: Collection[Mount]) -> Iterator[int]:
+    """Yield a descriptor of each of the mounts directly on ``old`` that others do not cover, or of what covers the whole of it."""
+    known = {one.id for one in inner}
+    for place in sorted({one.path[len(old.path) + 1 :] for one in inner if one.parent == old.id}):
+        # Something may cover the way to it.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            mount = syscalls.hold_mount(root, place)
+            try:
+                if mount_id(mount) in known:
+                    yield mount
+            finally:
+                os.close(mount)
 
 
 def _read_mounts() -> list[Mount]:

@@ -291,7 +291,7 @@ def _switch(spec: MountSpec, method: str, inner: str) -> None:
             f"the overlay at {show(spec.path)} is gone: another program has unmounted it; run the task again"
         )
     inside = mountinfo.inside(live, old)
-    with new_tree(spec, old, inside, inner) as (mount, _problems), inner_mounts.directly_on(old, inside) as inner_roots:
+    with new_tree(spec, old, inside, inner) as (mount, _problems), inner_mounts.held_root(old) as root:
         uppers.note(spec)
         for one in (old, *inside):
             if one.fstype == b"overlay":
@@ -299,11 +299,12 @@ def _switch(spec: MountSpec, method: str, inner: str) -> None:
         if method == "beneath":
             _attach_beneath(mount, spec.path)
             _check_inside(old, inside)
+            inner_mounts.separate(root, old, inside)
             syscalls.umount(spec.path, syscalls.MNT_DETACH)
         else:
             attach(mount, spec.path)
-            for root in inner_roots:
-                syscalls.detach_mount(root)
+            inner_mounts.separate(root, old, inside)
+            inner_mounts.detach_all(root, old, inside)
 
 
 def _attach_beneath(mount: int, path: bytes) -> None:
