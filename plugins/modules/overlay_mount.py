@@ -97,7 +97,7 @@ options:
     description:
       - V(mounted) makes sure that the declared overlay is what is seen at O(path).
       - V(unmounted) makes sure that no overlay is mounted at O(path). It fails, naming the processes, when it is in use, here or where
-        the mount has spread to.
+        the mount has spread to, and when something is mounted inside of it, naming that.
       - V(absent) is the same, and removes the empty directory.
     type: str
     choices: [mounted, unmounted, absent]
@@ -108,16 +108,29 @@ options:
       - V(beneath) mounts the new one beneath the old one and then detaches that (Linux 6.5), and fails where the kernel cannot.
       - V(over) mounts the new one on top of the old one, which stays mounted below it, unseen, until both are unmounted. When the one
         below is declared again, the one on top is detached.
-      - V(auto) is V(beneath) where the kernel can, and else V(over). With either, software finds one or the other at every moment.
-      - V(replace) unmounts the old one first. It fails when that is in use, and between the two software finds nothing.
+      - V(auto) is V(beneath) where the kernel can, and else V(over), after which the old one is detached where the kernel can do that
+        (Linux 5.15). With either, software finds one or the other at every moment.
+      - V(replace) unmounts the old one first. It fails when that is in use, or something is mounted inside of it, and between the two
+        software finds nothing.
       - An overlay with an upper layer is only switched with V(replace), since two overlays cannot write to one upper layer. What was
         written to O(scratch) is lost then.
       - V(never) fails, and says what differs.
-      - What a switch that was killed has left, or an earlier one with V(over), is taken away by the next run with V(auto) or V(beneath).
-        In doing so an overlay that was covered may be seen for a moment.
+      - What a switch that was killed has left, or an earlier one with V(over), is taken away by the next run with V(auto) or V(beneath),
+        when the declared overlay is seen (Linux 5.15). Overlays that the declared one covers are never seen meanwhile.
     type: str
     choices: [auto, beneath, over, replace, never]
     default: auto
+  inner_mounts:
+    description:
+      - What becomes of what is mounted inside of an overlay that is switched, such as a bind mount of plug-ins. It is carried over, with
+        all that is mounted inside of it, and is there when the new overlay is seen. Each mount keeps its options, and goes on following
+        what it was bound from.
+      - With V(carry) the module fails and changes nothing when a mount has no place in the new overlay, since there is nothing of that
+        name, a file in place of a directory, or a symbolic link on the way, and when it is unbindable. The message names each.
+      - With V(drop) those are left behind, with a warning for each.
+    type: str
+    choices: [carry, drop]
+    default: carry
   persist:
     description:
       - What mounts the overlay when the host starts.
@@ -136,6 +149,8 @@ options:
     default: none
 notes:
   - A mount of another type at O(path) is never touched, nor are units and lines of C(/etc/fstab) that this module has not written.
+  - Runs on the same mountpoint, of whichever module, come one after the other. A run waits for up to O(timeout) seconds, and then fails.
+  - When nothing has to be done, no layer on a file server is looked at, so it need not answer.
   - Which unit or line is its own the module knows by a comment, or by the option C(x-renderfarm.overlay).
 seealso:
   - module: renderfarm.overlay.metadata_layer
@@ -248,6 +263,12 @@ method:
   type: str
   returned: success
   sample: beneath
+carried:
+  description: What was mounted inside of the overlay that was switched away and is mounted inside of the new one, or in check mode would be.
+  type: list
+  elements: str
+  returned: success
+  sample: [/software/site-plugins]
 users:
   description:
     - The processes that use the overlay that was switched away, or in check mode would be, wherever it is mounted. They keep what they
