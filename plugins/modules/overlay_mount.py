@@ -264,7 +264,8 @@ method:
   returned: success
   sample: beneath
 carried:
-  description: What was mounted inside of the overlay that was switched away and is mounted inside of the new one, or in check mode would be.
+  description:
+    - What was mounted inside of the overlay that was switched away and is mounted inside of the new one, or in check mode would be.
   type: list
   elements: str
   returned: success

@@ -189,6 +189,6 @@ def test_the_software_root_of_a_server_that_is_gone_is_looked_up_by_its_name(fol
             assert still_paths.mountpoint(written, live) == place
         mount = mountinfo.top_mount(live, place)
         assert mount
-        arguments = {"path": str(folder / "software"), "state": "absent", "timeout": LIMIT}
+        arguments: dict[str, Any] = {"path": str(folder / "software"), "state": "absent", "timeout": LIMIT}
         # It is not one of ours, so it is left alone, and that is said at once.
         assert "a mount of type fuse" in support.module("software_root", **arguments).message

@@ -165,11 +165,11 @@ def test_mounts_that_cover_each_other_are_carried_in_their_order(
         switched(specs[turn], switch=switch)
         assert inside(view) == before
     for expected in ("four", "three", "two", "one"):
-        place = view / ("a" if expected in ("four", "three") else "a/b")
-        live = support.live(place)
+        covered = view / ("a" if expected in ("four", "three") else "a/b")
+        live = support.live(covered)
         assert live
         assert live.source == expected.encode()
-        support.command("umount", place)
+        support.command("umount", covered)
     assert os.listdir(view / "a" / "b") == ["c"]
 
 

@@ -351,7 +351,7 @@ def test_a_mount_that_fails_leaves_no_directory_that_it_made(folder: Path, there
     data_layer(folder / "lower" / "data", {"file": b"x"})
     (folder / there).mkdir(parents=True, exist_ok=True)
     before = sorted(folder.rglob("*"))
-    arguments = {"path": str(folder / "a" / "b" / "c" / "view"), "lower": [str(folder / "lower")]}
+    arguments: dict[str, Any] = {"path": str(folder / "a" / "b" / "c" / "view"), "lower": [str(folder / "lower")]}
     message = support.module("overlay_mount", **arguments, data=[str(folder / "lower" / "data")]).message
     assert "the kernel refuses it" in message
     assert sorted(folder.rglob("*")) == before
