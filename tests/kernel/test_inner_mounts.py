@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
+import struct
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -194,6 +197,42 @@ def test_a_carried_mount_goes_on_following_what_it_was_bound_from(
     assert not support.live(view / "a" / "later")
 
 
+@pytest.mark.parametrize("switch", ["beneath", "over"])
+def test_each_mount_inside_spreads_as_it_did(folder: Path, switch: str) -> None:
+    place = folder / "place"
+    place.mkdir()
+    support.command("mount", "-t", "tmpfs", "tmpfs", place)
+    support.command("mount", "--make-shared", place)
+    view = place / "view"
+    there = [generation(folder, number, view) for number in range(2)]
+    names = ("private", "shared", "slave")
+    for name in names:
+        for number in range(2):
+            (folder / f"g{number}" / "layer" / name).mkdir()
+    support.carried_out(there[0])
+    leader = folder / "leader"
+    leader.mkdir()
+    support.command("mount", "-t", "tmpfs", "slave", leader)
+    support.command("mount", "--make-shared", leader)
+    for name in names:
+        support.command("mount", *(("--bind", leader) if name == "slave" else ("-t", "tmpfs", name)), view / name)
+        support.command("mount", f"--make-{name}", view / name)
+
+    def kinds() -> dict[str, set[bytes]]:
+        live = {name: support.live(view / name) for name in names}
+        return {name: {word.split(b":")[0] for word in one.propagation} for name, one in live.items() if one}
+
+    for turn in (1, 0):
+        switched(there[turn], switch=switch)
+        assert kinds()["private"] == set()
+        assert kinds()["shared"] == {b"shared"}
+        # As any mount that is attached to a shared one, it is followed itself.
+        assert kinds()["slave"] >= {b"master"}
+        (leader / f"new{turn}").mkdir()
+        support.command("mount", "-t", "tmpfs", "new", leader / f"new{turn}")
+        assert support.live(view / "slave" / f"new{turn}")
+
+
 @pytest.mark.parametrize("outside", ["unchanged", "slave"])
 @pytest.mark.parametrize("switch", ["beneath", "over"])
 def test_what_is_carried_is_carried_wherever_the_switch_spreads(folder: Path, outside: str, switch: str) -> None:
@@ -220,6 +259,34 @@ def test_what_is_carried_is_carried_wherever_the_switch_spreads(folder: Path, ou
                 place / "view/plugins/file",
             )
             assert text == "plugin"
+
+
+@pytest.mark.parametrize("outside", ["unchanged", "slave"])
+@pytest.mark.parametrize("switch", ["beneath", "over"])
+def test_a_namespace_that_follows_loses_no_mount_in_a_mount(folder: Path, outside: str, switch: str) -> None:
+    place = folder / "place"
+    place.mkdir()
+    support.command("mount", "-t", "tmpfs", "tmpfs", place)
+    support.command("mount", "--make-shared", place)
+    there = [generation(folder, number, place / "view") for number in range(2)]
+    for number in range(2):
+        (folder / f"g{number}" / "layer" / "plugins").mkdir()
+    support.carried_out(there[0])
+    support.command("mount", "-t", "tmpfs", "plugins", place / "view" / "plugins")
+    (place / "view" / "plugins" / "deep").mkdir()
+    support.command("mount", "-t", "tmpfs", "deep", place / "view" / "plugins" / "deep")
+    support.write(place / "view" / "plugins" / "deep" / "file", b"deep")
+    with support.namespace(outside) as pid:
+        enter = ("nsenter", "--mount", f"--target={pid}", "cat")
+        for turn in (1, 0):
+            done = support.module("overlay_mount", **arguments_of(there[turn], switch=switch)).ok
+            assert support.command(*enter, place / "view/plugins/deep/file") == "deep"
+            assert (place / "view" / "plugins" / "deep" / "file").read_text() == "deep"
+            assert len(overlays_at(place / "view")) == (1 if switch == "beneath" else 1 + turn)
+            shown = support.command(*enter, place / "view/bin/file0")
+            # Where it keeps the old view, that is said.
+            kept = [one["pid"] for one in done["elsewhere"]]
+            assert shown == f"generation {turn}" or kept == [pid]
 
 
 def test_who_uses_an_inner_overlay_is_known_after_it_was_carried_and_switched(
@@ -299,3 +366,32 @@ def test_a_switch_with_inner_mounts_that_is_killed_anywhere_loses_none(
         assert inside(view) == before
         assert len(overlays_at(view)) == 1
         assert len(mounts.read_mounts()) == others
+
+
+def test_a_mount_on_demand_inside_goes_on_mounting(view: Path, specs: list[MountSpec]) -> None:
+    waiting, asked = os.pipe()
+    options = b"fd=%d,pgrp=%d,minproto=5,maxproto=5,indirect" % (asked, os.getpgrp())
+    syscalls.mount(b"demand", os.fsencode(view / "empty"), b"autofs", 0, options)
+    control = os.open(view / "empty", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.close(asked)
+    try:
+        switched(specs[1])
+        assert inside(view) == [("/empty", b"demand")]
+        # A process of another group asks, and this one is the daemon.
+        asking = subprocess.Popen(
+            ["ls", view / "empty" / "show"], start_new_session=True, stdout=subprocess.PIPE, text=True
+        )
+        packet = os.read(waiting, 4096)
+        (token,) = struct.unpack_from("=I", packet, 8)
+        assert b"show\0" in packet
+        (view / "empty" / "show").mkdir()
+        support.command("mount", "-t", "tmpfs", "show", view / "empty" / "show")
+        (view / "empty" / "show" / "asset").touch()
+        fcntl.ioctl(control, 0x9360, token)  # AUTOFS_IOC_READY
+        assert asking.communicate(timeout=30)[0] == "asset\n"
+        # And once more with something mounted in it.
+        switched(specs[0])
+        assert inside(view) == [("/empty", b"demand"), ("/empty/show", b"show")]
+    finally:
+        os.close(control)
+        os.close(waiting)

@@ -133,7 +133,8 @@ DROP = "detach the overlays that the one at /v covers"
         ("auto", [NEITHER, SAME, OTHER], [DETACH, DROP], [DETACH, DROP]),
         # What is between would be seen while those above the declared one go.
         ("auto", [NEITHER, OTHER, SAME], [BENEATH, DROP], [OVER, DROP]),
-        ("over", [NEITHER, OTHER, SAME], [OVER], [OVER]),
+        ("over", [NEITHER, OTHER, SAME], [OVER, DROP], [OVER, DROP]),
+        ("over", [NEITHER, OTHER, OTHER], [OVER], [OVER]),
     ],
 )
 def test_switching(switch: str, stack: list[Mount], actions: list[str], without_beneath: list[str] | None) -> None:
@@ -171,6 +172,9 @@ def test_what_is_below_is_only_taken_with_the_same_mounts_inside(
 ) -> None:
     there = MountpointState(OTHER, None, (SAME,), inner, inner_below, can_drop=True, droppable=1)
     assert [str(action) for action in plan_mounted(SPEC, there, DEFAULTS, "auto")] == actions
+    # Nor does 'over' pile up.
+    over = [OVER if action == BENEATH else action for action in actions]
+    assert [str(action) for action in plan_mounted(SPEC, there, DEFAULTS, "over")] == over
 
 
 def test_what_has_mounts_inside_is_not_unmounted_and_these_are_named() -> None:

@@ -327,25 +327,26 @@ def _plan_mount(
     _check_may_switch(spec, state, changes, switch, beneath)
     if switch == "replace":
         return (SwitchOverlay(spec, "replace"),)
-    is_below = bool(state.below) and not differences(spec, state.below[0], defaults)
-    return _plan_switch(
-        spec, state, is_below, "beneath" if beneath and switch != "over" else "over", inner, switch == "over"
-    )
+    method = "beneath" if beneath and switch != "over" else "over"
+    as_declared = [not differences(spec, mount, defaults) for mount in state.below]
+    return _plan_switch(spec, state, as_declared, method, inner, switch == "over")
 
 
-def _plan_switch(spec: MountSpec, state: MountpointState, is_below: bool, method: str, inner: str, leave: bool) -> Plan:
-    """Plan a switch that is never seen: the declared overlay comes first, and then those go that it covers, unless ``leave`` says no.
+def _plan_switch(
+    spec: MountSpec, state: MountpointState, as_declared: Sequence[bool], method: str, inner: str, leave: bool
+) -> Plan:
+    """Plan a switch that is never seen: the declared overlay comes first, and then those go that it covers, unless they are left.
 
-    ``is_below`` tells whether the topmost overlay covers the declared one, as after a switch that was killed half-way, or one with
-    ``over``. Further ones below that cannot be uncovered without being seen, so the declared one is mounted anew then.
+    ``as_declared`` tells of each covered overlay, highest first, whether it is the declared one, as after a switch that was killed
+    half-way, or one with ``over``, which leaves what it covers. To uncover it, those above it would have to go one by one, so only one
+    that is covered by a single one is uncovered, and has to have the same mounts inside. Otherwise it is mounted anew, and is not left.
     """
-    if is_below and _inner_places(state.inner) == _inner_places(state.inner_below):
-        below = len(state.below) - 1
-        return (DetachOverlay(spec.path), *(() if leave else _drop(spec, min(below, state.droppable))))
+    if as_declared[:1] == [True] and _inner_places(state.inner) == _inner_places(state.inner_below):
+        return (DetachOverlay(spec.path), *(() if leave else _drop(spec, min(len(as_declared) - 1, state.droppable))))
     covered = state.droppable
     if method == "over":
         covered = int(state.can_drop and covered == len(state.below))
-    return (SwitchOverlay(spec, method, inner), *(() if leave else _drop(spec, covered)))
+    return (SwitchOverlay(spec, method, inner), *(() if leave and True not in as_declared else _drop(spec, covered)))
 
 
 def _drop(spec: MountSpec, count: int) -> Plan:

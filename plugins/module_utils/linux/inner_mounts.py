@@ -102,6 +102,10 @@ def _taken_out(tree: int, old: Mount, aside: bytes) -> list[tuple[bytes, int]]:
             return moved
         place = seen.path[len(old.path) :]
         mount = syscalls.hold_mount(tree, place[1:])
+        if mount_id(mount) != seen.id:
+            raise OverlayError(
+                f"the way to {show(old.path + place)} was exchanged meanwhile: nothing was changed; run the task again"
+            )
         # The kind of what it is moved to has to be its own, and that of an inner mount whose server is gone cannot be asked for.
         slot = aside + b"/%d" % len(moved)
         _move_aside(mount, slot)
@@ -213,18 +217,40 @@ def detach_all(root: int, old: Mount, inner: Collection[Mount]) -> None:
             syscalls.detach_mount(mount)
 
 
+def keep_private(new: Mount, was: Collection[Mount], inner: Collection[Mount]) -> None:
+    """Make those of the ``inner`` mounts of the topmost mount ``new`` private that ``was`` says were.
+
+    What is attached to a shared mount becomes shared.
+    """
+    private = {one.path for one in was if not one.propagation}
+    with held_root(new) as root:
+        for one in inner:
+            if one.path in private and one.propagation:
+                with (
+                    contextlib.suppress(FileNotFoundError, NotADirectoryError),
+                    _mount_at(root, one.path[len(new.path) + 1 :]) as mount,
+                ):
+                    if mount_id(mount) == one.id:
+                        syscalls.set_propagation(mount, syscalls.MS_PRIVATE)
+
+
+@contextlib.contextmanager
+def _mount_at(root: int, place: bytes) -> Iterator[int]:
+    mount = syscalls.hold_mount(root, place)
+    try:
+        yield mount
+    finally:
+        os.close(mount)
+
+
 def _seen(root: int, old: Mount, inner: Collection[Mount]) -> Iterator[int]:
     """Yield a descriptor of each of the mounts directly on ``old`` that others do not cover, or of what covers the whole of it."""
     known = {one.id for one in inner}
     for place in sorted({one.path[len(old.path) + 1 :] for one in inner if one.parent == old.id}):
         # Something may cover the way to it.
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            mount = syscalls.hold_mount(root, place)
-            try:
-                if mount_id(mount) in known:
-                    yield mount
-            finally:
-                os.close(mount)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), _mount_at(root, place) as mount:
+            if mount_id(mount) in known:
+                yield mount
 
 
 def _read_mounts() -> list[Mount]:

@@ -305,6 +305,10 @@ def _switch(spec: MountSpec, method: str, inner: str) -> None:
             attach(mount, spec.path)
             inner_mounts.separate(root, old, inside)
             inner_mounts.detach_all(root, old, inside)
+    live = read_mounts()
+    new = mountinfo.top_mount(live, spec.path)
+    if inside and new:
+        inner_mounts.keep_private(new, inside, mountinfo.inside(live, new))
 
 
 def _attach_beneath(mount: int, path: bytes) -> None:
@@ -358,7 +362,8 @@ def not_carried(plan: Sequence[Action], state: MountpointState) -> list[str]:
     Raises OverlayError as the switch would.
     """
     for action in plan:
-        if isinstance(action, SwitchOverlay) and action.method != "replace" and state.mount and state.inner:
+        # The kernel writes to an upper layer when it is mounted.
+        if isinstance(action, SwitchOverlay) and not action.spec.writable and state.mount and state.inner:
             with new_tree(action.spec, state.mount, state.inner, action.inner) as (_tree, problems):
                 return problems
     return []
