@@ -113,32 +113,8 @@ def remove_abandoned(folder: str, prefix: str = ASIDE_PREFIX) -> None:
                     remove(path)
 
 
-def make_directories(path: bytes, mode: int = 0o755) -> list[bytes]:
-    """Make a directory with ``mode``, and the missing ones above it with mode 0755, whatever the umask.
-
-    Return those that were made, highest first.
-    """
-    made: list[bytes] = []
-    missing = []
-    while not os.path.isdir(path):
-        missing.append(path)
-        path = os.path.dirname(path)
-    before = os.umask(0)
-    try:
-        for one in reversed(missing):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(one, mode if one == missing[0] else 0o755)
-                made.append(one)
-    except OSError:
-        remove_directories(made)
-        raise
-    finally:
-        os.umask(before)
-    return made
-
-
 def remove_directories(made: Sequence[bytes]) -> None:
-    """Remove directories that ``make_directories`` has made, as long as nobody else has put something into them."""
+    """Remove the directories that ``make_directories`` has returned, but for those into which somebody else has put something."""
     for path in reversed(made):
         with contextlib.suppress(OSError):
             os.rmdir(path)

@@ -471,9 +471,9 @@ _made: list[bytes] = []
 def apply(action: Action) -> None:
     """Carry out one action of a plan for a mountpoint."""
     if isinstance(action, CreateMountpoint):
-        _made.extend(files.make_directories(action.path))
+        _make(action.path, 0o755)
     elif isinstance(action, CreateUpper):
-        _made.extend(files.make_directories(action.path, action.mode))
+        _make(action.path, action.mode)
     elif isinstance(action, MountOverlay):
         _mount_new(action.spec)
     elif isinstance(action, SwitchOverlay):
@@ -490,6 +490,15 @@ def apply(action: Action) -> None:
         _unmount_all(action.path)
     elif isinstance(action, RemoveMountpoint):
         os.rmdir(action.path)
+
+
+def _make(path: bytes, mode: int) -> None:
+    """Make a directory, and those above it that are missing, and remember them."""
+    # One at a time, so that those are known that were made before one could not be.
+    above = os.path.dirname(path)
+    if not os.path.isdir(above):
+        _make(above, 0o755)
+    _made.extend(files.make_directories(path, mode))
 
 
 def _drop_covered(path: bytes) -> None:
