@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, mount_lock, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, fstab, mount_lock, syscalls
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.test_switch import arguments_of, generation, overlays_at
 
@@ -176,3 +177,24 @@ def test_a_run_that_waits_in_vain_says_for_what_and_changes_nothing(
         os.kill(child, signal.SIGCONT)
         first.finish().ok  # noqa: B018
     assert overlays_at(view) == [specs[1].lower[0]]
+
+
+def test_lines_of_fstab_that_are_written_at_once_are_all_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fstab, "FSTAB", str(folder / "fstab"))
+    both_have_read = threading.Barrier(2, timeout=1)
+
+    def add(line: bytes) -> None:
+        def added(text: bytes) -> bytes:
+            # Without a lock both come here before either writes.
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both_have_read.wait()
+            return text + line
+
+        fstab.edit(added)
+
+    writing = [threading.Thread(target=add, args=(line,)) for line in (b"one\n", b"two\n")]
+    for thread in writing:
+        thread.start()
+    for thread in writing:
+        thread.join(30)
+    assert sorted((folder / "fstab").read_bytes().splitlines()) == [b"one", b"two"]

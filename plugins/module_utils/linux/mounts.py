@@ -302,6 +302,7 @@ def _switch(spec: MountSpec, method: str, inner: str) -> None:
             inner_mounts.separate(root, old, inside)
             syscalls.umount(spec.path, syscalls.MNT_DETACH)
         else:
+            _check_inside(old, inside)
             attach(mount, spec.path)
             inner_mounts.separate(root, old, inside)
             inner_mounts.detach_all(root, old, inside)
