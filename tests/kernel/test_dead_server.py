@@ -17,7 +17,7 @@ from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.test_switch import arguments_of, generation
 
 #: Seconds in which a module says that nothing has to be done; it would take them all if it asked.
-LIMIT = 5.0
+LIMIT = 30.0
 
 
 @contextlib.contextmanager

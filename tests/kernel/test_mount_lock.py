@@ -169,11 +169,11 @@ def test_a_run_that_waits_in_vain_says_for_what_and_changes_nothing(
     support.carried_out(specs[0])
     with stopped_before_attaching(arguments_of(specs[1]), monkeypatch) as first:
         child = the_stopped_child(first)
-        message = support.module("overlay_mount", timeout=1, **arguments_of(specs[2])).message
-        assert f"another run has been at work on the mountpoint {view} for 1 seconds" in message
+        message = support.module("overlay_mount", timeout=6, **arguments_of(specs[2])).message
+        assert f"another run has been at work on the mountpoint {view} for 6 seconds" in message
         # What need not be changed does not wait, nor does check mode.
-        assert not support.module("overlay_mount", timeout=1, **arguments_of(specs[0])).ok["changed"]
-        assert support.module("overlay_mount", True, True, timeout=1, **arguments_of(specs[2])).ok["changed"]
+        assert not support.module("overlay_mount", timeout=6, **arguments_of(specs[0])).ok["changed"]
+        assert support.module("overlay_mount", True, True, timeout=6, **arguments_of(specs[2])).ok["changed"]
         os.kill(child, signal.SIGCONT)
         first.finish().ok  # noqa: B018
     assert overlays_at(view) == [specs[1].lower[0]]
