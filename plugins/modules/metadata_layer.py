@@ -110,7 +110,9 @@ options:
   state:
     description:
       - V(present) makes sure that the generation is there and is the current one.
-      - V(absent) removes all of the view's generations. It fails while one of them is mounted.
+      - V(absent) removes all of the view's generations. While one of them is in use it fails, names the users, and removes nothing. In use is
+        what M(renderfarm.overlay.overlay_prune) keeps as such, what is mounted in the mount namespace of a container, for example, or what a
+        process has kept since a switch.
     type: str
     choices: [present, absent]
     default: present
@@ -426,7 +428,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     erofs_layer,
     image_store,
     layers,
-    mounts,
+    removal,
+    usage,
     views,
 )
 
@@ -597,12 +600,11 @@ def _described(source: layers.Source, composition: Composition | None, generatio
 def _remove(paths: ViewPaths, name: str, context: runner.Context) -> runner.Outcome:
     state = views.observe(paths)
     before = _shown_generation(paths, state)
-    plan = plan_view_removal(name, state, views.mounted_at(paths, mounts.read_mounts()))
+    plan = plan_view_removal(name, state, usage.of_generations(paths, forget=False) if state.exists else {})
     if plan and not context.check_mode:
         with views.locked(paths, context.timeout, context.progress):
-            # A build that this run waited for may have been mounted.
-            plan = plan_view_removal(name, views.observe(paths), views.mounted_at(paths, mounts.read_mounts()))
-            context.carry_out(plan, lambda _action: views.remove_view(paths, context.progress))
+            # It looks for users once more, since a build that this run waited for may have been mounted.
+            context.carry_out(plan, lambda _action: removal.remove_view(paths, context.progress))
     return runner.Outcome({"generation": None}, plan, before, {})
 
 

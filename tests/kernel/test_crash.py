@@ -20,7 +20,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors imp
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import ViewPaths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import plan_layer
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, passes, users, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    manifest_store,
+    passes,
+    removal,
+    users,
+    views,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.finalize import Wanted
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.passes import Request
 from ansible_collections.renderfarm.overlay.tests.kernel import support
@@ -82,7 +88,7 @@ def test_a_killed_build_leaves_nothing_that_counts(
         for found in state.generations:
             assert views.read_generation(paths, found) == whole
             assert support.compare_trees(Path(paths.generation(found)) / "layer", wanted) == []
-            views.remove_view(paths)
+            removal.remove_view(paths)
     assert killed > KILLS // 4
     layer, generation, _report = support.build(state_dir, [medium])
     assert generation == whole

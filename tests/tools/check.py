@@ -341,8 +341,10 @@ def unit(args: Sequence[str]) -> Count:
 def kernel(args: Sequence[str]) -> Count:
     if os.geteuid() != 0:
         return failure("the kernel tests mount file systems: run make as root")
-    # In a mount namespace of their own, whatever a test leaves mounted vanishes with it.
-    return pytest("kernel", args, prefix=("unshare", "--mount", "--propagation", "private"))
+    # In a mount namespace of their own, whatever a test leaves mounted vanishes with it. Among processes of their own, what other programs
+    # use is nothing to the tests; the shell is there to reap those that lose their parent.
+    own = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc", "--kill-child")
+    return pytest("kernel", args, prefix=(*own, "sh", "-c", '"$@"; exit "$?"', "sh"))
 
 
 # ---- ansible-test

@@ -68,11 +68,14 @@ def test_a_generation_that_is_there_needs_only_to_be_made_current() -> None:
     ]
 
 
-def test_a_view_is_removed_unless_it_is_mounted() -> None:
-    assert [str(action) for action in plan_view_removal("v", state("g"), ())] == ["remove all generations of view v"]
-    assert plan_view_removal("v", ViewState(False, frozenset(), None, None), ()) == ()
-    with pytest.raises(OverlayError, match="view v is mounted at /s, /t: unmount it"):
-        plan_view_removal("v", state("g"), (b"/s", b"/t"))
+def test_a_view_is_removed_unless_it_is_in_use() -> None:
+    assert [str(action) for action in plan_view_removal("v", state("g"), {})] == ["remove all generations of view v"]
+    assert plan_view_removal("v", ViewState(False, frozenset(), None, None), {}) == ()
+    assert plan_view_removal("v", state("g"), {"g-directory": []})
+    with pytest.raises(
+        OverlayError, match=r"view v is in use .*\(generation g: it is mounted at /s, it is on loop0\): unmount it"
+    ):
+        plan_view_removal("v", state("g"), {"g-directory": ["it is mounted at /s", "it is on loop0"]})
 
 
 SPEC = mount_spec(b"/v", [b"/meta"], [b"/data"], {}, True)

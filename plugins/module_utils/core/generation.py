@@ -45,6 +45,10 @@ SHOWN_FOLDER = "view"
 
 TRUSTED = "trusted"
 
+#: The links of a view to the generation that was deployed last, and to the one before it.
+CURRENT = "current"
+PREVIOUS = "previous"
+
 _VIEW_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

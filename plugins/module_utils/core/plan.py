@@ -20,7 +20,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options im
     SCRATCH_PLACE,
     MountSpec,
     differences,
-    shown,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.upper import (
     UpperState,
@@ -160,15 +159,27 @@ def plan_layer(folder: str, provide: Action | None, state: ViewState) -> Plan:
     return actions
 
 
-def plan_view_removal(name: str, state: ViewState, mounted_at: tuple[bytes, ...]) -> Plan:
-    """Raises OverlayError while a generation of the view is mounted."""
+def plan_view_removal(name: str, state: ViewState, uses: Mapping[str, Sequence[str]]) -> Plan:
+    """``uses`` are the reasons why generations are in use, by their folders.
+
+    Raises OverlayError while one of them is.
+    """
     if not state.exists:
         return ()
-    if mounted_at:
-        raise OverlayError(
-            f"view {name} is mounted at {', '.join(shown(mounted_at))}: unmount it before its layers are removed"
-        )
+    check_unused(name, uses)
     return (RemoveView(name),)
+
+
+def check_unused(name: str, uses: Mapping[str, Sequence[str]]) -> None:
+    """Raises OverlayError, which tells who uses what, where something of view ``name`` is in use."""
+    listed = "; ".join(
+        f"generation {id_of(folder)}: {', '.join(reasons)}" for folder, reasons in sorted(uses.items()) if reasons
+    )
+    if listed:
+        raise OverlayError(
+            f"view {name} is in use and nothing of it is removed ({listed}): unmount it there and end these processes, then run the task"
+            " again"
+        )
 
 
 # Mounts

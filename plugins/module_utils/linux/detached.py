@@ -11,17 +11,21 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import detached
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.detached import DetachedMount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, users
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, syscalls, users
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.files import ASIDE_PREFIX
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.users import Process
 
 #: Only root may know who uses what, or say so.
 FOLDER = "/run/renderfarm-overlay/detached"
+
+#: Seconds in which the kernel lets go of an overlay after its last user has ended.
+_LETTING_GO_SECONDS = 1.0
 
 
 def record(mount: Mount, mounts: Collection[int]) -> DetachedMount:
@@ -40,28 +44,59 @@ def record(mount: Mount, mounts: Collection[int]) -> DetachedMount:
     return entry
 
 
-def in_use(forget: bool = True) -> list[tuple[DetachedMount, list[Process]]]:
-    """Return the detached overlays that are still in use, oldest first, each with its users, and forget the others if told so.
+@dataclass(frozen=True)
+class Observed:
+    """What is in use of overlays that were detached, and what was looked at for it."""
 
-    An overlay without users is in use as long as it is mounted somewhere, such as in the mount namespace of a container.
+    #: The recorded ones that are still in use, oldest first, each with its users.
+    recorded: list[tuple[DetachedMount, list[Process]]]
+    #: Processes by the numbers of mounts that are in no mount namespace, and in no record.
+    unlisted: dict[int, list[Process]]
+    #: The mounts of each mount namespace, with a process in it; None for our own.
+    live: list[tuple[int | None, list[Mount]]]
+
+
+def in_use(forget: bool = True) -> list[tuple[DetachedMount, list[Process]]]:
+    """Return the recorded overlays that are still in use, oldest first, each with its users, and forget the others if told so."""
+    return look(forget).recorded if _read() else []
+
+
+def look(forget: bool = True) -> Observed:
+    """Find out what is in use of detached overlays, and forget the records of those that are not, if told so.
+
+    An overlay without users is in use as long as it is mounted somewhere, such as in the mount namespace of a container, and as long as
+    the kernel keeps its file system for a reason that cannot be seen, such as a descriptor that is on its way through a socket.
     """
     # Read before the processes are looked at, so that a record that is written meanwhile is not taken for unused.
     records = _read()
-    if not records:
-        return []
     holders = users.by_mount()
     # Read after the processes were looked at: what has got the number of a recorded mount since, and was found to be held, is seen now.
-    live = [mount for _pid, mounts in namespaces.everywhere() for mount in mounts]
+    everywhere = list(namespaces.everywhere())
+    live = [mount for _pid, mounts in everywhere for mount in mounts]
     found = []
     current = detached.brought_up_to_date([entry for entry, _path in records], live)
     for entry, (_old, path) in zip(current, records):
         processes = {process for number in entry.mounts for process in holders.get(number, ())}
-        if processes or detached.is_seen(entry, live):
+        if processes or detached.is_seen(entry, live) or _lives_on(entry, live):
             found.append((entry, sorted(processes)))
         elif forget:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-    return found
+    listed = {mount.id for mount in live}.union(*(entry.mounts for entry in current))
+    unlisted = {number: processes for number, processes in holders.items() if number >= 0 and number not in listed}
+    return Observed(found, unlisted, everywhere)
+
+
+def _lives_on(record: DetachedMount, live: Sequence[Mount]) -> bool:
+    """Tell whether the kernel keeps a recorded overlay that nobody is seen to use. It takes a moment to let go of one."""
+    if any(mount.device == record.device for mount in live):  # the number was given to another file system
+        return False
+    end = time.monotonic() + _LETTING_GO_SECONDS
+    while syscalls.has_superblock(record.device):
+        if time.monotonic() > end:
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def _read() -> list[tuple[DetachedMount, str]]:

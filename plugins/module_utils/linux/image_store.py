@@ -25,7 +25,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation
     ViewPaths,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import IMAGE_SUFFIX, without_suffix
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, removal, usage, views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
 
@@ -87,6 +87,7 @@ def publish(
             os.fchmod(stream.fileno(), 0o644)
             os.fsync(stream.fileno())
         image = image_path(store, generation.id)
+        _check_replaceable(image)
         with contextlib.suppress(FileNotFoundError):
             # While the image is exchanged it has no record, and counts for nobody.
             os.unlink(record_path(image))
@@ -98,6 +99,16 @@ def publish(
     return generation
 
 
+def _check_replaceable(image: str) -> None:
+    """Raises OverlayError where an image without its record, or of another length, is in use on this host."""
+    uses = usage.of_image(image) if os.path.lexists(image) else []
+    if uses:
+        raise OverlayError(
+            f"image {show(os.fsencode(image))} has lost its record or a part, and is in use, so it is not replaced"
+            f" ({'; '.join(uses)}): unmount it, then build it again"
+        )
+
+
 def install(paths: ViewPaths, image: str, generation: Generation, progress: Progress = no_progress) -> Generation:
     """Copy an image to this host and make it a generation of the view. The view's lock has to be held.
 
@@ -106,10 +117,7 @@ def install(paths: ViewPaths, image: str, generation: Generation, progress: Prog
     if generation.image is None:
         raise OverlayError(f"{show(os.fsencode(image))} is not recorded as an image")
     part = os.path.join(paths.incoming, generation.image.digest.partition(":")[2])
-    if os.path.isdir(paths.incoming):
-        for name in os.listdir(paths.incoming):
-            if name != os.path.basename(part):
-                os.unlink(os.path.join(paths.incoming, name))
+    removal.clear(paths, paths.incoming, progress, keep=[os.path.basename(part)])
     os.makedirs(paths.incoming, exist_ok=True)
     if not _copied(image, part, generation.image, progress):
         # What an earlier run had left may have been damaged: once more, all of it.

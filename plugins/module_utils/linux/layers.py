@@ -220,13 +220,13 @@ def existing(paths: ViewPaths, state: ViewState, wanted: str, strategy: str) -> 
 
     Of several forms of it the one is taken that is current, else one of ``strategy``.
     """
-    folder = state.previous if wanted == views.PREVIOUS else None
-    if wanted != views.PREVIOUS:
+    folder = state.previous if wanted == names.PREVIOUS else None
+    if wanted != names.PREVIOUS:
         named = sorted(there for there in state.generations if wanted in (there, names.id_of(there)))
         fitting = [there for there in named if views.read_generation(paths, there).strategy == strategy]
         folder = state.current if state.current in named else next(iter((*fitting, *named)), None)
     if folder is None or folder not in state.generations:
         there = ", ".join(sorted({names.id_of(one) for one in state.generations})) or "none"
-        what = "has no previous generation" if wanted == views.PREVIOUS else f"has no generation {wanted!r}"
+        what = "has no previous generation" if wanted == names.PREVIOUS else f"has no generation {wanted!r}"
         raise OverlayError(f"view {os.path.basename(paths.root)} {what} on this host; there are: {there}")
     return on_disk(views.read_generation(paths, folder))

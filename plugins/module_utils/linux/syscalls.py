@@ -22,6 +22,8 @@ _libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
+_libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
 _libc.fchownat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, ctypes.c_int)
 
 _SYS_OPEN_TREE = 428
@@ -79,7 +81,10 @@ _PR_SET_PDEATHSIG = 1
 
 _AT_SYMLINK_NOFOLLOW = 0x100
 _AT_EMPTY_PATH = 0x1000
+_AT_STATX_DONT_SYNC = 0x4000
 _UTIME_OMIT = (1 << 30) - 2
+
+_OVERLAYFS_SUPER_MAGIC = 0x794C7630
 
 #: What openat2(2) refuses to pass on the way: another file system, links like those of /proc, any symbolic link, and whatever leads
 #: above the directory that it starts from.
@@ -301,3 +306,18 @@ def has_superblock(device: tuple[int, int]) -> bool | None:
     except OSError:
         return False
     return True
+
+
+def device_of(fd: int) -> tuple[int, int]:
+    """Return the device number of what ``fd`` stands for, also with O_PATH; file servers are not asked (statx(2))."""
+    status = (ctypes.c_uint32 * 64)()
+    _checked(_libc.statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, 0, status), None)
+    # struct statx: stx_dev_major and stx_dev_minor, after 136 bytes.
+    return status[34], status[35]
+
+
+def is_on_overlay(fd: int) -> bool:
+    """Tell whether what ``fd`` stands for is on an overlay (statfs(2)), which asks the overlay's topmost layer. A dead server hangs it."""
+    status = (ctypes.c_uint32 * 64)()
+    _checked(_libc.fstatfs(fd, status), None)
+    return status[0] == _OVERLAYFS_SUPER_MAGIC

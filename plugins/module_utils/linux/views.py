@@ -18,13 +18,15 @@ from collections.abc import Iterator, Sequence
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import Composition
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, LayerSpec, ViewPaths
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement, Tally
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import (
-    Mount,
-    containing_mount,
-    overlay_layers,
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import (
+    CURRENT,
+    PREVIOUS,
+    Generation,
+    LayerSpec,
+    ViewPaths,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement, Tally
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, containing_mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import Attributes
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import ViewState
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
@@ -32,6 +34,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     files,
     manifest_store,
     mounts,
+    removal,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import (
@@ -39,9 +42,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory
     DirectoryLayer,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
-
-CURRENT = "current"
-PREVIOUS = "previous"
 
 
 def observe(paths: ViewPaths) -> ViewState:
@@ -201,7 +201,7 @@ def write_record(folder: str, generation: Generation) -> None:
 @contextlib.contextmanager
 def staged(paths: ViewPaths, name: str, progress: Progress = no_progress) -> Iterator[str]:
     """Give an empty folder to make a generation in; when the block ends without an exception the generation is settled."""
-    files.remove_tree(paths.staging, progress)
+    removal.clear(paths, paths.staging, progress)
     folder = os.path.join(paths.staging, name)
     os.makedirs(folder)
     yield folder
@@ -214,8 +214,14 @@ def _settle(folder: str, paths: ViewPaths, name: str) -> None:
     os.makedirs(paths.generations, exist_ok=True)
     files.sync_file_system(os.fsencode(folder))
     final = paths.generation(name)
-    # Only a generation without its record can be in the way here, and such a one counts for nobody.
-    files.remove_tree(final)
+    if os.path.lexists(final):
+        # Only a generation without its record can be in the way here. It may have been mounted when it had one.
+        uses = removal.remove_generation(paths, name)
+        if uses:
+            raise OverlayError(
+                f"generation {names.id_of(name)} at {final} has lost its record or a part of its image, and is in use, so it is not"
+                f" replaced ({uses}): unmount it and end these processes, then run the task again"
+            )
     os.rename(folder, final)
     files.sync_directory(paths.generations)
 
@@ -233,33 +239,6 @@ def make_current(paths: ViewPaths, folder: str, previous: str | None) -> None:
     files.replace_link(paths.link(CURRENT), os.path.join("generations", folder))
 
 
-def put_aside(paths: ViewPaths, folder: str) -> str:
-    """Give a generation that is to be removed a name that counts for nobody, and return its path."""
-    os.makedirs(paths.removing, exist_ok=True)
-    aside = os.path.join(paths.removing, folder)
-    files.remove_tree(aside)
-    os.rename(paths.generation(folder), aside)
-    files.sync_directory(paths.generations)
-    return aside
-
-
-def put_back(paths: ViewPaths, folder: str) -> None:
-    """Undo ``put_aside``."""
-    os.rename(os.path.join(paths.removing, folder), paths.generation(folder))
-    os.rmdir(paths.removing)
-    files.sync_directory(paths.generations)
-
-
-def remove_view(paths: ViewPaths, progress: Progress = no_progress) -> None:
-    """Remove all of a view. A killed run leaves nothing that counts and is not whole: the links go first, then names of generations."""
-    for name in (CURRENT, PREVIOUS):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(paths.link(name))
-    for folder in observe(paths).generations:
-        put_aside(paths, folder)
-    files.remove_tree(paths.root, progress)
-
-
 def existing_parent(path: str) -> str:
     """Return a path, or the closest directory above it that exists."""
     while not os.path.isdir(path):
@@ -271,18 +250,6 @@ def existing_parent(path: str) -> str:
 SPILL_ADVICE = (
     "put the state directory on a file system with inodes of 512 bytes or more (mkfs.ext4 -I 512, XFS) or on tmpfs"
 )
-
-
-def mounted_at(paths: ViewPaths, live: Sequence[Mount]) -> tuple[bytes, ...]:
-    """Return where generations of the view are mounted."""
-    inside = os.fsencode(os.path.realpath(paths.root)) + b"/"
-    found: list[bytes] = []
-    for mount in live:
-        if mount.fstype == b"overlay":
-            layers = overlay_layers(mount)
-            if any(path.startswith(inside) for path in (*layers.lower, *layers.data)):
-                found.append(mount.path)
-    return tuple(found)
 
 
 def filesystem_of(path: str, live: Sequence[Mount]) -> Mount | None:
