@@ -103,11 +103,14 @@ def run(
     if timeout <= 0:
         module.fail_json(msg=f"timeout must be a number of seconds greater than 0, not {timeout:g}")
     note = deadline.Note()
+
+    def in_child(progress: deadline.Progress) -> Outcome:
+        # Modes are set explicitly. This is for what programs make that are started.
+        os.umask(0o022)
+        return work(module.params, Context(module.check_mode, progress, timeout, note))
+
     try:
-        outcome = deadline.run(
-            lambda progress: work(module.params, Context(module.check_mode, progress, timeout, note)),
-            timeout,
-        )
+        outcome = deadline.run(in_child, timeout)
     except deadline.TimeLimitError as error:
         place = f" at {note.read()}" if note.read() else ""
         module.fail_json(

@@ -110,9 +110,9 @@ options:
   state:
     description:
       - V(present) makes sure that the generation is there and is the current one.
-      - V(absent) removes all of the view's generations. While one of them is in use it fails, names the users, and removes nothing. In use is
-        what M(renderfarm.overlay.overlay_prune) keeps as such, what is mounted in the mount namespace of a container, for example, or what a
-        process has kept since a switch.
+      - V(absent) removes all of the view's generations. While one of them is in use it fails, names the users, and removes nothing. In use
+        is what M(renderfarm.overlay.overlay_prune) keeps as such, for example what is mounted in the mount namespace of a container, or
+        what a process has kept since a switch.
     type: str
     choices: [present, absent]
     default: present

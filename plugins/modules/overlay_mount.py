@@ -345,6 +345,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     mounts,
     persistence,
     still_paths,
+    trust,
     uppers,
     users,
 )
@@ -424,6 +425,7 @@ def _observed(path: bytes, params: dict[str, Any], check_mode: bool) -> _Found:
     warnings: list[str] = []
     if params["state"] == "mounted":
         spec, mounting = _plan_declared(path, params, state)
+        trust.check_layers(spec, mounts.read_mounts())
         warnings = _check_layers(spec, bool(mounting), check_mode)
     else:
         mounting = plan_unmounted(path, state, params["state"] == "absent")

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.detached import DetachedMount, to_json
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import ViewPaths
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import removal, usage, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import detached, files, removal, usage, views
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 NUMBER = 200
@@ -269,19 +270,23 @@ os.chdir('/')"""
         assert f"it is mounted at {view.place} in the mount namespace of process" in view.remove().message
 
 
-def test_what_is_on_its_way_through_a_socket_is_in_use(view: View, folder: Path) -> None:
-    """No process has the descriptor, and nothing tells of it but that the overlay's superblock is alive."""
+def test_a_record_whose_overlay_is_gone_hides_no_user(view: View, folder: Path) -> None:
+    """The kernel has given the number of its mount to another one, which was detached by hand."""
     view.mount()
-    here, there = socket.socketpair()
-    with here, there:
-        fd = os.open(view.place, os.O_RDONLY)
-        socket.send_fds(here, [b"x"], [fd])
-        os.close(fd)
-        (folder / "empty").mkdir()
-        view.mount(folder / "empty")
-        assert "the kernel still needs it" in view.remove().message
-    support.unmount_all(view.place)
+    with reading(view.place) as process:
+        live = support.live(view.place)
+        assert live
+        # Of an overlay with a device number that no file system has.
+        gone = DetachedMount(b"/gone", (0, 0xFFFFF), frozenset([live.id]), (os.fsencode(folder / "gone"),), time.time())
+        files.make_directories(detached.FOLDER, 0o700)
+        record = Path(detached.FOLDER) / "0-1048575-1.json"
+        record.write_bytes(to_json(gone))
+        support.command("umount", "--lazy", view.place)
+        assert f"({process.pid}), which has files of an overlay" in view.remove().message
+        assert reads(process) == NUMBER
     assert view.remove().ok["changed"]
+    assert detached.in_use() == []
+    assert not record.exists()
 
 
 def test_a_process_whose_first_thread_has_ended_is_a_user(view: View, folder: Path) -> None:

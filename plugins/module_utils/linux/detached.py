@@ -17,28 +17,24 @@ from dataclasses import dataclass
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import detached
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.detached import DetachedMount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, syscalls, users
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, namespaces, syscalls, users
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.files import ASIDE_PREFIX
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.users import Process
 
 #: Only root may know who uses what, or say so.
 FOLDER = "/run/renderfarm-overlay/detached"
 
-#: Seconds in which the kernel lets go of an overlay after its last user has ended.
-_LETTING_GO_SECONDS = 1.0
-
 
 def record(mount: Mount, mounts: Collection[int]) -> DetachedMount:
     """Note an overlay that is about to be detached, with the numbers of all its mounts in all namespaces."""
     now = time.time_ns()
     entry = detached.record_of(mount, mounts, now / 1e9)
-    os.makedirs(os.path.dirname(FOLDER), mode=0o755, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(FOLDER, 0o700)
+    files.make_directories(os.path.dirname(FOLDER), 0o755)
+    files.make_directories(FOLDER, 0o700)
     name = f"{mount.device[0]}-{mount.device[1]}-{now}.json"
     aside = os.path.join(FOLDER, ASIDE_PREFIX + name)
     # Not synced: it need not outlive the processes.
-    with open(aside, "wb") as stream:
+    with open(files.open_or_make(aside, 0o600), "wb") as stream:
         stream.write(detached.to_json(entry))
     os.rename(aside, os.path.join(FOLDER, name))
     return entry
@@ -64,8 +60,7 @@ def in_use(forget: bool = True) -> list[tuple[DetachedMount, list[Process]]]:
 def look(forget: bool = True) -> Observed:
     """Find out what is in use of detached overlays, and forget the records of those that are not, if told so.
 
-    An overlay without users is in use as long as it is mounted somewhere, such as in the mount namespace of a container, and as long as
-    the kernel keeps its file system for a reason that cannot be seen, such as a descriptor that is on its way through a socket.
+    An overlay without users is in use as long as it is mounted somewhere, such as in the mount namespace of a container.
     """
     # Read before the processes are looked at, so that a record that is written meanwhile is not taken for unused.
     records = _read()
@@ -76,27 +71,17 @@ def look(forget: bool = True) -> Observed:
     found = []
     current = detached.brought_up_to_date([entry for entry, _path in records], live)
     for entry, (_old, path) in zip(current, records):
-        processes = {process for number in entry.mounts for process in holders.get(number, ())}
-        if processes or detached.is_seen(entry, live) or _lives_on(entry, live):
+        # Without its file system it is gone, and what has the number of its mount is another one.
+        exists = syscalls.has_superblock(entry.device) is not False
+        processes = {process for number in entry.mounts if exists for process in holders.get(number, ())}
+        if processes or detached.is_seen(entry, live):
             found.append((entry, sorted(processes)))
         elif forget:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-    listed = {mount.id for mount in live}.union(*(entry.mounts for entry in current))
+    listed = {mount.id for mount in live}.union(*(entry.mounts for entry, _processes in found))
     unlisted = {number: processes for number, processes in holders.items() if number >= 0 and number not in listed}
     return Observed(found, unlisted, everywhere)
-
-
-def _lives_on(record: DetachedMount, live: Sequence[Mount]) -> bool:
-    """Tell whether the kernel keeps a recorded overlay that nobody is seen to use. It takes a moment to let go of one."""
-    if any(mount.device == record.device for mount in live):  # the number was given to another file system
-        return False
-    end = time.monotonic() + _LETTING_GO_SECONDS
-    while syscalls.has_superblock(record.device):
-        if time.monotonic() > end:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def _read() -> list[tuple[DetachedMount, str]]:

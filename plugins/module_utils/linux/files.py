@@ -11,6 +11,7 @@ import os
 import resource
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -34,8 +35,8 @@ _ABANDONED_AFTER = 24 * 3600
 def make_directories(path: str | bytes, mode: int) -> list[bytes]:
     """Make a directory and those above it that are missing; return the paths of those made, outermost first.
 
-    Each has exactly ``mode``, whatever the umask and default ACLs are. One that exists, or that another process makes meanwhile, is left
-    as it is. Raises NotADirectoryError where something else has the name.
+    Each has ``mode``, whatever the umask and default ACLs are, and the set-group-ID bit where it inherits that. One that exists, or that
+    another process makes meanwhile, is left as it is. Raises NotADirectoryError where something else has the name.
     """
     here, missing = os.fsencode(path), []
     while not os.path.isdir(here):
@@ -65,13 +66,30 @@ def _made_or_opened(parent: int, name: bytes, path: bytes, mode: int) -> tuple[i
             return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent), False
         fd = os.open(name, _DIRECTORY, dir_fd=parent)
         try:
-            os.fchmod(fd, mode)
+            os.fchmod(fd, mode | os.fstat(fd).st_mode & stat.S_ISGID)
         except OSError:
             os.close(fd)
             raise
         return fd, True
     except OSError as error:
         raise OSError(error.errno, error.strerror, os.fsdecode(path)) from None
+
+
+def mode_within(place: str) -> int:
+    """Return the mode for new directories in a place that may be shared: its group may write to them where it may write to that."""
+    return 0o755 | os.stat(place).st_mode & stat.S_IWGRP
+
+
+def open_or_make(path: str, mode: int) -> int:
+    """Open a file for reading and appending, and return the descriptor; a new one has ``mode``, and a link is refused (ELOOP)."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        # Not to be hung up by a named pipe.
+        fd = os.open(path, flags | os.O_EXCL | os.O_NONBLOCK, mode)
+    except FileExistsError:
+        return os.open(path, flags | os.O_NONBLOCK, mode)
+    os.fchmod(fd, mode)
+    return fd
 
 
 @contextlib.contextmanager

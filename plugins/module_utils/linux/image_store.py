@@ -76,7 +76,7 @@ def publish(
     store: str, spec: LayerSpec, builder: Builder, composition: Composition, progress: Progress = no_progress
 ) -> Generation:
     """Build an image and put it into the store. A killed run leaves no image that counts."""
-    os.makedirs(store, exist_ok=True)
+    files.make_directories(store, 0o755)
     files.remove_abandoned(store)
     # The name is unique, so that two hosts may build the same image at the same time.
     aside = tempfile.mkdtemp(prefix=files.ASIDE_PREFIX, dir=store)
@@ -118,7 +118,7 @@ def install(paths: ViewPaths, image: str, generation: Generation, progress: Prog
         raise OverlayError(f"{show(os.fsencode(image))} is not recorded as an image")
     part = os.path.join(paths.incoming, generation.image.digest.partition(":")[2])
     removal.clear(paths, paths.incoming, progress, keep=[os.path.basename(part)])
-    os.makedirs(paths.incoming, exist_ok=True)
+    files.make_directories(paths.incoming, 0o755)
     if not _copied(image, part, generation.image, progress):
         # What an earlier run had left may have been damaged: once more, all of it.
         os.unlink(part)
@@ -140,7 +140,7 @@ def install(paths: ViewPaths, image: str, generation: Generation, progress: Prog
 def _copied(image: str, part: str, recorded: Image, progress: Progress) -> bool:
     """Copy what is missing of an image, and tell whether all of it has the digest recorded."""
     digest = hashlib.sha256()
-    with open(part, "a+b") as target, open(image, "rb") as source:
+    with open(files.open_or_make(part, 0o600), "a+b") as target, open(image, "rb") as source:
         target.seek(0)
         for chunk in iter(lambda: target.read(_CHUNK), b""):
             digest.update(chunk)

@@ -165,7 +165,8 @@ def _chunks(placement: Placement) -> Iterator[bytes]:
 def write(store: str, root: str, release: str, checksum: bool, progress: Progress = no_progress) -> Written:
     """Scan a release and put its manifest into the store. A run that is killed leaves no manifest that counts."""
     path = manifest_path(store, release)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    files.make_directories(store, 0o755)
+    files.make_directories(os.path.dirname(path), files.mode_within(store))
     try:
         with files.written_aside(path) as aside:
             record, report = _scan_into(aside, root, release, checksum, progress)

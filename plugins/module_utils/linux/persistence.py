@@ -73,11 +73,11 @@ def _wants(name: str) -> str:
 
 
 def _write_unit(unit: Unit) -> None:
-    os.makedirs(UNITS, exist_ok=True)
+    files.make_directories(UNITS, 0o755)
     with files.written_aside(os.path.join(UNITS, unit.name)) as stream:
         stream.write(unit.text)
     if unit.wanted:
-        os.makedirs(os.path.dirname(_wants(unit.name)), exist_ok=True)
+        files.make_directories(os.path.dirname(_wants(unit.name)), 0o755)
         files.replace_link(_wants(unit.name), os.path.join("..", unit.name))
 
 

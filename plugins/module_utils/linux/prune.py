@@ -13,7 +13,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors imp
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import ViewPaths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import ViewState
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.prune import Candidate, Verdict, judge
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, removal, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, removal, trust, views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 
 #: For the folder of each generation that is needed, by whom (``usage.of_generations``).
@@ -21,7 +21,8 @@ Uses = dict[str, list[str]]
 
 
 def view_names(state_dir: str) -> list[str]:
-    """Return the names of the views on this host."""
+    """Return the names of the views on this host. Raises OverlayError when others than root can write to the state directory."""
+    trust.check_state_dir(state_dir)
     try:
         found = os.listdir(os.path.join(state_dir, "views"))
     except FileNotFoundError:

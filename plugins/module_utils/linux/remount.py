@@ -121,8 +121,7 @@ def _note(path: bytes) -> str:
 
 
 def _write_note(entry: Again) -> None:
-    os.makedirs(os.path.dirname(FOLDER), mode=0o755, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(FOLDER, 0o700)
+    files.make_directories(os.path.dirname(FOLDER), 0o755)
+    files.make_directories(FOLDER, 0o700)
     with files.written_aside(_note(entry.spec.path), 0o600) as stream:
         stream.write(remount.to_json(entry))

@@ -19,7 +19,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import de
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.users import Process
 
 #: File systems whose server or daemon may be gone, so that they are not asked for their type.
-_REMOTE = (b"nfs", b"cifs", b"smb", b"fuse", b"9p", b"ceph", b"lustre", b"afs", b"autofs", b"gpfs", b"beegfs")
+REMOTE = (b"nfs", b"cifs", b"smb", b"fuse", b"9p", b"ceph", b"lustre", b"afs", b"autofs", b"gpfs", b"beegfs")
 
 #: Lists all NFS file systems of the network namespace, detached ones too.
 _NFS_VOLUMES = "/proc/fs/nfsfs/volumes"
@@ -37,7 +37,7 @@ def overlays(held: Mapping[int, Sequence[Process]], live: Collection[Mount]) -> 
     ``held`` has the processes by the numbers of mounts that are not listed; most of these are the kernel's own, such as that of pipes.
     What cannot be looked at in time counts as an overlay.
     """
-    remote = {mount.device for mount in live if mount.fstype.startswith(_REMOTE)} | _nfs_devices()
+    remote = {mount.device for mount in live if mount.fstype.startswith(REMOTE)} | _nfs_devices()
     known = {mount.device: mount for mount in live if mount.fstype == b"overlay"}
     for number, processes in held.items():
         with contextlib.ExitStack() as opened:

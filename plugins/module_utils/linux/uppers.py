@@ -17,7 +17,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.upper impo
     UpperState,
     record_of,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, syscalls, xattrs
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, namespaces, syscalls, xattrs
 
 #: Where the kernel notes, below the work directory, that nothing is synced.
 VOLATILE = b"work/incompat/volatile"
@@ -71,9 +71,9 @@ def mount_scratch(writable: Writable, like: bytes) -> None:
     The root of the overlay is that of its upper layer, so it gets owner and mode of ``like``, the uppermost lower layer.
     """
     status = os.stat(like)
-    os.makedirs(writable.place, exist_ok=True)
+    files.make_directories(writable.place, 0o755)
     syscalls.mount(b"tmpfs", writable.place, b"tmpfs", 0, b"mode=0700,size=%d" % (writable.scratch or 0))
     for path in (writable.upper, writable.work):
-        os.mkdir(path, 0o700)
+        files.make_directories(path, 0o700)
     os.chown(writable.upper, status.st_uid, status.st_gid)
     os.chmod(writable.upper, status.st_mode & 0o7777)

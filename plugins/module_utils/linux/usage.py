@@ -123,7 +123,7 @@ def _all(forget: bool) -> Iterator[_Use]:
     yield from _mounted(observed.live)
     for record, processes in observed.recorded:
         listed = ", ".join(f"{process.name} ({process.pid})" for process in processes[:10])
-        words = f"it is used by {listed}" if processes else "it is mounted elsewhere, or the kernel still needs it"
+        words = f"it is used by {listed}" if processes else "it is mounted elsewhere"
         for path in record.lower:
             yield _Use(words, path)
     yield from _unrecorded(observed)

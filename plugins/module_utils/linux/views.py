@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 from collections.abc import Iterator, Sequence
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
@@ -35,6 +34,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     manifest_store,
     mounts,
     removal,
+    trust,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import (
@@ -45,6 +45,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_lay
 
 
 def observe(paths: ViewPaths) -> ViewState:
+    """Return what is there of a view. Raises OverlayError when others than root can write to it, also where there is nothing to do."""
+    trust.check_view(paths)
     try:
         found = os.listdir(paths.generations)
     except FileNotFoundError:
@@ -86,12 +88,14 @@ def read_generation(paths: ViewPaths, folder: str) -> Generation:
 def locked(paths: ViewPaths, seconds: float, progress: Progress = no_progress) -> Iterator[None]:
     """Hold the view's lock, so that two runs at the same time come one after the other. Creates the view's folder."""
     state_dir = os.path.dirname(os.path.dirname(paths.root))
-    os.makedirs(state_dir, mode=0o700, exist_ok=True)
-    _check_trusted(state_dir)
+    trust.check_state_dir(state_dir)
+    files.make_directories(os.path.dirname(state_dir), 0o755)
+    files.make_directories(state_dir, 0o700)
     while True:
-        os.makedirs(paths.root, mode=0o755, exist_ok=True)
+        trust.check_view(paths)
+        files.make_directories(paths.root, 0o755)
         # Not truncated, which would give it another time although nothing has changed.
-        with open(paths.lock, "ab") as stream:
+        with open(files.open_or_make(paths.lock, 0o600), "ab") as stream:
             files.wait_for_lock(stream.fileno(), show(os.fsencode(paths.root)), seconds, progress)
             # A run that removes the view removes the lock too, and whoever waited for that one has the lock of nothing.
             if _is_at(stream.fileno(), paths.lock):
@@ -104,17 +108,6 @@ def _is_at(fd: int, path: str) -> bool:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:
         return False
-
-
-def _check_trusted(state_dir: str) -> None:
-    """Raises OverlayError for a state directory that others may write to: they could make any file appear in a view."""
-    status = os.stat(state_dir)
-    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise OverlayError(
-            f"state directory {state_dir} belongs to user {status.st_uid} and has mode {stat.S_IMODE(status.st_mode):04o}:"
-            " nobody but root may be able to write there, since a layer decides which files a view shows; chown it to root"
-            " and chmod it to 0700"
-        )
 
 
 def composed(spec: LayerSpec, progress: Progress = no_progress) -> Composition:
@@ -151,15 +144,16 @@ def build_layer(
     if builder:
         tally = Tally()
         image = erofs_layer.build(_text(spec, composition, builder, tally), layer, builder, progress)
+        os.chmod(layer, 0o644)
         report = BuildReport(tally, os.stat(layer).st_blocks * 512)
     else:
-        os.mkdir(layer, mode=0o755)
+        files.make_directories(layer, 0o755)
         _drop_default_acl(layer)
         opaque = spec.strategy == names.REDIRECT
         top = layer
         if opaque:
             top = os.path.join(layer, names.SHOWN_FOLDER)
-            os.mkdir(top)
+            files.make_directories(top, 0o755)
         tree = DirectoryLayer(os.fsencode(top), spec.xattr_namespace, progress, opaque)
         report = tree.build(composition.entries())
     digest = names.input_digest(spec)
@@ -203,7 +197,7 @@ def staged(paths: ViewPaths, name: str, progress: Progress = no_progress) -> Ite
     """Give an empty folder to make a generation in; when the block ends without an exception the generation is settled."""
     removal.clear(paths, paths.staging, progress)
     folder = os.path.join(paths.staging, name)
-    os.makedirs(folder)
+    files.make_directories(folder, 0o755)
     yield folder
     _settle(folder, paths, name)
     os.rmdir(paths.staging)
@@ -211,7 +205,7 @@ def staged(paths: ViewPaths, name: str, progress: Progress = no_progress) -> Ite
 
 def _settle(folder: str, paths: ViewPaths, name: str) -> None:
     """Write a staged generation to the disk, then give it its name."""
-    os.makedirs(paths.generations, exist_ok=True)
+    files.make_directories(paths.generations, 0o755)
     files.sync_file_system(os.fsencode(folder))
     final = paths.generation(name)
     if os.path.lexists(final):
