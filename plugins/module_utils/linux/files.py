@@ -15,7 +15,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
@@ -90,6 +90,16 @@ def open_or_make(path: str, mode: int) -> int:
         return os.open(path, flags | os.O_NONBLOCK, mode)
     os.fchmod(fd, mode)
     return fd
+
+
+def write(stream: IO[bytes], content: bytes, path: str) -> None:
+    """Write all of ``content`` to an unbuffered file. Raises OSError, naming ``path``, where there is no room."""
+    left = memoryview(content)
+    try:
+        while left:
+            left = left[stream.write(left) :]
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 @contextlib.contextmanager

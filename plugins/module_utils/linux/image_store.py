@@ -10,6 +10,7 @@ when it is whole.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import tempfile
@@ -112,35 +113,46 @@ def _check_replaceable(image: str) -> None:
 def install(paths: ViewPaths, image: str, generation: Generation, progress: Progress = no_progress) -> Generation:
     """Copy an image to this host and make it a generation of the view. The view's lock has to be held.
 
-    A copy that was interrupted goes on where it ended. Raises OverlayError when what was copied has not the digest that was recorded.
+    A copy that was interrupted goes on where it ended, but nothing is left of one for which there was no room. Raises OverlayError when
+    what was copied has not the digest that was recorded.
     """
     if generation.image is None:
         raise OverlayError(f"{show(os.fsencode(image))} is not recorded as an image")
     part = os.path.join(paths.incoming, generation.image.digest.partition(":")[2])
     removal.clear(paths, paths.incoming, progress, keep=[os.path.basename(part)])
-    files.make_directories(paths.incoming, 0o755)
-    if not _copied(image, part, generation.image, progress):
+    try:
+        _bring(image, part, generation.image, progress)
+        with views.staged(paths, generation.folder, progress) as folder:
+            layer = names.layer_path(folder, generation.format)
+            os.rename(part, layer)
+            here = replace(generation, bytes_on_disk=os.stat(layer).st_blocks * 512)
+            views.write_record(folder, here)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            removal.clear(paths, paths.incoming, progress)
+        raise
+    removal.clear(paths, paths.incoming, progress)
+    return here
+
+
+def _bring(image: str, part: str, recorded: Image, progress: Progress) -> None:
+    """Copy an image. Raises OverlayError when the copy has not the digest that was recorded."""
+    files.make_directories(os.path.dirname(part), 0o755)
+    if not _copied(image, part, recorded, progress):
         # What an earlier run had left may have been damaged: once more, all of it.
         os.unlink(part)
-        if not _copied(image, part, generation.image, progress):
+        if not _copied(image, part, recorded, progress):
             os.unlink(part)
             raise OverlayError(
-                f"image {show(os.fsencode(image))} does not have the digest {generation.image.digest} that was recorded:"
-                " nothing was installed; remove it and build it again"
+                f"image {show(os.fsencode(image))} does not have the digest {recorded.digest} that was recorded: nothing was installed;"
+                " remove it and build it again"
             )
-    with views.staged(paths, generation.folder, progress) as folder:
-        layer = names.layer_path(folder, generation.format)
-        os.rename(part, layer)
-        os.rmdir(paths.incoming)
-        here = replace(generation, bytes_on_disk=os.stat(layer).st_blocks * 512)
-        views.write_record(folder, here)
-    return here
 
 
 def _copied(image: str, part: str, recorded: Image, progress: Progress) -> bool:
     """Copy what is missing of an image, and tell whether all of it has the digest recorded."""
     digest = hashlib.sha256()
-    with open(files.open_or_make(part, 0o600), "a+b") as target, open(image, "rb") as source:
+    with open(files.open_or_make(part, 0o600), "a+b", buffering=0) as target, open(image, "rb") as source:
         target.seek(0)
         for chunk in iter(lambda: target.read(_CHUNK), b""):
             digest.update(chunk)
@@ -148,9 +160,8 @@ def _copied(image: str, part: str, recorded: Image, progress: Progress) -> bool:
         source.seek(target.tell())
         for chunk in iter(lambda: source.read(_CHUNK), b""):
             digest.update(chunk)
-            target.write(chunk)
+            files.write(target, chunk, part)
             progress()
         os.fchmod(target.fileno(), 0o644)
-        target.flush()
         os.fsync(target.fileno())
     return "sha256:" + digest.hexdigest() == recorded.digest

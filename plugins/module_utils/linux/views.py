@@ -194,12 +194,21 @@ def write_record(folder: str, generation: Generation) -> None:
 
 @contextlib.contextmanager
 def staged(paths: ViewPaths, name: str, progress: Progress = no_progress) -> Iterator[str]:
-    """Give an empty folder to make a generation in; when the block ends without an exception the generation is settled."""
+    """Give an empty folder to make a generation in; when the block ends without an exception the generation is settled.
+
+    After an exception nothing of it is left, since a disk that is full has to have room again.
+    """
     removal.clear(paths, paths.staging, progress)
     folder = os.path.join(paths.staging, name)
-    files.make_directories(folder, 0o755)
-    yield folder
-    _settle(folder, paths, name)
+    try:
+        files.make_directories(folder, 0o755)
+        yield folder
+        _settle(folder, paths, name)
+    except BaseException:
+        # The reason counts, and not what it keeps from being removed: the next build clears the rest away.
+        with contextlib.suppress(OSError):
+            files.remove_tree(paths.staging, progress)
+        raise
     os.rmdir(paths.staging)
 
 
