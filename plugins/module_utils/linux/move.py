@@ -25,7 +25,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.move impor
     parse_marker,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import live_setting
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts, syscalls, xattrs
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, mounts, syscalls, xattrs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 
 _REDIRECT_MAX = "/sys/module/overlay/parameters/redirect_max"
@@ -111,7 +111,7 @@ def move(spec: MoveSpec, progress: Progress) -> None:
 
     Raises OverlayError where somebody has put something of the same name into the new place.
     """
-    os.makedirs(os.path.dirname(spec.destination), exist_ok=True)
+    files.make_directories(os.path.dirname(spec.destination), 0o755)
     _move(spec.source, spec.destination, progress)
 
 
