@@ -116,9 +116,7 @@ def test_a_planted_generation_is_not_made_current(state_dir: Path, root: Path) -
 
 
 @pytest.mark.usefixtures("state_dir")
-def test_a_state_directory_may_be_reached_through_links_that_root_made(
-    state_dir: Path, root: Path, folder: Path
-) -> None:
+def test_a_state_directory_may_be_reached_through_links_that_root_made(root: Path, folder: Path) -> None:
     (folder / "link").symlink_to("above/../above")
     assert not modules(folder / "link" / "state", root)["present"](False).ok["changed"]
     os.chown(folder / "link", NOBODY, NOBODY, follow_symlinks=False)

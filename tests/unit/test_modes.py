@@ -32,7 +32,7 @@ def creations(source: str) -> Iterator[tuple[str, int]]:
         if isinstance(node, ast.Attribute) and node.attr in {*CREATING, "O_CREAT"}:
             yield node.attr, node.lineno
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open":
-            modes = [one for one in (*node.args[1:2], *(word.value for word in node.keywords if word.arg == "mode"))]
+            modes = [*node.args[1:2], *(word.value for word in node.keywords if word.arg == "mode")]
             of_descriptor = isinstance(node.args[0], ast.Call) or (
                 isinstance(node.args[0], ast.Name) and node.args[0].id in ("fd", "sender")
             )

@@ -13,7 +13,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import tempfile
 from dataclasses import replace
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
@@ -78,12 +77,10 @@ def publish(
 ) -> Generation:
     """Build an image and put it into the store. A killed run leaves no image that counts."""
     files.make_directories(store, 0o755)
-    files.remove_abandoned(store)
-    # The name is unique, so that two hosts may build the same image at the same time.
-    aside = tempfile.mkdtemp(prefix=files.ASIDE_PREFIX, dir=store)
-    try:
-        generation, _report = views.build_layer(aside, spec, builder, composition, progress)
-        built = names.layer_path(aside, spec.format)
+    with files.made_aside(store) as aside:
+        files.remove_abandoned(store, uid=aside.uid)
+        generation, _report = views.build_layer(aside.path, spec, builder, composition, progress)
+        built = names.layer_path(aside.path, spec.format)
         with open(built, "rb") as stream:
             os.fchmod(stream.fileno(), 0o644)
             os.fsync(stream.fileno())
@@ -95,8 +92,6 @@ def publish(
         os.rename(built, image)
         with files.written_aside(record_path(image)) as record:
             record.write(names.generation_to_json(generation))
-    finally:
-        files.remove_tree(aside)
     return generation
 
 

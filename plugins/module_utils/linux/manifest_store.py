@@ -166,15 +166,17 @@ def write(store: str, root: str, release: str, checksum: bool, progress: Progres
     """Scan a release and put its manifest into the store. A run that is killed leaves no manifest that counts."""
     path = manifest_path(store, release)
     files.make_directories(store, 0o755)
-    files.make_directories(os.path.dirname(path), files.mode_within(store))
-    try:
-        with files.written_aside(path) as aside:
-            record, report = _scan_into(aside, root, release, checksum, progress)
-    except BaseException:
-        _remove_empty_folders(path, release)
-        raise
-    with files.written_aside(record_path(path)) as aside:
-        aside.write(manifest.record_to_json(record))
+    # Others may write to the store, and exchange its directories.
+    with files.directory_within(store, os.path.dirname(release), files.mode_within(store)) as folder:
+        inside = os.path.join(folder, os.path.basename(path))
+        try:
+            with files.written_aside(inside) as aside:
+                record, report = _scan_into(aside, root, release, checksum, progress)
+        except BaseException:
+            _remove_empty_folders(store, release)
+            raise
+        with files.written_aside(record_path(inside)) as aside:
+            aside.write(manifest.record_to_json(record))
     return Written(record, report)
 
 
@@ -261,15 +263,19 @@ def _decoded(stream: gzip.GzipFile) -> Iterator[Entry]:
 def remove(store: str, release: str) -> None:
     """Remove a manifest, its record first, and the folders that this leaves empty. Whatever is not there is passed over."""
     path = manifest_path(store, release)
-    for name in (record_path(path), path):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-    _remove_empty_folders(path, release)
+    with (
+        contextlib.suppress(FileNotFoundError),
+        files.directory_within(store, os.path.dirname(release), None) as folder,
+    ):
+        for name in (record_path(path), path):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, os.path.basename(name)))
+    _remove_empty_folders(store, release)
 
 
-def _remove_empty_folders(path: str, release: str) -> None:
+def _remove_empty_folders(store: str, release: str) -> None:
     """Remove the folders of a release's manifest in the store that have nothing in them."""
     for _level in release.split("/")[1:]:
-        path = os.path.dirname(path)
-        with contextlib.suppress(OSError):
-            os.rmdir(path)
+        release = os.path.dirname(release)
+        with contextlib.suppress(OSError), files.directory_within(store, os.path.dirname(release), None) as folder:
+            os.rmdir(os.path.join(folder, os.path.basename(release)))
