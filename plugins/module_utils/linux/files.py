@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import resource
@@ -19,8 +18,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, BinaryIO
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import mountinfo
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -354,6 +354,7 @@ def remove_tree(path: str, progress: Progress = no_progress) -> None:
 
 def _empty(top: int, path: str, progress: Progress) -> None:
     """Remove all that is in the open directory ``top``; ``path`` is for messages."""
+    _check_nothing_mounted(top)
     allow_deep_trees()
     #: Descriptor, name, and the directories in it that are still to be removed.
     stack: list[tuple[int, str, list[str]]] = [(top, path, _unlink_files(top))]
@@ -362,7 +363,9 @@ def _empty(top: int, path: str, progress: Progress) -> None:
             here, name, folders = stack[-1]
             progress()
             if folders:
-                stack.append(_entered(here, folders.pop()))
+                inner = folders.pop()
+                stack.append((os.open(inner, _DIRECTORY, dir_fd=here), inner, []))
+                stack[-1][2].extend(_unlink_files(stack[-1][0]))
                 continue
             if len(stack) == 1:
                 return
@@ -374,19 +377,15 @@ def _empty(top: int, path: str, progress: Progress) -> None:
             os.close(fd)
 
 
-def _entered(parent: int, name: str) -> tuple[int, str, list[str]]:
-    try:
-        fd = beneath.open_at(parent, os.fsencode(name), same_mount=True)
-    except OSError as error:
-        if error.errno == errno.EXDEV:
-            place = os.path.join(os.readlink(f"/proc/self/fd/{parent}"), name)
-            raise OverlayError(f"something is mounted at {place}, which is to be removed: unmount it first") from None
-        raise
-    try:
-        return fd, name, _unlink_files(fd)
-    except OSError:
-        os.close(fd)
-        raise
+def _check_nothing_mounted(top: int) -> None:
+    """Raises OverlayError where something is mounted in an open directory, which would be emptied with it."""
+    inside = os.readlink(b"/proc/self/fd/%d" % top) + b"/"
+    with open("/proc/self/mountinfo", "rb") as stream:
+        for mount in mountinfo.parse(stream.read()):
+            if mount.path.startswith(inside):
+                raise OverlayError(
+                    f"something is mounted at {show(mount.path)}, which is to be removed: unmount it first"
+                )
 
 
 def _unlink_files(fd: int) -> list[str]:
