@@ -322,6 +322,18 @@ assert fd >= 0
     assert view.remove().ok["changed"]
 
 
+def test_another_mount_that_is_just_being_made_is_waited_for(view: View) -> None:
+    code = """import ctypes, os, sys, time
+fd = ctypes.CDLL(None).syscall(430, b'tmpfs', 1)
+assert fd >= 0
+print('ready', flush=True)
+time.sleep(0.7)
+os.close(fd)
+sys.stdin.read()"""
+    with support.background(code):
+        assert view.remove().ok["changed"]
+
+
 def test_the_kernels_own_mounts_and_other_file_systems_are_no_overlays(view: View, folder: Path) -> None:
     """Pipes, sockets, memory files and a detached tmpfs keep nothing."""
     (folder / "memory").mkdir()

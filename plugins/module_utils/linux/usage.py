@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     strangers,
     users,
 )
+
+#: Seconds in which a mount that is being made gets its place.
+_MOMENT_SECONDS = 2.0
 
 #: What a process has open that is about to mount something.
 _MOUNTING = b"anon_inode:[fscontext]"
@@ -53,7 +57,7 @@ def of_generations(paths: ViewPaths, forget: bool) -> dict[str, list[str]]:
     """
     view = _View(paths)
     found: dict[str, list[str]] = {}
-    for use in (*_all(forget), *_bound(view)):
+    for use in (*_settled(forget), *_bound(view)):
         for folder in view.folders_of(use):
             known = found.setdefault(os.fsdecode(folder), [])
             if use.words not in known:
@@ -116,6 +120,16 @@ class _View:
             return os.path.samefile(path, self.paths.root)
         except OSError:
             return False
+
+
+def _settled(forget: bool) -> list[_Use]:
+    """Return what is in use. A use of which it cannot be told what it is of is given a moment to end: another mount may just be made."""
+    end = time.monotonic() + _MOMENT_SECONDS
+    while True:
+        found = list(_all(forget))
+        if all(use.path is not None for use in found) or time.monotonic() > end:
+            return found
+        time.sleep(0.1)
 
 
 def _all(forget: bool) -> Iterator[_Use]:
