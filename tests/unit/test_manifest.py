@@ -41,12 +41,10 @@ def file(path: bytes, size: int = 1, nlink: int = 1) -> Entry:
     return Entry(path, stat.S_IFREG | 0o644, size, nlink, 0, 0, 0, RELEASE + path if size else None, False, ())
 
 
-def lines(*listed: bytes) -> list[bytes]:
-    return [ROOT, *listed]
-
-
 def read(*listed: bytes) -> list[Entry]:
-    return list(read_entries(lines(*listed), RELEASE))
+    """Read lines below a root that has as many links as they have subdirectories of it."""
+    inside = sum(line.count(b"/") == 1 and line.split(b" ")[2:3] in ([b"40755"], [b"40000"]) for line in listed)
+    return list(read_entries([ROOT.replace(b" 2 ", b" %d " % (2 + inside)), *listed], RELEASE))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +180,9 @@ def test_a_malformed_line_is_refused_with_its_number_and_reason(line: bytes, rea
         read(line)
 
 
-def entry_line(path: bytes, kind: bytes = b"100644", nlink: int = 1, payload: bytes = b"-", size: int = 0) -> bytes:
+def entry_line(path: bytes, kind: bytes = b"100644", nlink: int = 0, payload: bytes = b"-", size: int = 0) -> bytes:
+    nlink = nlink or (2 if kind.startswith(b"4") else 1)
+    size = size or (len(payload) if kind.startswith(b"12") and payload != b"-" else 0)
     return b"%s %d %s %d 0 0 0 1.0 %s - -" % (path, size, kind, nlink, payload)
 
 
@@ -214,7 +214,7 @@ def entry_line(path: bytes, kind: bytes = b"100644", nlink: int = 1, payload: by
         ([entry_line(b"/a", size=5, payload=b"/pkg/1/a")], "content of '/a'"),
         ([entry_line(b"/a", payload=b"pkg/1/a")], "content of '/a'"),
         ([entry_line(b"/l", b"120777")], "'/l' has no target"),
-        ([entry_line(b"/a", nlink=0)], "'/a' has no link"),
+        ([entry_line(b"/a").replace(b" 1 0 0 0 ", b" 0 0 0 0 ")], "'/a' has no link"),
         ([entry_line(b"/h", b"@100644", 2, b"/a")], "hard link '/h' names no earlier file"),
         ([entry_line(b"/a"), entry_line(b"/h", b"@100644", 2, b"/a")], "hard link '/h' names no earlier file"),
         ([entry_line(b"/h", b"@100644", 2)], "hard link '/h' names no earlier file"),
@@ -265,7 +265,7 @@ def test_a_whole_tree_is_read() -> None:
         entry_line(b"/a/x", size=3, payload=b"pkg/1/a/x"),
         entry_line(b"/a/y", b"120777", payload=b"../b", size=4),
         entry_line(b"/a-b"),
-        entry_line(b"/b", b"40000"),
+        entry_line(b"/b", b"40000", 3),
         entry_line(b"/b/c", b"41777"),
         entry_line(b"/c", b"104755", 2),
         entry_line(b"/d", b"@104755", 2, b"/c"),

@@ -6,18 +6,24 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.posix_acl import ACCESS_XATTR, DEFAULT_XATTR
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.rights import PathCount
 
 Xattrs = tuple[tuple[bytes, bytes], ...]
 
 #: Attribute of a manifest entry that holds the SHA-256 of the file's content, as hexadecimal text. It stays in the
 #: manifest: a layer does not carry it.
 CHECKSUM_XATTR = b"user.renderfarm.sha256"
-#: The one attribute of a file that changes what the file does, and so is carried from the release to the view.
 CAPABILITY_XATTR = b"security.capability"
+#: The attributes that change what a file does or who may use it, and so are carried from the release to the view.
+CARRIED_XATTRS = frozenset((CAPABILITY_XATTR, ACCESS_XATTR, DEFAULT_XATTR))
+
+#: Mode bits that make a program run as its owner or group.
+SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
 class Entry(NamedTuple):
@@ -79,6 +85,8 @@ class Tally:
     symlinks: int = 0
     hardlinks: int = 0
     bytes: int = 0
+    #: Set-ID files, and files with capabilities.
+    privileged: PathCount = field(default_factory=PathCount)
 
     def add(self, entry: Entry) -> None:
         if entry.is_hardlink:
@@ -86,6 +94,8 @@ class Tally:
         elif stat.S_ISREG(entry.mode):
             self.files += 1
             self.bytes += entry.size
+            if entry.mode & SET_ID or (entry.xattrs and any(name == CAPABILITY_XATTR for name, _value in entry.xattrs)):
+                self.privileged.add(entry.path)
         elif stat.S_ISDIR(entry.mode):
             self.directories += 1
         else:

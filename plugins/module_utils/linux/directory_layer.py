@@ -16,12 +16,17 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import posix_acl
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Entry, Tally
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.posix_acl import ACCESS_XATTR, DEFAULT_XATTR
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.rights import PathCount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, xattrs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 
 _BLOCK = 512
+#: What a file system answers that holds no ACLs, or none of that length.
+_CANNOT_HOLD = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.E2BIG, errno.EINVAL)
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -34,6 +39,8 @@ class BuildReport:
     bytes_on_disk: int = 0
     #: Files whose attributes did not fit into the inode: the file system keeps a block of its own for each.
     spilled: int = 0
+    #: Entries whose ACL the file system cannot hold.
+    narrowed: PathCount = field(default_factory=PathCount)
 
 
 class DirectoryLayer:
@@ -106,8 +113,8 @@ class DirectoryLayer:
             # After chown and truncate, which take away set-user-ID bits and capabilities.
             if mode != created:
                 os.fchmod(fd, mode)
-            for attribute, value in entry.xattrs:
-                xattrs.write(fd, attribute, value)
+            if entry.xattrs:
+                self._write_xattrs(fd, entry)
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
             blocks = os.fstat(fd).st_blocks
         finally:
@@ -115,6 +122,18 @@ class DirectoryLayer:
         if blocks:
             self.report.spilled += 1
             self.report.bytes_on_disk += blocks * _BLOCK
+
+    def _write_xattrs(self, fd: int, entry: Entry) -> None:
+        for name, value in entry.xattrs:
+            try:
+                xattrs.write(fd, name, value)
+            except OSError as error:
+                if name not in (ACCESS_XATTR, DEFAULT_XATTR) or error.errno not in _CANNOT_HOLD:
+                    raise
+                self.report.narrowed.add(entry.path)
+                if name == ACCESS_XATTR:
+                    bits = posix_acl.narrowed(posix_acl.parse(value), entry.uid, entry.gid)
+                    os.fchmod(fd, entry.mode & 0o7000 | bits)
 
     def _symlink(self, entry: Entry, parent: int, name: bytes) -> None:
         os.symlink(entry.target or b"", name, dir_fd=parent)
@@ -140,6 +159,8 @@ class DirectoryLayer:
             try:
                 os.fchown(fd, entry.uid, entry.gid)
                 os.fchmod(fd, entry.mode & 0o7777)
+                if entry.xattrs:
+                    self._write_xattrs(fd, entry)
                 os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
                 self.report.bytes_on_disk += os.fstat(fd).st_blocks * _BLOCK
             except OSError as error:

@@ -1,0 +1,132 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What one entry of a manifest may be. Both formats of layers show exactly what passes here, and neither checks anything itself."""
+
+from __future__ import annotations
+
+import re
+import stat
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import capability, posix_acl
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
+    CAPABILITY_XATTR,
+    CHECKSUM_XATTR,
+    Entry,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.posix_acl import ACCESS_XATTR, DEFAULT_XATTR
+
+#: NAME_MAX of linux/limits.h.
+LONGEST_NAME = 255
+#: The kernel looks a redirect up as one path (PATH_MAX, with its slash and its NUL), so content cannot lie deeper.
+LONGEST_SOURCE = 4094
+#: The path of a directory on the software root, in bytes, so that every name in it has a source.
+LONGEST_DIRECTORY = LONGEST_SOURCE - 1 - LONGEST_NAME
+LONGEST_TARGET = 4095
+#: mkcomposefs 1.0 makes no longer files.
+LARGEST_SIZE = (1 << 53) - 1
+#: Seconds since 1970, the first and the last: what ext4 keeps in 34 bits, the least of the file systems for layers.
+MTIMES = (-(1 << 31), (1 << 34) - (1 << 31) - 1)
+#: The one mode that Linux gives to symbolic links.
+SYMLINK_MODE = stat.S_IFLNK | 0o777
+
+_REGULAR_XATTRS = frozenset((CAPABILITY_XATTR, CHECKSUM_XATTR, ACCESS_XATTR))
+_DIRECTORY_XATTRS = frozenset((ACCESS_XATTR, DEFAULT_XATTR))
+_CHECKSUM = re.compile(rb"[0-9a-f]{64}")
+
+
+def is_mtime(nanoseconds: int) -> bool:
+    """Tell whether both formats can hold a time."""
+    return MTIMES[0] <= nanoseconds // 1_000_000_000 <= MTIMES[1]
+
+
+def check_name(path: bytes) -> None:
+    """Raises ManifestError for a path whose last part is no name of a file."""
+    name = path[path.rfind(b"/") + 1 :]
+    if name in (b"", b".", b"..") or b"\0" in name:
+        raise ManifestError(f"{show(path)!r} is no valid name")
+    if len(name) > LONGEST_NAME:
+        raise ManifestError(f"the name {show(name)[:40]}... has {len(name)} bytes, and {LONGEST_NAME} is the most")
+
+
+def check_entry(entry: Entry, release: bytes) -> None:
+    """Check all of an entry but its place in the tree. ``release`` is its release's path.
+
+    Raises ManifestError that names the entry.
+    """
+    kind = stat.S_IFMT(entry.mode)
+    if entry.nlink < 1:
+        raise ManifestError(f"{show(entry.path)!r} has no link")
+    if not is_mtime(entry.mtime_ns):
+        raise ManifestError(f"the mtime of {show(entry.path)!r} is out of the range that layers can hold")
+    if entry.is_hardlink:
+        _check_xattrs(entry, frozenset())
+    elif kind == stat.S_IFREG:
+        _check_regular(entry, release)
+    elif kind == stat.S_IFDIR:
+        _check_directory(entry, release)
+    elif kind == stat.S_IFLNK:
+        _check_symlink(entry)
+    else:
+        raise ManifestError(f"{show(entry.path)!r} is neither a directory, a regular file nor a symbolic link")
+
+
+def _check_regular(entry: Entry, release: bytes) -> None:
+    expected = release + entry.path if entry.size else None
+    if entry.target != expected:
+        raise ManifestError(f"the content of {show(entry.path)!r} is not at its own path in the release")
+    if entry.size > LARGEST_SIZE:
+        raise ManifestError(f"{show(entry.path)!r} has {entry.size} bytes, and {LARGEST_SIZE} is the most")
+    _check_xattrs(entry, _REGULAR_XATTRS)
+
+
+def _check_directory(entry: Entry, release: bytes) -> None:
+    if entry.size or entry.target is not None:
+        raise ManifestError(f"the directory {show(entry.path)!r} has a size or content")
+    if len(release) + len(entry.path) > LONGEST_DIRECTORY:
+        raise ManifestError(f"the directory {show(entry.path)[:80]}... lies too deep")
+    _check_xattrs(entry, _DIRECTORY_XATTRS)
+
+
+def _check_symlink(entry: Entry) -> None:
+    target = entry.target
+    if not target:
+        raise ManifestError(f"the symbolic link {show(entry.path)!r} has no target")
+    if b"\0" in target or len(target) > LONGEST_TARGET or len(target) != entry.size:
+        raise ManifestError(
+            f"the target of the symbolic link {show(entry.path)!r} has a NUL byte, another length than its size says, or more"
+            f" than {LONGEST_TARGET} bytes"
+        )
+    if entry.mode != SYMLINK_MODE:
+        raise ManifestError(f"the symbolic link {show(entry.path)!r} has a mode of its own")
+    _check_xattrs(entry, frozenset())
+
+
+def _check_xattrs(entry: Entry, allowed: frozenset[bytes]) -> None:
+    seen: set[bytes] = set()
+    for name, value in entry.xattrs:
+        if name not in allowed or name in seen:
+            raise ManifestError(f"{show(entry.path)!r} may not have the attribute {show(name)}, or has it twice")
+        seen.add(name)
+        problem = _xattr_problem(name, value, entry.mode)
+        if problem:
+            raise ManifestError(f"the attribute {show(name)} of {show(entry.path)!r} is malformed: {problem}")
+
+
+def _xattr_problem(name: bytes, value: bytes, mode: int) -> str | None:
+    if name == CAPABILITY_XATTR:
+        return capability.problem(value)
+    if name == CHECKSUM_XATTR:
+        return None if _CHECKSUM.fullmatch(value) else "it is no SHA-256 in hexadecimal digits"
+    try:
+        acl = posix_acl.parse(value)
+    except ValueError as error:
+        return str(error)
+    if posix_acl.serialize(acl) != value:
+        return "its entries are out of order"
+    if len(acl) > posix_acl.LARGEST:
+        return f"it has {len(acl)} entries, and {posix_acl.LARGEST} is the most"
+    if name == ACCESS_XATTR and (posix_acl.is_mode(acl) or posix_acl.permissions(acl) != mode & 0o777):
+        return "it does not agree with the mode, or says no more than that"
+    return None
