@@ -352,7 +352,7 @@ bytes_on_disk:
   returned: when the generation is there
   sample: 7315456
 privileged:
-  description: Number of set-user-ID and set-group-ID files and of files with capabilities in the view. Mounted C(nosuid), they are ordinary ones.
+  description: Number of set-ID files and of files with capabilities in the view, which are ordinary ones where it is mounted C(nosuid).
   type: int
   returned: when the generation is there
   sample: 2

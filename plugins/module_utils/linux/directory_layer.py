@@ -43,6 +43,11 @@ class BuildReport:
     narrowed: PathCount = field(default_factory=PathCount)
 
 
+def _cannot_hold(fd: int, error: OSError) -> bool:
+    """Tell whether an ACL was refused for what it is: ext4 answers ENOSPC also where one does not fit into its block."""
+    return error.errno in _CANNOT_HOLD or (error.errno == errno.ENOSPC and os.fstatvfs(fd).f_bfree > 0)
+
+
 class DirectoryLayer:
     """Builds one layer, then is done. ``path`` is an empty directory; ``namespace`` is ``trusted`` or ``user``.
 
@@ -128,7 +133,7 @@ class DirectoryLayer:
             try:
                 xattrs.write(fd, name, value)
             except OSError as error:
-                if name not in (ACCESS_XATTR, DEFAULT_XATTR) or error.errno not in _CANNOT_HOLD:
+                if name not in (ACCESS_XATTR, DEFAULT_XATTR) or not _cannot_hold(fd, error):
                     raise
                 self.report.narrowed.add(entry.path)
                 if name == ACCESS_XATTR:
