@@ -9,16 +9,14 @@ same is checked of them as of entries that are read one by one, which is what ha
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import manifest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import placed
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.entry_check import (
-    LONGEST_DIRECTORY,
-    LONGEST_TARGET,
-)
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.entry_check import check_depth, check_target
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.manifest import StructureCheck
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement, Tally
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import Attributes
@@ -50,6 +48,15 @@ def placed_text(placement: Placement, chunks: Iterable[bytes], tally: Tally) -> 
     for chunk in chunks:
         yield rewriter.text(chunk)
     rewriter.end()
+
+
+@contextlib.contextmanager
+def _numbered(number: int) -> Iterator[None]:
+    """Name the line in an error about it."""
+    try:
+        yield
+    except ManifestError as error:
+        raise ManifestError(f"line {number}: {error}") from None
 
 
 class _Rewriter:
@@ -90,11 +97,9 @@ class _Rewriter:
                 self._pass(found)
                 return self._moved(line)
         self._number += 1
-        try:
+        with _numbered(self._number):
             entry = manifest.decode(line)
             self._check.add(entry)
-        except ManifestError as error:
-            raise ManifestError(f"line {self._number}: {error}") from None
         (entry,) = placed(self._placement, iter((entry,)), Attributes())
         self._tally.add(entry)
         return manifest.encode(entry)
@@ -118,11 +123,9 @@ class _Rewriter:
                 # Most names follow their neighbour's, and a call for each would take longer than all else here.
                 last = name
             else:
-                try:
+                with _numbered(number):
                     check.pass_names(last)
                     check.add_name(folder, name)
-                except ManifestError as error:
-                    raise ManifestError(f"line {number}: {error}") from None
                 parent, last = folder, name
             if length:
                 files += 1
@@ -133,10 +136,8 @@ class _Rewriter:
                 parent, last = check.position()
                 directories += 1
             elif target:
-                if len(target) != int(target_length) or len(target) > LONGEST_TARGET:
-                    raise ManifestError(
-                        f"line {number}: the target of {show(folder + name)!r} has another length than its size says"
-                    )
+                with _numbered(number):
+                    check_target(folder + name, target, int(target_length))
                 symlinks += 1
             else:
                 files += 1
@@ -148,8 +149,8 @@ class _Rewriter:
         tally.symlinks += symlinks
 
     def _enter(self, number: int, path: bytes, nlink: int) -> None:
-        if len(self._release) + len(path) > LONGEST_DIRECTORY:
-            raise ManifestError(f"line {number}: the directory {show(path)[:80]}... lies too deep")
+        with _numbered(number):
+            check_depth(path, self._release)
         self._check.enter(path, nlink)
 
     def end(self) -> None:

@@ -50,6 +50,21 @@ def check_name(path: bytes) -> None:
         raise ManifestError(f"the name {show(name)[:40]}... has {len(name)} bytes, and {LONGEST_NAME} is the most")
 
 
+def check_depth(path: bytes, release: bytes) -> None:
+    """Raises ManifestError for a directory in which a file could have a path that the kernel cannot look up."""
+    if len(release) + len(path) > LONGEST_DIRECTORY:
+        raise ManifestError(f"the directory {show(path)[:80]}... lies too deep")
+
+
+def check_target(path: bytes, target: bytes, size: int) -> None:
+    """Raises ManifestError for what is no target of a symbolic link of that size."""
+    if b"\0" in target or len(target) > LONGEST_TARGET or len(target) != size:
+        raise ManifestError(
+            f"the target of the symbolic link {show(path)!r} has a NUL byte, another length than its size says, or more than"
+            f" {LONGEST_TARGET} bytes"
+        )
+
+
 def check_entry(entry: Entry, release: bytes) -> None:
     """Check all of an entry but its place in the tree. ``release`` is its release's path.
 
@@ -84,8 +99,7 @@ def _check_regular(entry: Entry, release: bytes) -> None:
 def _check_directory(entry: Entry, release: bytes) -> None:
     if entry.size or entry.target is not None:
         raise ManifestError(f"the directory {show(entry.path)!r} has a size or content")
-    if len(release) + len(entry.path) > LONGEST_DIRECTORY:
-        raise ManifestError(f"the directory {show(entry.path)[:80]}... lies too deep")
+    check_depth(entry.path, release)
     _check_xattrs(entry, _DIRECTORY_XATTRS)
 
 
@@ -93,11 +107,7 @@ def _check_symlink(entry: Entry) -> None:
     target = entry.target
     if not target:
         raise ManifestError(f"the symbolic link {show(entry.path)!r} has no target")
-    if b"\0" in target or len(target) > LONGEST_TARGET or len(target) != entry.size:
-        raise ManifestError(
-            f"the target of the symbolic link {show(entry.path)!r} has a NUL byte, another length than its size says, or more"
-            f" than {LONGEST_TARGET} bytes"
-        )
+    check_target(entry.path, target, entry.size)
     if entry.mode != SYMLINK_MODE:
         raise ManifestError(f"the symbolic link {show(entry.path)!r} has a mode of its own")
     _check_xattrs(entry, frozenset())

@@ -37,7 +37,8 @@ def refusal_hint(as_root: bool, no_access: bool, fstype: bytes | None) -> str:
         return ""
     if fstype in _OF_SERVERS:
         return (
-            ": the file server does not let root of this host in, as an export with root_squash does; let everybody read what is to be"
-            " read (chmod o+rX), or run the task on a host whose root the server accepts"
+            ": the file server does not let root of this host in, as an export with root_squash does; let everybody read what"
+            " is to be read (chmod o+rX), or run the task on a host whose root the server accepts"
         )
-    return ": root itself is refused, as happens in a user namespace or a container without CAP_DAC_OVERRIDE; run the task as root of the host"
+    why = "as happens in a user namespace or a container without CAP_DAC_OVERRIDE"
+    return f": root itself is refused, {why}; run the task as root of the host"
