@@ -200,7 +200,7 @@ class StructureCheck:
         check_entry(entry, self._release)
         if entry.is_hardlink:
             self._check_hardlink(entry)
-        elif entry.is_directory:
+        elif entry.nlink > 1 and entry.is_directory:
             self.enter(path, entry.nlink)
         elif entry.nlink > 1:
             self._names_missing[path] = entry, entry.nlink - 1
