@@ -69,7 +69,7 @@ options:
 notes:
   - Refused, by name, are releases with device nodes, named pipes, sockets or mounts in them.
   - Of extended attributes file capabilities (C(security.capability)) and POSIX ACLs (C(system.posix_acl_access) and
-    C(system.posix_acl_default)) are recorded. What becomes of NFSv4 ACLs and of others that decide access is told in docs/kernel.md.
+    C(system.posix_acl_default)) are recorded. What becomes of NFSv4 ACLs and of others that decide access is told in docs/architecture.md.
   - A directory that this host may not list is recorded without what is in it, where the readers of a view could not enter it either;
     where they could, the scan fails and names it.
   - The manifest of a tree depends on nothing but the tree and what may be read of it, as long as the file system tells its ACLs alike.
