@@ -239,7 +239,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError, OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError, OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
     ManifestRecord,
     Placement,
@@ -259,8 +259,6 @@ _NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 #: How many failed releases, or unreadable files of one, a message names.
 _NAMED = 5
-#: How many unreadable files of a release are returned; all are counted.
-_RETURNED = 100
 
 
 @dataclass
@@ -402,8 +400,8 @@ def _values(manifest: _Manifest) -> dict[str, Any]:
         values.update(entries=after.entries.as_dict(), bytes=after.bytes)
     if _is_scanned(manifest):
         report = manifest.report
-        values["unreadable"] = [show(path) for path in report.unreadable[:_RETURNED]]
-        values["unreadable_count"] = len(report.unreadable)
+        values["unreadable"] = list(report.unreadable.first)
+        values["unreadable_count"] = report.unreadable.count
         values["narrowed"] = list(report.narrowed.first)
         values["narrowed_count"] = report.narrowed.count
     return values
@@ -427,9 +425,9 @@ def _warnings(manifests: Sequence[_Manifest]) -> list[str]:
     warnings = []
     for manifest in manifests:
         report = manifest.report
-        count = len(report.unreadable)
+        count = report.unreadable.count
         if count:
-            named = ", ".join(show(path) for path in report.unreadable[:_NAMED]) + (", ..." if count > _NAMED else "")
+            named = report.unreadable.listed(_NAMED)
             warnings.append(
                 f"release {manifest.release}: not everybody may read {count} of its files and directories, so no view can read them from"
                 f" an export with root_squash: {named}; let everybody read the release (chmod -R o+rX)"

@@ -21,15 +21,17 @@ class PathCount:
 
     count: int = 0
     first: list[str] = field(default_factory=list)
+    #: How many are kept.
+    kept: int = KEPT
 
     def add(self, path: bytes) -> None:
         self.count += 1
-        if len(self.first) < KEPT:
+        if len(self.first) < self.kept:
             self.first.append(show(path))
 
-    def listed(self) -> str:
-        """Return the first paths for a message."""
-        return ", ".join(self.first) + (", ..." if self.count > len(self.first) else "")
+    def listed(self, most: int = KEPT) -> str:
+        """Return the first paths, not more than ``most``, for a message."""
+        return ", ".join(self.first[:most]) + (", ..." if self.count > most else "")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import posix_acl
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, refusal_hint, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Entry, Tally
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.posix_acl import ACCESS_XATTR, DEFAULT_XATTR
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.rights import PathCount
@@ -182,7 +182,7 @@ class DirectoryLayer:
             )
         if error.errno == errno.EPERM:
             return OverlayError(
-                f"{where}: not allowed to give {show(entry.path)} its owner, mode or attributes: run the task as root"
-                " (become: true)"
+                f"{where}: not allowed to give {show(entry.path)} its owner, mode or attributes"
+                f"{refusal_hint(os.geteuid() == 0, True, None)}"
             )
         return OSError(error.errno, f"{error.strerror}, building {show(entry.path)} of the layer", where)

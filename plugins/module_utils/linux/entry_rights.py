@@ -33,7 +33,7 @@ class RightsReader:
         #: Entries whose ACL a layer cannot hold. Their mode gives nobody more than that did; somebody may have less.
         self.narrowed = PathCount()
         # An NFS 4 client lists the names of attributes with one more call for each file, and has none that are carried.
-        self._has_nfs4_acls = _nfs4_acl(top) is not None
+        self._has_nfs4_acls = _has_nfs4_acl(top)
 
     def read(self, target: xattrs.Target, status: os.stat_result, path: bytes) -> tuple[int, Xattrs]:
         """Return the mode and the attributes of a regular file or directory for the manifest."""
@@ -107,6 +107,13 @@ class RightsReader:
         if narrowed != mode or verdict.names_others:
             self.narrowed.add(path)
         return narrowed
+
+
+def _has_nfs4_acl(target: xattrs.Target) -> bool:
+    try:
+        return _nfs4_acl(target) is not None
+    except PermissionError:
+        return True
 
 
 def _nfs4_acl(target: xattrs.Target) -> bytes | None:

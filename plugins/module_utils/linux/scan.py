@@ -30,6 +30,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fi
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.entry_rights import RightsReader
 
+#: How many unreadable files and directories are kept by name; all are counted.
+UNREADABLE_KEPT = 100
+
 _READ_SIZE = 1 << 20
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -47,7 +50,7 @@ class ScanReport:
 
     #: Files with content that not everybody may read, and directories that not everybody may enter, these with a slash at the end and
     #: without what is in them. Where the file server takes root for nobody, no view can read them, whoever scans them.
-    unreadable: list[bytes] = field(default_factory=list)
+    unreadable: PathCount = field(default_factory=lambda: PathCount(kept=UNREADABLE_KEPT))
     #: Entries whose ACL is not carried.
     narrowed: PathCount = field(default_factory=PathCount)
     #: Link counts to be put right: path of the file, and how many names it has within the release, where that differs
@@ -119,7 +122,7 @@ class Scan:
         path = self._root
         for name in self._release.split(b"/"):
             if not os.stat(path).st_mode & stat.S_IXOTH:
-                self.report.unreadable.append(b"/")
+                self.report.unreadable.add(b"/")
                 return True
             path = os.path.join(path, name)
         return False
@@ -178,7 +181,7 @@ class Scan:
     def _note_closed(self, entry: Entry, closed: bool) -> bool:
         """Tell whether a directory is closed to somebody, and report the topmost one that is."""
         if not closed and not entry.mode & stat.S_IXOTH:
-            self.report.unreadable.append(entry.path.rstrip(b"/") + b"/")
+            self.report.unreadable.add(entry.path.rstrip(b"/") + b"/")
             return True
         return closed
 
@@ -249,7 +252,7 @@ class Scan:
             else:
                 found += ((CHECKSUM_XATTR, digest),)
         if not readable and not here.closed:
-            self.report.unreadable.append(path)
+            self.report.unreadable.add(path)
         return mode, found
 
     def _read(self, here: _Directory, name: bytes) -> bytes | None:
