@@ -22,6 +22,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import ma
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.support import MASK, OTHER, OWNER, OWNING_GROUP, USER, acl
 from ansible_collections.renderfarm.overlay.tests.kernel.test_erofs import builder
+from ansible_collections.renderfarm.overlay.tests.unit.random_cases import Record
 
 BUILDERS = ("mkcomposefs", "mkfs.erofs")
 RELEASE = "pkg/1"
@@ -172,7 +173,9 @@ def shown(top: Path) -> Shown:
 
 
 @pytest.mark.parametrize("start", range(0, SEEDS, AT_ONCE))
-def test_both_formats_take_and_refuse_the_same_manifests(folder: Path, whole: list[bytes], start: int) -> None:
+def test_both_formats_take_and_refuse_the_same_manifests(
+    folder: Path, whole: list[bytes], start: int, record_testsuite_property: Record
+) -> None:
     seen: Counter[str] = Counter()
     for seed in range(start, start + AT_ONCE):
         place = folder / str(seed)
@@ -197,6 +200,7 @@ def test_both_formats_take_and_refuse_the_same_manifests(folder: Path, whole: li
         seen["refused" if isinstance(directory, str) else "taken"] += 1
     # Both happen, or the damage is too little or too much.
     assert min(seen["refused"], seen["taken"]) >= AT_ONCE // 10, seen
+    record_testsuite_property("cases", AT_ONCE)
 
 
 @pytest.mark.parametrize("letter", [b"a", b"\\", b"/a", b" ", b"\xff"])
