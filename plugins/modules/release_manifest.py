@@ -70,8 +70,8 @@ notes:
   - Refused, by name, are releases with device nodes, named pipes, sockets or mounts in them.
   - Of extended attributes file capabilities (C(security.capability)) and POSIX ACLs (C(system.posix_acl_access) and
     C(system.posix_acl_default)) are recorded. What becomes of NFSv4 ACLs and of others that decide access is told in docs/architecture.md.
-  - A directory that this host may not list is recorded without what is in it, where the readers of a view could not enter it either;
-    where they could, the scan fails and names it.
+  - A directory that root of this host may not list is recorded without what is in it, where the readers of a view could not enter it
+    either; where they could, the scan fails and names it.
   - The manifest of a tree depends on nothing but the tree and what may be read of it, as long as the file system tells its ACLs alike.
 seealso:
   - module: renderfarm.overlay.release_info
@@ -159,6 +159,19 @@ unreadable_count:
   type: int
   returned: when the release was scanned, with O(release)
   sample: 2
+unlisted:
+  description:
+    - The first 10 directories that are recorded without what is in them, since root of this host may not list them. The readers of a
+      view could not enter them either. A warning names them.
+  type: list
+  elements: str
+  returned: when the release was scanned, with O(release)
+  sample: []
+unlisted_count:
+  description: How many there are in all.
+  type: int
+  returned: when the release was scanned, with O(release)
+  sample: 0
 narrowed:
   description:
     - The first 10 files and directories whose ACL a layer cannot hold, such as NFSv4 ACLs that name users or groups. Their mode in the
@@ -204,6 +217,15 @@ manifests:
       elements: str
       sample: []
     unreadable_count:
+      description: How many there are in all, when the release was scanned.
+      type: int
+      sample: 0
+    unlisted:
+      description: The first 10 directories that are recorded without what is in them, when the release was scanned.
+      type: list
+      elements: str
+      sample: []
+    unlisted_count:
       description: How many there are in all, when the release was scanned.
       type: int
       sample: 0
@@ -402,6 +424,8 @@ def _values(manifest: _Manifest) -> dict[str, Any]:
         report = manifest.report
         values["unreadable"] = list(report.unreadable.first)
         values["unreadable_count"] = report.unreadable.count
+        values["unlisted"] = list(report.unlisted.first)
+        values["unlisted_count"] = report.unlisted.count
         values["narrowed"] = list(report.narrowed.first)
         values["narrowed_count"] = report.narrowed.count
     return values
@@ -431,6 +455,12 @@ def _warnings(manifests: Sequence[_Manifest]) -> list[str]:
             warnings.append(
                 f"release {manifest.release}: not everybody may read {count} of its files and directories, so no view can read them from"
                 f" an export with root_squash: {named}; let everybody read the release (chmod -R o+rX)"
+            )
+        if report.unlisted.count:
+            warnings.append(
+                f"release {manifest.release}: root of this host may not list {report.unlisted.count} directories, which are recorded"
+                f" without what is in them: {report.unlisted.listed()}; scan on the file server, or let everybody list them, if views are"
+                " to show it"
             )
         if report.narrowed.count:
             warnings.append(

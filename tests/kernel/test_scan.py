@@ -12,7 +12,7 @@ import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Entry, Placement
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, xattrs
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, manifest_store, xattrs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.scan import Scan
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
@@ -181,7 +181,8 @@ def test_a_directory_that_no_reader_may_enter_is_kept_without_what_is_in_it(fold
     (top / "sub").chmod(mode)
     os.chown(top / "sub", NOBODY, NOBODY)
     ran = recorded(folder, privileged=False).ok
-    assert ran["unreadable"] == ["/sub/"]
+    assert (ran["unreadable"], ran["unlisted"], ran["unlisted_count"]) == (["/sub/"], ["/sub"], 1)
+    assert "root of this host may not list 1 directories" in str(ran["warnings"])
     assert ran["entries"] == {"directories": 2, "files": 0, "symlinks": 0, "hardlinks": 0}
     assert not recorded(folder, privileged=False, rescan=True).ok["changed"]
     place = Placement(
@@ -198,6 +199,19 @@ def test_a_directory_that_readers_may_enter_and_the_scan_may_not_list_fails_with
     message = recorded(folder, privileged=False).message
     assert message.startswith(f"{top}/sub has mode 0711: everybody may enter it, and this host may not list it")
     assert [path for path in (folder / "store").rglob("*") if path.is_file()] == []
+
+
+def test_a_user_who_may_not_list_a_directory_is_refused(folder: Path) -> None:
+    top = plain(folder)
+    (top / "sub").chmod(0o700)
+
+    def as_nobody(_progress: deadline.Progress) -> None:
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        scan(folder / "root")
+
+    with pytest.raises(PermissionError) as raised:
+        deadline.run(as_nobody, 30)
+    assert raised.value.filename == str(top / "sub")
 
 
 def test_root_is_not_told_to_run_as_root(folder: Path) -> None:

@@ -51,6 +51,8 @@ class ScanReport:
     #: Files with content that not everybody may read, and directories that not everybody may enter, these with a slash at the end and
     #: without what is in them. Where the file server takes root for nobody, no view can read them, whoever scans them.
     unreadable: PathCount = field(default_factory=lambda: PathCount(kept=UNREADABLE_KEPT))
+    #: Directories that are recorded without what is in them, which root of this host may not list or enter.
+    unlisted: PathCount = field(default_factory=PathCount)
     #: Entries whose ACL is not carried.
     narrowed: PathCount = field(default_factory=PathCount)
     #: Link counts to be put right: path of the file, and how many names it has within the release, where that differs
@@ -166,14 +168,18 @@ class Scan:
     def _shut(self, directory: int | bytes, status: os.stat_result, path: bytes, closed: bool) -> Entry:
         """Return the entry of a directory that this process may not list or enter.
 
-        Raises OverlayError where the readers of a view could: it would lack the files in the directory.
+        Raises OverlayError where the readers of a view could: it would lack the files in the directory. Raises PermissionError for
+        users other than root, whose views are read by root.
         """
+        if os.geteuid() != 0:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         entry = self._directory(directory, status, path, 2)
         if not self._note_closed(entry, closed):
             raise OverlayError(
                 f"{self._show(path)} has mode {stat.S_IMODE(entry.mode):04o}: everybody may enter it, and this host may not list it,"
                 " so a view would lack what is in it; let everybody list it (chmod o+r), or scan the release on the file server"
             )
+        self.report.unlisted.add(path)
         if isinstance(directory, int):
             os.close(directory)
         return entry
