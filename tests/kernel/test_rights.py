@@ -14,9 +14,10 @@ import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, layers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, layers, manifest_store
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
 from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel.nfs4_files import Node, mounted
 from ansible_collections.renderfarm.overlay.tests.kernel.support import (
     GROUP,
     MASK,
@@ -27,6 +28,15 @@ from ansible_collections.renderfarm.overlay.tests.kernel.support import (
     acl,
 )
 from ansible_collections.renderfarm.overlay.tests.kernel.test_erofs import builder, disk
+from ansible_collections.renderfarm.overlay.tests.unit.test_nfs4_acl import (
+    ALLOW,
+    DENY,
+    Ace,
+    R,
+    X,
+    of_linux_server,
+    xdr,
+)
 
 __all__ = ["disk"]
 
@@ -238,6 +248,64 @@ def test_an_acl_that_is_too_long_narrows_the_mode(folder: Path) -> None:
     placement = support.scanned(folder / "store", folder / "root", "pkg/1")
     layer, _generation = build(folder / "state", [placement], None)
     assert stat.S_IMODE((layer / "pkg/1/file").stat().st_mode) == 0o700
+
+
+# ---- NFSv4 ACLs
+
+
+def nfs4(mode: int, aces: Sequence[Ace], *children: tuple[str, Node]) -> Node:
+    return Node(mode, xdr(*aces), ALICE, STAFF, dict(children))
+
+
+def test_nobody_gains_where_a_server_decides_by_an_nfsv4_acl(folder: Path) -> None:
+    denied = [(DENY, 0, R, "bob@studio"), *of_linux_server(0o644)]
+    named = [*of_linux_server(0o640)[:-1], (ALLOW, 0, R, "bob@studio"), *of_linux_server(0o640)[-1:]]
+    closed = [(DENY, 0, X, "artists@studio"), *of_linux_server(0o755)]
+    file, directory = stat.S_IFREG, stat.S_IFDIR
+    release = nfs4(
+        directory | 0o755,
+        of_linux_server(0o755),
+        ("plain", nfs4(file | 0o755, of_linux_server(0o755))),
+        ("denied", nfs4(file | 0o644, denied)),
+        ("named", nfs4(file | 0o640, named)),
+        ("closed", nfs4(directory | 0o755, closed, ("inside", nfs4(file | 0o644, of_linux_server(0o644))))),
+        ("damaged", Node(file | 0o4755, b"damaged")),
+        ("hidden", Node(file | 0o755, None)),
+    )
+    package = nfs4(directory | 0o755, of_linux_server(0o755), ("1", release))
+    software = folder / "root"
+    software.mkdir()
+    (folder / "store").mkdir()
+    with mounted(software, nfs4(directory | 0o755, of_linux_server(0o755), ("pkg", package))):
+        ran = support.module("release_manifest", root=str(software), release="pkg/1", store=str(folder / "store")).ok
+        assert ran["narrowed"] == ["/closed", "/damaged", "/denied", "/hidden", "/named"]
+        assert ran["unreadable"] == ["/closed/", "/damaged", "/denied", "/hidden", "/named"]
+        placement = support.scanned(folder / "store", software, "pkg/1")
+    modes = {entry.path.decode(): stat.S_IMODE(entry.mode) for entry in manifest_store.entries(placement)}
+    assert modes == {
+        "/": 0o755,
+        "/closed": 0o644,
+        "/closed/inside": 0o644,
+        "/damaged": 0o4000,
+        "/denied": 0o200,
+        "/hidden": 0,
+        "/named": 0o640,
+        "/plain": 0o755,
+    }
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_root_of_a_view_has_the_acls_of_its_release(folder: Path, disk: Path, name: str | None) -> None:
+    make(folder)
+    top = folder / "root" / "pkg" / "1"
+    os.setxattr(
+        top, "system.posix_acl_access", acl((OWNER, 7), (USER, 0, BOB), (OWNING_GROUP, 5), (MASK, 5), (OTHER, 5))
+    )
+    os.setxattr(top, "system.posix_acl_default", acl((OWNER, 7), (OWNING_GROUP, 0), (OTHER, 0)))
+    placement = replace(support.scanned(folder / "store", folder / "root", "pkg/1"), at=b"")
+    layer, _generation = build(disk, [placement], name)
+    with support.mounted(support.declared(folder / "view", [layer], [folder / "root"])) as view:
+        assert support.compare_trees(view, top) == []
 
 
 # ---- mapping owners, and modes
