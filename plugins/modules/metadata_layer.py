@@ -200,6 +200,8 @@ options:
     type: bool
     default: false
 notes:
+  - A view gives nobody more than its releases do. POSIX ACLs are carried, in both formats; docs/architecture.md tells what becomes of each
+    attribute that decides access. A host whose kernel has EROFS without POSIX ACLs takes no images.
   - Releases that are merged, or have patterns, are read twice. Memory grows with their directories and hard-linked files, and with
     the number of releases that are merged, not with the number of files.
   - Where the first name of a hard-linked file is not shown, the next one that is becomes the file; it has as many links as the view has

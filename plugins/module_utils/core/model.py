@@ -22,6 +22,9 @@ CAPABILITY_XATTR = b"security.capability"
 #: The attributes that change what a file does or who may use it, and so are carried from the release to the view.
 CARRIED_XATTRS = frozenset((CAPABILITY_XATTR, ACCESS_XATTR, DEFAULT_XATTR))
 
+#: NAME_MAX of linux/limits.h.
+_LONGEST_NAME = 255
+
 #: Mode bits that make a program run as its owner or group.
 SET_ID = stat.S_ISUID | stat.S_ISGID
 
@@ -146,4 +149,6 @@ def relative_path(text: bytes, what: str) -> bytes:
     parts = text.split(b"/")
     if b".." in parts or b"\0" in text:
         raise OverlayError(f"{what} {show(text)!r} may not contain '..' or a NUL byte")
+    if any(len(part) > _LONGEST_NAME for part in parts):
+        raise OverlayError(f"{what} {show(text)!r} has a name of more than {_LONGEST_NAME} bytes in it")
     return b"/".join(part for part in parts if part not in (b"", b"."))
