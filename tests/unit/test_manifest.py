@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import stat
 from collections.abc import Sequence
 
@@ -380,3 +381,14 @@ def test_a_record_survives_its_json() -> None:
 def test_what_is_no_record_is_refused(text: bytes) -> None:
     with pytest.raises(ManifestError):
         record_from_json(text)
+
+
+FIELD = st.sampled_from([b"-", b"0", b"1", b"/a", b"100644", b"@100644", b"40755", b"120777", b"1.0", b"pkg/1/a"])
+LINE = st.binary(max_size=60) | st.lists(FIELD | st.binary(max_size=8), min_size=9, max_size=13).map(b" ".join)
+
+
+@settings(deadline=None)
+@given(st.lists(LINE, max_size=5), st.booleans())
+def test_whatever_a_manifest_is_it_is_read_or_refused(listed: list[bytes], with_root: bool) -> None:
+    with contextlib.suppress(ManifestError):
+        list(read_entries([ROOT, *listed] if with_root else listed, RELEASE))
