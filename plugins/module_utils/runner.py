@@ -9,6 +9,7 @@ time limit, so that a dead NFS server ends in a message and not in a play that h
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -18,9 +19,10 @@ from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, refusal_hint, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import containing_mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Action, Plan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, mounts
 
 DEFAULT_STATE_DIR = "/var/lib/renderfarm-overlay"
 
@@ -142,5 +144,12 @@ def explain(error: OverlayError | OSError) -> str:
     if name is None:
         return f"{error.strerror}"
     shown = show(name) if isinstance(name, bytes) else show(name.encode("utf-8", "surrogateescape"))
-    hint = ": run the task as root (become: true)" if isinstance(error, PermissionError) else ""
+    hint = _hint(error, os.fsencode(name)) if isinstance(error, PermissionError) else ""
     return f"{shown}: {error.strerror}{hint}"
+
+
+def _hint(error: PermissionError, path: bytes) -> str:
+    as_root = os.geteuid() == 0
+    # Without looking anything up there: the path is compared with those of mounts as it is.
+    mount = containing_mount(mounts.read_mounts(), path) if as_root and path.startswith(b"/") else None
+    return refusal_hint(as_root, error.errno == errno.EACCES, mount.fstype if mount else None)

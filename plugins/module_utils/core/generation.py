@@ -15,7 +15,7 @@ import json
 import posixpath
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import Rules, in_order, precedence
@@ -24,6 +24,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_name
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.links import Link
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Counts, Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import Attributes, NumberMap, parse_mode
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.rights import Rights
 
 #: Raised whenever the same input would give another layer than before, so that layers of old versions are made anew.
 LAYER_FORMAT = 1
@@ -68,6 +69,8 @@ class LayerSpec:
     group_map: NumberMap = ()
     #: Symbolic mode; empty for none.
     mode: str = ""
+    #: Leave set-ID bits and capabilities to files whose owner or group is mapped.
+    keep_setid: bool = False
     on_conflict: str = "error"
     links: tuple[Link, ...] = ()
 
@@ -76,6 +79,8 @@ class LayerSpec:
         """How the releases become one tree. Raises OverlayError for a malformed mode."""
         mode = parse_mode(self.mode) if self.mode else ()
         attributes = Attributes(self.owner, self.group, self.owner_map, self.group_map, mode)
+        # Without a mapping there is nothing that it could keep.
+        attributes = replace(attributes, keep_setid=self.keep_setid and attributes.strips)
         return Rules(attributes, self.on_conflict, self.links)
 
     @property
@@ -116,6 +121,7 @@ class Generation:
     conflict_count: int = 0
     #: Of format ``erofs`` only.
     image: Image | None = None
+    rights: Rights = field(default_factory=Rights)
 
     @property
     def folder(self) -> str:
@@ -243,6 +249,8 @@ def _composing(spec: LayerSpec) -> dict[str, Any]:
         "owner_map": sorted(spec.owner_map),
         "group_map": sorted(spec.group_map),
         "mode": spec.mode,
+        # Earlier versions kept them: their generations are others.
+        "setid_stripped": spec.rules.attributes.strips,
         "links": links_of(spec.links),
     }
     given: dict[str, Any] = {name: value for name, value in options.items() if value}
@@ -288,6 +296,7 @@ def generation_to_json(generation: Generation) -> bytes:
         "bytes_on_disk": generation.bytes_on_disk,
         "releases": generation.releases,
         "image": asdict(generation.image) if generation.image else None,
+        "rights": generation.rights.as_dict(),
     }
     if generation.links:
         fields["links"] = generation.links
@@ -314,6 +323,7 @@ def generation_from_json(text: bytes, path: str) -> Generation:
             links=tuple(fields.get("links", ())),
             conflicts=tuple(fields.get("conflicts", ())),
             conflict_count=fields.get("conflict_count", 0),
+            rights=Rights.from_dict(fields.get("rights", {})),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise OverlayError(f"{path} is not the record of a generation ({error})") from None

@@ -156,6 +156,8 @@ def _chunks(placement: Placement) -> Iterator[bytes]:
                 rest = rest_of
             else:
                 rest += part
+            if len(rest) > manifest.LONGEST_LINE:
+                raise ManifestError(f"a line of it has more than {manifest.LONGEST_LINE} bytes")
         if rest:
             yield rest
     if "sha256:" + digest.hexdigest() != placement.record.digest:

@@ -28,6 +28,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model impo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, containing_mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import Attributes
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import ViewState
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.rights import Rights
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     erofs_layer,
     files,
@@ -171,6 +172,7 @@ def build_layer(
         conflicts=tuple(conflict.as_dict() for conflict in composition.conflicts),
         conflict_count=composition.conflict_count,
         image=image,
+        rights=Rights(report.tally.privileged, composition.stripped, report.narrowed),
     )
     return generation, report
 
