@@ -66,6 +66,7 @@ directories:
   sample: 87
 """
 
+import contextlib
 import os
 from typing import Any
 
@@ -78,7 +79,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.move impor
     plan_move,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Action
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import move
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mount_lock, move
 
 
 def main() -> None:
@@ -93,6 +94,14 @@ def main() -> None:
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     spec = MoveSpec(_place(params["source"], "source"), _place(params["destination"], "destination"))
+    with contextlib.ExitStack() as stack:
+        if not context.check_mode:
+            mountpoint = move.mountpoint_of(spec.source)
+            stack.enter_context(mount_lock.held(mountpoint, context.timeout, context.progress))
+        return _moved(spec, context)
+
+
+def _moved(spec: MoveSpec, context: runner.Context) -> runner.Outcome:
     state = move.observe(spec, context.progress)
     plan = plan_move(spec, state)
 
@@ -100,7 +109,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         if isinstance(action, MoveDirectory):
             move.move(action.spec, context.progress)
         elif isinstance(action, FinishMove):
-            move.finish(action.spec.destination)
+            move.finish(action.spec)
 
     context.carry_out(plan, apply)
     values = {

@@ -14,6 +14,7 @@ import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import remount, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import no_progress
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.writable import (
     OPAQUE,
@@ -73,7 +74,7 @@ def test_every_oddity_is_as_before(on_disk: Path, root: Path) -> None:
 
 def test_every_oddity_survives_another_owner(folder: Path, root: Path) -> None:
     overlay = overlay_at(folder, root)
-    overlay.finalized(owner="4321", group="4322")
+    overlay.finalized(owner="4321", group="4322", keep_setid=True)
     for path in overlay.path.rglob("*"):
         status = path.lstat()
         assert (status.st_uid, status.st_gid) == (4321, 4322), path
@@ -231,7 +232,7 @@ def test_layers_that_the_kernel_does_not_take_again_are_found_before_unmounting(
 
     monkeypatch.setattr(syscalls, "fsconfig_string", too_long)
     live = support.live(overlay.path)
-    with pytest.raises(OverlayError, match="refuses"), remount.unmounted(live, ()):  # type: ignore[arg-type]
+    with pytest.raises(OverlayError, match="refuses"), remount.unmounted(live, (), no_progress):  # type: ignore[arg-type]
         pass
     assert support.live(overlay.path) == live
     assert remount.unfinished(os.fsencode(overlay.path)) is None
@@ -309,7 +310,7 @@ def test_several_lower_layers(folder: Path, software: Path, metacopy: str) -> No
     options = (("metacopy", metacopy), ("redirect_dir", "on"), ("index", "on"))
     overlay = overlay_at(folder, software, second, options=options)
     before = shown(overlay.path)
-    overlay.finalized()
+    overlay.finalized(copy_content=metacopy == "off")
     assert shown(overlay.path) == before
     assert sealed(overlay, "tool/1.0")
     assert (attribute(overlay.upper / "tool/9.0/version", REDIRECT) == b"/tool/9.0/version") == (metacopy == "on")
@@ -414,13 +415,18 @@ def test_seal_kernel_says_what_the_kernel_did_not_mark(overlay: Overlay) -> None
     assert overlay.finalize(seal="none")["finalized"]
 
 
+def note_of(path: Path, uid: int, gid: int) -> bytes:
+    """Return the note of a run that was killed while it changed the owner of a file."""
+    return b"6755 %d %d %s %d" % (uid, gid, support.CAPABILITY.hex().encode(), path.stat().st_ino)
+
+
 def test_a_run_that_was_killed_while_changing_owners_is_finished(overlay: Overlay, software: Path) -> None:
     tool = software / "tool/1.0/bin/tool"
     tool.chmod(0o6755)
     os.setxattr(tool, "security.capability", support.CAPABILITY)
     view = overlay.path / "tool/1.0/bin/tool"
     os.setxattr(view.parent, "trusted.renderfarm-overlay.restoring", b"y")
-    os.setxattr(view, "trusted.renderfarm-overlay.restore", b"6755 11 12 " + support.CAPABILITY.hex().encode())
+    os.setxattr(view, "trusted.renderfarm-overlay.restore", note_of(view, 11, 12))
     os.chown(view, 11, 12)
     assert view.stat().st_mode & 0o7777 == 0o755
     pending = overlay.finalize(passes=["readdir", "seal"], allow_unmount=True)["pending"]

@@ -211,7 +211,16 @@ def test_a_move_goes_on_from_each_system_call(view: Path) -> None:
         "from ansible_collections.renderfarm.overlay.plugins.module_utils.core.move import MoveSpec\n"
         "move.move(MoveSpec(*map(os.fsencode, sys.argv[1:])), lambda: None)\n"
     )
-    calls = ("mkdir", "setxattr", "chown", "chmod", "renameat2", "rmdir", "utimensat", "removexattr")
+    calls = (
+        "mkdirat",
+        "fsetxattr",
+        "fchown",
+        "fchmod",
+        "renameat2",
+        "unlinkat",
+        "utimensat",
+        "fremovexattr",
+    )
     for turn in (1, 2):
         for call in calls:
             argv = [
@@ -227,7 +236,7 @@ def test_a_move_goes_on_from_each_system_call(view: Path) -> None:
             subprocess.run([*argv, "-c", code, small.source, small.destination], check=False, capture_output=True)
     for action in plan_move(small, move.observe(small)):
         if isinstance(action, FinishMove):
-            move.finish(small.destination)
+            move.finish(small)
         else:
             move.move(small, no_progress)
     assert plan_move(small, move.observe(small)) == ()
