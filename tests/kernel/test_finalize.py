@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.writable import (
     OPAQUE,
     REDIRECT,
+    SEALED,
     Overlay,
     attribute,
     copied,
@@ -182,6 +184,36 @@ def test_an_overlay_that_somebody_holds_unseen_is_not_sealed(folder: Path, softw
     assert not sealed(overlay, "tool/1.0/bin")
     assert support.compare_trees(overlay.path, software) == []
     assert overlay.finalize(allow_unmount=True)["sealed"] > 0
+
+
+# Holds a file of a mount that is gone, and ends half a second after its input.
+LATE = """
+import os, sys, time
+fd = os.open(sys.argv[1], os.O_RDONLY)
+print("ready", flush=True)
+sys.stdin.readline()
+time.sleep(0.5)
+"""
+
+
+def test_the_kernel_is_given_time_to_let_go_of_an_overlay(overlay: Overlay) -> None:
+    """As after the end of another mount namespace, of which the kernel tidies up in the background."""
+    other = overlay.folder / "other"
+    other.mkdir()
+    support.command("mount", "--bind", overlay.path, other)
+    with support.background(LATE, other / "tool/1.0/version") as holder:
+        support.command("umount", "--lazy", other)
+        with support.forked_module("overlay_finalize", {"path": str(overlay.path), "allow_unmount": True}) as child:
+            child.go()
+            while support.live(overlay.path) is not None:
+                time.sleep(0.005)
+            assert holder.stdin
+            holder.stdin.write("\n")
+            holder.stdin.flush()
+            result = child.finish().ok
+    assert result["finalized"]
+    assert result["unmounted"]
+    assert sealed(overlay, "tool/1.0")
 
 
 def test_an_overlay_that_a_killed_run_had_unmounted_is_mounted_again(overlay: Overlay) -> None:
@@ -437,6 +469,104 @@ def test_a_run_that_was_killed_while_changing_owners_is_finished(overlay: Overla
     assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (0o6755, 11, 12)
     assert support.capability_of(os.fsencode(view)) == support.CAPABILITY
     assert [name for name in os.listxattr(view) if "restor" in name] == []
+
+
+def test_a_copied_seal_does_not_count(overlay: Overlay, software: Path) -> None:
+    """All xattrs of ours are copied by root's ``cp -a``, and what the kernel has noted of a copy is not."""
+    overlay.finalized()
+    support.command("cp", "-a", overlay.path / "tool", overlay.path / "new")
+    assert attribute(overlay.upper / "new", SEALED) is not None
+    assert attribute(overlay.upper / "new", OPAQUE) == b"y"
+    support.make_small_release(software / "late", "late")
+    (overlay.path / "late").rename(overlay.path / "new/late")
+    (overlay.path / "other").rename(overlay.path / "new/other")
+    before = shown(overlay.path)
+    result = overlay.finalize(allow_unmount=True)
+    assert result["finalized"]
+    assert sealed(overlay, "new/late")
+    assert attribute(overlay.upper / "new/late/version", REDIRECT) == b"/late/version"
+    assert shown(overlay.path) == before
+    assert not overlay.finalize(allow_unmount=True)["changed"]
+
+
+def test_a_copied_note_of_an_owner_changes_nothing(overlay: Overlay) -> None:
+    """A copy of a file whose owner a killed run was changing does not become a set-user-ID program."""
+    folder = overlay.path / "tool/1.0/bin"
+    os.setxattr(folder, "trusted.renderfarm-overlay.restoring", b"y")
+    os.setxattr(folder / "tool", "trusted.renderfarm-overlay.restore", note_of(folder / "tool", 0, 0))
+    support.command("cp", "-a", folder / "tool", folder / "copy")
+    support.command("cp", "-a", folder / "tool", overlay.path / "tool/2.0/bin/tool")
+    os.setxattr(overlay.path / "tool/2.0/bin", "trusted.renderfarm-overlay.restoring", b"y")
+    assert "trusted.renderfarm-overlay.restore" in os.listxattr(folder / "copy")
+    os.chown(folder / "copy", 77, 77)
+    assert overlay.finalize(allow_unmount=True)["restored"] == 1
+    assert (folder / "tool").stat().st_mode & 0o7777 == 0o6755
+    status = (folder / "copy").stat()
+    assert (status.st_mode & 0o7777, status.st_uid) == (0o755, 77)
+    assert (overlay.path / "tool/2.0/bin/tool").stat().st_mode & 0o7777 == 0o755
+
+
+def test_set_id_bits_and_capabilities_go_with_the_owner(overlay: Overlay, software: Path) -> None:
+    tools = [software / f"tool/{version}/bin/tool" for version in ("1.0", "2.0")]
+    tools[0].chmod(0o6755)
+    os.setxattr(tools[1], "security.capability", support.CAPABILITY)
+    ran = support.module("overlay_finalize", path=str(overlay.path), owner="root", group="9", allow_unmount=True)
+    assert ran.ok["setid_stripped"] == 2
+    warning = str(ran.ok["warnings"][0])
+    assert "tool/1.0/bin/tool, tool/2.0/bin/tool" in warning
+    assert "keep_setid" in warning
+    for version in ("1.0", "2.0"):
+        tool = overlay.path / "tool" / version / "bin/tool"
+        assert tool.stat().st_mode & 0o7777 == 0o755
+        assert support.capability_of(os.fsencode(tool)) is None
+
+
+def test_set_id_bits_stay_with_an_owner_that_stays(overlay: Overlay, software: Path) -> None:
+    (software / "tool/1.0/bin/tool").chmod(0o6755)
+    result = overlay.finalized(owner="root", group="root")
+    assert result["setid_stripped"] == 0
+    assert (overlay.path / "tool/1.0/bin/tool").stat().st_mode & 0o7777 == 0o6755
+
+
+def test_content_is_not_copied_unless_asked_for(folder: Path, software: Path) -> None:
+    support.write(software / "tool/1.0/big", b"x" * 10_000)
+    options = (("metacopy", "off"), ("redirect_dir", "on"), ("index", "on"))
+    overlay = overlay_at(folder, software, options=options)
+    before = support.listing(overlay.upper).keys()
+    arguments = {"path": str(overlay.path), "allow_unmount": True, "owner": "7"}
+    for check in (True, False):
+        ran = support.module("overlay_finalize", check=check, **arguments)
+        assert "10 files with" in ran.message
+        assert "copy_content" in ran.message
+        assert "metacopy=on" in ran.message
+        assert ran.result["content_files"] == 10
+        size = ran.result["content_bytes"]
+        assert f"{size} bytes" in ran.message
+        assert not ran.result["changed"]
+        assert support.listing(overlay.upper).keys() == before
+    checked = support.module("overlay_finalize", check=True, copy_content=True, **arguments).ok
+    assert checked["content_bytes"] == size
+    assert f"copy the content of 10 files, {size} bytes, to the upper layer" in checked["actions"]
+    result = overlay.finalized(copy_content=True, owner="7")
+    assert result["content_bytes"] == size
+    assert (overlay.upper / "tool/1.0/big").stat().st_blocks > 0
+    # What is there has been copied, so nothing is left to be refused.
+    assert overlay.finalize(allow_unmount=True)["finalized"]
+
+
+def test_what_is_pending_is_grouped_by_reason(folder: Path, software: Path) -> None:
+    for number in range(20):
+        os.link(software / "tool/1.0/version", software / f"tool/1.0/linked-{number:02}")
+    overlay = overlay_at(folder, software, options=(("metacopy", "on"), ("redirect_dir", "on"), ("index", "off")))
+    result = overlay.finalize()
+    linked, unsealed = result["pending_by_reason"]
+    assert "index=on" in linked["reason"]
+    assert linked["total"] == 26
+    assert linked["paths"] == ["other/1.0/version", "other/1.0/version-again"] + [
+        f"tool/1.0/linked-{number:02}" for number in range(8)
+    ]
+    assert "allow_unmount" in unsealed["reason"]
+    assert linked["total"] + unsealed["total"] == result["pending_total"]
 
 
 @pytest.mark.parametrize(

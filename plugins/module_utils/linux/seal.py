@@ -12,7 +12,6 @@ Users may have renamed directories until the overlay was unmounted, so where eac
 
 from __future__ import annotations
 
-import contextlib
 import os
 import posixpath
 from collections.abc import Collection, Sequence
@@ -28,7 +27,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.finalize i
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, parallel, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.finalize import Overlay, Place, trace
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.finalize import Overlay, Place
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.lowers import Lowers
 
 
@@ -53,23 +52,17 @@ def seal(
     ``settled`` are the paths of the directories that need no mark: sealed ones, and those of the upper layer alone.
     """
     outcome = Sealing()
-    moved = _moved(overlay, places, progress)
-    bad: set[bytes] = set()
-    for path in moved:
-        outcome.pending.append(
-            Pending(path, "it was renamed, or exchanged with another directory, while it was being finalized")
-        )
-        bad |= finalize.with_parents([path])
-    places = [place for place in places if not any(above in moved for above in finalize.with_parents([place.path]))]
     chosen = {place.path for place in places}
+    sources = _Sources(overlay)
 
     def prepare(place: Place, progress: Progress) -> tuple[tuple[Place, list[Pending]], list[Place]]:
         progress()
         try:
-            return (place, _give_redirects(overlay, lowers, place, chosen, settled)), []
+            return (place, _give_redirects(overlay, lowers, sources, place, chosen, settled)), []
         except OSError as error:
             return (place, [Pending(place.path, f"it cannot be sealed: {error.strerror}")]), []
 
+    bad: set[bytes] = set()
     ready: list[Place] = []
     with beneath.working_directory_kept():
         prepared = parallel.walk(places, prepare, workers, progress)
@@ -97,25 +90,27 @@ def seal(
     return outcome
 
 
-def _moved(overlay: Overlay, places: Sequence[Place], progress: Progress) -> set[bytes]:
-    """Return the paths at which another directory is by now than when it was looked into, those inside of others of them left out."""
-    lower_of: dict[bytes, bytes | None] = {}
-    moved: set[bytes] = set()
-    for place in sorted(places, key=lambda one: one.path):
-        progress()
-        parent, name = posixpath.split(place.path)
-        if parent not in lower_of:
-            with contextlib.ExitStack() as stack:
-                lower_of[parent] = trace(overlay, parent, stack)[0].lower
+class _Sources:
+    """Where directories of the upper layer are looked for in the lower layers, now that nobody renames them through the overlay."""
+
+    def __init__(self, overlay: Overlay) -> None:
+        self._overlay = overlay
+        self._known: dict[bytes, bytes | None] = {b"": b"/"}
+
+    def of(self, path: bytes, fd: int = -1) -> bytes | None:
+        """Return the path in the lower layers; None for a directory of the upper layer alone. ``fd`` is the directory, where it is open."""
+        if path not in self._known:
+            folder, name = posixpath.split(path)
+            parent = self.of(folder)
+            self._known[path] = lower_path(parent, name, self._marks(path) if fd < 0 else self._overlay.marks(fd))
+        return self._known[path]
+
+    def _marks(self, path: bytes) -> Marks:
         try:
-            with beneath.opened(overlay.roots.upper, place.path, same_mount=True) as fd:
-                marks = overlay.marks(fd)
-        except OSError:
-            marks = Marks(opaque=finalize.OPAQUE)
-        lower_of[place.path] = lower_path(lower_of[parent], name, marks)
-        if lower_of[place.path] != place.lower and not moved & finalize.with_parents([parent]):
-            moved.add(place.path)
-    return moved
+            with beneath.opened(self._overlay.roots.upper, path, same_mount=True) as fd:
+                return self._overlay.marks(fd)
+        except FileNotFoundError:
+            return Marks()
 
 
 def _source(place: Place) -> bytes:
@@ -126,7 +121,12 @@ def _source(place: Place) -> bytes:
 
 
 def _give_redirects(
-    overlay: Overlay, lowers: Lowers, place: Place, chosen: Collection[bytes], settled: Collection[bytes]
+    overlay: Overlay,
+    lowers: Lowers,
+    sources: _Sources,
+    place: Place,
+    chosen: Collection[bytes],
+    settled: Collection[bytes],
 ) -> list[Pending]:
     """Give each metadata-only copy in a directory its redirect; return what keeps the directory from being sealed."""
     source = _source(place)
@@ -135,6 +135,8 @@ def _give_redirects(
         return [Pending(place.path, f"{show(source)} is gone from the lower layers")]
     names = names or set()
     with beneath.opened(overlay.roots.upper, place.path, same_mount=True) as fd:
+        if sources.of(place.path, fd) != source:
+            return [Pending(place.path, "it was renamed, or another directory was, while it was being finalized")]
         beneath.enter(fd)
         entries = beneath.entries(fd)
         problems = [
