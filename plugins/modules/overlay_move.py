@@ -27,14 +27,15 @@ options:
     required: true
   destination:
     description:
-      - Its new path, with its own name. Folders above it are made. It must not exist, but for an empty directory and for what an
-        interrupted run has left.
+      - Its new path, with its own name. Folders above it are made, with mode 0755. It must not exist, but for an empty directory, which is
+        removed, and for what an interrupted run has left.
     type: path
     required: true
 notes:
   - The overlay needs an upper layer and the options C(metacopy=on) and C(redirect_dir=on), which M(renderfarm.overlay.overlay_mount) sets.
   - Owner, group, mode, attributes and time of change of each directory are kept. Symbolic links are moved as they are.
   - Of hard links, the number stays right with C(index=on).
+  - While it works there is a directory C(.renderfarm-overlay-moving-*) in the overlay's root, which only root can enter.
   - When the directory is no more at its old place and is at the new one, nothing is changed.
 seealso:
   - module: renderfarm.overlay.overlay_mount

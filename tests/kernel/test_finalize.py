@@ -333,6 +333,16 @@ def test_hard_links_without_an_index_are_left_alone(folder: Path, software: Path
     assert not overlay.finalize(allow_unmount=True)["changed"]
 
 
+def test_another_owner_over_several_lower_layers(folder: Path, software: Path, root: Path, odd: Any) -> None:
+    """What is given away is compared with the lower layers, also where the kernel merges them and follows them to the data."""
+    layer, _generation, _report = support.build(folder / "state", [odd])
+    overlay = overlay_at(folder, layer, software, data=(root,))
+    result = overlay.finalized(owner="4321", subtrees=["odd/1/special", "odd/1/names", "tool"])
+    assert result["copied_up"] > 100
+    for path in (*(overlay.path / "odd/1/special").rglob("*"), *(overlay.path / "tool").rglob("*")):
+        assert path.lstat().st_uid == 4321
+
+
 @pytest.mark.parametrize("metacopy", ["on", "off"])
 def test_several_lower_layers(folder: Path, software: Path, metacopy: str) -> None:
     second = folder / "second"
