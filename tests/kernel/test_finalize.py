@@ -543,7 +543,7 @@ def test_content_is_not_copied_unless_asked_for(folder: Path, software: Path) ->
     options = (("metacopy", "off"), ("redirect_dir", "on"), ("index", "on"))
     overlay = overlay_at(folder, software, options=options)
     before = support.listing(overlay.upper).keys()
-    arguments = {"path": str(overlay.path), "allow_unmount": True, "owner": "7"}
+    arguments: dict[str, Any] = {"path": str(overlay.path), "allow_unmount": True, "owner": "7"}
     for check in (True, False):
         ran = support.module("overlay_finalize", check=check, **arguments)
         assert "10 files with" in ran.message

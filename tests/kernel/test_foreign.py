@@ -22,6 +22,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors imp
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.move import MoveSpec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     beneath,
+    finalize,
     lowers,
     move,
     passes,
@@ -209,7 +210,7 @@ def test_another_file_of_root_that_has_the_name_is_reported(overlay: Overlay, mo
     folder = overlay.path / "tool/1.0/bin"
     give_away(folder)
     support.write(folder / "secret", SECRET, 0o600)
-    moment = Moment(lambda: (folder / "secret").replace(folder / "tool"))
+    moment = Moment(lambda: os.replace(folder / "secret", folder / "tool"))
 
     def in_folder(fd: int) -> bool:
         return os.readlink(f"/proc/self/fd/{fd}") == str(folder)
@@ -493,7 +494,7 @@ def test_an_overlay_is_mounted_again_where_it_was(
 
 
 def test_lowers_of_the_overlay_are_given_as_they_are(overlay: Overlay) -> None:
-    found = passes.find(os.fsencode(overlay.path))
+    found = finalize.find(os.fsencode(overlay.path))
     assert found
     with lowers.opened(found.layers) as below:
         assert below.names(b"/") == {b"tool"}

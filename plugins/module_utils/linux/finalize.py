@@ -371,6 +371,10 @@ class CopyUp:
         #: Names of one file must not have their owner changed at the same time.
         self._special = parallel.Lock()
         self._upper_is_right = wanted.check_mode
+        self._changes_owners = not wanted.check_mode and (wanted.owner is not None or wanted.group is not None)
+        #: Without metadata copies, content is copied with the metadata, which may not be wanted.
+        self._copies_content = not overlay.metacopy
+        self._leaves_content = not (overlay.metacopy or wanted.copy_content or wanted.check_mode)
 
     def run(self, starts: Sequence[Place]) -> list[Visit]:
         """Return what came of each directory, in no order."""
@@ -396,10 +400,6 @@ class CopyUp:
                 if fd >= 0:
                     os.close(fd)
         return here.visit, here.further
-
-    @property
-    def _changes_owners(self) -> bool:
-        return not self._wanted.check_mode and (self._wanted.owner is not None or self._wanted.group is not None)
 
     def _look_into(self, here: _Here) -> None:
         place, visit = here.place, here.visit
@@ -465,44 +465,38 @@ class CopyUp:
             held = beneath.hold(here.shown, name)
             try:
                 status = os.fstat(held)
-                if self._is_left_alone(visit, name, status) or not self._changed(here, name, held, status):
-                    return False
+                reason = self._leaves(status) or self._changed(here, name, held, status)
             finally:
                 os.close(held)
         else:
             status = beneath.status(here.shown, name)
-            if self._is_left_alone(visit, name, status):
-                return False
-            if not self._wanted.check_mode:
+            reason = self._leaves(status)
+            if not (reason or self._wanted.check_mode):
                 # Whatever has the name now: this changes nothing of it.
                 beneath.keep_times(here.shown, name, status.st_atime_ns)
+        if reason:
+            visit.pending.append(Pending(visit.place.inside(name), reason))
+            return False
         if not self._wanted.check_mode:
             visit.changed = True
             if not self._upper_is_right:
                 self._check_upper(visit.place.inside(name))
         visit.counts.copied_up += 1
-        if not self._overlay.metacopy and stat.S_ISREG(status.st_mode) and status.st_size:
+        if self._copies_content and stat.S_ISREG(status.st_mode) and status.st_size:
             visit.counts.content_files += 1
             visit.counts.content_bytes += status.st_size
         return True
 
-    def _is_left_alone(self, visit: Visit, name: bytes, status: os.stat_result) -> bool:
-        """Tell whether an entry cannot be copied up, and say why."""
+    def _leaves(self, status: os.stat_result) -> str:
+        """Return why an entry is not copied up; empty where it is."""
         if status.st_nlink > 1 and not self._overlay.keeps_links and not stat.S_ISDIR(status.st_mode):
-            reason = "it has other names, which would become files of their own: mount the overlay with index=on"
-        elif (
-            not (self._overlay.metacopy or self._wanted.copy_content or self._wanted.check_mode)
-            and stat.S_ISREG(status.st_mode)
-            and status.st_size
-        ):
-            reason = "its content would be copied, which 'copy_content' allows"
-        else:
-            return False
-        visit.pending.append(Pending(visit.place.inside(name), reason))
-        return True
+            return "it has other names, which would become files of their own: mount the overlay with index=on"
+        if self._leaves_content and stat.S_ISREG(status.st_mode) and status.st_size:
+            return "its content would be copied, which 'copy_content' allows"
+        return ""
 
-    def _changed(self, here: _Here, name: bytes, held: int, status: os.stat_result) -> bool:
-        """Copy an entry up with the wanted owner; tell whether that could be.
+    def _changed(self, here: _Here, name: bytes, held: int, status: os.stat_result) -> str:
+        """Copy an entry up with the wanted owner; return why that could not be, empty where it could.
 
         What is changed is what ``held`` stands for. Whoever may write to the directory may have put another file in the place of the one
         that the lower layers have, for example one of root's that is in the upper layer and that he may not read. It is not changed.
@@ -512,18 +506,17 @@ class CopyUp:
         if (uid, gid) == (status.st_uid, status.st_gid):
             # What chown(2) takes away, this leaves.
             beneath.keep_times(here.shown, name, status.st_atime_ns)
-            return True
-        if not _is_lower(here, name, status):
-            here.visit.pending.append(Pending(here.place.inside(name), _EXCHANGED))
-            return False
+            return ""
+        if not _is_lower(here.lower, name, status):
+            return _EXCHANGED
         if stat.S_ISREG(status.st_mode) and self._loses_attributes(name, status):
             if self._wanted.keep_setid:
                 self._change_special(here, name, held, uid, gid)
-                return True
+                return ""
             here.visit.counts.setid_stripped += 1
             here.visit.stripped.append(here.place.inside(name))
         beneath.change_owner(held, uid, gid)
-        return True
+        return ""
 
     def _loses_attributes(self, name: bytes, status: os.stat_result) -> bool:
         """Tell whether chown(2) takes set-ID bits or a capability away from a file of the directory that was entered."""
@@ -610,20 +603,20 @@ class CopyUp:
         visit.pending.append(Pending(path, f"{error.strerror}"))
 
 
-def _is_lower(here: _Here, name: bytes, status: os.stat_result) -> bool:
-    """Tell whether an entry with this status is as the lower layers have it."""
-    if here.lower < 0:
+def _is_lower(lower: int, name: bytes, status: os.stat_result) -> bool:
+    """Tell whether an entry with this status is as the open directory of the lower layers has it."""
+    if lower < 0:
         return False
     try:
-        lower = beneath.status(here.lower, name)
+        there = beneath.status(lower, name)
     except FileNotFoundError:
         return False
     return (
-        lower.st_mode == status.st_mode
-        and lower.st_uid == status.st_uid
-        and lower.st_gid == status.st_gid
-        and lower.st_mtime_ns == status.st_mtime_ns
-        and (lower.st_size == status.st_size or stat.S_ISDIR(status.st_mode))
+        there.st_mode == status.st_mode
+        and there.st_mtime_ns == status.st_mtime_ns
+        and there.st_uid == status.st_uid
+        and there.st_gid == status.st_gid
+        and (there.st_size == status.st_size or stat.S_ISDIR(status.st_mode))
     )
 
 

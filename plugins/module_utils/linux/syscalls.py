@@ -210,7 +210,8 @@ def openat2(directory: int, path: bytes, flags: int, resolve: int, mode: int = 0
 
 def change_owner(fd: int, uid: int, gid: int) -> None:
     """Set the owner and group of what ``fd`` stands for, also of a symbolic link opened with O_PATH; -1 leaves one as it is."""
-    _checked(_libc.fchownat(fd, b"", uid & 0xFFFFFFFF, gid & 0xFFFFFFFF, _AT_EMPTY_PATH), None)
+    if _libc.fchownat(fd, b"", uid & 0xFFFFFFFF, gid & 0xFFFFFFFF, _AT_EMPTY_PATH):
+        _checked(-1, None)
 
 
 def rename_new(directory: int, source: bytes, to_directory: int, destination: bytes) -> None:
