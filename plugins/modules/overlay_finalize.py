@@ -50,6 +50,8 @@ options:
     description:
       - Whether files keep their set-user-ID and set-group-ID bits and their capabilities when O(owner) or O(group) changes whose they are.
       - A program that a publisher has made set-user-ID for himself becomes one for O(owner) then.
+      - Between the change of its owner and the setting of its bits and capabilities, the new owner may write to a file. Set this only where
+        O(owner) may be trusted with what these programs may do.
     type: bool
     default: false
   passes:

@@ -385,7 +385,8 @@ def test_a_move_leaves_nothing_aside(overlay: Overlay) -> None:
     source, destination = overlay.path / "tool/1.0", overlay.path / "local/new"
     spec = MoveSpec(os.fsencode(source), os.fsencode(destination))
     left = overlay.path / (move.ASIDE.decode() + "0123")
-    (left / "empty").mkdir(parents=True)
+    left.mkdir(0o700)
+    (left / "empty").mkdir()
     move.move(spec, no_progress)
     assert sorted(os.listdir(overlay.path)) == ["local", "tool"]
     assert not source.exists()

@@ -43,6 +43,7 @@ _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, e
 
 _CAPABILITY = os.fsdecode(CAPABILITY_XATTR)
 _JUST_COPIED = Marks(copied=True)
+_READABLE = 0o555
 _EXECUTABLE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 _EXCHANGED = "it is not what the lower layers have: it was exchanged, or changed on the file server, just now"
 
@@ -621,10 +622,12 @@ def _is_lower(lower: int, name: bytes, status: os.stat_result) -> bool:
 
 
 def _restore(held: int, wanted: Attributes) -> None:
+    # Nobody but its new owner is to write to it before it has its bits and its capability: they would go with what was written.
+    beneath.change_mode(held, wanted.mode & _READABLE)
     beneath.change_owner(held, wanted.uid, wanted.gid)
-    beneath.change_mode(held, wanted.mode)
     if wanted.capability is not None:
         beneath.set_held_attribute(held, CAPABILITY_XATTR, wanted.capability)
+    beneath.change_mode(held, wanted.mode)
     beneath.remove_held_attribute(held, finalize.RESTORE)
 
 

@@ -204,32 +204,32 @@ def _aside(root: int) -> Iterator[int]:
     beneath.make_directory(root, name, 0o700)
     fd = beneath.open_at(root, name, same_mount=True)
     try:
-        _check_is_ours(fd, name)
+        if not _is_ours(fd):
+            raise OverlayError(
+                f"{show(name)}, in which directories were to be made, was exchanged just now: run this again"
+            )
         yield fd
     finally:
         os.close(fd)
         _remove_aside(root)
 
 
-def _check_is_ours(fd: int, name: bytes) -> None:
-    """Raises OverlayError for a directory that others can enter: somebody has put it in the place of ours."""
+def _is_ours(fd: int) -> bool:
+    """Tell whether only root can enter a directory: somebody else's may have come to the place of ours."""
     status = os.fstat(fd)
-    if status.st_uid != 0 or status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise OverlayError(
-            f"{show(name)}, in which directories were to be made, was exchanged just now: run this again"
-        )
+    return status.st_uid == 0 and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
 
 
 def _remove_aside(root: int) -> None:
     """Remove what a run that was killed has left aside: directories that nothing has been moved to."""
     for name in beneath.names(root):
         if name.startswith(ASIDE):
-            # Somebody else's may have such a name, and then it is not empty or not to be entered.
-            with contextlib.suppress(OSError):
-                with beneath.opened(root, name, same_mount=True) as fd:
+            # One that is not empty is no such.
+            with contextlib.suppress(OSError), beneath.opened(root, name, same_mount=True) as fd:
+                if _is_ours(fd):
                     for inner in beneath.names(fd):
                         beneath.remove_directory(fd, inner)
-                beneath.remove_directory(root, name)
+                    beneath.remove_directory(root, name)
 
 
 #: A name in an open directory.
