@@ -173,7 +173,7 @@ def test_a_killed_run_of_finalizing_leaves_an_overlay_that_reads_as_before(folde
         (lower / "medium/1" / str(number) / "0").chmod(0o4755)
     overlay = overlay_at(folder / "overlay", lower)
     before = shown(overlay.path)
-    wanted = Wanted(owner=12, group=None, copy_up=True, check_mode=False)
+    wanted = Wanted(owner=12, group=None, copy_up=True, keep_setid=True, copy_content=False, check_mode=False)
     request = Request(
         os.fsencode(overlay.path),
         (),
@@ -205,8 +205,8 @@ def test_a_killed_run_of_finalizing_leaves_an_overlay_that_reads_as_before(folde
                 assert {path: one[4] for path, one in shown(overlay.path).items()} == {
                     path: one[4] for path, one in before.items()
                 }
-        assert overlay.finalize(allow_unmount=True, owner="12")["finalized"]
-        assert not overlay.finalize(allow_unmount=True, owner="12")["changed"]
+        assert overlay.finalize(allow_unmount=True, owner="12", keep_setid=True)["finalized"]
+        assert not overlay.finalize(allow_unmount=True, owner="12", keep_setid=True)["changed"]
         after = shown(overlay.path)
         assert {path: (one[0], one[4]) for path, one in after.items()} == {
             path: (one[0], one[4]) for path, one in before.items()

@@ -16,7 +16,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Action, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.upper import overlap
 
-#: The attribute of a directory that is being filled: when the old one was changed in nanoseconds, a space, and the old one's path.
+#: The xattr of a directory that is being filled: the mtime of the old one in nanoseconds, a space, the old one's path, a NUL, and its own
+#: path. That one tells it from a copy that ``cp -a`` has made, xattrs included.
 MARKER = b"trusted.renderfarm-overlay.moving"
 
 
@@ -75,14 +76,18 @@ class FinishMove(Action):
         return f"finish moving directory {show(self.spec.source)} to {show(self.spec.destination)}"
 
 
-def marker_of(source: bytes, mtime_ns: int) -> bytes:
-    return b"%d %s" % (mtime_ns, source)
+def marker_of(source: bytes, destination: bytes, mtime_ns: int) -> bytes:
+    return b"%d %s\0%s" % (mtime_ns, source, destination)
 
 
-def parse_marker(value: bytes) -> tuple[bytes, int]:
-    """Return path and time of a marker: the inverse of ``marker_of``."""
-    number, _space, source = value.partition(b" ")
-    return source, int(number)
+def parse_marker(value: bytes) -> tuple[bytes, bytes, int] | None:
+    """Return both paths and the time of a marker: the inverse of ``marker_of``. None for what is none."""
+    number, _space, paths = value.partition(b" ")
+    source, _nul, destination = paths.partition(b"\0")
+    try:
+        return source, destination, int(number)
+    except ValueError:
+        return None
 
 
 def plan_move(spec: MoveSpec, state: MoveState) -> Plan:

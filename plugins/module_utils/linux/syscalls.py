@@ -33,7 +33,8 @@ _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
 _SYS_OPENAT2 = 437
 
-_AT_FDCWD = -100
+#: The working directory, where a descriptor of a directory is taken.
+AT_FDCWD = -100
 _AT_RECURSIVE = 0x8000
 _AT_NO_AUTOMOUNT = 0x800
 _OPEN_TREE_CLONE = 1
@@ -164,7 +165,7 @@ def hold_mount(directory: int, path: bytes) -> int:
 def move_mount(mount: int, path: bytes, beneath: bool = False) -> None:
     """Attach a detached mount at ``path``: on top of what is there, or (Linux 6.5) beneath the mount that is there."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH | (_MOVE_MOUNT_BENEATH if beneath else 0)
-    _call(_SYS_MOVE_MOUNT, path, mount, b"", _AT_FDCWD, path, flags)
+    _call(_SYS_MOVE_MOUNT, path, mount, b"", AT_FDCWD, path, flags)
 
 
 def move_mount_to(mount: int, place: int) -> None:
@@ -270,12 +271,13 @@ def openat2(directory: int, path: bytes, flags: int, resolve: int, mode: int = 0
 
 def change_owner(fd: int, uid: int, gid: int) -> None:
     """Set the owner and group of what ``fd`` stands for, also of a symbolic link opened with O_PATH; -1 leaves one as it is."""
-    _checked(_libc.fchownat(fd, b"", uid & 0xFFFFFFFF, gid & 0xFFFFFFFF, _AT_EMPTY_PATH), None)
+    if _libc.fchownat(fd, b"", uid & 0xFFFFFFFF, gid & 0xFFFFFFFF, _AT_EMPTY_PATH):
+        _checked(-1, None)
 
 
-def rename_new(source: bytes, destination: bytes) -> None:
+def rename_new(directory: int, source: bytes, to_directory: int, destination: bytes) -> None:
     """renameat2(2) with RENAME_NOREPLACE. EEXIST: there is something at the destination."""
-    result = _libc.renameat2(_AT_FDCWD, source, _AT_FDCWD, destination, _RENAME_NOREPLACE)
+    result = _libc.renameat2(directory, source, to_directory, destination, _RENAME_NOREPLACE)
     _checked(result, destination if ctypes.get_errno() == errno.EEXIST else source)
 
 
@@ -284,14 +286,14 @@ def syncfs(fd: int, path: bytes) -> None:
     _checked(_libc.syncfs(fd), path)
 
 
-def keep_times(path: bytes, atime_ns: int) -> None:
-    """Set the time of the last access of a file, or of a link itself, to what it is: a change of metadata that changes nothing.
+def keep_times(directory: int, name: bytes, atime_ns: int, follow: bool = False) -> None:
+    """Set the time of the last access of a file in an open directory, or of a link itself, to what it is, which changes nothing.
 
     That of the last change is left out, so that a write at the same moment keeps its own.
     """
     _times[0], _times[1] = divmod(atime_ns, 1_000_000_000)
-    if _libc.utimensat(_AT_FDCWD, path, _times, _AT_SYMLINK_NOFOLLOW):
-        _checked(-1, path)
+    if _libc.utimensat(directory, name, _times, 0 if follow else _AT_SYMLINK_NOFOLLOW):
+        _checked(-1, name)
 
 
 def has_superblock(device: tuple[int, int]) -> bool | None:
