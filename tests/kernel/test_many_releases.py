@@ -216,4 +216,4 @@ def test_unreadable_files_are_told_with_their_release(places: dict[str, Any]) ->
     assert [one["unreadable"] for one in ran["manifests"]] == [["/secret"], [], ["/secret"]]
     assert len(ran["warnings"]) == 2
     for number, warning in zip((1, 3), ran["warnings"]):
-        assert f"release tool/{number}: 1 files may not be read on this host" in str(warning)
+        assert f"release tool/{number}: not everybody may read 1 of its files and directories" in str(warning)
