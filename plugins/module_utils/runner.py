@@ -102,6 +102,11 @@ def run(
     timeout = module.params["timeout"]
     if timeout <= 0:
         module.fail_json(msg=f"timeout must be a number of seconds greater than 0, not {timeout:g}")
+    unusable = _unusable(module.params)
+    if unusable:
+        module.fail_json(
+            msg=f"{unusable} has characters that are no text (lone surrogates): no path or name can have them"
+        )
     note = deadline.Note()
     try:
         outcome = deadline.run(
@@ -129,6 +134,24 @@ def run(
     if outcome.failure:
         module.fail_json(msg=outcome.failure, **result)
     module.exit_json(**result)
+
+
+def _unusable(value: Any, name: str = "") -> str | None:
+    """Return the name of the first option in a value that cannot be made bytes of; None where all can."""
+    if isinstance(value, str):
+        try:
+            os.fsencode(value)
+        except UnicodeEncodeError:
+            return f"option {name}"
+        return None
+    if isinstance(value, Mapping):
+        inner = [(f"{name}.{key}" if name else str(key), part) for key, part in value.items()]
+        inner += [(name, key) for key in value]
+    elif isinstance(value, (list, tuple)):
+        inner = [(name, part) for part in value]
+    else:
+        return None
+    return next((found for found in (_unusable(part, label) for label, part in inner) if found), None)
 
 
 def explain(error: OverlayError | OSError) -> str:

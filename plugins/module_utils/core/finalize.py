@@ -10,6 +10,7 @@ other. State is read from them and kept nowhere else.
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ SEALED = b"trusted.renderfarm-overlay.sealed"
 RESTORING = b"trusted.renderfarm-overlay.restoring"
 #: On such a file: what it has to have in the end.
 RESTORE = b"trusted.renderfarm-overlay.restore"
+_NOTE = re.compile(rb"([0-7]{1,7}) ([0-9]{1,10}) ([0-9]{1,10}) ((?:[0-9a-f]{2})+|-)")
 
 OPAQUE, KERNEL_SEALED, WITH_WHITEOUT_FILES = b"y", b"z", b"x"
 
@@ -109,8 +111,13 @@ class Attributes:
 
     @classmethod
     def from_note(cls, note: bytes) -> Attributes:
-        """Raises ValueError for what is none of our notes."""
-        mode, uid, gid, capability = note.split(b" ")
+        """Raises OverlayError for what is none of our notes."""
+        fields = _NOTE.fullmatch(note)
+        if not fields:
+            raise OverlayError(
+                f"attribute {RESTORE.decode()} has the value {show(note[:100])!r}, which overlay_finalize has not written: remove it"
+            )
+        mode, uid, gid, capability = fields.groups()
         found = None if capability == b"-" else bytes.fromhex(capability.decode("ascii"))
         return cls(int(mode, 8), int(uid), int(gid), found)
 

@@ -9,6 +9,7 @@ is renamed into it, entry by entry.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
@@ -18,6 +19,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.upper impo
 
 #: The attribute of a directory that is being filled: when the old one was changed in nanoseconds, a space, and the old one's path.
 MARKER = b"trusted.renderfarm-overlay.moving"
+_MARKER = re.compile(rb"(-?[0-9]{1,20}) (/.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,13 @@ def marker_of(source: bytes, mtime_ns: int) -> bytes:
 
 
 def parse_marker(value: bytes) -> tuple[bytes, int]:
-    """Return path and time of a marker: the inverse of ``marker_of``."""
-    number, _space, source = value.partition(b" ")
-    return source, int(number)
+    """Return path and time of a marker: the inverse of ``marker_of``. Raises OverlayError for what is no marker."""
+    found = _MARKER.fullmatch(value)
+    if not found:
+        raise OverlayError(
+            f"attribute {MARKER.decode()} has the value {show(value[:100])!r}, which overlay_move has not written: remove it"
+        )
+    return found.group(2), int(found.group(1))
 
 
 def plan_move(spec: MoveSpec, state: MoveState) -> Plan:

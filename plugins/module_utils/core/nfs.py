@@ -80,6 +80,9 @@ READ_AHEAD_UNIT = 64
 #: Sizes that a server may lower, so less than was asked for is as good as it gets.
 _NEGOTIATED = ("rsize", "wsize")
 
+#: A number that Python makes one of: not of other scripts, and not of thousands of digits.
+_NUMBER = re.compile(r"[0-9]{1,20}")
+
 
 @dataclass(frozen=True)
 class SoftwareRootSpec:
@@ -174,9 +177,9 @@ def _same(name: str, wanted: Any, actual: Any) -> bool:
         return False
     if name == "vers":
         return "." not in wanted and actual.startswith(f"{wanted}.")
-    if name in _NEGOTIATED and wanted.isdigit() and actual.isdigit():
-        return int(actual) <= int(wanted)
-    return wanted.isdigit() and actual.isdigit() and int(wanted) == int(actual)
+    if not (_NUMBER.fullmatch(wanted) and _NUMBER.fullmatch(actual)):
+        return False
+    return int(actual) <= int(wanted) if name in _NEGOTIATED else int(wanted) == int(actual)
 
 
 def declared_by(live: Mount | None, spec: SoftwareRootSpec | None) -> dict[str, Any]:

@@ -27,11 +27,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo 
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import Attributes
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import ViewState
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.records import OutdatedError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     erofs_layer,
     files,
     manifest_store,
     mounts,
+    records,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import (
@@ -58,14 +60,17 @@ def observe(paths: ViewPaths) -> ViewState:
 
 
 def _is_whole(paths: ViewPaths, folder: str) -> bool:
-    """Tell whether a folder holds a generation: it has its record, and an image is as long as that says."""
+    """Tell whether a folder holds a generation: it has its record, and an image is as long as that says.
+
+    One that an older version of the collection has made is none: its record does not say all that it is made of.
+    """
     try:
         generation = read_generation(paths, folder)
         if generation.image is None:
             return True
         image = names.layer_path(paths.generation(folder), generation.format)
         return os.stat(image).st_size == generation.image.bytes
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, OutdatedError):
         return False
 
 
@@ -78,8 +83,7 @@ def _linked(paths: ViewPaths, name: str) -> str | None:
 
 def read_generation(paths: ViewPaths, folder: str) -> Generation:
     path = names.record_path(paths.generation(folder))
-    with open(path, "rb") as stream:
-        return names.generation_from_json(stream.read(), path)
+    return names.generation_from_json(records.read(path, names.LARGEST_RECORD), path)
 
 
 @contextlib.contextmanager
@@ -162,7 +166,8 @@ def build_layer(
             os.mkdir(top)
         tree = DirectoryLayer(os.fsencode(top), spec.xattr_namespace, progress, opaque)
         report = tree.build(composition.entries())
-    digest = names.input_digest(spec)
+    composition_record = names.composition_of(spec)
+    digest = names.composition_digest(composition_record)
     generation = Generation(
         id=names.generation_id(digest),
         digest=digest,
@@ -172,8 +177,7 @@ def build_layer(
         entries=report.tally.counts(),
         bytes=report.tally.bytes,
         bytes_on_disk=report.bytes_on_disk,
-        releases=names.releases_of(spec.placements),
-        links=names.links_of(spec.links),
+        composition=composition_record,
         conflicts=tuple(conflict.as_dict() for conflict in composition.conflicts),
         conflict_count=composition.conflict_count,
         image=image,
