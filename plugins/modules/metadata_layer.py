@@ -34,7 +34,7 @@ options:
       - The releases that the view shows, each at its place.
       - Releases at the same place, or at places inside of each other, are merged; O(on_conflict) says what becomes of files that several
         of them have at one path.
-      - All of them are of one software root, as their manifests have it; see C(root_name) of M(renderfarm.overlay.release_manifest). In a view
+      - All of them are of one software root, as their manifests have it (C(root_name) of M(renderfarm.overlay.release_manifest)). In a view
         of several roots, the kernel would read for one what another has at the same path.
       - Not with O(image) and O(generation), which say it themselves.
     type: list
@@ -61,8 +61,9 @@ options:
         type: str
       include:
         description:
-          - Patterns of what of the release the view shows; all of it by default. There are 256 at most, each with V(**) 8 times at most. What is in a directory that matches is shown as well, and
+          - Patterns of what of the release the view shows; all of it by default. What is in a directory that matches is shown as well, and
             so are the directories above.
+          - There are 256 at most, each with V(**) 8 times at most.
           - Patterns are relative to the release. V(*), V(?) and V([...]) stand for characters within a name, V(**) for any number of
             directories, none included. There is no escape character; V([*]) is an asterisk.
           - When nothing matches, the view shows nothing of the release.

@@ -136,6 +136,7 @@ import os
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import described
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     data_layers,
@@ -184,7 +185,7 @@ def _filesystem(state_dir: str) -> dict[str, Any]:
     fits: bool | None = views.attributes_fit(views.existing_parent(state_dir), "trusted")
     return {
         "path": os.fsdecode(mount.path) if mount else None,
-        "type": mount.fstype.decode() if mount else None,
+        "type": show(mount.fstype) if mount else None,
         "attributes_fit": fits,
         "advice": views.SPILL_ADVICE if fits is False else None,
     }

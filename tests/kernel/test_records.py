@@ -118,8 +118,8 @@ class Site:
 
     @property
     def published(self) -> Path:
-        (image,) = (self.folder / "images").glob("*.erofs*")
-        return image.with_name(image.name.partition(".")[0] + ".erofs")
+        (record,) = (self.folder / "images").glob("*.json")
+        return record.with_suffix(".erofs")
 
     def publish(self) -> str:
         done = support.module("metadata_layer", **self.layer, image_store=str(self.folder / "images")).ok
@@ -147,12 +147,10 @@ def everything(folder: Path) -> dict[str, tuple[int, float]]:
 def test_what_is_no_record_of_a_manifest_is_refused(site: Site, instead: str) -> None:
     replaced(site.record, instead)
     before = everything(site.folder)
-    for name, arguments in (
-        ("release_manifest", site.scan),
-        ("release_info", {"store": site.scan["store"]}),
-        ("metadata_layer", site.layer),
-    ):
-        refused(name, str(site.record), **arguments)
+    refused("release_manifest", str(site.record), **site.scan)
+    refused("metadata_layer", str(site.record), **site.layer)
+    if instead != "a directory":
+        refused("release_info", str(site.record), store=site.scan["store"])
     assert everything(site.folder) == before
     if instead != "a directory":
         # It can be removed by the means that the message names.
@@ -162,15 +160,10 @@ def test_what_is_no_record_of_a_manifest_is_refused(site: Site, instead: str) ->
 
 @pytest.mark.parametrize("instead", INSTEAD)
 def test_what_is_no_manifest_is_refused(site: Site, instead: str) -> None:
-    size = site.manifest.stat().st_size
     replaced(site.manifest, instead)
     record = json.loads(site.record.read_bytes())
-    status = os.stat(site.manifest)
-    record["stored_bytes"] = status.st_size
-    assert size != status.st_size or instead == "a link"
-    site.record.write_text(json.dumps(record))
+    site.record.write_text(json.dumps({**record, "stored_bytes": os.stat(site.manifest).st_size}))
     refused("metadata_layer", str(site.manifest), **site.layer)
-    refused("release_manifest", str(site.manifest), **site.scan, rescan=True)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +208,7 @@ def test_a_manifest_of_an_older_version_is_scanned_again(site: Site) -> None:
 
 def bomb() -> Iterator[bytes]:
     yield b"/ 0 40755 2 0 0 0 0.0 - - -\n"
-    for number in range(2_000_000):
+    for number in range(200_000):
         yield b"/%09d%0200d 0 100644 1 0 0 0 0.0 - - -\n" % (number, 0)
 
 
@@ -310,7 +303,7 @@ def test_what_is_no_record_of_a_generation_is_refused(site: Site, instead: str) 
 def test_a_generation_of_an_older_version_is_built_again_and_stays_while_it_is_mounted(site: Site) -> None:
     done = support.module("metadata_layer", **site.layer, format="directory").ok
     layer = Path(done["layer"])
-    mount = {"path": str(site.folder / "view"), "data": [site.scan["root"]]}
+    mount: dict[str, Any] = {"path": str(site.folder / "view"), "data": [site.scan["root"]]}
     assert support.module("overlay_mount", **mount, lower=[str(layer)]).ok["changed"]
     record = layer.parent / "view.json"
     record.write_text(json.dumps({**json.loads(record.read_bytes()), "layer_format": 1}))
@@ -320,9 +313,9 @@ def test_a_generation_of_an_older_version_is_built_again_and_stays_while_it_is_m
     assert support.module("release_manifest", **site.scan).ok["changed"]
     new = support.module("metadata_layer", **site.layer, format="directory").ok
     assert new["layer"] != str(layer)
-    prune = {"name": "view", "state_dir": site.layer["state_dir"], "keep": 0, "min_age": 0}
+    prune: dict[str, Any] = {"name": "view", "state_dir": site.layer["state_dir"], "keep": 0, "min_age": 0}
     assert not support.module("overlay_prune", **prune).ok["changed"]
-    assert (site.folder / "view" / RELEASE / "bin").is_dir() or os.listdir(site.folder / "view" / RELEASE)
+    assert os.listdir(site.folder / "view" / RELEASE)
     assert support.module("overlay_mount", **mount, lower=[new["layer"]]).ok["switched"]
     assert support.module("overlay_prune", **prune).ok["changed"]
     assert not layer.exists()
@@ -388,7 +381,7 @@ def test_patterns_that_nobody_could_match_in_time_are_refused(
     site: Site, patterns: list[str], words: list[str]
 ) -> None:
     release = {"release": RELEASE, "include": patterns}
-    refused("metadata_layer", *words, **{**site.layer, "releases": [release]})
+    refused("metadata_layer", *words, **dict(site.layer, releases=[release]))
 
 
 def test_many_long_patterns_are_matched_in_time(site: Site) -> None:
@@ -399,7 +392,7 @@ def test_many_long_patterns_are_matched_in_time(site: Site) -> None:
     patterns = ["/".join(["**"] * 300 + [f"x{number}*y*z*w*q"]) for number in range(200)]
     release = {"release": RELEASE, "exclude": patterns}
     started = time.monotonic()
-    assert support.module("metadata_layer", **{**site.layer, "releases": [release]}).ok["changed"]
+    assert support.module("metadata_layer", **dict(site.layer, releases=[release])).ok["changed"]
     assert time.monotonic() - started < 20
 
 

@@ -78,7 +78,7 @@ def test_a_store_has_manifests_of_one_root_for_one_path(roots: Roots) -> None:
     roots.scanned("max")
     store = roots.store("max")
     for state in ("present", "absent"):
-        other = {"root": roots.root("maya"), "store": store, "release": RELEASE, "state": state}
+        other: dict[str, Any] = {"root": roots.root("maya"), "store": store, "release": RELEASE, "state": state}
         message = support.module("release_manifest", **other).message
         for word in (RELEASE, store, roots.root("max"), roots.root("maya"), "root_name"):
             assert word in message
@@ -217,9 +217,9 @@ def test_overlay_info_tells_what_the_records_say(roots: Roots) -> None:
 
 def test_overlay_info_reads_no_record_where_a_server_could_be_asked(roots: Roots) -> None:
     roots.scanned("max")
-    layer = roots.layer("max", {"release": RELEASE}, store=roots.store("max")).ok["layer"]
+    layer = Path(roots.layer("max", {"release": RELEASE}, store=roots.store("max")).ok["layer"])
     link = roots.folder / "link"
-    link.symlink_to(Path(layer).parent)
+    link.symlink_to(layer.parent)
 
     def answers(kind: bytes = b"") -> object:
         """Ask with the file system that the layer is on said to be of another kind."""
@@ -231,9 +231,9 @@ def test_overlay_info_reads_no_record_where_a_server_could_be_asked(roots: Roots
             live = [replace(one, fstype=kind) if one == place else one for one in live]
         return data_layers.answers(mount, live)["roots"]
 
-    with support.mounted(support.declared(roots.folder / "view", [layer], [roots.root("max")])):
+    with support.mounted(support.declared(roots.folder / "view", [layer], [roots.folder / "max"])):
         assert answers() == [roots.root("max")]
         for kind in (b"nfs4", b"autofs", b"fuse.sshfs", b"ceph"):
             assert answers(kind) is None
-    with support.mounted(support.declared(roots.folder / "view", [link / "layer"], [roots.root("max")])):
+    with support.mounted(support.declared(roots.folder / "view", [link / "layer"], [roots.folder / "max"])):
         assert answers() is None

@@ -438,6 +438,8 @@ def _checked_generation(fields: dict[str, Any]) -> Generation:
         )
     if (fields["format"] == EROFS) != (fields["image"] is not None):
         raise records.RecordError("only an image has a digest and a length")
+    if bool(fields.get("conflicts")) != bool(fields.get("conflict_count")):
+        raise records.RecordError("there are conflicts where some are listed")
     problem = _several_roots(composition)
     if problem:
         raise records.RecordError(problem)

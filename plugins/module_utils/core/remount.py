@@ -52,8 +52,8 @@ def again(mount: Mount, images: tuple[bytes, ...]) -> Again:
         raise OverlayError(
             f"{show(mount.path)} is a bind mount of a part of an overlay: give the mountpoint of the overlay itself"
         )
-    flags = {flag.decode() for flag in mount.flags} - {"rw"}
-    spreads = {word.partition(b":")[0].decode() for word in mount.propagation}
+    flags = {show(flag) for flag in mount.flags} - {"rw"}
+    spreads = {show(word.partition(b":")[0]) for word in mount.propagation}
     unknown = sorted((flags - _FLAGS) | (spreads - {"shared"}))
     if unknown:
         raise OverlayError(

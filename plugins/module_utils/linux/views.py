@@ -299,7 +299,7 @@ def spill_warning(paths: ViewPaths, report: BuildReport) -> list[str]:
     if report.spilled * 2 <= report.tally.files:
         return []
     mount = filesystem_of(paths.root, mounts.read_mounts())
-    kind = mount.fstype.decode() if mount else "this file system"
+    kind = show(mount.fstype) if mount else "this file system"
     megabytes = report.bytes_on_disk / 1_000_000
     return [
         (
