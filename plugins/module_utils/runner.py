@@ -10,6 +10,7 @@ time limit, so that a dead NFS server ends in a message and not in a play that h
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,9 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Action, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline
+
+#: Seconds; the kernel takes no longer time limits.
+_LONGEST_TIMEOUT = 1e8
 
 DEFAULT_STATE_DIR = "/var/lib/renderfarm-overlay"
 
@@ -99,14 +103,12 @@ def run(
         # There is no AnsibleModule to say it with.
         print(json.dumps({"failed": True, "msg": reason}))  # pylint: disable=ansible-bad-function
         sys.exit(1)  # pylint: disable=ansible-bad-function
-    timeout = module.params["timeout"]
-    if timeout <= 0:
-        module.fail_json(msg=f"timeout must be a number of seconds greater than 0, not {timeout:g}")
     unusable = _unusable(module.params)
     if unusable:
-        module.fail_json(
-            msg=f"{unusable} has characters that are no text (lone surrogates): no path or name can have them"
-        )
+        module.fail_json(msg=unusable)
+    timeout = module.params["timeout"]
+    if not 0 < timeout <= _LONGEST_TIMEOUT:
+        module.fail_json(msg=f"timeout must be a number of seconds from 0 to {_LONGEST_TIMEOUT:g}, not {timeout:g}")
     note = deadline.Note()
     try:
         outcome = deadline.run(
@@ -137,13 +139,16 @@ def run(
 
 
 def _unusable(value: Any, name: str = "") -> str | None:
-    """Return the name of the first option in a value that cannot be made bytes of; None where all can."""
+    """Return what is wrong with the first option in a value that no path, name or number can be; None where nothing is."""
     if isinstance(value, str):
         try:
-            os.fsencode(value)
+            if b"\0" in os.fsencode(value):
+                return f"option {name} has a NUL byte, which no path and no name can have"
         except UnicodeEncodeError:
-            return f"option {name}"
+            return f"option {name} has lone surrogates, which are no text: no path and no name can have them"
         return None
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"option {name} has to be a number, not {value:g}"
     if isinstance(value, Mapping):
         inner = [(f"{name}.{key}" if name else str(key), part) for key, part in value.items()]
         inner += [(name, key) for key in value]

@@ -43,7 +43,8 @@ options:
     suboptions:
       manifest:
         description:
-          - Path of the release's manifest, as M(renderfarm.overlay.release_manifest) returns it.
+          - Path of the release's manifest, as M(renderfarm.overlay.release_manifest) returns it. It ends in the path of the release, as in
+            the store.
           - Either this or O(releases[].release) is required.
         type: path
       release:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 from hypothesis import settings
 
@@ -14,6 +16,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile("hostile", max_examples=config.getoption("--inputs"), deadline=None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _count_inputs(record_testsuite_property: Callable[[str, object], None]) -> Iterator[None]:
+    """Have make test report what was tried among the cases."""
+    yield
+    for count in tried.GIVEN.values():
+        record_testsuite_property("cases", count)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -425,7 +425,9 @@ def generation_from_json(text: bytes, path: str) -> Generation:
         records.check(fields, _RECORD)
         return _checked_generation(fields)
     except records.RecordError as error:
-        raise OverlayError(f"{shown} is not the record of a generation: {error}") from None
+        raise OverlayError(
+            f"{shown} is not the record of a generation: {error}; remove it, and build the layer or image again with metadata_layer"
+        ) from None
 
 
 def _checked_generation(fields: dict[str, Any]) -> Generation:
