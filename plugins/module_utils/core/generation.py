@@ -403,7 +403,11 @@ def generation_to_json(generation: Generation) -> bytes:
     if generation.conflict_count:
         fields.update(conflicts=list(generation.conflicts), conflict_count=generation.conflict_count)
     text = json.dumps(fields, indent=1, sort_keys=True).encode("ascii") + b"\n"
-    problem = _RECORD(fields) or (f"it has {len(text)} bytes" if len(text) > LARGEST_RECORD else None)
+    problem = (
+        _RECORD(fields)
+        or _several_roots(generation.composition)
+        or (f"it has {len(text)} bytes" if len(text) > LARGEST_RECORD else None)
+    )
     if problem:
         raise OverlayError(f"generation {generation.id} cannot be recorded: {problem}")
     return text

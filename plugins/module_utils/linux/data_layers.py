@@ -30,8 +30,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan impor
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.records import OutdatedError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, records
 
-#: Files of a release that are compared between two data layers, and names that are read to find them.
+#: Files that are compared between two data layers, of one release and, but for a few of each, of all; names that are read to find them.
 _MOST_FILES = 32
+_MOST_FILES_OF_ALL = 2000
+_FEWEST_FILES = 4
 _MOST_NAMES = 1000
 #: Names that are read where nothing says which releases a layer has.
 _MOST_COMMON_NAMES = 10_000
@@ -108,6 +110,7 @@ def _check_roots(spec: MountSpec, known: Sequence[tuple[bytes, Generation | None
 
 def _check_releases(spec: MountSpec, data: Sequence[_DataLayer], sources: Sequence[bytes]) -> None:
     unused = {layer.path for layer in data if sources}
+    files = max(_FEWEST_FILES, min(_MOST_FILES, _MOST_FILES_OF_ALL // max(1, len(sources))))
     for source in sources:
         with contextlib.ExitStack() as stack:
             holders = []
@@ -118,7 +121,7 @@ def _check_releases(spec: MountSpec, data: Sequence[_DataLayer], sources: Sequen
                     holders.append(_DataLayer(layer.path, fd))
             unused.difference_update(layer.path for layer in holders)
             for one, other in itertools.combinations(holders, 2):
-                problem = _unlike(one.fd, other.fd)
+                problem = _unlike(one.fd, other.fd, files)
                 if problem is not None:
                     raise OverlayError(_ambiguous(spec, one, other, os.path.join(source, problem)))
     for layer in data:
@@ -151,13 +154,16 @@ def _is_empty(fd: int) -> bool:
         return next(listing, None) is None
 
 
-def _unlike(one: int, other: int) -> bytes | None:
-    """Return the path of a file that tells two directories apart; None where one of them looks like a copy of the other, or of a part."""
+def _unlike(one: int, other: int, files: int) -> bytes | None:
+    """Return the path of a file that tells two directories apart; None where one of them looks like a copy of the other, or of a part.
+
+    So many ``files`` of each are looked at.
+    """
     if os.path.samestat(os.fstat(one), os.fstat(other)):
         return None
     lacking = []
     for here, there in ((one, other), (other, one)):
-        for path, status in itertools.islice(_files(here, _MOST_NAMES), _MOST_FILES):
+        for path, status in itertools.islice(_files(here, _MOST_NAMES), files):
             found = _status(there, path)
             if found is None:
                 lacking.append(path)
