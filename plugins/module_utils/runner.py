@@ -9,6 +9,7 @@ time limit, so that a dead NFS server ends in a message and not in a play that h
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -19,9 +20,10 @@ from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, refusal_hint, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import containing_mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Action, Plan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, mounts
 
 #: Seconds; the kernel takes no longer time limits.
 _LONGEST_TIMEOUT = 1e8
@@ -103,18 +105,19 @@ def run(
         # There is no AnsibleModule to say it with.
         print(json.dumps({"failed": True, "msg": reason}))  # pylint: disable=ansible-bad-function
         sys.exit(1)  # pylint: disable=ansible-bad-function
-    unusable = _unusable(module.params)
+    timeout = module.params["timeout"]
+    unusable = _unusable(module.params) or _unusable_timeout(timeout)
     if unusable:
         module.fail_json(msg=unusable)
-    timeout = module.params["timeout"]
-    if not 0 < timeout <= _LONGEST_TIMEOUT:
-        module.fail_json(msg=f"timeout must be a number of seconds from 0 to {_LONGEST_TIMEOUT:g}, not {timeout:g}")
     note = deadline.Note()
+
+    def in_child(progress: deadline.Progress) -> Outcome:
+        # Modes are set explicitly. This is for what programs make that are started.
+        os.umask(0o022)
+        return work(module.params, Context(module.check_mode, progress, timeout, note))
+
     try:
-        outcome = deadline.run(
-            lambda progress: work(module.params, Context(module.check_mode, progress, timeout, note)),
-            timeout,
-        )
+        outcome = deadline.run(in_child, timeout)
     except deadline.TimeLimitError as error:
         place = f" at {note.read()}" if note.read() else ""
         module.fail_json(
@@ -136,6 +139,12 @@ def run(
     if outcome.failure:
         module.fail_json(msg=outcome.failure, **result)
     module.exit_json(**result)
+
+
+def _unusable_timeout(timeout: float) -> str | None:
+    if 0 < timeout <= _LONGEST_TIMEOUT:
+        return None
+    return f"timeout must be a number of seconds greater than 0, and up to {_LONGEST_TIMEOUT:g}, not {timeout:g}"
 
 
 def _unusable(value: Any, name: str = "") -> str | None:
@@ -167,5 +176,12 @@ def explain(error: OverlayError | OSError) -> str:
     if name is None:
         return f"{error.strerror}"
     shown = show(name) if isinstance(name, bytes) else show(name.encode("utf-8", "surrogateescape"))
-    hint = ": run the task as root (become: true)" if isinstance(error, PermissionError) else ""
+    hint = _hint(error, os.fsencode(name)) if isinstance(error, PermissionError) else ""
     return f"{shown}: {error.strerror}{hint}"
+
+
+def _hint(error: PermissionError, path: bytes) -> str:
+    as_root = os.geteuid() == 0
+    # Without looking anything up there: the path is compared with those of mounts as it is.
+    mount = containing_mount(mounts.read_mounts(), path) if as_root and path.startswith(b"/") else None
+    return refusal_hint(as_root, error.errno == errno.EACCES, mount.fstype if mount else None)

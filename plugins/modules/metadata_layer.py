@@ -114,7 +114,9 @@ options:
   state:
     description:
       - V(present) makes sure that the generation is there and is the current one.
-      - V(absent) removes all of the view's generations. It fails while one of them is mounted.
+      - V(absent) removes all of the view's generations. While one of them is in use it fails, names the users, and removes nothing. In use
+        is what M(renderfarm.overlay.overlay_prune) keeps as such, for example what is mounted in the mount namespace of a container, or
+        what a process has kept since a switch.
     type: str
     choices: [present, absent]
     default: present
@@ -181,6 +183,8 @@ options:
     description:
       - Users in the manifests, by name or number, and whom their files belong to in the view, by name or number.
       - Names are those of the managed node. Directories that no manifest describes belong to user 0 before they are mapped.
+      - Users that ACLs name are mapped as well, by this option and not by O(owner). Where several become one, that one has what all of
+        them had.
     type: dict
     default: {}
   group_map:
@@ -191,8 +195,19 @@ options:
     description:
       - Changes of the modes of all files and directories, as C(chmod) has them, for example V(go-w,a+rX).
       - Each clause names whom it is for, by one or more of V(u), V(g), V(o) and V(a).
+      - Where a file has an ACL, V(g) is its mask, as for C(chmod).
     type: str
+  keep_setid:
+    description:
+      - Leave set-user-ID and set-group-ID bits and file capabilities to files whose owner or group becomes another one by O(owner),
+        O(group), O(owner_map) or O(group_map).
+      - Without it they lose them, as with C(chown), so that no program of a publisher becomes one that runs as root. O(mode) can give
+        such bits again. C(stripped_paths) and a warning name the files.
+    type: bool
+    default: false
 notes:
+  - A view gives nobody more than its releases do. POSIX ACLs are carried, in both formats; docs/architecture.md tells what becomes of each
+    attribute that decides access. A host whose kernel has EROFS without POSIX ACLs takes no images.
   - Releases that are merged, or have patterns, are read twice. Memory grows with their directories and hard-linked files, and with
     the number of releases that are merged, not with the number of files.
   - Where the first name of a hard-linked file is not shown, the next one that is becomes the file; it has as many links as the view has
@@ -344,6 +359,39 @@ bytes_on_disk:
   type: int
   returned: when the generation is there
   sample: 7315456
+privileged:
+  description: Number of set-ID files and of files with capabilities in the view, which are ordinary ones where it is mounted C(nosuid).
+  type: int
+  returned: when the generation is there
+  sample: 2
+privileged_paths:
+  description: The first 10 of them.
+  type: list
+  elements: str
+  returned: when the generation is there
+  sample: [/houdini/20.5.410/bin/sesinetd, /houdini/20.5.410/bin/hserver]
+stripped:
+  description: Number of files that lose set-ID bits or capabilities, since their owner or group is another one in the view (O(keep_setid)).
+  type: int
+  returned: when the generation is there
+  sample: 2
+stripped_paths:
+  description: The first 10 of them.
+  type: list
+  elements: str
+  returned: when the generation is there
+  sample: [/houdini/20.5.410/bin/sesinetd, /houdini/20.5.410/bin/hserver]
+narrowed:
+  description: Number of files and directories whose ACL the file system of the layer cannot hold; their mode gives nobody more than that.
+  type: int
+  returned: when the generation is there
+  sample: 2
+narrowed_paths:
+  description: The first 10 of them.
+  type: list
+  elements: str
+  returned: when the generation is there
+  sample: [/houdini/20.5.410/bin/sesinetd, /houdini/20.5.410/bin/hserver]
 previous:
   description: Name of the generation that was current before this one; none when there was none.
   type: str
@@ -434,7 +482,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     erofs_layer,
     image_store,
     layers,
-    mounts,
+    removal,
+    usage,
     views,
 )
 
@@ -483,6 +532,7 @@ def main() -> None:
             "owner_map": {"type": "dict", "default": {}},
             "group_map": {"type": "dict", "default": {}},
             "mode": {"type": "str"},
+            "keep_setid": {"type": "bool", "default": False},
         },
         work,
         mutually_exclusive=[("image", "generation", "image_store")],
@@ -575,7 +625,8 @@ def _publish(store: str, wanted: LayerSpec, context: runner.Context) -> runner.O
         "format_reason": "image stores hold images",
         "image": image,
     }
-    return runner.Outcome(values, plan, before, source.shown())
+    warnings = layers.rights_warnings(generation.rights) if generation and plan else []
+    return runner.Outcome(values, plan, before, source.shown(), warnings)
 
 
 def _described(source: layers.Source, composition: Composition | None, generation: Generation | None) -> dict[str, Any]:
@@ -598,6 +649,7 @@ def _described(source: layers.Source, composition: Composition | None, generatio
             bytes_on_disk=generation.bytes_on_disk,
             conflicts=list(generation.conflicts),
             conflict_count=generation.conflict_count,
+            **generation.rights.as_dict(),
         )
     return values
 
@@ -605,12 +657,11 @@ def _described(source: layers.Source, composition: Composition | None, generatio
 def _remove(paths: ViewPaths, name: str, context: runner.Context) -> runner.Outcome:
     state = views.observe(paths)
     before = _shown_generation(paths, state)
-    plan = plan_view_removal(name, state, views.mounted_at(paths, mounts.read_mounts()))
+    plan = plan_view_removal(name, state, usage.of_generations(paths, forget=False) if state.exists else {})
     if plan and not context.check_mode:
         with views.locked(paths, context.timeout, context.progress):
-            # A build that this run waited for may have been mounted.
-            plan = plan_view_removal(name, views.observe(paths), views.mounted_at(paths, mounts.read_mounts()))
-            context.carry_out(plan, lambda _action: views.remove_view(paths, context.progress))
+            # It looks for users once more, since a build that this run waited for may have been mounted.
+            context.carry_out(plan, lambda _action: removal.remove_view(paths, context.progress))
     return runner.Outcome({"generation": None}, plan, before, {})
 
 

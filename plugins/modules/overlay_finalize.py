@@ -39,17 +39,27 @@ options:
     description:
       - User, by name or number, that everything that is copied up by this run belongs to afterwards.
       - When it is left out, owners stay as they are. What is in the upper layer already is not changed.
-      - The bits for set-user-ID and set-group-ID and the capabilities of files survive.
+      - Set-ID bits and capabilities of files whose owner or group changes go, as with chown(2), see O(keep_setid).
+      - An entry that is not what the lower layer has at the moment in which its owner is changed, since somebody has put another one in its
+        place, is left alone and reported as RV(pending).
     type: str
   group:
     description: The same for the group.
     type: str
+  keep_setid:
+    description:
+      - Whether files keep their set-user-ID and set-group-ID bits and their capabilities when O(owner) or O(group) changes whose they are.
+      - A program that a publisher has made set-user-ID for himself becomes one for O(owner) then.
+      - Between the change of its owner and the setting of its bits and capabilities, the new owner may write to a file. Set this only where
+        O(owner) may be trusted with what these programs may do.
+    type: bool
+    default: false
   passes:
     description:
       - What to do, always in this order.
       - V(copy_up) copies up the metadata of each entry that is not in the upper layer. With an overlay that is mounted without
-        C(metacopy=on) that is the content as well. Files with several names are left out unless the overlay is mounted with
-        C(index=on), since they would become several files.
+        C(metacopy=on) that is the content as well, which O(copy_content) has to allow. Files with several names are left out unless the
+        overlay is mounted with C(index=on), since they would become several files.
       - V(readdir) reads each directory that is not sealed, the deepest ones first, for kernels that mark directories themselves when they
         are read.
       - V(seal) seals the directories that are copied up with all that is below them, see O(seal).
@@ -59,6 +69,12 @@ options:
     elements: str
     choices: [copy_up, readdir, seal, warm]
     default: [copy_up, readdir, seal, warm]
+  copy_content:
+    description:
+      - Whether the content of files may be copied to the upper layer, which an overlay does that is mounted without C(metacopy=on). When
+        it is false and there is such content, the task fails before anything is changed, with the number of files and bytes.
+    type: bool
+    default: false
   seal:
     description:
       - How directories are sealed. A sealed directory shows what is in the upper layer, and no longer what appears in the lower one.
@@ -150,6 +166,16 @@ copied_up:
   type: int
   returned: success
   sample: 22000
+content_files:
+  description: Files whose content was copied, or, where the task fails without O(copy_content), would be.
+  type: int
+  returned: success, or refused
+  sample: 0
+content_bytes:
+  description: Bytes of that content.
+  type: int
+  returned: success, or refused
+  sample: 0
 already:
   description: Entries that were in the upper layer before, without those of sealed directories.
   type: int
@@ -157,6 +183,11 @@ already:
   sample: 12
 restored:
   description: Files that a killed run had left with their owner changed and without their bits or capability, and that have them again.
+  type: int
+  returned: success
+  sample: 0
+setid_stripped:
+  description: Files that lost set-ID bits or capabilities, since their owner or group was changed without O(keep_setid).
   type: int
   returned: success
   sample: 0
@@ -205,6 +236,25 @@ pending_total:
   type: int
   returned: success
   sample: 0
+pending_by_reason:
+  description: All that is pending by reason, the most frequent one first.
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    reason:
+      description: Why.
+      type: str
+      sample: Permission denied
+    total:
+      description: How many entries are pending for this reason.
+      type: int
+      sample: 2
+    paths:
+      description: The first ten of their paths, relative to the overlay.
+      type: list
+      elements: str
+      sample: [houdini/20.5.410/licenses, maya/2025.1/licenses]
 finalized:
   description:
     - Whether nothing is pending, so that all of the chosen subtrees is copied up and sealed, as far as O(passes), O(seal) and
@@ -234,6 +284,8 @@ def main() -> None:
             "subtrees": {"type": "list", "elements": "str", "default": []},
             "owner": {"type": "str"},
             "group": {"type": "str"},
+            "keep_setid": {"type": "bool", "default": False},
+            "copy_content": {"type": "bool", "default": False},
             "passes": {
                 "type": "list",
                 "elements": "str",
@@ -261,6 +313,8 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         owner=None if owner is None else accounts.number(owner, "owner", accounts.user),
         group=None if group is None else accounts.number(group, "group", accounts.group),
         copy_up="copy_up" in params["passes"],
+        keep_setid=params["keep_setid"],
+        copy_content=params["copy_content"],
         check_mode=context.check_mode,
     )
     request = Request(
@@ -286,7 +340,8 @@ def _described(found: Outcome) -> runner.Outcome:
         "unmounted": found.unmounted,
         "pending": pending,
         "pending_total": len(set(found.pending)),
-        "finalized": not found.pending,
+        "pending_by_reason": finalize.by_reason(found.pending),
+        "finalized": not found.pending and not found.refusal,
     }
     counts = found.counts
     before = {
@@ -303,7 +358,10 @@ def _described(found: Outcome) -> runner.Outcome:
         "sealed by this run": counts.sealed,
         "gone from the lower layers": [],
     }
-    return runner.Outcome(values, found.plan, before, after)
+    if found.refusal:
+        before = after = {}
+    warnings = [finalize.stripped(found.stripped)] if found.stripped else []
+    return runner.Outcome(values, found.plan, before, after, warnings, found.refusal)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ options:
     description:
       - V(mounted) makes sure that the declared overlay is what is seen at O(path).
       - V(unmounted) makes sure that no overlay is mounted at O(path). It fails, naming the processes, when it is in use, here or where
-        the mount has spread to.
+        the mount has spread to, and when something is mounted inside of it, naming that.
       - V(absent) is the same, and removes the empty directory.
     type: str
     choices: [mounted, unmounted, absent]
@@ -115,16 +115,29 @@ options:
       - V(beneath) mounts the new one beneath the old one and then detaches that (Linux 6.5), and fails where the kernel cannot.
       - V(over) mounts the new one on top of the old one, which stays mounted below it, unseen, until both are unmounted. When the one
         below is declared again, the one on top is detached.
-      - V(auto) is V(beneath) where the kernel can, and else V(over). With either, software finds one or the other at every moment.
-      - V(replace) unmounts the old one first. It fails when that is in use, and between the two software finds nothing.
+      - V(auto) is V(beneath) where the kernel can, and else V(over), after which the old one is detached where the kernel can do that
+        (Linux 5.15). With either, software finds one or the other at every moment.
+      - V(replace) unmounts the old one first. It fails when that is in use, or something is mounted inside of it, and between the two
+        software finds nothing.
       - An overlay with an upper layer is only switched with V(replace), since two overlays cannot write to one upper layer. What was
         written to O(scratch) is lost then.
       - V(never) fails, and says what differs.
-      - What a switch that was killed has left, or an earlier one with V(over), is taken away by the next run with V(auto) or V(beneath).
-        In doing so an overlay that was covered may be seen for a moment.
+      - What a switch that was killed has left, or an earlier one with V(over), is taken away by the next run with V(auto) or V(beneath),
+        when the declared overlay is seen (Linux 5.15). Overlays that the declared one covers are never seen meanwhile.
     type: str
     choices: [auto, beneath, over, replace, never]
     default: auto
+  inner_mounts:
+    description:
+      - What becomes of what is mounted inside of an overlay that is switched, such as a bind mount of plug-ins. It is carried over, with
+        all that is mounted inside of it, and is there when the new overlay is seen. Each mount keeps its options, and goes on following
+        what it was bound from.
+      - With V(carry) the module fails and changes nothing when a mount has no place in the new overlay, since there is nothing of that
+        name, a file in place of a directory, or a symbolic link on the way, and when it is unbindable. The message names each.
+      - With V(drop) those are left behind, with a warning for each.
+    type: str
+    choices: [carry, drop]
+    default: carry
   persist:
     description:
       - What mounts the overlay when the host starts.
@@ -143,6 +156,8 @@ options:
     default: none
 notes:
   - A mount of another type at O(path) is never touched, nor are units and lines of C(/etc/fstab) that this module has not written.
+  - Runs on the same mountpoint, of whichever module, come one after the other. A run waits for up to O(timeout) seconds, and then fails.
+  - When nothing has to be done, no layer on a file server is looked at, so it need not answer.
   - Which unit or line is its own the module knows by a comment, or by the option C(x-renderfarm.overlay).
 seealso:
   - module: renderfarm.overlay.metadata_layer
@@ -255,6 +270,13 @@ method:
   type: str
   returned: success
   sample: beneath
+carried:
+  description:
+    - What was mounted inside of the overlay that was switched away and is mounted inside of the new one, or in check mode would be.
+  type: list
+  elements: str
+  returned: success
+  sample: [/software/site-plugins]
 users:
   description:
     - The processes that use the overlay that was switched away, or in check mode would be, wherever it is mounted. They keep what they
@@ -290,12 +312,13 @@ elsewhere:
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import without_suffix
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import is_image_path, without_suffix
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, described
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import (
     MountSpec,
@@ -315,6 +338,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.persistenc
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
     DetachOverlay,
+    DropCovered,
+    MountpointState,
     Plan,
     SwitchOverlay,
     plan_mounted,
@@ -324,8 +349,11 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     data_layers,
     detached,
     images,
+    mount_lock,
     mounts,
     persistence,
+    still_paths,
+    trust,
     uppers,
     users,
 )
@@ -346,6 +374,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["mounted", "unmounted", "absent"], "default": "mounted"},
             "persist": {"type": "str", "choices": ["none", "systemd", "fstab"], "default": "none"},
             "switch": {"type": "str", "choices": ["auto", "beneath", "over", "replace", "never"], "default": "auto"},
+            "inner_mounts": {"type": "str", "choices": ["carry", "drop"], "default": "carry"},
         },
         work,
         required_together=[("upper", "work")],
@@ -354,43 +383,123 @@ def main() -> None:
 
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
-    path = _real_path(params["path"], "path")
+    path = still_paths.mountpoint(_absolute(params["path"], "path"), mounts.read_mounts())
+    try:
+        found = _observed(path, params, context.check_mode)
+        if context.check_mode or not found.plan:
+            return _reported(found, found.state, context)
+    except OverlayError:
+        # What is in the way may be what another run is at, which has the lock.
+        if context.check_mode:
+            raise
+    with mount_lock.held(path, context.timeout, context.progress):
+        # Another run may have been at work here until now.
+        found = _observed(path, params, context.check_mode)
+        with mounts.undone_on_failure():
+            context.carry_out(found.plan, persistence.apply)
+            live = mounts.observe(path) if found.mounting else found.state
+            if found.mounting and found.spec:
+                _check_result(found.spec, live.mount, found.state.mount is None)
+        outcome = _reported(found, live, context)
+        if found.mounting:
+            # Notes of earlier switches that nobody needs any more.
+            detached.in_use()
+        return outcome
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is there, what is declared, and what is to be done about it."""
+
+    path: bytes
+    state: MountpointState
+    #: None where no overlay is to be mounted.
+    spec: MountSpec | None
+    #: The part of the plan that is about the mount.
+    mounting: Plan
+    plan: Plan
+    stored: Stored
+    warnings: list[str]
+    #: The overlay that is seen and is to go, if any, and its mount IDs.
+    old: Mount | None
+    old_mounts: set[int]
+    #: Mounts inside of it that have no place in the new one, as sentences; only filled in check mode.
+    problems: list[str]
+
+
+def _observed(path: bytes, params: dict[str, Any], check_mode: bool) -> _Found:
     state = mounts.observe(path)
     spec: MountSpec | None = None
     warnings: list[str] = []
     if params["state"] == "mounted":
-        spec = _spec(path, params)
-        defaults = mounts.overlay_defaults()
-        beneath = mounts.can_mount_beneath()
-        mounting = plan_mounted(spec, state, defaults, params["switch"], beneath, uppers.observe(spec))
-        warnings = _check_layers(spec, bool(mounting), context.check_mode)
+        spec, mounting = _plan_declared(path, params, state)
+        trust.check_layers(spec, mounts.read_mounts())
+        warnings = _check_layers(spec, bool(mounting), check_mode)
         data_layers.check(spec, mounting)
     else:
         mounting = plan_unmounted(path, state, params["state"] == "absent")
     stored = persistence.read()
     plan = _with_persistence(mounting, path, spec, params["persist"], stored)
-    old = state.mount if mounting else None
+    # To take away what the declared one covers changes nothing that is seen.
+    old = state.mount if any(not isinstance(action, DropCovered) for action in mounting) else None
     old_mounts = mounts.same_mounts(old) if old else set()
-    with mounts.undone_on_failure(plan):
-        context.carry_out(plan, persistence.apply)
-    live = state.mount if context.check_mode or not mounting else mounts.observe(path).mount
-    if mounting and spec and not context.check_mode:
-        _check_result(spec, live, state.mount is None)
-    outcome = _outcome(mounting, state.mount, live, spec)
-    _add_persistence(outcome, plan, mounting, stored)
+    problems: list[str] = []
+    if check_mode and spec and not warnings:
+        problems = mounts.not_carried(mounting, state)
+    return _Found(path, state, spec, mounting, plan, stored, warnings, old, old_mounts, problems)
+
+
+def _plan_declared(path: bytes, params: dict[str, Any], state: MountpointState) -> tuple[MountSpec, Plan]:
+    """Return the declaration and the plan for it. What is as declared is found so without a look at layers on file servers."""
+
+    def planned(spec: MountSpec) -> Plan:
+        return plan_mounted(
+            spec,
+            state,
+            mounts.overlay_defaults(),
+            params["switch"],
+            mounts.can_mount_beneath(),
+            uppers.observe(spec),
+            params["inner_mounts"],
+        )
+
+    if state.mount is not None:
+        live = mounts.read_mounts()
+        as_written = _spec(
+            path,
+            params,
+            lambda layer: still_paths.resolved(layer, live),
+            lambda layers: list(filter(is_image_path, layers)),
+        )
+        if not differences(as_written, state.mount, mounts.overlay_defaults()):
+            return as_written, planned(as_written)
+    spec = _spec(path, params, os.path.realpath, images.among)
+    return spec, planned(spec)
+
+
+def _reported(found: _Found, after: MountpointState, context: runner.Context) -> runner.Outcome:
+    old = found.old
+    outcome = _outcome(found.mounting, found.state.mount, after.mount, found.spec)
+    _add_persistence(outcome, found.plan, found.mounting, found.stored)
     elsewhere = mounts.shown_elsewhere(old) if old and not context.check_mode else []
-    outcome.values["users"] = [process.as_dict() for process in users.of_mounts(old_mounts)] if old else []
+    outcome.values["users"] = [process.as_dict() for process in users.of_mounts(found.old_mounts)] if old else []
     outcome.values["elsewhere"] = [{"path": show(place), "pid": pid} for place, pid in elsewhere]
-    outcome.warnings = [*warnings, *_what_stays(path, outcome, elsewhere)]
-    if mounting and not context.check_mode:
-        # Notes of earlier switches that nobody needs any more.
-        detached.in_use()
+    switched = any(isinstance(action, SwitchOverlay) for action in found.mounting)
+    before = [show(mount.path) for mount in found.state.inner] if switched else []
+    there = {show(mount.path) for mount in after.inner}
+    outcome.values["carried"] = [path for path in before if path in there]
+    lost = (
+        found.problems
+        if context.check_mode
+        else [f"{path} has no place in the new overlay" for path in before if path not in there]
+    )
+    outcome.warnings = [*found.warnings, *_what_stays(found.path, outcome, elsewhere, bool(after.below)), *lost]
     return outcome
 
 
 def _with_persistence(mounting: Plan, path: bytes, spec: MountSpec | None, persist: str, stored: Stored) -> Plan:
     """Return the plan with what is needed for mounting at boot: directories before, and all else when it is mounted."""
-    missing = persistence.missing_places(spec) if spec else set()
+    missing = persistence.missing_places(spec) if spec and persist != "none" else set()
     append = persist != "none" and mounts.takes_layers_one_by_one()
     return (
         *plan_places(spec, persist, missing),
@@ -413,10 +522,12 @@ def _add_persistence(outcome: runner.Outcome, plan: Plan, mounting: Plan, stored
         outcome.after = {**outcome.after, "at boot": {"units": after, "to do": others}}
 
 
-def _what_stays(path: bytes, outcome: runner.Outcome, elsewhere: Sequence[tuple[bytes, int | None]]) -> list[str]:
-    """Return a warning for each place at which the overlay that was there before stays."""
+def _what_stays(
+    path: bytes, outcome: runner.Outcome, elsewhere: Sequence[tuple[bytes, int | None]], covers: bool
+) -> list[str]:
+    """Return a warning for each place at which the overlay that was there before stays; ``covers``: the new one covers others."""
     found = []
-    if outcome.values["method"] == "over":
+    if outcome.values["method"] == "over" and covers:
         found.append(f"the overlay that was at {show(path)} stays mounted below the new one until both are unmounted")
     for place, pid in elsewhere:
         where = "" if pid is None else f" in the mount namespace of process {pid}"
@@ -424,17 +535,24 @@ def _what_stays(path: bytes, outcome: runner.Outcome, elsewhere: Sequence[tuple[
     return found
 
 
-def _spec(path: bytes, params: dict[str, Any]) -> MountSpec:
-    lower, data = ([_real_path(layer, option) for layer in params[option]] for option in ("lower", "data"))
+def _spec(
+    path: bytes,
+    params: dict[str, Any],
+    resolved: Callable[[bytes], bytes],
+    images_among: Callable[[Sequence[bytes]], list[bytes]],
+) -> MountSpec:
+    """Return the declaration, with paths of layers as ``resolved`` gives them, and as images those that ``images_among`` takes for such."""
+    lower, data = ([resolved(_absolute(layer, option)) for layer in params[option]] for option in ("lower", "data"))
     writable = None
     if params["scratch"] is not None:
         if params["scratch"] <= 0:
             raise OverlayError(f"'scratch' is a size such as 2G, and not {params['scratch']}")
         writable = scratch_space(params["scratch"])
     elif params["upper"] is not None:
-        writable = Writable(_real_path(params["upper"], "upper"), _real_path(params["work"], "work"))
+        upper, work = (os.path.realpath(_absolute(params[option], option)) for option in ("upper", "work"))
+        writable = Writable(upper, work)
     read_only = writable is None if params["read_only"] is None else params["read_only"]
-    found = images.among(lower)
+    found = images_among(lower)
     return mount_spec(path, lower, data, params["options"], read_only, found, writable, params["strategy"])
 
 
@@ -443,15 +561,21 @@ def _check_layers(spec: MountSpec, mounting: bool, check_mode: bool) -> list[str
 
     A live overlay holds on to its layers. In check mode the task that would make a layer has not made it.
     """
+    live = mounts.read_mounts()
+
+    def can_look(layer: bytes) -> bool:
+        # A file server that is gone need not keep anybody from finding that nothing has to be done.
+        return mounting or still_paths.is_local(layer, live)
+
     for image in spec.images:
         name = without_suffix(image)
-        if mounts.is_other_content(name):
+        if can_look(name) and mounts.is_other_content(name):
             raise OverlayError(
                 f"there are both an image {show(image)} and a directory {show(name)} with something in it: the kernel's report cannot tell"
                 " them apart, so rename one of them"
             )
-    missing = [layer for layer in spec.directories if not os.path.isdir(layer)]
-    missing += [image for image in spec.images if not os.path.isfile(image)]
+    missing = [layer for layer in spec.directories if can_look(layer) and not os.path.isdir(layer)]
+    missing += [image for image in spec.images if can_look(image) and not os.path.isfile(image)]
     if not missing:
         return []
     kind = "file" if missing[0] in spec.images else "directory"
@@ -461,9 +585,9 @@ def _check_layers(spec: MountSpec, mounting: bool, check_mode: bool) -> list[str
     return [sentence]
 
 
-def _real_path(path: str, option: str) -> bytes:
+def _absolute(path: str, option: str) -> bytes:
     runner.check_absolute(path, option)
-    return os.fsencode(os.path.realpath(path))
+    return os.fsencode(path)
 
 
 def _check_result(spec: MountSpec, live: Mount | None, new: bool) -> None:

@@ -27,14 +27,15 @@ options:
     required: true
   destination:
     description:
-      - Its new path, with its own name. Folders above it are made. It must not exist, but for an empty directory and for what an
-        interrupted run has left.
+      - Its new path, with its own name. Folders above it are made, with mode 0755. It must not exist, but for an empty directory, which is
+        removed, and for what an interrupted run has left.
     type: path
     required: true
 notes:
   - The overlay needs an upper layer and the options C(metacopy=on) and C(redirect_dir=on), which M(renderfarm.overlay.overlay_mount) sets.
   - Owner, group, mode, attributes and time of change of each directory are kept. Symbolic links are moved as they are.
   - Of hard links, the number stays right with C(index=on).
+  - While it works there is a directory C(.renderfarm-overlay-moving-*) in the overlay's root, which only root can enter.
   - When the directory is no more at its old place and is at the new one, nothing is changed.
 seealso:
   - module: renderfarm.overlay.overlay_mount
@@ -66,6 +67,7 @@ directories:
   sample: 87
 """
 
+import contextlib
 import os
 from typing import Any
 
@@ -78,7 +80,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.move impor
     plan_move,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Action
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import move
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mount_lock, move
 
 
 def main() -> None:
@@ -93,6 +95,14 @@ def main() -> None:
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     spec = MoveSpec(_place(params["source"], "source"), _place(params["destination"], "destination"))
+    with contextlib.ExitStack() as stack:
+        if not context.check_mode:
+            mountpoint = move.mountpoint_of(spec.source)
+            stack.enter_context(mount_lock.held(mountpoint, context.timeout, context.progress))
+        return _moved(spec, context)
+
+
+def _moved(spec: MoveSpec, context: runner.Context) -> runner.Outcome:
     state = move.observe(spec, context.progress)
     plan = plan_move(spec, state)
 
@@ -100,7 +110,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         if isinstance(action, MoveDirectory):
             move.move(action.spec, context.progress)
         elif isinstance(action, FinishMove):
-            move.finish(action.spec.destination)
+            move.finish(action.spec)
 
     context.carry_out(plan, apply)
     values = {

@@ -14,6 +14,8 @@ description:
   - A generation stays when it is the current or the previous one, when it is mounted in any mount namespace, when a process still uses an
     overlay of it that was switched away, when it is mounted at boot, when it is among the O(keep) newest, or when it is younger than
     O(min_age).
+  - Where a process uses an overlay that somebody has detached by hand (C(umount --lazy)), nobody can tell which layers that has. All
+    generations stay then, until the process ends; the reason names it.
   - Nothing on the file server is touched, neither manifests nor image stores.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
@@ -128,7 +130,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan impor
     RemoveRemains,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.prune import Candidate
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, prune, usage, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import prune, removal, usage, views
 
 
 def main() -> None:
@@ -192,6 +194,8 @@ def _line(generation: dict[str, Any]) -> str:
 def _prune(paths: ViewPaths, name: str, params: dict[str, Any], context: runner.Context, outcome: _Outcome) -> None:
     state = views.observe(paths)
     uses = usage.of_generations(paths, forget=not context.check_mode)
+    if not context.check_mode and removal.restore_used(paths, uses):
+        state = views.observe(paths)
     found = prune.verdicts(paths, state, uses, params["keep"], params["min_age"])
     for verdict in found:
         if verdict.reason is not None:
@@ -207,12 +211,13 @@ def _prune(paths: ViewPaths, name: str, params: dict[str, Any], context: runner.
 
     def apply(action: Action) -> None:
         if isinstance(action, RemoveGeneration):
-            reason = prune.remove_generation(paths, action.folder, context.progress)
+            reason = removal.remove_generation(paths, action.folder, context.progress)
             if reason is not None:
                 done.remove(action)
                 outcome.kept.append({**_described(name, by_folder.pop(action.folder)), "reason": reason})
-        elif isinstance(action, RemoveRemains):
-            files.remove(action.path, context.progress)
+        elif isinstance(action, RemoveRemains) and not prune.remove_remains(paths, action.path, context.progress):
+            done.remove(action)
+            remains.remove(action.path)
 
     context.carry_out(plan, apply)
     outcome.actions += done

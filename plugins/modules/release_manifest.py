@@ -76,8 +76,11 @@ options:
     default: false
 notes:
   - Refused, by name, are releases with device nodes, named pipes, sockets or mounts in them.
-  - Of extended attributes only file capabilities (C(security.capability)) are recorded.
-  - The manifest of a tree depends on nothing but the tree; the file system that it is scanned on makes no difference.
+  - Of extended attributes file capabilities (C(security.capability)) and POSIX ACLs (C(system.posix_acl_access) and
+    C(system.posix_acl_default)) are recorded. What becomes of NFSv4 ACLs and of others that decide access is told in docs/architecture.md.
+  - A directory that root of this host may not list is recorded without what is in it, where the readers of a view could not enter it
+    either; where they could, the scan fails and names it.
+  - The manifest of a tree depends on nothing but the tree and what may be read of it, as long as the file system tells its ACLs alike.
   - A manifest that an older version of the collection made says less, so it counts as none and the release is scanned again.
 seealso:
   - module: renderfarm.overlay.release_info
@@ -152,12 +155,45 @@ bytes:
   sample: 3421776512
 unreadable:
   description:
-    - Files that the scan was not allowed to read, as happens to files that are not world-readable on an export with C(root_squash).
-    - No view can read them either. A warning names the first ones.
+    - The first 100 files with content that not everybody may read, and directories that not everybody may enter, these with a slash at
+      the end and without what is in them.
+    - No view can read them from an export with C(root_squash), as the kernel reads them as a user without rights. Mode and ACL tell, so
+      a scan on the file server finds the same. A warning names the first ones.
+  type: list
+  elements: str
+  returned: when the release was scanned, with O(release)
+  sample: [/licenses/site.lic, /internal/]
+unreadable_count:
+  description: How many there are in all.
+  type: int
+  returned: when the release was scanned, with O(release)
+  sample: 2
+unlisted:
+  description:
+    - The first 10 directories that are recorded without what is in them, since root of this host may not list them. The readers of a
+      view could not enter them either. A warning names them.
   type: list
   elements: str
   returned: when the release was scanned, with O(release)
   sample: []
+unlisted_count:
+  description: How many there are in all.
+  type: int
+  returned: when the release was scanned, with O(release)
+  sample: 0
+narrowed:
+  description:
+    - The first 10 files and directories whose ACL a layer cannot hold, such as NFSv4 ACLs that name users or groups. Their mode in the
+      manifest gives nobody more than the ACL does, and may give somebody less. A warning names them.
+  type: list
+  elements: str
+  returned: when the release was scanned, with O(release)
+  sample: []
+narrowed_count:
+  description: How many there are in all.
+  type: int
+  returned: when the release was scanned, with O(release)
+  sample: 0
 manifests:
   description: The same of each of the O(releases) that has not failed, in the order in which they were given.
   type: list
@@ -185,10 +221,32 @@ manifests:
       type: int
       sample: 3421776512
     unreadable:
-      description: Files that the scan was not allowed to read, when the release was scanned.
+      description: The first 100 files and directories that not everybody may read or enter, when the release was scanned.
       type: list
       elements: str
       sample: []
+    unreadable_count:
+      description: How many there are in all, when the release was scanned.
+      type: int
+      sample: 0
+    unlisted:
+      description: The first 10 directories that are recorded without what is in them, when the release was scanned.
+      type: list
+      elements: str
+      sample: []
+    unlisted_count:
+      description: How many there are in all, when the release was scanned.
+      type: int
+      sample: 0
+    narrowed:
+      description: The first 10 files and directories whose ACL a layer cannot hold, when the release was scanned.
+      type: list
+      elements: str
+      sample: []
+    narrowed_count:
+      description: How many there are in all, when the release was scanned.
+      type: int
+      sample: 0
 failures:
   description: Those of the O(releases) that have failed, with the reason of each. The message of the task names the first ones.
   type: list
@@ -226,6 +284,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan impor
     plan_manifest,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.scan import ScanReport
 
 #: Errors of a store that is full or may not be written to: whatever is scanned after one, it has no place.
 _NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -243,8 +302,7 @@ class _Manifest:
     plan: Plan = ()
     before: ManifestRecord | None = None
     after: ManifestRecord | None = None
-    #: Files that the scan was not allowed to read.
-    unreadable: list[str] = field(default_factory=list)
+    report: ScanReport = field(default_factory=ScanReport)
     failure: OverlayError | OSError | None = None
 
 
@@ -336,7 +394,7 @@ def _change(manifest: _Manifest, params: dict[str, Any], context: runner.Context
             name = _root_name(params)
             written = manifest_store.write(store, params["root"], release, checksum, context.progress, name)
             manifest.after = written.record
-            manifest.unreadable = [show(path) for path in written.report.unreadable]
+            manifest.report = written.report
         else:
             manifest_store.remove(store, release)
 
@@ -379,7 +437,13 @@ def _values(manifest: _Manifest) -> dict[str, Any]:
     if after:
         values.update(entries=after.entries.as_dict(), bytes=after.bytes)
     if _is_scanned(manifest):
-        values["unreadable"] = manifest.unreadable
+        report = manifest.report
+        values["unreadable"] = list(report.unreadable.first)
+        values["unreadable_count"] = report.unreadable.count
+        values["unlisted"] = list(report.unlisted.first)
+        values["unlisted_count"] = report.unlisted.count
+        values["narrowed"] = list(report.narrowed.first)
+        values["narrowed_count"] = report.narrowed.count
     return values
 
 
@@ -398,13 +462,28 @@ def _shown_after(manifest: _Manifest) -> dict[str, Any]:
 
 
 def _warnings(manifests: Sequence[_Manifest]) -> list[str]:
-    return [
-        f"release {manifest.release}: {len(manifest.unreadable)} files may not be read on this host, so no view can read them"
-        f" either (on an export with root_squash they have to be world-readable): {', '.join(manifest.unreadable[:_NAMED])}"
-        f"{', ...' if len(manifest.unreadable) > _NAMED else ''}"
-        for manifest in manifests
-        if manifest.unreadable
-    ]
+    warnings = []
+    for manifest in manifests:
+        report = manifest.report
+        count = report.unreadable.count
+        if count:
+            named = report.unreadable.listed(_NAMED)
+            warnings.append(
+                f"release {manifest.release}: not everybody may read {count} of its files and directories, so no view can read them from"
+                f" an export with root_squash: {named}; let everybody read the release (chmod -R o+rX)"
+            )
+        if report.unlisted.count:
+            warnings.append(
+                f"release {manifest.release}: root of this host may not list {report.unlisted.count} directories, which are recorded"
+                f" without what is in them: {report.unlisted.listed()}; scan on the file server, or let everybody list them, if views are"
+                " to show it"
+            )
+        if report.narrowed.count:
+            warnings.append(
+                f"release {manifest.release}: the ACLs of {report.narrowed.count} files and directories cannot be kept in a layer; in views"
+                f" nobody may do more with them, and some may do less: {report.narrowed.listed()}"
+            )
+    return warnings
 
 
 def _failure(failed: Sequence[dict[str, str]], count: int) -> str:

@@ -139,6 +139,8 @@ mount:
 """
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
@@ -150,8 +152,14 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.nfs import
     SoftwareRootSpec,
     WriteFstab,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Plan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fstab, mounts, software_root
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import MountpointState, Plan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    fstab,
+    mount_lock,
+    mounts,
+    software_root,
+    still_paths,
+)
 
 OPTIONS = ["ro", "vers=4.2", "hard", "nocto", "actimeo=3600", "nodev"]
 
@@ -179,30 +187,56 @@ def main() -> None:
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     runner.check_absolute(params["path"], "path")
-    path = os.fsencode(os.path.realpath(params["path"]))
+    path = still_paths.mountpoint(os.fsencode(params["path"]), mounts.read_mounts())
     if params["state"] == "present":
         return _present(path)
+    found = _observed(path, params)
+    if context.check_mode or not found.plan:
+        return _reported(found, found.state.mount)
+    with mount_lock.held(path, context.timeout, context.progress):
+        # Another run may have been at work here until now.
+        found = _observed(path, params)
+        with mounts.undone_on_failure():
+            context.carry_out(found.plan, lambda action: software_root.apply(action, context.timeout * 0.9))
+        after = mounts.observe(path).mount if found.mounting else found.state.mount
+        return _reported(found, after, _differing(found.spec, after) if found.mounting else [])
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is there, what is declared, and what is to be done about it."""
+
+    state: MountpointState
+    #: None where nothing is to be mounted.
+    spec: SoftwareRootSpec | None
+    #: The part of the plan that is about the mount.
+    mounting: Plan
+    plan: Plan
+    was_ahead: int | None
+
+
+def _observed(path: bytes, params: dict[str, Any]) -> _Found:
     state = mounts.observe(path)
     live = mounts.read_mounts()
     spec: SoftwareRootSpec | None = None
     if params["state"] == "mounted":
         spec = nfs.software_root_spec(path, params["source"], params["fstype"], params["options"])
-        plan = nfs.plan_mounted(spec, state, live, params["replace"])
+        mounting = nfs.plan_mounted(spec, state, live, params["replace"])
     else:
-        plan = nfs.plan_unmounted(path, state, live, params["state"] == "absent")
-    mount_plan = plan
+        mounting = nfs.plan_unmounted(path, state, live, params["state"] == "absent")
+    plan = mounting
     was_ahead = software_root.read_ahead(state.mount) if state.mount else None
     if spec:
-        plan += nfs.plan_read_ahead(path, params["read_ahead"], was_ahead, bool(mount_plan))
+        plan += nfs.plan_read_ahead(path, params["read_ahead"], was_ahead, bool(mounting))
     if params["persist"] == "fstab":
         plan += _plan_fstab(path, spec)
-    with mounts.undone_on_failure(plan):
-        context.carry_out(plan, lambda action: software_root.apply(action, context.timeout * 0.9))
-    after = state.mount if context.check_mode or not mount_plan else mounts.observe(path).mount
-    warnings = _differing(spec, after) if mount_plan and not context.check_mode else []
-    outcome = _outcome(mount_plan, state.mount, after, spec, warnings)
-    outcome.plan = plan
-    _add_other_actions(outcome, plan, was_ahead)
+    return _Found(state, spec, mounting, plan, was_ahead)
+
+
+def _reported(found: _Found, after: Mount | None, warnings: Sequence[str] = ()) -> runner.Outcome:
+    outcome = _outcome(found.mounting, found.state.mount, after, found.spec, list(warnings))
+    outcome.plan = found.plan
+    _add_other_actions(outcome, found.plan, found.was_ahead)
     return outcome
 
 

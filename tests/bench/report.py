@@ -13,6 +13,8 @@ import finalizing
 import removing
 from images import Comparison
 
+from ansible_collections.renderfarm.overlay.tests.kernel.soak import Found
+
 
 def environment() -> str:
     """Return what the figures depend on besides the code."""
@@ -99,6 +101,22 @@ class Report:
             *("files", "file system", "in the module", "rm", "ratio", "of rounds"),
         )
         self._calls = Table("One ad-hoc call of each module", "module", "wall time", "sent to the host")
+        self._soak = Table(
+            "Soaking views: several processes at once, killed at random, under readers",
+            *(
+                "runs",
+                "with a change",
+                "killed",
+                "overtaken",
+                "opens",
+                "failed",
+                "mounts at each view",
+                "left behind",
+                "errors",
+                "bar",
+            ),
+        )
+        self._soak_said: list[str] = []
         self._speed = Table("For information", "what", "files", "seconds", "entries per second")
         self._missed = 0
 
@@ -186,6 +204,22 @@ class Report:
         for call in found:
             self._calls.add(call.module, f"{call.seconds:.2f} s", f"{call.payload:,} bytes")
 
+    def add_soak(self, found: Found) -> None:
+        mounted = ", ".join(map(str, sorted(set(found.mounted.values()))))
+        self._soak_said = [*found.failed_opens[:10], *found.left[:10], *found.errors[:10]]
+        bad = len(found.failed_opens) + len(found.left) + len(found.errors) + (mounted != "1")
+        self._soak.add(
+            *(
+                f"{found.runs.total():,}",
+                f"{found.changed:,}",
+                f"{found.killed:,}",
+                f"{found.refused.total():,}",
+                f"{found.opens:,}",
+            ),
+            *(str(len(found.failed_opens)), mounted, str(len(found.left)), str(len(found.errors))),
+            self._bar(bad, 0, "<= {:.0f}"),
+        )
+
     def add_speed(self, what: str, files: int, seconds: float, entries: int) -> None:
         self._speed.add(what, f"{files:,}", f"{seconds:.2f}", f"{entries / seconds:,.0f}")
 
@@ -200,8 +234,9 @@ class Report:
         verdict = f"Bars that are not met: {self._missed}." if self._missed else "All bars are met."
         tables = (
             *(self._compared, self._memory, self._images, self._growth, self._sizes),
-            *(self._second, self._switches, self._finalize, self._removing, self._calls, self._speed),
+            *(self._second, self._switches, self._finalize, self._removing, self._calls, self._soak, self._speed),
         )
+        verdict = "\n".join((*self._soak_said, verdict))
         return "\n\n".join((*(str(table) for table in tables if not table.is_empty), verdict))
 
 

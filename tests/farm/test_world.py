@@ -154,7 +154,7 @@ def test_files_that_root_squash_keeps_from_reading_are_reported_by_the_scan(farm
     try:
         scanned = collection.module(farm, new, "release_manifest", {**MODULE, "release": "trial/5.0"})
         assert scanned.values["unreadable"] == ["/etc/licence key"]
-        assert "1 files may not be read on this host" in scanned.warnings
+        assert "not everybody may read 1 of its files and directories" in scanned.warnings
         assert "root_squash" in scanned.warnings
         collection.module(farm, new, "release_manifest", {**MODULE, "release": "trial/5.0", "state": "absent"})
     finally:

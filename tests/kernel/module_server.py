@@ -38,7 +38,9 @@ def run(name: str, arguments: bytes) -> tuple[int, bytes]:
     try:
         os.write(given, arguments)
         os.lseek(given, 0, os.SEEK_SET)
-        request = json.dumps({"name": name, "folder": os.getcwd(), "environment": dict(os.environ)})
+        umask = os.umask(0)
+        os.umask(umask)
+        request = json.dumps({"name": name, "folder": os.getcwd(), "environment": dict(os.environ), "umask": umask})
         socket.send_fds(_servers[-1], [request.encode()], [given, output, answer])
     finally:
         for fd in (given, output, answer):
@@ -110,6 +112,7 @@ def _be(request: dict[str, Any], given: int, output: int, answer: int) -> NoRetu
     os.close(output)
     os.set_inheritable(answer, False)
     os.chdir(request["folder"])
+    os.umask(request["umask"])
     os.environ.clear()
     os.environ.update(request["environment"])
     status = 1

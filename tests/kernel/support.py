@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -37,6 +38,10 @@ from ansible_collections.renderfarm.overlay.tests.kernel import module_server
 #: cap_net_raw=ep, as setcap(8) writes it.
 CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)
 GIGABYTE = 1 << 30
+
+NO_ID = (1 << 32) - 1
+#: Tags of ACL entries (linux/posix_acl.h).
+OWNER, USER, OWNING_GROUP, GROUP, MASK, OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 #: mkcomposefs and mkfs.erofs, as `make` has set them up.
 PROGRAMS = Path(__file__).resolve().parents[2] / ".build" / "images" / "bin"
 MODULES = "ansible_collections.renderfarm.overlay.plugins.modules."
@@ -174,6 +179,7 @@ def _make_special(top: bytes, outside: bytes) -> None:
     os.setxattr(path(b"capable"), "security.capability", CAPABILITY)
     write(path(b"capable-and-empty"), b"", 0o755)
     os.setxattr(path(b"capable-and-empty"), "security.capability", CAPABILITY)
+    _make_acls(top)
     for name, size in ((b"sparse-3G", 3 * GIGABYTE + 1), (b"sparse-1M", 1 << 20)):
         with open(path(name), "wb") as stream:
             stream.write(b"head")
@@ -204,6 +210,28 @@ def _make_special(top: bytes, outside: bytes) -> None:
         (b"itself", b"itself"),
     ):
         os.symlink(target, path(b"link-" + name))
+
+
+def _make_acls(top: bytes) -> None:
+    """Make files and directories with access and default ACLs."""
+    access = acl(
+        (OWNER, 7), (USER, 4, 5001), (USER, 6, 5002), (OWNING_GROUP, 0), (GROUP, 5, 6001), (MASK, 5), (OTHER, 4)
+    )
+    masked = acl((OWNER, 6), (OWNING_GROUP, 6), (MASK, 4), (OTHER, 0))
+    inherited = acl((OWNER, 7), (OWNING_GROUP, 5), (OTHER, 0))
+    for name, value in ((b"acl", access), (b"acl-mask", masked)):
+        write(top + b"/" + name, b"with an ACL", 0o755)
+        os.setxattr(top + b"/" + name, "system.posix_acl_access", value)
+    write(top + b"/acl-empty", b"", 0o600)
+    os.setxattr(top + b"/acl-empty", "system.posix_acl_access", access)
+    os.setxattr(top + b"/acl-empty", "security.capability", CAPABILITY)
+    os.link(top + b"/acl", top + b"/acl-again")
+    os.mkdir(top + b"/acl-directory")
+    os.setxattr(top + b"/acl-directory", "system.posix_acl_access", access)
+    os.setxattr(top + b"/acl-directory", "system.posix_acl_default", access)
+    write(top + b"/acl-directory/inherits", b"x", 0o664)
+    os.mkdir(top + b"/acl-default")
+    os.setxattr(top + b"/acl-default", "system.posix_acl_default", inherited)
 
 
 #: Seconds and nanoseconds that tmpfs, XFS and ext4 with large inodes can all hold.
@@ -393,6 +421,8 @@ def compare_trees(view: Path, release: Path) -> list[str]:
     for status in right.values():
         names_of[status.st_ino] = names_of.get(status.st_ino, 0) + 1
     for path in left.keys() & right.keys():
+        if not stat.S_ISLNK(right[path].st_mode):
+            problems += _compare_acls(os.fsencode(view) + path, os.fsencode(release) + path)
         problems += _compare(path, left[path], right[path], names_of[right[path].st_ino])
         if not problems and not stat.S_ISDIR(right[path].st_mode):
             problems += _compare_content(os.fsencode(view) + path, os.fsencode(release) + path, right[path])
@@ -411,6 +441,29 @@ def _compare(path: bytes, left: os.stat_result, right: os.stat_result, links: in
         if left.st_nlink != links:
             problems.append(f"{path!r}: {left.st_nlink} links != {links}")
     return problems
+
+
+def _compare_acls(left: bytes, right: bytes) -> list[str]:
+    """Compare what getfacl(1) shows besides owner and mode."""
+    kinds = ("system.posix_acl_access", "system.posix_acl_default")
+    return [f"{left!r}: {kind}" for kind in kinds if attribute(left, kind) != attribute(right, kind)]
+
+
+def attribute(path: bytes, name: str) -> bytes | None:
+    """Return an attribute of a file; None where it has none."""
+    try:
+        return os.getxattr(path, name, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return None
+        raise
+
+
+def acl(*entries: tuple[int, int] | tuple[int, int, int]) -> bytes:
+    """Return the value of an ACL attribute from tags, permissions and, for named users and groups, numbers."""
+    return struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", *entry, *(() if len(entry) == 3 else (NO_ID,))) for entry in entries
+    )
 
 
 def _compare_content(left: bytes, right: bytes, status: os.stat_result) -> list[str]:

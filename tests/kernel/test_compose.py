@@ -43,12 +43,14 @@ def change_owners_and_modes(top: Path) -> None:
     for path in support.listing(top):
         full = os.fsencode(top) + path
         status = os.lstat(full)
+        owner = OWNERS.get(status.st_uid, status.st_uid)
         capability = None if stat.S_ISLNK(status.st_mode) else support.capability_of(full)
-        os.chown(full, OWNERS.get(status.st_uid, status.st_uid), -1, follow_symlinks=False)
-        if not stat.S_ISLNK(status.st_mode):
+        os.chown(full, owner, -1, follow_symlinks=False)
+        # The kernel takes set-ID bits and capabilities away from files, also from those whose owner stays the same.
+        if not stat.S_ISLNK(status.st_mode) and owner == status.st_uid:
             os.chmod(full, stat.S_IMODE(status.st_mode))
-        if capability is not None:
-            os.setxattr(full, "security.capability", capability)
+            if capability is not None:
+                os.setxattr(full, "security.capability", capability)
     support.command("chmod", "-R", MODE, top)
 
 

@@ -20,7 +20,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors imp
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import ViewPaths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import plan_layer
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, passes, users, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    manifest_store,
+    passes,
+    removal,
+    users,
+    views,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.finalize import Wanted
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.passes import Request
 from ansible_collections.renderfarm.overlay.tests.kernel import support
@@ -82,7 +88,7 @@ def test_a_killed_build_leaves_nothing_that_counts(
         for found in state.generations:
             assert views.read_generation(paths, found) == whole
             assert support.compare_trees(Path(paths.generation(found)) / "layer", wanted) == []
-            views.remove_view(paths)
+            removal.remove_view(paths)
     assert killed > KILLS // 4
     layer, generation, _report = support.build(state_dir, [medium])
     assert generation == whole
@@ -167,7 +173,7 @@ def test_a_killed_run_of_finalizing_leaves_an_overlay_that_reads_as_before(folde
         (lower / "medium/1" / str(number) / "0").chmod(0o4755)
     overlay = overlay_at(folder / "overlay", lower)
     before = shown(overlay.path)
-    wanted = Wanted(owner=12, group=None, copy_up=True, check_mode=False)
+    wanted = Wanted(owner=12, group=None, copy_up=True, keep_setid=True, copy_content=False, check_mode=False)
     request = Request(
         os.fsencode(overlay.path),
         (),
@@ -199,8 +205,8 @@ def test_a_killed_run_of_finalizing_leaves_an_overlay_that_reads_as_before(folde
                 assert {path: one[4] for path, one in shown(overlay.path).items()} == {
                     path: one[4] for path, one in before.items()
                 }
-        assert overlay.finalize(allow_unmount=True, owner="12")["finalized"]
-        assert not overlay.finalize(allow_unmount=True, owner="12")["changed"]
+        assert overlay.finalize(allow_unmount=True, owner="12", keep_setid=True)["finalized"]
+        assert not overlay.finalize(allow_unmount=True, owner="12", keep_setid=True)["changed"]
         after = shown(overlay.path)
         assert {path: (one[0], one[4]) for path, one in after.items()} == {
             path: (one[0], one[4]) for path, one in before.items()

@@ -94,9 +94,11 @@ def _mended(line: bytes) -> bytes:
 
     Directories have a size in EROFS, and composefs-info 1.0.8 prints the padding behind a redirect as if it were part of it.
     """
-    path, _size, mode, *fields = line.split(b" ")
-    if mode.startswith(b"4"):
-        return b" ".join((path, b"0", mode, *fields))
+    path, size, mode, *fields = line.rstrip(b"\n").split(b" ")
+    # It sorts attributes by their length, and has them at each name of a file.
+    attributes = sorted(fields[8:]) if not mode.startswith(b"@") else []
+    size = b"0" if mode.startswith(b"4") else size
+    line = b" ".join((path, size, mode, *fields[:8], *attributes)) + b"\n"
     return re.sub(rb"(?:\\xff|\\x00){1,3}(?= - -)", b"", line)
 
 
@@ -278,13 +280,12 @@ def test_one_host_builds_and_others_install(folder: Path, tools: tuple[Placement
     wanted = {"image": built["image"], "image_digest": built["image_digest"]}
     expected = module(folder / "b", check=True, **wanted).ok
     installed = module(folder / "b", **wanted).ok
-    assert {**installed, "entries": 0, "bytes": 0, "bytes_on_disk": 0, "conflicts": 0, "conflict_count": 0} == {
+    # What only a generation that is there tells.
+    later = {"entries", "bytes", "bytes_on_disk", "conflicts", "conflict_count"} | {
+        f"{name}{end}" for name in ("privileged", "stripped", "narrowed") for end in ("", "_paths")
+    }
+    assert {name: value for name, value in installed.items() if name not in later} == {
         **expected,
-        "entries": 0,
-        "bytes": 0,
-        "bytes_on_disk": 0,
-        "conflicts": 0,
-        "conflict_count": 0,
         "image_digest": built["image_digest"],
     }
     local = module(folder / "c", releases=releases, format="directory").ok

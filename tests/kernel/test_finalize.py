@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import remount, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import no_progress
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.writable import (
     OPAQUE,
     REDIRECT,
+    SEALED,
     Overlay,
     attribute,
     copied,
@@ -73,7 +76,7 @@ def test_every_oddity_is_as_before(on_disk: Path, root: Path) -> None:
 
 def test_every_oddity_survives_another_owner(folder: Path, root: Path) -> None:
     overlay = overlay_at(folder, root)
-    overlay.finalized(owner="4321", group="4322")
+    overlay.finalized(owner="4321", group="4322", keep_setid=True)
     for path in overlay.path.rglob("*"):
         status = path.lstat()
         assert (status.st_uid, status.st_gid) == (4321, 4322), path
@@ -183,6 +186,36 @@ def test_an_overlay_that_somebody_holds_unseen_is_not_sealed(folder: Path, softw
     assert overlay.finalize(allow_unmount=True)["sealed"] > 0
 
 
+# Holds a file of a mount that is gone, and ends half a second after its input.
+LATE = """
+import os, sys, time
+fd = os.open(sys.argv[1], os.O_RDONLY)
+print("ready", flush=True)
+sys.stdin.readline()
+time.sleep(0.5)
+"""
+
+
+def test_the_kernel_is_given_time_to_let_go_of_an_overlay(overlay: Overlay) -> None:
+    """As after the end of another mount namespace, of which the kernel tidies up in the background."""
+    other = overlay.folder / "other"
+    other.mkdir()
+    support.command("mount", "--bind", overlay.path, other)
+    with support.background(LATE, other / "tool/1.0/version") as holder:
+        support.command("umount", "--lazy", other)
+        with support.forked_module("overlay_finalize", {"path": str(overlay.path), "allow_unmount": True}) as child:
+            child.go()
+            while support.live(overlay.path) is not None:
+                time.sleep(0.005)
+            assert holder.stdin
+            holder.stdin.write("\n")
+            holder.stdin.flush()
+            result = child.finish().ok
+    assert result["finalized"]
+    assert result["unmounted"]
+    assert sealed(overlay, "tool/1.0")
+
+
 def test_an_overlay_that_a_killed_run_had_unmounted_is_mounted_again(overlay: Overlay) -> None:
     other = overlay.folder / "other"
     other.mkdir()
@@ -231,7 +264,7 @@ def test_layers_that_the_kernel_does_not_take_again_are_found_before_unmounting(
 
     monkeypatch.setattr(syscalls, "fsconfig_string", too_long)
     live = support.live(overlay.path)
-    with pytest.raises(OverlayError, match="refuses"), remount.unmounted(live, ()):  # type: ignore[arg-type]
+    with pytest.raises(OverlayError, match="refuses"), remount.unmounted(live, (), no_progress):  # type: ignore[arg-type]
         pass
     assert support.live(overlay.path) == live
     assert remount.unfinished(os.fsencode(overlay.path)) is None
@@ -300,6 +333,16 @@ def test_hard_links_without_an_index_are_left_alone(folder: Path, software: Path
     assert not overlay.finalize(allow_unmount=True)["changed"]
 
 
+def test_another_owner_over_several_lower_layers(folder: Path, software: Path, root: Path, odd: Any) -> None:
+    """What is given away is compared with the lower layers, also where the kernel merges them and follows them to the data."""
+    layer, _generation, _report = support.build(folder / "state", [odd])
+    overlay = overlay_at(folder, layer, software, data=(root,))
+    result = overlay.finalized(owner="4321", subtrees=["odd/1/special", "odd/1/names", "tool"])
+    assert result["copied_up"] > 100
+    for path in (*(overlay.path / "odd/1/special").rglob("*"), *(overlay.path / "tool").rglob("*")):
+        assert path.lstat().st_uid == 4321
+
+
 @pytest.mark.parametrize("metacopy", ["on", "off"])
 def test_several_lower_layers(folder: Path, software: Path, metacopy: str) -> None:
     second = folder / "second"
@@ -309,7 +352,7 @@ def test_several_lower_layers(folder: Path, software: Path, metacopy: str) -> No
     options = (("metacopy", metacopy), ("redirect_dir", "on"), ("index", "on"))
     overlay = overlay_at(folder, software, second, options=options)
     before = shown(overlay.path)
-    overlay.finalized()
+    overlay.finalized(copy_content=metacopy == "off")
     assert shown(overlay.path) == before
     assert sealed(overlay, "tool/1.0")
     assert (attribute(overlay.upper / "tool/9.0/version", REDIRECT) == b"/tool/9.0/version") == (metacopy == "on")
@@ -414,13 +457,18 @@ def test_seal_kernel_says_what_the_kernel_did_not_mark(overlay: Overlay) -> None
     assert overlay.finalize(seal="none")["finalized"]
 
 
+def note_of(path: Path, uid: int, gid: int) -> bytes:
+    """Return the note of a run that was killed while it changed the owner of a file."""
+    return b"6755 %d %d %s %d" % (uid, gid, support.CAPABILITY.hex().encode(), path.stat().st_ino)
+
+
 def test_a_run_that_was_killed_while_changing_owners_is_finished(overlay: Overlay, software: Path) -> None:
     tool = software / "tool/1.0/bin/tool"
     tool.chmod(0o6755)
     os.setxattr(tool, "security.capability", support.CAPABILITY)
     view = overlay.path / "tool/1.0/bin/tool"
     os.setxattr(view.parent, "trusted.renderfarm-overlay.restoring", b"y")
-    os.setxattr(view, "trusted.renderfarm-overlay.restore", b"6755 11 12 " + support.CAPABILITY.hex().encode())
+    os.setxattr(view, "trusted.renderfarm-overlay.restore", note_of(view, 11, 12))
     os.chown(view, 11, 12)
     assert view.stat().st_mode & 0o7777 == 0o755
     pending = overlay.finalize(passes=["readdir", "seal"], allow_unmount=True)["pending"]
@@ -431,6 +479,104 @@ def test_a_run_that_was_killed_while_changing_owners_is_finished(overlay: Overla
     assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (0o6755, 11, 12)
     assert support.capability_of(os.fsencode(view)) == support.CAPABILITY
     assert [name for name in os.listxattr(view) if "restor" in name] == []
+
+
+def test_a_copied_seal_does_not_count(overlay: Overlay, software: Path) -> None:
+    """All xattrs of ours are copied by root's ``cp -a``, and what the kernel has noted of a copy is not."""
+    overlay.finalized()
+    support.command("cp", "-a", overlay.path / "tool", overlay.path / "new")
+    assert attribute(overlay.upper / "new", SEALED) is not None
+    assert attribute(overlay.upper / "new", OPAQUE) == b"y"
+    support.make_small_release(software / "late", "late")
+    (overlay.path / "late").rename(overlay.path / "new/late")
+    (overlay.path / "other").rename(overlay.path / "new/other")
+    before = shown(overlay.path)
+    result = overlay.finalize(allow_unmount=True)
+    assert result["finalized"]
+    assert sealed(overlay, "new/late")
+    assert attribute(overlay.upper / "new/late/version", REDIRECT) == b"/late/version"
+    assert shown(overlay.path) == before
+    assert not overlay.finalize(allow_unmount=True)["changed"]
+
+
+def test_a_copied_note_of_an_owner_changes_nothing(overlay: Overlay) -> None:
+    """A copy of a file whose owner a killed run was changing does not become a set-user-ID program."""
+    folder = overlay.path / "tool/1.0/bin"
+    os.setxattr(folder, "trusted.renderfarm-overlay.restoring", b"y")
+    os.setxattr(folder / "tool", "trusted.renderfarm-overlay.restore", note_of(folder / "tool", 0, 0))
+    support.command("cp", "-a", folder / "tool", folder / "copy")
+    support.command("cp", "-a", folder / "tool", overlay.path / "tool/2.0/bin/tool")
+    os.setxattr(overlay.path / "tool/2.0/bin", "trusted.renderfarm-overlay.restoring", b"y")
+    assert "trusted.renderfarm-overlay.restore" in os.listxattr(folder / "copy")
+    os.chown(folder / "copy", 77, 77)
+    assert overlay.finalize(allow_unmount=True)["restored"] == 1
+    assert (folder / "tool").stat().st_mode & 0o7777 == 0o6755
+    status = (folder / "copy").stat()
+    assert (status.st_mode & 0o7777, status.st_uid) == (0o755, 77)
+    assert (overlay.path / "tool/2.0/bin/tool").stat().st_mode & 0o7777 == 0o755
+
+
+def test_set_id_bits_and_capabilities_go_with_the_owner(overlay: Overlay, software: Path) -> None:
+    tools = [software / f"tool/{version}/bin/tool" for version in ("1.0", "2.0")]
+    tools[0].chmod(0o6755)
+    os.setxattr(tools[1], "security.capability", support.CAPABILITY)
+    ran = support.module("overlay_finalize", path=str(overlay.path), owner="root", group="9", allow_unmount=True)
+    assert ran.ok["setid_stripped"] == 2
+    warning = str(ran.ok["warnings"][0])
+    assert "tool/1.0/bin/tool, tool/2.0/bin/tool" in warning
+    assert "keep_setid" in warning
+    for version in ("1.0", "2.0"):
+        tool = overlay.path / "tool" / version / "bin/tool"
+        assert tool.stat().st_mode & 0o7777 == 0o755
+        assert support.capability_of(os.fsencode(tool)) is None
+
+
+def test_set_id_bits_stay_with_an_owner_that_stays(overlay: Overlay, software: Path) -> None:
+    (software / "tool/1.0/bin/tool").chmod(0o6755)
+    result = overlay.finalized(owner="root", group="root")
+    assert result["setid_stripped"] == 0
+    assert (overlay.path / "tool/1.0/bin/tool").stat().st_mode & 0o7777 == 0o6755
+
+
+def test_content_is_not_copied_unless_asked_for(folder: Path, software: Path) -> None:
+    support.write(software / "tool/1.0/big", b"x" * 10_000)
+    options = (("metacopy", "off"), ("redirect_dir", "on"), ("index", "on"))
+    overlay = overlay_at(folder, software, options=options)
+    before = support.listing(overlay.upper).keys()
+    arguments: dict[str, Any] = {"path": str(overlay.path), "allow_unmount": True, "owner": "7"}
+    for check in (True, False):
+        ran = support.module("overlay_finalize", check=check, **arguments)
+        assert "10 files with" in ran.message
+        assert "copy_content" in ran.message
+        assert "metacopy=on" in ran.message
+        assert ran.result["content_files"] == 10
+        size = ran.result["content_bytes"]
+        assert f"{size} bytes" in ran.message
+        assert not ran.result["changed"]
+        assert support.listing(overlay.upper).keys() == before
+    checked = support.module("overlay_finalize", check=True, copy_content=True, **arguments).ok
+    assert checked["content_bytes"] == size
+    assert f"copy the content of 10 files, {size} bytes, to the upper layer" in checked["actions"]
+    result = overlay.finalized(copy_content=True, owner="7")
+    assert result["content_bytes"] == size
+    assert (overlay.upper / "tool/1.0/big").stat().st_blocks > 0
+    # What is there has been copied, so nothing is left to be refused.
+    assert overlay.finalize(allow_unmount=True)["finalized"]
+
+
+def test_what_is_pending_is_grouped_by_reason(folder: Path, software: Path) -> None:
+    for number in range(20):
+        os.link(software / "tool/1.0/version", software / f"tool/1.0/linked-{number:02}")
+    overlay = overlay_at(folder, software, options=(("metacopy", "on"), ("redirect_dir", "on"), ("index", "off")))
+    result = overlay.finalize()
+    linked, unsealed = result["pending_by_reason"]
+    assert "index=on" in linked["reason"]
+    assert linked["total"] == 26
+    assert linked["paths"] == ["other/1.0/version", "other/1.0/version-again"] + [
+        f"tool/1.0/linked-{number:02}" for number in range(8)
+    ]
+    assert "allow_unmount" in unsealed["reason"]
+    assert linked["total"] + unsealed["total"] == result["pending_total"]
 
 
 @pytest.mark.parametrize(

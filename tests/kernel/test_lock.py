@@ -13,7 +13,7 @@ import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import ViewPaths
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import removal, views
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +43,7 @@ def test_a_run_that_waited_for_a_removal_has_a_lock_that_others_see(tmp_path: Pa
     with views.locked(paths, 1):
         waiting.start()
         assert waits.wait(30)
-        views.remove_view(paths)
+        removal.remove_view(paths)
     assert has_lock.wait(30)
     try:
         assert os.path.exists(paths.lock)

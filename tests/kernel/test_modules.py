@@ -57,7 +57,7 @@ def test_from_a_release_to_its_view_and_back(folder: Path) -> None:
     assert (switched["switched"], switched["method"]) == (True, "beneath")
     assert sorted(os.listdir(folder / "view" / "tool")) == ["1", "2"]
     refused = support.module("metadata_layer", state="absent", **layer_of)
-    assert f"view v is mounted at {folder}/view" in refused.message
+    assert f"it is mounted at {folder}/view)" in refused.message
     four_runs("overlay_mount", state="unmounted", path=str(folder / "view"))
     support.module("overlay_mount", lower=[built[1]["layer"]], **mount)
     four_runs("overlay_mount", state="absent", path=str(folder / "view"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options im
     OptionValue,
     differences,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import plan_unmounted
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import CreateMountpoint, plan_unmounted
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
@@ -340,3 +341,44 @@ def test_a_mountpoint_that_is_a_file_is_refused(folder: Path) -> None:
     (folder / "view").touch()
     with pytest.raises(OverlayError, match="/view is not a directory"):
         support.carried_out(spec)
+
+
+# ---- a mount that fails
+
+
+@pytest.mark.parametrize("there", ["", "a", "a/b"])
+def test_a_mount_that_fails_leaves_no_directory_that_it_made(folder: Path, there: str) -> None:
+    data_layer(folder / "lower" / "data", {"file": b"x"})
+    (folder / there).mkdir(parents=True, exist_ok=True)
+    before = sorted(folder.rglob("*"))
+    arguments: dict[str, Any] = {"path": str(folder / "a" / "b" / "c" / "view"), "lower": [str(folder / "lower")]}
+    message = support.module("overlay_mount", **arguments, data=[str(folder / "lower" / "data")]).message
+    assert "the kernel refuses it" in message
+    assert sorted(folder.rglob("*")) == before
+    # Nor those of an upper layer, or what the kernel has mounted otherwise than declared.
+    kept = {"upper": str(folder / "u" / "v" / "upper"), "work": str(folder / "u" / "v" / "work")}
+    layers = [str(folder / "lower")] * 501
+    assert "the kernel refuses it" in support.module("overlay_mount", **{**arguments, **kept, "lower": layers}).message
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_what_somebody_else_has_put_into_a_directory_meanwhile_stays(folder: Path) -> None:
+    def fail() -> None:
+        with mounts.undone_on_failure():
+            mounts.apply(CreateMountpoint(os.fsencode(folder / "a" / "b" / "view")))
+            (folder / "a" / "mine").mkdir()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert sorted(folder.rglob("*")) == [folder / "a", folder / "a" / "mine"]
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_the_mode_of_a_mountpoint_does_not_depend_on_the_umask(folder: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        mounts.apply(CreateMountpoint(os.fsencode(folder / "a" / "b" / "view")))
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(one.stat().st_mode) for one in folder.rglob("*")} == {0o755}

@@ -22,7 +22,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.move impor
     MoveSpec,
     plan_move,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import move
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mount_lock, move
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import no_progress
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
@@ -211,7 +211,16 @@ def test_a_move_goes_on_from_each_system_call(view: Path) -> None:
         "from ansible_collections.renderfarm.overlay.plugins.module_utils.core.move import MoveSpec\n"
         "move.move(MoveSpec(*map(os.fsencode, sys.argv[1:])), lambda: None)\n"
     )
-    calls = ("mkdir", "setxattr", "chown", "chmod", "renameat2", "rmdir", "utimensat", "removexattr")
+    calls = (
+        "mkdirat",
+        "fsetxattr",
+        "fchown",
+        "fchmod",
+        "renameat2",
+        "unlinkat",
+        "utimensat",
+        "fremovexattr",
+    )
     for turn in (1, 2):
         for call in calls:
             argv = [
@@ -227,7 +236,7 @@ def test_a_move_goes_on_from_each_system_call(view: Path) -> None:
             subprocess.run([*argv, "-c", code, small.source, small.destination], check=False, capture_output=True)
     for action in plan_move(small, move.observe(small)):
         if isinstance(action, FinishMove):
-            move.finish(small.destination)
+            move.finish(small)
         else:
             move.move(small, no_progress)
     assert plan_move(small, move.observe(small)) == ()
@@ -281,6 +290,28 @@ def test_what_is_in_the_way_is_named_and_the_move_goes_on_later(view: Path) -> N
     support.write(view / "local" / "new" / name, b"mine")
     assert f"new/{name} is in the way of" in support.module("overlay_move", **arguments(view)).message
     (view / "local" / "new" / name).unlink()
+    support.module("overlay_move", **arguments(view))
+    check_moved(view)
+
+
+def test_a_copied_mark_is_not_that_of_a_move(view: Path) -> None:
+    """Root's ``cp -a`` copies it; what is in the copy is somebody's own."""
+    (view / "local" / "new").mkdir(parents=True)
+    killed_after(view, 5)
+    support.command("cp", "-a", view / "local" / "new", view / "local" / "copy")
+    assert MARKER.decode() in os.listxattr(view / "local" / "copy")
+    refused(MoveSpec(spec(view).source, os.fsencode(view / "local" / "copy")), "exists, and nothing was moved there")
+    support.module("overlay_move", **arguments(view))
+    check_moved(view)
+
+
+def test_a_mountpoint_at_which_another_module_works_is_waited_for(view: Path) -> None:
+    with mount_lock.held(os.fsencode(view), 1):
+        message = support.module("overlay_move", timeout=0.3, **arguments(view)).message
+        assert f"the mountpoint {view}" in message
+        message = support.module("overlay_finalize", timeout=0.3, path=str(view)).message
+        assert f"the mountpoint {view}" in message
+        assert support.module("overlay_move", timeout=0.3, check=True, **arguments(view)).ok["changed"]
     support.module("overlay_move", **arguments(view))
     check_moved(view)
 

@@ -12,7 +12,7 @@ import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import ViewPaths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import prune, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import removal, views
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 
@@ -131,11 +131,11 @@ def test_one_that_is_mounted_at_the_last_moment_is_put_back(
     paths = ViewPaths.of(str(state_dir), "view")
     name = layers[0].parent.name
     with support.mounted(support.declared(folder / "view", [layers[0]], [root])) as view:
-        assert prune.remove_generation(paths, name) == f"it is mounted at {view}"
+        assert removal.remove_generation(paths, name) == f"it is mounted at {view}"
         assert layers[0].is_dir()
         assert (view / "tool" / "1.0" / "bin").is_dir()
     assert not os.path.lexists(paths.removing)
-    assert prune.remove_generation(paths, name) is None
+    assert removal.remove_generation(paths, name) is None
     assert not layers[0].parent.exists()
     assert views.observe(paths).generations == {layer.parent.name for layer in layers[1:]}
 

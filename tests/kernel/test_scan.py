@@ -6,12 +6,13 @@ import os
 import socket
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Entry
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, xattrs
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Entry, Placement
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, manifest_store, xattrs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.scan import Scan
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
@@ -122,37 +123,103 @@ def test_what_is_not_there_is_named(folder: Path, root: str, release: str, reaso
         scan(folder / root, release)
 
 
-def test_files_that_may_not_be_read_are_reported(folder: Path) -> None:
+def recorded(folder: Path, privileged: bool = True, **more: Any) -> support.Ran:
+    """Record the release of ``plain``; without privileges as root of a host whose file server takes it for nobody."""
+    store = folder / "store"
+    store.mkdir(exist_ok=True)
+    store.chmod(0o777)
+    return support.module(
+        "release_manifest",
+        privileged=privileged,
+        root=str(folder / "root"),
+        release="pkg/1",
+        store=str(store),
+        **more,
+    )
+
+
+@pytest.mark.parametrize("privileged", [True, False])
+def test_what_not_everybody_may_read_is_named_whoever_scans(folder: Path, privileged: bool) -> None:
     top = plain(folder)
     support.write(top / "secret \udcff", b"x", 0o600)
-    support.write(top / "empty", b"", 0o640)
-    for name in ("secret \udcff", "empty"):
-        os.chown(top / name, NOBODY, NOBODY)
-    store = folder / "store"
-    store.mkdir()
-    store.chmod(0o777)
-    ran = support.module(
-        "release_manifest", privileged=False, root=str(folder / "root"), release="pkg/1", store=str(store)
-    ).ok
-    assert ran["unreadable"] == [f"{name}" for name in ("/empty", "/secret \\xff")]
-    assert "2 files may not be read on this host" in str(ran["warnings"][0])
-    again = support.module(
-        "release_manifest", root=str(folder / "root"), release="pkg/1", store=str(store), rescan=True
+    support.write(top / "of-a-group", b"x", 0o640)
+    support.write(top / "needs no reading", b"", 0o640)
+    support.write(top / "denied-to-others", b"x", 0o644)
+    granted = (
+        (support.OWNER, 6),
+        (support.USER, 4, 5001),
+        (support.OWNING_GROUP, 4),
+        (support.MASK, 4),
+        (support.OTHER, 0),
     )
-    assert not again.ok["changed"]
+    os.setxattr(top / "denied-to-others", "system.posix_acl_access", support.acl(*granted))
+    for name in ("secret \udcff", "of-a-group", "denied-to-others"):
+        os.chown(top / name, NOBODY, NOBODY)
+    (top / "closed" / "inner").mkdir(parents=True)
+    support.write(top / "closed" / "inner" / "file", b"x")
+    os.chown(top / "closed", NOBODY, NOBODY)
+    (top / "closed").chmod(0o750)
+    ran = recorded(folder, privileged).ok
+    assert ran["unreadable"] == ["/closed/", "/denied-to-others", "/of-a-group", "/secret \\xff"]
+    assert ran["unreadable_count"] == 4
+    assert "not everybody may read 4 of its files and directories" in str(ran["warnings"][0])
+    assert ran["entries"]["directories"] == (4 if privileged else 3)
 
 
-def test_a_directory_that_may_not_be_listed_fails_with_its_path(folder: Path) -> None:
+@pytest.mark.parametrize("place", ["", "pkg", "pkg/1"])
+def test_a_release_below_a_directory_that_not_everybody_may_enter_is_named(folder: Path, place: str) -> None:
+    plain(folder)
+    (folder / "root" / place).chmod(0o750)
+    ran = recorded(folder).ok
+    assert ran["unreadable"] == ["/"]
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o704, 0o750])
+def test_a_directory_that_no_reader_may_enter_is_kept_without_what_is_in_it(folder: Path, mode: int) -> None:
+    top = plain(folder)
+    (top / "sub" / "inner").mkdir()
+    (top / "sub").chmod(mode)
+    os.chown(top / "sub", NOBODY, NOBODY)
+    ran = recorded(folder, privileged=False).ok
+    assert (ran["unreadable"], ran["unlisted"], ran["unlisted_count"]) == (["/sub/"], ["/sub"], 1)
+    assert "root of this host may not list 1 directories" in str(ran["warnings"])
+    assert ran["entries"] == {"directories": 2, "files": 0, "symlinks": 0, "hardlinks": 0}
+    assert not recorded(folder, privileged=False, rescan=True).ok["changed"]
+    place = Placement(
+        f"{folder}/store/pkg/1.dump.gz", manifest_store.read_record(f"{folder}/store/pkg/1.dump.gz"), b"", b""
+    )
+    (_root, sub) = manifest_store.entries(place)
+    assert (sub.path, sub.mode, sub.nlink, sub.uid) == (b"/sub", stat.S_IFDIR | mode, 2, NOBODY)
+
+
+def test_a_directory_that_readers_may_enter_and_the_scan_may_not_list_fails_with_its_path(folder: Path) -> None:
+    top = plain(folder)
+    (top / "sub").chmod(0o711)
+    os.chown(top / "sub", NOBODY, NOBODY)
+    message = recorded(folder, privileged=False).message
+    assert message.startswith(f"{top}/sub has mode 0711: everybody may enter it, and this host may not list it")
+    assert [path for path in (folder / "store").rglob("*") if path.is_file()] == []
+
+
+def test_a_user_who_may_not_list_a_directory_is_refused(folder: Path) -> None:
     top = plain(folder)
     (top / "sub").chmod(0o700)
-    os.chown(top / "sub", NOBODY, NOBODY)
-    (folder / "store").mkdir()
-    (folder / "store").chmod(0o777)
-    ran = support.module(
-        "release_manifest", privileged=False, root=str(folder / "root"), release="pkg/1", store=str(folder / "store")
-    )
-    assert ran.message == f"{top}/sub: Permission denied: run the task as root (become: true)"
-    assert [path for path in (folder / "store").rglob("*") if path.is_file()] == []
+
+    def as_nobody(_progress: deadline.Progress) -> None:
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        scan(folder / "root")
+
+    with pytest.raises(PermissionError) as raised:
+        deadline.run(as_nobody, 30)
+    assert raised.value.filename == str(top / "sub")
+
+
+def test_root_is_not_told_to_run_as_root(folder: Path) -> None:
+    top = plain(folder)
+    os.chown(top, NOBODY, NOBODY)
+    top.chmod(0o700)
+    message = recorded(folder, privileged=False).message
+    assert message.startswith(f"{top}: Permission denied: root itself is refused, as happens in a user namespace")
 
 
 def test_content_that_lies_too_deep_for_a_redirect_is_refused_by_name(folder: Path) -> None:
@@ -161,7 +228,7 @@ def test_content_that_lies_too_deep_for_a_redirect_is_refused_by_name(folder: Pa
         "python3", "-c", "import os, sys\nos.chdir(sys.argv[1])\nfor _ in range(17):\n os.mkdir('d' * 250)\n os.chdir('d' * 250)\n"
         "open('f', 'w').write('x')", top,
     )  # fmt: skip
-    with pytest.raises(OverlayError, match=r"/f lies too deep: \d+ bytes, 4094 at most"):
+    with pytest.raises(OverlayError, match=r"/d+ lies too deep: \d+ bytes, 3838 at most"):
         scan(folder / "root")
 
 
@@ -208,7 +275,16 @@ def test_a_file_system_without_attributes_has_none() -> None:
 def test_both_ways_make_the_same_manifest_and_layer(folder: Path, root: Path, way: str) -> None:
     placement = support.scanned(folder / "store", root, "odd/1")
     capable = [entry.path for entry in manifest_store.entries(placement) if entry.xattrs]
-    assert capable == [b"/special/capable", b"/special/capable-and-empty"], way
+    assert capable == [
+        b"/special/acl",
+        b"/special/acl-default",
+        b"/special/acl-directory",
+        b"/special/acl-directory/inherits",
+        b"/special/acl-empty",
+        b"/special/acl-mask",
+        b"/special/capable",
+        b"/special/capable-and-empty",
+    ], way
     layer, _generation, _report = support.build(folder / "state", [placement])
     with support.mounted(support.declared(folder / "view", [layer], [root])) as view:
         assert support.compare_trees(view / "odd/1/special", root / "odd/1/special") == []

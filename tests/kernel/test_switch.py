@@ -22,7 +22,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors imp
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, overlay_layers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import SwitchOverlay, plan_unmounted
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, mounts, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, detached, mounts, syscalls
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 FILES = 20
@@ -179,15 +179,23 @@ def test_over_covers_the_old_one_and_says_so(folder: Path) -> None:
     assert not view.exists()
 
 
-def test_what_over_has_covered_is_taken_away_by_a_switch_beneath(folder: Path) -> None:
+def test_what_over_has_covered_is_taken_away_beneath_the_declared_one(folder: Path) -> None:
     view = folder / "view"
     specs = [generation(folder, number, view) for number in range(3)]
     for number, count in ((0, 1), (1, 2), (2, 3)):
         support.carried_out(specs[number], "over")
         assert len(overlays_at(view)) == count
+    mount_id = support.live(view)
     done = support.module("overlay_mount", **arguments_of(specs[2])).ok
-    assert (done["switched"], done["method"]) == (True, "beneath")
+    assert done["actions"] == [f"detach the overlays that the one at {view} covers"]
+    # What is seen was there before, and is there still.
+    assert (done["changed"], done["switched"], done["method"], done["elsewhere"]) == (True, False, None, [])
+    assert "warnings" not in done
     assert overlays_at(view) == [specs[2].lower[0]]
+    now = support.live(view)
+    assert mount_id
+    assert now
+    assert now.id == mount_id.id
 
 
 def refuse_mounting_beneath() -> None:
@@ -224,15 +232,14 @@ def test_a_kernel_that_cannot_mount_beneath_mounts_over(folder: Path) -> None:
         assert not mounts.can_mount_beneath()
         with pytest.raises(OverlayError, match=r"cannot mount beneath it \(Linux 6\.5\): 'switch: over'"):
             planned("beneath")
-        assert planned("auto") == ["over"]
+        assert planned("auto") == ["over", f"detach the overlays that the one at {view} covers"]
         for action in support.planned(specs[1], "auto"):
             mounts.apply(action)
-        # What is covered stays: nothing is to be done about it here.
         assert planned("auto") == []
 
     deadline.run(there, 30)
     assert mounts.can_mount_beneath()
-    assert overlays_at(view) == [specs[1].lower[0], specs[0].lower[0]]
+    assert overlays_at(view) == [specs[1].lower[0]]
 
 
 # ---- how mounts spread
@@ -310,17 +317,6 @@ def test_a_view_that_is_itself_shared_is_switched(folder: Path, mode: str) -> No
         assert overlays_at(view) == [specs[turn % 2].lower[0]]
 
 
-@pytest.mark.parametrize("propagation", ["shared", "private"])
-def test_mounts_inside_of_the_old_view_go_with_it(folder: Path, propagation: str) -> None:
-    view = folder / "view"
-    specs = [generation(folder, number, view) for number in range(2)]
-    support.carried_out(specs[0])
-    support.command("mount", f"--make-{propagation}", view)
-    support.command("mount", "-t", "tmpfs", "tmpfs", view / "bin")
-    support.carried_out(specs[1])
-    assert (view / "bin" / "file0").read_text() == "generation 1"
-
-
 def test_a_follower_that_has_mounted_over_the_view_keeps_its_own(folder: Path) -> None:
     with spread(folder, "shared", "slave") as (view, pid):
         support.command("nsenter", "--mount", f"--target={pid}", "mount", "-t", "tmpfs", "own", view)
@@ -352,7 +348,9 @@ def test_a_switch_that_was_killed_half_way_is_finished(folder: Path) -> None:
         half_way(0, 1)
         checked = support.module("overlay_mount", True, True, **arguments_of(specs[declared])).ok
         done = support.module("overlay_mount", **arguments_of(specs[declared])).ok
-        assert (done["changed"], done["switched"], done["method"]) == (True, True, "beneath")
+        # The old one is what is seen, so declaring it again switches nothing.
+        assert (done["changed"], done["switched"]) == (True, declared != 0)
+        assert done["method"] == ("beneath" if declared else None)
         assert checked["actions"] == done["actions"]
         assert overlays_at(view) == [specs[declared].lower[0]]
         assert not support.module("overlay_mount", **arguments_of(specs[declared])).ok["changed"]
@@ -415,3 +413,119 @@ def switch_and_kill(spec: MountSpec, seconds: float) -> None:
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+
+
+# ---- stacks
+
+
+WATCHER = """
+import os, sys
+path, stop = sys.argv[1:]
+tries = failed = 0
+seen = []
+print("ready", flush=True)
+while not os.path.exists(stop):
+    try:
+        with open(path) as stream:
+            text = stream.read()
+        if seen[-1:] != [text]:
+            seen.append(text)
+    except OSError as error:
+        failed += 1
+    tries += 1
+print(tries, failed, ",".join(text[-1] for text in seen), flush=True)
+"""
+
+
+@contextmanager
+def watched(file: Path, stop: Path, found: list[str]) -> Iterator[None]:
+    """Have a file read without a pause; add how often it was, how often that failed, and what was seen, in this order."""
+    with support.background(WATCHER, file, stop) as process:
+        try:
+            yield
+            time.sleep(0.05)
+        finally:
+            stop.touch()
+        output, _ = process.communicate(timeout=60)
+        found.extend(output.split())
+
+
+@pytest.mark.parametrize("propagation", ["private", "shared", "slave"])
+@pytest.mark.parametrize("below", [[2], [3, 2], [1], [2, 1], [1, 2], [3, 1, 2, 1]])
+@pytest.mark.parametrize("kernel", ["beneath", "without"])
+def test_of_a_stack_the_declared_one_comes_first_and_then_the_old_ones_go(
+    folder: Path, propagation: str, below: list[int], kernel: str
+) -> None:
+    place = folder / "place"
+    place.mkdir()
+    support.command("mount", "-t", "tmpfs", "tmpfs", place)
+    support.command("mount", "--make-shared", place)
+    if propagation == "slave":
+        (folder / "follower").mkdir()
+        support.command("mount", "--bind", place, folder / "follower")
+        place = folder / "follower"
+    support.command("mount", f"--make-{propagation}", place)
+    view = place / "view"
+    specs = [generation(folder, number, view) for number in range(4)]
+    view.mkdir()
+    for number in (*reversed(below), 0):
+        mount = mounts.new_overlay(specs[number])
+        mounts.attach(mount, specs[number].path)
+        os.close(mount)
+    assert len(overlays_at(view)) == len(below) + 1
+    before = [(one.path, one.propagation) for one in mounts.read_mounts() if one.path == os.fsencode(place)]
+
+    def declare(_progress: deadline.Progress) -> None:
+        if kernel == "without":
+            refuse_mounting_beneath()
+        for action in support.planned(specs[1]):
+            mounts.apply(action)
+        assert support.planned(specs[1]) == ()
+
+    found: list[str] = []
+    with watched(view / "bin" / "file0", folder / "stop", found):
+        deadline.run(declare, 60)
+    # No read fails, and none goes back in time.
+    assert int(found[0]) > 10
+    assert found[1:] == ["0", "0,1"]
+    assert overlays_at(view) == [specs[1].lower[0]]
+    assert [(one.path, one.propagation) for one in mounts.read_mounts() if one.path == os.fsencode(place)] == before
+    assert not support.module("overlay_mount", **arguments_of(specs[1])).ok["changed"]
+
+
+def test_a_stack_goes_wherever_mounts_spread(folder: Path) -> None:
+    with spread(folder, "shared", "slave") as (view, pid):
+        specs = [generation(folder, number, view) for number in (2, 3)]
+        for spec in specs:
+            support.carried_out(spec, "over")
+        assert len(overlays_at(view)) == len(overlays_at(view, pid)) == 3
+        done = support.module("overlay_mount", **other(folder)).ok
+        assert (done["method"], done["elsewhere"]) == ("beneath", [])
+        assert overlays_at(view) == overlays_at(view, pid) == [os.fsencode(folder / "g1" / "layer")]
+
+
+def test_who_uses_what_was_covered_is_known_when_it_has_gone(folder: Path) -> None:
+    view = folder / "view"
+    specs = [generation(folder, number, view) for number in range(3)]
+    support.carried_out(specs[0])
+    with support.background(f"import sys\nheld = open(sys.argv[1])\n{support.WAIT}", view / "bin" / "file0") as process:
+        support.carried_out(specs[1], "over")
+        support.carried_out(specs[2])
+        assert overlays_at(view) == [specs[2].lower[0]]
+        used = {record.lower: [user.pid for user in found] for record, found in detached.in_use()}
+        assert used[specs[0].lower] == [process.pid]
+
+
+def test_a_stack_is_unmounted_without_showing_what_was_covered(folder: Path) -> None:
+    view = folder / "view"
+    specs = [generation(folder, number, view) for number in range(3)]
+    for spec in specs:
+        support.carried_out(spec, "over")
+    found: list[str] = []
+    with watched(view / "bin" / "file0", folder / "stop", found):
+        # Who reads at that very moment keeps it busy.
+        assert any(
+            support.module("overlay_mount", path=str(view), state="unmounted").status == 0 for _try in range(100)
+        )
+    assert found[2] == "2"
+    assert overlays_at(view) == []

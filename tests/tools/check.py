@@ -338,11 +338,15 @@ def unit(args: Sequence[str]) -> Count:
     return pytest("unit", args)
 
 
+#: The start of a command in namespaces of its own: whatever it leaves mounted vanishes with it, and what other programs use is nothing to
+#: it. The first process is to be a shell, which reaps those that lose their parent.
+ALONE = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+
 def kernel(args: Sequence[str]) -> Count:
     if os.geteuid() != 0:
         return failure("the kernel tests mount file systems: run make as root")
-    # In a mount namespace of their own, whatever a test leaves mounted vanishes with it.
-    return pytest("kernel", args, prefix=("unshare", "--mount", "--propagation", "private"))
+    return pytest("kernel", args, prefix=(*ALONE, "sh", "-c", '"$@"; exit "$?"', "sh"))
 
 
 # ---- ansible-test
@@ -439,9 +443,9 @@ def sanity(args: Sequence[str]) -> Count:
     return count
 
 
-#: The start of a command in a mount namespace of its own, with an /etc and notes in /run that are its own as well.
+#: The same, with an /etc and notes in /run that are its own as well.
 APART = (
-    *("unshare", "--mount", "--propagation", "private", "sh", "-euc"),
+    *(*ALONE, "sh", "-euc"),
     """
     notes=/run/renderfarm-overlay
     mkdir -p $notes
@@ -449,7 +453,7 @@ APART = (
     mkdir $notes/upper $notes/work
     mount -t overlay -o lowerdir=/etc,upperdir=$notes/upper,workdir=$notes/work etc /etc
     mount -t tmpfs -o mode=755 tmpfs $notes
-    exec "$@"
+    "$@"
     """,
     "sh",
 )

@@ -156,3 +156,9 @@ def test_places_are_cleaned(given: bytes, clean: bytes) -> None:
 def test_places_that_lead_out_are_refused_by_name(given: bytes) -> None:
     with pytest.raises(OverlayError, match=r"^'at' of release a "):
         relative_path(given, "'at' of release a")
+
+
+def test_a_place_with_a_name_that_no_file_system_takes_is_refused() -> None:
+    assert relative_path(b"a/" + b"n" * 255, "at") == b"a/" + b"n" * 255
+    with pytest.raises(OverlayError, match=r"^'at' of release a .* has a name of more than 255 bytes in it$"):
+        relative_path(b"a/" + b"n" * 256, "'at' of release a")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import random
 import stat
+import struct
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -23,10 +25,15 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model impo
     Tally,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import Attributes
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.posix_acl import ACCESS_XATTR, DEFAULT_XATTR
 from ansible_collections.renderfarm.overlay.tests.unit.random_cases import Record, each_seed
 
 RELEASE = b"pkg/1.0"
+NOBODY = (1 << 32) - 1
 PLACES = [b"pkg/1.0", b"", b"other", b"a name/with\nall\xff"]
+CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)
+#: user::rwx user:7:r-x group::r-x mask::rwx other::r-x
+ACL = struct.pack("<I" + "HHI" * 5, 2, 1, 7, NOBODY, 2, 5, 7, 4, 5, NOBODY, 16, 7, NOBODY, 32, 5, NOBODY)
 NAMES = [
     b"a",
     b"b.py",
@@ -50,9 +57,13 @@ def placement(at: bytes = RELEASE, source: bytes = RELEASE, checksums: bool = Fa
 
 
 def tree(chance: random.Random, checksums: bool) -> Iterator[Entry]:
-    """Yield a tree with entries of all kinds."""
-    yield Entry(b"/", stat.S_IFDIR | 0o755, 0, 3, 1, 2, 5, None, False, ())
-    yield from _folder(chance, b"", checksums, 3)
+    """Yield a tree with entries of all kinds; each directory has as many links as its subdirectories give it."""
+    entries = [Entry(b"/", stat.S_IFDIR | 0o755, 0, 2, 1, 2, 5, None, False, ()), *_folder(chance, b"", checksums, 3)]
+    inside = Counter(
+        entry.path[: entry.path.rfind(b"/")] or b"/" for entry in entries if entry.is_directory and entry.path != b"/"
+    )
+    for entry in entries:
+        yield entry._replace(nlink=2 + inside[entry.path]) if entry.is_directory else entry
 
 
 def _folder(chance: random.Random, here: bytes, checksums: bool, depth: int) -> Iterator[Entry]:
@@ -62,14 +73,16 @@ def _folder(chance: random.Random, here: bytes, checksums: bool, depth: int) -> 
         path = here + b"/" + name
         kind = chance.randrange(7)
         if kind == 0 and depth:
-            yield Entry(path, stat.S_IFDIR | 0o1775, 0, 2, *common, None, False, ())
+            acls = chance.choice(((), ((ACCESS_XATTR, ACL), (DEFAULT_XATTR, ACL))))
+            yield Entry(path, stat.S_IFDIR | 0o1775, 0, 2, *common, None, False, acls)
             yield from _folder(chance, path, checksums, depth - 1)
         elif kind == 1:
-            yield Entry(path, stat.S_IFLNK | 0o777, 3, 1, *common, chance.choice((b"a b", b"-", b"abc")), False, ())
+            target = chance.choice((b"a b", b"-", b"abc", b"x" * 4095))
+            yield Entry(path, stat.S_IFLNK | 0o777, len(target), 1, *common, target, False, ())
         elif kind == 2:
             yield Entry(path, stat.S_IFREG | 0o600, 0, 1, *common, None, False, ())
         elif kind == 3:
-            capability = ((CAPABILITY_XATTR, b"\1\0 "),)
+            capability = ((CAPABILITY_XATTR, CAPABILITY),)
             yield Entry(path, stat.S_IFREG | 0o755, 9, 1, *common, RELEASE + path, False, capability)
         elif kind == 4 and first is None and depth == 3:
             first = path
@@ -121,9 +134,11 @@ def _check_text(seed: int) -> None:
     chance = random.Random(seed)
     checksums = chance.random() < 0.5
     place = placement(chance.choice(PLACES), chance.choice((RELEASE, RELEASE, b"elsewhere")), checksums)
-    text = b"".join(map(manifest.encode, tree(chance, checksums)))
+    entries = list(tree(chance, checksums))
+    text = b"".join(map(manifest.encode, entries))
     expected = one_by_one(place, text)
     # A file that was to have a second name and got none is refused by both.
+    assert expected or any(entry.nlink > 1 and not entry.is_directory for entry in entries)
     assert as_text(place, chunks(text, chance)) == expected
 
 

@@ -52,7 +52,9 @@ def test_which_redirect_a_copy_needs(parent: bytes | None, redirect: bytes | Non
         (Marks(), False),
         (Marks(opaque=b"y"), False),
         (Marks(sealed_from=b"/a"), False),
-        (Marks(opaque=b"y", sealed_from=b"/a"), True),
+        (Marks(opaque=b"y", copied=True, sealed_from=b"/a"), True),
+        (Marks(opaque=b"y", sealed_from=b"/a"), False),
+        (Marks(opaque=b"y", copied=True), False),
         (Marks(opaque=b"z"), True),
         (Marks(opaque=b"x", sealed_from=b"/a"), False),
     ],
@@ -64,7 +66,14 @@ def test_what_is_sealed(marks: Marks, sealed: bool) -> None:
 @pytest.mark.parametrize("capability", [None, b"\x01\0\0\x02"])
 def test_notes_of_owners_come_back(capability: bytes | None) -> None:
     wanted = Attributes(0o6755, 12, 4_000_000_000, capability)
-    assert Attributes.from_note(wanted.to_note()) == wanted
+    assert Attributes.from_note(wanted.to_note(77), 77) == wanted
+    # With all xattrs of a file, ``cp -a`` copies the note too.
+    assert Attributes.from_note(wanted.to_note(77), 78) is None
+
+
+@pytest.mark.parametrize("note", [b"", b"y", b"6755 1 2 -", b"9 1 2 - 77", b"6755 1 2 zz 77", b"6755 1 2 - 77 1"])
+def test_what_is_no_note_of_an_owner_is_none(note: bytes) -> None:
+    assert Attributes.from_note(note, 77) is None
 
 
 @pytest.mark.parametrize(
@@ -96,6 +105,15 @@ def test_what_is_pending_is_named_once_and_in_order_and_not_without_end() -> Non
     named = finalize.named(pending)
     assert named[0] == {"path": ".", "reason": "root"}
     assert [one["path"] for one in named[1:]] == [f"{number:04d}" for number in range(99)]
+
+
+def test_what_is_pending_is_grouped_by_reason() -> None:
+    pending = [Pending(b"%02d" % number, "why") for number in reversed(range(12))] * 2 + [Pending(b"", "root")]
+    assert finalize.by_reason(pending) == [
+        {"reason": "why", "total": 12, "paths": [f"{number:02d}" for number in range(10)]},
+        {"reason": "root", "total": 1, "paths": ["."]},
+    ]
+    assert finalize.by_reason([]) == []
 
 
 def test_a_plan_says_what_is_done_and_is_empty_when_nothing_is() -> None:

@@ -62,6 +62,8 @@ CHANGED = [
     replace(SPEC, placements=tuple(placement(name, root="/net/other") for name in ("a/1", "b/1", "c/1"))),
     replace(SPEC, owner=0),
     replace(SPEC, owner=1),
+    replace(SPEC, owner=1, keep_setid=True),
+    replace(SPEC, owner_map=((0, 1),), keep_setid=True),
     replace(SPEC, group=0),
     replace(SPEC, group=1),
     replace(SPEC, owner_map=((0, 1),)),
@@ -112,6 +114,11 @@ def test_what_makes_no_difference_to_the_view_makes_none_to_its_name() -> None:
     for links in ((), outside):
         spec = replace(SPEC, links=links)
         assert {input_digest(replace(spec, on_conflict=rule)) for rule in ("first", "last")} == {input_digest(spec)}
+
+
+def test_keeping_set_id_bits_makes_a_difference_only_where_owners_are_mapped() -> None:
+    assert input_digest(replace(SPEC, keep_setid=True)) == input_digest(SPEC)
+    assert replace(SPEC, keep_setid=True).rules == SPEC.rules
 
 
 def test_the_order_of_releases_counts_where_they_overlap_and_it_decides() -> None:

@@ -141,8 +141,8 @@ SPECS = [
         ((1, 2),),
         ((3, 4),),
         "go-w",
-        "first",
-        links.declared_links([(b"pkg/current", b"1")]),
+        on_conflict="first",
+        links=links.declared_links([(b"pkg/current", b"1")]),
     ),
 ]
 
@@ -439,15 +439,15 @@ def test_what_is_mounted_at_boot(units: list[tuple[str, bytes]], fstab: bytes, p
 
 READERS: dict[str, Callable[[bytes], object]] = {
     "mark of a move": move.parse_marker,
-    "note of attributes": finalize.Attributes.from_note,
+    "note of attributes": lambda note: finalize.Attributes.from_note(note, 7),
 }
 
 
 @pytest.mark.parametrize("reader", READERS)
 def test_marks_in_attributes(reader: str) -> None:
     good = {
-        "mark of a move": move.marker_of(b"/old", 1),
-        "note of attributes": finalize.Attributes(0o4755, 1, 2, b"\1").to_note(),
+        "mark of a move": move.marker_of(b"/old", b"/new", 1),
+        "note of attributes": finalize.Attributes(0o4755, 1, 2, b"\1").to_note(7),
     }
 
     @hostile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import stat
 from collections.abc import Sequence
 
@@ -42,12 +43,10 @@ def file(path: bytes, size: int = 1, nlink: int = 1) -> Entry:
     return Entry(path, stat.S_IFREG | 0o644, size, nlink, 0, 0, 0, RELEASE + path if size else None, False, ())
 
 
-def lines(*listed: bytes) -> list[bytes]:
-    return [ROOT, *listed]
-
-
 def read(*listed: bytes) -> list[Entry]:
-    return list(read_entries(lines(*listed), RELEASE))
+    """Read lines below a root that has as many links as they have subdirectories of it."""
+    inside = sum(line.count(b"/") == 1 and line.split(b" ")[2:3] in ([b"40755"], [b"40000"]) for line in listed)
+    return list(read_entries([ROOT.replace(b" 2 ", b" %d " % (2 + inside)), *listed], RELEASE))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +172,7 @@ def test_equal_signs_are_escaped_in_the_names_of_attributes_alone() -> None:
         (b"/a 0 100644 1 0 0 0 99999999999999999999.0 - - -", "number"),
         (b"/a 0 100644 1 0 0 0 1.0 - - - trusted.overlay.redirect=/etc/shadow", r"trusted\.overlay\.redirect"),
         (b"/a 0 100644 1 0 0 0 1.0 - - - user.overlay.redirect=/etc/shadow", r"user\.overlay\.redirect"),
-        (b"/a 0 100644 1 0 0 0 1.0 - - - system.posix_acl_access=x", "posix_acl_access"),
+        (b"/a 0 100644 1 0 0 0 1.0 - - - system.nfs4_acl=x", "nfs4_acl"),
         (b"/a 0 100644 1 0 0 0 1.0 - - - security.capability", "attribute"),
         (b"/a 0 100644 1 0 0 0 1.0 - - - ", "attribute"),
     ],
@@ -183,7 +182,9 @@ def test_a_malformed_line_is_refused_with_its_number_and_reason(line: bytes, rea
         read(line)
 
 
-def entry_line(path: bytes, kind: bytes = b"100644", nlink: int = 1, payload: bytes = b"-", size: int = 0) -> bytes:
+def entry_line(path: bytes, kind: bytes = b"100644", nlink: int = 0, payload: bytes = b"-", size: int = 0) -> bytes:
+    nlink = nlink or (2 if kind.startswith(b"4") else 1)
+    size = size or (len(payload) if kind.startswith(b"12") and payload != b"-" else 0)
     return b"%s %d %s %d 0 0 0 1.0 %s - -" % (path, size, kind, nlink, payload)
 
 
@@ -215,7 +216,7 @@ def entry_line(path: bytes, kind: bytes = b"100644", nlink: int = 1, payload: by
         ([entry_line(b"/a", size=5, payload=b"/pkg/1/a")], "content of '/a'"),
         ([entry_line(b"/a", payload=b"pkg/1/a")], "content of '/a'"),
         ([entry_line(b"/l", b"120777")], "'/l' has no target"),
-        ([entry_line(b"/a", nlink=0)], "'/a' has no link"),
+        ([entry_line(b"/a").replace(b" 1 0 0 0 ", b" 0 0 0 0 ")], "'/a' has no link"),
         ([entry_line(b"/h", b"@100644", 2, b"/a")], "hard link '/h' names no earlier file"),
         ([entry_line(b"/a"), entry_line(b"/h", b"@100644", 2, b"/a")], "hard link '/h' names no earlier file"),
         ([entry_line(b"/h", b"@100644", 2)], "hard link '/h' names no earlier file"),
@@ -231,6 +232,30 @@ def entry_line(path: bytes, kind: bytes = b"100644", nlink: int = 1, payload: by
             ],
             "hard link '/i' names no earlier file",
         ),
+        ([entry_line(b"/a", nlink=2), entry_line(b"/h", b"@100755", 2, b"/a")], "'/h' is not as the file '/a' is"),
+        ([entry_line(b"/d", b"40755", size=5)], "'/d' has a size"),
+        ([entry_line(b"/d", b"40755", payload=b"pkg/1/d")], "'/d' has a size, content"),
+        ([entry_line(b"/d", b"40755", 3)], "'/d/' has another number of links"),
+        ([entry_line(b"/d", b"40755", 1)], "less than two links"),
+        ([entry_line(b"/" + b"n" * 256)], "has 256 bytes, and 255"),
+        ([entry_line(b"/l", b"120777", payload=b"a\\x00b", size=3)], "target of the symbolic link '/l' has a NUL"),
+        ([entry_line(b"/l", b"120777", payload=b"ab", size=3)], "target of the symbolic link '/l'"),
+        ([entry_line(b"/l", b"120777", payload=b"t" * 4096)], "target of the symbolic link '/l'"),
+        ([entry_line(b"/l", b"120755", payload=b"ab")], "'/l' has a mode of its own"),
+        ([entry_line(b"/a", size=1 << 53, payload=b"pkg/1/a")], "'/a' has 9007199254740992 bytes"),
+        ([entry_line(b"/a").replace(b" 1.0 ", b" -2147483649.0 ")], "mtime of '/a' is out of the range"),
+        ([entry_line(b"/a").replace(b" 1.0 ", b" 15032385536.0 ")], "mtime of '/a' is out of the range"),
+        ([entry_line(b"/a") + b" security.capability=garbage"], "security.capability of '/a' is malformed: 7 bytes"),
+        ([entry_line(b"/a") + b" user.renderfarm.sha256=none"], "sha256 of '/a' is malformed"),
+        ([entry_line(b"/a") + b" system.posix_acl_access=garbage"], "posix_acl_access of '/a' is malformed"),
+        ([entry_line(b"/a") + b" system.posix_acl_default=x"], "'/a' may not have the attribute"),
+        ([entry_line(b"/d", b"40755") + b" security.capability=x"], "'/d' may not have the attribute"),
+        (
+            [entry_line(b"/l", b"120777", payload=b"a") + b" system.posix_acl_access=x"],
+            "'/l' may not have the attribute",
+        ),
+        ([entry_line(b"/a") + b" user.renderfarm.sha256=%s" % (b"0" * 64) * 2], "or has it twice"),
+        ([entry_line(b"/a" * 100_000)], r"it has \d+ bytes, and 131072 is the most"),
         ([entry_line(b"/a", nlink=3), entry_line(b"/h", b"@100644", 3, b"/a")], "names are missing .*'/a'"),
     ],
 )
@@ -266,7 +291,7 @@ def test_a_whole_tree_is_read() -> None:
         entry_line(b"/a/x", size=3, payload=b"pkg/1/a/x"),
         entry_line(b"/a/y", b"120777", payload=b"../b", size=4),
         entry_line(b"/a-b"),
-        entry_line(b"/b", b"40000"),
+        entry_line(b"/b", b"40000", 3),
         entry_line(b"/b/c", b"41777"),
         entry_line(b"/c", b"104755", 2),
         entry_line(b"/d", b"@104755", 2, b"/c"),
@@ -365,3 +390,14 @@ def test_a_record_of_an_older_version_is_told_apart() -> None:
     for text in (b'{"format": 1}', record_to_json(RECORD).replace(b'"format": 2', b'"format": 1')):
         with pytest.raises(OutdatedError, match="scan the release again with release_manifest"):
             record_from_json(text)
+
+
+FIELD = st.sampled_from([b"-", b"0", b"1", b"/a", b"100644", b"@100644", b"40755", b"120777", b"1.0", b"pkg/1/a"])
+LINE = st.binary(max_size=60) | st.lists(FIELD | st.binary(max_size=8), min_size=9, max_size=13).map(b" ".join)
+
+
+@settings(deadline=None)
+@given(st.lists(LINE, max_size=5), st.booleans())
+def test_whatever_a_manifest_is_it_is_read_or_refused(listed: list[bytes], with_root: bool) -> None:
+    with contextlib.suppress(ManifestError):
+        list(read_entries([ROOT, *listed] if with_root else listed, RELEASE))

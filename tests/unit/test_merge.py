@@ -179,6 +179,7 @@ def random_rules(dice: random.Random) -> Rules:
             dice.choice([(), ((1, 71), (0, 70))]),
             dice.choice([(), ((2, 82),)]),
             dice.choice([(), parse_mode("go-w,a+rX"), parse_mode("u=rwx,g=u,o=")]),
+            dice.choice([False, False, True]),
         )
     links = [
         (dice.choice([b"l", b"a/l", b"a", b"x", b"a/b/c.so/a", b"q/r"]), dice.choice([b"a", b"../b"]))
@@ -254,9 +255,12 @@ class Model:
 
     def _owned(self, node: Node) -> Node:
         attributes = self.rules.attributes
-        return node._replace(
-            mode=changed_mode(node.mode, attributes.mode), uid=attributes.uid(node.uid), gid=attributes.gid(node.gid)
-        )
+        uid, gid = attributes.uid(node.uid), attributes.gid(node.gid)
+        mode, xattrs = node.mode, node.xattrs
+        if attributes.strips and (uid, gid) != (node.uid, node.gid) and stat.S_ISREG(mode):
+            mode &= ~(stat.S_ISUID | stat.S_ISGID)
+            xattrs = tuple(pair for pair in xattrs if pair[0] != CAPABILITY_XATTR)
+        return node._replace(mode=changed_mode(mode, attributes.mode), uid=uid, gid=gid, xattrs=xattrs)
 
     def _implied(self, path: bytes) -> Node:
         times = [mtime_ns for at, mtime_ns in self._roots if below(path, at)]

@@ -80,4 +80,9 @@ def test_an_overlay_is_not_moved_itself() -> None:
 
 
 def test_a_marker_is_read_as_it_was_written() -> None:
-    assert parse_marker(marker_of(b"/a path\xff", -5)) == (b"/a path\xff", -5)
+    assert parse_marker(marker_of(b"/a path\xff", b"/b", -5)) == (b"/a path\xff", b"/b", -5)
+
+
+@pytest.mark.parametrize("value", [b"", b" ", b"x /a\0/b"])
+def test_what_is_no_marker_is_none(value: bytes) -> None:
+    assert parse_marker(value) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
@@ -66,11 +68,14 @@ def test_a_generation_that_is_there_needs_only_to_be_made_current() -> None:
     ]
 
 
-def test_a_view_is_removed_unless_it_is_mounted() -> None:
-    assert [str(action) for action in plan_view_removal("v", state("g"), ())] == ["remove all generations of view v"]
-    assert plan_view_removal("v", ViewState(False, frozenset(), None, None), ()) == ()
-    with pytest.raises(OverlayError, match="view v is mounted at /s, /t: unmount it"):
-        plan_view_removal("v", state("g"), (b"/s", b"/t"))
+def test_a_view_is_removed_unless_it_is_in_use() -> None:
+    assert [str(action) for action in plan_view_removal("v", state("g"), {})] == ["remove all generations of view v"]
+    assert plan_view_removal("v", ViewState(False, frozenset(), None, None), {}) == ()
+    assert plan_view_removal("v", state("g"), {"g-directory": []})
+    with pytest.raises(
+        OverlayError, match=r"view v is in use .*\(generation g: it is mounted at /s, it is on loop0\): unmount it"
+    ):
+        plan_view_removal("v", state("g"), {"g-directory": ["it is mounted at /s", "it is on loop0"]})
 
 
 SPEC = mount_spec(b"/v", [b"/meta"], [b"/data"], {}, True)
@@ -102,12 +107,13 @@ def test_mounting(there: MountpointState, actions: list[str], switch: str) -> No
 NEITHER = live(b"ro,lowerdir+=/older,datadir+=/data,metacopy=on")
 BENEATH, OVER, REPLACE = (f"switch the overlay at /v ({method})" for method in ("beneath", "over", "replace"))
 DETACH = "detach the topmost overlay at /v, which covers another one"
+DROP = "detach the overlays that the one at /v covers"
 
 
 @pytest.mark.parametrize(
     ("switch", "stack", "actions", "without_beneath"),
     [
-        ("auto", [OTHER], [BENEATH], [OVER]),
+        ("auto", [OTHER], [BENEATH], [OVER, DROP]),
         ("beneath", [OTHER], [BENEATH], None),
         ("over", [OTHER], [OVER], [OVER]),
         ("replace", [OTHER], [REPLACE], [REPLACE]),
@@ -116,28 +122,74 @@ DETACH = "detach the topmost overlay at /v, which covers another one"
         ("beneath", [OTHER, SAME], [DETACH], None),
         ("over", [OTHER, SAME], [DETACH], [DETACH]),
         ("replace", [OTHER, SAME], [REPLACE], [REPLACE]),
-        # Killed likewise, and then something else was declared.
-        ("auto", [OTHER, NEITHER], [DETACH, BENEATH], [OVER]),
+        # Killed likewise, and then something else was declared: that comes first, and then what is there goes, and is never seen.
+        ("auto", [OTHER, NEITHER], [BENEATH, DROP], [OVER, DROP]),
         ("over", [OTHER, NEITHER], [OVER], [OVER]),
         # Killed likewise, and then what was there before was declared again; or covered by 'over' before.
-        ("auto", [SAME, OTHER], [DETACH, BENEATH], []),
-        ("beneath", [SAME, OTHER], [DETACH, BENEATH], []),
+        ("auto", [SAME, OTHER], [DROP], [DROP]),
+        ("beneath", [SAME, OTHER], [DROP], [DROP]),
         ("over", [SAME, OTHER], [], []),
         ("replace", [SAME, OTHER], [], []),
         ("never", [SAME, OTHER], [], []),
-        ("auto", [SAME, SAME], [DETACH], []),
+        ("auto", [SAME, SAME], [DROP], [DROP]),
         ("over", [NEITHER, SAME, OTHER], [DETACH], [DETACH]),
-        ("auto", [NEITHER, OTHER, SAME], [DETACH, DETACH], [DETACH, DETACH]),
+        ("auto", [NEITHER, SAME, OTHER], [DETACH, DROP], [DETACH, DROP]),
+        # What is between would be seen while those above the declared one go.
+        ("auto", [NEITHER, OTHER, SAME], [BENEATH, DROP], [OVER, DROP]),
+        ("over", [NEITHER, OTHER, SAME], [OVER, DROP], [OVER, DROP]),
+        ("over", [NEITHER, OTHER, OTHER], [OVER], [OVER]),
     ],
 )
 def test_switching(switch: str, stack: list[Mount], actions: list[str], without_beneath: list[str] | None) -> None:
-    there = MountpointState(stack[0], None, tuple(stack[1:]))
-    assert [str(action) for action in plan_mounted(SPEC, there, DEFAULTS, switch)] == actions
+    there = MountpointState(stack[0], None, tuple(stack[1:]), can_drop=True, droppable=len(stack) - 1)
+
+    def planned(there: MountpointState, beneath: bool) -> list[str]:
+        return [str(action) for action in plan_mounted(SPEC, there, DEFAULTS, switch, beneath)]
+
+    assert planned(there, True) == actions
+    # A kernel before 5.15 leaves what is covered.
+    cannot = replace(there, can_drop=False, droppable=0)
+    assert planned(cannot, True) == [action for action in actions if action != DROP]
     if without_beneath is None:
         with pytest.raises(OverlayError, match="this kernel cannot mount beneath it"):
-            plan_mounted(SPEC, there, DEFAULTS, switch, beneath=False)
+            planned(there, False)
     else:
-        assert [str(action) for action in plan_mounted(SPEC, there, DEFAULTS, switch, beneath=False)] == without_beneath
+        assert planned(there, False) == without_beneath
+
+
+INSIDE = replace(SAME, id=7, parent=1, path=b"/v/plugins", fstype=b"tmpfs")
+
+
+@pytest.mark.parametrize(
+    ("inner", "inner_below", "actions"),
+    [
+        ((INSIDE,), (INSIDE,), [DETACH]),
+        # What is mounted inside has changed since: the one below would go back in time.
+        ((INSIDE,), (), [BENEATH, DROP]),
+        ((), (INSIDE,), [BENEATH, DROP]),
+        ((INSIDE,), (replace(INSIDE, device=(0, 99)),), [BENEATH, DROP]),
+    ],
+)
+def test_what_is_below_is_only_taken_with_the_same_mounts_inside(
+    inner: tuple[Mount, ...], inner_below: tuple[Mount, ...], actions: list[str]
+) -> None:
+    there = MountpointState(OTHER, None, (SAME,), inner, inner_below, can_drop=True, droppable=1)
+    assert [str(action) for action in plan_mounted(SPEC, there, DEFAULTS, "auto")] == actions
+    # Nor does 'over' pile up.
+    over = [OVER if action == BENEATH else action for action in actions]
+    assert [str(action) for action in plan_mounted(SPEC, there, DEFAULTS, "over")] == over
+
+
+def test_what_has_mounts_inside_is_not_unmounted_and_these_are_named() -> None:
+    reason = r"/v cannot be unmounted, since there are mounts inside of it: /v/plugins \(tmpfs\); unmount these first"
+    there = MountpointState(OTHER, None, inner=(INSIDE,))
+    with pytest.raises(OverlayError, match=reason):
+        plan_mounted(SPEC, there, DEFAULTS, "replace")
+    for absent in (False, True):
+        with pytest.raises(OverlayError, match=reason):
+            plan_unmounted(b"/v", there, absent)
+    # The same overlay is left as it is.
+    assert plan_mounted(SPEC, replace(there, mount=SAME), DEFAULTS, "replace") == ()
 
 
 @pytest.mark.parametrize(

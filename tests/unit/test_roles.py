@@ -76,4 +76,4 @@ def test_the_playbook_has_the_defaults_of_the_role_view() -> None:
             f"{{{{ {own}overlay_{key} | default({inner})) }}}}",
             f"{{{{ overlay_{key} | default({own}{inner})) }}}}",
         }
-        assert " ".join(passed[name].replace("'nodev': true", "'nodev': True").split()) in wanted, name
+        assert " ".join(passed[name].replace("': true", "': True").split()) in wanted, name

@@ -21,12 +21,20 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.links impo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.manifest import sibling_key
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.merge import Conflict, Conflicts, Merge, Tree
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
-    CAPABILITY_XATTR,
+    CARRIED_XATTRS,
     CHECKSUM_XATTR,
     Entry,
     Placement,
+    Xattrs,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import Attributes, changed_mode
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import (
+    Attributes,
+    changed_acls,
+    changed_mode,
+    is_privileged,
+    without_privileges,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.rights import PathCount
 
 IMPLIED_MODE = stat.S_IFDIR | 0o755
 _LINK_MODE = stat.S_IFLNK | 0o777
@@ -134,6 +142,10 @@ class Composition:
         self._rules = rules
         self._progress = progress
         self._units = _units(placements, rules)
+        #: Files that lose set-ID bits or capabilities, as far as they have been read.
+        self._strips: set[bytes] = set()
+        #: Those of them that the view shows; complete when ``entries`` has ended.
+        self.stripped = PathCount()
         conflicts = Conflicts()
         for unit in self._units:
             if not unit.is_plain:
@@ -146,11 +158,23 @@ class Composition:
 
     def entries(self) -> Iterator[Entry]:
         """Yield the entries of the view, in manifest order, starting with its root."""
+        attributes = self._rules.attributes
+        self._strips.clear()
+        self.stripped = PathCount()
         for part in self.parts():
-            if isinstance(part, Placement):
-                yield from placed(part, self._read(part), self._rules.attributes)
-            else:
-                yield part
+            shown = (
+                placed(part, self._read(part), attributes, strips=self._strips)
+                if isinstance(part, Placement)
+                else iter((part,))
+            )
+            yield from self._counted(shown) if attributes.strips else shown
+
+    def _counted(self, entries: Iterator[Entry]) -> Iterator[Entry]:
+        """Pass entries on, and count the files that have lost something."""
+        for entry in entries:
+            if self._strips and not entry.is_hardlink and entry.path in self._strips:
+                self.stripped.add(entry.path)
+            yield entry
 
     def parts(self) -> Iterator[Entry | Placement]:
         """Yield the entries of the view, but for those of releases that share their place with nothing: these come as a whole.
@@ -204,7 +228,8 @@ class Composition:
         linked: dict[bytes, Entry] = {}
 
         def entries() -> Iterator[Entry]:
-            all_of_it = placed(placement, self._read(placement), self._rules.attributes, with_checksums=True)
+            attributes = self._rules.attributes
+            all_of_it = placed(placement, self._read(placement), attributes, True, self._strips)
             chosen = _remembering(all_of_it, linked, self._progress)
             if placement.include or placement.exclude:
                 chosen = filtered(chosen, placement.include, placement.exclude)
@@ -244,16 +269,20 @@ def compose(placements: Sequence[Placement], read: Reader, rules: Rules | None =
 
 
 def placed(
-    placement: Placement, entries: Iterator[Entry], attributes: Attributes, with_checksums: bool = False
+    placement: Placement,
+    entries: Iterator[Entry],
+    attributes: Attributes,
+    with_checksums: bool = False,
+    strips: set[bytes] | None = None,
 ) -> Iterator[Entry]:
-    """Yield the entries of one release as they stand in the view: paths below ``at``, content below ``source``."""
+    """Yield the entries of one release as they stand in the view: paths below ``at``, content below ``source``.
+
+    The paths of files that lose set-ID bits or capabilities are added to ``strips``.
+    """
     base = b"/" + placement.at if placement.at else b""
     source = placement.source
-    owner, group = attributes.owner, attributes.group
-    owners, groups = dict(attributes.owner_map), dict(attributes.group_map)
-    changed = functools.cache(lambda mode: changed_mode(mode, attributes.mode))
-    as_recorded = attributes == Attributes()
-    carried = {CAPABILITY_XATTR, CHECKSUM_XATTR} if with_checksums else {CAPABILITY_XATTR}
+    carried = CARRIED_XATTRS | {CHECKSUM_XATTR} if with_checksums else CARRIED_XATTRS
+    change = None if attributes == Attributes() else _Change(attributes, strips)
     for path, mode, size, nlink, uid, gid, mtime_ns, target, is_hardlink, xattrs in entries:
         here = (base + path if path != b"/" else base) or b"/"
         if target is not None:
@@ -261,22 +290,34 @@ def placed(
                 target = base + target
             elif stat.S_ISREG(mode):
                 target = (source + path).lstrip(b"/")
-        if not as_recorded:
-            mode = changed(mode)
-            uid = owners.get(uid, uid if owner is None else owner)
-            gid = groups.get(gid, gid if group is None else group)
-        yield Entry(
-            here,
-            mode,
-            size,
-            nlink,
-            uid,
-            gid,
-            mtime_ns,
-            target,
-            is_hardlink,
-            tuple(pair for pair in xattrs if pair[0] in carried) if xattrs else xattrs,
-        )
+        if xattrs:
+            xattrs = tuple(pair for pair in xattrs if pair[0] in carried)
+        if change:
+            mode, uid, gid, xattrs = change.of(here, mode, uid, gid, xattrs)
+        yield Entry(here, mode, size, nlink, uid, gid, mtime_ns, target, is_hardlink, xattrs)
+
+
+class _Change:
+    """What becomes of the mode, owner, group and attributes of entries."""
+
+    def __init__(self, attributes: Attributes, strips: set[bytes] | None) -> None:
+        self._owner, self._group = attributes.owner, attributes.group
+        self._owners, self._groups = dict(attributes.owner_map), dict(attributes.group_map)
+        self._mode = functools.cache(lambda mode: changed_mode(mode, attributes.mode))
+        self._strips_any = attributes.strips
+        self._strips = strips
+
+    def of(self, path: bytes, mode: int, uid: int, gid: int, xattrs: Xattrs) -> tuple[int, int, int, Xattrs]:
+        new_uid = self._owners.get(uid, uid if self._owner is None else self._owner)
+        new_gid = self._groups.get(gid, gid if self._group is None else self._group)
+        if self._strips_any and (new_uid, new_gid) != (uid, gid) and is_privileged(mode, xattrs):
+            mode, xattrs = without_privileges(mode, xattrs)
+            if self._strips is not None:
+                self._strips.add(path)
+        mode = self._mode(mode)
+        if xattrs:
+            xattrs = changed_acls(xattrs, mode, self._owners, self._groups)
+        return mode, new_uid, new_gid, xattrs
 
 
 def _remembering(entries: Iterator[Entry], linked: dict[bytes, Entry], progress: Progress) -> Iterator[Entry]:

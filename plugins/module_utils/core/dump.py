@@ -9,29 +9,34 @@ same is checked of them as of entries that are read one by one, which is what ha
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import manifest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import placed
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.entry_check import check_depth, check_target
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.manifest import StructureCheck
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement, Tally
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import Attributes
 
 _CHECKSUM = re.compile(rb" user\.renderfarm\.sha256=[0-9a-f]{64}$", re.MULTILINE)
+_CHECKSUM_START = b" user.renderfarm.sha256="
 
-#: A line without escapes and attributes of a file with one name, an empty one, a directory or a symbolic link. Groups: the folder
-#: with its slash, the name, the size where there is content, and what tells directories and symbolic links from empty files.
+#: A line without escapes and attributes of a file with one name, an empty one, a directory or a symbolic link; set-ID bits and times
+#: before 1970 are rare, and not plain. Groups: the directory with its slash, the name, the size where there is content, the links of
+#: a directory, and the size and the target of a symbolic link.
 _PLAIN = (
-    rb"^(/(?:[!-\[\]-~]+/)?)((?!\.\.? )[!-.0-\[\]-~]+) (?:"
-    rb"([1-9][0-9]{0,17}) 10[0-7]{4} 1 %(common)s %(release)s\1\2"
-    rb"|0 10[0-7]{4} 1 %(common)s -"
-    rb"|0 (4)[0-7]{4} [1-9][0-9]{0,8} %(common)s -"
-    rb"|[0-9]{1,5} (12)[0-7]{4} 1 %(common)s (?!- )[!-\[\]-~]+"
-    rb") - -(?: user\.renderfarm\.sha256=[0-9a-f]{64})?$"
+    rb"^(/(?:[!-\[\]-~]+/)?)((?!\.\.? )[!-.0-\[\]-~]{1,255}) (?:(?:"
+    rb"([1-9][0-9]{0,14}) 10[01][0-7]{3} 1 %(common)s %(release)s\1\2"
+    rb"|0 10[01][0-7]{3} 1 %(common)s -"
+    rb") - -(?: user\.renderfarm\.sha256=[0-9a-f]{64})?"
+    rb"|0 4[0-7]{4} ([1-9][0-9]{0,8}) %(common)s - - -"
+    rb"|([1-9][0-9]{0,3}) 120777 1 %(common)s (?!- )([!-\[\]-~]+) - -"
+    rb")$"
 )
-_COMMON = rb"[0-9]{1,9} [0-9]{1,9} 0 -?[0-9]{1,18}\.[0-9]{1,9}"
+_COMMON = rb"[0-9]{1,9} [0-9]{1,9} 0 [0-9]{1,10}\.[0-9]{1,9}"
 
 
 def placed_text(placement: Placement, chunks: Iterable[bytes], tally: Tally) -> Iterator[bytes]:
@@ -45,11 +50,21 @@ def placed_text(placement: Placement, chunks: Iterable[bytes], tally: Tally) -> 
     rewriter.end()
 
 
+@contextlib.contextmanager
+def _numbered(number: int) -> Iterator[None]:
+    """Name the line in an error about it."""
+    try:
+        yield
+    except ManifestError as error:
+        raise ManifestError(f"line {number}: {error}") from None
+
+
 class _Rewriter:
     def __init__(self, placement: Placement, tally: Tally) -> None:
         release = placement.record.release.encode("utf-8", "surrogateescape")
         self._placement = placement
         self._tally = tally
+        self._release = release
         self._check = StructureCheck(release)
         self._number = 0
         #: What comes between two lines: the end of one, and the place that the next one's path is below.
@@ -82,11 +97,9 @@ class _Rewriter:
                 self._pass(found)
                 return self._moved(line)
         self._number += 1
-        try:
+        with _numbered(self._number):
             entry = manifest.decode(line)
             self._check.add(entry)
-        except ManifestError as error:
-            raise ManifestError(f"line {self._number}: {error}") from None
         (entry,) = placed(self._placement, iter((entry,)), Attributes())
         self._tally.add(entry)
         return manifest.encode(entry)
@@ -96,7 +109,7 @@ class _Rewriter:
 
         The last one of them has no newline yet.
         """
-        if self._placement.record.checksums:
+        if _CHECKSUM_START in text:
             text = _CHECKSUM.sub(b"", text)
         return self._between[1:] + self._between.join(text.split(b"\n")) + b"\n"
 
@@ -105,26 +118,26 @@ class _Rewriter:
         check, tally = self._check, self._tally
         files = size = directories = symlinks = 0
         parent, last = check.position()
-        for number, (folder, name, length, directory, symlink) in enumerate(found, self._number + 1):
+        for number, (folder, name, length, links, target_length, target) in enumerate(found, self._number + 1):
             if folder == parent and name > last:
                 # Most names follow their neighbour's, and a call for each would take longer than all else here.
                 last = name
             else:
-                try:
+                with _numbered(number):
                     check.pass_names(last)
                     check.add_name(folder, name)
-                except ManifestError as error:
-                    raise ManifestError(f"line {number}: {error}") from None
                 parent, last = folder, name
             if length:
                 files += 1
                 size += int(length)
-            elif directory:
+            elif links:
                 check.pass_names(last)
-                check.enter(folder + name)
+                self._enter(number, folder + name, int(links))
                 parent, last = check.position()
                 directories += 1
-            elif symlink:
+            elif target:
+                with _numbered(number):
+                    check_target(folder + name, target, int(target_length))
                 symlinks += 1
             else:
                 files += 1
@@ -134,6 +147,11 @@ class _Rewriter:
         tally.bytes += size
         tally.directories += directories
         tally.symlinks += symlinks
+
+    def _enter(self, number: int, path: bytes, nlink: int) -> None:
+        with _numbered(number):
+            check_depth(path, self._release)
+        self._check.enter(path, nlink)
 
     def end(self) -> None:
         try:

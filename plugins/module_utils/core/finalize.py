@@ -10,7 +10,6 @@ other. State is read from them and kept nowhere else.
 from __future__ import annotations
 
 import posixpath
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +23,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan impor
 SEALED = b"trusted.renderfarm-overlay.sealed"
 #: On a directory in which files are having their owner changed that lose attributes by that.
 RESTORING = b"trusted.renderfarm-overlay.restoring"
-#: On such a file: what it has to have in the end.
+#: On such a file: what it has to have in the end, and its inode number, since copying a file with all of its xattrs copies this one too.
 RESTORE = b"trusted.renderfarm-overlay.restore"
-_NOTE = re.compile(rb"([0-7]{1,7}) ([0-9]{1,10}) ([0-9]{1,10}) ((?:[0-9a-f]{2})+|-)")
 
 OPAQUE, KERNEL_SEALED, WITH_WHITEOUT_FILES = b"y", b"z", b"x"
 
@@ -41,8 +39,8 @@ _HERE = frozenset((b"bcachefs", b"btrfs", b"erofs", b"overlay", b"ramfs", b"tmpf
 
 PASSES = ("copy_up", "readdir", "seal", "warm")
 
-#: How many of the entries that are left to do are named.
-MOST_NAMED = 100
+#: How many of the entries that are left to do are named, and how many of those with the same reason.
+MOST_NAMED, MOST_NAMED_PER_REASON = 100, 10
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,11 @@ class Marks:
 
     @property
     def sealed(self) -> bool:
-        """Whether names are looked up in the lower layers neither for this directory nor for any below it."""
-        return self.sealed_by_kernel or (self.opaque == OPAQUE and self.sealed_from is not None)
+        """Whether names are looked up in the lower layers neither for this directory nor for any below it.
+
+        Our note counts only together with the kernel's of a copy: ``cp -a`` through the overlay copies ours, and not that one.
+        """
+        return self.sealed_by_kernel or (self.opaque == OPAQUE and self.copied and self.sealed_from is not None)
 
     @property
     def sealed_by_kernel(self) -> bool:
@@ -106,20 +107,21 @@ class Attributes:
     gid: int
     capability: bytes | None
 
-    def to_note(self) -> bytes:
-        return b"%o %d %d %s" % (self.mode, self.uid, self.gid, (self.capability or b"").hex().encode("ascii") or b"-")
+    def to_note(self, inode: int) -> bytes:
+        """Return a note for the file with this inode number in the overlay."""
+        capability = (self.capability or b"").hex().encode("ascii") or b"-"
+        return b"%o %d %d %s %d" % (self.mode, self.uid, self.gid, capability, inode)
 
     @classmethod
-    def from_note(cls, note: bytes) -> Attributes:
-        """Raises OverlayError for what is none of our notes."""
-        fields = _NOTE.fullmatch(note)
-        if not fields:
-            raise OverlayError(
-                f"attribute {RESTORE.decode()} has the value {show(note[:100])!r}, which overlay_finalize has not written: remove it"
-            )
-        mode, uid, gid, capability = fields.groups()
-        found = None if capability == b"-" else bytes.fromhex(capability.decode("ascii"))
-        return cls(int(mode, 8), int(uid), int(gid), found)
+    def from_note(cls, note: bytes, inode: int) -> Attributes | None:
+        """Return what the note says of the file with this inode number; None for a note of another file, or what is none of our notes."""
+        try:
+            mode, uid, gid, capability, written_for = note.split(b" ")
+            found = None if capability == b"-" else bytes.fromhex(capability.decode("ascii"))
+            attributes = cls(int(mode, 8), int(uid), int(gid), found)
+            return attributes if int(written_for) == inode else None
+        except ValueError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,41 @@ def named(pending: Iterable[Pending]) -> list[dict[str, str]]:
     """Return the first of what is pending as a module returns it, sorted by path."""
     ordered = sorted(set(pending), key=lambda one: (one.path, one.reason))
     return [one.as_dict() for one in ordered[:MOST_NAMED]]
+
+
+def by_reason(pending: Iterable[Pending]) -> list[dict[str, Any]]:
+    """Return what is pending grouped by reason, the most frequent first, each with the number of entries and the first of their paths."""
+    paths: dict[str, list[bytes]] = {}
+    for one in sorted(set(pending), key=lambda one: one.path):
+        paths.setdefault(one.reason, []).append(one.path)
+    return [
+        {
+            "reason": reason,
+            "total": len(found),
+            "paths": [show(path) or "." for path in found[:MOST_NAMED_PER_REASON]],
+        }
+        for reason, found in sorted(paths.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
+
+
+def refuse_content(path: bytes, files: int, size: int) -> str:
+    """Return the sentence that refuses to finalize an overlay at ``path`` whose files would be copied with their content."""
+    gib = f" ({size / (1 << 30):.1f} GiB)" if size >= 1 << 30 else ""
+    return (
+        f"the overlay at {show(path)} is mounted without metacopy=on, so that copying up copies content: {files} files with {size} bytes"
+        f"{gib} would be copied from the lower layers to its upper layer. Mount it with metacopy=on, or allow that"
+        " with 'copy_content: true'; nothing was changed"
+    )
+
+
+def stripped(paths: Collection[bytes]) -> str:
+    """Return the warning which names the files that lost set-ID bits or capabilities."""
+    named_ones = ", ".join(show(path) for path in sorted(paths)[:MOST_NAMED_PER_REASON])
+    more = f" and {len(paths) - MOST_NAMED_PER_REASON} more" if len(paths) > MOST_NAMED_PER_REASON else ""
+    return (
+        f"with their owner or group, {len(paths)} files lost their set-ID bits or capabilities: {named_ones}{more}; 'keep_setid: true'"
+        " keeps them in files that are copied up after this"
+    )
 
 
 def chosen_subtrees(given: Collection[bytes]) -> tuple[bytes, ...]:
@@ -187,6 +224,15 @@ class CopyUp(Action):
 
 
 @dataclass(frozen=True)
+class CopyContent(Action):
+    count: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"copy the content of {self.count} files, {self.size} bytes, to the upper layer"
+
+
+@dataclass(frozen=True)
 class FinishOwners(Action):
     count: int
 
@@ -223,19 +269,20 @@ class Counts:
     """What was done, or in check mode would be done."""
 
     copied_up: int = 0
+    #: Files whose content is copied with that, and its bytes.
+    content_files: int = 0
+    content_bytes: int = 0
     already: int = 0
     restored: int = 0
+    #: Files that lost set-ID bits or capabilities, since their owner or group was changed.
+    setid_stripped: int = 0
     directories_read: int = 0
     sealed: int = 0
     warmed: int = 0
 
     def add(self, other: Counts) -> None:
-        self.copied_up += other.copied_up
-        self.already += other.already
-        self.restored += other.restored
-        self.directories_read += other.directories_read
-        self.sealed += other.sealed
-        self.warmed += other.warmed
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
 
     def as_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -250,6 +297,8 @@ def plan_of(mounted_again: bytes | None, counts: Counts, stale: Iterable[bytes])
         plan += (FinishOwners(counts.restored),)
     if counts.copied_up:
         plan += (CopyUp(counts.copied_up),)
+    if counts.content_files:
+        plan += (CopyContent(counts.content_files, counts.content_bytes),)
     plan += tuple(RemoveStale(path) for path in sorted(stale))
     if counts.sealed:
         plan += (Seal(counts.sealed),)

@@ -15,7 +15,7 @@ import json
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import records
@@ -29,6 +29,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.merge impo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Counts, Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import Attributes, NumberMap, parse_mode
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.records import OutdatedError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.rights import KEPT, Rights
 
 #: Raised whenever the same input would give another layer than before, so that layers of old versions are made anew.
 LAYER_FORMAT = 2
@@ -57,6 +58,10 @@ SHOWN_FOLDER = "view"
 
 TRUSTED = "trusted"
 
+#: The links of a view to the generation that was deployed last, and to the one before it.
+CURRENT = "current"
+PREVIOUS = "previous"
+
 _VIEW_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -76,6 +81,8 @@ class LayerSpec:
     group_map: NumberMap = ()
     #: Symbolic mode; empty for none.
     mode: str = ""
+    #: Leave set-ID bits and capabilities to files whose owner or group is mapped.
+    keep_setid: bool = False
     on_conflict: str = "error"
     links: tuple[Link, ...] = ()
 
@@ -84,6 +91,8 @@ class LayerSpec:
         """How the releases become one tree. Raises OverlayError for a malformed mode."""
         mode = parse_mode(self.mode) if self.mode else ()
         attributes = Attributes(self.owner, self.group, self.owner_map, self.group_map, mode)
+        # Without a mapping there is nothing that it could keep.
+        attributes = replace(attributes, keep_setid=self.keep_setid and attributes.strips)
         return Rules(attributes, self.on_conflict, self.links)
 
     @property
@@ -122,6 +131,7 @@ class Generation:
     conflict_count: int = 0
     #: Of format ``erofs`` only.
     image: Image | None = None
+    rights: Rights = field(default_factory=Rights)
 
     @property
     def folder(self) -> str:
@@ -275,6 +285,8 @@ def _composing(spec: LayerSpec) -> dict[str, Any]:
         "owner_map": [list(pair) for pair in sorted(spec.owner_map)],
         "group_map": [list(pair) for pair in sorted(spec.group_map)],
         "mode": spec.mode,
+        # Earlier versions kept them: their generations are others.
+        "setid_stripped": spec.rules.attributes.strips,
         "links": list(links_of(spec.links)),
     }
     given: dict[str, Any] = {name: value for name, value in options.items() if value}
@@ -358,10 +370,15 @@ _OPTIONAL = {
     "owner_map": records.list_of(_PAIR, _MOST_MAPPED, 1),
     "group_map": records.list_of(_PAIR, _MOST_MAPPED, 1),
     "mode": records.text(_LONGEST_MODE),
+    "setid_stripped": records.boolean,
     "links": records.list_of(records.fields({"path": records.relative(), "target": records.text()}), _MOST_LINKS, 1),
     "precedence": records.list_of(records.list_of(records.integer(0, _MOST_RELEASES), _MOST_RELEASES), _MOST_RELEASES),
 }
 _COMPOSITION = records.fields(_OF_COMPOSITION, _OPTIONAL)
+_OF_RIGHTS = {
+    name: records.list_of(records.text(1 << 16), KEPT) if name.endswith("_paths") else _COUNT
+    for name in Rights().as_dict()
+}
 _OF_BUILD = {
     "generation": records.form(f"[0-9a-f]{{{ID_LENGTH}}}"),
     "digest": records.digest,
@@ -369,6 +386,7 @@ _OF_BUILD = {
     "strategy": records.word(DATA_ONLY, REDIRECT),
     "xattr_namespace": records.word(TRUSTED, "user"),
     "entries": COUNTS,
+    "rights": records.fields(_OF_RIGHTS),
     "bytes": _COUNT,
     "bytes_on_disk": _COUNT,
     "image": records.nullable(
@@ -399,6 +417,7 @@ def generation_to_json(generation: Generation) -> bytes:
         "bytes": generation.bytes,
         "bytes_on_disk": generation.bytes_on_disk,
         "image": asdict(generation.image) if generation.image else None,
+        "rights": generation.rights.as_dict(),
     }
     if generation.conflict_count:
         fields.update(conflicts=list(generation.conflicts), conflict_count=generation.conflict_count)
@@ -462,4 +481,12 @@ def _checked_generation(fields: dict[str, Any]) -> Generation:
         image=Image(**fields["image"]) if fields["image"] else None,
         conflicts=tuple(fields.get("conflicts", ())),
         conflict_count=fields.get("conflict_count", 0),
+        rights=_rights(fields["rights"]),
     )
+
+
+def _rights(fields: dict[str, Any]) -> Rights:
+    try:
+        return Rights.from_dict(fields)
+    except (TypeError, ValueError) as error:
+        raise records.RecordError(str(error)) from None

@@ -35,6 +35,8 @@ _Positions = tuple[tuple[int, int], ...]
 
 def clean_glob(pattern: bytes, what: str) -> bytes:
     """Return a pattern as a path relative to the release. Raises OverlayError, naming ``what``, for one that names nothing."""
+    if len(pattern) > LONGEST_PATH * 2:
+        raise OverlayError(f"{what} {show(pattern[:100])!r} is too long: a pattern has {LONGEST_PATH} bytes at most")
     cleaned = relative_path(pattern, what)
     if not cleaned:
         raise OverlayError(

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import json
 import re
-import stat
 from collections.abc import Iterable, Iterator
 from typing import Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import records
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.entry_check import check_entry, check_name
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
     CAPABILITY_XATTR,
@@ -26,6 +26,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model impo
     ManifestRecord,
     Xattrs,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.posix_acl import ACCESS_XATTR, DEFAULT_XATTR
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.records import OutdatedError
 
 #: Raised whenever manifests carry more than before, or their records say more. Format 2 names the software root.
@@ -35,7 +36,10 @@ LARGEST_RECORD = 1 << 16
 
 #: The attributes that a manifest may carry. Others are refused: a ``trusted.overlay.redirect`` in a manifest would let
 #: whoever wrote it point a name at any file of the data layer.
-KNOWN_XATTRS = frozenset((CAPABILITY_XATTR, CHECKSUM_XATTR))
+KNOWN_XATTRS = frozenset((CAPABILITY_XATTR, CHECKSUM_XATTR, ACCESS_XATTR, DEFAULT_XATTR))
+
+#: Bytes of a line, its newline not included: more than any entry takes whose paths and attributes are as long as they may be.
+LONGEST_LINE = 1 << 17
 
 _FIXED_FIELDS = 11
 _SHORT_ESCAPES = {b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r", b"\t": b"\\t"}
@@ -97,6 +101,8 @@ def encode(entry: Entry) -> bytes:
 
 def decode(line: bytes) -> Entry:
     """Return the entry that one line (without its newline) describes. Raises ManifestError if it describes none."""
+    if len(line) > LONGEST_LINE:
+        raise ManifestError(f"it has {len(line)} bytes, and {LONGEST_LINE} is the most")
     match = _LINE.match(line)
     if match is None:
         raise _explained(line)
@@ -151,8 +157,8 @@ def read_entries(lines: Iterable[bytes], release: bytes) -> Iterator[Entry]:
     """Yield the entries of a manifest, each checked, so that what follows can trust paths and structure.
 
     Checked are: the root comes first, every parent comes before its children, names are sorted and unique and none
-    leads out of the tree, types are directory, regular file and symbolic link, content is found below ``release``,
-    hard links name a file that came before and are as many as its link count says.
+    leads out of the tree, hard links are as their first name, directories and files have as many links as there are names
+    of them, and each entry by itself (see entry_check.py).
 
     ``lines`` have no newlines. Raises ManifestError with the number of the line.
     """
@@ -175,31 +181,41 @@ class StructureCheck:
     """Holds what must be remembered to check entries as they pass: the open directories, and files with more names."""
 
     def __init__(self, release: bytes) -> None:
-        self._data_prefix = release
+        self._release = release
         #: For each open directory its path with a slash at the end, and the name that came last in it.
         self._open: list[tuple[bytes, bytes]] = []
-        self._names_missing: dict[bytes, int] = {}
+        #: For each open directory how many subdirectories are still to come.
+        self._subdirectories: list[int] = []
+        #: By the first name of a file with several: its entry, and how many names are still to come.
+        self._names_missing: dict[bytes, tuple[Entry, int]] = {}
 
     def add(self, entry: Entry) -> None:
         path = entry.path
         if not self._open:
-            if path != b"/" or not stat.S_ISDIR(entry.mode):
+            if path != b"/" or not entry.is_directory or entry.is_hardlink:
                 raise ManifestError(f"the first entry must be the directory '/', not {show(path)!r}")
+            check_entry(entry, self._release)
             self._open.append((b"/", b""))
+            self._subdirectories.append(entry.nlink - 2)
             return
         cut = path.rfind(b"/") + 1
         name = path[cut:]
-        if name in (b"", b".", b"..") or b"\0" in name:
-            raise ManifestError(f"{show(path)!r} is no valid name")
+        check_name(path)
         self.add_name(path[:cut], name)
-        self._check_kind(entry)
+        check_entry(entry, self._release)
+        if entry.is_hardlink:
+            self._check_hardlink(entry)
+        elif entry.nlink > 1 and entry.is_directory:
+            self.enter(path, entry.nlink)
+        elif entry.nlink > 1:
+            self._names_missing[path] = entry, entry.nlink - 1
 
     def add_name(self, parent: bytes, name: bytes) -> None:
         """Take the next name, which is a valid one, in ``parent``, a path that ends in a slash."""
         while self._open[-1][0] != parent:
             if len(self._open) == 1:
                 raise ManifestError(f"{show(parent + name)!r} does not follow its parent directory")
-            self._open.pop()
+            self._leave()
         if name <= self._open[-1][1]:
             raise ManifestError(f"{show(parent + name)!r} is out of order or there twice")
         self._open[-1] = (parent, name)
@@ -212,41 +228,35 @@ class StructureCheck:
         """Take names in the directory that is listed, up to ``last``: the caller has seen that they are in order."""
         self._open[-1] = (self._open[-1][0], last)
 
-    def enter(self, path: bytes) -> None:
+    def enter(self, path: bytes, nlink: int) -> None:
         """Take the directory that the last name was."""
+        self._subdirectories[-1] -= 1
         self._open.append((path + b"/", b""))
+        self._subdirectories.append(nlink - 2)
 
-    def _check_kind(self, entry: Entry) -> None:
-        kind = stat.S_IFMT(entry.mode)
-        if entry.nlink < 1:
-            raise ManifestError(f"{show(entry.path)!r} has no link")
-        if entry.is_hardlink:
-            self._check_hardlink(entry)
-        elif kind == stat.S_IFREG:
-            expected = self._data_prefix + entry.path if entry.size else None
-            if entry.target != expected:
-                raise ManifestError(f"the content of {show(entry.path)!r} is not at its own path in the release")
-        elif kind == stat.S_IFDIR:
-            self.enter(entry.path)
-        elif kind != stat.S_IFLNK:
-            raise ManifestError(f"{show(entry.path)!r} is neither a directory, a regular file nor a symbolic link")
-        elif not entry.target:
-            raise ManifestError(f"the symbolic link {show(entry.path)!r} has no target")
-        if entry.nlink > 1 and kind != stat.S_IFDIR and not entry.is_hardlink:
-            self._names_missing[entry.path] = entry.nlink - 1
+    def _leave(self) -> None:
+        path = self._open.pop()[0]
+        if self._subdirectories.pop():
+            raise ManifestError(
+                f"the directory {show(path)!r} has another number of links than its subdirectories give it"
+            )
 
     def _check_hardlink(self, entry: Entry) -> None:
-        missing = self._names_missing.get(entry.target or b"")
-        if missing is None:
+        first, missing = self._names_missing.get(entry.target or b"", (None, 0))
+        if first is None:
             raise ManifestError(f"the hard link {show(entry.path)!r} names no earlier file with names to come")
+        if first[1:7] != entry[1:7]:
+            raise ManifestError(f"the hard link {show(entry.path)!r} is not as the file {show(first.path)!r} is")
         if missing == 1:
-            del self._names_missing[entry.target or b""]
+            del self._names_missing[first.path]
         else:
-            self._names_missing[entry.target or b""] = missing - 1
+            self._names_missing[first.path] = first, missing - 1
 
     def end(self) -> None:
         if not self._open:
             raise ManifestError("the manifest is empty")
+        while self._open:
+            self._leave()
         for path in self._names_missing:
             raise ManifestError(f"names are missing of the hard-linked file {show(path)!r}")
 

@@ -21,7 +21,7 @@ from typing import Callable
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.manifest import sibling_key
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
-    CAPABILITY_XATTR,
+    CARRIED_XATTRS,
     CHECKSUM_XATTR,
     Entry,
     Xattrs,
@@ -196,7 +196,7 @@ def _file(number: int, entry: Entry) -> _File:
 
 def carried(entry: Entry) -> Xattrs:
     """Return the attributes that go from the manifest into the view."""
-    return tuple(pair for pair in entry.xattrs if pair[0] == CAPABILITY_XATTR) if entry.xattrs else ()
+    return tuple(pair for pair in entry.xattrs if pair[0] in CARRIED_XATTRS) if entry.xattrs else ()
 
 
 def same_content(one: Entry, other: Entry) -> bool:

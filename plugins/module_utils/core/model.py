@@ -7,18 +7,27 @@ from __future__ import annotations
 
 import posixpath
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.posix_acl import ACCESS_XATTR, DEFAULT_XATTR
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.rights import PathCount
 
 Xattrs = tuple[tuple[bytes, bytes], ...]
 
 #: Attribute of a manifest entry that holds the SHA-256 of the file's content, as hexadecimal text. It stays in the
 #: manifest: a layer does not carry it.
 CHECKSUM_XATTR = b"user.renderfarm.sha256"
-#: The one attribute of a file that changes what the file does, and so is carried from the release to the view.
 CAPABILITY_XATTR = b"security.capability"
+#: The attributes that change what a file does or who may use it, and so are carried from the release to the view.
+CARRIED_XATTRS = frozenset((CAPABILITY_XATTR, ACCESS_XATTR, DEFAULT_XATTR))
+
+#: NAME_MAX of linux/limits.h.
+_LONGEST_NAME = 255
+
+#: Mode bits that make a program run as its owner or group.
+SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
 class Entry(NamedTuple):
@@ -80,6 +89,8 @@ class Tally:
     symlinks: int = 0
     hardlinks: int = 0
     bytes: int = 0
+    #: Set-ID files, and files with capabilities.
+    privileged: PathCount = field(default_factory=PathCount)
 
     def add(self, entry: Entry) -> None:
         if entry.is_hardlink:
@@ -87,6 +98,8 @@ class Tally:
         elif stat.S_ISREG(entry.mode):
             self.files += 1
             self.bytes += entry.size
+            if entry.mode & SET_ID or (entry.xattrs and any(name == CAPABILITY_XATTR for name, _value in entry.xattrs)):
+                self.privileged.add(entry.path)
         elif stat.S_ISDIR(entry.mode):
             self.directories += 1
         else:
@@ -144,4 +157,6 @@ def relative_path(text: bytes, what: str) -> bytes:
     parts = text.split(b"/")
     if b".." in parts or b"\0" in text:
         raise OverlayError(f"{what} {show(text)!r} may not contain '..' or a NUL byte")
+    if any(len(part) > _LONGEST_NAME for part in parts):
+        raise OverlayError(f"{what} {show(text)!r} has a name of more than {_LONGEST_NAME} bytes in it")
     return b"/".join(part for part in parts if part not in (b"", b"."))

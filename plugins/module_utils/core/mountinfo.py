@@ -103,6 +103,32 @@ def stack(mounts: Sequence[Mount], path: bytes) -> list[Mount]:
     return found
 
 
+def inside(mounts: Sequence[Mount], mount: Mount) -> list[Mount]:
+    """Return what is mounted inside of ``mount``, at any depth, by path, without what covers the whole of it."""
+    on: dict[int, list[Mount]] = {}
+    for other in mounts:
+        if other.id != other.parent:
+            on.setdefault(other.parent, []).append(other)
+    # What covers the whole is at the same path.
+    found = [other for other in on.get(mount.id, ()) if other.path != mount.path]
+    for holder in found:
+        found.extend(on.get(holder.id, ()))
+    return sorted(found, key=lambda one: one.path)
+
+
+def droppable(mounts: Sequence[Mount], stacked: Sequence[Mount]) -> int:
+    """Return how many of the lowest mounts of a stack can be taken away beneath the others: read-only overlays with nothing inside.
+
+    ``stacked`` is what ``stack`` returns.
+    """
+    count = 0
+    for mount in reversed(stacked[1:]):
+        if mount.fstype != b"overlay" or overlay_layers(mount).upper is not None or inside(mounts, mount):
+            break
+        count += 1
+    return count
+
+
 def containing_mount(mounts: Sequence[Mount], path: bytes) -> Mount | None:
     """Return the mount that a path without symbolic links is on, found as the kernel finds it: from the root down."""
     ids = {mount.id for mount in mounts if mount.parent != mount.id}

@@ -9,7 +9,6 @@ is renamed into it, entry by entry.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
@@ -17,9 +16,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Action, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.upper import overlap
 
-#: The attribute of a directory that is being filled: when the old one was changed in nanoseconds, a space, and the old one's path.
+#: The xattr of a directory that is being filled: the mtime of the old one in nanoseconds, a space, the old one's path, a NUL, and its own
+#: path. That one tells it from a copy that ``cp -a`` has made, xattrs included.
 MARKER = b"trusted.renderfarm-overlay.moving"
-_MARKER = re.compile(rb"(-?[0-9]{1,20}) (/.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -77,18 +76,18 @@ class FinishMove(Action):
         return f"finish moving directory {show(self.spec.source)} to {show(self.spec.destination)}"
 
 
-def marker_of(source: bytes, mtime_ns: int) -> bytes:
-    return b"%d %s" % (mtime_ns, source)
+def marker_of(source: bytes, destination: bytes, mtime_ns: int) -> bytes:
+    return b"%d %s\0%s" % (mtime_ns, source, destination)
 
 
-def parse_marker(value: bytes) -> tuple[bytes, int]:
-    """Return path and time of a marker: the inverse of ``marker_of``. Raises OverlayError for what is no marker."""
-    found = _MARKER.fullmatch(value)
-    if not found:
-        raise OverlayError(
-            f"attribute {MARKER.decode()} has the value {show(value[:100])!r}, which overlay_move has not written: remove it"
-        )
-    return found.group(2), int(found.group(1))
+def parse_marker(value: bytes) -> tuple[bytes, bytes, int] | None:
+    """Return both paths and the time of a marker: the inverse of ``marker_of``. None for what is none."""
+    number, _space, paths = value.partition(b" ")
+    source, _nul, destination = paths.partition(b"\0")
+    try:
+        return source, destination, int(number)
+    except ValueError:
+        return None
 
 
 def plan_move(spec: MoveSpec, state: MoveState) -> Plan:

@@ -10,7 +10,9 @@ import stat
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import posix_acl
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import CAPABILITY_XATTR, SET_ID, Xattrs
 
 #: Pairs of a number in the manifests and the number in the view.
 NumberMap = tuple[tuple[int, int], ...]
@@ -96,9 +98,41 @@ class Attributes:
     group_map: NumberMap = ()
     #: Changes of the modes of files and directories.
     mode: tuple[ModeChange, ...] = ()
+    #: Leave set-ID bits and capabilities to files whose owner or group becomes another one.
+    keep_setid: bool = False
+
+    @property
+    def strips(self) -> bool:
+        """Whether files can lose set-ID bits and capabilities."""
+        mapped = self.owner is not None or self.group is not None or self.owner_map or self.group_map
+        return bool(mapped) and not self.keep_setid
 
     def uid(self, uid: int) -> int:
         return dict(self.owner_map).get(uid, uid if self.owner is None else self.owner)
 
     def gid(self, gid: int) -> int:
         return dict(self.group_map).get(gid, gid if self.group is None else self.group)
+
+
+def is_privileged(mode: int, xattrs: Xattrs) -> bool:
+    """Tell whether a file is a regular one that gives rights to who runs it."""
+    return stat.S_ISREG(mode) and bool(mode & SET_ID or any(name == CAPABILITY_XATTR for name, _value in xattrs))
+
+
+def without_privileges(mode: int, xattrs: Xattrs) -> tuple[int, Xattrs]:
+    """Return a regular file's mode and attributes as chown(2) leaves them.
+
+    Unlike there, the set-group-ID bit goes also where the group may not execute the file: ``mode`` may add that later.
+    """
+    return mode & ~SET_ID, tuple(pair for pair in xattrs if pair[0] != CAPABILITY_XATTR)
+
+
+def changed_acls(xattrs: Xattrs, mode: int, owners: dict[int, int], groups: dict[int, int]) -> Xattrs:
+    """Return attributes with named users and groups of ACLs mapped, and the access ACL as chmod(2) to ``mode`` leaves it."""
+    changed = []
+    for name, value in xattrs:
+        if name in (posix_acl.ACCESS_XATTR, posix_acl.DEFAULT_XATTR):
+            acl = posix_acl.mapped(posix_acl.parse(value), owners, groups)
+            value = posix_acl.serialize(posix_acl.with_mode(acl, mode) if name == posix_acl.ACCESS_XATTR else acl)
+        changed.append((name, value))
+    return tuple(changed)

@@ -20,7 +20,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options im
     SCRATCH_PLACE,
     MountSpec,
     differences,
-    shown,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.upper import (
     UpperState,
@@ -28,6 +27,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.upper impo
     check_upper,
     inside,
 )
+
+#: How many of the mounts inside of an overlay a message names.
+_MOST_NAMED = 10
 
 
 class Action:
@@ -165,15 +167,27 @@ def plan_layer(folder: str, provide: Action | None, state: ViewState) -> Plan:
     return actions
 
 
-def plan_view_removal(name: str, state: ViewState, mounted_at: tuple[bytes, ...]) -> Plan:
-    """Raises OverlayError while a generation of the view is mounted."""
+def plan_view_removal(name: str, state: ViewState, uses: Mapping[str, Sequence[str]]) -> Plan:
+    """``uses`` are the reasons why generations are in use, by their folders.
+
+    Raises OverlayError while one of them is.
+    """
     if not state.exists:
         return ()
-    if mounted_at:
-        raise OverlayError(
-            f"view {name} is mounted at {', '.join(shown(mounted_at))}: unmount it before its layers are removed"
-        )
+    check_unused(name, uses)
     return (RemoveView(name),)
+
+
+def check_unused(name: str, uses: Mapping[str, Sequence[str]]) -> None:
+    """Raises OverlayError, which tells who uses what, where something of view ``name`` is in use."""
+    listed = "; ".join(
+        f"generation {id_of(folder)}: {', '.join(reasons)}" for folder, reasons in sorted(uses.items()) if reasons
+    )
+    if listed:
+        raise OverlayError(
+            f"view {name} is in use and nothing of it is removed ({listed}): unmount it there and end these processes, then run the task"
+            " again"
+        )
 
 
 # Mounts
@@ -211,6 +225,8 @@ class SwitchOverlay(Action):
     spec: MountSpec
     #: ``beneath``, ``over`` or ``replace``.
     method: str
+    #: What becomes of mounts inside that have no place in the new one: ``carry`` fails then, ``drop`` leaves them behind.
+    inner: str = "carry"
 
     def __str__(self) -> str:
         return f"switch the overlay at {show(self.spec.path)} ({self.method})"
@@ -224,6 +240,16 @@ class DetachOverlay(Action):
 
     def __str__(self) -> str:
         return f"detach the topmost overlay at {show(self.path)}, which covers another one"
+
+
+@dataclass(frozen=True)
+class DropCovered(Action):
+    """Take away the overlays that the topmost one covers, which stays where it is; whoever uses them keeps them."""
+
+    path: bytes
+
+    def __str__(self) -> str:
+        return f"detach the overlays that the one at {show(self.path)} covers"
 
 
 @dataclass(frozen=True)
@@ -252,6 +278,12 @@ class MountpointState:
     empty: bool | None
     #: The overlays at the path that the topmost one covers, highest first.
     below: tuple[Mount, ...] = ()
+    #: What is mounted inside of the topmost mount, and inside of the one that it covers.
+    inner: tuple[Mount, ...] = ()
+    inner_below: tuple[Mount, ...] = ()
+    #: Whether the kernel can take away a mount that others cover (Linux 5.15), and how many of the lowest ones it can be done with.
+    can_drop: bool = False
+    droppable: int = 0
 
 
 def check_places(spec: MountSpec) -> None:
@@ -274,14 +306,18 @@ def plan_mounted(
     switch: str,
     beneath: bool = True,
     upper: UpperState | None = None,
+    inner: str = "carry",
 ) -> Plan:
-    """``beneath`` tells whether the kernel can mount beneath another mount; ``upper`` is what is there of an upper layer.
+    """Plan how the declared overlay comes to be what is seen at its mountpoint.
+
+    ``beneath`` tells whether the kernel can mount beneath another mount; ``upper`` is what is there of an upper layer; ``inner`` is what
+    becomes of mounts inside (SwitchOverlay).
 
     Raises OverlayError where something else is in the way, the live mount differs and may not or cannot be switched as told, or the
     upper layer cannot be used.
     """
     check_places(spec)
-    plan = _plan_mount(spec, state, defaults, switch, beneath)
+    plan = _plan_mount(spec, state, defaults, switch, beneath, inner)
     switches = [action for action in plan if isinstance(action, (MountOverlay, SwitchOverlay))]
     if upper is None or not switches:
         return plan
@@ -294,7 +330,7 @@ def plan_mounted(
 
 
 def _plan_mount(
-    spec: MountSpec, state: MountpointState, defaults: Mapping[bytes, bytes], switch: str, beneath: bool
+    spec: MountSpec, state: MountpointState, defaults: Mapping[bytes, bytes], switch: str, beneath: bool, inner: str
 ) -> Plan:
     if state.mount is None:
         if state.empty is None:
@@ -304,31 +340,79 @@ def _plan_mount(
         return (MountOverlay(spec),)
     _check_is_overlay(spec.path, state.mount)
     changes = differences(spec, state.mount, defaults)
-    if changes and switch == "never":
+    if not changes:
+        # An overlay that is written to is left as it is, with what it covers.
+        return () if spec.writable or switch not in ("auto", "beneath") else _drop(spec, state.droppable)
+    _check_may_switch(spec, state, changes, switch, beneath)
+    if switch == "replace":
+        return (SwitchOverlay(spec, "replace"),)
+    method = "beneath" if beneath and switch != "over" else "over"
+    as_declared = [not differences(spec, mount, defaults) for mount in state.below]
+    return _plan_switch(spec, state, as_declared, method, inner, switch == "over")
+
+
+def _plan_switch(
+    spec: MountSpec, state: MountpointState, as_declared: Sequence[bool], method: str, inner: str, leave: bool
+) -> Plan:
+    """Plan a switch that is never seen: the declared overlay comes first, and then those go that it covers, unless they are left.
+
+    ``as_declared`` tells of each covered overlay, highest first, whether it is the declared one, as after a switch that was killed
+    half-way, or one with ``over``, which leaves what it covers. To uncover it, those above it would have to go one by one, so only one
+    that is covered by a single one is uncovered, and has to have the same mounts inside. Otherwise it is mounted anew, and is not left.
+    """
+    if as_declared[:1] == [True] and _inner_places(state.inner) == _inner_places(state.inner_below):
+        return (DetachOverlay(spec.path), *(() if leave else _drop(spec, min(len(as_declared) - 1, state.droppable))))
+    covered = state.droppable
+    if method == "over":
+        covered = int(state.can_drop and covered == len(state.below))
+    return (SwitchOverlay(spec, method, inner), *(() if leave and True not in as_declared else _drop(spec, covered)))
+
+
+def _drop(spec: MountSpec, count: int) -> Plan:
+    return (DropCovered(spec.path),) if count else ()
+
+
+def _inner_places(inner: Sequence[Mount]) -> set[tuple[bytes, tuple[int, int], bytes]]:
+    return {(mount.path, mount.device, mount.root) for mount in inner}
+
+
+def _check_may_switch(
+    spec: MountSpec,
+    state: MountpointState,
+    changes: Mapping[str, tuple[object, object]],
+    switch: str,
+    beneath: bool,
+) -> None:
+    if switch == "never":
         listed = ", ".join(f"{name}: {now} -> {wanted}" for name, (now, wanted) in changes.items())
         raise OverlayError(
             f"the overlay at {show(spec.path)} differs from what is declared and 'switch' is never ({listed})"
         )
-    if changes and switch != "replace":
-        _check_no_upper(spec, state.mount, changes)
-    if changes and switch == "beneath" and not beneath:
+    if switch == "replace":
+        check_nothing_inside(spec.path, state.inner)
+        return
+    assert state.mount is not None
+    _check_no_upper(spec, state.mount, changes)
+    if switch == "beneath" and not beneath:
         raise OverlayError(
             f"the overlay at {show(spec.path)} differs from what is declared and this kernel cannot mount beneath it (Linux 6.5):"
             " 'switch: over' mounts on top of it"
         )
-    if switch == "replace":
-        return (SwitchOverlay(spec, "replace"),) if changes else ()
-    if not changes and spec.writable:
-        # What it covers has to stay until it is unmounted: it cannot be mounted a second time, beneath that.
-        return ()
-    covered = [not differences(spec, mount, defaults) for mount in state.below]
-    if beneath and switch in ("auto", "beneath"):
-        return _plan_beneath(spec, [not changes, *covered])
-    if not changes:
-        return ()
-    if True in covered:
-        return (DetachOverlay(spec.path),) * (covered.index(True) + 1)
-    return (SwitchOverlay(spec, "over"),)
+
+
+def check_nothing_inside(path: bytes, inner: Sequence[Mount]) -> None:
+    """Raises OverlayError that names what is mounted inside of an overlay which is to be unmounted."""
+    if inner:
+        raise OverlayError(
+            f"{show(path)} cannot be unmounted, since there are mounts inside of it: {described_inside(inner)}; unmount these first"
+        )
+
+
+def described_inside(inner: Sequence[Mount]) -> str:
+    """Return mounts for a message: where they are, and what."""
+    named = [f"{show(mount.path)} ({mount.fstype.decode('ascii', 'replace')})" for mount in inner]
+    more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+    return ", ".join(named[:_MOST_NAMED]) + more
 
 
 def _check_no_upper(spec: MountSpec, live: Mount, changes: Mapping[str, tuple[object, object]]) -> None:
@@ -344,21 +428,16 @@ def _check_no_upper(spec: MountSpec, live: Mount, changes: Mapping[str, tuple[ob
     )
 
 
-def _plan_beneath(spec: MountSpec, as_declared: Sequence[bool]) -> Plan:
-    """``as_declared`` tells of each overlay of a stack, highest first, whether it is the declared one.
-
-    More than one is there when a switch was killed half-way, with the new one already beneath the old one, or after one with ``over``. A
-    mount can only be taken away together with all above it, so those above the lowest go first.
-    """
-    plan: Plan = (DetachOverlay(spec.path),) * (len(as_declared) - 1)
-    return plan if as_declared[-1] else (*plan, SwitchOverlay(spec, "beneath"))
-
-
 def plan_unmounted(path: bytes, state: MountpointState, absent: bool) -> Plan:
-    """Raises OverlayError where something else than an overlay is mounted, or the directory to be removed is not empty."""
+    """Plan that no overlay is mounted at a path.
+
+    Raises OverlayError where something else than an overlay is mounted, something is mounted inside of it, or the directory to be
+    removed is not empty.
+    """
     actions: tuple[Action, ...] = ()
     if state.mount is not None:
         _check_is_overlay(path, state.mount)
+        check_nothing_inside(path, state.inner)
         actions += (UnmountOverlay(path),)
     elif absent and state.empty is False:
         raise OverlayError(f"directory {show(path)} is not empty: it is not removed")

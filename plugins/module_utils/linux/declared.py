@@ -33,6 +33,7 @@ def layer_spec(params: dict[str, Any]) -> LayerSpec:
         owner_map=accounts.number_map(params["owner_map"], "owner_map", accounts.user),
         group_map=accounts.number_map(params["group_map"], "group_map", accounts.group),
         mode=params["mode"] or "",
+        keep_setid=params["keep_setid"],
         on_conflict=params["on_conflict"],
         links=declared_links((os.fsencode(link["path"]), os.fsencode(link["target"])) for link in params["links"]),
     )

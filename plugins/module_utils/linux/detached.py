@@ -12,13 +12,20 @@ import contextlib
 import os
 import time
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import detached
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.detached import DetachedMount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.records import RecordError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, records, users
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    files,
+    namespaces,
+    records,
+    syscalls,
+    users,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.files import ASIDE_PREFIX
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.users import Process
 
@@ -30,40 +37,59 @@ def record(mount: Mount, mounts: Collection[int]) -> DetachedMount:
     """Note an overlay that is about to be detached, with the numbers of all its mounts in all namespaces."""
     now = time.time_ns()
     entry = detached.record_of(mount, mounts, now / 1e9)
-    os.makedirs(os.path.dirname(FOLDER), mode=0o755, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(FOLDER, 0o700)
+    files.make_directories(os.path.dirname(FOLDER), 0o755)
+    files.make_directories(FOLDER, 0o700)
     name = f"{mount.device[0]}-{mount.device[1]}-{now}.json"
     aside = os.path.join(FOLDER, ASIDE_PREFIX + name)
     # Not synced: it need not outlive the processes.
-    with open(aside, "wb") as stream:
+    with open(files.open_or_make(aside, 0o600), "wb") as stream:
         stream.write(detached.to_json(entry))
     os.rename(aside, os.path.join(FOLDER, name))
     return entry
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What is in use of overlays that were detached, and what was looked at for it."""
+
+    #: The recorded ones that are still in use, oldest first, each with its users.
+    recorded: list[tuple[DetachedMount, list[Process]]]
+    #: Processes by the numbers of mounts that are in no mount namespace, and in no record.
+    unlisted: dict[int, list[Process]]
+    #: The mounts of each mount namespace, with a process in it; None for our own.
+    live: list[tuple[int | None, list[Mount]]]
+
+
 def in_use(forget: bool = True) -> list[tuple[DetachedMount, list[Process]]]:
-    """Return the detached overlays that are still in use, oldest first, each with its users, and forget the others if told so.
+    """Return the recorded overlays that are still in use, oldest first, each with its users, and forget the others if told so."""
+    return look(forget).recorded if _read() else []
+
+
+def look(forget: bool = True) -> Observed:
+    """Find out what is in use of detached overlays, and forget the records of those that are not, if told so.
 
     An overlay without users is in use as long as it is mounted somewhere, such as in the mount namespace of a container.
     """
     # Read before the processes are looked at, so that a record that is written meanwhile is not taken for unused.
     records = _read()
-    if not records:
-        return []
     holders = users.by_mount()
     # Read after the processes were looked at: what has got the number of a recorded mount since, and was found to be held, is seen now.
-    live = [mount for _pid, mounts in namespaces.everywhere() for mount in mounts]
+    everywhere = list(namespaces.everywhere())
+    live = [mount for _pid, mounts in everywhere for mount in mounts]
     found = []
     current = detached.brought_up_to_date([entry for entry, _path in records], live)
     for entry, (_old, path) in zip(current, records):
-        processes = {process for number in entry.mounts for process in holders.get(number, ())}
+        # Without its file system it is gone, and what has the number of its mount is another one.
+        exists = syscalls.has_superblock(entry.device) is not False
+        processes = {process for number in entry.mounts if exists for process in holders.get(number, ())}
         if processes or detached.is_seen(entry, live):
             found.append((entry, sorted(processes)))
         elif forget:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-    return found
+    listed = {mount.id for mount in live}.union(*(entry.mounts for entry, _processes in found))
+    unlisted = {number: processes for number, processes in holders.items() if number >= 0 and number not in listed}
+    return Observed(found, unlisted, everywhere)
 
 
 def _entry(path: str) -> DetachedMount:

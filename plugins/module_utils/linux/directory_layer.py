@@ -16,12 +16,17 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import posix_acl
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, refusal_hint, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Entry, Tally
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.posix_acl import ACCESS_XATTR, DEFAULT_XATTR
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.rights import PathCount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, xattrs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 
 _BLOCK = 512
+#: What a file system answers that holds no ACLs, or none of that length.
+_CANNOT_HOLD = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.E2BIG, errno.EINVAL)
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -34,6 +39,13 @@ class BuildReport:
     bytes_on_disk: int = 0
     #: Files whose attributes did not fit into the inode: the file system keeps a block of its own for each.
     spilled: int = 0
+    #: Entries whose ACL the file system cannot hold.
+    narrowed: PathCount = field(default_factory=PathCount)
+
+
+def _cannot_hold(fd: int, error: OSError) -> bool:
+    """Tell whether an ACL was refused for what it is: ext4 answers ENOSPC also where one does not fit into its block."""
+    return error.errno in _CANNOT_HOLD or (error.errno == errno.ENOSPC and os.fstatvfs(fd).f_bfree > 0)
 
 
 class DirectoryLayer:
@@ -106,8 +118,8 @@ class DirectoryLayer:
             # After chown and truncate, which take away set-user-ID bits and capabilities.
             if mode != created:
                 os.fchmod(fd, mode)
-            for attribute, value in entry.xattrs:
-                xattrs.write(fd, attribute, value)
+            if entry.xattrs:
+                self._write_xattrs(fd, entry)
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
             blocks = os.fstat(fd).st_blocks
         finally:
@@ -115,6 +127,18 @@ class DirectoryLayer:
         if blocks:
             self.report.spilled += 1
             self.report.bytes_on_disk += blocks * _BLOCK
+
+    def _write_xattrs(self, fd: int, entry: Entry) -> None:
+        for name, value in entry.xattrs:
+            try:
+                xattrs.write(fd, name, value)
+            except OSError as error:
+                if name not in (ACCESS_XATTR, DEFAULT_XATTR) or not _cannot_hold(fd, error):
+                    raise
+                self.report.narrowed.add(entry.path)
+                if name == ACCESS_XATTR:
+                    bits = posix_acl.narrowed(posix_acl.parse(value), entry.uid, entry.gid)
+                    os.fchmod(fd, entry.mode & 0o7000 | bits)
 
     def _symlink(self, entry: Entry, parent: int, name: bytes) -> None:
         os.symlink(entry.target or b"", name, dir_fd=parent)
@@ -140,6 +164,8 @@ class DirectoryLayer:
             try:
                 os.fchown(fd, entry.uid, entry.gid)
                 os.fchmod(fd, entry.mode & 0o7777)
+                if entry.xattrs:
+                    self._write_xattrs(fd, entry)
                 os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
                 self.report.bytes_on_disk += os.fstat(fd).st_blocks * _BLOCK
             except OSError as error:
@@ -156,7 +182,7 @@ class DirectoryLayer:
             )
         if error.errno == errno.EPERM:
             return OverlayError(
-                f"{where}: not allowed to give {show(entry.path)} its owner, mode or attributes: run the task as root"
-                " (become: true)"
+                f"{where}: not allowed to give {show(entry.path)} its owner, mode or attributes"
+                f"{refusal_hint(os.geteuid() == 0, True, None)}"
             )
         return OSError(error.errno, f"{error.strerror}, building {show(entry.path)} of the layer", where)

@@ -11,12 +11,15 @@ import os
 import resource
 import secrets
 import shutil
+import stat
 import tempfile
 import time
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, BinaryIO
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import mountinfo
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 
@@ -34,8 +37,8 @@ _ABANDONED_AFTER = 24 * 3600
 def make_directories(path: str | bytes, mode: int) -> list[bytes]:
     """Make a directory and those above it that are missing; return the paths of those made, outermost first.
 
-    Each has exactly ``mode``, whatever the umask and default ACLs are. One that exists, or that another process makes meanwhile, is left
-    as it is. Raises NotADirectoryError where something else has the name.
+    Each has ``mode``, whatever the umask and default ACLs are, and the set-group-ID bit where it inherits that. One that exists, or that
+    another process makes meanwhile, is left as it is. Raises NotADirectoryError where something else has the name.
     """
     here, missing = os.fsencode(path), []
     while not os.path.isdir(here):
@@ -65,13 +68,40 @@ def _made_or_opened(parent: int, name: bytes, path: bytes, mode: int) -> tuple[i
             return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent), False
         fd = os.open(name, _DIRECTORY, dir_fd=parent)
         try:
-            os.fchmod(fd, mode)
+            os.fchmod(fd, mode | os.fstat(fd).st_mode & stat.S_ISGID)
         except OSError:
             os.close(fd)
             raise
         return fd, True
     except OSError as error:
         raise OSError(error.errno, error.strerror, os.fsdecode(path)) from None
+
+
+def mode_within(place: str) -> int:
+    """Return the mode for new directories in a place that may be shared: its group may write to them where it may write to that."""
+    return 0o755 | os.stat(place).st_mode & stat.S_IWGRP
+
+
+def open_or_make(path: str, mode: int) -> int:
+    """Open a file for reading and appending, and return the descriptor; a new one has ``mode``, and a link is refused (ELOOP)."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        # Not to be hung up by a named pipe.
+        fd = os.open(path, flags | os.O_EXCL | os.O_NONBLOCK, mode)
+    except FileExistsError:
+        return os.open(path, flags | os.O_NONBLOCK, mode)
+    os.fchmod(fd, mode)
+    return fd
+
+
+def write(stream: IO[bytes], content: bytes, path: str) -> None:
+    """Write all of ``content`` to an unbuffered file. Raises OSError, naming ``path``, where there is no room."""
+    left = memoryview(content)
+    try:
+        while left:
+            left = left[stream.write(left) :]
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 @contextlib.contextmanager
@@ -101,16 +131,144 @@ def written_aside(path: str, mode: int = 0o644) -> Iterator[BinaryIO]:
     sync_directory(folder)
 
 
-def remove_abandoned(folder: str, prefix: str = ASIDE_PREFIX) -> None:
-    """Remove the files and folders that killed runs have left aside in a folder which other hosts may be writing to as well."""
+def remove_abandoned(folder: str, prefix: str = ASIDE_PREFIX, uid: int | None = None) -> None:
+    """Remove what killed runs have left aside in a directory that other hosts, and others than root, may be writing to as well.
+
+    Of directories, which anybody may have moved here, only those go that are private and belong to ``uid``, the user that root's new files
+    belong to there.
+    """
     limit = time.time() - _ABANDONED_AFTER
-    for name in os.listdir(folder):
-        if name.startswith(prefix):
-            path = os.path.join(folder, name)
+    here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in os.listdir(here):
             # Another run may be removing it as well.
             with contextlib.suppress(FileNotFoundError):
-                if os.lstat(path).st_mtime < limit:
-                    remove(path)
+                if not name.startswith(prefix) or os.stat(name, dir_fd=here, follow_symlinks=False).st_mtime >= limit:
+                    continue
+                if stat.S_ISDIR(os.stat(name, dir_fd=here, follow_symlinks=False).st_mode):
+                    _remove_private(here, name, uid)
+                else:
+                    os.unlink(name, dir_fd=here)
+    finally:
+        os.close(here)
+
+
+def _remove_private(parent: int, name: str, uid: int | None) -> None:
+    """Remove a directory unless others than ``uid`` can enter it: what is in it cannot have been exchanged."""
+    # A link that it has been exchanged for meanwhile is refused.
+    fd = os.open(name, _DIRECTORY, dir_fd=parent)
+    try:
+        if _is_private(fd, uid):
+            _empty(fd, name, no_progress)
+            os.rmdir(name, dir_fd=parent)
+    finally:
+        os.close(fd)
+
+
+def _is_private(fd: int, uid: int | None) -> bool:
+    status = os.fstat(fd)
+    return status.st_uid == uid and not status.st_mode & 0o077
+
+
+@dataclass(frozen=True)
+class Aside:
+    """A private directory among those of others."""
+
+    #: Leads to it whatever becomes of its name, for this process and its children.
+    path: str
+    #: The user that it, and all that root makes there, belongs to: another one on an export with root_squash.
+    uid: int
+
+
+@contextlib.contextmanager
+def made_aside(place: str) -> Iterator[Aside]:
+    """Give a new directory in a place that others may write to. It is removed with all that is in it when the block ends.
+
+    Others may rename it, and put another one in its place; so it is only reached by its descriptor. Raises OverlayError when that was
+    done before it was open.
+    """
+    parent = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    name = ASIDE_PREFIX + secrets.token_hex(8)
+    try:
+        os.mkdir(name, 0o700, dir_fd=parent)
+        fd = os.open(name, _DIRECTORY, dir_fd=parent)
+        try:
+            uid = _own_uid(fd)
+            if not _is_private(fd, uid):
+                raise OverlayError(f"{os.path.join(place, name)} was exchanged by somebody else as soon as it was made")
+            try:
+                yield Aside(f"/proc/{os.getpid()}/fd/{fd}", uid)
+            finally:
+                _empty(fd, name, no_progress)
+                with contextlib.suppress(OSError):
+                    os.rmdir(name, dir_fd=parent)
+        finally:
+            os.close(fd)
+    finally:
+        os.close(parent)
+
+
+def _own_uid(fd: int) -> int:
+    """Return the user that new files in a directory belong to."""
+    name = secrets.token_hex(8)
+    probe = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=fd)
+    try:
+        return os.fstat(probe).st_uid
+    finally:
+        os.close(probe)
+        os.unlink(name, dir_fd=fd)
+
+
+def _opened_or_made(parent: int, name: str, mode: int | None) -> int:
+    made = False
+    if mode is not None:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, mode, dir_fd=parent)
+            made = True
+    fd = os.open(name, _DIRECTORY, dir_fd=parent)
+    if made:
+        os.fchmod(fd, (mode or 0) | os.fstat(fd).st_mode & stat.S_ISGID)
+    return fd
+
+
+@contextlib.contextmanager
+def directory_within(top: str, path: str, mode: int | None) -> Iterator[str]:
+    """Give a path to the directory ``path`` below ``top`` that leads to it whatever becomes of its names.
+
+    What is missing of it is made with ``mode``, or raises FileNotFoundError without one. Raises OverlayError where a part of it is a
+    symbolic link: whoever writes to a store could have files written elsewhere with it.
+    """
+    fd, here = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), top
+    try:
+        for name in filter(None, path.split("/")):
+            here = os.path.join(here, name)
+            try:
+                inner = _opened_or_made(fd, name, mode)
+            except NotADirectoryError:
+                raise OverlayError(
+                    f"{here} is no directory, or a symbolic link to one, which is not followed in a store"
+                ) from None
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, here) from None
+            os.close(fd)
+            fd = inner
+        try:
+            yield f"/proc/self/fd/{fd}"
+        except OSError as error:
+            if isinstance(error.filename, str) and error.filename.startswith(f"/proc/self/fd/{fd}/"):
+                raise OSError(
+                    error.errno, error.strerror, os.path.join(here, os.path.basename(error.filename))
+                ) from None
+            raise
+    finally:
+        os.close(fd)
+
+
+def remove_directories(made: Sequence[bytes]) -> None:
+    """Remove the directories that ``make_directories`` has returned, but for those into which somebody else has put something."""
+    for path in reversed(made):
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
 
 
 def sync_directory(path: str) -> None:
@@ -180,17 +338,28 @@ def remove(path: str, progress: Progress = no_progress) -> None:
 def remove_tree(path: str, progress: Progress = no_progress) -> None:
     """Remove a directory and all that is in it, however deep; nothing happens where there is none.
 
-    Unlike shutil.rmtree it tells its progress and does not recurse, since a layer may be a thousand levels deep.
+    Unlike shutil.rmtree it tells its progress and does not recurse, since a layer may be a thousand levels deep. Raises OverlayError at a
+    mountpoint: what is mounted is nothing of the tree's.
     """
-    allow_deep_trees()
     try:
-        #: Descriptor, name, and the directories in it that are still to be removed.
-        stack: list[tuple[int, str, list[str]]] = [(os.open(path, _DIRECTORY), path, [])]
+        fd = os.open(path, _DIRECTORY)
     except FileNotFoundError:
         return
     try:
-        stack[0][2].extend(_unlink_files(stack[0][0]))
-        while stack:
+        _empty(fd, path, progress)
+    finally:
+        os.close(fd)
+    os.rmdir(path)
+
+
+def _empty(top: int, path: str, progress: Progress) -> None:
+    """Remove all that is in the open directory ``top``; ``path`` is for messages."""
+    _check_nothing_mounted(top)
+    allow_deep_trees()
+    #: Descriptor, name, and the directories in it that are still to be removed.
+    stack: list[tuple[int, str, list[str]]] = [(top, path, _unlink_files(top))]
+    try:
+        while True:
             here, name, folders = stack[-1]
             progress()
             if folders:
@@ -198,12 +367,25 @@ def remove_tree(path: str, progress: Progress = no_progress) -> None:
                 stack.append((os.open(inner, _DIRECTORY, dir_fd=here), inner, []))
                 stack[-1][2].extend(_unlink_files(stack[-1][0]))
                 continue
+            if len(stack) == 1:
+                return
             stack.pop()
             os.close(here)
-            os.rmdir(name, dir_fd=stack[-1][0] if stack else None)
+            os.rmdir(name, dir_fd=stack[-1][0])
     finally:
-        for fd, _name, _folders in stack:
+        for fd, _name, _folders in stack[1:]:
             os.close(fd)
+
+
+def _check_nothing_mounted(top: int) -> None:
+    """Raises OverlayError where something is mounted in an open directory, which would be emptied with it."""
+    inside = os.readlink(b"/proc/self/fd/%d" % top) + b"/"
+    with open("/proc/self/mountinfo", "rb") as stream:
+        for mount in mountinfo.parse(stream.read()):
+            if mount.path.startswith(inside):
+                raise OverlayError(
+                    f"something is mounted at {show(mount.path)}, which is to be removed: unmount it first"
+                )
 
 
 def _unlink_files(fd: int) -> list[str]:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, mount_lock
 
 FSTAB = "/etc/fstab"
+
+#: To write the file takes a moment.
+_LOCK_SECONDS = 30.0
 
 
 def read() -> bytes:
@@ -20,6 +24,12 @@ def read() -> bytes:
             return stream.read()
     except FileNotFoundError:
         return b""
+
+
+def edit(edited: Callable[[bytes], bytes]) -> None:
+    """Write what ``edited`` makes of the text. Runs on other mountpoints, which change other lines, come before or after."""
+    with mount_lock.held(os.fsencode(FSTAB), _LOCK_SECONDS):
+        write(edited(read()))
 
 
 def write(text: bytes) -> None:

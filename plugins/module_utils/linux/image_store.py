@@ -10,9 +10,9 @@ when it is whole.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
-import tempfile
 from dataclasses import replace
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
@@ -25,7 +25,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation
     ViewPaths,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import IMAGE_SUFFIX, without_suffix
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, records, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, records, removal, usage, views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
 
@@ -80,63 +80,78 @@ def publish(
     store: str, spec: LayerSpec, builder: Builder, composition: Composition, progress: Progress = no_progress
 ) -> Generation:
     """Build an image and put it into the store. A killed run leaves no image that counts."""
-    os.makedirs(store, exist_ok=True)
-    files.remove_abandoned(store)
-    # The name is unique, so that two hosts may build the same image at the same time.
-    aside = tempfile.mkdtemp(prefix=files.ASIDE_PREFIX, dir=store)
-    try:
-        generation, _report = views.build_layer(aside, spec, builder, composition, progress)
-        built = names.layer_path(aside, spec.format)
+    files.make_directories(store, 0o755)
+    with files.made_aside(store) as aside:
+        files.remove_abandoned(store, uid=aside.uid)
+        generation, _report = views.build_layer(aside.path, spec, builder, composition, progress)
+        built = names.layer_path(aside.path, spec.format)
         with open(built, "rb") as stream:
             os.fchmod(stream.fileno(), 0o644)
             os.fsync(stream.fileno())
         image = image_path(store, generation.id)
+        _check_replaceable(image)
         with contextlib.suppress(FileNotFoundError):
             # While the image is exchanged it has no record, and counts for nobody.
             os.unlink(record_path(image))
         os.rename(built, image)
         with files.written_aside(record_path(image)) as record:
             record.write(names.generation_to_json(generation))
-    finally:
-        files.remove_tree(aside)
     return generation
+
+
+def _check_replaceable(image: str) -> None:
+    """Raises OverlayError where an image without its record, or of another length, is in use on this host."""
+    uses = usage.of_image(image) if os.path.lexists(image) else []
+    if uses:
+        raise OverlayError(
+            f"image {show(os.fsencode(image))} has lost its record or a part, and is in use, so it is not replaced"
+            f" ({'; '.join(uses)}): unmount it, then build it again"
+        )
 
 
 def install(paths: ViewPaths, image: str, generation: Generation, progress: Progress = no_progress) -> Generation:
     """Copy an image to this host and make it a generation of the view. The view's lock has to be held.
 
-    A copy that was interrupted goes on where it ended. Raises OverlayError when what was copied has not the digest that was recorded.
+    A copy that was interrupted goes on where it ended, but nothing is left of one for which there was no room. Raises OverlayError when
+    what was copied has not the digest that was recorded.
     """
     if generation.image is None:
         raise OverlayError(f"{show(os.fsencode(image))} is not recorded as an image")
     part = os.path.join(paths.incoming, generation.image.digest.partition(":")[2])
-    if os.path.isdir(paths.incoming):
-        for name in os.listdir(paths.incoming):
-            if name != os.path.basename(part):
-                os.unlink(os.path.join(paths.incoming, name))
-    os.makedirs(paths.incoming, exist_ok=True)
-    if not _copied(image, part, generation.image, progress):
+    removal.clear(paths, paths.incoming, progress, keep=[os.path.basename(part)])
+    try:
+        _bring(image, part, generation.image, progress)
+        with views.staged(paths, generation.folder, progress) as folder:
+            layer = names.layer_path(folder, generation.format)
+            os.rename(part, layer)
+            here = replace(generation, bytes_on_disk=os.stat(layer).st_blocks * 512)
+            views.write_record(folder, here)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            removal.clear(paths, paths.incoming, progress)
+        raise
+    removal.clear(paths, paths.incoming, progress)
+    return here
+
+
+def _bring(image: str, part: str, recorded: Image, progress: Progress) -> None:
+    """Copy an image. Raises OverlayError when the copy has not the digest that was recorded."""
+    files.make_directories(os.path.dirname(part), 0o755)
+    if not _copied(image, part, recorded, progress):
         # What an earlier run had left may have been damaged: once more, all of it.
         os.unlink(part)
-        if not _copied(image, part, generation.image, progress):
+        if not _copied(image, part, recorded, progress):
             os.unlink(part)
             raise OverlayError(
-                f"image {show(os.fsencode(image))} does not have the digest {generation.image.digest} that was recorded:"
-                " nothing was installed; remove it and build it again"
+                f"image {show(os.fsencode(image))} does not have the digest {recorded.digest} that was recorded: nothing was installed;"
+                " remove it and build it again"
             )
-    with views.staged(paths, generation.folder, progress) as folder:
-        layer = names.layer_path(folder, generation.format)
-        os.rename(part, layer)
-        os.rmdir(paths.incoming)
-        here = replace(generation, bytes_on_disk=os.stat(layer).st_blocks * 512)
-        views.write_record(folder, here)
-    return here
 
 
 def _copied(image: str, part: str, recorded: Image, progress: Progress) -> bool:
     """Copy what is missing of an image, and tell whether all of it has the digest recorded."""
     digest = hashlib.sha256()
-    with open(part, "a+b") as target, records.open_regular(image) as source:
+    with open(files.open_or_make(part, 0o600), "a+b", buffering=0) as target, records.open_regular(image) as source:
         target.seek(0)
         for chunk in iter(lambda: target.read(_CHUNK), b""):
             digest.update(chunk)
@@ -144,9 +159,8 @@ def _copied(image: str, part: str, recorded: Image, progress: Progress) -> bool:
         source.seek(target.tell())
         for chunk in iter(lambda: source.read(_CHUNK), b""):
             digest.update(chunk)
-            target.write(chunk)
+            files.write(target, chunk, part)
             progress()
         os.fchmod(target.fileno(), 0o644)
-        target.flush()
         os.fsync(target.fileno())
     return "sha256:" + digest.hexdigest() == recorded.digest

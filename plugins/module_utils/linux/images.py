@@ -19,6 +19,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_name
     without_suffix,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.files import make_directories
 
 # loop(4), linux/loop.h
 _LOOP_CTL_GET_FREE = 0x4C82
@@ -56,14 +57,14 @@ def mount_unseen(images: Sequence[bytes], layers: Collection[bytes]) -> None:
             others[layer] = os.open(layer, _PLACE)
     # The directories that images are mounted on are made in memory, since the image's own folder may be read-only.
     for folder in sorted(covered):
-        os.makedirs(folder, exist_ok=True)
+        make_directories(folder, 0o755)
         syscalls.mount(b"tmpfs", folder, b"tmpfs", 0, b"mode=0700")
     for layer, fd in sorted(others.items()):
-        os.makedirs(layer, exist_ok=True)
+        make_directories(layer, 0o755)
         syscalls.mount(b"/proc/self/fd/%d" % fd, layer, None, syscalls.MS_BIND)
         os.close(fd)
     for name, fd in sorted(files.items()):
-        os.makedirs(name, exist_ok=True)
+        make_directories(name, 0o755)
         _mount(fd, name)
         os.close(fd)
 

@@ -21,6 +21,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan impor
     InstallGeneration,
     ViewState,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.rights import Rights
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     deadline,
     erofs_layer,
@@ -61,12 +62,28 @@ def from_releases(spec: LayerSpec, builder: Builder | None, progress: Progress) 
     compose = functools.lru_cache(maxsize=None)(lambda: views.composed(spec, progress))
 
     def provide(paths: ViewPaths, progress: Progress) -> list[str]:
-        _generation, report = views.build(paths, spec, builder, progress, compose())
-        return views.spill_warning(paths, report)
+        generation, report = views.build(paths, spec, builder, progress, compose())
+        return [*views.spill_warning(paths, report), *rights_warnings(generation.rights)]
 
     releases, links = names.releases_of(spec.placements), names.links_of(spec.links)
     action = BuildGeneration(names.id_of(spec.folder), spec.format)
     return Source(spec.folder, spec.format, spec.strategy, releases, links, action, provide, compose)
+
+
+def rights_warnings(rights: Rights) -> list[str]:
+    """Return warnings about rights that a new layer does not give as its releases do."""
+    warnings = []
+    if rights.stripped.count:
+        warnings.append(
+            f"{rights.stripped.count} files lose their set-ID bits or capabilities, since their owner or group is another one in the view"
+            f" (keep_setid keeps them): {rights.stripped.listed()}"
+        )
+    if rights.narrowed.count:
+        warnings.append(
+            f"the ACLs of {rights.narrowed.count} files and directories cannot be kept on the file system of the layer; nobody may do more"
+            f" with them, and some may do less: {rights.narrowed.listed()}"
+        )
+    return warnings
 
 
 def from_image(image: str, generation: Generation) -> Source:
@@ -198,12 +215,20 @@ def check_mountable(view: str, strategy: str, seconds: float) -> None:
 def _cannot_mount() -> str | None:
     """Return why this host cannot mount EROFS images; the kernel loads what it needs when it is asked."""
     try:
-        os.close(syscalls.fsopen(b"erofs"))
+        context = syscalls.fsopen(b"erofs")
     except OSError as error:
         if error.errno == errno.ENODEV:
             return "the kernel has no EROFS"
         return f"mounting EROFS is refused ({error.strerror})"
-    return None
+    try:
+        # Without them it would take a mode that only sums up an ACL for all there is. It passes over the option then, and says so.
+        syscalls.fsconfig_flag(context, b"acl")
+        said = syscalls.context_messages(context)
+    except OSError as error:
+        said = f"{error.strerror}"
+    finally:
+        os.close(context)
+    return f"the kernel's EROFS has no POSIX ACLs ({said})" if said else None
 
 
 def installed(paths: ViewPaths, state: ViewState, digest: str) -> Source | None:
@@ -220,13 +245,13 @@ def existing(paths: ViewPaths, state: ViewState, wanted: str, strategy: str) -> 
 
     Of several forms of it the one is taken that is current, else one of ``strategy``.
     """
-    folder = state.previous if wanted == views.PREVIOUS else None
-    if wanted != views.PREVIOUS:
+    folder = state.previous if wanted == names.PREVIOUS else None
+    if wanted != names.PREVIOUS:
         named = sorted(there for there in state.generations if wanted in (there, names.id_of(there)))
         fitting = [there for there in named if views.read_generation(paths, there).strategy == strategy]
         folder = state.current if state.current in named else next(iter((*fitting, *named)), None)
     if folder is None or folder not in state.generations:
         there = ", ".join(sorted({names.id_of(one) for one in state.generations})) or "none"
-        what = "has no previous generation" if wanted == views.PREVIOUS else f"has no generation {wanted!r}"
+        what = "has no previous generation" if wanted == names.PREVIOUS else f"has no generation {wanted!r}"
         raise OverlayError(f"view {os.path.basename(paths.root)} {what} on this host; there are: {there}")
     return on_disk(views.read_generation(paths, folder))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import posixpath
 import stat
 from collections.abc import Iterator
 
@@ -18,9 +19,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options im
     MountSpec,
     Settings,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts
-
-_ROOT = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, mounts
 
 
 class Lowers:
@@ -29,30 +28,45 @@ class Lowers:
     def __init__(self, root: int) -> None:
         """``root`` is an open directory."""
         self._root = root
-        self._device = os.fstat(root).st_dev
+
+    def open(self, path: bytes) -> int:
+        """Return a descriptor of a directory; -1 where there is none. Raises OSError where it cannot be opened."""
+        try:
+            return beneath.open_at(self._root, path.lstrip(b"/"), same_mount=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return -1
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                # The overlay does not look through symbolic links in its layers either.
+                return -1
+            if error.errno == errno.EXDEV:
+                # The overlay does not see it, but the directory below it, which is usually empty.
+                text = "another file system is mounted there in the lower layer"
+                raise OSError(errno.EXDEV, text, os.fsdecode(path)) from None
+            raise
 
     def names(self, path: bytes) -> set[bytes] | None:
         """Return the names in a directory; None where there is none. Raises OSError where it cannot be read."""
-        try:
-            fd = os.open(b"." + path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._root)
-        except (FileNotFoundError, NotADirectoryError):
+        fd = self.open(path)
+        if fd < 0:
             return None
         try:
-            if os.fstat(fd).st_dev != self._device:
-                # The overlay does not see it, but the directory below it, which is usually empty.
-                raise OSError(errno.EXDEV, "another file system is mounted there in the lower layer", os.fsdecode(path))
-            with os.scandir(b"/proc/self/fd/%d" % fd) as found:
-                return {entry.name for entry in found if not _is_whiteout(entry)}
+            return {entry.name for entry in beneath.entries(fd) if not _is_whiteout(entry)}
         finally:
             os.close(fd)
 
     def has(self, path: bytes) -> bool:
         """Tell whether there is something. Raises OSError where that cannot be found out."""
-        try:
-            status = os.stat(b"." + path, dir_fd=self._root, follow_symlinks=False)
-        except (FileNotFoundError, NotADirectoryError):
+        folder, name = posixpath.split(path)
+        fd = self.open(folder)
+        if fd < 0:
             return False
-        return not is_whiteout(status)
+        try:
+            return not is_whiteout(beneath.status(fd, name or b"."))
+        except FileNotFoundError:
+            return False
+        finally:
+            os.close(fd)
 
 
 def is_whiteout(status: os.stat_result) -> bool:
@@ -69,7 +83,9 @@ def _is_whiteout(entry: os.DirEntry[bytes]) -> bool:
 def images_among(layers: OverlayLayers) -> tuple[bytes, ...]:
     """Return the image files that lower layers of a live overlay are, which the kernel reports by their names alone."""
     return tuple(
-        image_path(layer) for layer in layers.lower if os.path.isfile(image_path(layer)) and not os.path.isdir(layer)
+        image_path(layer)
+        for layer in layers.lower
+        if beneath.is_file_at(image_path(layer)) and not beneath.is_directory_at(layer)
     )
 
 
@@ -79,7 +95,7 @@ def opened(layers: OverlayLayers) -> Iterator[Lowers]:
     check_absolute("the overlay", (*layers.lower, *layers.data))
     found = images_among(layers)
     if len(layers.lower) == 1 and not layers.data and not found:
-        root = os.open(layers.lower[0], _ROOT)
+        root = beneath.open_layer(layers.lower[0])
     else:
         settings: Settings = ((b"metacopy", b"on"), (b"redirect_dir", b"follow"))
         if (b"userxattr", None) in layers.settings:

@@ -209,6 +209,8 @@ def _chunks(placement: Placement) -> Iterator[bytes]:
                 rest = rest_of
             else:
                 rest += part
+            if len(rest) > manifest.LONGEST_LINE:
+                raise ManifestError(f"a line of it has more than {manifest.LONGEST_LINE} bytes")
         if rest:
             yield rest
     if "sha256:" + digest.hexdigest() != placement.record.digest:
@@ -228,17 +230,20 @@ def write(
     ``root_name`` is the identity of the software root, its path by default.
     """
     path = manifest_path(store, release)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    try:
-        with files.written_aside(path) as aside:
-            scanned, report = _scan_into(aside, root, release, checksum, progress)
-            record = replace(scanned, root=root_identity(root_name or root))
-            text = manifest.record_to_json(record)
-    except BaseException:
-        _remove_empty_folders(path, release)
-        raise
-    with files.written_aside(record_path(path)) as aside:
-        aside.write(text)
+    files.make_directories(store, 0o755)
+    # Others may write to the store, and exchange its directories.
+    with files.directory_within(store, os.path.dirname(release), files.mode_within(store)) as folder:
+        inside = os.path.join(folder, os.path.basename(path))
+        try:
+            with files.written_aside(inside) as aside:
+                scanned, report = _scan_into(aside, root, release, checksum, progress)
+                record = replace(scanned, root=root_identity(root_name or root))
+                text = manifest.record_to_json(record)
+        except BaseException:
+            _remove_empty_folders(store, release)
+            raise
+        with files.written_aside(record_path(inside)) as aside:
+            aside.write(text)
     return Written(record, report)
 
 
@@ -325,15 +330,19 @@ def _decoded(stream: gzip.GzipFile) -> Iterator[Entry]:
 def remove(store: str, release: str) -> None:
     """Remove a manifest, its record first, and the folders that this leaves empty. Whatever is not there is passed over."""
     path = manifest_path(store, release)
-    for name in (record_path(path), path):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-    _remove_empty_folders(path, release)
+    with (
+        contextlib.suppress(FileNotFoundError),
+        files.directory_within(store, os.path.dirname(release), None) as folder,
+    ):
+        for name in (record_path(path), path):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, os.path.basename(name)))
+    _remove_empty_folders(store, release)
 
 
-def _remove_empty_folders(path: str, release: str) -> None:
+def _remove_empty_folders(store: str, release: str) -> None:
     """Remove the folders of a release's manifest in the store that have nothing in them."""
     for _level in release.split("/")[1:]:
-        path = os.path.dirname(path)
-        with contextlib.suppress(OSError):
-            os.rmdir(path)
+        release = os.path.dirname(release)
+        with contextlib.suppress(OSError), files.directory_within(store, os.path.dirname(release), None) as folder:
+            os.rmdir(os.path.join(folder, os.path.basename(release)))

@@ -57,9 +57,8 @@ def _open(path: bytes) -> int:
 
 def _folder() -> int:
     """Return a descriptor of the directory of the locks, which is made where there is none, whatever the umask."""
-    os.makedirs(os.path.dirname(FOLDER), mode=0o755, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(FOLDER, 0o700)
+    files.make_directories(os.path.dirname(FOLDER), 0o755)
+    files.make_directories(FOLDER, 0o700)
     fd = os.open(FOLDER, _DIRECTORY)
     status = os.fstat(fd)
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):

@@ -11,7 +11,6 @@ import itertools
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from typing import Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import mountinfo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
@@ -22,16 +21,21 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan impor
     CreateMountpoint,
     CreateUpper,
     DetachOverlay,
+    DropCovered,
     MountOverlay,
     MountpointState,
     RemoveMountpoint,
     SwitchOverlay,
     UnmountOverlay,
+    described_inside,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    covered,
     deadline,
     detached,
+    files,
     images,
+    inner_mounts,
     namespaces,
     syscalls,
     uppers,
@@ -274,22 +278,96 @@ def can_mount_beneath() -> bool:
     return syscalls.knows_mount_beneath()
 
 
-def switch_beneath(mount: int, path: bytes) -> None:
-    """Put a detached mount beneath the one at ``path``, then detach that one: no path walk ever finds neither.
+def _switch(spec: MountSpec, method: str, inner: str) -> None:
+    """Attach a new overlay beneath the one that is there, and detach that, or over it: no path walk ever finds neither.
 
-    Raises OverlayError where that cannot be at this place.
+    What is mounted inside of the old one is carried over. Raises OverlayError where ``inner`` does not let go of what cannot be, and
+    where the overlay cannot be attached; nothing is changed then.
     """
-    _note_before_detaching(path)
+    live = read_mounts()
+    old = mountinfo.top_mount(live, spec.path)
+    if old is None:
+        raise OverlayError(
+            f"the overlay at {show(spec.path)} is gone: another program has unmounted it; run the task again"
+        )
+    inside = mountinfo.inside(live, old)
+    with new_tree(spec, old, inside, inner) as (mount, _problems), inner_mounts.held_root(old) as root:
+        uppers.note(spec)
+        for one in (old, *inside):
+            if one.fstype == b"overlay":
+                detached.record(one, same_mounts(one))
+        if method == "beneath":
+            _attach_beneath(mount, spec.path)
+            _check_inside(old, inside)
+            inner_mounts.separate(root, old, inside)
+            syscalls.umount(spec.path, syscalls.MNT_DETACH)
+        else:
+            _check_inside(old, inside)
+            attach(mount, spec.path)
+            inner_mounts.separate(root, old, inside)
+            inner_mounts.detach_all(root, old, inside)
+    live = read_mounts()
+    new = mountinfo.top_mount(live, spec.path)
+    if inside and new:
+        inner_mounts.keep_private(new, inside, mountinfo.inside(live, new))
+
+
+def _attach_beneath(mount: int, path: bytes) -> None:
     try:
         syscalls.move_mount(mount, path, beneath=True)
     except OSError as error:
-        if error.errno == errno.EINVAL:
-            raise OverlayError(
-                f"the overlay at {show(path)} differs from what is declared, and the kernel cannot mount another one beneath it, for"
-                " example because of how mounts spread there (mount_namespaces(7)): 'switch: over' mounts on top of it"
-            ) from None
-        raise
-    syscalls.umount(path, syscalls.MNT_DETACH)
+        if error.errno != errno.EINVAL:
+            raise
+        raise OverlayError(
+            f"the overlay at {show(path)} differs from what is declared, and the kernel cannot mount another one beneath it, for"
+            " example because of how mounts spread there (mount_namespaces(7)): 'switch: over' mounts on top of it"
+        ) from None
+
+
+def _check_inside(old: Mount, inside: Sequence[Mount]) -> None:
+    """Raises OverlayError when something was mounted in an overlay after its inner mounts were copied."""
+    new = [one for one in mountinfo.inside(read_mounts(), old) if one.id not in {other.id for other in inside}]
+    if new:
+        raise OverlayError(
+            f"{described_inside(new)} was mounted while the overlay at {show(old.path)} was switched, which is not finished: run the"
+            " task again"
+        )
+
+
+@contextlib.contextmanager
+def new_tree(spec: MountSpec, old: Mount, inside: Sequence[Mount], inner: str) -> Iterator[tuple[int, list[str]]]:
+    """Give a new, detached overlay with copies of what is mounted inside of the one that it replaces, and what it lacks of that.
+
+    Raises OverlayError naming what has no place in the new one, unless ``inner`` is ``drop``.
+    """
+    mount = new_overlay(spec)
+    problems: list[str] = []
+    try:
+        if inside:
+            tree, problems = inner_mounts.carried(mount, old, inside)
+            os.close(mount)
+            mount = tree
+            if problems and inner != "drop":
+                raise OverlayError(
+                    f"the overlay at {show(spec.path)} is not switched, since what is mounted inside of it would be lost:"
+                    f" {'; '.join(problems)}. Unmount it, or give 'inner_mounts: drop' to go on without it"
+                )
+        yield mount, problems
+    finally:
+        os.close(mount)
+
+
+def not_carried(plan: Sequence[Action], state: MountpointState) -> list[str]:
+    """Return a sentence for each mount inside of an overlay that a switch would leave behind, without changing anything.
+
+    Raises OverlayError as the switch would.
+    """
+    for action in plan:
+        # The kernel writes to an upper layer when it is mounted.
+        if isinstance(action, SwitchOverlay) and not action.spec.writable and state.mount and state.inner:
+            with new_tree(action.spec, state.mount, state.inner, action.inner) as (_tree, problems):
+                return problems
+    return []
 
 
 def detach(path: bytes) -> None:
@@ -327,11 +405,14 @@ def same_mounts(mount: Mount) -> set[int]:
 
 def busy(path: bytes) -> str:
     """Return the sentence which says that a mount is in use, and by whom."""
-    mount = mountinfo.top_mount(read_mounts(), path)
+    live = read_mounts()
+    mount = mountinfo.top_mount(live, path)
     found = users.of_mounts(same_mounts(mount)) if mount else []
     listed = ", ".join(f"{process.name} ({process.pid})" for process in found[:_MOST_NAMED])
     more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
-    return f"{show(path)} is in use{' by ' + listed if listed else ''}{more}; nothing was unmounted"
+    inside = mountinfo.inside(live, mount) if mount else []
+    mounted = f"; mounted inside of it: {described_inside(inside)}" if inside else ""
+    return f"{show(path)} is in use{' by ' + listed if listed else ''}{more}{mounted}; nothing was unmounted"
 
 
 def directory_state(path: bytes) -> bool | None:
@@ -367,35 +448,75 @@ def shown_elsewhere(old: Mount) -> list[tuple[bytes, int | None]]:
 
 def observe(path: bytes) -> MountpointState:
     """Return what is at a mountpoint: the mount, and the overlays that it covers, or else whether there is an empty directory."""
-    found = mountinfo.stack(read_mounts(), path)
+    live = read_mounts()
+    found = mountinfo.stack(live, path)
     if not found:
         return MountpointState(None, directory_state(path))
-    below = itertools.takewhile(lambda mount: mount.fstype == b"overlay", found[1:])
-    return MountpointState(found[0], None, tuple(below))
+    below = tuple(itertools.takewhile(lambda mount: mount.fstype == b"overlay", found[1:]))
+    can_drop = syscalls.knows_share_like()
+    return MountpointState(
+        found[0],
+        None,
+        below,
+        inner=tuple(mountinfo.inside(live, found[0])),
+        inner_below=tuple(mountinfo.inside(live, below[0])) if below else (),
+        can_drop=can_drop,
+        droppable=mountinfo.droppable(live, found) if can_drop else 0,
+    )
+
+
+#: The directories that actions have made, of those that are to go when the rest fails.
+_made: list[bytes] = []
 
 
 def apply(action: Action) -> None:
     """Carry out one action of a plan for a mountpoint."""
     if isinstance(action, CreateMountpoint):
-        os.makedirs(action.path, exist_ok=True)
+        _make(action.path, 0o755)
     elif isinstance(action, CreateUpper):
-        uppers.create(action.path, action.mode)
+        _make(action.path, action.mode)
     elif isinstance(action, MountOverlay):
-        _attach_new(action.spec, attach)
+        _mount_new(action.spec)
     elif isinstance(action, SwitchOverlay):
         if action.method == "replace":
             _unmount_all(action.spec.path)
-        _attach_new(action.spec, switch_beneath if action.method == "beneath" else attach)
+            _mount_new(action.spec)
+        else:
+            _switch(action.spec, action.method, action.inner)
     elif isinstance(action, DetachOverlay):
         detach(action.path)
+    elif isinstance(action, DropCovered):
+        _drop_covered(action.path)
     elif isinstance(action, UnmountOverlay):
         _unmount_all(action.path)
     elif isinstance(action, RemoveMountpoint):
         os.rmdir(action.path)
 
 
+def _make(path: bytes, mode: int) -> None:
+    """Make a directory, and those above it that are missing, and remember them."""
+    # One at a time, so that those are known that were made before one could not be.
+    above = os.path.dirname(path)
+    if not os.path.isdir(above):
+        _make(above, 0o755)
+    _made.extend(files.make_directories(path, mode))
+
+
+def _drop_covered(path: bytes) -> None:
+    """Detach the overlays that the one at ``path`` covers, lowest first, as far as the kernel can."""
+    while True:
+        live = read_mounts()
+        found = mountinfo.stack(live, path)
+        if not mountinfo.droppable(live, found):
+            return
+        detached.record(found[-1], same_mounts(found[-1]))
+        covered.drop_lowest(live, found[-1])
+
+
 def _unmount_all(path: bytes) -> None:
-    """Unmount the overlay at ``path``; those that it covers are detached, as switches would have done."""
+    """Unmount the overlay at ``path``, and detach those that it covers, as switches would have done: these first, so that none is seen."""
+    if syscalls.knows_share_like():
+        _drop_covered(path)
     unmount(path)
     while True:
         below = mountinfo.top_mount(read_mounts(), path)
@@ -405,22 +526,20 @@ def _unmount_all(path: bytes) -> None:
 
 
 @contextlib.contextmanager
-def undone_on_failure(plan: Sequence[Action]) -> Iterator[None]:
-    """Remove the directories that a plan creates when the block, which carries the plan out, fails: nothing is to be half done."""
+def undone_on_failure() -> Iterator[None]:
+    """Remove the directories that actions have made when the block, which carries them out, fails: nothing is to be half done."""
+    _made.clear()
     try:
         yield
     except BaseException:
-        for action in plan:
-            if isinstance(action, (CreateMountpoint, CreateUpper)):
-                with contextlib.suppress(OSError):
-                    os.rmdir(action.path)
+        files.remove_directories(_made)
         raise
 
 
-def _attach_new(spec: MountSpec, how: Callable[[int, bytes], None]) -> None:
+def _mount_new(spec: MountSpec) -> None:
     mount = new_overlay(spec)
     try:
         uppers.note(spec)
-        how(mount, spec.path)
+        attach(mount, spec.path)
     finally:
         os.close(mount)

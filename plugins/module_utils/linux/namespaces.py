@@ -42,17 +42,27 @@ def _make_private_from_above() -> None:
 
 
 def everywhere() -> Iterator[tuple[int | None, list[Mount]]]:
-    """Yield the mounts of each mount namespace that has a process: first our own, with None, then the others with a process of theirs."""
-    yield None, _mounts_of("self")
-    seen = {os.readlink("/proc/self/ns/mnt")}
+    """Yield the mounts of each mount namespace that has a process: first our own, with None, then the others with a process of theirs.
+
+    A process is told only of mounts below its root directory. So a namespace comes again, with another process, where that is told of more.
+    """
+    own = _mounts_of("self")
+    yield None, own
+    told = {os.readlink("/proc/self/ns/mnt"): {mount.id for mount in own}}
+    seen = set()
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         try:
             namespace = os.readlink(f"/proc/{name}/ns/mnt")
-            if namespace not in seen:
-                yield int(name), _mounts_of(name)
-                seen.add(namespace)
+            place = namespace, os.readlink(f"/proc/{name}/root")
+            if place not in seen:
+                live = _mounts_of(name)
+                known = told.setdefault(namespace, set())
+                if not known.issuperset(mount.id for mount in live):
+                    yield int(name), live
+                known.update(mount.id for mount in live)
+                seen.add(place)
         except OSError:  # it has ended, or is not ours to look into; another process may be in the same namespace
             continue
 

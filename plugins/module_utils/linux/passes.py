@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import posixpath
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import finalize
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.finalize import Counts, Pending
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Plan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, lowers, remount, seal
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import lowers, mount_lock, mounts, remount, seal
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.finalize import (
     CopyUp,
@@ -28,6 +28,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.finalize 
     read_below,
     read_directories,
     start,
+    trace,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.lowers import Lowers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.stale import Removal
@@ -68,9 +69,15 @@ class Outcome:
     #: The overlay's path, when a run that was killed had unmounted it.
     mounted_again: bytes | None = None
     unmounted: bool = False
+    #: Files that lost set-ID bits or capabilities with their owner.
+    stripped: list[bytes] = field(default_factory=list)
+    #: Why nothing is done; empty where something is.
+    refusal: str = ""
 
     @property
     def plan(self) -> Plan:
+        if self.refusal:
+            return ()
         return finalize.plan_of(self.mounted_again, self.counts, self.removed)
 
 
@@ -85,8 +92,22 @@ def _mounted(path: bytes) -> Overlay:
     return overlay
 
 
+def _mounted_again(path: bytes) -> Mount:
+    mount = mounts.observe(path).mount
+    if mount is None:
+        raise _not_mounted(path)
+    return mount
+
+
 def run(request: Request, progress: Progress = no_progress) -> Outcome:
     """Finalize an overlay. Raises OverlayError where none is mounted, or it has to be unmounted and is in use."""
+    with contextlib.ExitStack() as stack:
+        if not request.wanted.check_mode:
+            stack.enter_context(mount_lock.held(request.path, request.patience, progress))
+        return _run(request, stack, progress)
+
+
+def _run(request: Request, stack: contextlib.ExitStack, progress: Progress) -> Outcome:
     outcome = Outcome()
     overlay = find(request.path)
     unfinished = remount.unfinished(request.path)
@@ -101,10 +122,11 @@ def run(request: Request, progress: Progress = no_progress) -> Outcome:
         overlay = _mounted(request.path)
     elif unfinished and not request.wanted.check_mode:
         remount.forget(request.path)
-    with contextlib.ExitStack() as stack:
-        if not request.wanted.check_mode:
-            stack.enter_context(_locked(overlay, request.patience, progress))
-        _Run(overlay, request, outcome, progress).all_passes()
+    stack.callback(overlay.roots.close)
+    if not request.wanted.check_mode:
+        # The same overlay may be mounted at several places.
+        stack.enter_context(mount_lock.held(overlay.upper, request.patience, progress))
+    _Run(overlay, request, outcome, progress).all_passes()
     return outcome
 
 
@@ -121,11 +143,14 @@ class _Run:
         request = self._request
         with contextlib.ExitStack() as stack:
             below = self._below(stack)
+            if self._is_refused(below):
+                return
             visits = self._copy_up(below)
             while not (self._overlay.metacopy or self._wanted.check_mode) and any(visit.changed for visit in visits):
                 # Copying all content takes so long that it is worth a look whether all is as it was.
                 visits = self._copy_up(below, again=True)
             self._outcome.pending += [one for visit in visits for one in visit.pending]
+            self._outcome.stripped += [path for visit in visits for path in visit.stripped]
             self._remove_gone(visits, below)
         kernel_sealed = self._read(visits)
         if "seal" in request.passes and request.seal != "none":
@@ -135,8 +160,9 @@ class _Run:
             self._outcome.counts.warmed = read_below(self._overlay, places, self._workers, self._progress)
 
     def _below(self, stack: contextlib.ExitStack) -> Lowers | None:
-        """Return the lower layers, where it is to be found out what is gone from them."""
-        if self._request.stale == "ignore":
+        """Return the lower layers, where it is to be found out what is gone from them, or what they have is to be compared."""
+        compares = self._wanted.owner is not None or self._wanted.group is not None
+        if self._request.stale == "ignore" and not compares:
             return None
         try:
             return stack.enter_context(lowers.opened(self._overlay.layers))
@@ -144,28 +170,49 @@ class _Run:
             self._outcome.pending.append(Pending(b"", str(error)))
             return None
 
+    def _is_refused(self, below: Lowers | None) -> bool:
+        """Tell whether content would be copied that nobody has asked for, and say how much."""
+        if self._overlay.metacopy or self._wanted.copy_content or "copy_up" not in self._request.passes:
+            return False
+        wanted = self._wanted
+        self._wanted = replace(wanted, check_mode=True)
+        self._copy_up(below)
+        self._wanted = wanted
+        counts = self._outcome.counts
+        self._outcome.counts = Counts(content_files=counts.content_files, content_bytes=counts.content_bytes)
+        if counts.content_files:
+            self._outcome.refusal = finalize.refuse_content(
+                self._request.path, counts.content_files, counts.content_bytes
+            )
+        return bool(self._outcome.refusal)
+
     def _copy_up(self, below: Lowers | None, again: bool = False) -> list[Visit]:
         visits, starts = [], []
         for subtree in self._request.subtrees or (b"",):
-            parent = start(self._overlay, posixpath.dirname(subtree))
-            if (
-                below
-                and subtree
-                and parent.lower
-                and is_gone(self._overlay, below, parent, posixpath.basename(subtree))
-            ):
-                visits.append(Visit(parent, gone=[subtree]))
+            if below and subtree and self._is_gone(below, subtree):
+                visits.append(Visit(start(self._overlay, posixpath.dirname(subtree)), gone=[subtree]))
                 continue
             place = start(self._overlay, subtree)
             starts.append(place)
             if place.marks and place.marks.sealed:
                 visits.append(Visit(place, sealed=[place]))
-        visits += CopyUp(self._overlay, self._wanted, self._workers, below, self._progress).run(starts)
+        looks = self._request.stale != "ignore"
+        visits += CopyUp(self._overlay, self._wanted, self._workers, below, looks, self._progress).run(starts)
         for visit in visits:
             if again:
                 visit.counts.already = 0
             self._outcome.counts.add(visit.counts)
         return visits
+
+    def _is_gone(self, below: Lowers, subtree: bytes) -> bool:
+        if self._request.stale == "ignore":
+            return False
+        folder, name = posixpath.split(subtree)
+        with contextlib.ExitStack() as stack:
+            parent, stored = trace(self._overlay, folder, stack)
+            if stored < 0 or parent.lower is None:
+                return False
+            return is_gone(self._overlay, below, parent.lower, stored, name)
 
     def _remove_gone(self, visits: Sequence[Visit], below: Lowers | None) -> None:
         for visit in visits:
@@ -174,7 +221,7 @@ class _Run:
                     self._outcome.pending.append(Pending(path, _GONE))
                     continue
                 removal = Removal(self._overlay, below, self._wanted.check_mode, self._progress)
-                removal.remove(visit.place, posixpath.basename(path))
+                removal.remove(path)
                 self._outcome.pending += removal.kept
                 if removal.count:
                     self._outcome.removed.append(path)
@@ -228,10 +275,13 @@ class _Run:
         else:
             settled = {place.path for visit in visits for place in visit.sealed} | done
             settled |= {visit.place.path for visit in visits if visit.place.lower is None}
-            with remount.unmounted(self._overlay.mount, lowers.images_among(self._overlay.layers)):
+            roots = self._overlay.roots
+            images = lowers.images_among(self._overlay.layers)
+            with remount.unmounted(self._overlay.mount, images, roots.let_go, self._progress):
                 self._outcome.unmounted = True
                 with lowers.opened(self._overlay.layers) as below:
                     sealing = seal.seal(self._overlay, below, chosen, settled - bad, self._workers, self._progress)
+            roots.open(_mounted_again(self._request.path))
             self._outcome.counts.sealed += sealing.sealed
             self._outcome.pending += sealing.pending
 
@@ -247,14 +297,3 @@ def _is_merged(place: Place) -> bool:
 
 def _by_kernel(place: Place) -> bool:
     return place.marks is not None and place.marks.sealed_by_kernel
-
-
-@contextlib.contextmanager
-def _locked(overlay: Overlay, seconds: float, progress: Progress) -> Iterator[None]:
-    """Hold the lock of an overlay, so that two runs come one after the other."""
-    fd = os.open(overlay.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        files.wait_for_lock(fd, f"the overlay at {show(overlay.mount.path)}", seconds, progress)
-        yield
-    finally:
-        os.close(fd)

@@ -59,7 +59,7 @@ def apply(action: Action) -> None:
         _remove_unit(action.name)
     elif isinstance(action, (WriteFstab, RemoveFstab)):
         lines = action.lines if isinstance(action, WriteFstab) else ()
-        fstab.write(persistence.edited_fstab(fstab.read(), action.path, lines))
+        fstab.edit(lambda text: persistence.edited_fstab(text, action.path, lines))
     elif isinstance(action, ReloadSystemd):
         _reload()
     elif isinstance(action, RemovePart):
@@ -73,11 +73,11 @@ def _wants(name: str) -> str:
 
 
 def _write_unit(unit: Unit) -> None:
-    os.makedirs(UNITS, exist_ok=True)
+    files.make_directories(UNITS, 0o755)
     with files.written_aside(os.path.join(UNITS, unit.name)) as stream:
         stream.write(unit.text)
     if unit.wanted:
-        os.makedirs(os.path.dirname(_wants(unit.name)), exist_ok=True)
+        files.make_directories(os.path.dirname(_wants(unit.name)), 0o755)
         files.replace_link(_wants(unit.name), os.path.join("..", unit.name))
 
 

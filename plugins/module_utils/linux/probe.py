@@ -19,7 +19,7 @@ from typing import Any, Callable
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import mount_spec
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts, namespaces, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, mounts, namespaces, syscalls
 
 _CONTENT = b"content of the data layer"
 
@@ -55,7 +55,7 @@ def _directories(folder: str) -> tuple[str, str, str]:
     """Make an empty layer, a data layer with one file, and a mountpoint; return their paths."""
     layer, data, view = (os.path.join(folder, name) for name in ("layer", "data", "view"))
     for path in (layer, data, view):
-        os.mkdir(path)
+        files.make_directories(path, 0o755)
     with open(os.path.join(data, "file"), "wb") as stream:
         stream.write(_CONTENT)
     return layer, data, view
@@ -112,7 +112,7 @@ def _try_data_only_userxattr(folder: str) -> str:
 def _try_redirect(folder: str) -> str:
     layer, data, view = _directories(folder)
     shown = os.path.join(layer, names.SHOWN_FOLDER)
-    os.mkdir(shown)
+    files.make_directories(shown, 0o755)
     os.setxattr(shown, "trusted.overlay.opaque", b"y")
     _add_metadata(shown, data)
     spec = mount_spec(view.encode(), [layer.encode()], [data.encode()], {}, read_only=True, strategy=names.REDIRECT)
@@ -124,8 +124,8 @@ def _try_redirect(folder: str) -> str:
 def _try_metadata_copy_up(folder: str) -> str:
     _empty, lower, view = _directories(folder)
     upper, work = (os.path.join(folder, name) for name in ("upper", "work"))
-    os.mkdir(upper)
-    os.mkdir(work)
+    files.make_directories(upper, 0o755)
+    files.make_directories(work, 0o755)
     _mount_string(view, f"lowerdir={lower},upperdir={upper},workdir={work},metacopy=on,redirect_dir=on", flags=0)
     os.utime(os.path.join(view, "file"), ns=(0, 0))
     os.getxattr(os.path.join(upper, "file"), "trusted.overlay.metacopy")
@@ -220,7 +220,7 @@ def enter_namespace() -> str:
 
 
 def _tried(trial: Trial, folder: str, where: str) -> Feature:
-    os.mkdir(folder)
+    files.make_directories(folder, 0o755)
     try:
         return Feature(True, "probe", trial(folder) + where)
     except OSError as error:

@@ -9,10 +9,11 @@ import os
 import time
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import ViewPaths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import ViewState
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.prune import Candidate, Verdict, judge
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, usage, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, removal, trust, views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 
 #: For the folder of each generation that is needed, by whom (``usage.of_generations``).
@@ -20,7 +21,8 @@ Uses = dict[str, list[str]]
 
 
 def view_names(state_dir: str) -> list[str]:
-    """Return the names of the views on this host."""
+    """Return the names of the views on this host. Raises OverlayError when others than root can write to the state directory."""
+    trust.check_state_dir(state_dir)
     try:
         found = os.listdir(os.path.join(state_dir, "views"))
     except FileNotFoundError:
@@ -43,7 +45,11 @@ def remains(paths: ViewPaths, state: ViewState, uses: Uses, min_age: float) -> l
 
     A copy of an image that was interrupted goes on when the image is installed again, so a young one stays.
     """
-    found = [path for path in (paths.staging, paths.removing) if os.path.lexists(path)]
+    found = [
+        path
+        for path in (paths.staging, paths.removing)
+        if os.path.lexists(path) and not (os.path.isdir(path) and uses.keys() & set(os.listdir(path)))
+    ]
     if os.path.isdir(paths.incoming) and time.time() - os.stat(paths.incoming).st_mtime >= min_age:
         found.append(paths.incoming)
     for folder in (paths.root, paths.generations):
@@ -58,16 +64,16 @@ def remains(paths: ViewPaths, state: ViewState, uses: Uses, min_age: float) -> l
     return sorted(found)
 
 
-def remove_generation(paths: ViewPaths, folder: str, progress: Progress = no_progress) -> str | None:
-    """Remove a generation, unless somebody has come to need it meanwhile; then return who, in words.
-
-    It is renamed away first, so that nobody can begin to use it, and only then looked at for the last time.
-    """
-    aside = views.put_aside(paths, folder)
-    uses = usage.of_generations(paths, forget=False).get(folder)
-    if uses:
-        views.put_back(paths, folder)
-        return "; ".join(uses)
-    files.remove_tree(aside, progress)
-    os.rmdir(paths.removing)
-    return None
+def remove_remains(paths: ViewPaths, path: str, progress: Progress = no_progress) -> bool:
+    """Remove what a killed run has left; return whether it was, since somebody may have come to need it meanwhile."""
+    folder, name = os.path.split(path)
+    if folder == paths.generations and not name.startswith(files.ASIDE_PREFIX):
+        return removal.remove_generation(paths, name, progress) is None
+    if path in (paths.staging, paths.incoming, paths.removing):
+        try:
+            removal.clear(paths, path, progress)
+        except OverlayError:
+            return False
+    else:
+        files.remove(path, progress)
+    return True

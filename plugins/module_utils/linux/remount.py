@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import time
 from collections.abc import Iterator
+from typing import Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import mountinfo, remount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
@@ -16,6 +19,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.records import RecordError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.remount import Again
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    beneath,
     files,
     mounts,
     namespaces,
@@ -23,9 +27,14 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     syscalls,
     uppers,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 
 #: Below /run, since no overlay is mounted that way after a reboot. Only root may say what is to be mounted.
 FOLDER = "/run/renderfarm-overlay/unmounted"
+
+#: Seconds for which the kernel may hold an overlay that was unmounted, and between two looks. It lets go in the background when the last
+#: process of another mount namespace has ended.
+_RELEASE_SECONDS, _POLL_SECONDS = 3.0, 0.01
 
 
 def unfinished(path: bytes) -> Again | None:
@@ -54,41 +63,81 @@ def forget(path: bytes) -> None:
 
 
 @contextlib.contextmanager
-def unmounted(mount: Mount, images: tuple[bytes, ...]) -> Iterator[None]:
+def unmounted(
+    mount: Mount, images: tuple[bytes, ...], let_go: Callable[[], None], progress: Progress = no_progress
+) -> Iterator[None]:
     """Have an overlay unmounted while the block runs. It is mounted again whatever happens in it.
 
-    Raises OverlayError that names the processes when it is in use, and where it could not be mounted again as it is; it is as it
-    was then.
+    ``let_go`` is called last before, to close what this process has open of it. Raises OverlayError that names the processes when it is
+    in use, and where it could not be mounted again as it is; it is as it was then.
     """
     entry = remount.again(mount, images)
     _check_only_here(mount)
     for layer in (*entry.spec.directories, *entry.spec.kept):
-        if not os.path.isdir(layer):
+        if not beneath.is_directory_at(layer):
             raise OverlayError(
                 f"{show(layer)}, a layer of the overlay at {show(mount.path)}, is not to be found: it is not unmounted"
             )
     # What it does not take now it would not take when the overlay is unmounted.
     mounts.rehearse(entry.spec)
-    _write_note(entry)
-    try:
-        mounts.unmount(mount.path)
-    except BaseException:
-        forget(mount.path)
-        raise
-    try:
-        if syscalls.has_superblock(mount.device):
-            raise OverlayError(
-                f"{show(mount.path)} is in use by processes that have it open since before it was mounted there, or unmounted elsewhere;"
-                " nothing was sealed"
-            )
-        yield
-    finally:
-        mount_again(entry)
+    with _mountpoint(mount.path) as place:
+        _write_note(entry)
+        let_go()
+        try:
+            _unmount(mount, place)
+        except BaseException:
+            forget(mount.path)
+            raise
+        try:
+            _wait_for_release(mount, progress)
+            yield
+        finally:
+            _mount_at(entry, place)
 
 
 def mount_again(entry: Again) -> None:
     """Mount an overlay that was unmounted. Raises OverlayError; it can be called again then."""
-    path = entry.spec.path
+    with _mountpoint(entry.spec.path) as place:
+        _mount_at(entry, place)
+
+
+@contextlib.contextmanager
+def _mountpoint(path: bytes) -> Iterator[bytes]:
+    """Give a path that leads to the mountpoint through a descriptor of the directory that it is in.
+
+    Whoever may rename a directory above it cannot have the overlay mounted elsewhere.
+    """
+    folder, name = os.path.split(path)
+    fd = beneath.open_root(folder, os.O_PATH | os.O_CLOEXEC)
+    try:
+        yield os.path.join(beneath.name_of(fd), name)
+    finally:
+        os.close(fd)
+
+
+def _unmount(mount: Mount, place: bytes) -> None:
+    try:
+        syscalls.umount(place)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        raise OverlayError(mounts.busy(mount.path)) from None
+
+
+def _wait_for_release(mount: Mount, progress: Progress) -> None:
+    """Wait until the kernel has let go of an overlay that was unmounted. Raises OverlayError where somebody holds it."""
+    limit = time.monotonic() + _RELEASE_SECONDS
+    while syscalls.has_superblock(mount.device):
+        if time.monotonic() > limit:
+            raise OverlayError(
+                f"{show(mount.path)} is in use by processes that have it open since before it was mounted there, or unmounted elsewhere;"
+                " nothing was sealed"
+            )
+        progress()
+        time.sleep(_POLL_SECONDS)
+
+
+def _mount_at(entry: Again, place: bytes) -> None:
     if entry.volatile:
         _accept_volatile(entry)
     try:
@@ -98,12 +147,12 @@ def mount_again(entry: Again) -> None:
             f"the overlay that was unmounted to be sealed is not mounted now, and the next run tries to mount it again: {error}"
         ) from None
     try:
-        mounts.attach(mount, path)
+        mounts.attach(mount, place)
     finally:
         os.close(mount)
     # A new mount is shared when the one that it is mounted on is.
-    syscalls.mount(b"none", path, None, syscalls.MS_SHARED if entry.shared else syscalls.MS_PRIVATE)
-    forget(path)
+    syscalls.mount(b"none", place, None, syscalls.MS_SHARED if entry.shared else syscalls.MS_PRIVATE)
+    forget(entry.spec.path)
 
 
 def _check_only_here(mount: Mount) -> None:
@@ -123,9 +172,13 @@ def _check_only_here(mount: Mount) -> None:
 
 def _accept_volatile(entry: Again) -> None:
     """Write all of the upper layer to its disk, and take away the mark that keeps a volatile one from being mounted again."""
-    upper, work = entry.spec.kept
-    files.sync_file_system(upper)
-    files.remove_tree(os.path.join(os.fsdecode(work), os.fsdecode(uppers.VOLATILE)))
+    upper, work = map(beneath.open_layer, entry.spec.kept)
+    try:
+        syscalls.syncfs(upper, entry.spec.kept[0])
+        files.remove_tree(os.fsdecode(os.path.join(beneath.name_of(work), uppers.VOLATILE)))
+    finally:
+        os.close(upper)
+        os.close(work)
 
 
 def _note(path: bytes) -> str:
@@ -133,8 +186,7 @@ def _note(path: bytes) -> str:
 
 
 def _write_note(entry: Again) -> None:
-    os.makedirs(os.path.dirname(FOLDER), mode=0o755, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(FOLDER, 0o700)
+    files.make_directories(os.path.dirname(FOLDER), 0o755)
+    files.make_directories(FOLDER, 0o700)
     with files.written_aside(_note(entry.spec.path), 0o600) as stream:
         stream.write(remount.to_json(entry))

@@ -16,19 +16,22 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
-    CAPABILITY_XATTR,
-    CHECKSUM_XATTR,
-    Entry,
-    Xattrs,
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.entry_check import (
+    LARGEST_SIZE,
+    LONGEST_DIRECTORY,
+    SYMLINK_MODE,
+    is_mtime,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import CHECKSUM_XATTR, Entry, Xattrs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.releases import Pattern, Release
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, mounts, xattrs
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.rights import PathCount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, mounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.entry_rights import RightsReader
 
-#: The kernel looks a redirect up as one path (PATH_MAX, with its slash and its NUL), so content cannot lie deeper.
-LONGEST_SOURCE = 4094
+#: How many unreadable files and directories are kept by name; all are counted.
+UNREADABLE_KEPT = 100
 
 _READ_SIZE = 1 << 20
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -45,8 +48,13 @@ _REFUSED_KINDS = {
 class ScanReport:
     """What a scan found besides the entries."""
 
-    #: Files that this process may not read: no view on any host could read them with the same rights either.
-    unreadable: list[bytes] = field(default_factory=list)
+    #: Files with content that not everybody may read, and directories that not everybody may enter, these with a slash at the end and
+    #: without what is in them. Where the file server takes root for nobody, no view can read them, whoever scans them.
+    unreadable: PathCount = field(default_factory=lambda: PathCount(kept=UNREADABLE_KEPT))
+    #: Directories that are recorded without what is in them, which root of this host may not list or enter.
+    unlisted: PathCount = field(default_factory=PathCount)
+    #: Entries whose ACL is not carried.
+    narrowed: PathCount = field(default_factory=PathCount)
     #: Link counts to be put right: path of the file, and how many names it has within the release, where that differs
     #: from the link count that the file system reports.
     link_counts: dict[bytes, int] = field(default_factory=dict)
@@ -59,15 +67,16 @@ class _Directory:
     path: bytes
     #: Names still to come, last one first.
     names: list[bytes]
+    #: Not everybody may enter it, or a directory above it.
+    closed: bool
 
 
 @dataclass
 class _Linked:
-    """A file with several names: the first one met, the link count it reports, and how many names were met."""
+    """A file with several names: the entry of the first one met, and how many names were met."""
 
-    first: bytes
-    reported: int
-    seen: int = 0
+    first: Entry
+    seen: int = 1
 
 
 class Scan:
@@ -85,6 +94,7 @@ class Scan:
         self._checksum = checksum
         self._progress = progress
         self._device = 0
+        self._rights: RightsReader
         #: By inode number: a release lies on one file system.
         self._linked: dict[int, _Linked] = {}
 
@@ -95,7 +105,9 @@ class Scan:
         try:
             fd = open_release(self._root, self._release)
             self._device = os.fstat(fd).st_dev
-            yield self._enter(stack, fd, b"/")
+            self._rights = RightsReader(fd)
+            self.report.narrowed = self._rights.narrowed
+            yield self._enter(stack, fd, b"/", self._is_closed_above())
             while stack:
                 here = stack[-1]
                 if not here.names:
@@ -107,6 +119,16 @@ class Scan:
                 os.close(directory.fd)
         self._settle_link_counts()
 
+    def _is_closed_above(self) -> bool:
+        """Tell whether there is a directory above the release, from the software root on, that not everybody may enter."""
+        path = self._root
+        for name in self._release.split(b"/"):
+            if not os.stat(path).st_mode & stat.S_IXOTH:
+                self.report.unreadable.add(b"/")
+                return True
+            path = os.path.join(path, name)
+        return False
+
     def _refuse_mounts_inside(self) -> None:
         # The kernel lists mounts by their real paths, and a root may be given by another one.
         inside = os.path.realpath(self._top) + b"/"
@@ -117,8 +139,8 @@ class Scan:
                     " release of a software root of its own"
                 )
 
-    def _enter(self, stack: list[_Directory], fd: int, path: bytes) -> Entry:
-        """Open a directory's listing, put it on the stack and return its entry."""
+    def _enter(self, stack: list[_Directory], fd: int, path: bytes, closed: bool) -> Entry:
+        """Open a directory's listing, put it on the stack and return its entry. ``closed`` is what holds of its parent."""
         try:
             status = os.fstat(fd)
             names = []
@@ -127,25 +149,55 @@ class Scan:
                 for item in listing:
                     names.append(os.fsencode(item.name))
                     subdirectories += item.is_dir(follow_symlinks=False)
+            self._check_device(status, path)
+            if not status.st_mode & stat.S_IXOTH and not _can_enter(fd, names):
+                return self._shut(fd, status, path, closed)
+            entry = self._directory(fd, status, path, 2 + subdirectories)
         except OSError as error:
             os.close(fd)
             raise self._at(error, path) from None
+        except OverlayError:
+            os.close(fd)
+            raise
         names.sort(reverse=True)
-        stack.append(_Directory(fd, path if path == b"/" else path + b"/", names))
+        inside = path if path == b"/" else path + b"/"
+        stack.append(_Directory(fd, inside, names, self._note_closed(entry, closed)))
         self._progress()
-        self._check_device(status, path)
-        return Entry(
-            path,
-            status.st_mode,
-            0,
-            2 + subdirectories,
-            status.st_uid,
-            status.st_gid,
-            status.st_mtime_ns,
-            None,
-            False,
-            (),
-        )
+        return entry
+
+    def _shut(self, directory: int | bytes, status: os.stat_result, path: bytes, closed: bool) -> Entry:
+        """Return the entry of a directory that this process may not list or enter.
+
+        Raises OverlayError where the readers of a view could: it would lack the files in the directory. Raises PermissionError for
+        users other than root, whose views are read by root.
+        """
+        if os.geteuid() != 0:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        entry = self._directory(directory, status, path, 2)
+        if not self._note_closed(entry, closed):
+            raise OverlayError(
+                f"{self._show(path)} has mode {stat.S_IMODE(entry.mode):04o}: everybody may enter it, and this host may not list it,"
+                " so a view would lack what is in it; let everybody list it (chmod o+r), or scan the release on the file server"
+            )
+        self.report.unlisted.add(path)
+        if isinstance(directory, int):
+            os.close(directory)
+        return entry
+
+    def _note_closed(self, entry: Entry, closed: bool) -> bool:
+        """Tell whether a directory is closed to somebody, and report the topmost one that is."""
+        if not closed and not entry.mode & stat.S_IXOTH:
+            self.report.unreadable.add(entry.path.rstrip(b"/") + b"/")
+            return True
+        return closed
+
+    def _directory(self, target: int | bytes, status: os.stat_result, path: bytes, nlink: int) -> Entry:
+        length = len(self._release) + len(path)
+        if length > LONGEST_DIRECTORY:
+            raise OverlayError(f"{self._show(path)} lies too deep: {length} bytes, {LONGEST_DIRECTORY} at most")
+        mode, found = self._rights.read(target, status, path)
+        mtime_ns = self._mtime(status, path)
+        return Entry(path, mode, 0, nlink, status.st_uid, status.st_gid, mtime_ns, None, False, found)
 
     def _entry(self, stack: list[_Directory], here: _Directory, name: bytes) -> Entry:
         path = here.path + name
@@ -155,7 +207,11 @@ class Scan:
             if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
                 return self._leaf(here, name, path, status)
             if stat.S_ISDIR(status.st_mode):
-                return self._enter(stack, os.open(name, _DIRECTORY, dir_fd=here.fd), path)
+                try:
+                    fd = os.open(name, _DIRECTORY, dir_fd=here.fd)
+                except PermissionError:
+                    return self._shut(_path_of(here, name), status, path, here.closed)
+                return self._enter(stack, fd, path, here.closed)
         except OSError as error:
             raise self._at(error, path) from None
         kind = _REFUSED_KINDS.get(stat.S_IFMT(status.st_mode), "of an unknown type")
@@ -163,66 +219,57 @@ class Scan:
 
     def _leaf(self, here: _Directory, name: bytes, path: bytes, status: os.stat_result) -> Entry:
         """Return the entry of a regular file or symbolic link, or of a further name of one."""
+        linked = self._linked.get(status.st_ino) if status.st_nlink != 1 else None
+        if linked:
+            linked.seen += 1
+            return linked.first._replace(path=path, target=linked.first.path, is_hardlink=True, xattrs=())
         target: bytes | None = None
-        size = status.st_size
+        mode, size = status.st_mode, status.st_size
         found: Xattrs = ()
-        first = self._first_name(path, status)
-        if first != path:
-            target = first
-        elif stat.S_ISLNK(status.st_mode):
+        if stat.S_ISLNK(mode):
             target = os.readlink(name, dir_fd=here.fd)
-            size = len(target)
+            # Other systems, as file servers, give links modes of their own, which mean nothing.
+            mode, size = SYMLINK_MODE, len(target)
         else:
-            if size:
-                target = self._release + path
-                if len(target) > LONGEST_SOURCE:
-                    raise OverlayError(
-                        f"{self._show(path)} lies too deep: {len(target)} bytes, {LONGEST_SOURCE} at most"
-                    )
-            found = self._attributes(here, name, path, status)
-        return Entry(
-            path,
-            status.st_mode,
-            size,
-            status.st_nlink,
-            status.st_uid,
-            status.st_gid,
-            status.st_mtime_ns,
-            target,
-            first != path,
-            found,
-        )
+            if size > LARGEST_SIZE:
+                raise OverlayError(f"{self._show(path)} has {size} bytes, and a layer shows {LARGEST_SIZE} at most")
+            target = self._release + path if size else None
+            mode, found = self._attributes(here, name, path, status)
+        mtime_ns = self._mtime(status, path)
+        entry = Entry(path, mode, size, status.st_nlink, status.st_uid, status.st_gid, mtime_ns, target, False, found)
+        if status.st_nlink != 1:
+            self._linked[status.st_ino] = _Linked(entry)
+        return entry
 
-    def _first_name(self, path: bytes, status: os.stat_result) -> bytes:
-        """Return under which path a file was first met, and remember this meeting if the file has more names."""
-        if status.st_nlink == 1:
-            return path
-        linked = self._linked.setdefault(status.st_ino, _Linked(path, status.st_nlink))
-        linked.seen += 1
-        return linked.first
+    def _mtime(self, status: os.stat_result, path: bytes) -> int:
+        if not is_mtime(status.st_mtime_ns):
+            raise OverlayError(
+                f"{self._show(path)} has an mtime of {status.st_mtime:.0f} seconds since 1970, which layers cannot hold: touch it"
+            )
+        return status.st_mtime_ns
 
-    def _attributes(self, here: _Directory, name: bytes, path: bytes, status: os.stat_result) -> Xattrs:
-        found = []
-        # Through /proc, since there is no call that takes a directory's descriptor and a name and opens nothing.
-        capability = xattrs.read(b"/proc/self/fd/%d/%s" % (here.fd, name), CAPABILITY_XATTR)
-        if capability is not None:
-            found.append((CAPABILITY_XATTR, capability))
-        if self._checksum or not status.st_mode & stat.S_IROTH:
-            digest = self._read(here, name, path)
-            if digest is not None and self._checksum:
-                found.append((CHECKSUM_XATTR, digest))
-        return tuple(found)
+    def _attributes(self, here: _Directory, name: bytes, path: bytes, status: os.stat_result) -> tuple[int, Xattrs]:
+        mode, found = self._rights.read(_path_of(here, name), status, path)
+        readable = bool(mode & stat.S_IROTH) or not status.st_size
+        if self._checksum:
+            digest = self._read(here, name)
+            if digest is None:
+                readable = False
+            else:
+                found += ((CHECKSUM_XATTR, digest),)
+        if not readable and not here.closed:
+            self.report.unreadable.add(path)
+        return mode, found
 
-    def _read(self, here: _Directory, name: bytes, path: bytes) -> bytes | None:
-        """Return the SHA-256 of a file's content, or just try to open it; None for a file that may not be read."""
+    def _read(self, here: _Directory, name: bytes) -> bytes | None:
+        """Return the SHA-256 of a file's content; None for a file that may not be read."""
         try:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here.fd)
         except PermissionError:
-            self.report.unreadable.append(path)
             return None
         with open(fd, "rb", buffering=0) as stream:
             digest = hashlib.sha256()
-            while self._checksum:
+            while True:
                 block = stream.read(_READ_SIZE)
                 if not block:
                     break
@@ -240,14 +287,31 @@ class Scan:
     def _settle_link_counts(self) -> None:
         """Find the files with names outside of the release: their link count is that of their names inside."""
         for linked in self._linked.values():
-            if linked.seen != linked.reported:
-                self.report.link_counts[linked.first] = linked.seen
+            if linked.seen != linked.first.nlink:
+                self.report.link_counts[linked.first.path] = linked.seen
 
     def _show(self, path: bytes) -> str:
         return show(self._top + path)
 
     def _at(self, error: OSError, path: bytes) -> OSError:
         return OSError(error.errno, error.strerror, os.fsdecode(self._top + path))
+
+
+def _path_of(here: _Directory, name: bytes) -> bytes:
+    """Return a path of an entry: there is no call that takes a directory's descriptor and a name and reads attributes."""
+    return b"/proc/self/fd/%d/%s" % (here.fd, name)
+
+
+def _can_enter(fd: int, names: list[bytes]) -> bool:
+    """Tell whether what is in a directory that was listed can be looked at, by trying it with one name."""
+    try:
+        for name in names[:1]:
+            os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except PermissionError:
+        return False
+    except FileNotFoundError:
+        pass
+    return True
 
 
 def open_root(root: bytes) -> int:

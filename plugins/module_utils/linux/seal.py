@@ -6,6 +6,8 @@
 A sealed directory is opaque: names that it does not have are not looked up in the lower layers. Copies of metadata alone are found
 by their name in the lower layers, which ends with that, so each is given a redirect first. All redirects are on the disk before the
 first mark is set, and marks are set from the deepest directory up: what a run that is killed leaves reads as before.
+
+Users may have renamed directories until the overlay was unmounted, so where each is in the lower layers is found out anew.
 """
 
 from __future__ import annotations
@@ -17,14 +19,15 @@ from dataclasses import dataclass, field
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import finalize
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.finalize import Pending, needed_redirect
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, parallel, xattrs
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.finalize import (
-    Overlay,
-    Place,
-    working_directory_kept,
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.finalize import (
+    Marks,
+    Pending,
+    lower_path,
+    needed_redirect,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, parallel, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.finalize import Overlay, Place
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.lowers import Lowers
 
 
@@ -50,17 +53,18 @@ def seal(
     """
     outcome = Sealing()
     chosen = {place.path for place in places}
+    sources = _Sources(overlay)
 
     def prepare(place: Place, progress: Progress) -> tuple[tuple[Place, list[Pending]], list[Place]]:
         progress()
         try:
-            return (place, _give_redirects(overlay, lowers, place, chosen, settled)), []
+            return (place, _give_redirects(overlay, lowers, sources, place, chosen, settled)), []
         except OSError as error:
             return (place, [Pending(place.path, f"it cannot be sealed: {error.strerror}")]), []
 
     bad: set[bytes] = set()
     ready: list[Place] = []
-    with working_directory_kept():
+    with beneath.working_directory_kept():
         prepared = parallel.walk(places, prepare, workers, progress)
     for place, problems in prepared:
         outcome.pending += problems
@@ -71,7 +75,7 @@ def seal(
     ready = sorted((place for place in ready if place.path not in bad), key=lambda one: -finalize.depth(one.path))
     if not ready:
         return outcome
-    files.sync_file_system(overlay.upper)
+    syscalls.syncfs(overlay.roots.upper, overlay.upper)
     for place in ready:
         progress()
         if place.path in bad:
@@ -82,8 +86,31 @@ def seal(
         except OSError as error:
             outcome.pending.append(Pending(place.path, f"it cannot be sealed: {error.strerror}"))
             bad |= finalize.with_parents([place.path])
-    files.sync_file_system(overlay.upper)
+    syscalls.syncfs(overlay.roots.upper, overlay.upper)
     return outcome
+
+
+class _Sources:
+    """Where directories of the upper layer are looked for in the lower layers, now that nobody renames them through the overlay."""
+
+    def __init__(self, overlay: Overlay) -> None:
+        self._overlay = overlay
+        self._known: dict[bytes, bytes | None] = {b"": b"/"}
+
+    def of(self, path: bytes, fd: int = -1) -> bytes | None:
+        """Return the path in the lower layers; None for a directory of the upper layer alone. ``fd`` is the directory, where it is open."""
+        if path not in self._known:
+            folder, name = posixpath.split(path)
+            parent = self.of(folder)
+            self._known[path] = lower_path(parent, name, self._marks(path) if fd < 0 else self._overlay.marks(fd))
+        return self._known[path]
+
+    def _marks(self, path: bytes) -> Marks:
+        try:
+            with beneath.opened(self._overlay.roots.upper, path, same_mount=True) as fd:
+                return self._overlay.marks(fd)
+        except FileNotFoundError:
+            return Marks()
 
 
 def _source(place: Place) -> bytes:
@@ -94,7 +121,12 @@ def _source(place: Place) -> bytes:
 
 
 def _give_redirects(
-    overlay: Overlay, lowers: Lowers, place: Place, chosen: Collection[bytes], settled: Collection[bytes]
+    overlay: Overlay,
+    lowers: Lowers,
+    sources: _Sources,
+    place: Place,
+    chosen: Collection[bytes],
+    settled: Collection[bytes],
 ) -> list[Pending]:
     """Give each metadata-only copy in a directory its redirect; return what keeps the directory from being sealed."""
     source = _source(place)
@@ -102,28 +134,47 @@ def _give_redirects(
     if names is None and place.marks and place.marks.copied:
         return [Pending(place.path, f"{show(source)} is gone from the lower layers")]
     names = names or set()
-    # Entries are named by their names alone from here on, which saves the kernel walking their paths.
-    os.chdir(overlay.stored(place.path))
-    with os.scandir(b".") as found:
-        entries = list(found)
-    problems = [
-        Pending(place.inside(name), "it appeared in the lower layers while the overlay was being finalized")
-        for name in names.difference(entry.name for entry in entries)
-    ]
-    if overlay.attribute(place.path, b"opaque") == finalize.WITH_WHITEOUT_FILES:
-        problems.append(Pending(place.path, "it has whiteouts that are files, which an opaque directory cannot have"))
-    folder = posixpath.join(source, b"")
+    with beneath.opened(overlay.roots.upper, place.path, same_mount=True) as fd:
+        if sources.of(place.path, fd) != source:
+            return [Pending(place.path, "it was renamed, or another directory was, while it was being finalized")]
+        beneath.enter(fd)
+        entries = beneath.entries(fd)
+        problems = [
+            Pending(place.inside(name), "it appeared in the lower layers while the overlay was being finalized")
+            for name in names.difference(entry.name for entry in entries)
+        ]
+        if beneath.attribute(fd, overlay.prefix + b"opaque") == finalize.WITH_WHITEOUT_FILES:
+            problems.append(
+                Pending(place.path, "it has whiteouts that are files, which an opaque directory cannot have")
+            )
+        problems += [
+            Pending(place.inside(entry.name), "it appeared while the overlay was being finalized")
+            for entry in entries
+            if entry.is_dir(follow_symlinks=False)
+            and place.inside(entry.name) not in chosen
+            and place.inside(entry.name) not in settled
+            and not overlay.marks_in(fd, entry.name).sealed
+        ]
+        return problems + _give_each_redirect(overlay, lowers, place, entries, names)
+
+
+def _give_each_redirect(
+    overlay: Overlay, lowers: Lowers, place: Place, entries: Sequence[os.DirEntry[bytes]], names: Collection[bytes]
+) -> list[Pending]:
+    """Give redirects to the files among the entries of the directory that was entered; ``names`` are those of the lower layers."""
+    problems: list[Pending] = []
+    folder = posixpath.join(_source(place), b"")
     metacopy, redirect = overlay.prefix + b"metacopy", overlay.prefix + b"redirect"
     for entry in entries:
         name = entry.name
-        if entry.is_dir(follow_symlinks=False):
-            path = place.inside(name)
-            if path not in chosen and path not in settled and not overlay.marks(path).sealed:
-                problems.append(Pending(path, "it appeared while the overlay was being finalized"))
-        elif entry.is_file(follow_symlinks=False) and xattrs.read(name, metacopy) is not None:
+        if entry.is_file(follow_symlinks=False) and beneath.attribute_here(name, metacopy) is not None:
             target = folder + name
             # Most have none: it costs as much to find that out as to set it.
-            if name in names and len(target) <= finalize.LONGEST_REDIRECT and xattrs.create(name, redirect, target):
+            if (
+                name in names
+                and len(target) <= finalize.LONGEST_REDIRECT
+                and beneath.create_attribute_here(name, redirect, target)
+            ):
                 continue
             problems += _give_redirect(lowers, place, name, redirect, name in names)
     return problems
@@ -134,22 +185,22 @@ def _give_redirect(lowers: Lowers, place: Place, name: bytes, redirect: bytes, i
 
     ``redirect`` is the attribute, and ``is_below`` tells whether the lower layers have the name.
     """
-    has = xattrs.read(name, redirect)
+    has = beneath.attribute_here(name, redirect)
     target = needed_redirect(place.lower, name, has)
     if target is None:
         return []
     # One that was renamed in its directory is looked for by its old name.
     if (has or not is_below) and not lowers.has(target):
-        reason = f"{show(target)}, of which it is a copy, is gone from the lower layers"
+        reason = "what it is a copy of is gone from the lower layers"
         return [Pending(place.inside(name), reason)]
     if len(target) > finalize.LONGEST_REDIRECT:
         return [Pending(place.inside(name), f"its path is longer than {finalize.LONGEST_REDIRECT} bytes")]
-    xattrs.write(name, redirect, target)
+    beneath.set_attribute_here(name, redirect, target)
     return []
 
 
 def _mark(overlay: Overlay, place: Place) -> None:
-    stored = overlay.stored(place.path)
-    # Ours first, since it means nothing without the other one.
-    xattrs.write(stored, finalize.SEALED, _source(place))
-    xattrs.write(stored, overlay.prefix + b"opaque", finalize.OPAQUE)
+    with beneath.opened(overlay.roots.upper, place.path, same_mount=True) as fd:
+        # Ours first, since it means nothing without the other one.
+        beneath.set_attribute(fd, finalize.SEALED, _source(place))
+        beneath.set_attribute(fd, overlay.prefix + b"opaque", finalize.OPAQUE)

@@ -32,7 +32,7 @@ def apply(action: Action, seconds: float) -> None:
     elif isinstance(action, UnmountSoftwareRoot):
         mounts.unmount(action.path)
     elif isinstance(action, WriteFstab):
-        fstab.write(edited_fstab(fstab.read(), action.path, action.line))
+        fstab.edit(lambda text: edited_fstab(text, action.path, action.line))
     elif isinstance(action, SetReadAhead):
         _set_read_ahead(action.path, action.kibibytes)
     else:

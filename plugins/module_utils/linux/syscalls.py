@@ -22,6 +22,8 @@ _libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
+_libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
 _libc.fchownat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, ctypes.c_int)
 
 _SYS_OPEN_TREE = 428
@@ -31,7 +33,10 @@ _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
 _SYS_OPENAT2 = 437
 
-_AT_FDCWD = -100
+#: The working directory, where a descriptor of a directory is taken.
+AT_FDCWD = -100
+_AT_RECURSIVE = 0x8000
+_AT_NO_AUTOMOUNT = 0x800
 _OPEN_TREE_CLONE = 1
 _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
@@ -41,6 +46,7 @@ _FSCONFIG_SET_FD = 5
 _FSCONFIG_CMD_CREATE = 6
 _MOVE_MOUNT_F_EMPTY_PATH = 0x004
 _MOVE_MOUNT_T_EMPTY_PATH = 0x040
+_MOVE_MOUNT_SET_GROUP = 0x100
 _MOVE_MOUNT_BENEATH = 0x200
 
 MOUNT_ATTR_RDONLY = 0x01
@@ -61,6 +67,7 @@ MS_NODIRATIME = 0x800
 MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
+MS_SLAVE = 0x80000
 MS_SHARED = 0x100000
 
 MNT_DETACH = 2
@@ -75,7 +82,10 @@ _PR_SET_PDEATHSIG = 1
 
 _AT_SYMLINK_NOFOLLOW = 0x100
 _AT_EMPTY_PATH = 0x1000
+_AT_STATX_DONT_SYNC = 0x4000
 _UTIME_OMIT = (1 << 30) - 2
+
+_OVERLAYFS_SUPER_MAGIC = 0x794C7630
 
 #: What openat2(2) refuses to pass on the way: another file system, links like those of /proc, any symbolic link, and whatever leads
 #: above the directory that it starts from.
@@ -136,17 +146,69 @@ def clone_tree(mount: int, path: bytes) -> int:
     return _call(_SYS_OPEN_TREE, path, mount, path, _OPEN_TREE_CLONE | os.O_CLOEXEC)
 
 
+def clone_mounts(mount: int, inner: bool = True) -> int:
+    """Return a file descriptor of a copy, attached nowhere, of an attached mount, with all that is mounted inside of it if ``inner``.
+
+    ``mount`` is a descriptor of its root. Each copy follows and leads others as its original does (mount_namespaces(7)). EINVAL: the mount
+    is unbindable, or not of this mount namespace. What is unbindable inside of it is left out.
+    """
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if inner else 0)
+    return _call(_SYS_OPEN_TREE, None, mount, b"", flags)
+
+
+def hold_mount(directory: int, path: bytes) -> int:
+    """Return a file descriptor of the topmost mount at ``path`` below an open directory. Nothing is mounted by looking (autofs)."""
+    flags = os.O_CLOEXEC | _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT
+    return _call(_SYS_OPEN_TREE, path, directory, path, flags)
+
+
 def move_mount(mount: int, path: bytes, beneath: bool = False) -> None:
     """Attach a detached mount at ``path``: on top of what is there, or (Linux 6.5) beneath the mount that is there."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH | (_MOVE_MOUNT_BENEATH if beneath else 0)
-    _call(_SYS_MOVE_MOUNT, path, mount, b"", _AT_FDCWD, path, flags)
+    _call(_SYS_MOVE_MOUNT, path, mount, b"", AT_FDCWD, path, flags)
+
+
+def move_mount_to(mount: int, place: int) -> None:
+    """Attach a mount, detached or not, on what the descriptor ``place`` holds. EINVAL: one is a directory and the other is not."""
+    _call(_SYS_MOVE_MOUNT, None, mount, b"", place, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH)
+
+
+def share_like(mount: int, other: int) -> None:
+    """Have the private mount ``other`` follow and lead the same mounts as ``mount`` (Linux 5.15). Both are descriptors of roots.
+
+    Both have to be of one file system, and ``mount`` has to show all that ``other`` shows.
+    """
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH | _MOVE_MOUNT_SET_GROUP
+    _call(_SYS_MOVE_MOUNT, None, mount, b"", other, b"", flags)
+
+
+def set_propagation(mount: int, flags: int) -> None:
+    """Make the mount whose root the descriptor holds shared, a slave or private; with MS_REC all inside of it too."""
+    path = b"/proc/self/fd/%d" % mount
+    _checked(_libc.mount(b"none", path, None, flags, None), path)
+
+
+def detach_mount(mount: int) -> None:
+    """Detach the mount whose root the descriptor holds, wherever it is."""
+    path = b"/proc/self/fd/%d" % mount
+    # The name is a link itself, so this is the one call that may follow one.
+    _checked(_libc.umount2(path, MNT_DETACH), path)
 
 
 def knows_mount_beneath() -> bool:
-    """Tell whether move_mount(2) takes the flag for mounting beneath (Linux 6.5): of one that does not, it refuses the flags first."""
+    """Tell whether move_mount(2) takes the flag for mounting beneath (Linux 6.5)."""
+    return _knows_flag(_MOVE_MOUNT_BENEATH)
+
+
+def knows_share_like() -> bool:
+    """Tell whether move_mount(2) takes the flag of ``share_like`` (Linux 5.15)."""
+    return _knows_flag(_MOVE_MOUNT_SET_GROUP)
+
+
+def _knows_flag(flag: int) -> bool:
+    """Tell whether move_mount(2) takes a flag: of one that it does not know, it refuses the flags before all else."""
     try:
-        flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH | _MOVE_MOUNT_BENEATH
-        _call(_SYS_MOVE_MOUNT, None, -1, b"", -1, b"", flags)
+        _call(_SYS_MOVE_MOUNT, None, -1, b"", -1, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH | flag)
     except OSError as error:
         return error.errno == errno.EBADF
     return False
@@ -209,12 +271,13 @@ def openat2(directory: int, path: bytes, flags: int, resolve: int, mode: int = 0
 
 def change_owner(fd: int, uid: int, gid: int) -> None:
     """Set the owner and group of what ``fd`` stands for, also of a symbolic link opened with O_PATH; -1 leaves one as it is."""
-    _checked(_libc.fchownat(fd, b"", uid & 0xFFFFFFFF, gid & 0xFFFFFFFF, _AT_EMPTY_PATH), None)
+    if _libc.fchownat(fd, b"", uid & 0xFFFFFFFF, gid & 0xFFFFFFFF, _AT_EMPTY_PATH):
+        _checked(-1, None)
 
 
-def rename_new(source: bytes, destination: bytes) -> None:
+def rename_new(directory: int, source: bytes, to_directory: int, destination: bytes) -> None:
     """renameat2(2) with RENAME_NOREPLACE. EEXIST: there is something at the destination."""
-    result = _libc.renameat2(_AT_FDCWD, source, _AT_FDCWD, destination, _RENAME_NOREPLACE)
+    result = _libc.renameat2(directory, source, to_directory, destination, _RENAME_NOREPLACE)
     _checked(result, destination if ctypes.get_errno() == errno.EEXIST else source)
 
 
@@ -223,14 +286,14 @@ def syncfs(fd: int, path: bytes) -> None:
     _checked(_libc.syncfs(fd), path)
 
 
-def keep_times(path: bytes, atime_ns: int) -> None:
-    """Set the time of the last access of a file, or of a link itself, to what it is: a change of metadata that changes nothing.
+def keep_times(directory: int, name: bytes, atime_ns: int, follow: bool = False) -> None:
+    """Set the time of the last access of a file in an open directory, or of a link itself, to what it is, which changes nothing.
 
     That of the last change is left out, so that a write at the same moment keeps its own.
     """
     _times[0], _times[1] = divmod(atime_ns, 1_000_000_000)
-    if _libc.utimensat(_AT_FDCWD, path, _times, _AT_SYMLINK_NOFOLLOW):
-        _checked(-1, path)
+    if _libc.utimensat(directory, name, _times, 0 if follow else _AT_SYMLINK_NOFOLLOW):
+        _checked(-1, name)
 
 
 def has_superblock(device: tuple[int, int]) -> bool | None:
@@ -245,3 +308,18 @@ def has_superblock(device: tuple[int, int]) -> bool | None:
     except OSError:
         return False
     return True
+
+
+def device_of(fd: int) -> tuple[int, int]:
+    """Return the device number of what ``fd`` stands for, also with O_PATH; file servers are not asked (statx(2))."""
+    status = (ctypes.c_uint32 * 64)()
+    _checked(_libc.statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, 0, status), None)
+    # struct statx: stx_dev_major and stx_dev_minor, after 136 bytes.
+    return status[34], status[35]
+
+
+def is_on_overlay(fd: int) -> bool:
+    """Tell whether what ``fd`` stands for is on an overlay (statfs(2)), which asks the overlay's topmost layer. A dead server hangs it."""
+    status = (ctypes.c_uint32 * 64)()
+    _checked(_libc.fstatfs(fd, status), None)
+    return status[0] == _OVERLAYFS_SUPER_MAGIC

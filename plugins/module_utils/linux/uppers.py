@@ -17,7 +17,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.upper impo
     UpperState,
     record_of,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, syscalls, xattrs
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, files, namespaces, syscalls
 
 #: Where the kernel notes, below the work directory, that nothing is synced.
 VOLATILE = b"work/incompat/volatile"
@@ -34,8 +34,8 @@ def observe(spec: MountSpec) -> UpperState | None:
     return UpperState(
         upper,
         work,
-        xattrs.read(upper.path, RECORD) if upper.exists else None,
-        volatile if os.path.lexists(volatile) else None,
+        _record(upper.path) if upper.exists else None,
+        volatile if beneath.is_at(volatile) else None,
         tuple((pid, mount) for pid, mount in everywhere if mount.fstype == b"overlay"),
     )
 
@@ -46,12 +46,12 @@ def _place(path: bytes, live: list[Mount]) -> Place:
     for number in range(1, len(parts) + 1):
         folder = b"/".join(parts[:number]) or b"/"
         try:
-            status = os.stat(folder)
+            status = beneath.status_at(folder)
         except FileNotFoundError:
             break
         folders.append(Folder(folder, status.st_uid, status.st_mode))
     exists = folders[-1].path == path
-    if exists and not os.path.isdir(path):
+    if exists and not beneath.is_directory_at(path):
         raise OverlayError(f"{show(path)} is not a directory: it cannot be an upper layer or work directory")
     mount = containing_mount(live, folders[-1].path)
     if mount is None:
@@ -59,16 +59,24 @@ def _place(path: bytes, live: list[Mount]) -> Place:
     return Place(path, exists, mount, tuple(folders))
 
 
-def create(path: bytes, mode: int) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    os.mkdir(path)
-    os.chmod(path, mode)
+def _record(path: bytes) -> bytes | None:
+    fd = beneath.open_layer(path)
+    try:
+        return beneath.attribute(fd, RECORD)
+    finally:
+        os.close(fd)
 
 
 def note(spec: MountSpec) -> None:
     """Note in an upper layer which lower layers it is used with, once."""
-    if spec.kept and xattrs.read(spec.kept[0], RECORD) is None:
-        xattrs.write(spec.kept[0], RECORD, record_of(spec))
+    if not spec.kept:
+        return
+    fd = beneath.open_layer(spec.kept[0])
+    try:
+        if beneath.attribute(fd, RECORD) is None:
+            beneath.set_attribute(fd, RECORD, record_of(spec))
+    finally:
+        os.close(fd)
 
 
 def mount_scratch(writable: Writable, like: bytes) -> None:
@@ -76,10 +84,14 @@ def mount_scratch(writable: Writable, like: bytes) -> None:
 
     The root of the overlay is that of its upper layer, so it gets owner and mode of ``like``, the uppermost lower layer.
     """
-    status = os.stat(like)
-    os.makedirs(writable.place, exist_ok=True)
+    status = beneath.status_at(like)
+    files.make_directories(writable.place, 0o755)
     syscalls.mount(b"tmpfs", writable.place, b"tmpfs", 0, b"mode=0700,size=%d" % (writable.scratch or 0))
     for path in (writable.upper, writable.work):
-        os.mkdir(path, 0o700)
-    os.chown(writable.upper, status.st_uid, status.st_gid)
-    os.chmod(writable.upper, status.st_mode & 0o7777)
+        files.make_directories(path, 0o700)
+    fd = beneath.open_layer(writable.upper)
+    try:
+        os.fchown(fd, status.st_uid, status.st_gid)
+        os.fchmod(fd, status.st_mode & 0o7777)
+    finally:
+        os.close(fd)

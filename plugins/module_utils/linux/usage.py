@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Who needs the generations of a view: mounts in any mount namespace, processes, loop devices, and what is mounted at boot.
 
-Only what the kernel says of paths is looked at, never a file of a data layer: its server may be gone.
+Everything that removes something of a view asks here first. Only what the kernel says of paths is looked at, never a file of a data
+layer: its server may be gone. Where it cannot be told which generation somebody uses, all of them count as used.
 """
 
 from __future__ import annotations
@@ -11,80 +12,221 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import ViewPaths
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, overlay_layers
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import detached, namespaces, persistence, users
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import CURRENT, PREVIOUS, ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import without_suffix
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import (
+    Mount,
+    containing_mount,
+    overlay_layers,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    detached,
+    namespaces,
+    persistence,
+    strangers,
+    users,
+)
 
-#: A use, in words, and a path that tells of which generation.
-_Use = tuple[str, bytes]
+#: Seconds in which a mount that is being made gets its place.
+_MOMENT_SECONDS = 2.0
+
+#: What a process has open that is about to mount something.
+_MOUNTING = b"anon_inode:[fscontext]"
+
+
+@dataclass(frozen=True)
+class _Use:
+    #: Who uses it and where, as a clause of a sentence.
+    words: str
+    #: What is used; None where that cannot be told.
+    path: bytes | None
+    #: Whether the path may be one of another mount namespace.
+    foreign: bool = False
 
 
 def of_generations(paths: ViewPaths, forget: bool) -> dict[str, list[str]]:
-    """Return for the folder of each generation that is needed by whom, in words.
+    """Return for the folder of each generation that is in use by whom, in words.
 
-    ``forget`` tells whether notes of detached overlays that nobody uses any more may be removed.
+    A generation that is being made or removed counts as well, under the same name. ``forget`` tells whether records of detached
+    overlays that nobody uses any more may be removed.
     """
-    inside = os.fsencode(os.path.realpath(paths.generations)) + b"/"
+    view = _View(paths)
     found: dict[str, list[str]] = {}
-
-    def add(folder: bytes, words: str) -> None:
-        known = found.setdefault(os.fsdecode(folder), [])
-        if words not in known:
-            known.append(words)
-
-    for words, path in (*_mounted(), *_detached(forget), *_on_loop_devices(), *_held_open()):
-        if path.startswith(inside):
-            add(path[len(inside) :].partition(b"/")[0], words)
-    at_boot = _at_boot()
-    with contextlib.suppress(FileNotFoundError):
-        for folder in os.listdir(inside):
-            # The name is a digest, so nothing else has it in it.
-            if any(folder in text for text in at_boot):
-                add(folder, "it is mounted at boot")
+    for use in (*_settled(forget), *_bound(view)):
+        for folder in view.folders_of(use):
+            known = found.setdefault(os.fsdecode(folder), [])
+            if use.words not in known:
+                known.append(use.words)
+    for folder in _at_boot(view):
+        found.setdefault(os.fsdecode(folder), []).append("it is mounted at boot")
     return found
 
 
-def _mounted() -> Iterator[_Use]:
-    for pid, live in namespaces.everywhere():
-        for mount in live:
+def of_image(image: str) -> list[str]:
+    """Return who on this host uses an image in an image store, in words."""
+    found = {os.fsencode(image), os.fsencode(os.path.realpath(image))}
+    # The kernel reports an image that is a layer under its path without the suffix.
+    found |= {without_suffix(path) for path in found}
+    return sorted({use.words for use in _all(forget=False) if use.path in found})
+
+
+class _View:
+    """Where the generations of a view are, by each name that they may have."""
+
+    def __init__(self, paths: ViewPaths) -> None:
+        self.paths = paths
+        self.tops = {os.fsencode(path) + b"/" for path in (paths.root, os.path.realpath(paths.root))}
+        self.folders: set[bytes] = set()
+        for place in (paths.generations, paths.removing, paths.staging, paths.incoming):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                self.folders.update(os.listdir(os.fsencode(place)))
+        self._places = {os.fsencode(os.path.basename(place)) for place in (paths.generations, paths.removing)}
+        self._places |= {os.fsencode(os.path.basename(place)) for place in (paths.staging, paths.incoming)}
+
+    def folders_of(self, use: _Use) -> set[bytes]:
+        """Return the folders that a use is of."""
+        if use.path is None:
+            return self.folders
+        rest = self._within(use)
+        if rest is None:
+            return set()
+        place, _slash, inner = rest.partition(b"/")
+        if place in self._places:
+            folder = inner.partition(b"/")[0]
+            return self.folders & {folder} if folder else self.folders
+        # A link, which may have led elsewhere when it was used.
+        return self.folders if place in (CURRENT.encode(), PREVIOUS.encode()) else set()
+
+    def _within(self, use: _Use) -> bytes | None:
+        """Return the path of what is used within the view's own folder; None where it is outside."""
+        path = use.path or b""
+        for top in self.tops:
+            if path.startswith(top):
+                return path[len(top) :]
+        # The end of the path is the same wherever the state directory is, or is reached through a link.
+        tail = b"/views/" + os.fsencode(os.path.basename(self.paths.root)) + b"/"
+        above, found, rest = path.partition(tail)
+        if not found or not (use.foreign or self._is_root(above + tail)):
+            return None
+        return rest
+
+    def _is_root(self, path: bytes) -> bool:
+        try:
+            return os.path.samefile(path, self.paths.root)
+        except OSError:
+            return False
+
+
+def _settled(forget: bool) -> list[_Use]:
+    """Return what is in use. A use of which it cannot be told what it is of is given a moment to end: another mount may just be made."""
+    end = time.monotonic() + _MOMENT_SECONDS
+    while True:
+        found = list(_all(forget))
+        if all(use.path is not None for use in found) or time.monotonic() > end:
+            return found
+        time.sleep(0.1)
+
+
+def _all(forget: bool) -> Iterator[_Use]:
+    observed = detached.look(forget)
+    yield from _mounted(observed.live)
+    for record, processes in observed.recorded:
+        listed = ", ".join(f"{process.name} ({process.pid})" for process in processes[:10])
+        words = f"it is used by {listed}" if processes else "it is mounted elsewhere"
+        for path in record.lower:
+            yield _Use(words, path)
+    yield from _unrecorded(observed)
+    yield from _on_loop_devices()
+    yield from _held_open()
+
+
+def _mounted(live: Sequence[tuple[int | None, Sequence[Mount]]]) -> Iterator[_Use]:
+    # A file system that is seen here too names its parts as they are called here.
+    here = {mount.device for pid, mounts in live if pid is None for mount in mounts}
+    for pid, mounts in live:
+        for mount in mounts:
             where = f"it is mounted at {show(mount.path)}"
             if pid is not None:
                 where += f" in the mount namespace of process {pid}"
             for path in _layers(mount):
-                yield where, path
+                yield _Use(where, path, foreign=mount.device not in here)
 
 
 def _layers(mount: Mount) -> tuple[bytes, ...]:
     """Return the paths that a mount needs; of an image that is mounted where it can be seen that is the place."""
-    if mount.fstype != b"overlay":
-        return mount.path, mount.source
-    layers = overlay_layers(mount)
-    return (*layers.lower, *layers.data)
+    if mount.fstype == b"overlay":
+        layers = overlay_layers(mount)
+        return (*layers.lower, *layers.data)
+    return mount.path, mount.source
 
 
-def _detached(forget: bool) -> Iterator[_Use]:
-    for record, processes in detached.in_use(forget):
-        listed = ", ".join(f"{process.name} ({process.pid})" for process in processes[:10])
-        words = f"it is used by {listed}" if processes else "it is mounted elsewhere"
-        for path in record.lower:
-            yield words, path
+def _unrecorded(observed: detached.Observed) -> Iterator[_Use]:
+    """Yield the uses of overlays that were detached by others."""
+    live = [mount for _pid, mounts in observed.live for mount in mounts]
+    for process, mount in strangers.overlays(observed.unlisted, live):
+        who = f"{process.name} ({process.pid})"
+        if mount:
+            for path in _layers(mount):
+                yield _Use(f"it is used by {who}", path, foreign=True)
+        else:
+            yield _Use(f"it may be used by {who}, which has files of an overlay that is mounted nowhere any more", None)
 
 
 def _on_loop_devices() -> Iterator[_Use]:
     for name in glob.glob("/sys/block/loop*/loop/backing_file"):
         with contextlib.suppress(OSError), open(name, "rb") as stream:
-            yield f"it is on {name.split('/')[3]}", stream.read().rstrip(b"\n")
+            yield _Use(f"it is on {name.split('/')[3]}", stream.read().rstrip(b"\n"))
 
 
 def _held_open() -> Iterator[_Use]:
     """Yield what processes hold of the layers themselves, not through an overlay."""
     for process, path in users.paths():
-        yield f"it is open in {process.name} ({process.pid})", path
+        who = f"{process.name} ({process.pid})"
+        if path != _MOUNTING:
+            yield _Use(f"it is open in {who}", path, foreign=_is_elsewhere(process.pid, "mnt"))
+        elif not _is_elsewhere(process.pid, "user"):
+            # Whoever may mount things only in a user namespace cannot reach the state directory.
+            yield _Use(f"it may be about to be mounted by {who}", None)
 
 
-def _at_boot() -> list[bytes]:
+def _is_elsewhere(pid: int, kind: str) -> bool:
+    """Tell whether a process is in another namespace of a kind; one that has ended is not."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
+    except OSError:
+        return False
+
+
+def _bound(view: _View) -> Iterator[_Use]:
+    """Yield the bind mounts that show a generation's files at another place."""
+    live = list(namespaces.everywhere())
+    top = os.fsencode(os.path.realpath(view.paths.root))
+    own = containing_mount(live[0][1], top)
+    if own is None:
+        return
+    # The view's path within its file system.
+    inside = own.root.rstrip(b"/") + b"/" + top[len(own.path.rstrip(b"/")) + 1 :] + b"/"
+    for pid, mounts in live:
+        for mount in mounts:
+            if mount.device == own.device and mount.root.startswith(inside):
+                where = "" if pid is None else f" in the mount namespace of process {pid}"
+                yield _Use(f"it is bound to {show(mount.path)}{where}", top + b"/" + mount.root[len(inside) :])
+
+
+def _at_boot(view: _View) -> set[bytes]:
+    """Return the folders that are mounted at boot."""
     stored = persistence.read()
-    return [stored.fstab, *(unit.text for unit in stored.units)]
+    texts = [stored.fstab, *(unit.text for unit in stored.units)]
+    # The name of a folder is a digest, so nothing else has it in it.
+    found = {folder for folder in view.folders if any(folder in text for text in texts)}
+    for name in (CURRENT, PREVIOUS):
+        link = f"views/{os.path.basename(view.paths.root)}/{name}/".encode()
+        if any(link in text for text in texts):
+            with contextlib.suppress(OSError):
+                found.add(os.fsencode(os.path.basename(os.readlink(view.paths.link(name)))))
+    return found

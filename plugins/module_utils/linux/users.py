@@ -46,12 +46,12 @@ def paths() -> Iterator[tuple[Process, bytes]]:
     """Yield the paths that processes, but for this one, hold: where they stand, what they run, and what they have open or mapped."""
     for pid in _others():
         process = Process(pid, _name_of(pid))
-        folder = b"/proc/%d/" % pid
-        links = [b"cwd", b"root", b"exe"]
+        folder = b"%s/" % _folder_of(pid)
+        names = [b"cwd", b"root", b"exe"]
         with contextlib.suppress(OSError):
-            links += [b"fd/" + name for name in os.listdir(folder + b"fd")]
-            links += _mapped(folder)
-        for link in links:
+            names += [b"fd/" + name for name in os.listdir(folder + b"fd")]
+            names += _mapped(folder)
+        for link in names:
             with contextlib.suppress(OSError):
                 yield process, os.readlink(folder + link)
 
@@ -62,24 +62,40 @@ def _others() -> list[int]:
 
 def _held_by(pid: int) -> set[int]:
     """Return the numbers of the mounts that a process uses; of one that has ended, or is not ours to look into, what is known."""
-    folder = b"/proc/%d/" % pid
-    found: set[int] = set()
+    return {number for number, _link in links(pid)}
+
+
+def links(pid: int) -> Iterator[tuple[int, bytes]]:
+    """Yield a link in /proc to each file that a process uses, after the number of the mount that the file is on."""
+    folder = b"%s/" % _folder_of(pid)
     with contextlib.suppress(OSError):
         for name in os.listdir(folder + b"fdinfo"):
             with contextlib.suppress(OSError):
-                found.add(_mount_of(folder + b"fdinfo/" + name))
-    links = [b"cwd", b"root", b"exe"]
+                yield mount_of(folder + b"fdinfo/" + name), folder + b"fd/" + name
+    others = [b"cwd", b"root", b"exe"]
     with contextlib.suppress(OSError):
-        links.extend(_mapped(folder))
-    for link in links:
+        others.extend(_mapped(folder))
+    for name in others:
         with contextlib.suppress(OSError):
             # The link leads to the file without a path being walked, and with O_PATH the file itself is not opened.
-            fd = os.open(folder + link, os.O_PATH | os.O_CLOEXEC)
+            fd = os.open(folder + name, os.O_PATH | os.O_CLOEXEC)
             try:
-                found.add(_mount_of(b"/proc/self/fdinfo/%d" % fd))
+                yield mount_of(b"/proc/self/fdinfo/%d" % fd), folder + name
             finally:
                 os.close(fd)
-    return found
+
+
+def _folder_of(pid: int) -> bytes:
+    """Return the folder in /proc that tells what a process holds: where its first thread has ended, that of another thread."""
+    folder = b"/proc/%d" % pid
+    with contextlib.suppress(OSError):
+        with open(folder + b"/stat", "rb") as stream:
+            state = stream.read().rpartition(b") ")[2][:1]
+        if state == b"Z":
+            others = [name for name in os.listdir(folder + b"/task") if int(name) != pid]
+            # Links to mapped files are there only under the number of a process, and a thread has that too, though it is not listed.
+            return b"/proc/" + others[0] if others else folder
+    return folder
 
 
 def _mapped(folder: bytes) -> Iterator[bytes]:
@@ -96,7 +112,7 @@ def _mapped(folder: bytes) -> Iterator[bytes]:
             yield b"map_files/%x-%x" % (start, end)
 
 
-def _mount_of(fdinfo: bytes) -> int:
+def mount_of(fdinfo: bytes) -> int:
     """Return the number of the mount that an open file is on."""
     fd = os.open(fdinfo, os.O_RDONLY | os.O_CLOEXEC)
     try:

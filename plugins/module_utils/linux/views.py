@@ -12,28 +12,32 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 from collections.abc import Iterator, Sequence
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import Composition
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, LayerSpec, ViewPaths
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement, Tally
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import (
-    Mount,
-    containing_mount,
-    overlay_layers,
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import (
+    CURRENT,
+    PREVIOUS,
+    Generation,
+    LayerSpec,
+    ViewPaths,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement, Tally
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, containing_mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import Attributes
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import ViewState
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.records import OutdatedError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.rights import Rights
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     erofs_layer,
     files,
     manifest_store,
     mounts,
     records,
+    removal,
+    trust,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import (
@@ -42,11 +46,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
 
-CURRENT = "current"
-PREVIOUS = "previous"
-
 
 def observe(paths: ViewPaths) -> ViewState:
+    """Return what is there of a view. Raises OverlayError when others than root can write to it, also where there is nothing to do."""
+    trust.check_view(paths)
     try:
         found = os.listdir(paths.generations)
     except FileNotFoundError:
@@ -90,12 +93,14 @@ def read_generation(paths: ViewPaths, folder: str) -> Generation:
 def locked(paths: ViewPaths, seconds: float, progress: Progress = no_progress) -> Iterator[None]:
     """Hold the view's lock, so that two runs at the same time come one after the other. Creates the view's folder."""
     state_dir = os.path.dirname(os.path.dirname(paths.root))
-    os.makedirs(state_dir, mode=0o700, exist_ok=True)
-    _check_trusted(state_dir)
+    trust.check_state_dir(state_dir)
+    files.make_directories(os.path.dirname(state_dir), 0o755)
+    files.make_directories(state_dir, 0o700)
     while True:
-        os.makedirs(paths.root, mode=0o755, exist_ok=True)
+        trust.check_view(paths)
+        files.make_directories(paths.root, 0o755)
         # Not truncated, which would give it another time although nothing has changed.
-        with open(paths.lock, "ab") as stream:
+        with open(files.open_or_make(paths.lock, 0o600), "ab") as stream:
             files.wait_for_lock(stream.fileno(), show(os.fsencode(paths.root)), seconds, progress)
             # A run that removes the view removes the lock too, and whoever waited for that one has the lock of nothing.
             if _is_at(stream.fileno(), paths.lock):
@@ -108,17 +113,6 @@ def _is_at(fd: int, path: str) -> bool:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:
         return False
-
-
-def _check_trusted(state_dir: str) -> None:
-    """Raises OverlayError for a state directory that others may write to: they could make any file appear in a view."""
-    status = os.stat(state_dir)
-    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise OverlayError(
-            f"state directory {state_dir} belongs to user {status.st_uid} and has mode {stat.S_IMODE(status.st_mode):04o}:"
-            " nobody but root may be able to write there, since a layer decides which files a view shows; chown it to root"
-            " and chmod it to 0700"
-        )
 
 
 def composed(spec: LayerSpec, progress: Progress = no_progress) -> Composition:
@@ -155,15 +149,16 @@ def build_layer(
     if builder:
         tally = Tally()
         image = erofs_layer.build(_text(spec, composition, builder, tally), layer, builder, progress)
+        os.chmod(layer, 0o644)
         report = BuildReport(tally, os.stat(layer).st_blocks * 512)
     else:
-        os.mkdir(layer, mode=0o755)
+        files.make_directories(layer, 0o755)
         _drop_default_acl(layer)
         opaque = spec.strategy == names.REDIRECT
         top = layer
         if opaque:
             top = os.path.join(layer, names.SHOWN_FOLDER)
-            os.mkdir(top)
+            files.make_directories(top, 0o755)
         tree = DirectoryLayer(os.fsencode(top), spec.xattr_namespace, progress, opaque)
         report = tree.build(composition.entries())
     composition_record = names.composition_of(spec)
@@ -181,6 +176,7 @@ def build_layer(
         conflicts=tuple(conflict.as_dict() for conflict in composition.conflicts),
         conflict_count=composition.conflict_count,
         image=image,
+        rights=Rights(report.tally.privileged, composition.stripped, report.narrowed),
     )
     return generation, report
 
@@ -204,22 +200,37 @@ def write_record(folder: str, generation: Generation) -> None:
 
 @contextlib.contextmanager
 def staged(paths: ViewPaths, name: str, progress: Progress = no_progress) -> Iterator[str]:
-    """Give an empty folder to make a generation in; when the block ends without an exception the generation is settled."""
-    files.remove_tree(paths.staging, progress)
+    """Give an empty folder to make a generation in; when the block ends without an exception the generation is settled.
+
+    After an exception nothing of it is left, since a disk that is full has to have room again.
+    """
+    removal.clear(paths, paths.staging, progress)
     folder = os.path.join(paths.staging, name)
-    os.makedirs(folder)
-    yield folder
-    _settle(folder, paths, name)
+    try:
+        files.make_directories(folder, 0o755)
+        yield folder
+        _settle(folder, paths, name)
+    except BaseException:
+        # The reason counts, and not what it keeps from being removed: the next build clears the rest away.
+        with contextlib.suppress(OSError):
+            files.remove_tree(paths.staging, progress)
+        raise
     os.rmdir(paths.staging)
 
 
 def _settle(folder: str, paths: ViewPaths, name: str) -> None:
     """Write a staged generation to the disk, then give it its name."""
-    os.makedirs(paths.generations, exist_ok=True)
+    files.make_directories(paths.generations, 0o755)
     files.sync_file_system(os.fsencode(folder))
     final = paths.generation(name)
-    # Only a generation without its record can be in the way here, and such a one counts for nobody.
-    files.remove_tree(final)
+    if os.path.lexists(final):
+        # Only a generation without its record can be in the way here. It may have been mounted when it had one.
+        uses = removal.remove_generation(paths, name)
+        if uses:
+            raise OverlayError(
+                f"generation {names.id_of(name)} at {final} has lost its record or a part of its image, and is in use, so it is not"
+                f" replaced ({uses}): unmount it and end these processes, then run the task again"
+            )
     os.rename(folder, final)
     files.sync_directory(paths.generations)
 
@@ -237,33 +248,6 @@ def make_current(paths: ViewPaths, folder: str, previous: str | None) -> None:
     files.replace_link(paths.link(CURRENT), os.path.join("generations", folder))
 
 
-def put_aside(paths: ViewPaths, folder: str) -> str:
-    """Give a generation that is to be removed a name that counts for nobody, and return its path."""
-    os.makedirs(paths.removing, exist_ok=True)
-    aside = os.path.join(paths.removing, folder)
-    files.remove_tree(aside)
-    os.rename(paths.generation(folder), aside)
-    files.sync_directory(paths.generations)
-    return aside
-
-
-def put_back(paths: ViewPaths, folder: str) -> None:
-    """Undo ``put_aside``."""
-    os.rename(os.path.join(paths.removing, folder), paths.generation(folder))
-    os.rmdir(paths.removing)
-    files.sync_directory(paths.generations)
-
-
-def remove_view(paths: ViewPaths, progress: Progress = no_progress) -> None:
-    """Remove all of a view. A killed run leaves nothing that counts and is not whole: the links go first, then names of generations."""
-    for name in (CURRENT, PREVIOUS):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(paths.link(name))
-    for folder in observe(paths).generations:
-        put_aside(paths, folder)
-    files.remove_tree(paths.root, progress)
-
-
 def existing_parent(path: str) -> str:
     """Return a path, or the closest directory above it that exists."""
     while not os.path.isdir(path):
@@ -275,18 +259,6 @@ def existing_parent(path: str) -> str:
 SPILL_ADVICE = (
     "put the state directory on a file system with inodes of 512 bytes or more (mkfs.ext4 -I 512, XFS) or on tmpfs"
 )
-
-
-def mounted_at(paths: ViewPaths, live: Sequence[Mount]) -> tuple[bytes, ...]:
-    """Return where generations of the view are mounted."""
-    inside = os.fsencode(os.path.realpath(paths.root)) + b"/"
-    found: list[bytes] = []
-    for mount in live:
-        if mount.fstype == b"overlay":
-            layers = overlay_layers(mount)
-            if any(path.startswith(inside) for path in (*layers.lower, *layers.data)):
-                found.append(mount.path)
-    return tuple(found)
 
 
 def filesystem_of(path: str, live: Sequence[Mount]) -> Mount | None:

@@ -52,6 +52,16 @@ def read(target: Target, name: bytes) -> bytes | None:
         raise
 
 
+def names(target: Target) -> list[str]:
+    """Return the names of a file's attributes; none where the file system has none."""
+    try:
+        return os.listxattr(target, **({} if isinstance(target, int) else {"follow_symlinks": False}))
+    except OSError as error:
+        if error.errno in _NOT_SUPPORTED:
+            return []
+        raise
+
+
 def has(path: bytes, name: bytes) -> bool:
     """Tell whether a file has an attribute of that name."""
     return os.fsdecode(name) in os.listxattr(path, follow_symlinks=False)
