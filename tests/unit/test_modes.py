@@ -18,6 +18,8 @@ MAKERS = {
     "files.py": "it has what others call, and sets the mode afterwards",
     "beneath.py": "it has what others call for foreign trees, and sets the mode afterwards",
     "mount_lock.py": "its file is for root alone, which no umask changes",
+    "covered.py": "what it makes is in memory, in a mount namespace of its own",
+    "inner_mounts.py": "what it makes is in memory, in a mount namespace of its own",
     "move.py": "it makes a directory for root alone, and gives it the mode of the one that is moved",
     "directory_layer.py": "it sets the mode of each entry of a layer to that of the release",
 }
