@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors imp
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import containing_mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Action, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, mounts
+
+#: Seconds; the kernel takes no longer time limits.
+_LONGEST_TIMEOUT = 1e8
 
 DEFAULT_STATE_DIR = "/var/lib/renderfarm-overlay"
 
@@ -102,8 +106,9 @@ def run(
         print(json.dumps({"failed": True, "msg": reason}))  # pylint: disable=ansible-bad-function
         sys.exit(1)  # pylint: disable=ansible-bad-function
     timeout = module.params["timeout"]
-    if timeout <= 0:
-        module.fail_json(msg=f"timeout must be a number of seconds greater than 0, not {timeout:g}")
+    unusable = _unusable(module.params) or _unusable_timeout(timeout)
+    if unusable:
+        module.fail_json(msg=unusable)
     note = deadline.Note()
 
     def in_child(progress: deadline.Progress) -> Outcome:
@@ -134,6 +139,33 @@ def run(
     if outcome.failure:
         module.fail_json(msg=outcome.failure, **result)
     module.exit_json(**result)
+
+
+def _unusable_timeout(timeout: float) -> str | None:
+    if 0 < timeout <= _LONGEST_TIMEOUT:
+        return None
+    return f"timeout must be a number of seconds greater than 0, and up to {_LONGEST_TIMEOUT:g}, not {timeout:g}"
+
+
+def _unusable(value: Any, name: str = "") -> str | None:
+    """Return what is wrong with the first option in a value that no path, name or number can be; None where nothing is."""
+    if isinstance(value, str):
+        try:
+            if b"\0" in os.fsencode(value):
+                return f"option {name} has a NUL byte, which no path and no name can have"
+        except UnicodeEncodeError:
+            return f"option {name} has lone surrogates, which are no text: no path and no name can have them"
+        return None
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"option {name} has to be a number, not {value:g}"
+    if isinstance(value, Mapping):
+        inner = [(f"{name}.{key}" if name else str(key), part) for key, part in value.items()]
+        inner += [(name, key) for key in value]
+    elif isinstance(value, (list, tuple)):
+        inner = [(name, part) for part in value]
+    else:
+        return None
+    return next((found for found in (_unusable(part, label) for label, part in inner) if found), None)
 
 
 def explain(error: OverlayError | OSError) -> str:

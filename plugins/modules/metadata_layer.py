@@ -34,6 +34,8 @@ options:
       - The releases that the view shows, each at its place.
       - Releases at the same place, or at places inside of each other, are merged; O(on_conflict) says what becomes of files that several
         of them have at one path.
+      - All of them are of one software root, as their manifests have it (C(root_name) of M(renderfarm.overlay.release_manifest)). In a view
+        of several roots, the kernel would read for one what another has at the same path.
       - Not with O(image) and O(generation), which say it themselves.
     type: list
     elements: dict
@@ -41,7 +43,8 @@ options:
     suboptions:
       manifest:
         description:
-          - Path of the release's manifest, as M(renderfarm.overlay.release_manifest) returns it.
+          - Path of the release's manifest, as M(renderfarm.overlay.release_manifest) returns it. It ends in the path of the release, as in
+            the store.
           - Either this or O(releases[].release) is required.
         type: path
       release:
@@ -61,6 +64,7 @@ options:
         description:
           - Patterns of what of the release the view shows; all of it by default. What is in a directory that matches is shown as well, and
             so are the directories above.
+          - There are 256 at most, each with V(**) 8 times at most.
           - Patterns are relative to the release. V(*), V(?) and V([...]) stand for characters within a name, V(**) for any number of
             directories, none included. There is no escape character; V([*]) is an asterisk.
           - When nothing matches, the view shows nothing of the release.
@@ -432,6 +436,10 @@ releases:
       description: Digest of its manifest.
       type: str
       sample: sha256:9f2c5e0c1f0a6c0e4b8f5f0f3f2b7a0d6d2f9d5a3c1b0e7f8a9b6c5d4e3f2a1b
+    root:
+      description: The software root that it is of.
+      type: str
+      sample: /net/software
     at:
       description: Where it appears in the view; empty for the root.
       type: str

@@ -84,7 +84,14 @@ recommended_strategy:
   returned: success
   sample: data_only
 mounts:
-  description: The overlays that are mounted, as M(renderfarm.overlay.overlay_mount) returns them.
+  description:
+    - The overlays that are mounted, as M(renderfarm.overlay.overlay_mount) returns them, and what is recorded beside their layers.
+    - C(roots) are the software roots of the releases that an overlay shows; none where a layer has no record on this host.
+    - C(data_layers) tells whether data layers can answer for each other. V(none) and V(one) are how many there are. Of several, V(copies)
+      means that all releases are of one software root, of which M(renderfarm.overlay.overlay_mount) has found them to be copies;
+      V(ambiguous) that releases of several roots are shown, so that a file may read as the one of another root at the same path; V(unknown)
+      that there is no record.
+    - Records are read only from file systems of this host. No file server is asked for anything.
   type: list
   elements: dict
   returned: success
@@ -98,6 +105,8 @@ mounts:
       options: {"metacopy": "on", "redirect_dir": "on"}
       flags: [ro, relatime]
       propagation: ["shared:1"]
+      roots: [/net/software]
+      data_layers: one
 layer_filesystem:
   description: The file system that O(state_dir) is or will be on.
   type: dict
@@ -127,8 +136,15 @@ import os
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import described
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, mounts, probe, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    data_layers,
+    deadline,
+    mounts,
+    probe,
+    views,
+)
 
 #: Each strategy with the feature that it stands on, best one first.
 STRATEGIES = {"data_only": "data_only", "redirect": "redirect", "copy_up": "metadata_copy_up"}
@@ -143,6 +159,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     features = deadline.run(lambda _progress: probe.probe(), context.timeout) if params["probe"] else probe.not_tried()
     strategies = {name: features[feature] for name, feature in STRATEGIES.items()}
     system = os.uname()
+    live = mounts.read_mounts()
     values: dict[str, Any] = {
         "kernel": {
             "release": system.release,
@@ -154,7 +171,9 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
             name: {"supported": feature.supported, "detail": feature.detail} for name, feature in strategies.items()
         },
         "recommended_strategy": next((name for name, feature in strategies.items() if feature.supported), None),
-        "mounts": [described(mount) for mount in mounts.read_mounts() if mount.fstype == b"overlay"],
+        "mounts": [
+            {**described(mount), **data_layers.answers(mount, live)} for mount in live if mount.fstype == b"overlay"
+        ],
     }
     if params["state_dir"] is not None:
         values["layer_filesystem"] = _filesystem(params["state_dir"])
@@ -166,7 +185,7 @@ def _filesystem(state_dir: str) -> dict[str, Any]:
     fits: bool | None = views.attributes_fit(views.existing_parent(state_dir), "trusted")
     return {
         "path": os.fsdecode(mount.path) if mount else None,
-        "type": mount.fstype.decode() if mount else None,
+        "type": show(mount.fstype) if mount else None,
         "attributes_fit": fits,
         "advice": views.SPILL_ADVICE if fits is False else None,
     }

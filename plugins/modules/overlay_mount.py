@@ -36,7 +36,14 @@ options:
   data:
     description:
       - The data layers, first one first. Their names are not seen; files of O(lower) find their content in them.
-      - A layer is one file system. Exports that are mounted inside of another one are data layers of their own.
+      - A layer is one file system. The kernel follows no redirect into an export that is mounted inside of another one.
+      - The kernel looks a file up in one data layer after the other, and takes the first that has its path. So several data layers have to
+        be copies of one software root, whole or in part, such as a local copy of some releases before the root itself. Releases of
+        another root need a view and a mountpoint of their own.
+      - This is checked when an overlay is mounted or switched. Refused are layers of different software roots; data layers that have
+        different files of a release of the layer, as a sample of its files tells by size and time; and one that is not empty and has none
+        of the releases. Where no record says which releases a layer has, data layers may not have different files at one path, as
+        far as their first 10000 names tell.
     type: list
     elements: path
     default: []
@@ -339,6 +346,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan impor
     plan_unmounted,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    data_layers,
     detached,
     images,
     mount_lock,
@@ -427,6 +435,7 @@ def _observed(path: bytes, params: dict[str, Any], check_mode: bool) -> _Found:
         spec, mounting = _plan_declared(path, params, state)
         trust.check_layers(spec, mounts.read_mounts())
         warnings = _check_layers(spec, bool(mounting), check_mode)
+        data_layers.check(spec, mounting)
     else:
         mounting = plan_unmounted(path, state, params["state"] == "absent")
     stored = persistence.read()

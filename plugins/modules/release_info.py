@@ -25,6 +25,11 @@ options:
       - The software root.
       - Without it only the manifest store is read, and every release that has a manifest is listed.
     type: path
+  root_name:
+    description:
+      - The identity of the software root, as M(renderfarm.overlay.release_manifest) has it.
+      - With it, a manifest of a release at the same path below another root counts as none.
+    type: str
   store:
     description: Folder with the manifests; see M(renderfarm.overlay.release_manifest).
     type: path
@@ -95,6 +100,10 @@ releases:
       description: Digest of the manifest; none when there is none.
       type: str
       sample: sha256:9f2c5e0c1f0a6c0e4b8f5f0f3f2b7a0d6d2f9d5a3c1b0e7f8a9b6c5d4e3f2a1b
+    root:
+      description: The software root that the manifest says it is of; none when there is none.
+      type: str
+      sample: /net/software
     entries:
       description: Number of entries of each kind; none when there is no manifest.
       type: dict
@@ -110,6 +119,7 @@ from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import root_identity
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.releases import Pattern, Release
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, scan
 
@@ -118,6 +128,7 @@ def main() -> None:
     runner.run(
         {
             "root": {"type": "path"},
+            "root_name": {"type": "str"},
             "store": {"type": "path"},
             "pattern": {"type": "str", "default": "{package}/{version}"},
             "ready_marker": runner.READY_MARKER,
@@ -154,7 +165,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
             "path": release.path,
             "ready": ready,
             "exists": exists,
-            **_manifest(manifests.get(release.path)),
+            **_manifest(manifests.get(release.path), release.path, params["root_name"]),
         }
 
     listed: list[dict[str, Any]] = []
@@ -169,11 +180,17 @@ def _is_ready(root: str, release: str, marker: str) -> bool:
     return scan.is_ready(os.fsencode(root), os.fsencode(release), os.fsencode(marker))
 
 
-def _manifest(path: str | None) -> dict[str, Any]:
-    record = manifest_store.find_record(path) if path else None
-    if record is None:
-        return {"manifest": None, "digest": None, "entries": None, "bytes": None}
-    return {"manifest": path, "digest": record.digest, "entries": record.entries.as_dict(), "bytes": record.bytes}
+def _manifest(path: str | None, release: str, root_name: str | None) -> dict[str, Any]:
+    record = manifest_store.find_record(path, release) if path else None
+    if record is None or (root_name and root_identity(root_name) != record.root):
+        return {"manifest": None, "digest": None, "root": None, "entries": None, "bytes": None}
+    return {
+        "manifest": path,
+        "digest": record.digest,
+        "root": record.root,
+        "entries": record.entries.as_dict(),
+        "bytes": record.bytes,
+    }
 
 
 if __name__ == "__main__":

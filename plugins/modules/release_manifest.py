@@ -27,6 +27,14 @@ options:
     description: The software root, the folder (usually an NFS mount) below which all releases are.
     type: path
     required: true
+  root_name:
+    description:
+      - The identity of the software root, by default O(root) itself. It is recorded in the manifest, and becomes a part of what layers
+        are named by, so it has to be the same wherever releases of this root are scanned. Give the path at which hosts mount it where
+        it is scanned at another one.
+      - Releases of different roots may have the same path, so each root needs a O(store) of its own. A manifest of a release at this path
+        below another root is refused, and not replaced.
+    type: str
   release:
     description:
       - Path of the release below O(root), without symbolic links in it.
@@ -73,6 +81,7 @@ notes:
   - A directory that root of this host may not list is recorded without what is in it, where the readers of a view could not enter it
     either; where they could, the scan fails and names it.
   - The manifest of a tree depends on nothing but the tree and what may be read of it, as long as the file system tells its ACLs alike.
+  - A manifest that an older version of the collection made says less, so it counts as none and the release is scanned again.
 seealso:
   - module: renderfarm.overlay.release_info
   - module: renderfarm.overlay.metadata_layer
@@ -261,11 +270,12 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError, OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
     ManifestRecord,
     Placement,
     relative_path,
+    root_identity,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
     Action,
@@ -302,6 +312,7 @@ def main() -> None:
             "root": {"type": "path", "required": True},
             "release": {"type": "str"},
             "releases": {"type": "list", "elements": "str"},
+            "root_name": {"type": "str"},
             "store": {"type": "path", "required": True},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "ready_marker": runner.READY_MARKER,
@@ -352,21 +363,25 @@ def _each(
 def _observe(manifest: _Manifest, params: dict[str, Any], context: runner.Context) -> None:
     wanted = params["state"] == "present"
     try:
-        record = manifest_store.find_record(manifest.path)
-    except ManifestError:
+        record = manifest_store.find_record(manifest.path, manifest.release)
+    except OverlayError:
         if wanted:
             raise
         # It is removed whatever it is.
         record = None
+    if record:
+        _check_root(manifest, record, params)
     if wanted:
         if record:
-            record = manifest_store.read_record(manifest.path)
+            record = manifest_store.read_record(manifest.path, manifest.release)
         _check_release(params["root"], manifest.release, params["ready_marker"])
         if record and params["rescan"]:
             _compare(manifest.path, record, params["root"], context)
     manifest.before = record
     manifest.after = record if wanted else None
-    manifest.plan = plan_manifest(manifest.release, wanted, record, manifest_store.remains(manifest.path))
+    remains = manifest_store.remains(manifest.path)
+    outdated = record is None and remains and manifest_store.is_outdated(manifest.path)
+    manifest.plan = plan_manifest(manifest.release, wanted, record, remains, outdated)
     context.progress()
 
 
@@ -376,7 +391,8 @@ def _change(manifest: _Manifest, params: dict[str, Any], context: runner.Context
     def apply(action: Action) -> None:
         if isinstance(action, ScanRelease):
             checksum = params["checksum"] == "sha256"
-            written = manifest_store.write(store, params["root"], release, checksum, context.progress)
+            name = _root_name(params)
+            written = manifest_store.write(store, params["root"], release, checksum, context.progress, name)
             manifest.after = written.record
             manifest.report = written.report
         else:
@@ -504,6 +520,22 @@ def _check_release(root: str, release: str, ready_marker: str) -> None:
     if not scan.is_ready(os.fsencode(root), os.fsencode(release), os.fsencode(ready_marker)):
         raise OverlayError(
             f"release {release} is not ready: it has no {ready_marker}, so it is still being written or was broken off"
+        )
+
+
+def _root_name(params: dict[str, Any]) -> str:
+    """Return the identity of the software root: the path at which it is mounted, unless it is given."""
+    return root_identity(params["root_name"] or params["root"])
+
+
+def _check_root(manifest: _Manifest, record: ManifestRecord, params: dict[str, Any]) -> None:
+    """Raises OverlayError for a manifest of a release at the same path below another software root."""
+    name = _root_name(params)
+    if record.root != name:
+        recorded, asked_for = (show(os.fsencode(root)) for root in (record.root, name))
+        raise OverlayError(
+            f"store {params['store']} has a manifest of release {manifest.release} of the software root {recorded}, and this is the root"
+            f" {asked_for}: each software root needs a store of its own; where they are the same root, 'root_name' has to be the same"
         )
 
 

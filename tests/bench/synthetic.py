@@ -42,7 +42,13 @@ def _write_release(store: Path, number: int) -> Path:
             digest.update(line)
             stream.write(line)
     record = ManifestRecord(
-        release, f"sha256:{digest.hexdigest()}", path.stat().st_size, tally.counts(), tally.bytes, False
+        release,
+        f"sha256:{digest.hexdigest()}",
+        path.stat().st_size,
+        tally.counts(),
+        tally.bytes,
+        False,
+        "/net/software",
     )
     Path(manifest_store.record_path(str(path))).write_bytes(manifest.record_to_json(record))
     return path

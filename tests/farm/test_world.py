@@ -161,7 +161,7 @@ def test_files_that_root_squash_keeps_from_reading_are_reported_by_the_scan(farm
         farm.server.delete_release("trial/5.0")
 
 
-def test_a_nested_export_is_refused_by_name_and_is_a_data_layer_of_its_own(farm: Farm, new: Machine) -> None:
+def test_a_nested_export_is_refused_by_name_and_gets_a_view_of_its_own(farm: Farm, new: Machine) -> None:
     farm.server.export_nested("nested")
     try:
         farm.server.add_release("nested/1.0", {"readme": "hello\n"})
@@ -172,14 +172,16 @@ def test_a_nested_export_is_refused_by_name_and_is_a_data_layer_of_its_own(farm:
 
         own = {"root": f"{ROOT}/nested", "store": f"{STORE}/nested", "release": "1.0"}
         collection.module(farm, new, "release_manifest", own)
-        releases = [
-            {"manifest": f"{STORE}/nested/1.0.dump.gz", "at": "nested/1.0"},
-            {"manifest": f"{STORE}/trial/1.0.dump.gz"},
-        ]
-        layer = collection.module(farm, new, "metadata_layer", {"name": "nested", "releases": releases})
-        mount = {"path": "/nested", "lower": [layer.values["layer"]], "data": [ROOT, f"{ROOT}/nested"]}
+        nested = {"manifest": f"{STORE}/nested/1.0.dump.gz", "at": "nested/1.0"}
+        both = {"name": "nested", "releases": [nested, {"manifest": f"{STORE}/trial/1.0.dump.gz"}]}
+        refused = collection.module(farm, new, "metadata_layer", both, check=False)
+        assert refused.failed
+        assert "one view shows releases of one software root" in refused.message
+
+        layer = collection.module(farm, new, "metadata_layer", {"name": "nested", "releases": [nested]})
+        mount = {"path": "/nested", "lower": [layer.values["layer"]], "data": [f"{ROOT}/nested"]}
         collection.module(farm, new, "overlay_mount", mount)
-        assert new.output("cat /nested/nested/1.0/readme /nested/trial/1.0/data/file").split() == ["hello", "one"]
+        assert new.output("cat /nested/nested/1.0/readme") == "hello"
     finally:
         new.ssh(f"umount /nested; umount {ROOT}/nested; rm -rf {STATE_DIR}/views/nested", check=False)
         farm.server.unexport_nested("nested")

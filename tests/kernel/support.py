@@ -269,9 +269,9 @@ def make_small_release(top: Path, word: str) -> None:
 # ---- manifests, layers, mounts
 
 
-def scanned(store: Path, root: Path, release: str, checksum: bool = False) -> Placement:
+def scanned(store: Path, root: Path, release: str, checksum: bool = False, root_name: str | None = None) -> Placement:
     """Write a release's manifest; return it as placed where it is."""
-    written = manifest_store.write(str(store), str(root), release, checksum)
+    written = manifest_store.write(str(store), str(root), release, checksum, root_name=root_name)
     place = os.fsencode(release)
     return Placement(manifest_store.manifest_path(str(store), release), written.record, place, place)
 

@@ -167,8 +167,9 @@ def test_a_thousand_releases_are_merged_at_one_place(folder: Path) -> None:
 
 def test_a_damaged_manifest_is_noticed_before_anything_is_built(folder: Path, tools: Sequence[Placement]) -> None:
     store = folder / "store"
+    store.mkdir()
     support.command("cp", "-a", Path(tools[0].manifest).parent, store)
-    manifest = store / Path(tools[0].manifest).name
+    manifest = store / "tool" / Path(tools[0].manifest).name
     size = manifest.stat().st_size
     manifest.write_bytes(manifest.read_bytes()[: size // 2] + b"\0" * (size - size // 2))
     before = everything(folder)

@@ -93,8 +93,9 @@ def test_check_mode_writes_nothing(folder: Path) -> None:
 def test_an_unchanged_view_is_recognised_without_reading_anything(folder: Path, odd: Placement) -> None:
     # A manifest of the same length and no sense in place of the real one, and a layer that nobody looks into.
     store = folder / "store"
+    store.mkdir()
     support.command("cp", "-a", Path(odd.manifest).parent, store)
-    manifest = store / Path(odd.manifest).name
+    manifest = store / Path(odd.manifest).parent.name / Path(odd.manifest).name
     arguments: dict[str, Any] = {
         "name": "v",
         "state_dir": str(folder / "state"),
@@ -198,6 +199,17 @@ def test_a_release_that_is_not_ready_has_no_manifest(folder: Path) -> None:
             "layer {}/none of the overlay at {}/v does not exist",
         ),
         ("overlay_mount", {"path": "{}/full", "lower": ["{}/b"]}, "mountpoint {}/full is not empty"),
+        ("metadata_layer", {"name": "v", "owner": "a\0b", "_ansible_no_log": True}, "option owner has a NUL byte"),
+        (
+            "metadata_layer",
+            {"name": "v", "releases": [{"release": "\ud800"}]},
+            "option releases.release has lone surrogates",
+        ),
+        ("metadata_layer", {"name": "v", "owner": "9" * 5000}, "owner 999999"),
+        ("overlay_mount", {"path": "{}/v", "options": {"\ud800": 1}}, "option options has lone surrogates"),
+        ("overlay_mount", {"path": "{}/v", "timeout": "nan"}, "option timeout has to be a number"),
+        ("overlay_mount", {"path": "{}/v", "timeout": 1e300}, "timeout must be a number of seconds"),
+        ("overlay_prune", {"name": "v", "min_age": "nan"}, "option min_age has to be a number"),
         ("overlay_mount", {"path": "{}/v", "lower": []}, "'lower' needs at least one layer"),
         ("overlay_mount", {"path": "{}/v", "lower": ["{}/b"], "options": {"loud": 1}}, "option 'loud' is not known"),
     ],

@@ -95,8 +95,11 @@ def test_a_file_is_read_in_the_first_data_layer_that_has_it(folder: Path, one_by
         for word in words:
             support.make_small_release(folder / name / "tool" / word, f"{name} {word}")
     support.make_small_release(folder / "other" / "lib" / "1", "other")
-    placements = [support.scanned(folder / "store", folder / "nfs", f"tool/{word}") for word in ("one", "two")]
-    placements.append(support.scanned(folder / "store", folder / "other", "lib/1"))
+    # One software root, of which each data layer has a part.
+    at = [("nfs", "tool/one"), ("nfs", "tool/two"), ("other", "lib/1")]
+    placements = [
+        support.scanned(folder / "store", folder / name, release, root_name="/net/software") for name, release in at
+    ]
     layer, _generation, _report = support.build(folder / "state", placements, strategy="redirect")
     spec = declared(folder / "view", layer, folder / "local", folder / "nfs", folder / "other")
     (folder / "view").mkdir()

@@ -67,7 +67,7 @@ def test_the_same_tree_has_the_same_manifest_on_every_file_system(
         copy = disks[kind] / "root"
         (copy / "odd").mkdir(parents=True)
         support.command("cp", "-a", root / "odd" / "1", copy / "odd" / "1")
-        placement = support.scanned(store.parent / f"store-{kind}", copy, "odd/1")
+        placement = support.scanned(store.parent / f"store-{kind}", copy, "odd/1", root_name=odd.record.root)
         assert placement.record == odd.record
         assert Path(placement.manifest).read_bytes() == expected
         support.command("rm", "-rf", copy)

@@ -17,7 +17,7 @@ FOREIGN = {
     "move.py": {"_longest_redirect"},
     "parallel.py": {"held"},
     "passes.py": set[str](),
-    "remount.py": {"unfinished", "forget"},
+    "remount.py": {"forget"},
     "seal.py": set[str](),
     "stale.py": set[str](),
     "uppers.py": set[str](),

@@ -13,6 +13,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.detached i
     to_json,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, parse
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.records import RecordError
 
 
 def mount(number: int, device: str = "0:42", lower: bytes = b"/old", fstype: bytes = b"overlay") -> Mount:
@@ -31,8 +32,9 @@ def test_a_record_reads_back_the_same() -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b"null", to_json(RECORD)[:-5], b'{"device": 3}', b"\xff"])
-def test_what_is_no_record_is_none(text: bytes) -> None:
-    assert from_json(text) is None
+def test_what_is_no_record_is_refused(text: bytes) -> None:
+    with pytest.raises(RecordError):
+        from_json(text)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core import fin
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.finalize import Attributes, Counts, Marks, Pending
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, parse
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.records import RecordError
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,8 @@ def test_what_could_not_be_mounted_as_it_was_is_refused(old: bytes, new: bytes, 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"path": 1}', b"null"])
 def test_what_is_no_note_is_none(text: bytes) -> None:
-    assert remount.from_json(text) is None
+    with pytest.raises(RecordError):
+        remount.from_json(text)
 
 
 MOUNTS = tuple(

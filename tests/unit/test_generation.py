@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
+from typing import Any, Callable
 
 import pytest
 
@@ -18,14 +20,14 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation
     generation_id,
     generation_to_json,
     input_digest,
-    releases_of,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.links import declared_links
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Counts, ManifestRecord, Placement
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.records import OutdatedError
 
 
-def placement(release: str, digest: str = "d", at: bytes | None = None) -> Placement:
-    record = ManifestRecord(release, f"sha256:{digest}", 10, Counts(1, 2, 3, 4), 5, False)
+def placement(release: str, digest: str = "d", at: bytes | None = None, root: str = "/net/software") -> Placement:
+    record = ManifestRecord(release, f"sha256:{digest * 64}", 10, Counts(1, 2, 3, 4), 5, False, root)
     place = release.encode()
     return Placement(f"/store/{release}.dump.gz", record, place if at is None else at, place)
 
@@ -36,7 +38,7 @@ SPEC = LayerSpec("view", (placement("a/1"), placement("b/1"), placement("c/1")),
 def test_the_same_declaration_has_the_same_name_everywhere() -> None:
     # Written down, so that it also holds from one version to the next: a change needs another LAYER_FORMAT.
     assert input_digest(SPEC) == input_digest(replace(SPEC))
-    assert generation_id(input_digest(SPEC)) == "3737a386372d0af9"
+    assert generation_id(input_digest(SPEC)) == "e1d30bddeea50e05"
 
 
 def test_the_order_of_releases_and_the_name_of_the_view_make_no_difference() -> None:
@@ -57,6 +59,7 @@ CHANGED = [
     replace(SPEC, placements=(replace(SPEC.placements[0], source=b"x"), *SPEC.placements[1:])),
     replace(SPEC, placements=(replace(SPEC.placements[0], at=b"\xff"), *SPEC.placements[1:])),
     replace(SPEC, placements=(replace(SPEC.placements[0], at=b"\xfe"), *SPEC.placements[1:])),
+    replace(SPEC, placements=tuple(placement(name, root="/net/other") for name in ("a/1", "b/1", "c/1"))),
     replace(SPEC, owner=0),
     replace(SPEC, owner=1),
     replace(SPEC, owner=1, keep_setid=True),
@@ -139,36 +142,167 @@ def test_another_layer_format_gives_another_name(monkeypatch: pytest.MonkeyPatch
     assert input_digest(SPEC) != before
 
 
-GENERATION = Generation(
-    id="0123456789abcdef",
-    digest="sha256:0123456789abcdef",
-    format="directory",
-    strategy="data_only",
-    xattr_namespace="trusted",
-    entries=Counts(1, 2, 3, 4),
-    bytes=5,
-    bytes_on_disk=6,
-    releases=releases_of((*SPEC.placements, placement("d", at=b"d/\xff \xc3\xbc\n"))),
-)
-
-
-def test_a_record_survives_its_json() -> None:
-    assert generation_from_json(generation_to_json(GENERATION), "view.json") == GENERATION
-    merged = replace(
-        GENERATION,
-        releases=releases_of([replace(placement("a"), include=(b"\xff", b"bin/*"), exclude=(b"x",))]),
-        links=names.links_of(declared_links([(b"a/l", b"\xff")])),
-        conflicts=({"path": "/x", "kept": "a", "hidden": "b"},),
-        conflict_count=101,
-        image=Image("sha256:00ff", 4096, "mkcomposefs"),
+def generation(spec: LayerSpec, **more: Any) -> Generation:
+    composition = names.composition_of(spec)
+    digest = names.composition_digest(composition)
+    return Generation(
+        generation_id(digest),
+        digest,
+        spec.format,
+        spec.strategy,
+        "trusted",
+        Counts(1, 2, 3, 4),
+        5,
+        6,
+        composition,
+        **more,
     )
-    assert generation_from_json(generation_to_json(merged), "view.json") == merged
 
 
-@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b"\xff", generation_to_json(GENERATION)[:-20]])
+IMAGE = Image("sha256:" + "0f" * 32, 4096, "mkcomposefs")
+ODD = replace(
+    SPEC,
+    placements=(
+        *MERGED,
+        replace(placement("d", at=b"d/\xff \xc3\xbc\n"), include=(b"\xff", b"bin/*"), exclude=(b"x",)),
+    ),
+    format="erofs",
+    owner=0,
+    owner_map=((3, 4), (1, 2)),
+    group_map=((3, 4),),
+    mode="go-w",
+    on_conflict="last",
+    links=declared_links([(b"a/l", b"\xff")]),
+)
+GENERATIONS = [
+    generation(SPEC),
+    generation(replace(SPEC, placements=())),
+    generation(ODD, image=IMAGE, conflicts=({"path": "/x", "kept": "a", "hidden": "b"},), conflict_count=101),
+]
+
+
+@pytest.mark.parametrize("written", GENERATIONS)
+def test_a_record_survives_its_json(written: Generation) -> None:
+    assert generation_from_json(generation_to_json(written), "view.json") == written
+
+
+def altered(written: Generation, change: Callable[[dict[str, Any]], object]) -> bytes:
+    """Return a record with something of it changed."""
+    fields = json.loads(generation_to_json(written))
+    change(fields)
+    return json.dumps(fields).encode()
+
+
+def named_after(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], object]:
+    """Return a change of the composition that the name follows, as somebody makes it who knows how names are made."""
+
+    def changed(fields: dict[str, Any]) -> None:
+        change(fields)
+        composition = {
+            name: value
+            for name, value in fields.items()
+            if name in names.composition_of(ODD) or name in ("owner_map", "precedence")
+        }
+        fields["digest"] = names.composition_digest(composition)
+        fields["generation"] = generation_id(fields["digest"])
+
+    return changed
+
+
+ALTERED: list[Callable[[dict[str, Any]], object]] = [
+    lambda fields: fields.update(generation="../../../../tmp/x"),
+    lambda fields: fields.update(generation="0" * 16),
+    lambda fields: fields.update(digest="sha256:" + "0" * 64),
+    lambda fields: fields.update(digest="sha256:0"),
+    lambda fields: fields.update(format="erofs/../../x"),
+    lambda fields: fields.update(format="directory"),
+    lambda fields: fields.update(format=["erofs"]),
+    lambda fields: fields.update(strategy="x"),
+    lambda fields: fields.update(xattr_namespace="../x"),
+    lambda fields: fields.update(bytes="5"),
+    lambda fields: fields.update(bytes=True),
+    lambda fields: fields.update(bytes=-1),
+    lambda fields: fields.update(bytes_on_disk=1 << 63),
+    lambda fields: fields.update(entries=[]),
+    lambda fields: fields["entries"].update(files=1.5),
+    lambda fields: fields.update(image=None),
+    lambda fields: fields["image"].update(digest="sha256:../x"),
+    lambda fields: fields["image"].update(more=1),
+    lambda fields: fields["releases"].pop(),
+    lambda fields: fields["releases"][0].update(digest="sha256:" + "e" * 64),
+    lambda fields: fields.update(owner=1),
+    lambda fields: fields["owner_map"].append([5, 6]),
+    lambda fields: fields.pop("mode"),
+    lambda fields: fields["links"][0].update(target="/elsewhere"),
+    lambda fields: fields["precedence"][0].reverse(),
+    lambda fields: fields["conflicts"].append(1),
+    lambda fields: fields.update(conflicts=0),
+    lambda fields: fields.update(unknown=1),
+    lambda fields: fields.update(layer_format="2"),
+    lambda fields: fields.update(layer_format=names.LAYER_FORMAT + 1),
+    named_after(lambda fields: fields["releases"][0].update(release="../x")),
+    named_after(lambda fields: fields["releases"][0].update(release="/x")),
+    named_after(lambda fields: fields["releases"][0].update(at="a/../../x")),
+    named_after(lambda fields: fields["releases"][0].update(source="a//x")),
+    named_after(lambda fields: fields["releases"][0].update(source=None)),
+    named_after(lambda fields: fields["releases"][0].update(root="\0")),
+    named_after(lambda fields: fields["releases"][0].update(root="/net/other")),
+    named_after(lambda fields: fields["releases"][0].update(release="\ud800")),
+    named_after(lambda fields: fields["releases"][0].update(release="x" * 5000)),
+    named_after(lambda fields: fields["releases"][3].update(include=[["a"]])),
+    named_after(lambda fields: fields["releases"][3].update(include=["a"] * 300)),
+    named_after(lambda fields: fields.update(releases={})),
+    named_after(lambda fields: fields.update(owner=1 << 32)),
+    named_after(lambda fields: fields.update(owner_map=[[1]])),
+]
+
+
+@pytest.mark.parametrize("change", ALTERED)
+def test_a_record_in_which_anything_is_not_what_it_should_be_is_refused_by_name(
+    change: Callable[[dict[str, Any]], object],
+) -> None:
+    with pytest.raises(OverlayError, match=r"^/x/view\.json is not the record of a generation: ") as caught:
+        generation_from_json(altered(GENERATIONS[2], change), "/x/view.json")
+    assert not isinstance(caught.value, OutdatedError)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"\xff",
+        generation_to_json(GENERATIONS[0])[:-20],
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"layer_format": ' + b"9" * 100_000 + b"}",
+        b'{"layer_format": NaN}',
+    ],
+)
 def test_what_is_no_record_is_refused_by_name(text: bytes) -> None:
     with pytest.raises(OverlayError, match=r"^/x/view\.json is not the record"):
         generation_from_json(text, "/x/view.json")
+
+
+def test_a_record_of_an_older_version_is_told_apart() -> None:
+    text = altered(GENERATIONS[0], lambda fields: fields.update(layer_format=1))
+    with pytest.raises(OutdatedError, match=r"^/x/view\.json: an older version .*build it again with metadata_layer"):
+        generation_from_json(text, "/x/view.json")
+
+
+def test_what_could_not_be_read_again_is_not_written() -> None:
+    with pytest.raises(OverlayError, match="cannot be recorded"):
+        generation_to_json(replace(GENERATIONS[0], bytes=-1))
+
+
+def test_releases_of_two_software_roots_are_no_view() -> None:
+    spec = replace(SPEC, placements=(placement("max/2025"), placement("maya/2025", root="/net/maya")))
+    with pytest.raises(OverlayError) as caught:
+        names.check_composition("view", names.composition_of(spec))
+    for word in ("max/2025", "/net/software", "maya/2025", "/net/maya", "one view shows releases of one software root"):
+        assert word in str(caught.value)
+    names.check_composition("view", names.composition_of(SPEC))
 
 
 @pytest.mark.parametrize("name", ["a", "A1", "houdini-20.5_x", "0", "a" * 100])

@@ -29,6 +29,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model impo
     Entry,
     ManifestRecord,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.records import OutdatedError
 
 ROOT = b"/ 0 40755 2 0 0 0 1.0 - - -"
 RELEASE = b"pkg/1"
@@ -356,7 +357,7 @@ def test_differences_are_limited_but_counted() -> None:
     assert (len(found), count) == (10, 301)
 
 
-RECORD = ManifestRecord("pkg/1", "sha256:" + "0" * 64, 123, Counts(1, 2, 3, 4), 5, True)
+RECORD = ManifestRecord("pkg/1", "sha256:" + "0" * 64, 123, Counts(1, 2, 3, 4), 5, True, "/net/software")
 
 
 def test_a_record_survives_its_json() -> None:
@@ -373,14 +374,22 @@ def test_a_record_survives_its_json() -> None:
         b"{}",
         b"\xff",
         record_to_json(RECORD)[:-10],
-        record_to_json(RECORD).replace(b'"format": 1', b'"format": 2'),
+        record_to_json(RECORD).replace(b'"format": 2', b'"format": 3'),
         record_to_json(RECORD).replace(b'"files"', b'"fils"'),
         record_to_json(RECORD).replace(b'"digest"', b'"digst"'),
+        record_to_json(RECORD).replace(b'"checksums"', b'"more": 1, "checksums"'),
+        record_to_json(RECORD).replace(b'"checksums"', b'"bytes": 5, "checksums"'),
     ],
 )
 def test_what_is_no_record_is_refused(text: bytes) -> None:
     with pytest.raises(ManifestError):
         record_from_json(text)
+
+
+def test_a_record_of_an_older_version_is_told_apart() -> None:
+    for text in (b'{"format": 1}', record_to_json(RECORD).replace(b'"format": 2', b'"format": 1')):
+        with pytest.raises(OutdatedError, match="scan the release again with release_manifest"):
+            record_from_json(text)
 
 
 FIELD = st.sampled_from([b"-", b"0", b"1", b"/a", b"100644", b"@100644", b"40755", b"120777", b"1.0", b"pkg/1/a"])

@@ -18,7 +18,11 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import records
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, overlay_layers
+
+#: Bytes of a record that is read.
+LARGEST_RECORD = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -47,20 +51,30 @@ def to_json(record: DetachedMount) -> bytes:
     return json.dumps(value).encode("ascii") + b"\n"
 
 
-def from_json(text: bytes) -> DetachedMount | None:
-    """Return the record, or None where the text is none."""
-    try:
-        value = json.loads(text)
-        major, minor = value["device"].split(":")
-        return DetachedMount(
-            path=_path(value["path"]),
-            device=(int(major), int(minor)),
-            mounts=frozenset(int(number) for number in value["mounts"]),
-            lower=tuple(_path(path) for path in value["lower"]),
-            time=float(value["time"]),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+_LAYERS = records.list_of(records.text(), 1 << 12)
+_RECORD = records.fields(
+    {
+        "path": records.absolute,
+        "device": records.form("[0-9]{1,10}:[0-9]{1,10}"),
+        "mounts": records.list_of(records.integer(0, records.LARGEST_SIZE), 1 << 20),
+        "lower": _LAYERS,
+        "time": records.number(0, 1 << 40),
+    }
+)
+
+
+def from_json(text: bytes) -> DetachedMount:
+    """Return the record. Raises RecordError where the text is none."""
+    value = records.load(text, LARGEST_RECORD)
+    records.check(value, _RECORD)
+    major, minor = value["device"].split(":")
+    return DetachedMount(
+        path=_path(value["path"]),
+        device=(int(major), int(minor)),
+        mounts=frozenset(value["mounts"]),
+        lower=tuple(_path(path) for path in value["lower"]),
+        time=float(value["time"]),
+    )
 
 
 def brought_up_to_date(records: Sequence[DetachedMount], live: Sequence[Mount]) -> list[DetachedMount]:

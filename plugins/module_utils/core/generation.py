@@ -14,22 +14,34 @@ import hashlib
 import json
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import records
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import Rules, in_order, precedence
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.globs import MOST_PATTERNS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import IMAGE_SUFFIX
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.links import Link
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.manifest import COUNTS
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.merge import CONFLICTS_KEPT
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Counts, Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import Attributes, NumberMap, parse_mode
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.rights import Rights
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.records import OutdatedError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.rights import KEPT, Rights
 
 #: Raised whenever the same input would give another layer than before, so that layers of old versions are made anew.
-LAYER_FORMAT = 1
+LAYER_FORMAT = 2
 
 ID_LENGTH = 16
+
+#: Limits of a record and of what a view is declared with, so that what is written can be read again.
+LARGEST_RECORD = 1 << 26
+_MOST_RELEASES = 10_000
+_MOST_LINKS = 100_000
+_MOST_MAPPED = 100_000
+_LONGEST_MODE = 1000
 
 #: Formats of layers: a directory tree with overlayfs attributes, or an EROFS image of one.
 DIRECTORY = "directory"
@@ -112,10 +124,8 @@ class Generation:
     entries: Counts
     bytes: int
     bytes_on_disk: int
-    #: Each with ``release``, ``digest``, ``at`` and ``source``, and ``include`` and ``exclude`` where they are given.
-    releases: tuple[dict[str, Any], ...]
-    #: Each with ``path`` and ``target``.
-    links: tuple[dict[str, str], ...] = ()
+    #: All that decides what the view shows (``composition_of``).
+    composition: dict[str, Any]
     #: The first ones, each with ``path``, ``kept`` and ``hidden``, and how many there are in all.
     conflicts: tuple[dict[str, str], ...] = ()
     conflict_count: int = 0
@@ -126,6 +136,21 @@ class Generation:
     @property
     def folder(self) -> str:
         return folder_of(self.id, self.format, self.strategy, self.xattr_namespace)
+
+    @property
+    def releases(self) -> tuple[dict[str, Any], ...]:
+        """Each with ``release``, ``digest``, ``root``, ``at`` and ``source``, and ``include`` and ``exclude`` where they are given."""
+        return tuple(self.composition["releases"])
+
+    @property
+    def links(self) -> tuple[dict[str, str], ...]:
+        """Each with ``path`` and ``target``."""
+        return tuple(self.composition.get("links", ()))
+
+    @property
+    def root(self) -> str | None:
+        """The software root that the releases are of; None for a view without releases."""
+        return next((release["root"] for release in self.releases), None)
 
 
 def is_view_name(name: str) -> bool:
@@ -204,6 +229,7 @@ def releases_of(placements: Sequence[Placement]) -> tuple[dict[str, Any], ...]:
         {
             "release": placement.record.release,
             "digest": placement.record.digest,
+            "root": placement.record.root,
             "at": _text(placement.at),
             "source": _text(placement.source),
             **_patterns("include", placement.include),
@@ -228,36 +254,70 @@ def _text(path: bytes) -> str:
     return path.decode("utf-8", "surrogateescape")
 
 
+def _shown(text: str) -> str:
+    return show(text.encode("utf-8", "surrogateescape"))
+
+
 def input_digest(spec: LayerSpec) -> str:
     """Return ``sha256:`` and the digest of all that decides what the view shows. Its name does not, nor how the layer is kept."""
-    text = json.dumps(
-        {
-            "layer_format": LAYER_FORMAT,
-            "releases": releases_of(spec.placements),
-            "owner": spec.owner,
-            "group": spec.group,
-            **_composing(spec),
-        },
-        sort_keys=True,
-    )
+    return composition_digest(composition_of(spec))
+
+
+def composition_of(spec: LayerSpec) -> dict[str, Any]:
+    """Return all that decides what the view shows, as the record has it."""
+    return {
+        "layer_format": LAYER_FORMAT,
+        "releases": list(releases_of(spec.placements)),
+        "owner": spec.owner,
+        "group": spec.group,
+        **_composing(spec),
+    }
+
+
+def composition_digest(composition: Mapping[str, Any]) -> str:
+    text = json.dumps(composition, sort_keys=True)
     return "sha256:" + hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def _composing(spec: LayerSpec) -> dict[str, Any]:
     """Return the options that decide how releases become one tree, as far as they are given and matter."""
     options = {
-        "owner_map": sorted(spec.owner_map),
-        "group_map": sorted(spec.group_map),
+        "owner_map": [list(pair) for pair in sorted(spec.owner_map)],
+        "group_map": [list(pair) for pair in sorted(spec.group_map)],
         "mode": spec.mode,
         # Earlier versions kept them: their generations are others.
         "setid_stripped": spec.rules.attributes.strips,
-        "links": links_of(spec.links),
+        "links": list(links_of(spec.links)),
     }
     given: dict[str, Any] = {name: value for name, value in options.items() if value}
     wins = precedence(spec.placements, spec.rules)
     if wins is not None:
         given["precedence"] = wins
     return given
+
+
+def check_composition(name: str, composition: Mapping[str, Any]) -> None:
+    """Raises OverlayError for what cannot be one view called ``name``, such as releases of several software roots."""
+    problem = _COMPOSITION(composition) or _several_roots(composition)
+    if problem:
+        raise OverlayError(f"view {name}: {problem}")
+
+
+def _several_roots(composition: Mapping[str, Any]) -> str | None:
+    """Return that releases are of different software roots, where they are.
+
+    The kernel looks a path up in one data layer after the other, and takes the first that has it, whatever root that is of.
+    """
+    releases = composition["releases"]
+    for release in releases:
+        first = releases[0]
+        if release["root"] != first["root"]:
+            one, other = (f"{one['release']} is of the software root {_shown(one['root'])}" for one in (first, release))
+            return (
+                f"release {one}, and {other}: one view shows releases of one software root, so give each root a view and a mountpoint of"
+                " its own"
+            )
+    return None
 
 
 def generation_id(digest: str) -> str:
@@ -283,9 +343,71 @@ def shown(
     return found
 
 
+#: What a record has of the composition, and what it has besides.
+_PATTERNS = records.list_of(records.relative(), MOST_PATTERNS, 1)
+_OWNER = records.nullable(records.integer(0, records.LARGEST_OWNER))
+_COUNT = records.integer(0, records.LARGEST_SIZE)
+_PAIR = records.list_of(records.integer(0, records.LARGEST_OWNER), 2, 2)
+_OF_COMPOSITION = {
+    "layer_format": records.integer(LAYER_FORMAT, LAYER_FORMAT),
+    "releases": records.list_of(
+        records.fields(
+            {
+                "release": records.relative(),
+                "digest": records.digest,
+                "root": records.text(),
+                "at": records.relative(0),
+                "source": records.relative(0),
+            },
+            {"include": _PATTERNS, "exclude": _PATTERNS},
+        ),
+        _MOST_RELEASES,
+    ),
+    "owner": _OWNER,
+    "group": _OWNER,
+}
+_OPTIONAL = {
+    "owner_map": records.list_of(_PAIR, _MOST_MAPPED, 1),
+    "group_map": records.list_of(_PAIR, _MOST_MAPPED, 1),
+    "mode": records.text(_LONGEST_MODE),
+    "setid_stripped": records.boolean,
+    "links": records.list_of(records.fields({"path": records.relative(), "target": records.text()}), _MOST_LINKS, 1),
+    "precedence": records.list_of(records.list_of(records.integer(0, _MOST_RELEASES), _MOST_RELEASES), _MOST_RELEASES),
+}
+_COMPOSITION = records.fields(_OF_COMPOSITION, _OPTIONAL)
+_OF_RIGHTS = {
+    name: records.list_of(records.text(1 << 16), KEPT) if name.endswith("_paths") else _COUNT
+    for name in Rights().as_dict()
+}
+_OF_BUILD = {
+    "generation": records.form(f"[0-9a-f]{{{ID_LENGTH}}}"),
+    "digest": records.digest,
+    "format": records.word(DIRECTORY, EROFS),
+    "strategy": records.word(DATA_ONLY, REDIRECT),
+    "xattr_namespace": records.word(TRUSTED, "user"),
+    "entries": COUNTS,
+    "rights": records.fields(_OF_RIGHTS),
+    "bytes": _COUNT,
+    "bytes_on_disk": _COUNT,
+    "image": records.nullable(
+        records.fields({"digest": records.digest, "bytes": _COUNT, "builder": records.text(100)})
+    ),
+}
+#: Paths of a message may have each of their bytes escaped.
+_CONFLICT = records.text(1 << 16)
+_OF_CONFLICTS = {
+    "conflicts": records.list_of(
+        records.fields(dict.fromkeys(("path", "kept", "hidden"), _CONFLICT)), CONFLICTS_KEPT, 1
+    ),
+    "conflict_count": records.integer(1, records.LARGEST_SIZE),
+}
+_RECORD = records.fields({**_OF_COMPOSITION, **_OF_BUILD}, {**_OPTIONAL, **_OF_CONFLICTS})
+
+
 def generation_to_json(generation: Generation) -> bytes:
+    """Return the record. Raises OverlayError for one that could not be read again."""
     fields: dict[str, Any] = {
-        "layer_format": LAYER_FORMAT,
+        **generation.composition,
         "generation": generation.id,
         "digest": generation.digest,
         "format": generation.format,
@@ -294,36 +416,77 @@ def generation_to_json(generation: Generation) -> bytes:
         "entries": generation.entries.as_dict(),
         "bytes": generation.bytes,
         "bytes_on_disk": generation.bytes_on_disk,
-        "releases": generation.releases,
         "image": asdict(generation.image) if generation.image else None,
         "rights": generation.rights.as_dict(),
     }
-    if generation.links:
-        fields["links"] = generation.links
     if generation.conflict_count:
-        fields.update(conflicts=generation.conflicts, conflict_count=generation.conflict_count)
-    return json.dumps(fields, indent=1, sort_keys=True).encode("ascii") + b"\n"
+        fields.update(conflicts=list(generation.conflicts), conflict_count=generation.conflict_count)
+    text = json.dumps(fields, indent=1, sort_keys=True).encode("ascii") + b"\n"
+    problem = (
+        _RECORD(fields)
+        or _several_roots(generation.composition)
+        or (f"it has {len(text)} bytes" if len(text) > LARGEST_RECORD else None)
+    )
+    if problem:
+        raise OverlayError(f"generation {generation.id} cannot be recorded: {problem}")
+    return text
 
 
 def generation_from_json(text: bytes, path: str) -> Generation:
-    """Return what ``view.json`` at ``path`` records. Raises OverlayError when it is not one."""
+    """Return what the record of a generation at ``path`` says. All of it is checked, and its name follows from what it is made of.
+
+    Raises OutdatedError for one of an older version of the collection, and OverlayError for anything else that is none.
+    """
+    shown = _shown(path)
     try:
-        fields = json.loads(text)
-        return Generation(
-            id=fields["generation"],
-            digest=fields["digest"],
-            format=fields["format"],
-            strategy=fields["strategy"],
-            xattr_namespace=fields["xattr_namespace"],
-            entries=Counts(**fields["entries"]),
-            bytes=fields["bytes"],
-            bytes_on_disk=fields["bytes_on_disk"],
-            releases=tuple(fields["releases"]),
-            image=Image(**fields["image"]) if fields["image"] else None,
-            links=tuple(fields.get("links", ())),
-            conflicts=tuple(fields.get("conflicts", ())),
-            conflict_count=fields.get("conflict_count", 0),
-            rights=Rights.from_dict(fields.get("rights", {})),
+        fields = records.load(text, LARGEST_RECORD)
+        version = records.format_of(fields, "layer_format", LAYER_FORMAT)
+        if version < LAYER_FORMAT:
+            raise OutdatedError(
+                f"{shown}: an older version of the collection made this layer (format {version}): build it again with metadata_layer"
+            )
+        records.check(fields, _RECORD)
+        return _checked_generation(fields)
+    except records.RecordError as error:
+        raise OverlayError(
+            f"{shown} is not the record of a generation: {error}; remove it, and build the layer or image again with metadata_layer"
+        ) from None
+
+
+def _checked_generation(fields: dict[str, Any]) -> Generation:
+    """Return the generation of a record whose fields are each right. Raises RecordError where they do not go together."""
+    composition = {name: fields[name] for name in (*_OF_COMPOSITION, *_OPTIONAL) if name in fields}
+    digest = composition_digest(composition)
+    if (fields["digest"], fields["generation"]) != (digest, generation_id(digest)):
+        raise records.RecordError(
+            f"it is called {fields['generation']}, and what it is made of makes it {generation_id(digest)}"
         )
-    except (ValueError, KeyError, TypeError) as error:
-        raise OverlayError(f"{path} is not the record of a generation ({error})") from None
+    if (fields["format"] == EROFS) != (fields["image"] is not None):
+        raise records.RecordError("only an image has a digest and a length")
+    if bool(fields.get("conflicts")) != bool(fields.get("conflict_count")):
+        raise records.RecordError("there are conflicts where some are listed")
+    problem = _several_roots(composition)
+    if problem:
+        raise records.RecordError(problem)
+    return Generation(
+        id=fields["generation"],
+        digest=digest,
+        format=fields["format"],
+        strategy=fields["strategy"],
+        xattr_namespace=fields["xattr_namespace"],
+        entries=Counts(**fields["entries"]),
+        bytes=fields["bytes"],
+        bytes_on_disk=fields["bytes_on_disk"],
+        composition=composition,
+        image=Image(**fields["image"]) if fields["image"] else None,
+        conflicts=tuple(fields.get("conflicts", ())),
+        conflict_count=fields.get("conflict_count", 0),
+        rights=_rights(fields["rights"]),
+    )
+
+
+def _rights(fields: dict[str, Any]) -> Rights:
+    try:
+        return Rights.from_dict(fields)
+    except (TypeError, ValueError) as error:
+        raise records.RecordError(str(error)) from None

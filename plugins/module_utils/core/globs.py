@@ -17,8 +17,13 @@ from typing import Union
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Entry, relative_path
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.records import LONGEST_PATH
 
 _ANY_DEPTH = b"**"
+
+#: Limits of patterns. What a name costs grows with the number of patterns and of their ``**``, and with nothing else.
+MOST_PATTERNS = 256
+_MOST_ANY_DEPTH = 8
 _MAGIC = re.compile(rb"[*?[]")
 
 #: One component of a pattern: a name, ``**``, or an expression for the text of a name.
@@ -30,12 +35,37 @@ _Positions = tuple[tuple[int, int], ...]
 
 def clean_glob(pattern: bytes, what: str) -> bytes:
     """Return a pattern as a path relative to the release. Raises OverlayError, naming ``what``, for one that names nothing."""
+    if len(pattern) > LONGEST_PATH * 2:
+        raise OverlayError(f"{what} {show(pattern[:100])!r} is too long: a pattern has {LONGEST_PATH} bytes at most")
     cleaned = relative_path(pattern, what)
     if not cleaned:
         raise OverlayError(
             f"{what} {show(pattern)!r} is empty: give a path relative to the release, such as 'lib/**/*.so'"
         )
-    return cleaned
+    parts = cleaned.split(b"/")
+    # One of several in a row says the same.
+    parts = [part for part, before in zip(parts, [b"", *parts]) if not part == before == _ANY_DEPTH]
+    if len(cleaned) > LONGEST_PATH or parts.count(_ANY_DEPTH) > _MOST_ANY_DEPTH:
+        raise OverlayError(
+            f"{what} {show(pattern[:100])!r} is too long: a pattern has {LONGEST_PATH} bytes and {_MOST_ANY_DEPTH} times '**' at most"
+        )
+    for part in parts:
+        _check_component(part, what)
+    return b"/".join(parts)
+
+
+def clean_globs(patterns: Sequence[bytes], what: str) -> tuple[bytes, ...]:
+    """Return patterns as ``clean_glob`` does. Raises OverlayError also for too many of them."""
+    if len(patterns) > MOST_PATTERNS:
+        raise OverlayError(f"{what} has {len(patterns)} patterns: give {MOST_PATTERNS} at most")
+    return tuple(clean_glob(pattern, what) for pattern in patterns)
+
+
+def _check_component(part: bytes, what: str) -> None:
+    try:
+        _component(part)
+    except re.error as error:
+        raise OverlayError(f"{what} {show(part)!r} is no pattern: {error}") from None
 
 
 class Globs:

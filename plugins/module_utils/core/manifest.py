@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Callable
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import records
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.entry_check import check_entry, check_name
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
@@ -26,8 +27,12 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model impo
     Xattrs,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.posix_acl import ACCESS_XATTR, DEFAULT_XATTR
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.records import OutdatedError
 
-RECORD_FORMAT = 1
+#: Raised whenever manifests carry more than before, or their records say more. Format 2 names the software root.
+RECORD_FORMAT = 2
+#: Bytes of a record that is read.
+LARGEST_RECORD = 1 << 16
 
 #: The attributes that a manifest may carry. Others are refused: a ``trusted.overlay.redirect`` in a manifest would let
 #: whoever wrote it point a name at any file of the data layer.
@@ -315,10 +320,27 @@ def _difference(before: Entry | None, after: Entry | None) -> str | None:
     return f"{show(before.path)}: {', '.join(changes)}"
 
 
+_COUNT = records.integer(0, records.LARGEST_SIZE)
+COUNTS = records.fields(dict.fromkeys(Counts().as_dict(), _COUNT))
+_RECORD = records.fields(
+    {
+        "format": _COUNT,
+        "root": records.text(),
+        "release": records.relative(),
+        "digest": records.digest,
+        "stored_bytes": _COUNT,
+        "entries": COUNTS,
+        "bytes": _COUNT,
+        "checksums": records.boolean,
+    }
+)
+
+
 def record_to_json(record: ManifestRecord) -> bytes:
-    """Return the record as the JSON that is kept beside the manifest."""
+    """Return the record as the JSON that is kept beside the manifest. Raises ManifestError for what could not be read again."""
     fields = {
         "format": RECORD_FORMAT,
+        "root": record.root,
         "release": record.release,
         "digest": record.digest,
         "stored_bytes": record.stored_bytes,
@@ -326,22 +348,33 @@ def record_to_json(record: ManifestRecord) -> bytes:
         "bytes": record.bytes,
         "checksums": record.checksums,
     }
+    problem = _RECORD(fields)
+    if problem:
+        raise ManifestError(f"the manifest cannot be recorded: {problem}")
     return json.dumps(fields, indent=1, sort_keys=True).encode("ascii") + b"\n"
 
 
 def record_from_json(text: bytes) -> ManifestRecord:
-    """Return the record that ``record_to_json`` wrote. Raises ManifestError for anything else."""
+    """Return the record that ``record_to_json`` wrote.
+
+    Raises OutdatedError for one of an older version of the collection, and ManifestError for anything else.
+    """
     try:
-        fields = json.loads(text)
-        if fields["format"] != RECORD_FORMAT:
-            raise ManifestError(f"format {fields['format']!r} is not one that this version of the collection reads")
-        return ManifestRecord(
-            release=fields["release"],
-            digest=fields["digest"],
-            stored_bytes=fields["stored_bytes"],
-            entries=Counts(**fields["entries"]),
-            bytes=fields["bytes"],
-            checksums=fields["checksums"],
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ManifestError(f"not the record of a manifest ({error})") from None
+        fields = records.load(text, LARGEST_RECORD)
+        version = records.format_of(fields, "format", RECORD_FORMAT)
+        if version < RECORD_FORMAT:
+            raise OutdatedError(
+                f"an older version of the collection made it (format {version}): scan the release again with release_manifest"
+            )
+        records.check(fields, _RECORD)
+    except records.RecordError as error:
+        raise ManifestError(f"not the record of a manifest: {error}") from None
+    return ManifestRecord(
+        release=fields["release"],
+        digest=fields["digest"],
+        stored_bytes=fields["stored_bytes"],
+        entries=Counts(**fields["entries"]),
+        bytes=fields["bytes"],
+        checksums=fields["checksums"],
+        root=fields["root"],
+    )

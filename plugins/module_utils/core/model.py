@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import stat
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -123,6 +124,8 @@ class ManifestRecord:
     bytes: int
     #: True when every file's SHA-256 is recorded.
     checksums: bool
+    #: The identity of the software root: usually the path at which hosts mount it.
+    root: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,11 @@ class Placement:
     #: Patterns, relative to the release, of what of it is shown (all when there are none) and of what is not.
     include: tuple[bytes, ...] = ()
     exclude: tuple[bytes, ...] = ()
+
+
+def root_identity(given: str) -> str:
+    """Return the identity of a software root in one form: a path without slashes at its end, or any other text as it is."""
+    return posixpath.normpath(given) if given.startswith("/") else given
 
 
 def relative_path(text: bytes, what: str) -> bytes:

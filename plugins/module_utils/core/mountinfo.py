@@ -55,26 +55,35 @@ def unescape(field: bytes) -> bytes:
 
 
 def parse(text: bytes) -> Iterator[Mount]:
-    """Yield the mounts in the order of mountinfo, in which a later mount on the same path covers an earlier one."""
+    """Yield the mounts in the order of mountinfo, in which a later mount on the same path covers an earlier one.
+
+    Raises OverlayError for a line that is none of mountinfo.
+    """
     for line in text.split(b"\n"):
-        if not line:
-            continue
-        before, _separator, after = line.partition(b" - ")
-        number, parent, device, root, path, flags, *propagation = before.split(b" ")
-        fstype, source, super_options = after.split(b" ", 2)
-        major, minor = device.split(b":")
-        yield Mount(
-            id=int(number),
-            parent=int(parent),
-            device=(int(major), int(minor)),
-            root=unescape(root),
-            path=unescape(path),
-            flags=tuple(flags.split(b",")),
-            propagation=tuple(propagation),
-            fstype=fstype,
-            source=unescape(source),
-            super_options=tuple(super_options.split(b",")),
-        )
+        if line:
+            try:
+                yield _parsed(line)
+            except ValueError:
+                raise OverlayError(f"{show(line[:200])!r} is no line of mountinfo") from None
+
+
+def _parsed(line: bytes) -> Mount:
+    before, _separator, after = line.partition(b" - ")
+    number, parent, device, root, path, flags, *propagation = before.split(b" ")
+    fstype, source, super_options = after.split(b" ", 2)
+    major, minor = device.split(b":")
+    return Mount(
+        id=int(number),
+        parent=int(parent),
+        device=(int(major), int(minor)),
+        root=unescape(root),
+        path=unescape(path),
+        flags=tuple(flags.split(b",")),
+        propagation=tuple(propagation),
+        fstype=fstype,
+        source=unescape(source),
+        super_options=tuple(super_options.split(b",")),
+    )
 
 
 def top_mount(mounts: Sequence[Mount], path: bytes) -> Mount | None:
@@ -226,7 +235,7 @@ def escape_single(path: bytes) -> bytes:
 def shown_settings(settings: Sequence[tuple[bytes, bytes | None]]) -> dict[str, Any]:
     """Return settings as users read them. That an overlay is read-only the kernel says among them too; it is left to the flags."""
     return {
-        name.decode(): True if value is None else show(value) for name, value in settings if name not in (b"ro", b"rw")
+        show(name): True if value is None else show(value) for name, value in settings if name not in (b"ro", b"rw")
     }
 
 
@@ -241,6 +250,6 @@ def described(mount: Mount) -> dict[str, Any]:
         "upper": None if layers.upper is None else show(layers.upper),
         "work": None if layers.work is None else show(layers.work),
         "options": shown_settings(layers.settings),
-        "flags": [flag.decode() for flag in mount.flags],
-        "propagation": [word.decode() for word in mount.propagation],
+        "flags": [show(flag) for flag in mount.flags],
+        "propagation": [show(word) for word in mount.propagation],
     }

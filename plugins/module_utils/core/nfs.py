@@ -80,6 +80,11 @@ READ_AHEAD_UNIT = 64
 #: Sizes that a server may lower, so less than was asked for is as good as it gets.
 _NEGOTIATED = ("rsize", "wsize")
 
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+#: A number that Python makes one of: not of other scripts, and not of thousands of digits.
+_NUMBER = re.compile(r"[0-9]{1,20}")
+
 
 @dataclass(frozen=True)
 class SoftwareRootSpec:
@@ -101,6 +106,9 @@ class SoftwareRootSpec:
 
 def software_root_spec(path: bytes, source: str, fstype: str, options: Sequence[str]) -> SoftwareRootSpec:
     """Raises OverlayError for what could not be given to mount(8), or written to fstab, as it is."""
+    for text in (source, *options):
+        if _SURROGATES.search(text):
+            raise OverlayError(f"{text!r} is no text: give the source and the options in UTF-8")
     if not re.match(r"[^\s:/-][^\s/]*:/", source) and not re.match(r"\[[0-9A-Fa-f:.%\w]+\]:/", source):
         raise OverlayError(
             f"source {source!r} is not an NFS export; give server and folder, as in filer:/export/software"
@@ -174,9 +182,9 @@ def _same(name: str, wanted: Any, actual: Any) -> bool:
         return False
     if name == "vers":
         return "." not in wanted and actual.startswith(f"{wanted}.")
-    if name in _NEGOTIATED and wanted.isdigit() and actual.isdigit():
-        return int(actual) <= int(wanted)
-    return wanted.isdigit() and actual.isdigit() and int(wanted) == int(actual)
+    if not (_NUMBER.fullmatch(wanted) and _NUMBER.fullmatch(actual)):
+        return False
+    return int(actual) <= int(wanted) if name in _NEGOTIATED else int(wanted) == int(actual)
 
 
 def declared_by(live: Mount | None, spec: SoftwareRootSpec | None) -> dict[str, Any]:
@@ -202,7 +210,7 @@ def described(live: Mount) -> dict[str, Any]:
         "path": show(live.path),
         "source": show(live.source),
         "type": live.fstype.decode("ascii", "replace"),
-        "flags": [flag.decode() for flag in live.flags],
+        "flags": [show(flag) for flag in live.flags],
         "options": [show(unescape(option)) for option in live.super_options],
     }
 

@@ -131,7 +131,7 @@ def declared_by(live: Mount | None) -> dict[str, Any]:
     if live is None or live.fstype != b"overlay":
         return {}
     layers = overlay_layers(live)
-    flags = frozenset(flag.decode() for flag in live.flags) & {"ro", *MOUNT_FLAGS}
+    flags = frozenset(show(flag) for flag in live.flags) & {"ro", *MOUNT_FLAGS}
     return _shown_state(
         live.path, live.root, layers.lower, layers.data, (layers.upper, layers.work), layers.settings, flags
     )
@@ -268,7 +268,7 @@ def differences(spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]) -
             # The kernel leaves it out where all layers are on one file system, whatever it was given.
             continue
         if not _same_setting(name, wanted, actual, spec.writable is not None):
-            found[name.decode()] = (actual.decode(), wanted.decode())
+            found[show(name)] = (show(actual), show(wanted))
     for flag in ("ro", *MOUNT_FLAGS):
         actual_flag = flag.encode() in live.flags
         if actual_flag != (flag in spec.flags):

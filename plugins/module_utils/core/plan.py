@@ -45,9 +45,12 @@ Plan = tuple[Action, ...]
 @dataclass(frozen=True)
 class ScanRelease(Action):
     release: str
+    #: Whether there is a manifest that an older version of the collection made.
+    outdated: bool = False
 
     def __str__(self) -> str:
-        return f"scan release {self.release}"
+        again = " again, since an older version of the collection made its manifest" if self.outdated else ""
+        return f"scan release {self.release}{again}"
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,15 @@ class RemoveManifest(Action):
         return f"remove the manifest of release {self.release}"
 
 
-def plan_manifest(release: str, wanted: bool, record: ManifestRecord | None, remains: bool) -> Plan:
-    """``record`` is that of a whole manifest; ``remains`` tells whether any part of a manifest is there."""
+def plan_manifest(
+    release: str, wanted: bool, record: ManifestRecord | None, remains: bool, outdated: bool = False
+) -> Plan:
+    """``record`` is that of a whole manifest; ``remains`` tells whether any part of a manifest is there.
+
+    ``outdated`` tells whether that is one which an older version of the collection made.
+    """
     if wanted:
-        return () if record else (ScanRelease(release),)
+        return () if record else (ScanRelease(release, outdated),)
     return (RemoveManifest(release),) if remains else ()
 
 

@@ -14,6 +14,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.versions i
 _WILDCARD = re.compile(r"\{(\w*)\}|\*")
 _FIELDS = ("package", "version")
 
+#: Limits of a pattern. The time to match a name grows with its length to the power of the wildcards in one level.
+_MOST_LEVELS = 32
+_MOST_WILDCARDS = 4
+
 
 @dataclass(frozen=True)
 class Release:
@@ -46,6 +50,11 @@ class Pattern:
         if any(part in ("", ".", "..") for part in parts):
             raise OverlayError(
                 f"pattern {text!r} must be a path relative to the software root, without empty parts, '.' or '..'"
+            )
+        if len(parts) > _MOST_LEVELS or any(len(_WILDCARD.findall(part)) > _MOST_WILDCARDS for part in parts):
+            raise OverlayError(
+                f"pattern {text[:100]!r} is too long: it may have {_MOST_LEVELS} levels, with {_MOST_WILDCARDS} wildcards in each"
+                " ({package}, {version} and *)"
             )
         return cls(tuple(re.compile(_expression(part), re.DOTALL) for part in parts))
 

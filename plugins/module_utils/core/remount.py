@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import records
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import (
     Mount,
@@ -21,6 +21,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options im
 _FLAGS = frozenset(("ro", "nosuid", "nodev", "noexec", "nodiratime", "nosymfollow", "noatime", "relatime"))
 #: What the kernel reports among the options, and does not take as one, or as a flag of the mount.
 _NO_SETTINGS = frozenset((b"ro", b"rw", b"seclabel"))
+
+#: Bytes of a note that is read.
+LARGEST_NOTE = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ def again(mount: Mount, images: tuple[bytes, ...]) -> Again:
         raise OverlayError(
             f"{show(mount.path)} is a bind mount of a part of an overlay: give the mountpoint of the overlay itself"
         )
-    flags = {flag.decode() for flag in mount.flags} - {"rw"}
-    spreads = {word.partition(b":")[0].decode() for word in mount.propagation}
+    flags = {show(flag) for flag in mount.flags} - {"rw"}
+    spreads = {show(word.partition(b":")[0]) for word in mount.propagation}
     unknown = sorted((flags - _FLAGS) | (spreads - {"shared"}))
     if unknown:
         raise OverlayError(
@@ -84,25 +87,42 @@ def to_json(entry: Again) -> bytes:
     return json.dumps(values).encode()
 
 
-def from_json(text: bytes) -> Again | None:
-    """Return what a note says; None for what is none of our notes."""
-    try:
-        values: dict[str, Any] = json.loads(text)
-        spec = MountSpec(
-            path=_bytes(values["path"]),
-            lower=tuple(_bytes(layer) for layer in values["lower"]),
-            data=tuple(_bytes(layer) for layer in values["data"]),
-            settings=tuple(
-                (_bytes(name), None if value is None else _bytes(value)) for name, value in values["settings"]
-            ),
-            flags=frozenset(values["flags"]),
-            images=tuple(_bytes(image) for image in values["images"]),
-            writable=Writable(_bytes(values["upper"]), _bytes(values["work"])),
-            source=_bytes(values["source"]),
-        )
-        return Again(spec, bool(values["shared"]))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+_LAYER = records.text()
+_LAYERS = records.list_of(_LAYER, 1 << 12)
+_SETTING = records.text(1 << 12, shortest=0)
+_NOTE = records.fields(
+    {
+        "path": records.absolute,
+        "lower": _LAYERS,
+        "data": _LAYERS,
+        "images": _LAYERS,
+        "upper": records.text(shortest=0),
+        "work": records.text(shortest=0),
+        "source": records.text(1 << 12, shortest=0),
+        "settings": records.list_of(records.list_of(records.nullable(_SETTING), 2, 2), 1 << 10),
+        "flags": records.list_of(records.word(*sorted({*_FLAGS, "strictatime"} - {"relatime"})), len(_FLAGS)),
+        "shared": records.boolean,
+    }
+)
+
+
+def from_json(text: bytes) -> Again:
+    """Return what a note says. Raises RecordError for what is none of our notes."""
+    values = records.load(text, LARGEST_NOTE)
+    records.check(values, _NOTE)
+    if any(name is None for name, _value in values["settings"]):
+        raise records.RecordError("it has a setting without a name")
+    spec = MountSpec(
+        path=_bytes(values["path"]),
+        lower=tuple(_bytes(layer) for layer in values["lower"]),
+        data=tuple(_bytes(layer) for layer in values["data"]),
+        settings=tuple((_bytes(name), None if value is None else _bytes(value)) for name, value in values["settings"]),
+        flags=frozenset(values["flags"]),
+        images=tuple(_bytes(image) for image in values["images"]),
+        writable=Writable(_bytes(values["upper"]), _bytes(values["work"])),
+        source=_bytes(values["source"]),
+    )
+    return Again(spec, values["shared"])
 
 
 def _text(value: bytes) -> str:

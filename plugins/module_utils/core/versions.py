@@ -43,7 +43,9 @@ def version_key(version: str) -> tuple[Token, ...]:
     tokens: list[Token] = []
     for token in _TOKEN.findall(text):
         if token.isdigit():
-            tokens.append((3, int(token), ""))
+            # By length, and then digit by digit: Python would not make a number of thousands of digits.
+            digits = token.lstrip("0")
+            tokens.append((3, len(digits), digits))
         else:
             _drop_trailing_zeros(tokens)
             tokens.append((0, _EARLIER[token], "") if token in _EARLIER else (2, 0, token))

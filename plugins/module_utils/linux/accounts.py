@@ -32,8 +32,11 @@ def group(name: str) -> int:
 def number(given: str, option: str, look_up: LookUp) -> int:
     """Return what a name or number stands for. Raises OverlayError, naming ``option``."""
     if given.isascii() and given.isdigit():
-        if int(given) > _LARGEST:
-            raise OverlayError(f"{option} {given} is larger than the largest number of a user or group, {_LARGEST}")
+        # Python makes no number of thousands of digits.
+        if len(given) > 20 or int(given) > _LARGEST:
+            raise OverlayError(
+                f"{option} {given[:40]} is larger than the largest number of a user or group, {_LARGEST}"
+            )
         return int(given)
     try:
         return look_up(given)

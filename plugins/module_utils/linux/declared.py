@@ -11,7 +11,7 @@ from typing import Any
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import LayerSpec
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.globs import clean_glob
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.globs import clean_globs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.links import declared_links
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement, relative_path
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import accounts, manifest_store
@@ -22,7 +22,7 @@ def layer_spec(params: dict[str, Any]) -> LayerSpec:
 
     Raises OverlayError that names the parameter which cannot be.
     """
-    return LayerSpec(
+    spec = LayerSpec(
         name=params["name"],
         placements=tuple(_placement(release, params["store"]) for release in params["releases"]),
         format=names.DIRECTORY,
@@ -37,28 +37,32 @@ def layer_spec(params: dict[str, Any]) -> LayerSpec:
         on_conflict=params["on_conflict"],
         links=declared_links((os.fsencode(link["path"]), os.fsencode(link["target"])) for link in params["links"]),
     )
+    names.check_composition(spec.name, names.composition_of(spec))
+    return spec
 
 
 def _placement(release: dict[str, Any], store: str | None) -> Placement:
-    path = _manifest(release, store)
-    record = manifest_store.read_record(path)
+    path, asked_for = _manifest(release, store)
+    record = manifest_store.read_record(path, asked_for)
 
     def place(option: str) -> bytes:
         given = record.release if release[option] is None else release[option]
         return relative_path(os.fsencode(given), f"'{option}' of release {record.release}")
 
     def patterns(option: str) -> tuple[bytes, ...]:
-        what = f"'{option}' of release {record.release}"
-        return tuple(clean_glob(os.fsencode(pattern), what) for pattern in release[option])
+        given = [os.fsencode(pattern) for pattern in release[option]]
+        return clean_globs(given, f"'{option}' of release {record.release}")
 
     return Placement(path, record, place("at"), place("source"), patterns("include"), patterns("exclude"))
 
 
-def _manifest(release: dict[str, Any], store: str | None) -> str:
+def _manifest(release: dict[str, Any], store: str | None) -> tuple[str, str | None]:
+    """Return the path of a release's manifest, and that of the release where it is given."""
     if release["manifest"] is not None:
-        return str(release["manifest"])
+        return str(release["manifest"]), None
     if store is None:
         raise OverlayError(
             f"release {release['release']} is given by its path, so 'store' has to say where its manifest is"
         )
-    return manifest_store.manifest_path(store, os.fsdecode(relative_path(os.fsencode(release["release"]), "release")))
+    path = os.fsdecode(relative_path(os.fsencode(release["release"]), "release"))
+    return manifest_store.manifest_path(store, path), path

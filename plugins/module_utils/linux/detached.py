@@ -16,8 +16,16 @@ from dataclasses import dataclass
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import detached
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.detached import DetachedMount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, namespaces, syscalls, users
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.records import RecordError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    files,
+    namespaces,
+    records,
+    syscalls,
+    users,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.files import ASIDE_PREFIX
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.users import Process
 
@@ -84,6 +92,17 @@ def look(forget: bool = True) -> Observed:
     return Observed(found, unlisted, everywhere)
 
 
+def _entry(path: str) -> DetachedMount:
+    """Return a record. Raises OverlayError for what is none: layers that somebody may use would be taken for unused."""
+    try:
+        return detached.from_json(records.read(path, detached.LARGEST_RECORD))
+    except RecordError as error:
+        raise OverlayError(
+            f"{path} should say which layers a detached overlay has, and does not: {error}; remove it when no process of an earlier"
+            " view is left"
+        ) from None
+
+
 def _read() -> list[tuple[DetachedMount, str]]:
     """Return the records with their files, oldest first."""
     found = []
@@ -91,8 +110,6 @@ def _read() -> list[tuple[DetachedMount, str]]:
         for name in os.listdir(FOLDER):
             if name.endswith(".json") and not name.startswith(ASIDE_PREFIX):
                 path = os.path.join(FOLDER, name)
-                with contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
-                    entry = detached.from_json(stream.read())
-                    if entry:
-                        found.append((entry, path))
+                with contextlib.suppress(FileNotFoundError):
+                    found.append((_entry(path), path))
     return sorted(found, key=lambda pair: pair[0].time)

@@ -25,7 +25,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation
     ViewPaths,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import IMAGE_SUFFIX, without_suffix
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, removal, usage, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, records, removal, usage, views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
 
@@ -47,13 +47,17 @@ def find(image: str) -> Generation | None:
     """Return what the record of an image says, or None where there is no whole image."""
     path = record_path(image)
     try:
-        with open(path, "rb") as stream:
-            generation = names.generation_from_json(stream.read(), path)
+        generation = names.generation_from_json(records.read(path, names.LARGEST_RECORD), path)
         size = os.stat(image).st_size
     except FileNotFoundError:
         return None
     if generation.image is None or generation.image.bytes != size:
         return None
+    if os.path.basename(image) != generation.id + IMAGE_SUFFIX:
+        raise OverlayError(
+            f"{show(os.fsencode(path))} is the record of generation {generation.id}, whose image is called {generation.id}{IMAGE_SUFFIX}:"
+            " remove both files and build the image again"
+        )
     return generation
 
 
@@ -147,7 +151,7 @@ def _bring(image: str, part: str, recorded: Image, progress: Progress) -> None:
 def _copied(image: str, part: str, recorded: Image, progress: Progress) -> bool:
     """Copy what is missing of an image, and tell whether all of it has the digest recorded."""
     digest = hashlib.sha256()
-    with open(files.open_or_make(part, 0o600), "a+b", buffering=0) as target, open(image, "rb") as source:
+    with open(files.open_or_make(part, 0o600), "a+b", buffering=0) as target, records.open_regular(image) as source:
         target.seek(0)
         for chunk in iter(lambda: target.read(_CHUNK), b""):
             digest.update(chunk)

@@ -235,7 +235,7 @@ def installed(paths: ViewPaths, state: ViewState, digest: str) -> Source | None:
     """Return the generation whose image has the digest; None when it is not on this host."""
     for folder in sorted(state.generations):
         generation = views.read_generation(paths, folder)
-        if generation.image and generation.image.digest == digest:
+        if generation.image and generation.image.digest == digest and generation.folder == folder:
             return on_disk(generation)
     return None
 

@@ -16,19 +16,21 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import dump, manifest
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError, OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
     Entry,
     ManifestRecord,
     Placement,
     Tally,
+    root_identity,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.records import OutdatedError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.releases import Pattern, Release
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, records
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.scan import Scan, ScanReport
 
@@ -59,17 +61,46 @@ def record_path(manifest_file: str) -> str:
     return manifest_file[: -len(SUFFIX)] + RECORD_SUFFIX
 
 
-def find_record(manifest_file: str) -> ManifestRecord | None:
-    """Return the record of a manifest, or None where there is no whole manifest."""
+def find_record(manifest_file: str, release: str | None = None) -> ManifestRecord | None:
+    """Return the record of a manifest; None where there is no whole one, or one of an older version of the collection.
+
+    ``release`` is the path of the release where the caller knows it.
+    """
     try:
-        with open(record_path(manifest_file), "rb") as stream:
-            text = stream.read()
+        return _record(manifest_file, release)
+    except OutdatedError:
+        return None
+
+
+def is_outdated(manifest_file: str) -> bool:
+    """Tell whether there is a record that an older version of the collection has written."""
+    try:
+        _record(manifest_file, None)
+    except OutdatedError:
+        return True
+    except OverlayError:
+        pass
+    return False
+
+
+def _record(manifest_file: str, release: str | None) -> ManifestRecord | None:
+    path = record_path(manifest_file)
+    shown = show(os.fsencode(path))
+    try:
+        record = manifest.record_from_json(records.read(path, manifest.LARGEST_RECORD))
     except FileNotFoundError:
         return None
-    try:
-        return manifest.record_from_json(text)
+    except OutdatedError as error:
+        raise OutdatedError(f"{shown}: {error}") from None
     except ManifestError as error:
-        raise ManifestError(f"{show(os.fsencode(record_path(manifest_file)))}: {error}") from None
+        raise ManifestError(f"{shown}: {error}; {_REMEDY}") from None
+    # The record says which release it is of, and so does its place: what is built from it finds content by that path.
+    is_there = os.path.abspath(manifest_file).endswith("/" + record.release + SUFFIX)
+    if not is_there or release not in (None, record.release):
+        raise ManifestError(
+            f"{shown} is the record of release {show(os.fsencode(record.release))}, which does not belong there: {_REMEDY}"
+        )
+    return record
 
 
 def remains(manifest_file: str) -> bool:
@@ -94,9 +125,13 @@ def find_manifests(store: str, pattern: Pattern, progress: Progress = no_progres
                         yield release
 
 
-def read_record(manifest_file: str) -> ManifestRecord:
-    """Return the record of a manifest that is taken to be whole: it has to be there, and as long as when it was written."""
-    record = find_record(manifest_file)
+def read_record(manifest_file: str, release: str | None = None) -> ManifestRecord:
+    """Return the record of a manifest that is taken to be whole: it has to be there, and as long as when it was written.
+
+    ``release`` is the path of the release where the caller knows it. Raises ManifestError, and OutdatedError for a manifest that has to be
+    made again.
+    """
+    record = _record(manifest_file, release)
     shown = show(os.fsencode(manifest_file))
     if record is None:
         raise ManifestError(f"{shown}: there is no such manifest; make it with release_manifest")
@@ -120,7 +155,7 @@ def entries(placement: Placement) -> Iterator[Entry]:
     Raises ManifestError: for a malformed or truncated file where that shows, and after the last entry when the text as a whole does
     not have the digest that was recorded.
     """
-    lines = (line for chunk in _chunks(placement) for line in manifest.lines(chunk))
+    lines = (line for chunk in _counted(placement) for line in manifest.lines(chunk))
     with _explained(placement):
         yield from manifest.read_entries(lines, os.fsencode(placement.record.release))
 
@@ -128,7 +163,7 @@ def entries(placement: Placement) -> Iterator[Entry]:
 def placed_text(placement: Placement, tally: Tally) -> Iterator[bytes]:
     """Yield the entries of a placement as they stand in the view, as text, checked in the same way."""
     with _explained(placement):
-        yield from dump.placed_text(placement, _chunks(placement), tally)
+        yield from dump.placed_text(placement, _counted(placement), tally)
 
 
 @contextlib.contextmanager
@@ -140,10 +175,28 @@ def _explained(placement: Placement) -> Iterator[None]:
         raise ManifestError(f"{show(os.fsencode(placement.manifest))}: {error}; {_REMEDY}") from None
 
 
+def _counted(placement: Placement) -> Iterator[bytes]:
+    """Yield the text of a manifest. Raises ManifestError when it has not as many lines as its record has entries.
+
+    Little that is compressed can be endless when it is not, so the lines are counted as they come.
+    """
+    count = 0
+    entries = placement.record.entries.total
+    for chunk in _chunks(placement):
+        count += chunk.count(b"\n") + (not chunk.endswith(b"\n"))
+        if count > entries:
+            break
+        yield chunk
+    if count != entries:
+        raise ManifestError(
+            f"it has {'more' if count > entries else 'fewer'} lines than the {entries} that were recorded"
+        )
+
+
 def _chunks(placement: Placement) -> Iterator[bytes]:
     """Yield the text of a manifest in parts of whole lines. Raises ManifestError when it does not have the digest recorded."""
     digest = hashlib.sha256()
-    with gzip.open(placement.manifest, "rb") as stream:
+    with records.open_regular(placement.manifest) as stored, gzip.open(stored, "rb") as stream:
         rest = b""
         while True:
             part = stream.read(_CHUNK)
@@ -164,8 +217,18 @@ def _chunks(placement: Placement) -> Iterator[bytes]:
         raise ManifestError(f"it does not have the digest {placement.record.digest} that was recorded")
 
 
-def write(store: str, root: str, release: str, checksum: bool, progress: Progress = no_progress) -> Written:
-    """Scan a release and put its manifest into the store. A run that is killed leaves no manifest that counts."""
+def write(
+    store: str,
+    root: str,
+    release: str,
+    checksum: bool,
+    progress: Progress = no_progress,
+    root_name: str | None = None,
+) -> Written:
+    """Scan a release and put its manifest into the store. A run that is killed leaves no manifest that counts.
+
+    ``root_name`` is the identity of the software root, its path by default.
+    """
     path = manifest_path(store, release)
     files.make_directories(store, 0o755)
     # Others may write to the store, and exchange its directories.
@@ -173,12 +236,14 @@ def write(store: str, root: str, release: str, checksum: bool, progress: Progres
         inside = os.path.join(folder, os.path.basename(path))
         try:
             with files.written_aside(inside) as aside:
-                record, report = _scan_into(aside, root, release, checksum, progress)
+                scanned, report = _scan_into(aside, root, release, checksum, progress)
+                record = replace(scanned, root=root_identity(root_name or root))
+                text = manifest.record_to_json(record)
         except BaseException:
             _remove_empty_folders(store, release)
             raise
         with files.written_aside(record_path(inside)) as aside:
-            aside.write(manifest.record_to_json(record))
+            aside.write(text)
     return Written(record, report)
 
 

@@ -16,12 +16,14 @@ from typing import Callable
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import mountinfo, remount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.records import RecordError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.remount import Again
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     beneath,
     files,
     mounts,
     namespaces,
+    records,
     syscalls,
     uppers,
 )
@@ -36,12 +38,22 @@ _RELEASE_SECONDS, _POLL_SECONDS = 3.0, 0.01
 
 
 def unfinished(path: bytes) -> Again | None:
-    """Return how to mount the overlay that a killed run has unmounted at ``path``; None where none has."""
+    """Return how to mount the overlay that a killed run has unmounted at ``path``; None where none has.
+
+    Raises OverlayError for a note that is none of ours, or of another overlay: nothing is mounted by it.
+    """
+    name = _note(path)
     try:
-        with open(_note(path), "rb") as stream:
-            return remount.from_json(stream.read())
+        entry = remount.from_json(records.read(name, remount.LARGEST_NOTE))
     except FileNotFoundError:
         return None
+    except RecordError as error:
+        raise OverlayError(
+            f"{name} should say how the overlay at {show(path)} was mounted, and does not: {error}; mount it again, and remove that file"
+        ) from None
+    if entry.spec.path != path:
+        raise OverlayError(f"{name} is of the overlay at {show(entry.spec.path)}, and not of {show(path)}: remove it")
+    return entry
 
 
 def forget(path: bytes) -> None:

@@ -351,7 +351,7 @@ def open_release(root: bytes, release: bytes) -> int:
             os.close(fd)
             raise OverlayError(
                 f"{show(path)} is a mount below the software root, such as a nested export: a view cannot reach data across"
-                " it; make it a software root and a data layer of its own"
+                " it; make it a software root of its own, with a manifest store, a view and a mountpoint of its own"
             )
     return fd
 

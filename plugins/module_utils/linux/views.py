@@ -28,12 +28,14 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model impo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, containing_mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import Attributes
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import ViewState
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.records import OutdatedError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.rights import Rights
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     erofs_layer,
     files,
     manifest_store,
     mounts,
+    records,
     removal,
     trust,
 )
@@ -61,14 +63,17 @@ def observe(paths: ViewPaths) -> ViewState:
 
 
 def _is_whole(paths: ViewPaths, folder: str) -> bool:
-    """Tell whether a folder holds a generation: it has its record, and an image is as long as that says."""
+    """Tell whether a folder holds a generation: it has its record, and an image is as long as that says.
+
+    One that an older version of the collection has made is none: its record does not say all that it is made of.
+    """
     try:
         generation = read_generation(paths, folder)
         if generation.image is None:
             return True
         image = names.layer_path(paths.generation(folder), generation.format)
         return os.stat(image).st_size == generation.image.bytes
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, OutdatedError):
         return False
 
 
@@ -81,8 +86,7 @@ def _linked(paths: ViewPaths, name: str) -> str | None:
 
 def read_generation(paths: ViewPaths, folder: str) -> Generation:
     path = names.record_path(paths.generation(folder))
-    with open(path, "rb") as stream:
-        return names.generation_from_json(stream.read(), path)
+    return names.generation_from_json(records.read(path, names.LARGEST_RECORD), path)
 
 
 @contextlib.contextmanager
@@ -157,7 +161,8 @@ def build_layer(
             files.make_directories(top, 0o755)
         tree = DirectoryLayer(os.fsencode(top), spec.xattr_namespace, progress, opaque)
         report = tree.build(composition.entries())
-    digest = names.input_digest(spec)
+    composition_record = names.composition_of(spec)
+    digest = names.composition_digest(composition_record)
     generation = Generation(
         id=names.generation_id(digest),
         digest=digest,
@@ -167,8 +172,7 @@ def build_layer(
         entries=report.tally.counts(),
         bytes=report.tally.bytes,
         bytes_on_disk=report.bytes_on_disk,
-        releases=names.releases_of(spec.placements),
-        links=names.links_of(spec.links),
+        composition=composition_record,
         conflicts=tuple(conflict.as_dict() for conflict in composition.conflicts),
         conflict_count=composition.conflict_count,
         image=image,
@@ -267,7 +271,7 @@ def spill_warning(paths: ViewPaths, report: BuildReport) -> list[str]:
     if report.spilled * 2 <= report.tally.files:
         return []
     mount = filesystem_of(paths.root, mounts.read_mounts())
-    kind = mount.fstype.decode() if mount else "this file system"
+    kind = show(mount.fstype) if mount else "this file system"
     megabytes = report.bytes_on_disk / 1_000_000
     return [
         (

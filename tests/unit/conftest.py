@@ -1,0 +1,31 @@
+"""How many inputs the tests of hostile input try, and saying so at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import settings
+
+from ansible_collections.renderfarm.overlay.tests.unit import tried
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--inputs", type=int, default=300, help="inputs for each test of tests/unit/test_hostile.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.register_profile("hostile", max_examples=config.getoption("--inputs"), deadline=None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _count_inputs(record_testsuite_property: Callable[[str, object], None]) -> Iterator[None]:
+    """Have make test report what was tried among the cases."""
+    yield
+    for count in tried.GIVEN.values():
+        record_testsuite_property("cases", count)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if tried.summary():
+        terminalreporter.write_line(tried.summary())

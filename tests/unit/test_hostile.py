@@ -1,0 +1,458 @@
+"""Input that nobody meant: every reader of what comes from outside returns a value, or refuses in words.
+
+`make unit ARGS='tests/unit/test_hostile.py --inputs 20000'` tries more of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from typing import Any, Callable
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core import (
+    detached,
+    finalize,
+    generation,
+    globs,
+    links,
+    manifest,
+    mountinfo,
+    move,
+    nfs,
+    options,
+    ownership,
+    persistence,
+    releases,
+    remount,
+    versions,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, Image, LayerSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
+    Counts,
+    Entry,
+    ManifestRecord,
+    Placement,
+)
+from ansible_collections.renderfarm.overlay.tests.unit.tried import outcome
+
+hostile = settings(
+    settings.get_profile("hostile"), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+
+NUMBERS = st.one_of(
+    st.integers(), st.sampled_from([-1, 0, 1, 1 << 32, 1 << 63, 1 << 64, 10**30]), st.floats(), st.booleans()
+)
+TEXTS = st.one_of(
+    st.text(st.characters(), max_size=12),
+    st.sampled_from(
+        ["", ".", "..", "/", "../../x", "a/../b", "a//b", "\0", "\ud800", "\udcff", "x" * 5000, "sha256:", "trusted"]
+    ),
+)
+JSON = st.recursive(
+    st.one_of(st.none(), NUMBERS, TEXTS),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(TEXTS, inner, max_size=4)),
+    max_leaves=8,
+)
+BYTES = st.binary(max_size=200)
+PATHS = st.lists(st.sampled_from([b"a", b"b", b"..", b".", b"", b"\xff", b" ", b"**", b"x" * 300]), max_size=6).map(
+    b"/".join
+)
+
+
+def places(value: Any) -> list[list[Any]]:
+    """Return where something is in a JSON value: the keys that lead there."""
+    if isinstance(value, dict):
+        inner: list[tuple[Any, Any]] = list(value.items())
+    elif isinstance(value, list):
+        inner = list(enumerate(value))
+    else:
+        inner = []
+    return [[]] + [[key, *rest] for key, part in inner for rest in places(part)]
+
+
+@st.composite
+def altered(draw: st.DrawFn, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Give a record in which something is replaced, removed or added."""
+    record: Any = copy.deepcopy(draw(st.sampled_from(records)))
+    for _time in range(draw(st.integers(0, 2))):
+        path = draw(st.sampled_from([place for place in places(record) if place]))
+        holder = record
+        for key in path[:-1]:
+            holder = holder[key]
+        what = draw(st.sampled_from(["replace", "replace", "remove", "add"]))
+        if what == "replace":
+            holder[path[-1]] = draw(JSON)
+        elif what == "remove":
+            del holder[path[-1]]
+        elif isinstance(holder, dict):
+            holder[draw(TEXTS)] = draw(JSON)
+        else:
+            holder.append(draw(JSON))
+        if not record:
+            break
+    return dict(record)
+
+
+@st.composite
+def damaged(draw: st.DrawFn, text: bytes) -> bytes:
+    """Give a text of which a part is exchanged, left out, or there many times."""
+    start = draw(st.integers(0, len(text)))
+    end = min(len(text), start + draw(st.integers(0, 30)))
+    middle = draw(st.one_of(BYTES, st.just(text[start:end] * draw(st.sampled_from([0, 2, 100])))))
+    return text[:start] + middle + text[end:]
+
+
+def as_text(record: dict[str, Any]) -> bytes:
+    return json.dumps(record).encode()
+
+
+def texts_of(records: list[dict[str, Any]]) -> st.SearchStrategy[bytes]:
+    return st.one_of(
+        BYTES,
+        JSON.map(json.dumps).map(str.encode),
+        altered(records).map(as_text),
+        st.sampled_from(records).map(as_text).flatmap(damaged),
+    )
+
+
+# ---- records
+
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+RECORD = ManifestRecord("pkg/1", DIGEST, 123, Counts(1, 2, 3, 4), 5, True, "/net/software")
+PLACEMENTS = (
+    Placement("/s/pkg/1.dump.gz", RECORD, b"pkg/1", b"pkg/1", (b"bin/**",), (b"doc",)),
+    Placement("/s/pkg/2.dump.gz", replace(RECORD, release="pkg/2"), b"pkg", b"elsewhere"),
+)
+SPECS = [
+    LayerSpec("view", PLACEMENTS, "directory", "data_only", "trusted"),
+    LayerSpec(
+        "view",
+        PLACEMENTS,
+        "erofs",
+        "data_only",
+        "trusted",
+        0,
+        1,
+        ((1, 2),),
+        ((3, 4),),
+        "go-w",
+        on_conflict="first",
+        links=links.declared_links([(b"pkg/current", b"1")]),
+    ),
+]
+
+
+def recorded(spec: LayerSpec) -> dict[str, Any]:
+    composition = generation.composition_of(spec)
+    digest = generation.composition_digest(composition)
+    image = Image(DIGEST, 4096, "mkcomposefs") if spec.format == "erofs" else None
+    written = Generation(
+        generation.generation_id(digest),
+        digest,
+        spec.format,
+        spec.strategy,
+        spec.xattr_namespace,
+        Counts(1, 2, 3, 4),
+        5,
+        6,
+        composition,
+        ({"path": "/x", "kept": "a", "hidden": "b"},),
+        3,
+        image,
+    )
+    return dict(json.loads(generation.generation_to_json(written)))
+
+
+GENERATIONS = [recorded(spec) for spec in SPECS]
+BUILT = {
+    *("generation", "digest", "format", "strategy", "xattr_namespace", "entries", "bytes", "bytes_on_disk", "image"),
+    *("conflicts", "conflict_count"),
+}
+
+
+def renamed(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record whose name follows from what it says, as it does when somebody makes it who knows how."""
+    digest = generation.composition_digest({name: value for name, value in record.items() if name not in BUILT})
+    return {**record, "digest": digest, "generation": generation.generation_id(digest)}
+
+
+@hostile
+@given(st.one_of(texts_of(GENERATIONS), altered(GENERATIONS).map(renamed).map(as_text)))
+def test_the_record_of_a_generation(text: bytes) -> None:
+    found = outcome("generation", lambda: generation.generation_from_json(text, "/x/view.json"))
+    if found:
+        assert "/" not in found.folder
+        assert generation.generation_id(generation.composition_digest(found.composition)) == found.id
+        assert generation.generation_from_json(generation.generation_to_json(found), "view.json") == found
+
+
+@hostile
+@given(texts_of([json.loads(manifest.record_to_json(RECORD))]))
+def test_the_record_of_a_manifest(text: bytes) -> None:
+    found = outcome("manifest record", lambda: manifest.record_from_json(text))
+    if found:
+        assert ".." not in found.release.split("/")
+        assert manifest.record_from_json(manifest.record_to_json(found)) == found
+
+
+DETACHED = detached.DetachedMount(b"/view", (0, 42), frozenset((1, 2)), (b"/layer",), 1.5)
+
+
+@hostile
+@given(texts_of([json.loads(detached.to_json(DETACHED))]))
+def test_the_note_of_a_detached_overlay(text: bytes) -> None:
+    found = outcome("detached note", lambda: detached.from_json(text))
+    if found:
+        assert detached.from_json(detached.to_json(found)) == found
+
+
+AGAIN = remount.Again(
+    options.MountSpec(
+        b"/view",
+        (b"/layer",),
+        (b"/data",),
+        ((b"metacopy", b"on"), (b"volatile", None)),
+        frozenset(("ro", "nosuid")),
+        (b"/layer.erofs",),
+        options.Writable(b"/upper", b"/work"),
+    ),
+    True,
+)
+
+
+@hostile
+@given(texts_of([json.loads(remount.to_json(AGAIN))]))
+def test_the_note_of_an_unmounted_overlay(text: bytes) -> None:
+    found = outcome("unmounted note", lambda: remount.from_json(text))
+    if found:
+        assert remount.from_json(remount.to_json(found)) == found
+
+
+# ---- manifests
+
+LINES = b"".join(
+    manifest.encode(entry)
+    for entry in (
+        Entry(b"/", 0o40755, 0, 3, 0, 0, 1, None, False, ()),
+        Entry(b"/bin", 0o40755, 0, 2, 0, 0, 1, None, False, ()),
+        Entry(b"/bin/a", 0o100755, 5, 2, 0, 0, 1, b"pkg/1/bin/a", False, ()),
+        Entry(b"/bin/b", 0o100755, 5, 2, 0, 0, 1, b"/bin/a", True, ()),
+        Entry(b"/link", 0o120777, 3, 1, 0, 0, 1, b"bin", False, ()),
+    )
+)
+
+
+@hostile
+@given(st.one_of(BYTES, damaged(LINES), damaged(LINES).flatmap(damaged)))
+def test_the_text_of_a_manifest(text: bytes) -> None:
+    found = outcome("manifest text", lambda: list(manifest.read_entries(manifest.lines(text), b"pkg/1")))
+    if found:
+        assert found[0].path == b"/"
+        assert not any(part in (b".", b"..") for entry in found for part in entry.path.split(b"/"))
+
+
+# ---- patterns, versions, places
+
+GLOB_PARTS = st.sampled_from(
+    [b"**", b"*", b"a", b"[a-b]", b"[b-a]", b"[", b"[!", b"[]", b"?", b"a*b*c", b"[\xff-a]", b"[[:x:]]", b"\\"]
+)
+GLOBS = st.one_of(BYTES, st.lists(st.one_of(GLOB_PARTS, BYTES), max_size=12).map(b"/".join), PATHS)
+TREE = [
+    Entry(path, 0o40755, 0, 2, 0, 0, 1, None, False, ())
+    for path in (b"/", b"/a", b"/a/a", b"/a/a/b", b"/a/xbyc", b"/b", b"/b/[", b"/b/\xff", b"/b/\xff/a")
+]
+
+
+@hostile
+@given(st.lists(GLOBS, max_size=5), st.lists(GLOBS, max_size=5))
+def test_patterns_of_paths(include: list[bytes], exclude: list[bytes]) -> None:
+    cleaned = outcome(
+        "patterns", lambda: (globs.clean_globs(include, "'include'"), globs.clean_globs(exclude, "'exclude'"))
+    )
+    if cleaned:
+        found = list(globs.filtered(iter(TREE), *cleaned))
+        assert [entry for entry in TREE if entry in found] == found
+
+
+VERSIONS = st.one_of(
+    st.text(max_size=20),
+    st.text("0123456789.v-rca", max_size=30),
+    st.sampled_from(["9" * 10_000, "0" * 10_000, "1." * 5000, "٣.1", "²", "v" * 1000]),
+)
+
+
+@hostile
+@given(VERSIONS, st.one_of(st.sampled_from(["==", "!=", "<", "<=", ">", ">="]), st.text(max_size=3)), VERSIONS)
+def test_comparing_versions(left: str, relation: str, right: str) -> None:
+    outcome("versions", lambda: versions.compare(left, relation, right))
+    assert (
+        versions.compare(left, "<", right) + versions.compare(left, "==", right) + versions.compare(left, ">", right)
+        == 1
+    )
+
+
+PATTERN_PARTS = ["{package}", "{version}", "*", "/", "a", ".", "-", "{x}", "**"]
+
+
+@hostile
+@given(
+    st.one_of(
+        st.text(max_size=30),
+        st.lists(st.sampled_from(PATTERN_PARTS), max_size=12).map("".join),
+        st.permutations(PATTERN_PARTS[:7]).map("".join),
+    ),
+    st.lists(st.one_of(st.text(max_size=30), st.text("a.-", max_size=250)), min_size=1, max_size=3),
+)
+def test_where_releases_are(pattern: str, levels: list[str]) -> None:
+    found = outcome("release patterns", lambda: releases.Pattern.parse(pattern))
+    if found:
+        found.release(levels)
+
+
+@hostile
+@given(st.lists(st.tuples(st.one_of(PATHS, BYTES), st.one_of(PATHS, BYTES)), max_size=4))
+def test_links_of_a_view(declared: list[tuple[bytes, bytes]]) -> None:
+    outcome("links", lambda: links.declared_links(declared))
+
+
+@hostile
+@given(
+    st.one_of(
+        st.text(max_size=20),
+        st.text("ugoa+-=rwxXst,", max_size=20),
+        st.lists(st.sampled_from(["u=rwx", "go-w", "a+X", "g=u", "+t", "u+s-s", "o=", "a-rwxst"]), max_size=9).map(
+            ",".join
+        ),
+    ),
+    st.integers(0, 0o177777),
+)
+def test_changes_of_modes(text: str, mode: int) -> None:
+    found = outcome("modes", lambda: ownership.parse_mode(text))
+    if found:
+        ownership.changed_mode(mode, found)
+
+
+# ---- mounts
+
+MOUNTINFO = (
+    b"90 29 0:48 / /net/software ro,nodev shared:40 - nfs4 filer:/export ro,vers=4.2,rsize=262144,addr=10.0.2.15\n"
+    b"95 29 0:50 / /software ro,relatime - overlay overlay ro,lowerdir+=/state/layer,datadir+=/net/software,metacopy=on\n"
+    b"96 29 0:51 / /old\\040one ro master:1 - overlay overlay rw,lowerdir=/a:/b\\134:c::/d,upperdir=/u,workdir=/w\n"
+)
+
+
+@hostile
+@given(st.one_of(BYTES, damaged(MOUNTINFO), damaged(MOUNTINFO).flatmap(damaged)))
+def test_the_table_of_mounts(text: bytes) -> None:
+    found = outcome("mountinfo", lambda: list(mountinfo.parse(text)))
+    for mount in found or ():
+        mountinfo.overlay_layers(mount)
+        mountinfo.described(mount)
+        mountinfo.stack(found or (), mount.path)
+        options.declared_by(mount)
+        outcome("mount again", lambda mount=mount: remount.again(mount, ()))  # type: ignore[misc]
+        nfs.described(mount)
+
+
+WORDS = st.sampled_from([True, False, "on", "off", "auto", "follow", "true"])
+VALUES = st.one_of(st.none(), st.integers(), TEXTS, WORDS)
+ABSOLUTE = st.one_of(BYTES, PATHS).map(lambda path: b"/" + path.replace(b"\0", b"") + b".erofs")
+NAMES = st.one_of(TEXTS, st.sampled_from([*options.SETTINGS, *options.MOUNT_FLAGS]))
+
+
+@hostile
+@given(
+    st.one_of(
+        st.dictionaries(st.sampled_from([*options.SETTINGS, *options.MOUNT_FLAGS]), WORDS, max_size=3),
+        st.dictionaries(NAMES, VALUES, max_size=3),
+    ),
+    st.lists(ABSOLUTE, max_size=3),
+    st.lists(ABSOLUTE, max_size=3),
+    st.booleans(),
+    st.sampled_from([None, options.Writable(b"/u", b"/w"), options.scratch_space(1)]),
+    st.sampled_from(["data_only", "redirect"]),
+)
+def test_options_of_an_overlay(
+    given_options: dict[str, Any],
+    lower: list[bytes],
+    data: list[bytes],
+    read_only: bool,
+    writable: options.Writable | None,
+    strategy: str,
+) -> None:
+    found = outcome(
+        "overlay options",
+        lambda: options.mount_spec(b"/view", lower, data, given_options, read_only, lower[:1], writable, strategy),
+    )
+    if found:
+        for mount in mountinfo.parse(MOUNTINFO):
+            options.differences(found, mount, {})
+        outcome("units", lambda: persistence.desired_units(found, True))
+        outcome("lines of fstab", lambda: persistence.desired_lines(found, True))
+
+
+NFS_OPTIONS = st.one_of(
+    TEXTS, st.sampled_from(["vers=4.2", "rsize=²", "rsize=" + "9" * 5000, "actimeo=x", "timeo=0600", "no", "="])
+)
+
+
+@hostile
+@given(st.one_of(TEXTS, st.just("filer:/export")), st.lists(NFS_OPTIONS, max_size=4))
+def test_options_of_a_software_root(source: str, given_options: list[str]) -> None:
+    found = outcome("NFS options", lambda: nfs.software_root_spec(b"/net/software", source, "nfs", given_options))
+    if found:
+        for mount in mountinfo.parse(MOUNTINFO):
+            nfs.differences(found, mount)
+        nfs.fstab_line(found)
+
+
+SPEC = options.mount_spec(b"/view", [b"/state/layer.erofs"], [b"/data"], {}, True, [b"/state/layer.erofs"])
+UNITS = persistence.desired_units(SPEC, True)
+FSTAB = b"".join((b"# a comment\n", *persistence.desired_lines(SPEC, True), b"UUID=1 / ext4 defaults 0 1\n"))
+
+
+@hostile
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([unit.name for unit in UNITS]),
+            st.sampled_from([unit.text for unit in UNITS]).flatmap(damaged),
+        ),
+        max_size=3,
+    ),
+    st.one_of(BYTES, damaged(FSTAB)),
+    st.sampled_from(["none", "systemd", "fstab"]),
+)
+def test_what_is_mounted_at_boot(units: list[tuple[str, bytes]], fstab: bytes, persist: str) -> None:
+    stored = persistence.Stored(tuple(persistence.Unit(name, text, True) for name, text in units), fstab)
+    live = list(mountinfo.parse(MOUNTINFO))
+    outcome("boot", lambda: persistence.plan_persistence(b"/view", SPEC, persist, stored, live, True))
+    nfs.edited_fstab(fstab, b"/net/software", None)
+
+
+# ---- marks
+
+READERS: dict[str, Callable[[bytes], object]] = {
+    "mark of a move": move.parse_marker,
+    "note of attributes": lambda note: finalize.Attributes.from_note(note, 7),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_marks_in_attributes(reader: str) -> None:
+    good = {
+        "mark of a move": move.marker_of(b"/old", b"/new", 1),
+        "note of attributes": finalize.Attributes(0o4755, 1, 2, b"\1").to_note(7),
+    }
+
+    @hostile
+    @given(st.one_of(BYTES, damaged(good[reader])))
+    def check(value: bytes) -> None:
+        outcome(reader, lambda: READERS[reader](value))
+
+    check()
