@@ -322,16 +322,34 @@ assert fd >= 0
     assert view.remove().ok["changed"]
 
 
-def test_another_mount_that_is_just_being_made_is_waited_for(view: View) -> None:
-    code = """import ctypes, os, sys, time
+def test_another_mount_that_is_just_being_made_is_waited_for(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends after the first look, which is made certain: while the function waits, it is told to."""
+    code = """import ctypes, os, sys
 fd = ctypes.CDLL(None).syscall(430, b'tmpfs', 1)
 assert fd >= 0
 print('ready', flush=True)
-time.sleep(0.7)
+sys.stdin.readline()
 os.close(fd)
+print('closed', flush=True)
 sys.stdin.read()"""
-    with support.background(code):
-        assert view.remove().ok["changed"]
+    with support.background(code) as process:
+        assert process.stdin
+        assert process.stdout
+        waited: list[float] = []
+        sleep = time.sleep
+
+        def close(seconds: float) -> None:
+            if waited or seconds < usage.POLL_SECONDS:
+                sleep(seconds)
+                return
+            waited.append(seconds)
+            process.stdin.write("now\n")  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+            assert process.stdout.readline() == "closed\n"  # type: ignore[union-attr]
+
+        monkeypatch.setattr(time, "sleep", close)
+        assert usage.of_generations(view.paths, forget=False) == {}
+    assert waited == [usage.POLL_SECONDS]
 
 
 def test_the_kernels_own_mounts_and_other_file_systems_are_no_overlays(view: View, folder: Path) -> None:

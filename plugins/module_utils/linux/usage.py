@@ -34,6 +34,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
 
 #: Seconds in which a mount that is being made gets its place.
 _MOMENT_SECONDS = 2.0
+POLL_SECONDS = 0.1
 
 #: What a process has open that is about to mount something.
 _MOUNTING = b"anon_inode:[fscontext]"
@@ -129,7 +130,7 @@ def _settled(forget: bool) -> list[_Use]:
         found = list(_all(forget))
         if all(use.path is not None for use in found) or time.monotonic() > end:
             return found
-        time.sleep(0.1)
+        time.sleep(POLL_SECONDS)
 
 
 def _all(forget: bool) -> Iterator[_Use]:
