@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import dump, manifest
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import ManifestError, OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
     Entry,
     ManifestRecord,
@@ -46,6 +46,22 @@ class Written:
 
     record: ManifestRecord
     report: ScanReport
+
+
+def check_store(store: str) -> None:
+    """Raises OverlayError when there is no manifest store at ``store``: one that is not mounted is never made as a local directory."""
+    if os.path.isdir(store):
+        return
+    shown = show(os.fsencode(store))
+    if os.path.lexists(store):
+        raise OverlayError(f"manifest store {shown} is not a directory")
+    raise OverlayError(f"manifest store {shown} does not exist: is it mounted? A new one is made once, with mkdir")
+
+
+def is_used(store: str) -> bool:
+    """Tell whether there is anything in the store, as there is not below a mountpoint at which nothing is mounted."""
+    with os.scandir(store) as listing:
+        return any(True for _item in listing)
 
 
 def manifest_path(store: str, release: str) -> str:
@@ -78,7 +94,8 @@ def remains(manifest_file: str) -> bool:
 
 
 def find_manifests(store: str, pattern: Pattern, progress: Progress = no_progress) -> Iterator[Release]:
-    """Yield the releases that have a manifest in the store; none when there is no store yet."""
+    """Yield the releases that have a manifest in the store. Raises OverlayError when there is no store."""
+    check_store(store)
     for folder, folders, names in os.walk(store):
         progress()
         parents = os.path.relpath(folder, store).split("/") if folder != store else []
@@ -131,6 +148,15 @@ def placed_text(placement: Placement, tally: Tally) -> Iterator[bytes]:
         yield from dump.placed_text(placement, _chunks(placement), tally)
 
 
+def text(placement: Placement) -> Iterator[bytes]:
+    """Yield a placement's manifest in parts of whole lines. Raises ManifestError when it does not have the digest that was recorded.
+
+    Nothing else is checked: neither the lines nor their order.
+    """
+    with _explained(placement):
+        yield from _chunks(placement)
+
+
 @contextlib.contextmanager
 def _explained(placement: Placement) -> Iterator[None]:
     """Name the manifest, and what can be done, in an error about it."""
@@ -166,8 +192,8 @@ def _chunks(placement: Placement) -> Iterator[bytes]:
 
 def write(store: str, root: str, release: str, checksum: bool, progress: Progress = no_progress) -> Written:
     """Scan a release and put its manifest into the store. A run that is killed leaves no manifest that counts."""
+    check_store(store)
     path = manifest_path(store, release)
-    files.make_directories(store, 0o755)
     # Others may write to the store, and exchange its directories.
     with files.directory_within(store, os.path.dirname(release), files.mode_within(store)) as folder:
         inside = os.path.join(folder, os.path.basename(path))
