@@ -88,11 +88,9 @@ def publish(
     store: str, spec: LayerSpec, builder: Builder, composition: Composition, progress: Progress = no_progress
 ) -> Generation:
     """Build an image and put it into the store, which is made where ``check_store`` lets it. A killed run leaves no image that counts."""
-    if not os.path.isdir(store):
+    if os.path.isdir(os.path.dirname(store.rstrip("/"))):
         # Only the directory itself: what is above is mounted, or it is an error.
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(store, 0o755)
-        os.chmod(store, 0o755)  # noqa: S103 (all hosts read it)
+        files.make_directories(store, 0o755)
     with files.made_aside(store) as aside:
         files.remove_abandoned(store, uid=aside.uid)
         generation, _report = views.build_layer(aside.path, spec, builder, composition, progress)

@@ -26,7 +26,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
 
 FOLDER = ".views"
 
-_MODE = 0o755
 _RECORD = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -69,7 +68,11 @@ def _content(store: str, view: str) -> bytes:
 def write(store: str, view: str, record: linger.Record) -> None:
     """Write the record of a view; a run that is killed leaves the old one or the new one."""
     try:
-        with _folder(store) as folder, files.written_aside(f"/proc/self/fd/{folder}/{view}.json") as aside:
+        mode = files.mode_within(store)
+        with (
+            files.directory_within(store, FOLDER, mode) as folder,
+            files.written_aside(f"{folder}/{view}.json") as aside,
+        ):
             aside.write(linger.record_to_json(view, record))
     except OSError as error:
         raise OverlayError(
@@ -80,8 +83,8 @@ def write(store: str, view: str, record: linger.Record) -> None:
 
 def remove(store: str, view: str) -> None:
     """Remove the record of a view; one that is not there is passed over."""
-    with _folder(store) as folder, contextlib.suppress(FileNotFoundError):
-        os.unlink(view + ".json", dir_fd=folder)
+    with contextlib.suppress(FileNotFoundError), files.directory_within(store, FOLDER, None) as folder:
+        os.unlink(os.path.join(folder, view + ".json"))
 
 
 @contextlib.contextmanager
@@ -89,25 +92,6 @@ def _opened(store: str) -> Iterator[int]:
     """Give a descriptor of the manifest store."""
     fd = os.open(store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def _folder(store: str) -> Iterator[int]:
-    """Give a descriptor of the directory of records, which is made when it is missing."""
-    with _opened(store) as top:
-        is_new = True
-        try:
-            os.mkdir(FOLDER, _MODE, dir_fd=top)
-        except FileExistsError:
-            is_new = False
-        fd = beneath.open_at(top, os.fsencode(FOLDER))
-    try:
-        if is_new:
-            # Whatever the umask is.
-            os.fchmod(fd, _MODE)
         yield fd
     finally:
         os.close(fd)
