@@ -134,6 +134,7 @@ options:
     description:
       - Folder into which the view is built as an image, C(GENERATION.erofs) with a small record beside it, for other hosts to install.
       - With it, O(state=present) makes sure that the image is in this folder, and does nothing else. O(state_dir) is not used.
+      - It has to exist, since one that is missing is usually a share that is not mounted. Only one directly inside O(store) is made.
     type: path
   image:
     description:
@@ -551,7 +552,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     if params["state"] == "absent":
         return _remove(paths, params["name"], context)
     if params["image_store"] is not None:
-        return _publish(params["image_store"], declared.layer_spec(params), context)
+        return _publish(params["image_store"], params["store"], declared.layer_spec(params), context)
     return _provide(paths, params, context)
 
 
@@ -608,9 +609,10 @@ def _provide(paths: ViewPaths, params: dict[str, Any], context: runner.Context) 
     return runner.Outcome(values, plan, before, source.shown(), warnings)
 
 
-def _publish(store: str, wanted: LayerSpec, context: runner.Context) -> runner.Outcome:
-    """Make sure that the image of a view is in an image store."""
+def _publish(store: str, manifests: str | None, wanted: LayerSpec, context: runner.Context) -> runner.Outcome:
+    """Make sure that the image of a view is in an image store, which may be made where it is inside the manifest store."""
     spec = layers.as_image(wanted)
+    image_store.check_store(store, manifests)
     image = image_store.image_path(store, names.id_of(spec.folder))
     generation = image_store.find(image)
     builder = None if generation else erofs_layer.find_builder()

@@ -51,7 +51,8 @@ options:
     elements: str
   store:
     description:
-      - Folder for the manifests; created when it does not exist.
+      - Directory for the manifests. It has to exist, since one that is missing is usually a share that is not mounted; what is inside it is
+        made.
       - The manifest of release V(houdini/20.5.410) is V(houdini/20.5.410.dump.gz) in it, with a record V(houdini/20.5.410.json) beside it.
       - Hosts trust what is in it, modes and owners included. Only those who publish software may be able to write there.
     type: path
@@ -328,13 +329,20 @@ def main() -> None:
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     releases = _clean([params["release"]] if params["releases"] is None else params["releases"])
     _check_places(params["root"], releases, params["store"])
+    manifest_store.check_store(params["store"])
     if params["state"] == "present":
         # Without it all of them would fail for the same reason.
         os.close(scan.open_root(os.fsencode(params["root"])))
+    is_empty = not manifest_store.is_used(params["store"])
     manifests = [_Manifest(release, manifest_store.manifest_path(params["store"], release)) for release in releases]
     for step in (_observe, _change):
         _each(manifests, step, params, context)
-    return _outcome(manifests) if params["releases"] is not None else _outcome_of_one(*manifests)
+    outcome = _outcome(manifests) if params["releases"] is not None else _outcome_of_one(*manifests)
+    if is_empty and params["state"] == "present" and manifests:
+        outcome.warnings.append(
+            f"manifest store {params['store']} was empty: if it is not a new one, the share is not mounted there"
+        )
+    return outcome
 
 
 def _each(

@@ -59,6 +59,7 @@ def _arguments(module: str, folder: Path) -> dict[str, object]:
         "overlay_prune": {"state_dir": nothing},
         "release_info": {"root": str(folder)},
         "release_manifest": {"root": str(folder), "release": "a/1", "store": str(folder), "state": "absent"},
+        "view_releases": {"name": "bench", "root": str(folder), "store": str(folder), "releases": [], "linger": 0},
     }
     return known.get(module, {"path": nothing, "state": "unmounted"})
 

@@ -81,9 +81,10 @@ def tools(store: Path, root: Path) -> tuple[Placement, Placement]:
 
 @pytest.fixture
 def folder(arena: Path) -> Iterator[Path]:
-    """A folder of the test's own, in memory; whatever is left mounted in it is unmounted."""
+    """A folder of the test's own, in memory, with a manifest store; whatever is left mounted in it is unmounted."""
     path = Path(tempfile.mkdtemp(dir=arena))
     path.chmod(0o755)
+    (path / "store").mkdir(0o755)
     yield path
     for mount in reversed(mounts.read_mounts()):
         if mount.path.startswith(os.fsencode(path) + b"/"):

@@ -270,7 +270,8 @@ def make_small_release(top: Path, word: str) -> None:
 
 
 def scanned(store: Path, root: Path, release: str, checksum: bool = False, root_name: str | None = None) -> Placement:
-    """Write a release's manifest; return it as placed where it is."""
+    """Write a release's manifest; return it as placed where it is. The store is made when it is missing."""
+    store.mkdir(parents=True, exist_ok=True)
     written = manifest_store.write(str(store), str(root), release, checksum, root_name=root_name)
     place = os.fsencode(release)
     return Placement(manifest_store.manifest_path(str(store), release), written.record, place, place)

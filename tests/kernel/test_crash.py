@@ -103,6 +103,7 @@ def test_a_killed_build_leaves_nothing_that_counts(
 def test_a_killed_scan_leaves_no_manifest_that_counts(folder: Path, medium: Placement) -> None:
     expected = Path(medium.manifest).read_bytes()
     store = folder / "killed"
+    store.mkdir()
 
     def write() -> None:
         manifest_store.write(str(store), str(folder / "root"), "medium/1", checksum=False)

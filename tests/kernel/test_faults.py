@@ -200,6 +200,7 @@ def test_an_install_leaves_what_was_there_or_the_whole_image(
     assert run("metadata_layer", **layer_arguments(view, tools[0], "erofs"))["changed"]
     saved = folder / "saved"
     shutil.copytree(view.state_dir, saved, symlinks=True)
+    (folder / "images").mkdir()
     published = run(
         "metadata_layer", name="view", releases=[{"manifest": tools[1].manifest}], image_store=str(folder / "images")
     )
@@ -224,10 +225,12 @@ def test_an_install_leaves_what_was_there_or_the_whole_image(
 
 def test_an_image_store_has_whole_images_or_none(folder: Path, tools: tuple[Placement, ...], faults: Faults) -> None:
     store = folder / "images"
+    store.mkdir()
     wanted = {"name": "view", "releases": [{"manifest": tools[1].manifest}], "image_store": str(store)}
 
     def around() -> Iterator[None]:
-        shutil.rmtree(store, ignore_errors=True)
+        shutil.rmtree(store)
+        store.mkdir()
         yield
         image = image_store.image_path(str(store), expected["generation"])
         found = image_store.find(image)

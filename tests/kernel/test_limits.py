@@ -86,6 +86,8 @@ def calls(folder: Path, dead: Path) -> dict[str, Callable[[], support.Ran]]:
         "scan": lambda: support.module("release_manifest", root=root, release="a/1", store=store, **limit),
         "list": lambda: support.module("release_info", root=root, **limit),
         "store": lambda: support.module("release_info", store=root, **limit),
+        "decide": lambda: support.module("view_releases", name="v", root=root, store=store, releases=[], **limit),
+        "record": lambda: support.module("view_releases", name="v", root=store, store=root, releases=[], **limit),
         "build": lambda: support.module(
             "metadata_layer",
             name="v",
@@ -100,7 +102,7 @@ def calls(folder: Path, dead: Path) -> dict[str, Callable[[], support.Ran]]:
 
 
 @pytest.mark.parametrize("reads", [False, True])
-@pytest.mark.parametrize("what", ["scan", "list", "store", "build", "mount"])
+@pytest.mark.parametrize("what", ["scan", "list", "store", "decide", "record", "build", "mount"])
 def test_a_server_that_does_not_answer_ends_in_a_message_in_time(folder: Path, what: str, reads: bool) -> None:
     (folder / "layer").mkdir()
     left_before = children_of_modules()
@@ -118,7 +120,7 @@ def test_a_server_that_does_not_answer_ends_in_a_message_in_time(folder: Path, w
     while children_of_modules() != left_before and time.monotonic() < limit:
         time.sleep(0.01)
     assert children_of_modules() == left_before
-    assert not (folder / "store").exists()
+    assert list((folder / "store").iterdir()) == []
 
 
 def test_the_release_that_does_not_answer_is_named(folder: Path) -> None:

@@ -73,10 +73,11 @@ def test_check_mode_writes_nothing(folder: Path) -> None:
     manifest = support.module(
         "release_manifest", root=str(folder / "root"), release="tool/1", store=str(folder / "store")
     ).ok["manifest"]
-    (folder / "layer").mkdir()
+    for name in ("layer", "images"):
+        (folder / name).mkdir()
     before = everything(folder)
     arguments: dict[str, dict[str, Any]] = {
-        "release_manifest": {"root": str(folder / "root"), "release": "tool/1", "store": str(folder / "other")},
+        "release_manifest": {"root": str(folder / "root"), "release": "tool/1", "store": str(folder / "images")},
         "metadata_layer": {"name": "v", "state_dir": str(folder / "s"), "releases": [{"manifest": manifest}]},
         "overlay_mount": {
             "path": str(folder / "view"),
@@ -92,7 +93,8 @@ def test_check_mode_writes_nothing(folder: Path) -> None:
 
 def test_an_unchanged_view_is_recognised_without_reading_anything(folder: Path, odd: Placement) -> None:
     # A manifest of the same length and no sense in place of the real one, and a layer that nobody looks into.
-    store = folder / "store"
+    # As its place in a store says which release a manifest is of, the store is another one.
+    store = folder / "copied"
     store.mkdir()
     support.command("cp", "-a", Path(odd.manifest).parent, store)
     manifest = store / Path(odd.manifest).parent.name / Path(odd.manifest).name
@@ -158,7 +160,7 @@ def test_a_release_that_is_not_ready_has_no_manifest(folder: Path) -> None:
     arguments: dict[str, Any] = {"root": str(folder / "root"), "release": "tool/1", "store": str(folder / "store")}
     ran = support.module("release_manifest", ready_marker=".ready", **arguments)
     assert "release tool/1 is not ready: it has no .ready" in ran.message
-    assert not (folder / "store").exists()
+    assert os.listdir(folder / "store") == []
     (folder / "root/tool/1/.ready").touch()
     assert support.module("release_manifest", ready_marker=".ready", **arguments).ok["changed"]
 
@@ -249,6 +251,7 @@ def test_without_rights_the_message_says_become_root(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["v \xe9\u65e5", "v,a:b c\\d"])
 def test_names_of_any_letters_go_through_a_module(folder: Path, name: str) -> None:
     support.make_small_release(folder / "root" / "tool" / name, "one")
+    (folder / f"store {name}").mkdir()
     made = support.module(
         "release_manifest", root=str(folder / "root"), release=f"tool/{name}", store=str(folder / f"store {name}")
     ).ok

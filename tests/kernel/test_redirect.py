@@ -314,6 +314,7 @@ def test_auto_is_redirect_on_a_kernel_without_data_only_layers(
     # What is for others is not made for this kernel.
     user = run("metadata_layer", releases=releases, xattr_namespace="user", **{**state, "name": "u"}).ok
     assert user["strategy"] == "data_only"
+    (folder / "images").mkdir()
     image = run("metadata_layer", name="v", releases=releases, image_store=str(folder / "images")).ok
     assert image["strategy"] == "data_only"
     given = {"image": image["image"], "image_digest": image["image_digest"]}

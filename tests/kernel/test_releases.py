@@ -63,6 +63,7 @@ def test_a_root_that_may_not_be_listed_is_an_error_and_not_an_empty_list(softwar
 def test_an_image_store_inside_of_the_manifest_store_is_not_looked_into(tmp_path: Path) -> None:
     (tmp_path / "software" / "usd" / "25.05").mkdir(parents=True)
     store = tmp_path / "manifests"
+    store.mkdir()
     manifest_store.write(str(store), str(tmp_path / "software"), "usd/25.05", checksum=False)
     (store / ".images" / ".new").mkdir(parents=True)
     (store / ".images" / "4ff24b6d8e0c11a7.json").write_text("{}")

@@ -240,7 +240,7 @@ def test_an_acl_that_is_too_long_narrows_the_mode(folder: Path) -> None:
         "system.posix_acl_access",
         acl((OWNER, 7), *many, (USER, 0, 20_000), (OWNING_GROUP, 5), (MASK, 5), (OTHER, 5)),
     )
-    (folder / "store").mkdir()
+    (folder / "store").mkdir(exist_ok=True)
     ran = support.module("release_manifest", root=str(folder / "root"), release="pkg/1", store=str(folder / "store")).ok
     assert (ran["narrowed"], ran["narrowed_count"]) == (["/file"], 1)
     assert ran["unreadable"] == ["/file"]
@@ -275,7 +275,7 @@ def test_nobody_gains_where_a_server_decides_by_an_nfsv4_acl(folder: Path) -> No
     package = nfs4(directory | 0o755, of_linux_server(0o755), ("1", release))
     software = folder / "root"
     software.mkdir()
-    (folder / "store").mkdir()
+    (folder / "store").mkdir(exist_ok=True)
     with mounted(software, nfs4(directory | 0o755, of_linux_server(0o755), ("pkg", package))):
         ran = support.module("release_manifest", root=str(software), release="pkg/1", store=str(folder / "store")).ok
         assert ran["narrowed"] == ["/closed", "/damaged", "/denied", "/hidden", "/named"]

@@ -32,8 +32,11 @@ def umask(number: int) -> Iterator[None]:
 
 def all_modules(folder: Path, root: Path) -> None:
     """Have every module make all kinds of things that it makes, below the folder."""
-    store, state, images = (str(folder / name) for name in ("store", "state", "deep/images"))
+    store, state, images = (str(folder / name) for name in ("store", "state", "store/.images"))
     layer: dict[str, Any] = {"name": "view", "state_dir": state, "store": store}
+    # Stores have to exist.
+    os.mkdir(store)
+    os.chmod(store, 0o755)
     one, both = [{"release": "tool/1.0"}], [{"release": "tool/1.0"}, {"release": "tool/2.0"}]
 
     def run(name: str, /, **arguments: Any) -> dict[str, Any]:
@@ -41,6 +44,7 @@ def all_modules(folder: Path, root: Path) -> None:
 
     for release in ("tool/1.0", "tool/2.0"):
         run("release_manifest", root=str(root), release=release, store=store)
+    run("view_releases", name="view", root=str(root), store=store, releases=one)
     first = run("metadata_layer", **layer, releases=one, format="directory")
     second = run("metadata_layer", **layer, releases=both, format="erofs")
     published = run("metadata_layer", **layer, releases=one, image_store=images)
@@ -80,7 +84,15 @@ def test_modes_do_not_depend_on_the_umask(folder: Path, root: Path, usual: dict[
     with umask(number):
         all_modules(place, root)
     assert modes(place) == usual
-    for path in (b"/store/tool", b"/deep", b"/deep/images", b"/shows", b"/shows/dragon", b"/written", b"/state/views"):
+    for path in (
+        b"/store/tool",
+        b"/store/.images",
+        b"/store/.views",
+        b"/shows",
+        b"/shows/dragon",
+        b"/written",
+        b"/state/views",
+    ):
         assert usual[path] == "drwxr-xr-x"
     assert usual[b"/state"] == "drwx------"
     assert usual[b"/state/views/view/lock"] == "-rw-------"
@@ -92,7 +104,7 @@ def test_modes_do_not_depend_on_the_umask(folder: Path, root: Path, usual: dict[
 
 def test_a_store_that_a_group_shares_stays_shared(folder: Path, root: Path) -> None:
     store = folder / "store"
-    store.mkdir()
+    store.mkdir(exist_ok=True)
     os.chown(store, 0, 1234)
     store.chmod(0o2775)
     assert support.module("release_manifest", root=str(root), release="tool/1.0", store=str(store)).ok["changed"]

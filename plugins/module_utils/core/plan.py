@@ -73,6 +73,25 @@ def plan_manifest(
     return (RemoveManifest(release),) if remains else ()
 
 
+# Releases that leave a view
+
+
+@dataclass(frozen=True)
+class RecordReleases(Action):
+    view: str
+
+    def __str__(self) -> str:
+        return f"record the releases of view {self.view}"
+
+
+@dataclass(frozen=True)
+class ForgetReleases(Action):
+    view: str
+
+    def __str__(self) -> str:
+        return f"remove the record of the releases of view {self.view}"
+
+
 # Layers
 
 

@@ -20,8 +20,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import ac
 def layer_spec(params: dict[str, Any]) -> LayerSpec:
     """Return the declaration, with the format ``directory``, and strategy ``data_only`` for ``auto``.
 
-    Raises OverlayError that names the parameter which cannot be.
+    Raises OverlayError that names the parameter which cannot be, or the manifest store that is missing.
     """
+    if params["store"] is not None and params["releases"]:
+        manifest_store.check_store(params["store"])
     spec = LayerSpec(
         name=params["name"],
         placements=tuple(_placement(release, params["store"]) for release in params["releases"]),

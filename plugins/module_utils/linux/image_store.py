@@ -32,6 +32,18 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_lay
 _CHUNK = 1 << 20
 
 
+def check_store(store: str, manifests: str | None) -> None:
+    """Raises OverlayError when there is no image store at ``store``. One directly inside the manifest store is made when it is needed."""
+    if os.path.isdir(store):
+        return
+    shown = show(os.fsencode(store))
+    if os.path.lexists(store):
+        raise OverlayError(f"image store {shown} is not a directory")
+    above = os.path.dirname(store.rstrip("/"))
+    if manifests is None or not os.path.isdir(above) or os.path.realpath(above) != os.path.realpath(manifests):
+        raise OverlayError(f"image store {shown} does not exist: is it mounted? A new one is made once, with mkdir")
+
+
 def image_path(store: str, generation_id: str) -> str:
     return os.path.join(store, generation_id + IMAGE_SUFFIX)
 
@@ -79,8 +91,10 @@ def read(image: str, digest: str) -> Generation:
 def publish(
     store: str, spec: LayerSpec, builder: Builder, composition: Composition, progress: Progress = no_progress
 ) -> Generation:
-    """Build an image and put it into the store. A killed run leaves no image that counts."""
-    files.make_directories(store, 0o755)
+    """Build an image and put it into the store, which is made where ``check_store`` lets it. A killed run leaves no image that counts."""
+    if os.path.isdir(os.path.dirname(store.rstrip("/"))):
+        # Only the directory itself: what is above is mounted, or it is an error.
+        files.make_directories(store, 0o755)
     with files.made_aside(store) as aside:
         files.remove_abandoned(store, uid=aside.uid)
         generation, _report = views.build_layer(aside.path, spec, builder, composition, progress)

@@ -50,6 +50,22 @@ class Written:
     report: ScanReport
 
 
+def check_store(store: str) -> None:
+    """Raises OverlayError when there is no manifest store at ``store``: one that is not mounted is never made as a local directory."""
+    if os.path.isdir(store):
+        return
+    shown = show(os.fsencode(store))
+    if os.path.lexists(store):
+        raise OverlayError(f"manifest store {shown} is not a directory")
+    raise OverlayError(f"manifest store {shown} does not exist: is it mounted? A new one is made once, with mkdir")
+
+
+def is_used(store: str) -> bool:
+    """Tell whether there is anything in the store, as there is not below a mountpoint at which nothing is mounted."""
+    with os.scandir(store) as listing:
+        return any(True for _item in listing)
+
+
 def manifest_path(store: str, release: str) -> str:
     return os.path.join(store, release + SUFFIX)
 
@@ -109,7 +125,8 @@ def remains(manifest_file: str) -> bool:
 
 
 def find_manifests(store: str, pattern: Pattern, progress: Progress = no_progress) -> Iterator[Release]:
-    """Yield the releases that have a manifest in the store; none when there is no store yet."""
+    """Yield the releases that have a manifest in the store. Raises OverlayError when there is no store."""
+    check_store(store)
     for folder, folders, names in os.walk(store):
         progress()
         parents = os.path.relpath(folder, store).split("/") if folder != store else []
@@ -164,6 +181,15 @@ def placed_text(placement: Placement, tally: Tally) -> Iterator[bytes]:
     """Yield the entries of a placement as they stand in the view, as text, checked in the same way."""
     with _explained(placement):
         yield from dump.placed_text(placement, _counted(placement), tally)
+
+
+def text(placement: Placement) -> Iterator[bytes]:
+    """Yield a placement's manifest in parts of whole lines. Raises ManifestError when it does not have the digest that was recorded.
+
+    Nothing else is checked: neither the lines nor their order.
+    """
+    with _explained(placement):
+        yield from _chunks(placement)
 
 
 @contextlib.contextmanager
@@ -229,8 +255,8 @@ def write(
 
     ``root_name`` is the identity of the software root, its path by default.
     """
+    check_store(store)
     path = manifest_path(store, release)
-    files.make_directories(store, 0o755)
     # Others may write to the store, and exchange its directories.
     with files.directory_within(store, os.path.dirname(release), files.mode_within(store)) as folder:
         inside = os.path.join(folder, os.path.basename(path))

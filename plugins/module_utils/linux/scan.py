@@ -26,7 +26,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors imp
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import CHECKSUM_XATTR, Entry, Xattrs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.releases import Pattern, Release
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.rights import PathCount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, mounts, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.entry_rights import RightsReader
 
@@ -35,6 +35,9 @@ UNREADABLE_KEPT = 100
 
 _READ_SIZE = 1 << 20
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+#: What a name is that is not there, or that nobody here may look at.
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.EACCES)
 
 _REFUSED_KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -396,5 +399,21 @@ def _find(
 
 
 def is_ready(root: bytes, release: bytes, marker: bytes) -> bool:
-    """Tell whether the file that marks a finished release is there; an empty ``marker`` means that all are finished."""
-    return not marker or os.path.lexists(os.path.join(root, release, marker))
+    """Tell whether the file that marks a finished release is there; an empty ``marker`` means that all are finished.
+
+    An NFS client asks its server, so that a release whose marker was removed a moment ago is not taken for finished.
+    """
+    if not marker:
+        return True
+    try:
+        fd = os.open(os.path.join(root, release), os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            syscalls.refresh(fd)
+            os.stat(marker, dir_fd=fd, follow_symlinks=False)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise
+        return False
+    return True

@@ -84,6 +84,10 @@ _AT_SYMLINK_NOFOLLOW = 0x100
 _AT_EMPTY_PATH = 0x1000
 _AT_STATX_DONT_SYNC = 0x4000
 _UTIME_OMIT = (1 << 30) - 2
+_AT_STATX_FORCE_SYNC = 0x2000
+_STATX_BASIC_STATS = 0x7FF
+#: Bytes of struct statx.
+_STATX_SIZE = 256
 
 _OVERLAYFS_SUPER_MAGIC = 0x794C7630
 
@@ -273,6 +277,15 @@ def change_owner(fd: int, uid: int, gid: int) -> None:
     """Set the owner and group of what ``fd`` stands for, also of a symbolic link opened with O_PATH; -1 leaves one as it is."""
     if _libc.fchownat(fd, b"", uid & 0xFFFFFFFF, gid & 0xFFFFFFFF, _AT_EMPTY_PATH):
         _checked(-1, None)
+
+
+def refresh(fd: int) -> None:
+    """Have a network file system ask its server for the attributes of what ``fd`` holds, whatever its caches have; others do nothing.
+
+    What fstat(2) says afterwards is fresh, and names of a directory that has changed are looked up anew. Raises ESTALE for what is gone.
+    """
+    answer = ctypes.create_string_buffer(_STATX_SIZE)
+    _checked(_libc.statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_FORCE_SYNC, _STATX_BASIC_STATS, answer), None)
 
 
 def rename_new(directory: int, source: bytes, to_directory: int, destination: bytes) -> None:

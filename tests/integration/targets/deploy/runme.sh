@@ -11,7 +11,7 @@ clean() {
 }
 trap clean EXIT
 
-mkdir -p "$place/software/tool/1.0" "$place/software/tool/1.1" "$place/software/lib/3"
+mkdir -p "$place/manifests" "$place/software/tool/1.0" "$place/software/tool/1.1" "$place/software/lib/3"
 for release in tool/1.0 tool/1.1 lib/3; do
     echo "$release" > "$place/software/$release/name"
     touch "$place/software/$release/.ready"
@@ -47,7 +47,7 @@ all:
 EOF
 
 run() {
-    ansible-playbook -i "$place/inventory.yml" --forks 1 "$@" | tee "$place/log"
+    ansible-playbook -i "$place/inventory.yml" -e overlay_hosts=all --forks 1 "$@" | tee "$place/log"
 }
 
 # recap HOST CHANGED: no task of the host failed, and so many changed something.
@@ -57,15 +57,33 @@ recap() {
 
 run renderfarm.overlay.deploy --limit one --check
 grep -q 'check mode ends here' "$place/log"
-test ! -e "$place/manifests"
+test -z "$(ls -A "$place/manifests")"
 test ! -e "$place/state"
+
+# Hosts are named, or nothing is done anywhere.
+nobody() {
+    ansible-playbook -i "$place/inventory.yml" "$@" > "$place/log" 2>&1 && exit 1
+    grep -q 'PLAY \|TASK ' "$place/log" && exit 1
+    grep -q 'overlay_hosts must name the hosts' "$place/log"
+}
+for book in deploy remove rollback move; do
+    nobody "renderfarm.overlay.$book"
+done
+nobody renderfarm.overlay.deploy --limit one
+nobody renderfarm.overlay.deploy -e overlay_hosts=
+
+# A store that is not mounted is no reason to make one.
+run renderfarm.overlay.deploy --limit one -e overlay_store="$place/nowhere/manifests" && exit 1
+grep -q "manifest store $place/nowhere/manifests does not exist: is it mounted?" "$place/log"
+test ! -e "$place/nowhere"
+test ! -e "$place/newest"
 
 run renderfarm.overlay.deploy --limit one --check -e overlay_root="$place/nowhere" -e host_software_root=
 grep -q "check mode ends here, since software root $place/nowhere does not exist" "$place/log"
 
-# The folder; the scans, layer and mount of each view.
+# The scans, record, layer and mount of each view; the directory of layers is there since the attempt before.
 run renderfarm.overlay.deploy --limit one,two
-recap one 7
+recap one 8
 recap two 0
 test "$(grep -c 'release=tool/1.0\|item=tool/1.0' "$place/log")" = 1
 test "$(cat "$place/newest/tool/1.1/name")" = tool/1.1
@@ -76,7 +94,7 @@ test "$(cat "$place/all/tool/1.0/name")" = tool/1.0
 run renderfarm.overlay.deploy
 recap one 0
 recap two 0
-recap three 2
+recap three 3
 test "$(cat "$place/old/tool/1.0/name")" = tool/1.0
 test ! -e "$place/old/lib"
 
@@ -84,6 +102,64 @@ run renderfarm.overlay.deploy --check --diff
 recap one 0
 recap two 0
 recap three 0
+
+# A release that is withdrawn is refused by its name although it was scanned, and a query leaves it out.
+rm "$place/software/tool/1.0/.ready"
+run renderfarm.overlay.deploy --limit three && exit 1
+grep -q 'release tool/1.0 is not ready: it has no .ready, so it was withdrawn' "$place/log"
+run renderfarm.overlay.deploy --limit one --check --diff
+grep -q '^-.*tool/1.0' "$place/log"
+touch "$place/software/tool/1.0/.ready"
+run renderfarm.overlay.deploy --check
+recap one 0
+recap three 0
+
+# What leaves a view lingers, in each batch of hosts alike, and goes when its time is over.
+cat > "$place/batches.yml" <<EOF
+- hosts: one,two
+  serial: 1
+  gather_facts: false
+  tasks:
+    - ansible.builtin.include_role:
+        name: renderfarm.overlay.view
+      vars:
+        view_name: batches
+        view_mountpoint: $place/batches-{{ inventory_hostname }}
+        view_root: $place/software
+        view_store: $place/manifests
+        view_state_dir: $place/state-{{ inventory_hostname }}
+        view_ready_marker: .ready
+        view_scan_host: one
+        view_query: newest(@)
+        view_linger: 3
+    - ansible.builtin.command: sleep 4
+      when: inventory_hostname == 'one'
+EOF
+in_batches() {
+    ansible-playbook -i "$place/inventory.yml" --forks 1 "$place/batches.yml" "$@" | tee "$place/log"
+}
+
+# batch HOST: the generation that it shows.
+batch() {
+    basename "$(readlink "$place/state-$1/views/batches/current")"
+}
+
+in_batches
+mkdir "$place/software/tool/1.2"
+echo tool/1.2 > "$place/software/tool/1.2/name"
+touch "$place/software/tool/1.2/.ready"
+in_batches
+test "$(grep -c 'view batches: no longer declared, and still shown: tool/1.1 until' "$place/log")" = 2
+test "$(sort -u "$place/batches-one/tool/1.1/name" "$place/batches-two/tool/1.1/name")" = tool/1.1
+test "$(cat "$place/batches-two/tool/1.2/name")" = tool/1.2
+test "$(batch one)" = "$(batch two)"
+in_batches --check --diff
+grep -q '^-.*tool/1.1 until ' "$place/log"
+in_batches
+test ! -e "$place/batches-one/tool/1.1"
+test ! -e "$place/batches-two/tool/1.1"
+test "$(batch one)" = "$(batch two)"
+rm -r "$place/software/tool/1.2" "$place/manifests/tool/1.2."*
 
 # A key that a view does not have is not passed over.
 run renderfarm.overlay.deploy --limit one,two -e '{"overlay_views": [{"name": "newest", "mountpoint": "'"$place"'/newest",

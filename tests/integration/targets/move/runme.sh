@@ -26,7 +26,7 @@ EOF
 
 run() {
     ansible-playbook -i localhost, -c local -e ansible_python_interpreter="$(command -v python)" \
-        renderfarm.overlay.move "$@" | tee "$place/log"
+        -e overlay_hosts=localhost renderfarm.overlay.move "$@" | tee "$place/log"
 }
 
 # recap CHANGED

@@ -21,6 +21,7 @@ release() {
 }
 release tool/1.0
 release lib/3
+mkdir "$place/manifests"
 
 # The hosts are mount namespaces of this machine: each has its own folder at the same path, and they share the software
 # root. Nobody is at the address of the last one.
@@ -95,7 +96,7 @@ shown() {
 # On a fresh system check mode says where it ends, and writes nothing; also where the manifests are there already.
 run renderfarm.overlay.deploy --check --limit one,two
 grep -q 'check mode ends here, since these releases would have to be scanned first' "$place/log"
-test ! -e "$place/manifests"
+test -z "$(ls -A "$place/manifests")"
 run renderfarm.overlay.deploy --limit one -e overlay_build=local
 run renderfarm.overlay.remove --limit one
 run renderfarm.overlay.deploy --check --diff --limit one,two

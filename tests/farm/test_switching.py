@@ -1,0 +1,111 @@
+"""What a switch leaves to software that runs: releases that linger, and units that have their mounts to themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from farmlib import collection
+from farmlib.collection import STORE
+from farmlib.machines import Farm, Machine
+
+VIEW = "/switching"
+OLD, NEW = "usd-core/25.11", "usd-core/26.11"
+
+#: Imports one module of USD, and another one after the rollout that replaced its release.
+JOB = f"""
+import os, sys, time
+sys.path.insert(0, "{VIEW}/{OLD}/python")
+from pxr import Usd
+print("started", flush=True)
+while not os.path.exists("/run/farm-switching-on"):
+    time.sleep(0.1)
+from pxr import UsdPhysics
+print(UsdPhysics.__file__, flush=True)
+"""
+
+#: A render client: it looks into the view when it is told to.
+CLIENT = f"echo started; until test -e /run/farm-switching-on; do sleep 0.2; done; ls {VIEW}/usd-core; echo ended"
+
+
+def declared(release: str, **more: Any) -> list[dict[str, Any]]:
+    return [{"name": "switching", "mountpoint": VIEW, "releases": [release], **more}]
+
+
+@pytest.fixture
+def new(farm: Farm) -> Iterator[Machine]:
+    """`new` with a view of its own, of the older USD."""
+    machine = farm.nodes["new"]
+    collection.mount_store(machine)
+    machine.ssh("rm -f /run/farm-switching-*")
+    collection.deploy(farm, declared(OLD))
+    yield machine
+    # What waits still ends.
+    machine.ssh("touch /run/farm-switching-on")
+    variables = {**collection.SITE, "overlay_hosts": "new", "overlay_views": declared(OLD)}
+    collection.playbook(farm, "remove", variables)
+    machine.ssh(f"rm -f {STORE}/.views/switching.json /run/farm-switching-*")
+
+
+def test_a_process_that_imports_late_still_gets_the_release_that_a_rollout_replaced(farm: Farm, new: Machine) -> None:
+    new.write("/run/farm-switching-job", JOB)
+    new.ssh("setsid python3 -B /run/farm-switching-job >/run/farm-switching-said 2>&1 </dev/null &")
+    new.wait_for("grep -q started /run/farm-switching-said", 300)
+
+    run = collection.deploy(farm, declared(NEW))
+    [decided] = run.of("new", "view_releases")
+    assert [one["release"] for one in decided.values["leaving"]] == [OLD]
+    assert f"no longer declared, and still shown: {OLD} until" in run.output
+    assert new.output(f"ls {VIEW}/usd-core").split() == ["25.11", "26.11"]
+
+    new.ssh("touch /run/farm-switching-on")
+    new.wait_for("test $(wc -l </run/farm-switching-said) -gt 1", 300)
+    assert new.output("tail -1 /run/farm-switching-said").startswith(f"{VIEW}/{OLD}/python/pxr/UsdPhysics/")
+    # Another host, or this one later: the same generation, and nothing to do.
+    assert collection.deploy(farm, declared(NEW)).changed(new) == []
+
+
+def test_a_release_that_is_withdrawn_is_refused_at_once_by_a_client_that_has_its_attributes_cached(
+    farm: Farm, new: Machine
+) -> None:
+    """The software root is mounted with actimeo=3600, and the client scans."""
+    farm.server.add_release("withdrawn/1", {"data/file": "one\n"})
+    farm.server.add_release("withdrawn/2", {"data/file": "two\n"})
+    both = declared("withdrawn/1", releases=["withdrawn/1", "withdrawn/2"])
+    one = declared("withdrawn/1")
+    try:
+        collection.deploy(farm, both)
+        farm.server.ssh("rm /srv/software/withdrawn/2/.ready")
+        run = collection.deploy(farm, both, check=False)
+        assert any("release withdrawn/2 is not ready" in failure for failure in run.failures(new)), run.output[-2000:]
+        # Nor does it linger.
+        collection.deploy(farm, one)
+        assert new.output(f"ls {VIEW}/withdrawn") == "1"
+
+        # A file that was overwritten in place is noticed as quickly: all of so small a release is in the sample.
+        farm.server.ssh("echo longer >/srv/software/withdrawn/1/data/file")
+        run = collection.deploy(farm, one, check=False)
+        said = " ".join(run.failures(new))
+        assert "release withdrawn/1 is no longer what its manifest says: /data/file: size 4 -> 7" in said
+    finally:
+        farm.server.delete_release("withdrawn")
+        new.ssh(f"rm -rf {STORE}/withdrawn")
+
+
+@pytest.mark.parametrize(("properties", "seen"), [("MountFlags=private", "25.11"), ("PrivateMounts=yes", "26.11")])
+def test_a_render_client_whose_mounts_are_private_never_sees_a_switch(
+    farm: Farm, new: Machine, properties: str, seen: str
+) -> None:
+    """PrivateMounts alone makes them slaves of the host's, and a switch spreads to those."""
+    new.write("/run/farm-switching-client", CLIENT)
+    new.ssh(
+        f"systemd-run --collect --unit=farm-switching --property={properties}"
+        " --property=StandardOutput=file:/run/farm-switching-said sh /run/farm-switching-client"
+    )
+    new.wait_for("grep -q started /run/farm-switching-said")
+    collection.deploy(farm, declared(NEW, linger=0))
+    assert new.output(f"ls {VIEW}/usd-core") == "26.11"
+    new.ssh("touch /run/farm-switching-on")
+    new.wait_for("grep -q ended /run/farm-switching-said")
+    assert new.output("cat /run/farm-switching-said").split() == ["started", seen, "ended"]
