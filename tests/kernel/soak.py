@@ -6,6 +6,7 @@ It runs in the mount namespace and with the /run of whoever calls it. All proces
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import random
@@ -65,6 +66,8 @@ class Found:
 @dataclass(frozen=True)
 class _World:
     folder: Path
+    #: Notes of earlier work.
+    notes: frozenset[str] = field(default_factory=lambda: _notes())
 
     @property
     def root(self) -> Path:
@@ -90,6 +93,13 @@ class _World:
                 support.write(top / "bin" / f"file{index}", _content(number))
             (top / "site").mkdir()
             support.scanned(self.folder / "store", self.root, f"tool/{number}")
+
+
+def _notes() -> frozenset[str]:
+    """Return the notes below /run of detached and of unmounted overlays."""
+    return frozenset(
+        path for place in (detached.FOLDER, remount.FOLDER) for path in glob.glob(os.path.join(place, "*"))
+    )
 
 
 def _content(number: int) -> bytes:
@@ -291,9 +301,7 @@ def _left(world: _World) -> list[str]:
         left += [str(top / one) for one in set(os.listdir(top)) - expected]
         if len(os.listdir(top / "generations")) != 2:
             left += [str(one) for one in (top / "generations").iterdir()]
-    left += [
-        f"notes in {place}" for place in (detached.FOLDER, remount.FOLDER) if os.path.isdir(place) and os.listdir(place)
-    ]
+    left += [f"note {path}" for path in _notes() - world.notes]
     inside = os.fsencode(world.folder) + b"/"
     expected_mounts = {
         os.fsencode(place) for name in VIEWS for place in (world.view(name), world.view(name) / "tool" / "site")

@@ -166,7 +166,7 @@ def test_a_thousand_releases_are_merged_at_one_place(folder: Path) -> None:
 
 
 def test_a_damaged_manifest_is_noticed_before_anything_is_built(folder: Path, tools: Sequence[Placement]) -> None:
-    store = folder / "store"
+    store = folder / "damaged"
     store.mkdir()
     support.command("cp", "-a", Path(tools[0].manifest).parent, store)
     manifest = store / "tool" / Path(tools[0].manifest).name

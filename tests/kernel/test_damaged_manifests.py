@@ -131,12 +131,18 @@ def stored(folder: Path, text: bytes, like: str = RELEASE) -> Placement:
     folder.mkdir()
     path = folder / "1.dump.gz"
     path.write_bytes(gzip.compress(text, 1, mtime=0))
-    record = replace(RECORD, digest="sha256:" + hashlib.sha256(text).hexdigest(), stored_bytes=path.stat().st_size)
+    lines = text.count(b"\n") + (text[-1:] not in (b"", b"\n"))
+    record = replace(
+        RECORD,
+        digest="sha256:" + hashlib.sha256(text).hexdigest(),
+        stored_bytes=path.stat().st_size,
+        entries=Counts(files=lines),
+    )
     place = like.encode()
     return Placement(str(path), record, place, place)
 
 
-RECORD = ManifestRecord(RELEASE, "", 0, Counts(), 0, False)
+RECORD = ManifestRecord(RELEASE, "", 0, Counts(), 0, False, "/net/software")
 
 
 def outcome(state: Path, placement: Placement, name: str | None) -> Path | str:
@@ -206,7 +212,7 @@ def test_both_formats_take_and_refuse_the_same_manifests(
 @pytest.mark.parametrize("letter", [b"a", b"\\", b"/a", b" ", b"\xff"])
 def test_an_endless_line_is_refused_at_once(folder: Path, letter: bytes) -> None:
     text = b"/ 0 40755 2 0 0 0 1.0 - - -\n/" + letter * 50_000_000
-    placement = stored(folder / "store", text)
+    placement = stored(folder / "endless", text)
     # What is read of it is no more than a line may have, and little beyond that.
     started = time.process_time()
     refused = [outcome(folder / str(name), placement, name) for name in (None, *BUILDERS)]

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("with_programs")
 #: Calls that write or mount, each with the error that it gets.
 WRITING = {
     "mkdir": "ENOSPC",
+    "mkdirat": "ENOSPC",
     "rename": "EIO",
     "fsync": "EIO",
     "symlink": "ENOSPC",
@@ -51,14 +52,21 @@ MOUNTING = {
     "unshare": "ENOMEM",
     "rename": "EIO",
     "mkdir": "ENOSPC",
+    "mkdirat": "ENOSPC",
 }
 FINALIZING = {
+    "setxattr": "ENOSPC",
+    "fsetxattr": "ENOSPC",
     "lsetxattr": "ENOSPC",
+    "removexattr": "EIO",
+    "fremovexattr": "EIO",
     "lremovexattr": "EIO",
     "lchown": "EIO",
     "fchownat": "EIO",
     "utimensat": "EIO",
     "chmod": "EIO",
+    "fchmod": "EIO",
+    "unlinkat": "EIO",
     "syncfs": "EIO",
     "umount2": "EBUSY",
     "fsopen": "EMFILE",
@@ -190,7 +198,7 @@ def test_a_build_leaves_what_was_there_or_a_whole_generation(
     expected = f"{run('metadata_layer', _ansible_check_mode=True, **wanted)['generation']}-{layer_format}"
     faults.each(WRITING, "metadata_layer", wanted, around)
     assert faults.kinds >= 8
-    assert faults.runs >= 40
+    assert faults.runs >= (40 if layer_format == "directory" else 35)
 
 
 def test_an_install_leaves_what_was_there_or_the_whole_image(
@@ -302,7 +310,14 @@ def test_finalizing_leaves_an_overlay_that_reads_as_before(folder: Path, faults:
     support.make_small_release(lower / "tool" / "2.0", "two")
     gone = folder / "gone"
     overlay = Overlay(folder / "overlay", (lower,))
-    wanted = {"path": str(overlay.path), "allow_unmount": True, "owner": "11", "stale": "remove", "merged_levels": 1}
+    wanted = {
+        "path": str(overlay.path),
+        "allow_unmount": True,
+        "owner": "11",
+        "keep_setid": True,
+        "stale": "remove",
+        "merged_levels": 1,
+    }
     by_hand = False
 
     def content() -> dict[bytes, Any]:

@@ -13,6 +13,14 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fi
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 
+@pytest.fixture
+def folder(folder: Path) -> Path:
+    """An empty directory."""
+    path = folder / "empty"
+    path.mkdir()
+    return path
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(folder: Path) -> None:
     path = folder / "record"
     path.write_text("old")

@@ -122,6 +122,7 @@ class Site:
         return record.with_suffix(".erofs")
 
     def publish(self) -> str:
+        (self.folder / "images").mkdir(exist_ok=True)
         done = support.module("metadata_layer", **self.layer, image_store=str(self.folder / "images")).ok
         return str(done["image_digest"])
 

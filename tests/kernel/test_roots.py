@@ -34,7 +34,9 @@ class Roots:
         return str(self.folder / name)
 
     def store(self, name: str) -> str:
-        return str(self.folder / f"store-{name}")
+        path = self.folder / f"store-{name}"
+        path.mkdir(exist_ok=True)
+        return str(path)
 
     def scanned(self, name: str, release: str = RELEASE, **more: Any) -> dict[str, Any]:
         arguments = {"root": self.root(name), "store": self.store(name), "release": release, **more}

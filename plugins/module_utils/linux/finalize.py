@@ -407,7 +407,7 @@ class CopyUp:
         # Before the listing: what is not in the upper layer now and comes there later is found to differ from the lower layers.
         stored = beneath.names(here.stored) if here.stored >= 0 else set()
         if place.marks and place.marks.restoring:
-            self._finish(here, stored)
+            stored -= self._finish(here, stored)
         entries = beneath.entries(here.shown)
         covered = {os.path.basename(path) for path in self._overlay.covered if os.path.dirname(path) == place.path}
         gone = self._gone(here, [entry for entry in entries if entry.name in stored])
@@ -549,36 +549,47 @@ class CopyUp:
             _restore(held, wanted)
             visit.unfinished -= 1
 
-    def _finish(self, here: _Here, stored: set[bytes]) -> None:
-        """Finish what a run has begun in a directory that has our note."""
+    def _finish(self, here: _Here, stored: set[bytes]) -> set[bytes]:
+        """Finish what a run has begun in a directory that has our note; return the names of files that it has not got to."""
         visit = here.visit
         if not self._wanted.copy_up:
             reason = "a run that changed owners in it was killed: pass copy_up finishes that"
             visit.pending.append(Pending(visit.place.path, reason))
-            return
+            return set()
         visit.flagged = True
+        untouched = set()
         for name in stored:
             try:
                 held = beneath.hold(here.shown, name)
             except FileNotFoundError:  # a whiteout
                 continue
             try:
-                self._finish_file(visit, held)
+                if not self._finish_file(visit, held) and self._is_untouched(here, name, held):
+                    untouched.add(name)
             finally:
                 os.close(held)
+        return untouched
 
-    def _finish_file(self, visit: Visit, held: int) -> None:
+    def _is_untouched(self, here: _Here, name: bytes, held: int) -> bool:
+        """Tell whether a file was copied up just before its note was to be written, and is as the lower layers have it."""
+        status = os.fstat(held)
+        loses = stat.S_ISREG(status.st_mode) and self._loses_attributes(name, status)
+        return self._changes_owners and loses and _is_lower(here.lower, name, status)
+
+    def _finish_file(self, visit: Visit, held: int) -> bool:
+        """Act upon the note of a file; tell whether it has one."""
         status = os.fstat(held)
         if not stat.S_ISREG(status.st_mode):
-            return
+            return False
         note = beneath.held_attribute(held, finalize.RESTORE)
         wanted = None if note is None else Attributes.from_note(note, status.st_ino)
         if wanted is None:
-            return
+            return False
         visit.counts.restored += 1
         if not self._wanted.check_mode:
             with self._special.held():
                 _restore(held, wanted)
+        return True
 
     def _check_upper(self, path: bytes) -> None:
         """Raises OverlayError when what was copied up is not where the kernel says the upper layer is."""

@@ -184,12 +184,13 @@ def placed_text(placement: Placement, tally: Tally) -> Iterator[bytes]:
 
 
 def text(placement: Placement) -> Iterator[bytes]:
-    """Yield a placement's manifest in parts of whole lines. Raises ManifestError when it does not have the digest that was recorded.
+    """Yield a placement's manifest in parts of whole lines.
 
-    Nothing else is checked: neither the lines nor their order.
+    Raises ManifestError when it does not have the number of lines and the digest that were recorded. Nothing else is checked: neither
+    the lines nor their order.
     """
     with _explained(placement):
-        yield from _chunks(placement)
+        yield from _counted(placement)
 
 
 @contextlib.contextmanager
