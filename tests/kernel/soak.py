@@ -63,11 +63,18 @@ class Found:
     left: list[str] = field(default_factory=list)
 
 
+def _notes() -> frozenset[str]:
+    """Return the notes below /run of detached and of unmounted overlays."""
+    return frozenset(
+        path for place in (detached.FOLDER, remount.FOLDER) for path in glob.glob(os.path.join(place, "*"))
+    )
+
+
 @dataclass(frozen=True)
 class _World:
     folder: Path
     #: Notes of earlier work.
-    notes: frozenset[str] = field(default_factory=lambda: _notes())
+    notes: frozenset[str] = field(default_factory=_notes)
 
     @property
     def root(self) -> Path:
@@ -93,13 +100,6 @@ class _World:
                 support.write(top / "bin" / f"file{index}", _content(number))
             (top / "site").mkdir()
             support.scanned(self.folder / "store", self.root, f"tool/{number}")
-
-
-def _notes() -> frozenset[str]:
-    """Return the notes below /run of detached and of unmounted overlays."""
-    return frozenset(
-        path for place in (detached.FOLDER, remount.FOLDER) for path in glob.glob(os.path.join(place, "*"))
-    )
 
 
 def _content(number: int) -> bytes:
