@@ -1,0 +1,20 @@
+"""Each test that docs/security.md names as showing something exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def test_the_tests_that_are_named_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (CHECKOUT / "docs" / "security.md").read_text(encoding="utf-8")))
+    there = {
+        name
+        for room in ("kernel", "unit")
+        for path in (CHECKOUT / "tests" / room).glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert len(named) > 30
+    assert named - there == set()
