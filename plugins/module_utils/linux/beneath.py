@@ -14,7 +14,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls, xattrs
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls, users, xattrs
 
 _RESOLVE = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
 
@@ -117,13 +117,8 @@ def has(directory: int, name: bytes) -> bool:
 
 
 def mount_of(fd: int) -> int:
-    """Return the mount ID of the mount that ``fd`` is on (proc_pid_fdinfo(5))."""
-    with open(f"/proc/self/fdinfo/{fd}", "rb") as stream:
-        for line in stream:
-            name, _colon, value = line.partition(b":")
-            if name == b"mnt_id":
-                return int(value)
-    raise OSError(errno.ENOTSUP, "the kernel does not tell mount IDs")
+    """Return the ID of the mount that a descriptor of this process was opened through. A bind mount has its own, unlike its device."""
+    return users.mount_of(b"/proc/self/fdinfo/%d" % fd)
 
 
 def name_of(fd: int) -> bytes:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import socket
 import stat
 from collections import Counter
@@ -22,15 +21,18 @@ from collections.abc import Collection, Iterator, Sequence
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core import mountinfo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, deadline, namespaces, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    beneath,
+    deadline,
+    namespaces,
+    syscalls,
+)
 
 #: Seconds for the child process; its parent has a shorter limit of its own.
 _LONGEST_WAIT = 86400.0
 
 #: Where the trees are in the private mount namespace, below the mountpoint.
 _OLD, _NEW, _MOVED = b"/old", b"/new", b"/moved"
-
-_MOUNT_ID = re.compile(rb"^mnt_id:\s*([0-9]+)$", re.MULTILINE)
 
 
 def carried(mount: int, old: Mount, inner: Sequence[Mount]) -> tuple[int, list[str]]:
@@ -73,7 +75,7 @@ def _put_together(mount: int, tree: int, path: bytes, wanted: Counter[bytes]) ->
         syscalls.move_mount(one, path + place)
     os.mkdir(path + _MOVED)
     top = path + _OLD
-    live = _read_mounts()
+    live = namespaces.mounts_of()
     old = mountinfo.top_mount(live, top)
     assert old is not None
     inner = mountinfo.inside(live, old)
@@ -96,13 +98,13 @@ def _taken_out(tree: int, old: Mount, aside: bytes) -> list[tuple[bytes, int]]:
     """Move all that is mounted directly on ``old`` aside, that which is seen first; return places and descriptors in that order."""
     moved: list[tuple[bytes, int]] = []
     while True:
-        live = _read_mounts()
+        live = namespaces.mounts_of()
         seen = next(_movable(live, old), None)
         if seen is None:
             return moved
         place = seen.path[len(old.path) :]
         mount = syscalls.hold_mount(tree, place[1:])
-        if mount_id(mount) != seen.id:
+        if beneath.mount_of(mount) != seen.id:
             raise OverlayError(
                 f"the way to {show(old.path + place)} was exchanged meanwhile: nothing was changed; run the task again"
             )
@@ -174,7 +176,7 @@ def _put(mount: int, new: int, place: bytes) -> str:
 def held_root(mount: Mount) -> Iterator[int]:
     """Give a descriptor of the root of the topmost mount at a path. Raises OverlayError when another mount is there by now."""
     with _held(mount.path) as fd:
-        if mount_id(fd) != mount.id:
+        if beneath.mount_of(fd) != mount.id:
             raise OverlayError(
                 f"something else was mounted at {show(mount.path)} meanwhile: nothing was changed; run the task again"
             )
@@ -190,13 +192,6 @@ def _held(path: bytes) -> Iterator[int]:
         os.close(fd)
 
 
-def mount_id(fd: int) -> int:
-    """Return the mount ID of what a descriptor holds."""
-    with open(f"/proc/self/fdinfo/{fd}", "rb") as stream:
-        found = _MOUNT_ID.search(stream.read())
-    return int(found.group(1)) if found else -1
-
-
 def separate(root: int, old: Mount, inner: Collection[Mount]) -> None:
     """Have the inner mounts of ``old``, whose root is given, be unmounted without unmounting anything elsewhere.
 
@@ -205,7 +200,7 @@ def separate(root: int, old: Mount, inner: Collection[Mount]) -> None:
     """
     holders = {one.parent for one in inner}
     for mount in _seen(root, old, inner):
-        if mount_id(mount) in holders:
+        if beneath.mount_of(mount) in holders:
             syscalls.set_propagation(mount, syscalls.MS_PRIVATE | syscalls.MS_REC)
 
 
@@ -230,7 +225,7 @@ def keep_private(new: Mount, was: Collection[Mount], inner: Collection[Mount]) -
                     contextlib.suppress(FileNotFoundError, NotADirectoryError),
                     _mount_at(root, one.path[len(new.path) + 1 :]) as mount,
                 ):
-                    if mount_id(mount) == one.id:
+                    if beneath.mount_of(mount) == one.id:
                         syscalls.set_propagation(mount, syscalls.MS_PRIVATE)
 
 
@@ -249,10 +244,5 @@ def _seen(root: int, old: Mount, inner: Collection[Mount]) -> Iterator[int]:
     for place in sorted({one.path[len(old.path) + 1 :] for one in inner if one.parent == old.id}):
         # Something may cover the way to it.
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), _mount_at(root, place) as mount:
-            if mount_id(mount) in known:
+            if beneath.mount_of(mount) in known:
                 yield mount
-
-
-def _read_mounts() -> list[Mount]:
-    with open("/proc/self/mountinfo", "rb") as stream:
-        return list(mountinfo.parse(stream.read()))

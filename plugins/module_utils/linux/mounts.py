@@ -66,8 +66,7 @@ _MOST_NAMED = 10
 
 def read_mounts() -> list[Mount]:
     """Return the mounts that this process sees."""
-    with open("/proc/self/mountinfo", "rb") as stream:
-        return list(mountinfo.parse(stream.read()))
+    return namespaces.mounts_of()
 
 
 def overlay_defaults() -> dict[bytes, bytes]:

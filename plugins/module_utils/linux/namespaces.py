@@ -46,7 +46,7 @@ def everywhere() -> Iterator[tuple[int | None, list[Mount]]]:
 
     A process is told only of mounts below its root directory. So a namespace comes again, with another process, where that is told of more.
     """
-    own = _mounts_of("self")
+    own = mounts_of("self")
     yield None, own
     told = {os.readlink("/proc/self/ns/mnt"): {mount.id for mount in own}}
     seen = set()
@@ -57,7 +57,7 @@ def everywhere() -> Iterator[tuple[int | None, list[Mount]]]:
             namespace = os.readlink(f"/proc/{name}/ns/mnt")
             place = namespace, os.readlink(f"/proc/{name}/root")
             if place not in seen:
-                live = _mounts_of(name)
+                live = mounts_of(name)
                 known = told.setdefault(namespace, set())
                 if not known.issuperset(mount.id for mount in live):
                     yield int(name), live
@@ -67,6 +67,7 @@ def everywhere() -> Iterator[tuple[int | None, list[Mount]]]:
             continue
 
 
-def _mounts_of(process: str) -> list[Mount]:
+def mounts_of(process: str = "self") -> list[Mount]:
+    """Return the mounts that a process sees, given as it is called below /proc."""
     with open(f"/proc/{process}/mountinfo", "rb") as stream:
         return list(mountinfo.parse(stream.read()))

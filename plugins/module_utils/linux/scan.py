@@ -26,7 +26,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors imp
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import CHECKSUM_XATTR, Entry, Xattrs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.releases import Pattern, Release
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.rights import PathCount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, mounts, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, files, mounts, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.entry_rights import RightsReader
 
@@ -335,7 +335,7 @@ def open_release(root: bytes, release: bytes) -> int:
     """
     fd = open_root(root)
     path = root
-    mount = _mount_id(fd)
+    mount = beneath.mount_of(fd)
     for name in release.split(b"/"):
         path = os.path.join(path, name)
         try:
@@ -350,19 +350,13 @@ def open_release(root: bytes, release: bytes) -> int:
         finally:
             os.close(fd)
         fd = inner
-        if _mount_id(fd) != mount:
+        if beneath.mount_of(fd) != mount:
             os.close(fd)
             raise OverlayError(
                 f"{show(path)} is a mount below the software root, such as a nested export: a view cannot reach data across"
                 " it; make it a software root of its own, with a manifest store, a view and a mountpoint of its own"
             )
     return fd
-
-
-def _mount_id(fd: int) -> bytes:
-    """Return the number of the mount that a descriptor was opened through. A bind mount has its own, unlike its device."""
-    with open(f"/proc/self/fdinfo/{fd}", "rb") as stream:
-        return next(line for line in stream if line.startswith(b"mnt_id:"))
 
 
 def find_releases(

@@ -15,7 +15,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, syscalls, users
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, deadline, syscalls, users
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.users import Process
 
 #: File systems whose server or daemon may be gone, so that they are not asked for their type.
@@ -63,7 +63,7 @@ def _held_on(number: int, processes: Sequence[Process], opened: contextlib.ExitS
                 # The process may have closed it, and opened something else under its number.
                 fd = os.open(link, os.O_PATH | os.O_CLOEXEC)
                 opened.callback(os.close, fd)
-                if users.mount_of(b"/proc/self/fdinfo/%d" % fd) == number:
+                if beneath.mount_of(fd) == number:
                     left -= 1
                     yield fd
 
