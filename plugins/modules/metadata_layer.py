@@ -659,7 +659,7 @@ def _described(source: layers.Source, composition: Composition | None, generatio
 def _remove(paths: ViewPaths, name: str, context: runner.Context) -> runner.Outcome:
     state = views.observe(paths)
     before = _shown_generation(paths, state)
-    plan = plan_view_removal(name, state, usage.of_generations(paths, forget=False) if state.exists else {})
+    plan = plan_view_removal(name, state, usage.lasting(paths, context.progress) if state.exists else {})
     if plan and not context.check_mode:
         with views.locked(paths, context.timeout, context.progress):
             # It looks for users once more, since a build that this run waited for may have been mounted.

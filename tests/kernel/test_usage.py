@@ -148,6 +148,19 @@ def test_a_view_that_is_in_use_is_not_removed(view: View, using: Using, check: b
     assert not os.path.lexists(view.paths.root)
 
 
+def test_a_mount_namespace_that_is_about_to_end_keeps_no_view(view: View) -> None:
+    """Another module has one, with a copy of all mounts, while it mounts something."""
+    view.mount()
+    copied = view.place.parent / "copied"
+    script = f"touch {copied}; sleep 1"
+    with subprocess.Popen(["unshare", "--mount", "--propagation", "private", "sh", "-c", script]) as process:
+        while not copied.exists():
+            time.sleep(0.01)
+        support.unmount_all(view.place)
+        assert view.remove().ok["changed"]
+        assert process.wait(10) == 0
+
+
 @pytest.mark.parametrize("using", USERS)
 def test_a_generation_that_is_in_use_is_not_pruned(view: View, using: Using, tools: Any) -> None:
     for owner in (1, 2):

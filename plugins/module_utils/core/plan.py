@@ -410,8 +410,8 @@ def _check_may_switch(
     if switch == "replace":
         check_nothing_inside(spec.path, state.inner)
         return
-    assert state.mount is not None
-    _check_no_upper(spec, state.mount, changes)
+    if state.mount is not None:
+        _check_no_upper(spec, state.mount, changes)
     if switch == "beneath" and not beneath:
         raise OverlayError(
             f"the overlay at {show(spec.path)} differs from what is declared and this kernel cannot mount beneath it (Linux 6.5):"

@@ -62,7 +62,12 @@ class Rights:
 
 def _path_count(fields: Mapping[str, Any], name: str) -> PathCount:
     count, first = fields.get(name, 0), fields.get(f"{name}_paths", [])
-    if type(count) is not int or not isinstance(first, list) or not all(isinstance(path, str) for path in first):
+    if (
+        not isinstance(count, int)
+        or isinstance(count, bool)
+        or not isinstance(first, list)
+        or not all(isinstance(path, str) for path in first)
+    ):
         raise TypeError(f"{name} is not a count with paths")
     if not len(first) <= min(count, KEPT):
         raise ValueError(f"{name} has more paths than it counts")

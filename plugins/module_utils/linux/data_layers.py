@@ -205,7 +205,8 @@ def _files(top: int, most_names: int, common_with: int | None = None) -> Iterato
     With ``common_with``, directories that are not there too are not listed.
     """
     waiting = [b""]
-    for folder in waiting:
+    while waiting:
+        folder = waiting.pop(0)
         if common_with is not None and not _has_directory(common_with, folder):
             continue
         try:

@@ -76,8 +76,7 @@ def _put_together(mount: int, tree: int, path: bytes, wanted: Counter[bytes]) ->
     os.mkdir(path + _MOVED)
     top = path + _OLD
     live = namespaces.mounts_of()
-    old = mountinfo.top_mount(live, top)
-    assert old is not None
+    old = mountinfo.stack(live, top)[0]
     inner = mountinfo.inside(live, old)
     # What is taken out of it here stays in those that it follows or leads. The kernel moves nothing that is on a shared mount, such as
     # one of several at the same path.

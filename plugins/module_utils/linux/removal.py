@@ -44,13 +44,13 @@ def remove_view(paths: ViewPaths, progress: Progress = no_progress) -> None:
     A run that is killed may leave links that lead nowhere, but no part of a generation under its name.
     """
     name = os.path.basename(paths.root)
-    check_unused(name, usage.of_generations(paths, forget=False))
+    check_unused(name, usage.lasting(paths, progress))
     # What killed runs have left here is not in use either, and may have the name of a generation.
     files.remove_tree(paths.removing, progress)
     folders = _names_in(paths.generations)
     _put_aside(paths, folders)
     try:
-        check_unused(name, usage.of_generations(paths, forget=False))
+        check_unused(name, usage.lasting(paths, progress))
     except OverlayError:
         _put_back(paths, folders)
         raise
@@ -77,7 +77,7 @@ def clear(paths: ViewPaths, place: str, progress: Progress = no_progress, keep: 
     """
     found = [name for name in _names_in(place) if name not in keep]
     if found:
-        uses = usage.of_generations(paths, forget=False)
+        uses = usage.lasting(paths, progress)
         check_unused(os.path.basename(paths.root), {name: uses[name] for name in found if name in uses})
     for name in found:
         files.remove(os.path.join(place, name), progress)

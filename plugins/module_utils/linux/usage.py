@@ -31,10 +31,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     strangers,
     users,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 
 #: Seconds in which a mount that is being made gets its place.
 _MOMENT_SECONDS = 2.0
 POLL_SECONDS = 0.1
+#: Seconds after which a use is not one that ends by itself.
+_LASTING_SECONDS = 3.0
 
 #: What a process has open that is about to mount something.
 _MOUNTING = b"anon_inode:[fscontext]"
@@ -66,6 +69,21 @@ def of_generations(paths: ViewPaths, forget: bool) -> dict[str, list[str]]:
     for folder in _at_boot(view):
         found.setdefault(os.fsdecode(folder), []).append("it is mounted at boot")
     return found
+
+
+def lasting(paths: ViewPaths, progress: Progress = no_progress) -> dict[str, list[str]]:
+    """Return who uses the generations of a view, as ``of_generations`` does, once uses that end in a moment have ended.
+
+    A module that mounts something has a copy of all mounts in a mount namespace of its own while it does that, and one that looks at what
+    is in use opens it.
+    """
+    end = time.monotonic() + _LASTING_SECONDS
+    while True:
+        found = of_generations(paths, forget=False)
+        if not found or time.monotonic() > end:
+            return found
+        progress()
+        time.sleep(POLL_SECONDS)
 
 
 def of_image(image: str) -> list[str]:
