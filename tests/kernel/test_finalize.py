@@ -216,6 +216,18 @@ def test_the_kernel_is_given_time_to_let_go_of_an_overlay(overlay: Overlay) -> N
     assert sealed(overlay, "tool/1.0")
 
 
+def test_a_mount_namespace_that_is_about_to_end_is_waited_for(overlay: Overlay) -> None:
+    """Another module has one, with a copy of all mounts, while it mounts something."""
+    copied = overlay.folder / "copied"
+    script = f"touch {copied}; sleep 1"
+    with subprocess.Popen(["unshare", "--mount", "--propagation", "private", "sh", "-c", script]):
+        while not copied.exists():
+            time.sleep(0.01)
+        result = support.module("overlay_finalize", path=str(overlay.path), allow_unmount=True).ok
+    assert result["finalized"]
+    assert sealed(overlay, "tool/1.0")
+
+
 def test_an_overlay_that_a_killed_run_had_unmounted_is_mounted_again(overlay: Overlay) -> None:
     other = overlay.folder / "other"
     other.mkdir()

@@ -72,7 +72,7 @@ def unmounted(
     in use, and where it could not be mounted again as it is; it is as it was then.
     """
     entry = remount.again(mount, images)
-    _check_only_here(mount)
+    _check_only_here(mount, progress)
     for layer in (*entry.spec.directories, *entry.spec.kept):
         if not beneath.is_directory_at(layer):
             raise OverlayError(
@@ -155,19 +155,33 @@ def _mount_at(entry: Again, place: bytes) -> None:
     forget(entry.spec.path)
 
 
-def _check_only_here(mount: Mount) -> None:
-    """Raises OverlayError for an overlay that is mounted elsewhere as well, where it would stay when it is unmounted here."""
+def _check_only_here(mount: Mount, progress: Progress) -> None:
+    """Raises OverlayError for an overlay that is mounted elsewhere as well, where it would stay when it is unmounted here.
+
+    A mount namespace that is about to end, such as that of another module, is waited for.
+    """
+    end = time.monotonic() + _RELEASE_SECONDS
+    while True:
+        elsewhere = _elsewhere(mount)
+        if elsewhere is None:
+            return
+        if time.monotonic() > end:
+            raise OverlayError(
+                f"the overlay at {show(mount.path)} is also mounted at {elsewhere}: it can only be sealed when it is mounted nowhere"
+            )
+        progress()
+        time.sleep(10 * _POLL_SECONDS)
+
+
+def _elsewhere(mount: Mount) -> str | None:
+    """Return where else an overlay is mounted and would stay, for a message; None where it is not."""
     for pid, live in namespaces.everywhere():
         for other in live:
-            if other.device != mount.device or (pid is None and other.id == mount.id):
-                continue
-            if pid is not None and mountinfo.goes_with(other, mount):
-                continue
-            where = "" if pid is None else f" in the mount namespace of process {pid}"
-            raise OverlayError(
-                f"the overlay at {show(mount.path)} is also mounted at {show(other.path)}{where}: it can only be sealed when it is"
-                " mounted nowhere"
-            )
+            is_this = pid is None and other.id == mount.id
+            follows = pid is not None and mountinfo.goes_with(other, mount)
+            if other.device == mount.device and not is_this and not follows:
+                return show(other.path) + ("" if pid is None else f" in the mount namespace of process {pid}")
+    return None
 
 
 def _accept_volatile(entry: Again) -> None:
