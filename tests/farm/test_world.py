@@ -38,7 +38,7 @@ def new(farm: Farm) -> Iterator[Machine]:
     yield machine
     collection.playbook(farm, "remove", {**collection.SITE, "overlay_hosts": "new", "overlay_views": VIEWS})
     farm.server.delete_release("trial")
-    machine.ssh(f"rm -rf {STORE}/trial {STORE}/nested {STORE}/.views/trial.json")
+    machine.ssh(f"rm -rf {STORE}/trial {STORE}/.nested {STORE}/.views/trial.json")
 
 
 def test_a_new_release_is_seen_when_it_is_deployed_and_not_before(farm: Farm, new: Machine) -> None:
@@ -170,10 +170,10 @@ def test_a_nested_export_is_refused_by_name_and_gets_a_view_of_its_own(farm: Far
         assert refused.failed
         assert f"{ROOT}/nested is a mount below the software root" in refused.message
 
-        new.ssh(f"mkdir {STORE}/nested")
-        own = {"root": f"{ROOT}/nested", "store": f"{STORE}/nested", "release": "1.0"}
+        new.ssh(f"mkdir {STORE}/.nested")
+        own = {"root": f"{ROOT}/nested", "store": f"{STORE}/.nested", "release": "1.0"}
         collection.module(farm, new, "release_manifest", own)
-        nested = {"manifest": f"{STORE}/nested/1.0.dump.gz", "at": "nested/1.0"}
+        nested = {"manifest": f"{STORE}/.nested/1.0.dump.gz", "at": "nested/1.0"}
         both = {"name": "nested", "releases": [nested, {"manifest": f"{STORE}/trial/1.0.dump.gz"}]}
         refused = collection.module(farm, new, "metadata_layer", both, check=False)
         assert refused.failed
