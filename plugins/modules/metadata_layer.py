@@ -659,10 +659,11 @@ def _described(source: layers.Source, composition: Composition | None, generatio
 def _remove(paths: ViewPaths, name: str, context: runner.Context) -> runner.Outcome:
     state = views.observe(paths)
     before = _shown_generation(paths, state)
-    plan = plan_view_removal(name, state, usage.lasting(paths, context.progress) if state.exists else {})
+    # A real run asks who uses the view when it has the lock: a build that it waited for may have been mounted.
+    uses = usage.lasting(paths, context.progress) if state.exists and context.check_mode else {}
+    plan = plan_view_removal(name, state, uses)
     if plan and not context.check_mode:
         with views.locked(paths, context.timeout, context.progress):
-            # It looks for users once more, since a build that this run waited for may have been mounted.
             context.carry_out(plan, lambda _action: removal.remove_view(paths, context.progress))
     return runner.Outcome({"generation": None}, plan, before, {})
 
