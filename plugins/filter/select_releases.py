@@ -73,8 +73,8 @@ from typing import Any, Callable
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.versions import compare, version_key
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.versions import compare, version_key
 
 try:
     import jmespath

@@ -20,10 +20,11 @@ from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, refusal_hint, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import containing_mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Action, Plan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import action, deadline, namespaces
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, refusal_hint, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import containing_mount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_bytes
 
 #: Seconds; the kernel takes no longer time limits.
 _LONGEST_TIMEOUT = 1e8
@@ -69,12 +70,16 @@ class Context:
     #: For what the work is at, where that is one of several things; told when it is given up.
     note: deadline.Note
 
-    def carry_out(self, plan: Plan, apply: Callable[[Action], None]) -> None:
-        """Apply a plan's actions one after the other; in check mode none of them."""
+    def carry_out(self, plan: Plan, handlers: Handlers) -> None:
+        """Apply the actions of a plan one after the other; in check mode apply none.
+
+        Raises UnknownActionError, also in check mode and before anything is changed, if there is no handler for one of them.
+        """
+        action.check_handled(plan, handlers)
         if self.check_mode:
             return
-        for action in plan:
-            apply(action)
+        for step in plan:
+            action.apply(step, handlers)
             self.progress()
 
 
@@ -133,7 +138,7 @@ def run(
         module.warn(warning)
     result: dict[str, Any] = {"changed": bool(outcome.plan), **outcome.values}
     if outcome.plan is not None:
-        result["actions"] = [str(action) for action in outcome.plan]
+        result["actions"] = [str(step) for step in outcome.plan]
     if outcome.before != outcome.after:
         result["diff"] = {"before": dict(outcome.before), "after": dict(outcome.after)}
     if outcome.failure:
@@ -175,7 +180,7 @@ def explain(error: OverlayError | OSError) -> str:
     name = error.filename
     if name is None:
         return f"{error.strerror}"
-    shown = show(name) if isinstance(name, bytes) else show(name.encode("utf-8", "surrogateescape"))
+    shown = show(name) if isinstance(name, bytes) else show(to_bytes(name))
     hint = _hint(error, os.fsencode(name)) if isinstance(error, PermissionError) else ""
     return f"{shown}: {error.strerror}{hint}"
 
@@ -183,5 +188,5 @@ def explain(error: OverlayError | OSError) -> str:
 def _hint(error: PermissionError, path: bytes) -> str:
     as_root = os.geteuid() == 0
     # Without looking anything up there: the path is compared with those of mounts as it is.
-    mount = containing_mount(mounts.read_mounts(), path) if as_root and path.startswith(b"/") else None
+    mount = containing_mount(namespaces.own_mounts(), path) if as_root and path.startswith(b"/") else None
     return refusal_hint(as_root, error.errno == errno.EACCES, mount.fstype if mount else None)

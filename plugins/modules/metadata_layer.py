@@ -465,27 +465,33 @@ from dataclasses import replace
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import Composition
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, LayerSpec, ViewPaths
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
-    Action,
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import erofs_layer
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.compose import Composition
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
+    declared,
+    generations,
+    image_store,
+    layer_sources,
+    removal,
+    usage,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation as names
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import (
+    Generation,
+    LayerSpec,
+    ViewPaths,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import (
+    BuildGeneration,
+    InstallGeneration,
     MakeCurrent,
-    Plan,
     PublishImage,
+    RemoveView,
     ViewState,
     plan_layer,
     plan_view_removal,
-)
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
-    declared,
-    erofs_layer,
-    image_store,
-    layers,
-    removal,
-    usage,
-    views,
 )
 
 
@@ -558,24 +564,28 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
 
 def _source(
     paths: ViewPaths, params: dict[str, Any], state: ViewState, context: runner.Context
-) -> tuple[layers.Source, str]:
+) -> tuple[layer_sources.Source, str]:
     """Return where the generation comes from, and why it has its format."""
     if params["image"] is not None:
-        layers.check_mountable(params["name"], params["strategy"], context.timeout)
-        there = layers.installed(paths, state, params["image_digest"])
-        source = there or layers.from_image(params["image"], image_store.read(params["image"], params["image_digest"]))
+        layer_sources.check_mountable(params["name"], params["strategy"], context.timeout)
+        there = layer_sources.installed(paths, state, params["image_digest"])
+        source = there or layer_sources.from_image(
+            params["image"], image_store.read(params["image"], params["image_digest"])
+        )
         return source, "the image was built elsewhere"
-    strategy = layers.choose_strategy(params["strategy"], params["xattr_namespace"], context.timeout)
+    strategy = layer_sources.choose_strategy(params["strategy"], params["xattr_namespace"], context.timeout)
     if params["generation"] is not None:
-        return layers.existing(paths, state, params["generation"], strategy), "the generation is there in this format"
+        return layer_sources.existing(
+            paths, state, params["generation"], strategy
+        ), "the generation is there in this format"
     spec = replace(declared.layer_spec(params), strategy=strategy)
-    choice = layers.choose_format(params["format"], spec, state)
+    choice = layer_sources.choose_format(params["format"], spec, state)
     spec = replace(spec, format=choice.format)
-    return layers.from_releases(spec, choice.builder, context.progress), choice.reason
+    return layer_sources.from_releases(spec, choice.builder, context.progress), choice.reason
 
 
 def _provide(paths: ViewPaths, params: dict[str, Any], context: runner.Context) -> runner.Outcome:
-    state = views.observe(paths)
+    state = generations.observe(paths)
     source, reason = _source(paths, params, state, context)
     before = _shown_generation(paths, state)
     plan = plan_layer(source.folder, source.action, state)
@@ -583,23 +593,26 @@ def _provide(paths: ViewPaths, params: dict[str, Any], context: runner.Context) 
     # Conflicts are refused before anything is written, and in check mode as well.
     composition = source.compose() if source.compose and source.action in plan else None
 
-    def apply(action: Action) -> None:
-        if isinstance(action, MakeCurrent):
-            views.make_current(paths, action.folder, action.previous)
-        else:
-            warnings.extend(source.provide(paths, context.progress))
+    def provide(_action: BuildGeneration | InstallGeneration) -> None:
+        warnings.extend(source.provide(paths, context.progress))
+
+    handlers: Handlers = {
+        BuildGeneration: provide,
+        InstallGeneration: provide,
+        MakeCurrent: lambda action: generations.make_current(paths, action.folder, action.previous),
+    }
 
     if plan and not context.check_mode:
-        with views.locked(paths, context.timeout, context.progress):
+        with generations.locked(paths, context.timeout, context.progress):
             # Another run may have done it while this one waited.
-            plan = plan_layer(source.folder, source.action, views.observe(paths))
-            context.carry_out(plan, apply)
-            state = views.observe(paths)
+            plan = plan_layer(source.folder, source.action, generations.observe(paths))
+            context.carry_out(plan, handlers)
+            state = generations.observe(paths)
 
     there = source.folder in state.generations
     previous = state.previous if state.current == source.folder else state.current
     values = {
-        **_described(source, composition, views.read_generation(paths, source.folder) if there else None),
+        **_described(source, composition, generations.read_generation(paths, source.folder) if there else None),
         "layer": names.layer_path(paths.generation(source.folder), source.format),
         "format_reason": reason,
         "previous": names.id_of(previous) if previous else None,
@@ -611,12 +624,12 @@ def _provide(paths: ViewPaths, params: dict[str, Any], context: runner.Context) 
 
 def _publish(store: str, manifests: str | None, wanted: LayerSpec, context: runner.Context) -> runner.Outcome:
     """Make sure that the image of a view is in an image store, which may be made where it is inside the manifest store."""
-    spec = layers.as_image(wanted)
+    spec = layer_sources.as_image(wanted)
     image_store.check_store(store, manifests)
     image = image_store.image_path(store, names.id_of(spec.folder))
     generation = image_store.find(image)
     builder = None if generation else erofs_layer.find_builder()
-    source = layers.from_releases(spec, builder, context.progress)
+    source = layer_sources.from_releases(spec, builder, context.progress)
     before = source.shown() if generation else {}
     plan: Plan = () if generation else (PublishImage(image),)
     composition = source.compose() if plan and source.compose else None
@@ -627,11 +640,13 @@ def _publish(store: str, manifests: str | None, wanted: LayerSpec, context: runn
         "format_reason": "image stores hold images",
         "image": image,
     }
-    warnings = layers.rights_warnings(generation.rights) if generation and plan else []
+    warnings = layer_sources.rights_warnings(generation.rights) if generation and plan else []
     return runner.Outcome(values, plan, before, source.shown(), warnings)
 
 
-def _described(source: layers.Source, composition: Composition | None, generation: Generation | None) -> dict[str, Any]:
+def _described(
+    source: layer_sources.Source, composition: Composition | None, generation: Generation | None
+) -> dict[str, Any]:
     values: dict[str, Any] = {
         "generation": names.id_of(source.folder),
         "format": source.format,
@@ -657,21 +672,21 @@ def _described(source: layers.Source, composition: Composition | None, generatio
 
 
 def _remove(paths: ViewPaths, name: str, context: runner.Context) -> runner.Outcome:
-    state = views.observe(paths)
+    state = generations.observe(paths)
     before = _shown_generation(paths, state)
     # A real run asks who uses the view when it has the lock: a build that it waited for may have been mounted.
     uses = usage.lasting(paths, context.progress) if state.exists and context.check_mode else {}
     plan = plan_view_removal(name, state, uses)
     if plan and not context.check_mode:
-        with views.locked(paths, context.timeout, context.progress):
-            context.carry_out(plan, lambda _action: removal.remove_view(paths, context.progress))
+        with generations.locked(paths, context.timeout, context.progress):
+            context.carry_out(plan, {RemoveView: lambda _action: removal.remove_view(paths, context.progress)})
     return runner.Outcome({"generation": None}, plan, before, {})
 
 
 def _shown_generation(paths: ViewPaths, state: ViewState) -> dict[str, Any]:
     if state.current is None or state.current not in state.generations:
         return {}
-    generation = views.read_generation(paths, state.current)
+    generation = generations.read_generation(paths, state.current)
     return names.shown(generation.id, generation.releases, generation.links)
 
 

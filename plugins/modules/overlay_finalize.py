@@ -268,11 +268,11 @@ import os
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core import finalize
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import accounts, passes
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.finalize import Wanted
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.passes import Outcome, Request
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import marks, passes
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.copy_up import Wanted
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.passes import Outcome, Request
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import accounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 
 _MOST_WORKERS = 256
 
@@ -289,8 +289,8 @@ def main() -> None:
             "passes": {
                 "type": "list",
                 "elements": "str",
-                "choices": list(finalize.PASSES),
-                "default": list(finalize.PASSES),
+                "choices": list(marks.PASSES),
+                "default": list(marks.PASSES),
             },
             "seal": {"type": "str", "choices": ["auto", "offline", "kernel", "none"], "default": "auto"},
             "allow_unmount": {"type": "bool", "default": False},
@@ -319,7 +319,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     )
     request = Request(
         path=os.fsencode(os.path.realpath(params["path"])),
-        subtrees=finalize.chosen_subtrees([os.fsencode(one) for one in params["subtrees"]]),
+        subtrees=marks.chosen_subtrees([os.fsencode(one) for one in params["subtrees"]]),
         passes=frozenset(params["passes"]),
         seal=params["seal"],
         allow_unmount=params["allow_unmount"],
@@ -333,14 +333,14 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
 
 
 def _described(found: Outcome) -> runner.Outcome:
-    pending = finalize.named(found.pending)
+    pending = marks.named(found.pending)
     values = {
         **found.counts.as_dict(),
         "removed": [show(path) for path in sorted(found.removed)],
         "unmounted": found.unmounted,
         "pending": pending,
         "pending_total": len(set(found.pending)),
-        "pending_by_reason": finalize.by_reason(found.pending),
+        "pending_by_reason": marks.by_reason(found.pending),
         "finalized": not found.pending and not found.refusal,
     }
     counts = found.counts
@@ -360,7 +360,7 @@ def _described(found: Outcome) -> runner.Outcome:
     }
     if found.refusal:
         before = after = {}
-    warnings = [finalize.stripped(found.stripped)] if found.stripped else []
+    warnings = [marks.stripped(found.stripped)] if found.stripped else []
     return runner.Outcome(values, found.plan, before, after, warnings, found.refusal)
 
 

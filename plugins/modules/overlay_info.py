@@ -136,15 +136,11 @@ import os
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import described
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
-    data_layers,
-    deadline,
-    mounts,
-    probe,
-    views,
-)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, namespaces
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import described
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts, probe
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import data_layers, generations
 
 #: Each strategy with the feature that it stands on, best one first.
 STRATEGIES = {"data_only": "data_only", "redirect": "redirect", "copy_up": "metadata_copy_up"}
@@ -159,7 +155,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     features = deadline.run(lambda _progress: probe.probe(), context.timeout) if params["probe"] else probe.not_tried()
     strategies = {name: features[feature] for name, feature in STRATEGIES.items()}
     system = os.uname()
-    live = mounts.read_mounts()
+    live = namespaces.own_mounts()
     values: dict[str, Any] = {
         "kernel": {
             "release": system.release,
@@ -181,13 +177,13 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
 
 
 def _filesystem(state_dir: str) -> dict[str, Any]:
-    mount = views.filesystem_of(state_dir, mounts.read_mounts())
-    fits: bool | None = views.attributes_fit(views.existing_parent(state_dir), "trusted")
+    mount = generations.filesystem_of(state_dir, namespaces.own_mounts())
+    fits: bool | None = generations.attributes_fit(generations.existing_parent(state_dir), "trusted")
     return {
         "path": os.fsdecode(mount.path) if mount else None,
         "type": show(mount.fstype) if mount else None,
         "attributes_fit": fits,
-        "advice": views.SPILL_ADVICE if fits is False else None,
+        "advice": generations.SPILL_ADVICE if fits is False else None,
     }
 
 

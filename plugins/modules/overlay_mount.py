@@ -317,10 +317,44 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.image_names import is_image_path, without_suffix
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, described
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import (
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    mount_lock,
+    mountpoints,
+    namespaces,
+    processes,
+    still_paths,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Plan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, described, in_namespace
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
+    boot,
+    detached,
+    images,
+    layer_trust,
+    mounts,
+    uppers,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
+    RemoveUnit,
+    Stored,
+    WriteUnit,
+    plan_persistence,
+    plan_places,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import (
+    is_image_path,
+    without_suffix,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import (
+    DetachOverlay,
+    DropCovered,
+    MountpointState,
+    SwitchOverlay,
+    plan_mounted,
+    plan_unmounted,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import (
     MountSpec,
     Writable,
     declared_by,
@@ -329,34 +363,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options im
     mount_spec,
     scratch_space,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.persistence import (
-    RemoveUnit,
-    Stored,
-    WriteUnit,
-    plan_persistence,
-    plan_places,
-)
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
-    DetachOverlay,
-    DropCovered,
-    MountpointState,
-    Plan,
-    SwitchOverlay,
-    plan_mounted,
-    plan_unmounted,
-)
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
-    data_layers,
-    detached,
-    images,
-    mount_lock,
-    mounts,
-    persistence,
-    still_paths,
-    trust,
-    uppers,
-    users,
-)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import data_layers
 
 
 def main() -> None:
@@ -383,7 +390,7 @@ def main() -> None:
 
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
-    path = still_paths.mountpoint(_absolute(params["path"], "path"), mounts.read_mounts())
+    path = still_paths.mountpoint(_absolute(params["path"], "path"), namespaces.own_mounts())
     try:
         found = _observed(path, params, context.check_mode)
         if context.check_mode or not found.plan:
@@ -395,8 +402,8 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     with mount_lock.held(path, context.timeout, context.progress):
         # Another run may have been at work here until now.
         found = _observed(path, params, context.check_mode)
-        with mounts.undone_on_failure():
-            context.carry_out(found.plan, persistence.apply)
+        with mountpoints.undone_on_failure():
+            context.carry_out(found.plan, boot.HANDLERS)
             live = mounts.observe(path) if found.mounting else found.state
             if found.mounting and found.spec:
                 _check_result(found.spec, live.mount, found.state.mount is None)
@@ -433,16 +440,16 @@ def _observed(path: bytes, params: dict[str, Any], check_mode: bool) -> _Found:
     warnings: list[str] = []
     if params["state"] == "mounted":
         spec, mounting = _plan_declared(path, params, state)
-        trust.check_layers(spec, mounts.read_mounts())
+        layer_trust.check_layers(spec, namespaces.own_mounts())
         warnings = _check_layers(spec, bool(mounting), check_mode)
         data_layers.check(spec, mounting)
     else:
         mounting = plan_unmounted(path, state, params["state"] == "absent")
-    stored = persistence.read()
+    stored = boot.read()
     plan = _with_persistence(mounting, path, spec, params["persist"], stored)
     # To take away what the declared one covers changes nothing that is seen.
     old = state.mount if any(not isinstance(action, DropCovered) for action in mounting) else None
-    old_mounts = mounts.same_mounts(old) if old else set()
+    old_mounts = namespaces.mounts_like(old) if old else set()
     problems: list[str] = []
     if check_mode and spec and not warnings:
         problems = mounts.not_carried(mounting, state)
@@ -464,7 +471,7 @@ def _plan_declared(path: bytes, params: dict[str, Any], state: MountpointState) 
         )
 
     if state.mount is not None:
-        live = mounts.read_mounts()
+        live = namespaces.own_mounts()
         as_written = _spec(
             path,
             params,
@@ -482,7 +489,7 @@ def _reported(found: _Found, after: MountpointState, context: runner.Context) ->
     outcome = _outcome(found.mounting, found.state.mount, after.mount, found.spec)
     _add_persistence(outcome, found.plan, found.mounting, found.stored)
     elsewhere = mounts.shown_elsewhere(old) if old and not context.check_mode else []
-    outcome.values["users"] = [process.as_dict() for process in users.of_mounts(found.old_mounts)] if old else []
+    outcome.values["users"] = [process.as_dict() for process in processes.of_mounts(found.old_mounts)] if old else []
     outcome.values["elsewhere"] = [{"path": show(place), "pid": pid} for place, pid in elsewhere]
     switched = any(isinstance(action, SwitchOverlay) for action in found.mounting)
     before = [show(mount.path) for mount in found.state.inner] if switched else []
@@ -499,12 +506,12 @@ def _reported(found: _Found, after: MountpointState, context: runner.Context) ->
 
 def _with_persistence(mounting: Plan, path: bytes, spec: MountSpec | None, persist: str, stored: Stored) -> Plan:
     """Return the plan with what is needed for mounting at boot: directories before, and all else when it is mounted."""
-    missing = persistence.missing_places(spec) if spec and persist != "none" else set()
+    missing = boot.missing_places(spec) if spec and persist != "none" else set()
     append = persist != "none" and mounts.takes_layers_one_by_one()
     return (
         *plan_places(spec, persist, missing),
         *mounting,
-        *plan_persistence(path, spec, persist, stored, mounts.read_mounts(), append),
+        *plan_persistence(path, spec, persist, stored, namespaces.own_mounts(), append),
     )
 
 
@@ -530,8 +537,7 @@ def _what_stays(
     if outcome.values["method"] == "over" and covers:
         found.append(f"the overlay that was at {show(path)} stays mounted below the new one until both are unmounted")
     for place, pid in elsewhere:
-        where = "" if pid is None else f" in the mount namespace of process {pid}"
-        found.append(f"the overlay that was at {show(path)} is still mounted at {show(place)}{where}")
+        found.append(f"the overlay that was at {show(path)} is still mounted at {show(place)}{in_namespace(pid)}")
     return found
 
 
@@ -561,7 +567,7 @@ def _check_layers(spec: MountSpec, mounting: bool, check_mode: bool) -> list[str
 
     A live overlay holds on to its layers. In check mode the task that would make a layer has not made it.
     """
-    live = mounts.read_mounts()
+    live = namespaces.own_mounts()
 
     def can_look(layer: bytes) -> bool:
         # A file server that is gone need not keep anybody from finding that nothing has to be done.

@@ -72,15 +72,16 @@ import os
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.move import (
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import moving
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.move_plan import (
     FinishMove,
     MoveDirectory,
     MoveSpec,
     plan_move,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Action
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mount_lock, move
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mount_lock
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
 
 
 def main() -> None:
@@ -97,22 +98,20 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     spec = MoveSpec(_place(params["source"], "source"), _place(params["destination"], "destination"))
     with contextlib.ExitStack() as stack:
         if not context.check_mode:
-            mountpoint = move.mountpoint_of(spec.source)
+            mountpoint = moving.mountpoint_of(spec.source)
             stack.enter_context(mount_lock.held(mountpoint, context.timeout, context.progress))
         return _moved(spec, context)
 
 
 def _moved(spec: MoveSpec, context: runner.Context) -> runner.Outcome:
-    state = move.observe(spec, context.progress)
+    state = moving.observe(spec, context.progress)
     plan = plan_move(spec, state)
 
-    def apply(action: Action) -> None:
-        if isinstance(action, MoveDirectory):
-            move.move(action.spec, context.progress)
-        elif isinstance(action, FinishMove):
-            move.finish(action.spec)
-
-    context.carry_out(plan, apply)
+    handlers: Handlers = {
+        MoveDirectory: lambda action: moving.move(action.spec, context.progress),
+        FinishMove: lambda action: moving.finish(action.spec),
+    }
+    context.carry_out(plan, handlers)
     values = {
         "files": state.tree.files if state.tree else 0,
         "directories": state.tree.directories if state.tree else 0,

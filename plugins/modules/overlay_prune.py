@@ -121,16 +121,12 @@ import os
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import ViewPaths
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
-    Action,
-    Plan,
-    RemoveGeneration,
-    RemoveRemains,
-)
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.prune import Candidate
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import prune, removal, usage, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action, Plan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations, pruning, removal, usage
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import RemoveGeneration, RemoveRemains
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.retention import Candidate
 
 
 def main() -> None:
@@ -151,7 +147,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         if params[option] < 0:
             raise OverlayError(f"{option} must not be negative, and is {params[option]:g}")
     wanted = params["name"]
-    names = prune.view_names(params["state_dir"]) if wanted is None else [wanted]
+    names = pruning.view_names(params["state_dir"]) if wanted is None else [wanted]
     outcome = _Outcome()
     for name in names:
         paths = ViewPaths.of(params["state_dir"], name)
@@ -160,7 +156,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         if context.check_mode:
             _prune(paths, name, params, context, outcome)
         else:
-            with views.locked(paths, context.timeout, context.progress):
+            with generations.locked(paths, context.timeout, context.progress):
                 _prune(paths, name, params, context, outcome)
     return outcome.finished()
 
@@ -192,16 +188,16 @@ def _line(generation: dict[str, Any]) -> str:
 
 
 def _prune(paths: ViewPaths, name: str, params: dict[str, Any], context: runner.Context, outcome: _Outcome) -> None:
-    state = views.observe(paths)
+    state = generations.observe(paths)
     uses = usage.of_generations(paths, forget=not context.check_mode)
     if not context.check_mode and removal.restore_used(paths, uses):
-        state = views.observe(paths)
-    found = prune.verdicts(paths, state, uses, params["keep"], params["min_age"])
+        state = generations.observe(paths)
+    found = pruning.verdicts(paths, state, uses, params["keep"], params["min_age"])
     for verdict in found:
         if verdict.reason is not None:
             outcome.kept.append({**_described(name, verdict.candidate), "reason": verdict.reason})
     by_folder = {verdict.candidate.folder: verdict.candidate for verdict in found if verdict.reason is None}
-    remains = prune.remains(paths, state, uses, params["min_age"])
+    remains = pruning.remains(paths, state, uses, params["min_age"])
     plan: Plan = (
         # First, since what is left of an earlier removal is where generations are put aside.
         *(RemoveRemains(name, path) for path in remains),
@@ -209,17 +205,18 @@ def _prune(paths: ViewPaths, name: str, params: dict[str, Any], context: runner.
     )
     done = list(plan)
 
-    def apply(action: Action) -> None:
-        if isinstance(action, RemoveGeneration):
-            reason = removal.remove_generation(paths, action.folder, context.progress)
-            if reason is not None:
-                done.remove(action)
-                outcome.kept.append({**_described(name, by_folder.pop(action.folder)), "reason": reason})
-        elif isinstance(action, RemoveRemains) and not prune.remove_remains(paths, action.path, context.progress):
+    def remove(action: RemoveGeneration) -> None:
+        reason = removal.remove_generation(paths, action.folder, context.progress)
+        if reason is not None:
+            done.remove(action)
+            outcome.kept.append({**_described(name, by_folder.pop(action.folder)), "reason": reason})
+
+    def remove_remains(action: RemoveRemains) -> None:
+        if not pruning.remove_remains(paths, action.path, context.progress):
             done.remove(action)
             remains.remove(action.path)
 
-    context.carry_out(plan, apply)
+    context.carry_out(plan, {RemoveGeneration: remove, RemoveRemains: remove_remains})
     outcome.actions += done
     outcome.removed += [{**_described(name, one), "bytes": one.bytes} for one in by_folder.values()]
     outcome.remains += remains

@@ -118,10 +118,10 @@ import os
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import root_identity
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.releases import Pattern, Release
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import root_identity
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern, Release
 
 
 def main() -> None:

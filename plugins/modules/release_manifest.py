@@ -271,21 +271,21 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
     ManifestRecord,
     Placement,
     relative_path,
     root_identity,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
-    Action,
-    Plan,
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.manifest_plan import (
+    RemoveManifest,
     ScanRelease,
     plan_manifest,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store, scan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.scan import ScanReport
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.scan import ScanReport
 
 #: Errors of a store that is full or may not be written to: whatever is scanned after one, it has no place.
 _NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -396,17 +396,18 @@ def _observe(manifest: _Manifest, params: dict[str, Any], context: runner.Contex
 def _change(manifest: _Manifest, params: dict[str, Any], context: runner.Context) -> None:
     store, release = params["store"], manifest.release
 
-    def apply(action: Action) -> None:
-        if isinstance(action, ScanRelease):
-            checksum = params["checksum"] == "sha256"
-            name = _root_name(params)
-            written = manifest_store.write(store, params["root"], release, checksum, context.progress, name)
-            manifest.after = written.record
-            manifest.report = written.report
-        else:
-            manifest_store.remove(store, release)
+    def scan_release(_action: ScanRelease) -> None:
+        checksum = params["checksum"] == "sha256"
+        name = _root_name(params)
+        written = manifest_store.write(store, params["root"], release, checksum, context.progress, name)
+        manifest.after = written.record
+        manifest.report = written.report
 
-    context.carry_out(manifest.plan, apply)
+    handlers: Handlers = {
+        ScanRelease: scan_release,
+        RemoveManifest: lambda _action: manifest_store.remove(store, release),
+    }
+    context.carry_out(manifest.plan, handlers)
 
 
 def _outcome_of_one(manifest: _Manifest) -> runner.Outcome:

@@ -144,21 +144,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core import nfs
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.nfs import (
-    SetReadAhead,
-    SoftwareRootSpec,
-    WriteFstab,
-)
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import MountpointState, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     fstab,
     mount_lock,
-    mounts,
-    software_root,
+    mountpoints,
+    namespaces,
     still_paths,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Plan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, Mountpoint
+from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root import nfs_mount, nfs_options
+from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root.nfs_options import (
+    SetReadAhead,
+    SoftwareRootSpec,
+    WriteFstab,
 )
 
 OPTIONS = ["ro", "vers=4.2", "hard", "nocto", "actimeo=3600", "nodev"]
@@ -187,7 +187,7 @@ def main() -> None:
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     runner.check_absolute(params["path"], "path")
-    path = still_paths.mountpoint(os.fsencode(params["path"]), mounts.read_mounts())
+    path = still_paths.mountpoint(os.fsencode(params["path"]), namespaces.own_mounts())
     if params["state"] == "present":
         return _present(path)
     found = _observed(path, params)
@@ -196,9 +196,9 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     with mount_lock.held(path, context.timeout, context.progress):
         # Another run may have been at work here until now.
         found = _observed(path, params)
-        with mounts.undone_on_failure():
-            context.carry_out(found.plan, lambda action: software_root.apply(action, context.timeout * 0.9))
-        after = mounts.observe(path).mount if found.mounting else found.state.mount
+        with mountpoints.undone_on_failure():
+            context.carry_out(found.plan, nfs_mount.handlers(context.timeout * 0.9))
+        after = mountpoints.observe(path).mount if found.mounting else found.state.mount
         return _reported(found, after, _differing(found.spec, after) if found.mounting else [])
 
 
@@ -206,7 +206,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
 class _Found:
     """What is there, what is declared, and what is to be done about it."""
 
-    state: MountpointState
+    state: Mountpoint
     #: None where nothing is to be mounted.
     spec: SoftwareRootSpec | None
     #: The part of the plan that is about the mount.
@@ -216,18 +216,18 @@ class _Found:
 
 
 def _observed(path: bytes, params: dict[str, Any]) -> _Found:
-    state = mounts.observe(path)
-    live = mounts.read_mounts()
+    state = mountpoints.observe(path)
+    live = namespaces.own_mounts()
     spec: SoftwareRootSpec | None = None
     if params["state"] == "mounted":
-        spec = nfs.software_root_spec(path, params["source"], params["fstype"], params["options"])
-        mounting = nfs.plan_mounted(spec, state, live, params["replace"])
+        spec = nfs_options.software_root_spec(path, params["source"], params["fstype"], params["options"])
+        mounting = nfs_options.plan_mounted(spec, state, live, params["replace"])
     else:
-        mounting = nfs.plan_unmounted(path, state, live, params["state"] == "absent")
+        mounting = nfs_options.plan_unmounted(path, state, live, params["state"] == "absent")
     plan = mounting
-    was_ahead = software_root.read_ahead(state.mount) if state.mount else None
+    was_ahead = nfs_mount.read_ahead(state.mount) if state.mount else None
     if spec:
-        plan += nfs.plan_read_ahead(path, params["read_ahead"], was_ahead, bool(mounting))
+        plan += nfs_options.plan_read_ahead(path, params["read_ahead"], was_ahead, bool(mounting))
     if params["persist"] == "fstab":
         plan += _plan_fstab(path, spec)
     return _Found(state, spec, mounting, plan, was_ahead)
@@ -241,25 +241,25 @@ def _reported(found: _Found, after: Mount | None, warnings: Sequence[str] = ()) 
 
 
 def _present(path: bytes) -> runner.Outcome:
-    if not software_root.has_content(path):
+    if not nfs_mount.has_content(path):
         raise OverlayError(f"software root {show(path)} is empty: is it mounted?")
-    live = mounts.observe(path).mount
+    live = mountpoints.observe(path).mount
     return runner.Outcome({"mount": _described(live)}, ())
 
 
 def _described(live: Mount | None) -> dict[str, Any] | None:
-    return {**nfs.described(live), "read_ahead": software_root.read_ahead(live)} if live else None
+    return {**nfs_options.described(live), "read_ahead": nfs_mount.read_ahead(live)} if live else None
 
 
 def _plan_fstab(path: bytes, spec: SoftwareRootSpec | None) -> Plan:
-    line = nfs.fstab_line(spec) if spec else None
+    line = nfs_options.fstab_line(spec) if spec else None
     text = fstab.read()
-    return () if nfs.edited_fstab(text, path, line) == text else (WriteFstab(path, line),)
+    return () if nfs_options.edited_fstab(text, path, line) == text else (WriteFstab(path, line),)
 
 
 def _differing(spec: SoftwareRootSpec | None, live: Mount | None) -> list[str]:
     """Return a warning where the kernel has not taken an option, so that the next run would find a difference again."""
-    changes = nfs.differences(spec, live) if spec and live else {}
+    changes = nfs_options.differences(spec, live) if spec and live else {}
     if not changes:
         return []
     listed = ", ".join(f"{name} is {now}, not {wanted}" for name, (now, wanted) in changes.items())
@@ -269,7 +269,7 @@ def _differing(spec: SoftwareRootSpec | None, live: Mount | None) -> list[str]:
 def _outcome(
     mount_plan: Plan, before: Mount | None, after: Mount | None, spec: SoftwareRootSpec | None, warnings: list[str]
 ) -> runner.Outcome:
-    was = nfs.declared_by(before, spec)
+    was = nfs_options.declared_by(before, spec)
     will_be = (spec.as_dict() if spec else {}) if mount_plan else was
     return runner.Outcome({"mount": _described(after)}, mount_plan, was, will_be, warnings)
 

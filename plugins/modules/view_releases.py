@@ -195,24 +195,15 @@ import time
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core import linger
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import ViewPaths
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.linger import Decision, Placed, Record
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.links import declared_links
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import (
-    Action,
-    ForgetReleases,
-    Plan,
-    RecordReleases,
-)
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
-    manifest_store,
-    sampling,
-    scan,
-    view_record,
-)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import declared_links
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, sampling, scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import linger, view_record
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import ForgetReleases, RecordReleases
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.linger import Decision, Placed, Record
 
 #: Releases that a message names.
 _NAMED = 5
@@ -266,13 +257,11 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     decision = _decide(declared, before, now, params, context)
     plan = _plan(name, before, decision.record, params["linger"])
 
-    def apply(action: Action) -> None:
-        if isinstance(action, RecordReleases):
-            view_record.write(store, name, decision.record)
-        else:
-            view_record.remove(store, name)
-
-    context.carry_out(plan, apply)
+    handlers: Handlers = {
+        RecordReleases: lambda _action: view_record.write(store, name, decision.record),
+        ForgetReleases: lambda _action: view_record.remove(store, name),
+    }
+    context.carry_out(plan, handlers)
     values = {
         "releases": [one.as_dict() for one in (*declared, *(one.placed for one in decision.record.leaving))],
         "leaving": _leaving(decision.record, params["linger"]),

@@ -7,9 +7,11 @@ import subprocess
 import time
 from pathlib import Path
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, mount_spec
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import plan_mounted
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import detached, mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountpoints
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import apply
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import detached, mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import plan_mounted
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, mount_spec
 
 TURNS = 101
 
@@ -26,9 +28,9 @@ def seconds_of_switches(folder: Path, images: bool) -> list[float]:
             spec, mounts.observe(spec.path), mounts.overlay_defaults(), "beneath", mounts.can_mount_beneath()
         )
         for action in plan:
-            mounts.apply(action)
+            apply(action, mounts.HANDLERS)
         found.append(time.perf_counter() - started)
-    mounts.unmount(specs[0].path)
+    mountpoints.unmount(specs[0].path)
     # The first one mounts.
     return found[1:]
 

@@ -8,9 +8,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core import manifest
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Entry, ManifestRecord, Tally
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import manifest_store
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest, manifest_store
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Entry, ManifestRecord, Tally
 
 FILES_PER_RELEASE = 5_000
 FILES_PER_DIRECTORY = 25

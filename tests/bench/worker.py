@@ -23,18 +23,15 @@ from typing import Any
 
 from stopwatch import Stopwatch
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core import manifest
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.compose import compose
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import LayerSpec, ViewPaths
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
-    erofs_layer,
-    manifest_store,
-    views,
-)
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import DirectoryLayer
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.scan import Scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import erofs_layer
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.compose import compose
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.directory_layer import DirectoryLayer
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.erofs_layer import Builder
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest, manifest_store
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.scan import Scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import LayerSpec, ViewPaths
 
 VIEW = "bench"
 
@@ -46,7 +43,7 @@ def build(state_dir: str, *manifests: str) -> dict[str, Any]:
     setattr(DirectoryLayer, "build", lambda *given: layer(*given))  # noqa: B010, PLW0108
     paths = ViewPaths.of(state_dir, VIEW)
     spec = LayerSpec(VIEW, _placements(manifests), "directory", "data_only", "trusted")
-    whole = Stopwatch(views.build)
+    whole = Stopwatch(generations.build)
     generation, report = whole(paths, spec)
     return {
         "built": layer.seconds,
@@ -69,7 +66,7 @@ def image(state_dir: str, builder: str, *manifests: str) -> dict[str, Any]:
     before = _processor_seconds(resource.RUSAGE_SELF)
     started = time.perf_counter()
     spec = LayerSpec(VIEW, _placements(manifests), "erofs", "data_only", "trusted")
-    generation, _report = views.build(paths, spec, Builder("mkcomposefs", builder))
+    generation, _report = generations.build(paths, spec, Builder("mkcomposefs", builder))
     synced = time.perf_counter() - started
     assert generation.image is not None
     return {

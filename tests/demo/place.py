@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core import mountinfo
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 BUILD = CHECKOUT / ".build"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
 from ansible_collections.renderfarm.overlay.tests.kernel import module_server, support
 
 FILESYSTEMS = ("tmpfs", "xfs", "ext4-256", "ext4-512")
@@ -86,7 +86,7 @@ def folder(arena: Path) -> Iterator[Path]:
     path.chmod(0o755)
     (path / "store").mkdir(0o755)
     yield path
-    for mount in reversed(mounts.read_mounts()):
+    for mount in reversed(namespaces.own_mounts()):
         if mount.path.startswith(os.fsencode(path) + b"/"):
             support.unmount_all(mount.path)
 

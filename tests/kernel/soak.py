@@ -19,8 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core import mountinfo
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import detached, mounts, remount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import remount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo, namespaces
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import detached
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 WORKERS = 4
@@ -128,7 +129,9 @@ def run(folder: Path, seconds: float, seed: int = 0) -> Found:
             _add(found, output())
     found.left = _left(world)
     for name in VIEWS:
-        found.mounted[str(world.view(name))] = len(mountinfo.stack(mounts.read_mounts(), os.fsencode(world.view(name))))
+        found.mounted[str(world.view(name))] = len(
+            mountinfo.stack(namespaces.own_mounts(), os.fsencode(world.view(name)))
+        )
     for name in VIEWS:
         support.unmount_all(world.view(name))
     if not support.loops_gone(folder):
@@ -308,7 +311,7 @@ def _left(world: _World) -> list[str]:
     }
     left += [
         f"mount at {os.fsdecode(one.path)}"
-        for one in mounts.read_mounts()
+        for one in namespaces.own_mounts()
         if one.path.startswith(inside) and one.path not in expected_mounts
     ]
     return left

@@ -18,21 +18,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, LayerSpec, ViewPaths
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, top_mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, Writable, mount_spec
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import Plan, plan_mounted
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
-    images,
-    manifest_store,
-    mounts,
-    uppers,
-    views,
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.directory_layer import BuildReport
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.erofs_layer import Builder
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Plan, apply
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, top_mount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import images, mounts, uppers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import plan_mounted
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, Writable, mount_spec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation as names
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import (
+    Generation,
+    LayerSpec,
+    ViewPaths,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.directory_layer import BuildReport
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.erofs_layer import Builder
 from ansible_collections.renderfarm.overlay.tests.kernel import module_server
 
 #: cap_net_raw=ep, as setcap(8) writes it.
@@ -289,9 +291,9 @@ def build(
     """Build a view's layer, an image where there is a builder; return its path, the generation and the report."""
     spec = LayerSpec(name, tuple(placements), "erofs" if builder else "directory", strategy, namespace, **more)
     paths = ViewPaths.of(str(state_dir), name)
-    with views.locked(paths, 10):
-        generation, report = views.build(paths, spec, builder)
-        views.make_current(paths, generation.folder, views.observe(paths).current)
+    with generations.locked(paths, 10):
+        generation, report = generations.build(paths, spec, builder)
+        generations.make_current(paths, generation.folder, generations.observe(paths).current)
     return Path(names.layer_path(paths.generation(generation.folder), generation.format)), generation, report
 
 
@@ -323,7 +325,7 @@ def image_of(layer: Path | bytes, image: Path | bytes) -> Path:
 
 
 def live(path: Path | bytes) -> Mount | None:
-    return top_mount(mounts.read_mounts(), os.fsencode(path))
+    return top_mount(namespaces.own_mounts(), os.fsencode(path))
 
 
 def planned(spec: MountSpec, switch: str = "auto") -> Plan:
@@ -337,7 +339,7 @@ def carried_out(spec: MountSpec, switch: str = "auto") -> list[str]:
     """Plan and apply; the plan is empty afterwards. Return the kinds of the actions."""
     plan = planned(spec, switch)
     for action in plan:
-        mounts.apply(action)
+        apply(action, mounts.HANDLERS)
     assert planned(spec, switch) == ()
     return [type(action).__name__ for action in plan]
 

@@ -15,20 +15,16 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core import finalize
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import ViewPaths
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.plan import plan_layer
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
-    manifest_store,
-    passes,
-    removal,
-    users,
-    views,
-)
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.finalize import Wanted
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.passes import Request
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import marks, passes
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.copy_up import Wanted
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.passes import Request
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import processes
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations, removal
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import plan_layer
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.writable import Overlay, overlay_at, sealed, shown
 
@@ -80,19 +76,19 @@ def test_a_killed_build_leaves_nothing_that_counts(
     for _turn in range(KILLS):
         status = in_child(lambda: support.build(state_dir, [medium]), chance.uniform(0, takes * 1.1))
         killed += os.WIFSIGNALED(status)
-        state = views.observe(paths)
+        state = generations.observe(paths)
         # What has a name is whole: it has its record, and all that belongs in it.
         assert state.generations <= {whole.folder}
         if state.current:
             assert state.generations == {whole.folder}
         for found in state.generations:
-            assert views.read_generation(paths, found) == whole
+            assert generations.read_generation(paths, found) == whole
             assert support.compare_trees(Path(paths.generation(found)) / "layer", wanted) == []
             removal.remove_view(paths)
     assert killed > KILLS // 4
     layer, generation, _report = support.build(state_dir, [medium])
     assert generation == whole
-    assert plan_layer(whole.folder, None, views.observe(paths)) == ()
+    assert plan_layer(whole.folder, None, generations.observe(paths)) == ()
     assert sorted(os.listdir(paths.root)) == ["current", "generations", "lock"]
     assert os.listdir(paths.generations) == [whole.folder]
     assert support.compare_trees(layer, wanted) == []
@@ -162,7 +158,7 @@ def test_a_damaged_manifest_builds_nothing(folder: Path, medium: Placement, dama
     assert str(path) in message
     assert "scan the release again" in message
     # Where the length tells it, nothing is begun; else nothing counts.
-    assert views.observe(ViewPaths.of(str(folder / "state"), "v")).generations == frozenset()
+    assert generations.observe(ViewPaths.of(str(folder / "state"), "v")).generations == frozenset()
     path.write_bytes(content)
     assert support.module("metadata_layer", **arguments).ok["changed"]
 
@@ -178,7 +174,7 @@ def test_a_killed_run_of_finalizing_leaves_an_overlay_that_reads_as_before(folde
     request = Request(
         os.fsencode(overlay.path),
         (),
-        frozenset(finalize.PASSES),
+        frozenset(marks.PASSES),
         "auto",
         True,
         "report",
@@ -219,5 +215,5 @@ def test_a_killed_run_of_finalizing_leaves_an_overlay_that_reads_as_before(folde
 
 def wait_for_end(overlay: Overlay) -> None:
     """Wait until no process stands in an overlay or in its upper layer any more."""
-    while any(path.startswith(os.fsencode(overlay.folder)) for _process, path in users.paths()):
+    while any(path.startswith(os.fsencode(overlay.folder)) for _process, path in processes.paths()):
         time.sleep(0.01)

@@ -11,10 +11,14 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core import mountinfo
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts, still_paths, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    mountinfo,
+    namespaces,
+    still_paths,
+    syscalls,
+)
 from ansible_collections.renderfarm.overlay.tests.kernel import support
-from ansible_collections.renderfarm.overlay.tests.kernel.test_switch import arguments_of, generation
+from ansible_collections.renderfarm.overlay.tests.kernel.overlays.test_switch import arguments_of, generation
 
 #: Seconds in which a module says that nothing has to be done; it would take them all if it asked.
 LIMIT = 30.0
@@ -156,7 +160,7 @@ def test_paths_are_resolved_as_the_kernel_does(folder: Path) -> None:
         ("gone", "nowhere/at/all"),
     ):
         (folder / name).symlink_to(target)
-    live = mounts.read_mounts()
+    live = namespaces.own_mounts()
     for path in (
         *(
             "",
@@ -184,7 +188,7 @@ def test_the_software_root_of_a_server_that_is_gone_is_looked_up_by_its_name(fol
     (folder / "link").symlink_to(folder)
     with dead(folder / "software"):
         place = os.fsencode(folder / "software")
-        live = mounts.read_mounts()
+        live = namespaces.own_mounts()
         for written in (place, os.fsencode(folder / "link" / "software"), place + b"/"):
             assert still_paths.mountpoint(written, live) == place
         mount = mountinfo.top_mount(live, place)

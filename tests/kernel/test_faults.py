@@ -16,10 +16,13 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core import generation as names
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import ViewPaths
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import erofs_layer, image_store, mounts, views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import erofs_layer
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation as names
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations, image_store
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import ViewPaths
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.writable import Overlay, sealed, shown
 
@@ -145,9 +148,9 @@ class View:
 
     def check(self) -> None:
         """What counts is whole: each generation, and what is called current."""
-        state = views.observe(self.paths)
+        state = generations.observe(self.paths)
         for folder in state.generations:
-            generation = views.read_generation(self.paths, folder)
+            generation = generations.read_generation(self.paths, folder)
             layer = names.layer_path(self.paths.generation(folder), generation.format)
             if generation.image:
                 assert erofs_layer.file_digest(layer) == generation.image.digest
@@ -184,10 +187,10 @@ def test_a_build_leaves_what_was_there_or_a_whole_generation(
     wanted = layer_arguments(view, tools[1], layer_format)
 
     def around() -> Iterator[None]:
-        before = views.observe(view.paths).current
+        before = generations.observe(view.paths).current
         yield
         view.check()
-        assert views.observe(view.paths).current in (before, expected)
+        assert generations.observe(view.paths).current in (before, expected)
         result = run("metadata_layer", **wanted)
         assert result["generation"] == names.id_of(expected)
         view.check()
@@ -217,13 +220,13 @@ def test_an_install_leaves_what_was_there_or_the_whole_image(
     expected = f"{published['generation']}-erofs"
 
     def around() -> Iterator[None]:
-        before = views.observe(view.paths).current
+        before = generations.observe(view.paths).current
         yield
         view.check()
-        assert views.observe(view.paths).current in (before, expected)
+        assert generations.observe(view.paths).current in (before, expected)
         run("metadata_layer", **wanted)
         view.check()
-        assert views.observe(view.paths).current == expected
+        assert generations.observe(view.paths).current == expected
         view.check_tidy()
         view.restore(saved)
 
@@ -277,7 +280,7 @@ def test_a_switch_leaves_the_old_view_or_the_new_one(
 
     faults.each(MOUNTING, "overlay_mount", declared[1], around)
     assert faults.runs >= 15
-    assert [mount.path for mount in mounts.read_mounts() if mount.fstype == b"erofs"] == []
+    assert [mount.path for mount in namespaces.own_mounts() if mount.fstype == b"erofs"] == []
 
 
 def test_pruning_leaves_whole_generations(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import Placement
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 

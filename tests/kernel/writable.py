@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec, Writable
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, Writable
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 OPAQUE = "trusted.overlay.opaque"

@@ -14,30 +14,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core import (
-    detached,
-    finalize,
-    generation,
-    globs,
-    links,
-    manifest,
-    mountinfo,
-    move,
-    nfs,
-    options,
-    ownership,
-    persistence,
-    releases,
-    remount,
-    versions,
-)
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import Generation, Image, LayerSpec
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.model import (
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import marks, move_plan, remount_notes
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import globs, links, ownership
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import Image
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_entries, detached_records, options
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest, patterns, versions
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
     Counts,
     Entry,
     ManifestRecord,
     Placement,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root import nfs_options
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import Generation, LayerSpec
 from ansible_collections.renderfarm.overlay.tests.unit.tried import outcome
 
 hostile = settings(
@@ -200,18 +191,18 @@ def test_the_record_of_a_manifest(text: bytes) -> None:
         assert manifest.record_from_json(manifest.record_to_json(found)) == found
 
 
-DETACHED = detached.DetachedMount(b"/view", (0, 42), frozenset((1, 2)), (b"/layer",), 1.5)
+DETACHED = detached_records.DetachedMount(b"/view", (0, 42), frozenset((1, 2)), (b"/layer",), 1.5)
 
 
 @hostile
-@given(texts_of([json.loads(detached.to_json(DETACHED))]))
+@given(texts_of([json.loads(detached_records.to_json(DETACHED))]))
 def test_the_note_of_a_detached_overlay(text: bytes) -> None:
-    found = outcome("detached note", lambda: detached.from_json(text))
+    found = outcome("detached note", lambda: detached_records.from_json(text))
     if found:
-        assert detached.from_json(detached.to_json(found)) == found
+        assert detached_records.from_json(detached_records.to_json(found)) == found
 
 
-AGAIN = remount.Again(
+AGAIN = remount_notes.Again(
     options.MountSpec(
         b"/view",
         (b"/layer",),
@@ -226,11 +217,11 @@ AGAIN = remount.Again(
 
 
 @hostile
-@given(texts_of([json.loads(remount.to_json(AGAIN))]))
+@given(texts_of([json.loads(remount_notes.to_json(AGAIN))]))
 def test_the_note_of_an_unmounted_overlay(text: bytes) -> None:
-    found = outcome("unmounted note", lambda: remount.from_json(text))
+    found = outcome("unmounted note", lambda: remount_notes.from_json(text))
     if found:
-        assert remount.from_json(remount.to_json(found)) == found
+        assert remount_notes.from_json(remount_notes.to_json(found)) == found
 
 
 # ---- manifests
@@ -309,7 +300,7 @@ PATTERN_PARTS = ["{package}", "{version}", "*", "/", "a", ".", "-", "{x}", "**"]
     st.lists(st.one_of(st.text(max_size=30), st.text("a.-", max_size=250)), min_size=1, max_size=3),
 )
 def test_where_releases_are(pattern: str, levels: list[str]) -> None:
-    found = outcome("release patterns", lambda: releases.Pattern.parse(pattern))
+    found = outcome("release patterns", lambda: patterns.Pattern.parse(pattern))
     if found:
         found.release(levels)
 
@@ -355,8 +346,8 @@ def test_the_table_of_mounts(text: bytes) -> None:
         mountinfo.described(mount)
         mountinfo.stack(found or (), mount.path)
         options.declared_by(mount)
-        outcome("mount again", lambda mount=mount: remount.again(mount, ()))  # type: ignore[misc]
-        nfs.described(mount)
+        outcome("mount again", lambda mount=mount: remount_notes.again(mount, ()))  # type: ignore[misc]
+        nfs_options.described(mount)
 
 
 WORDS = st.sampled_from([True, False, "on", "off", "auto", "follow", "true"])
@@ -392,8 +383,8 @@ def test_options_of_an_overlay(
     if found:
         for mount in mountinfo.parse(MOUNTINFO):
             options.differences(found, mount, {})
-        outcome("units", lambda: persistence.desired_units(found, True))
-        outcome("lines of fstab", lambda: persistence.desired_lines(found, True))
+        outcome("units", lambda: boot_entries.desired_units(found, True))
+        outcome("lines of fstab", lambda: boot_entries.desired_lines(found, True))
 
 
 NFS_OPTIONS = st.one_of(
@@ -404,16 +395,18 @@ NFS_OPTIONS = st.one_of(
 @hostile
 @given(st.one_of(TEXTS, st.just("filer:/export")), st.lists(NFS_OPTIONS, max_size=4))
 def test_options_of_a_software_root(source: str, given_options: list[str]) -> None:
-    found = outcome("NFS options", lambda: nfs.software_root_spec(b"/net/software", source, "nfs", given_options))
+    found = outcome(
+        "NFS options", lambda: nfs_options.software_root_spec(b"/net/software", source, "nfs", given_options)
+    )
     if found:
         for mount in mountinfo.parse(MOUNTINFO):
-            nfs.differences(found, mount)
-        nfs.fstab_line(found)
+            nfs_options.differences(found, mount)
+        nfs_options.fstab_line(found)
 
 
 SPEC = options.mount_spec(b"/view", [b"/state/layer.erofs"], [b"/data"], {}, True, [b"/state/layer.erofs"])
-UNITS = persistence.desired_units(SPEC, True)
-FSTAB = b"".join((b"# a comment\n", *persistence.desired_lines(SPEC, True), b"UUID=1 / ext4 defaults 0 1\n"))
+UNITS = boot_entries.desired_units(SPEC, True)
+FSTAB = b"".join((b"# a comment\n", *boot_entries.desired_lines(SPEC, True), b"UUID=1 / ext4 defaults 0 1\n"))
 
 
 @hostile
@@ -429,25 +422,25 @@ FSTAB = b"".join((b"# a comment\n", *persistence.desired_lines(SPEC, True), b"UU
     st.sampled_from(["none", "systemd", "fstab"]),
 )
 def test_what_is_mounted_at_boot(units: list[tuple[str, bytes]], fstab: bytes, persist: str) -> None:
-    stored = persistence.Stored(tuple(persistence.Unit(name, text, True) for name, text in units), fstab)
+    stored = boot_entries.Stored(tuple(boot_entries.Unit(name, text, True) for name, text in units), fstab)
     live = list(mountinfo.parse(MOUNTINFO))
-    outcome("boot", lambda: persistence.plan_persistence(b"/view", SPEC, persist, stored, live, True))
-    nfs.edited_fstab(fstab, b"/net/software", None)
+    outcome("boot", lambda: boot_entries.plan_persistence(b"/view", SPEC, persist, stored, live, True))
+    nfs_options.edited_fstab(fstab, b"/net/software", None)
 
 
 # ---- marks
 
 READERS: dict[str, Callable[[bytes], object]] = {
-    "mark of a move": move.parse_marker,
-    "note of attributes": lambda note: finalize.Attributes.from_note(note, 7),
+    "mark of a move": move_plan.parse_marker,
+    "note of attributes": lambda note: marks.Attributes.from_note(note, 7),
 }
 
 
 @pytest.mark.parametrize("reader", READERS)
 def test_marks_in_attributes(reader: str) -> None:
     good = {
-        "mark of a move": move.marker_of(b"/old", b"/new", 1),
-        "note of attributes": finalize.Attributes(0o4755, 1, 2, b"\1").to_note(7),
+        "mark of a move": move_plan.marker_of(b"/old", b"/new", 1),
+        "note of attributes": marks.Attributes(0o4755, 1, 2, b"\1").to_note(7),
     }
 
     @hostile

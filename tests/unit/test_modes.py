@@ -20,11 +20,11 @@ MAKERS = {
     "mount_lock.py": "its file is for root alone, which no umask changes",
     "covered.py": "what it makes is in memory, in a mount namespace of its own",
     "inner_mounts.py": "what it makes is in memory, in a mount namespace of its own",
-    "move.py": "it makes a directory for root alone, and gives it the mode of the one that is moved",
+    "moving.py": "it makes a directory for root alone, and gives it the mode of the one that is moved",
     "directory_layer.py": "it sets the mode of each entry of a layer to that of the release",
 }
 #: The files that may open a path for writing that is not of a disk, or that is seen by nobody else.
-WRITERS = {*MAKERS, "probe.py", "software_root.py", "deadline.py"}
+WRITERS = {*MAKERS, "probe.py", "nfs_mount.py", "deadline.py"}
 CREATING = {"makedirs", "mkdir", "mknod", "mkfifo"}
 
 

@@ -13,7 +13,7 @@ def test_the_tests_that_are_named_exist() -> None:
     there = {
         name
         for room in ("kernel", "unit")
-        for path in (CHECKOUT / "tests" / room).glob("test_*.py")
+        for path in (CHECKOUT / "tests" / room).rglob("test_*.py")
         for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
     assert len(named) > 30

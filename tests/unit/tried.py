@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Callable, TypeVar
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 
 GIVEN: Counter[str] = Counter()
 TAKEN: Counter[str] = Counter()

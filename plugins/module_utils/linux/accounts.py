@@ -10,8 +10,7 @@ import pwd
 from collections.abc import Mapping
 from typing import Any, Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.ownership import NumberMap
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 
 LookUp = Callable[[str], int]
 
@@ -44,7 +43,7 @@ def number(given: str, option: str, look_up: LookUp) -> int:
         raise OverlayError(f"{option} {given!r} does not exist on this host; give one that does, or a number") from None
 
 
-def number_map(given: Mapping[Any, Any], option: str, look_up: LookUp) -> NumberMap:
+def number_map(given: Mapping[Any, Any], option: str, look_up: LookUp) -> tuple[tuple[int, int], ...]:
     """Return pairs of numbers from a dictionary of names or numbers. Raises OverlayError when one of them is mapped twice."""
     found: dict[int, int] = {}
     for before, after in given.items():

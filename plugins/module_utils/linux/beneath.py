@@ -14,12 +14,12 @@ import errno
 import os
 from collections.abc import Iterator
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls, users, xattrs
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import processes, syscalls, xattrs
 
 _RESOLVE = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
 
 #: Flags to open a directory in order to list it.
-LISTING = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+LISTING = syscalls.LIST_REAL_DIRECTORY
 #: Flags to hold whatever has a name, a symbolic link itself too, without opening it.
 HOLD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -83,7 +83,7 @@ def enter(directory: int) -> None:
 @contextlib.contextmanager
 def working_directory_kept() -> Iterator[None]:
     """Return to the working directory afterwards: an overlay that a process stands in cannot be unmounted."""
-    fd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(".", syscalls.HOLD_DIRECTORY)
     try:
         yield
     finally:
@@ -118,7 +118,7 @@ def has(directory: int, name: bytes) -> bool:
 
 def mount_of(fd: int) -> int:
     """Return the ID of the mount that a descriptor of this process was opened through. A bind mount has its own, unlike its device."""
-    return users.mount_of(b"/proc/self/fdinfo/%d" % fd)
+    return processes.mount_of(b"/proc/self/fdinfo/%d" % fd)
 
 
 def name_of(fd: int) -> bytes:

@@ -18,8 +18,8 @@ import time
 import traceback
 from typing import Callable, TypeVar
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 
 _TICK = b"."
 _RESULT = b"="

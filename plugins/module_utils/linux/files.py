@@ -18,12 +18,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, BinaryIO
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core import mountinfo
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
-
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 
 _LOCK_POLL_SECONDS = 0.1
 
@@ -46,7 +43,7 @@ def make_directories(path: str | bytes, mode: int) -> list[bytes]:
         missing += [name] if name else []
         here = here or b"."
     made = []
-    fd = os.open(here, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(here, syscalls.HOLD_DIRECTORY)
     try:
         for name in reversed(missing):
             here = os.path.join(here, name)
@@ -65,8 +62,8 @@ def _made_or_opened(parent: int, name: bytes, path: bytes, mode: int) -> tuple[i
         try:
             os.mkdir(name, mode, dir_fd=parent)
         except FileExistsError:
-            return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent), False
-        fd = os.open(name, _DIRECTORY, dir_fd=parent)
+            return os.open(name, syscalls.HOLD_DIRECTORY, dir_fd=parent), False
+        fd = os.open(name, syscalls.LIST_REAL_DIRECTORY, dir_fd=parent)
         try:
             os.fchmod(fd, mode | os.fstat(fd).st_mode & stat.S_ISGID)
         except OSError:
@@ -138,7 +135,7 @@ def remove_abandoned(folder: str, prefix: str = ASIDE_PREFIX, uid: int | None = 
     belong to there.
     """
     limit = time.time() - _ABANDONED_AFTER
-    here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    here = os.open(folder, syscalls.LIST_DIRECTORY)
     try:
         for name in os.listdir(here):
             # Another run may be removing it as well.
@@ -156,7 +153,7 @@ def remove_abandoned(folder: str, prefix: str = ASIDE_PREFIX, uid: int | None = 
 def _remove_private(parent: int, name: str, uid: int | None) -> None:
     """Remove a directory unless others than ``uid`` can enter it: what is in it cannot have been exchanged."""
     # A link that it has been exchanged for meanwhile is refused.
-    fd = os.open(name, _DIRECTORY, dir_fd=parent)
+    fd = os.open(name, syscalls.LIST_REAL_DIRECTORY, dir_fd=parent)
     try:
         if _is_private(fd, uid):
             _empty(fd, name, no_progress)
@@ -187,11 +184,11 @@ def made_aside(place: str) -> Iterator[Aside]:
     Others may rename it, and put another one in its place; so it is only reached by its descriptor. Raises OverlayError when that was
     done before it was open.
     """
-    parent = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    parent = os.open(place, syscalls.LIST_DIRECTORY)
     name = ASIDE_PREFIX + secrets.token_hex(8)
     try:
         os.mkdir(name, 0o700, dir_fd=parent)
-        fd = os.open(name, _DIRECTORY, dir_fd=parent)
+        fd = os.open(name, syscalls.LIST_REAL_DIRECTORY, dir_fd=parent)
         try:
             uid = _own_uid(fd)
             if not _is_private(fd, uid):
@@ -225,7 +222,7 @@ def _opened_or_made(parent: int, name: str, mode: int | None) -> int:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, mode, dir_fd=parent)
             made = True
-    fd = os.open(name, _DIRECTORY, dir_fd=parent)
+    fd = os.open(name, syscalls.LIST_REAL_DIRECTORY, dir_fd=parent)
     if made:
         os.fchmod(fd, (mode or 0) | os.fstat(fd).st_mode & stat.S_ISGID)
     return fd
@@ -238,7 +235,7 @@ def directory_within(top: str, path: str, mode: int | None) -> Iterator[str]:
     What is missing of it is made with ``mode``, or raises FileNotFoundError without one. Raises OverlayError where a part of it is a
     symbolic link: whoever writes to a store could have files written elsewhere with it.
     """
-    fd, here = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), top
+    fd, here = os.open(top, syscalls.LIST_DIRECTORY), top
     try:
         for name in filter(None, path.split("/")):
             here = os.path.join(here, name)
@@ -273,7 +270,7 @@ def remove_directories(made: Sequence[bytes]) -> None:
 
 def sync_directory(path: str) -> None:
     """Make sure that a name that was added to or removed from a directory is on the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(path, syscalls.LIST_DIRECTORY)
     try:
         os.fsync(fd)
     finally:
@@ -282,7 +279,7 @@ def sync_directory(path: str) -> None:
 
 def sync_file_system(path: bytes) -> None:
     """Write the file system that a directory is on to its disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(path, syscalls.LIST_DIRECTORY)
     try:
         syscalls.syncfs(fd, path)
     finally:
@@ -342,7 +339,7 @@ def remove_tree(path: str, progress: Progress = no_progress) -> None:
     mountpoint: what is mounted is nothing of the tree's.
     """
     try:
-        fd = os.open(path, _DIRECTORY)
+        fd = os.open(path, syscalls.LIST_REAL_DIRECTORY)
     except FileNotFoundError:
         return
     try:
@@ -364,7 +361,7 @@ def _empty(top: int, path: str, progress: Progress) -> None:
             progress()
             if folders:
                 inner = folders.pop()
-                stack.append((os.open(inner, _DIRECTORY, dir_fd=here), inner, []))
+                stack.append((os.open(inner, syscalls.LIST_REAL_DIRECTORY, dir_fd=here), inner, []))
                 stack[-1][2].extend(_unlink_files(stack[-1][0]))
                 continue
             if len(stack) == 1:

@@ -14,14 +14,13 @@ import os
 import stat
 from collections.abc import Iterator
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 
 #: Below /run, since no lock outlives a reboot. Only root may hold one, or others could keep root from mounting.
 FOLDER = "/run/renderfarm-overlay/locks"
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -59,7 +58,7 @@ def _folder() -> int:
     """Return a descriptor of the directory of the locks, which is made where there is none, whatever the umask."""
     files.make_directories(os.path.dirname(FOLDER), 0o755)
     files.make_directories(FOLDER, 0o700)
-    fd = os.open(FOLDER, _DIRECTORY)
+    fd = os.open(FOLDER, syscalls.LIST_REAL_DIRECTORY)
     status = os.fstat(fd)
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         os.close(fd)

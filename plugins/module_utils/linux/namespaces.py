@@ -9,9 +9,12 @@ import errno
 import os
 from collections.abc import Iterator
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core import mountinfo
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    mountinfo,
+    namespaces,
+    syscalls,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
 
 
 def make_private(flags: int = syscalls.CLONE_NEWNS) -> None:
@@ -28,7 +31,7 @@ def make_private(flags: int = syscalls.CLONE_NEWNS) -> None:
 def _make_private_from_above() -> None:
     """The same in a chroot, whose root is no mountpoint: from the root of the namespace, and back."""
     # Opened now, so that they are of the new namespace.
-    root, here = (os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in ("/", "."))
+    root, here = (os.open(path, syscalls.HOLD_DIRECTORY) for path in ("/", "."))
     process = os.pidfd_open(os.getpid())
     try:
         syscalls.setns(process, syscalls.CLONE_NEWNS)
@@ -71,3 +74,18 @@ def mounts_of(process: str = "self") -> list[Mount]:
     """Return the mounts that a process sees, given as it is called below /proc."""
     with open(f"/proc/{process}/mountinfo", "rb") as stream:
         return list(mountinfo.parse(stream.read()))
+
+
+def own_mounts() -> list[Mount]:
+    """Return the mounts that this process sees."""
+    return namespaces.mounts_of()
+
+
+def mounts_like(mount: Mount) -> set[int]:
+    """Return the numbers of a mount and of those that show the same, at any place and in any mount namespace."""
+    return {
+        other.id
+        for _pid, live in namespaces.everywhere()
+        for other in live
+        if (other.device, other.root) == (mount.device, mount.root)
+    }

@@ -1,46 +1,262 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Open files that somebody else may have put there: regular ones only, never waiting, and never more of them than fits."""
+"""Check records before anything in them is used: small JSON objects that somebody else may have written.
+
+A record is described by a check: a function that takes a value and returns what is wrong with it, or None. Checks of values are put
+together to checks of lists and objects. Every field has a type, a form and a largest length; a field that is not described is refused,
+since a newer version of the collection that adds one also raises the number of the format.
+"""
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
-from typing import BinaryIO
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Callable, Optional
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_bytes, to_text
 
-#: A FIFO is opened without waiting for a writer, and a terminal does not become that of this process.
-_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+Check = Callable[[Any], Optional[str]]
 
+#: Bytes of a path, PATH_MAX of the kernel without the NUL byte at its end.
+LONGEST_PATH = 4095
 
-def open_regular(path: str) -> BinaryIO:
-    """Open a regular file to read it.
+#: Largest whole number of a file's size, and of what is counted.
+LARGEST_SIZE = (1 << 63) - 1
+#: Largest uid and gid; the next number means 'leave as it is' to chown(2).
+LARGEST_OWNER = (1 << 32) - 2
 
-    Raises OverlayError for anything else, a symbolic link too: opening some devices does something. Raises OSError for a file that is
-    not there or may not be read.
-    """
-    shown = show(os.fsencode(path))
-    try:
-        fd = os.open(path, _FLAGS)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise OverlayError(f"{shown} is a symbolic link: give the path of the file itself") from None
-        if error.errno in (errno.ENXIO, errno.ENODEV):
-            raise OverlayError(f"{shown} is not a regular file: remove it") from None
-        raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OverlayError(f"{shown} is not a regular file: remove it")
-    return open(fd, "rb")
+#: Digits of the largest whole number that a record may have. Python needs quadratic time to read a long one.
+_MOST_DIGITS = 20
+#: Characters of a value that a message shows.
+_SHOWN = 60
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
-def read(path: str, largest: int) -> bytes:
-    """Return the content of a regular file of up to ``largest`` bytes. Raises OverlayError for a longer one, as ``open_regular`` does."""
-    with open_regular(path) as stream:
-        text = stream.read(largest + 1)
+class RecordError(OverlayError):
+    """A record is not what it should be."""
+
+
+class OutdatedError(OverlayError):
+    """A record was written by an older version of the collection, and what it describes has to be made again."""
+
+
+@dataclass(frozen=True)
+class RecordKind:
+    """One kind of record: the form of its fields, the length of its text, and the number of its format."""
+
+    fields: Check
+    #: Bytes of the longest text.
+    largest: int
+    #: The field with the number of the format; empty if the kind has none.
+    format_field: str = ""
+    #: The number of the format that is written and read. Lower numbers are outdated.
+    format: int = 0
+
+    def dump(self, values: Mapping[str, Any]) -> bytes:
+        """Return a record as JSON text. Raises RecordError if ``load`` would refuse it."""
+        if self.format_field:
+            values = {self.format_field: self.format, **values}
+        text = json.dumps(values, indent=1, sort_keys=True).encode("ascii") + b"\n"
+        problem = self.fields(values) or (f"it has {len(text)} bytes" if len(text) > self.largest else None)
+        if problem:
+            raise RecordError(problem)
+        return text
+
+    def load(self, text: bytes) -> dict[str, Any]:
+        """Return the fields of a record, checked.
+
+        Raises OutdatedError naming the format if an older version of the collection wrote it, and RecordError if it is not a record of this
+        kind.
+        """
+        values = _parsed(text, self.largest)
+        if self.format_field:
+            self._check_format(values.get(self.format_field))
+        problem = self.fields(values)
+        if problem:
+            raise RecordError(problem)
+        return values
+
+    def _check_format(self, found: Any) -> None:
+        problem = integer(1, 1 << 31)(found)
+        if problem:
+            raise RecordError(f"{self.format_field!r} {problem}")
+        if found > self.format:
+            raise RecordError(f"{self.format_field!r} is {found}: a newer version of the collection wrote it")
+        if found < self.format:
+            raise OutdatedError(f"an older version of the collection made it (format {found})")
+
+
+def _parsed(text: bytes, largest: int) -> dict[str, Any]:
     if len(text) > largest:
-        raise OverlayError(f"{show(os.fsencode(path))} has more than {largest} bytes, so it is no record: remove it")
-    return text
+        raise RecordError(f"it has more than {largest} bytes")
+    try:
+        found = json.loads(
+            text, parse_int=_whole_number, parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates
+        )
+    except RecursionError:
+        raise RecordError("it is nested too deeply") from None
+    except ValueError as error:
+        raise RecordError(f"it is not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise RecordError("it is not a JSON object")
+    return found
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise RecordError("it has a number of too many digits")
+    return int(digits)
+
+
+def _refuse_constant(word: str) -> None:
+    raise RecordError(f"it has {word} where a number should be")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise RecordError("it has a field twice")
+    return found
+
+
+# Checks of single values
+
+
+def integer(low: int, high: int) -> Check:
+    def problem(value: Any) -> str | None:
+        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+            return None
+        return f"has to be a whole number from {low} to {high}, and is {_shown(value)}"
+
+    return problem
+
+
+def number(low: float, high: float) -> Check:
+    def problem(value: Any) -> str | None:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return None if is_number and low <= value <= high else f"has to be a number, and is {_shown(value)}"
+
+    return problem
+
+
+def boolean(value: Any) -> str | None:
+    return None if isinstance(value, bool) else f"has to be true or false, and is {_shown(value)}"
+
+
+def word(*words: str) -> Check:
+    def problem(value: Any) -> str | None:
+        known = isinstance(value, str) and value in words
+        return None if known else f"has to be one of {', '.join(words)}, and is {_shown(value)}"
+
+    return problem
+
+
+def form(pattern: str) -> Check:
+    expression = re.compile(pattern)
+
+    def problem(value: Any) -> str | None:
+        fits = isinstance(value, str) and expression.fullmatch(value)
+        return None if fits else f"has to be of the form {pattern}, and is {_shown(value)}"
+
+    return problem
+
+
+def digest(value: Any) -> str | None:
+    fits = isinstance(value, str) and _DIGEST.fullmatch(value)
+    return None if fits else f"has to be sha256: and 64 hexadecimal digits, and is {_shown(value)}"
+
+
+def text(longest: int = LONGEST_PATH, shortest: int = 1) -> Check:
+    """Describe a text without NUL that is, as bytes, of a length within limits; bytes that are not UTF-8 are lone surrogates."""
+
+    def problem(value: Any) -> str | None:
+        encoded = _encoded(value)
+        if encoded is None or not shortest <= len(encoded) <= longest or b"\0" in encoded:
+            return f"has to be a text of {shortest} to {longest} bytes without NUL, and is {_shown(value)}"
+        return None
+
+    return problem
+
+
+def relative(shortest: int = 1, longest: int = LONGEST_PATH) -> Check:
+    """Describe a clean path below some root: no slash at an end, no empty part, no '.' and no '..'."""
+    is_text = text(longest, shortest)
+
+    def problem(value: Any) -> str | None:
+        wrong = is_text(value)
+        if wrong or value == "":
+            return wrong
+        if any(part in ("", ".", "..") for part in value.split("/")):
+            return f"has to be a path relative to a root, without '..', and is {_shown(value)}"
+        return None
+
+    return problem
+
+
+def absolute(value: Any) -> str | None:
+    wrong = text()(value)
+    return wrong or (None if value.startswith("/") else f"has to be an absolute path, and is {_shown(value)}")
+
+
+# Checks of what is made of values
+
+
+def nullable(described: Check) -> Check:
+    return lambda value: None if value is None else described(value)
+
+
+def list_of(described: Check, longest: int, shortest: int = 0) -> Check:
+    def problem(value: Any) -> str | None:
+        if not isinstance(value, (list, tuple)) or not shortest <= len(value) <= longest:
+            return f"has to be a list of {shortest} to {longest} elements, and is {_shown(value)}"
+        return _first((f"[{position}]", described(element)) for position, element in enumerate(value))
+
+    return problem
+
+
+def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
+    """Describe an object that has all fields of ``required``, may have those of ``optional``, and has no other ones."""
+    known = {**required, **(optional or {})}
+
+    def problem(value: Any) -> str | None:
+        if not isinstance(value, dict):
+            return f"has to be an object, and is {_shown(value)}"
+        missing = [name for name in required if name not in value]
+        if missing:
+            return f"lacks the field {missing[0]!r}"
+        unknown = [name for name in value if name not in known]
+        if unknown:
+            return f"has an unknown field {_shown(unknown[0])}"
+        return _first((f"field {name!r}", known[name](element)) for name, element in value.items())
+
+    return problem
+
+
+def _first(problems: Any) -> str | None:
+    """Return the first of named problems that is one, with its name."""
+    return next((f"{name} {problem}" for name, problem in problems if problem), None)
+
+
+def _encoded(value: Any) -> bytes | None:
+    """Return a text as bytes; None for what is none, or has lone surrogates that do not stand for bytes."""
+    if not isinstance(value, str):
+        return None
+    try:
+        encoded = to_bytes(value)
+    except UnicodeEncodeError:
+        return None
+    return encoded if to_text(encoded) == value else None
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message, cut to a length that can be read."""
+    if isinstance(value, (list, tuple, dict)):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} elements"
+    shown = show(repr(value).encode("utf-8", "backslashreplace"))
+    return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."

@@ -9,8 +9,8 @@ import os
 import posixpath
 from collections.abc import Sequence
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core import mountinfo
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
 
 #: File systems that answer by themselves. What is not known is taken for one that asks somebody else, as overlays may.
 _LOCAL = frozenset(b"bcachefs btrfs devtmpfs erofs ext2 ext3 ext4 f2fs ramfs rootfs squashfs tmpfs xfs zfs".split())
@@ -59,3 +59,7 @@ def mountpoint(path: bytes, mounts: Sequence[Mount]) -> bytes:
     )
     place = posixpath.join(os.path.realpath(folder), name)
     return place if mountinfo.top_mount(mounts, place) else os.path.realpath(path)
+
+
+#: File systems whose server or daemon may be gone, so that they are not asked for their type.
+REMOTE = (b"nfs", b"cifs", b"smb", b"fuse", b"9p", b"ceph", b"lustre", b"afs", b"autofs", b"gpfs", b"beegfs")

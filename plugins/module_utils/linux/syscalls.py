@@ -105,6 +105,12 @@ _times = (ctypes.c_long * 4)(0, 0, 0, _UTIME_OMIT)
 _SYS_USTAT = {"x86_64": 136, "s390x": 62, "ppc64le": 62}
 
 
+#: Flags of open(2) for a directory: to list it, to list it unless it is a symbolic link, and to hold it without reading it.
+LIST_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+LIST_REAL_DIRECTORY = LIST_DIRECTORY | os.O_NOFOLLOW
+HOLD_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+
 def _checked(result: int, what: bytes | None) -> int:
     if result < 0:
         number = ctypes.get_errno()

@@ -10,18 +10,12 @@ descriptor is what is looked at. Below a directory that has passed, paths are sa
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.generation import CURRENT, PREVIOUS, ViewPaths
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.mountinfo import Mount, containing_mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.core.options import MountSpec
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.files import ASIDE_PREFIX
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.strangers import REMOTE
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 
 _HOLD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -41,64 +35,10 @@ class _Step:
 
 def check_state_dir(state_dir: str) -> bool:
     """Return whether the state directory is there. Raises OverlayError when others than root can write to it, or exchange it."""
-    return _check_way(os.fsencode(state_dir))
+    return check_way(os.fsencode(state_dir))
 
 
-def check_view(paths: ViewPaths) -> bool:
-    """Return whether a view is there. Raises OverlayError when others than root can write to it, or where a directory of it is a link."""
-    views_dir = os.path.dirname(paths.root)
-    if not check_state_dir(os.path.dirname(views_dir)):
-        return False
-    directories = [views_dir, paths.root, paths.generations, paths.staging, paths.incoming, paths.removing]
-    there = {path for path in directories if _check_own(path, stat.S_IFDIR)}
-    for name in (CURRENT, PREVIOUS):
-        _check_own(paths.link(name), stat.S_IFLNK)
-    _check_own(paths.lock, stat.S_IFREG)
-    if paths.generations in there:
-        # Another run may be removing the view.
-        with contextlib.suppress(FileNotFoundError):
-            for folder in os.listdir(paths.generations):
-                _check_generation(paths.generation(folder))
-    return paths.root in there
-
-
-def check_layers(spec: MountSpec, live: list[Mount]) -> None:
-    """Raises OverlayError for a layer of an overlay that others than root can exchange, as far as it decides what others may read or run.
-
-    That are images, the layers over a data layer, and the places of an upper layer and its work directory. What is on a file server is
-    trusted like the software that is there, and is not looked at, since the server may be gone.
-    """
-    for path in (*spec.images, *(spec.directories if spec.data else ())):
-        if path not in spec.data and not _is_remote(path, live):
-            # Owner and mode of the layer of a generation are those that the view shows.
-            of_generation = os.path.lexists(os.path.join(os.path.dirname(path), b"view.json"))
-            _check_way(os.path.dirname(path) if of_generation else path, unless_hidden=True)
-    for path in spec.kept:
-        if not _is_remote(path, live):
-            _check_way(path, unless_hidden=True)
-
-
-def _is_remote(path: bytes, live: list[Mount]) -> bool:
-    mount = containing_mount(live, path)
-    return mount is not None and mount.fstype.startswith(REMOTE)
-
-
-def _check_generation(place: str) -> None:
-    # A file, or a link that a killed run has left aside, is none, and is removed with what such runs leave.
-    aside = os.path.basename(place).startswith(ASIDE_PREFIX)
-    if not _check_own(place, stat.S_IFDIR, stat.S_IFREG, *((stat.S_IFLNK,) if aside else ())):
-        return
-    if not os.path.isdir(place):
-        return
-    for name in ("view.json", "layer.erofs"):
-        _check_own(os.path.join(place, name), stat.S_IFREG)
-    # The owner and mode of a directory layer are those that the view shows.
-    layer = os.path.join(place, "layer")
-    if os.path.islink(layer):
-        raise _linked(os.fsencode(layer))
-
-
-def _check_own(path: str, *kinds: int) -> bool:
+def check_own(path: str, *kinds: int) -> bool:
     """Return whether there is something of the module's own, in a directory that was checked; it has to be of one of the kinds."""
     try:
         status = os.lstat(path)
@@ -107,14 +47,14 @@ def _check_own(path: str, *kinds: int) -> bool:
     kind = stat.S_IFMT(status.st_mode)
     if kind not in kinds:
         if kind == stat.S_IFLNK:
-            raise _linked(os.fsencode(path))
+            raise linked(os.fsencode(path))
         raise OverlayError(f"{show(os.fsencode(path))} is in the way of what has to have this name: remove it")
     if status.st_uid != os.geteuid() or (kind != stat.S_IFLNK and status.st_mode & _OTHERS_WRITE):
         raise _writable(os.fsencode(path), status)
     return True
 
 
-def _check_way(path: bytes, unless_hidden: bool = False) -> bool:
+def check_way(path: bytes, unless_hidden: bool = False) -> bool:
     """Return whether there is something at a path. Raises OverlayError when others than root can exchange it, or write to it.
 
     With ``unless_hidden`` nothing matters that is below a directory which only root may enter.
@@ -182,7 +122,7 @@ def _writable(path: bytes, status: os.stat_result) -> OverlayError:
     )
 
 
-def _linked(path: bytes) -> OverlayError:
+def linked(path: bytes) -> OverlayError:
     return OverlayError(
         f"{show(path)} is a symbolic link, and nothing below a state directory may be one but 'current' and 'previous': remove it, and"
         " give another 'state_dir' where the files are to be elsewhere"

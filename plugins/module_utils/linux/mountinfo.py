@@ -1,0 +1,281 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reading /proc/self/mountinfo (proc_pid_mountinfo(5)), and what it says of overlays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+
+#: Options of an overlay that name layers; the rest are settings.
+LAYER_OPTIONS = frozenset((b"lowerdir", b"lowerdir+", b"datadir+", b"upperdir", b"workdir"))
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of mountinfo, with its escapes undone where they can be: in paths, not in the options."""
+
+    id: int
+    parent: int
+    device: tuple[int, int]
+    #: The directory of the file system that is mounted here; ``/`` unless it is a bind mount.
+    root: bytes
+    path: bytes
+    #: Options of this mount, such as ``ro`` and ``nosuid``.
+    flags: tuple[bytes, ...]
+    #: Propagation, such as ``shared:12``; empty when private.
+    propagation: tuple[bytes, ...]
+    fstype: bytes
+    source: bytes
+    #: Options of the file system as the kernel prints them: separated by commas, octal escapes in the values.
+    super_options: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Mountpoint:
+    """A path that something is, or may be, mounted on."""
+
+    #: The topmost mount at the path itself.
+    mount: Mount | None
+    #: Whether the directory has no entries; None if there is none, and below a mount, where it is not looked at.
+    empty: bool | None
+
+
+@dataclass(frozen=True)
+class OverlayLayers:
+    """The layers of an overlay and its settings, decoded from its options."""
+
+    lower: tuple[bytes, ...]
+    data: tuple[bytes, ...]
+    upper: bytes | None
+    work: bytes | None
+    settings: tuple[tuple[bytes, bytes | None], ...]
+
+
+def unescape(field: bytes) -> bytes:
+    """Undo the octal escapes (``\\040`` for a space) that the kernel writes."""
+    return _OCTAL.sub(lambda match: bytes((int(match.group(1), 8) & 0xFF,)), field)
+
+
+def parse(text: bytes) -> Iterator[Mount]:
+    """Yield the mounts in the order of mountinfo, in which a later mount on the same path covers an earlier one.
+
+    Raises OverlayError for a line that is none of mountinfo.
+    """
+    for line in text.split(b"\n"):
+        if line:
+            try:
+                yield _parsed(line)
+            except ValueError:
+                raise OverlayError(f"{show(line[:200])!r} is no line of mountinfo") from None
+
+
+def _parsed(line: bytes) -> Mount:
+    before, _separator, after = line.partition(b" - ")
+    number, parent, device, root, path, flags, *propagation = before.split(b" ")
+    fstype, source, super_options = after.split(b" ", 2)
+    major, minor = device.split(b":")
+    return Mount(
+        id=int(number),
+        parent=int(parent),
+        device=(int(major), int(minor)),
+        root=unescape(root),
+        path=unescape(path),
+        flags=tuple(flags.split(b",")),
+        propagation=tuple(propagation),
+        fstype=fstype,
+        source=unescape(source),
+        super_options=tuple(super_options.split(b",")),
+    )
+
+
+def top_mount(mounts: Sequence[Mount], path: bytes) -> Mount | None:
+    """Return the mount that is seen at ``path`` itself: the one there that no other one there or above it covers."""
+    mount = containing_mount(mounts, path)
+    return mount if mount and mount.path == path else None
+
+
+def stack(mounts: Sequence[Mount], path: bytes) -> list[Mount]:
+    """Return the mounts at ``path`` itself, from the one that is seen there to the lowest that it covers."""
+    by_number = {mount.id: mount for mount in mounts}
+    found: list[Mount] = []
+    mount = top_mount(mounts, path)
+    while mount is not None and mount.path == path and mount not in found:
+        found.append(mount)
+        mount = by_number.get(mount.parent)
+    return found
+
+
+def inside(mounts: Sequence[Mount], mount: Mount) -> list[Mount]:
+    """Return what is mounted inside of ``mount``, at any depth, by path, without what covers the whole of it."""
+    on: dict[int, list[Mount]] = {}
+    for other in mounts:
+        if other.id != other.parent:
+            on.setdefault(other.parent, []).append(other)
+    # What covers the whole is at the same path.
+    found = [other for other in on.get(mount.id, ()) if other.path != mount.path]
+    for holder in found:
+        found.extend(on.get(holder.id, ()))
+    return sorted(found, key=lambda one: one.path)
+
+
+def droppable(mounts: Sequence[Mount], stacked: Sequence[Mount]) -> int:
+    """Return how many of the lowest mounts of a stack can be taken away beneath the others: read-only overlays with nothing inside.
+
+    ``stacked`` is what ``stack`` returns.
+    """
+    count = 0
+    for mount in reversed(stacked[1:]):
+        if mount.fstype != b"overlay" or overlay_layers(mount).upper is not None or inside(mounts, mount):
+            break
+        count += 1
+    return count
+
+
+def containing_mount(mounts: Sequence[Mount], path: bytes) -> Mount | None:
+    """Return the mount that a path without symbolic links is on, found as the kernel finds it: from the root down."""
+    ids = {mount.id for mount in mounts if mount.parent != mount.id}
+    above = [
+        mount for mount in mounts if mount.path == b"/" or path == mount.path or path.startswith(mount.path + b"/")
+    ]
+    found: Mount | None = None
+    for place in sorted({mount.path for mount in above}, key=len):
+        here = [mount for mount in above if mount.path == place]
+        while True:
+            # In a chroot that is no mount nobody who is listed is the parent of the first ones.
+            on_top = [
+                mount
+                for mount in here
+                if (mount.parent == found.id if found else mount.parent not in ids) and mount is not found
+            ]
+            if not on_top:
+                break
+            found = on_top[-1]
+    return found
+
+
+def goes_with(other: Mount, mount: Mount) -> bool:
+    """Tell whether a mount in another mount namespace is unmounted along with one, since mounting spreads there."""
+    peers = {word for word in mount.propagation if word.startswith(b"shared:")}
+    follows = {word.replace(b"master:", b"shared:") for word in other.propagation}
+    return other.path == mount.path and not follows.isdisjoint(peers)
+
+
+def check_absolute(overlay: str, paths: Iterable[bytes], role: str = "a layer") -> None:
+    """Raises OverlayError for a path of an overlay, which is named in words, that is not absolute."""
+    for path in paths:
+        if not path.startswith(b"/"):
+            raise OverlayError(
+                f"{overlay} was mounted with the relative path {show(path)} as {role}, which says nothing to others: mount it with absolute"
+                " paths"
+            )
+
+
+def overlay_layers(mount: Mount) -> OverlayLayers:
+    """Decode the layers of an overlay from its options.
+
+    Layers given one at a time (``lowerdir+``, ``datadir+``) are printed one at a time. A list given as one ``lowerdir`` is printed
+    as it was given: colons separate, two colons start the data-only layers, and backslashes escape
+    (Documentation/filesystems/overlayfs.rst). So they do in ``upperdir`` and ``workdir``, which are printed as they were given, too.
+    """
+    lower: list[bytes] = []
+    data: list[bytes] = []
+    single = {}
+    settings = []
+    for option in mount.super_options:
+        name, separator, raw = option.partition(b"=")
+        value = unescape(raw)
+        if name == b"lowerdir+":
+            lower.append(value)
+        elif name == b"datadir+":
+            data.append(value)
+        elif name == b"lowerdir":
+            ordinary, data_only = split_lowerdir(value)
+            lower.extend(ordinary)
+            data.extend(data_only)
+        elif name in LAYER_OPTIONS:
+            single[name] = re.sub(rb"\\(.)", rb"\1", value, flags=re.DOTALL)
+        else:
+            settings.append((name, value if separator else None))
+    upper, work = (single.get(name) for name in (b"upperdir", b"workdir"))
+    return OverlayLayers(tuple(lower), tuple(data), upper, work, tuple(settings))
+
+
+def split_lowerdir(value: bytes) -> tuple[list[bytes], list[bytes]]:
+    """Split the value of a ``lowerdir`` option into its ordinary and its data-only layers."""
+    layers = [b""]
+    position = 0
+    while position < len(value):
+        char = value[position : position + 1]
+        if char == b"\\" and position + 1 < len(value):
+            position += 1
+            layers[-1] += value[position : position + 1]
+        elif char == b":":
+            layers.append(b"")
+        else:
+            layers[-1] += char
+        position += 1
+    if b"" in layers:
+        first_data = layers.index(b"")
+        return layers[:first_data], [layer for layer in layers[first_data:] if layer]
+    return layers, []
+
+
+def join_lowerdir(lower: Sequence[bytes], data: Sequence[bytes]) -> bytes:
+    """Return layers as the value of one ``lowerdir`` option, escaped: the inverse of ``split_lowerdir``."""
+
+    def escape(path: bytes) -> bytes:
+        return re.sub(rb"[\\:,]", rb"\\\g<0>", path)
+
+    return b":".join(map(escape, lower)) + b"".join(b"::" + escape(path) for path in data)
+
+
+def escape_single(path: bytes) -> bytes:
+    """Return a path as the value of ``upperdir`` or ``workdir``, escaped."""
+    return path.replace(b"\\", b"\\\\")
+
+
+def shown_settings(settings: Sequence[tuple[bytes, bytes | None]]) -> dict[str, Any]:
+    """Return settings as users read them. That an overlay is read-only the kernel says among them too; it is left to the flags."""
+    return {
+        show(name): True if value is None else show(value) for name, value in settings if name not in (b"ro", b"rw")
+    }
+
+
+def described(mount: Mount) -> dict[str, Any]:
+    """Return an overlay mount as modules return it."""
+    layers = overlay_layers(mount)
+    return {
+        "path": show(mount.path),
+        "root": show(mount.root),
+        "lower": [show(path) for path in layers.lower],
+        "data": [show(path) for path in layers.data],
+        "upper": None if layers.upper is None else show(layers.upper),
+        "work": None if layers.work is None else show(layers.work),
+        "options": shown_settings(layers.settings),
+        "flags": [show(flag) for flag in mount.flags],
+        "propagation": [show(word) for word in mount.propagation],
+    }
+
+
+#: How many of the mounts inside of an overlay a message names.
+_MOST_NAMED = 10
+
+
+def in_namespace(pid: int | None) -> str:
+    """Return the words of a message that say in which process's mount namespace a mount is; empty for our own (None)."""
+    return "" if pid is None else f" in the mount namespace of process {pid}"
+
+
+def listed(inner: Sequence[Mount]) -> str:
+    """Return mounts for a message: where they are, and what."""
+    named = [f"{show(mount.path)} ({mount.fstype.decode('ascii', 'replace')})" for mount in inner]
+    more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+    return ", ".join(named[:_MOST_NAMED]) + more

@@ -1,0 +1,99 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Directories that something is mounted on: look at one, create it, unmount it, and remove it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    files,
+    mountinfo,
+    processes,
+    syscalls,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import (
+    CreateMountpoint,
+    Handlers,
+    RemoveMountpoint,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mountpoint, listed
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.namespaces import mounts_like, own_mounts
+
+#: How many of the processes that keep a mount busy are named.
+_MOST_NAMED = 10
+
+
+def observe(path: bytes) -> Mountpoint:
+    """Return what is at a mountpoint. Raises OverlayError if it is neither a directory nor missing."""
+    mount = mountinfo.top_mount(own_mounts(), path)
+    return Mountpoint(mount, None if mount else directory_state(path))
+
+
+def unmount(path: bytes) -> None:
+    """Unmount what is at ``path``. Raises OverlayError that names the processes which keep it busy."""
+    try:
+        syscalls.umount(path)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        raise OverlayError(busy(path)) from None
+
+
+def busy(path: bytes) -> str:
+    """Return the sentence which says that a mount is in use, and by whom."""
+    live = own_mounts()
+    mount = mountinfo.top_mount(live, path)
+    found = processes.of_mounts(mounts_like(mount)) if mount else []
+    users = ", ".join(f"{process.name} ({process.pid})" for process in found[:_MOST_NAMED])
+    more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+    inside = mountinfo.inside(live, mount) if mount else []
+    mounted = f"; mounted inside of it: {listed(inside)}" if inside else ""
+    return f"{show(path)} is in use{' by ' + users if users else ''}{more}{mounted}; nothing was unmounted"
+
+
+def directory_state(path: bytes) -> bool | None:
+    """Return whether the directory at ``path`` is empty; None where there is nothing. Raises OverlayError for anything else."""
+    try:
+        with os.scandir(path) as listing:
+            return next(listing, None) is None
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise OverlayError(f"mountpoint {show(path)} is not a directory") from None
+
+
+#: The directories that actions have made, of those that are to go when the rest fails.
+_made: list[bytes] = []
+
+
+def make(path: bytes, mode: int) -> None:
+    """Make a directory, and those above it that are missing, and remember them."""
+    # One at a time, so that those are known that were made before one could not be.
+    above = os.path.dirname(path)
+    if not os.path.isdir(above):
+        make(above, 0o755)
+    _made.extend(files.make_directories(path, mode))
+
+
+@contextlib.contextmanager
+def undone_on_failure() -> Iterator[None]:
+    """Remove the directories that actions have made when the block, which carries them out, fails: nothing is to be half done."""
+    _made.clear()
+    try:
+        yield
+    except BaseException:
+        files.remove_directories(_made)
+        raise
+
+
+#: Carries out the actions that all kinds of mounts share.
+HANDLERS: Handlers = {
+    CreateMountpoint: lambda action: make(action.path, 0o755),
+    RemoveMountpoint: lambda action: os.rmdir(action.path),
+}

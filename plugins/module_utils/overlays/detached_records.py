@@ -1,0 +1,105 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Records of overlays that were detached while processes may still use them.
+
+The kernel lists such a mount nowhere, so what is needed to find its users, and to know which layers they keep, is noted before. A
+record is one JSON object::
+
+    {"path": "/software", "device": "0:42", "mounts": [90, 131], "lower": ["/var/lib/.../layer"], "time": 1767225600.0}
+
+``mounts`` are the numbers of all mounts of that overlay in all mount namespaces, ``lower`` the names of its lower layers, top first,
+as the kernel reports them, ``time`` the seconds since the epoch. Paths are UTF-8; other bytes are kept as lone surrogates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import records
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, overlay_layers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_bytes, to_text
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import RecordKind
+
+#: Bytes of a record that is read.
+LARGEST_RECORD = 1 << 26
+
+
+@dataclass(frozen=True)
+class DetachedMount:
+    """An overlay that a switch took away from where it was seen."""
+
+    path: bytes
+    device: tuple[int, int]
+    mounts: frozenset[int]
+    lower: tuple[bytes, ...]
+    time: float
+
+
+def record_of(mount: Mount, mounts: Collection[int], time: float) -> DetachedMount:
+    return DetachedMount(mount.path, mount.device, frozenset(mounts), overlay_layers(mount).lower, time)
+
+
+def to_json(record: DetachedMount) -> bytes:
+    value = {
+        "path": to_text(record.path),
+        "device": f"{record.device[0]}:{record.device[1]}",
+        "mounts": sorted(record.mounts),
+        "lower": [to_text(path) for path in record.lower],
+        "time": record.time,
+    }
+    return _RECORD.dump(value)
+
+
+_LAYERS = records.list_of(records.text(), 1 << 12)
+_RECORD = RecordKind(
+    records.fields(
+        {
+            "path": records.absolute,
+            "device": records.form("[0-9]{1,10}:[0-9]{1,10}"),
+            "mounts": records.list_of(records.integer(0, records.LARGEST_SIZE), 1 << 20),
+            "lower": _LAYERS,
+            "time": records.number(0, 1 << 40),
+        }
+    ),
+    LARGEST_RECORD,
+)
+
+
+def from_json(text: bytes) -> DetachedMount:
+    """Return the record. Raises RecordError where the text is none."""
+    value = _RECORD.load(text)
+    major, minor = value["device"].split(":")
+    return DetachedMount(
+        path=to_bytes(value["path"]),
+        device=(int(major), int(minor)),
+        mounts=frozenset(value["mounts"]),
+        lower=tuple(to_bytes(path) for path in value["lower"]),
+        time=float(value["time"]),
+    )
+
+
+def brought_up_to_date(records: Sequence[DetachedMount], live: Sequence[Mount]) -> list[DetachedMount]:
+    """Return the records with the numbers of mounts that still are what they were; ``live`` are all mounts that are seen anywhere.
+
+    The kernel gives the number of a mount that is gone to the next new one. So a number that is seen at another overlay, or that a
+    later record has, is not the recorded mount any more. Where the overlay is still seen somewhere, its numbers there are added.
+    """
+    seen = {mount.id: mount for mount in live}
+    found = []
+    for record in records:
+        later = {number for other in records if other.time > record.time for number in other.mounts}
+        kept = {number for number in record.mounts - later if number not in seen or _is_of(seen[number], record)}
+        kept.update(mount.id for mount in live if _is_of(mount, record))
+        found.append(replace(record, mounts=frozenset(kept)))
+    return found
+
+
+def is_seen(record: DetachedMount, live: Sequence[Mount]) -> bool:
+    """Tell whether a recorded overlay is still mounted somewhere."""
+    return any(_is_of(mount, record) for mount in live)
+
+
+def _is_of(mount: Mount, record: DetachedMount) -> bool:
+    return mount.device == record.device and mount.fstype == b"overlay" and overlay_layers(mount).lower == record.lower

@@ -1,0 +1,145 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Mounting EROFS images where nobody sees it, for overlays that have them as layers."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Collection, Sequence
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.files import make_directories
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import (
+    image_path,
+    is_image_path,
+    without_suffix,
+)
+
+# loop(4), linux/loop.h
+_LOOP_CTL_GET_FREE = 0x4C82
+_LOOP_CONFIGURE = 0x4C0A
+_LO_FLAGS_READ_ONLY = 1
+_LO_FLAGS_AUTOCLEAR = 4
+_LOOP_BLOCK_SIZE = 512
+
+#: How often another program may take the loop device that was free a moment ago.
+_LOOP_TRIES = 100
+
+
+def mount_unseen(images: Sequence[bytes], layers: Collection[bytes]) -> None:
+    """Enter a private mount namespace, and mount each image there under its name: its path without the suffix.
+
+    ``layers`` are the paths of all layers of the overlay, which have to be what they are outside. To be run in a process of its
+    own. Raises OverlayError for an image that cannot be mounted.
+    """
+    # Opened outside, so that the file system that an image is on is seen to be in use.
+    files = {without_suffix(image): _open(image) for image in images}
+    try:
+        namespaces.make_private()
+    except PermissionError:
+        raise OverlayError("mounting needs CAP_SYS_ADMIN: run the task as root (become: true)") from None
+    covered = {os.path.dirname(name) for name in files if not os.path.isdir(name)}
+    if b"/" in covered:
+        raise OverlayError("an image cannot lie in the root directory itself: put it into a folder")
+    others = {}
+    for layer in layers:
+        if layer in covered and layer not in files:
+            raise OverlayError(f"the layer {show(layer)} has images in it: keep images outside of the other layers")
+        if layer not in files and any(layer.startswith(folder + b"/") for folder in covered):
+            others[layer] = os.open(layer, syscalls.HOLD_DIRECTORY)
+    # The directories that images are mounted on are made in memory, since the image's own folder may be read-only.
+    for folder in sorted(covered):
+        make_directories(folder, 0o755)
+        syscalls.mount(b"tmpfs", folder, b"tmpfs", 0, b"mode=0700")
+    for layer, fd in sorted(others.items()):
+        make_directories(layer, 0o755)
+        syscalls.mount(b"/proc/self/fd/%d" % fd, layer, None, syscalls.MS_BIND)
+        os.close(fd)
+    for name, fd in sorted(files.items()):
+        make_directories(name, 0o755)
+        _mount(fd, name)
+        os.close(fd)
+
+
+def among(layers: Sequence[bytes]) -> list[bytes]:
+    """Return those of an overlay's lower layers that are image files; for one that is not there its name tells."""
+    return [layer for layer in layers if not os.path.isdir(layer) and (is_image_path(layer) or os.path.isfile(layer))]
+
+
+def _open(image: bytes) -> int:
+    # Not to be hung up by a named pipe.
+    fd = os.open(image, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise OverlayError(f"image {show(image)} is not a regular file")
+    return fd
+
+
+def _mount(image: int, name: bytes) -> None:
+    source = b"/proc/self/fd/%d" % image
+    try:
+        mount = _detached(source, name)
+    except OSError as error:
+        if error.errno != errno.ENOTBLK:
+            raise
+        # This kernel, or the file system that the image is on, has it only through a loop device.
+        loop = attach_loop(image)
+        try:
+            mount = _detached(b"/proc/self/fd/%d" % loop, name)
+        finally:
+            os.close(loop)
+    try:
+        syscalls.move_mount(mount, name)
+    finally:
+        os.close(mount)
+
+
+def _detached(source: bytes, name: bytes) -> int:
+    try:
+        context = syscalls.fsopen(b"erofs")
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise OverlayError("this kernel has no EROFS file system; load it with 'modprobe erofs'") from None
+        raise
+    try:
+        syscalls.fsconfig_string(context, b"source", source)
+        syscalls.fsconfig_flag(context, b"ro")
+        syscalls.fsconfig_create(context)
+        return syscalls.fsmount(context, syscalls.MOUNT_ATTR_RDONLY)
+    except OSError as error:
+        if error.errno == errno.ENOTBLK:
+            raise
+        said = syscalls.context_messages(context)
+        raise OverlayError(
+            f"image {show(image_path(name))}: the kernel cannot mount it: {error.strerror}{': ' + said if said else ''}"
+        ) from None
+    finally:
+        os.close(context)
+
+
+def attach_loop(image: int) -> int:
+    """Return a descriptor of a read-only loop device on an open file. The device goes when nobody has it open or mounted."""
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for _try in range(_LOOP_TRIES):
+            number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
+            loop = os.open(f"/dev/loop{number}", os.O_RDONLY | os.O_CLOEXEC)
+            flags = _LO_FLAGS_READ_ONLY | _LO_FLAGS_AUTOCLEAR
+            # struct loop_config: descriptor, block size, struct loop_info64 with its flags after 52 bytes, reserved.
+            config = struct.pack("=II52xI176x64x", image, _LOOP_BLOCK_SIZE, flags)
+            try:
+                fcntl.ioctl(loop, _LOOP_CONFIGURE, config)
+            except OSError as error:
+                os.close(loop)
+                if error.errno != errno.EBUSY:
+                    raise OSError(error.errno, error.strerror, f"/dev/loop{number}") from None
+                continue
+            return loop
+    finally:
+        os.close(control)
+    raise OverlayError("no loop device is free: other programs take them as fast as they are made")

@@ -1,0 +1,267 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Finding out what this kernel can do by trying it, in a mount namespace that nobody else sees.
+
+Versions tell little: distributions carry features back, and switch them off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import tempfile
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, Callable
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, namespaces, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts, strategies
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import mount_spec
+
+_CONTENT = b"content of the data layer"
+
+#: Any directory that is there on every host: the trials cover it with a file system in memory that only they see.
+_SCRATCH_PLACES = ("/tmp", "/run", "/mnt")  # noqa: S108 (covered, not used)
+
+
+#: A directory for temporary files that is on a disk.
+_DISK_PLACE = "/var/tmp"  # noqa: S108 (its file has no name)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What was found out about one feature. ``supported`` is None where nothing was tried."""
+
+    supported: bool | None
+    #: ``probe`` or ``none``.
+    source: str
+    detail: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"supported": self.supported, "source": self.source, "detail": self.detail}
+
+
+Trial = Callable[[str], str]
+
+
+class TrialError(Exception):
+    """What the kernel accepted does not work as it should."""
+
+
+def _directories(folder: str) -> tuple[str, str, str]:
+    """Make an empty layer, a data layer with one file, and a mountpoint; return their paths."""
+    layer, data, view = (os.path.join(folder, name) for name in ("layer", "data", "view"))
+    for path in (layer, data, view):
+        files.make_directories(path, 0o755)
+    with open(os.path.join(data, "file"), "wb") as stream:
+        stream.write(_CONTENT)
+    return layer, data, view
+
+
+def _layer(folder: str, namespace: str = "trusted") -> tuple[str, str, str]:
+    """The same, with a layer that has the file's metadata."""
+    layer, data, view = _directories(folder)
+    _add_metadata(layer, data, namespace)
+    return layer, data, view
+
+
+def _add_metadata(layer: str, data: str, namespace: str = "trusted") -> None:
+    """Give a layer the file's metadata, and the data layer a second file that the layer does not know."""
+    with open(os.path.join(layer, "file"), "wb") as stream:
+        os.setxattr(stream.fileno(), f"{namespace}.overlay.metacopy", b"")
+        os.setxattr(stream.fileno(), f"{namespace}.overlay.redirect", b"/file")
+        stream.truncate(len(_CONTENT))
+    with open(os.path.join(data, "hidden"), "wb"):
+        pass
+
+
+def _check_view(view: str, hidden: bool) -> None:
+    with open(os.path.join(view, "file"), "rb") as stream:
+        if stream.read() != _CONTENT:
+            raise TrialError("a file does not read as the content of the data layer")
+    if hidden and os.path.exists(os.path.join(view, "hidden")):
+        raise TrialError("names of the data layer show in the view")
+
+
+def _try_overlay(folder: str) -> str:
+    lower, other, view = _directories(folder)
+    _mount_string(view, f"lowerdir={lower}:{other}")
+    _check_view(view, hidden=False)
+    return "two lower layers, mounted read-only"
+
+
+def _try_data_only(folder: str) -> str:
+    layer, data, view = _layer(folder)
+    spec = mount_spec(view.encode(), [layer.encode()], [data.encode()], {}, read_only=True)
+    _attach(mounts.create_overlay(spec), view)
+    _check_view(view, hidden=True)
+    return "one lower and one data-only layer, with metacopy=on"
+
+
+def _try_data_only_userxattr(folder: str) -> str:
+    layer, data, view = _layer(folder, "user")
+    spec = mount_spec(view.encode(), [layer.encode()], [data.encode()], {"userxattr": True}, read_only=True)
+    _attach(mounts.create_overlay(spec), view)
+    _check_view(view, hidden=True)
+    return "one lower and one data-only layer, with userxattr"
+
+
+def _try_redirect(folder: str) -> str:
+    layer, data, view = _directories(folder)
+    shown = os.path.join(layer, strategies.SHOWN_FOLDER)
+    files.make_directories(shown, 0o755)
+    os.setxattr(shown, "trusted.overlay.opaque", b"y")
+    _add_metadata(shown, data)
+    spec = mount_spec(
+        view.encode(), [layer.encode()], [data.encode()], {}, read_only=True, strategy=strategies.REDIRECT
+    )
+    _attach(mounts.new_overlay(spec), view)
+    _check_view(view, hidden=True)
+    return "absolute redirects into an ordinary lower layer, from opaque directories"
+
+
+def _try_metadata_copy_up(folder: str) -> str:
+    _empty, lower, view = _directories(folder)
+    upper, work = (os.path.join(folder, name) for name in ("upper", "work"))
+    files.make_directories(upper, 0o755)
+    files.make_directories(work, 0o755)
+    _mount_string(view, f"lowerdir={lower},upperdir={upper},workdir={work},metacopy=on,redirect_dir=on", flags=0)
+    os.utime(os.path.join(view, "file"), ns=(0, 0))
+    os.getxattr(os.path.join(upper, "file"), "trusted.overlay.metacopy")
+    return "a change of times copies up the metadata alone"
+
+
+def _try_append_layers(folder: str) -> str:
+    del folder
+    if not mounts.takes_layers_one_by_one():
+        raise TrialError("the kernel does not know lowerdir+")
+    return "lowerdir+ and datadir+ name one layer each"
+
+
+def _try_mount_beneath(folder: str) -> str:
+    layer, data, view = _directories(folder)
+    first = mount_spec(view.encode(), [data.encode(), layer.encode()], [], {}, read_only=True)
+    second = mount_spec(view.encode(), [layer.encode(), data.encode()], [], {}, read_only=True)
+    _attach(mounts.create_overlay(first), view)
+    mount = mounts.create_overlay(second)
+    try:
+        syscalls.move_mount(mount, view.encode(), beneath=True)
+        syscalls.umount(view.encode(), syscalls.MNT_DETACH)
+    finally:
+        os.close(mount)
+    return "a new overlay is put beneath the mounted one"
+
+
+def _try_erofs(folder: str) -> str:
+    del folder
+    os.close(syscalls.fsopen(b"erofs"))
+    return "the file system type is known"
+
+
+def _try_erofs_file(folder: str) -> str:
+    # The image has to lie on a disk: the kernel cannot mount one from a file in memory. It has no name and leaves no trace.
+    with tempfile.TemporaryFile(dir=_DISK_PLACE) as image:
+        image.write(empty_erofs_image())
+        image.flush()
+        syscalls.mount(b"/proc/self/fd/%d" % image.fileno(), folder.encode(), b"erofs", syscalls.MS_RDONLY)
+    if os.listdir(folder):
+        raise TrialError("an empty image shows names")
+    return "an image is mounted from its file, without a loop device"
+
+
+#: Each feature and how it is tried. The trial is given an empty directory on a file system in memory and returns what it did.
+TRIALS: dict[str, Trial] = {
+    "overlay": _try_overlay,
+    "data_only": _try_data_only,
+    "data_only_userxattr": _try_data_only_userxattr,
+    "redirect": _try_redirect,
+    "metadata_copy_up": _try_metadata_copy_up,
+    "append_layers": _try_append_layers,
+    "mount_beneath": _try_mount_beneath,
+    "erofs": _try_erofs,
+    "erofs_file": _try_erofs_file,
+}
+
+
+def not_tried() -> dict[str, Feature]:
+    return {name: Feature(None, "none", "not tried: 'probe' is false") for name in TRIALS}
+
+
+def probe(features: Collection[str] = tuple(TRIALS)) -> dict[str, Feature]:
+    """Try features, all of them by default. To be run in a process of its own: its mount namespace is not that of the host afterwards.
+
+    Without root the trials are made in a user namespace, and tell what can be done there.
+    """
+    where = enter_namespace()
+    scratch = next(place for place in _SCRATCH_PLACES if os.path.isdir(place))
+    syscalls.mount(b"tmpfs", scratch.encode(), b"tmpfs", 0, b"mode=0700")
+    return {name: _tried(TRIALS[name], os.path.join(scratch, name), where) for name in features}
+
+
+def enter_namespace() -> str:
+    """Enter a private mount namespace, in a new user namespace where that is needed; return words that say so."""
+    try:
+        namespaces.make_private()
+        return ""
+    except PermissionError:
+        user, group = os.geteuid(), os.getegid()
+        try:
+            syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
+        except OSError as error:
+            raise OverlayError(
+                f"this user may neither mount nor make a user namespace ({error.strerror}): run the task as root (become: true)"
+            ) from None
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as stream:
+                stream.write(text)
+        syscalls.mount(b"none", b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        return " (in a user namespace)"
+
+
+def _tried(trial: Trial, folder: str, where: str) -> Feature:
+    files.make_directories(folder, 0o755)
+    try:
+        return Feature(True, "probe", trial(folder) + where)
+    except OSError as error:
+        about = f": {error.filename}" if isinstance(error.filename, str) else ""
+        return Feature(False, "probe", f"{error.strerror}{about}{where}")
+    except (OverlayError, TrialError) as error:
+        return Feature(False, "probe", f"{error}{where}")
+
+
+def _mount_string(view: str, options: str, flags: int = syscalls.MS_RDONLY) -> None:
+    syscalls.mount(b"overlay", view.encode(), b"overlay", flags, options.encode())
+
+
+def _attach(mount: int, view: str) -> None:
+    with _closing(mount):
+        mounts.attach(mount, view.encode())
+
+
+@contextlib.contextmanager
+def _closing(fd: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def empty_erofs_image() -> bytes:
+    """Return an EROFS image, one block long, with nothing but its root (Documentation/filesystems/erofs.rst, erofs_fs.h).
+
+    The superblock is at byte 1024, and the root is inode 40 (at 32 bytes each): a compact inode with its two names right behind it.
+    """
+    block_bits = 12
+    root = 40
+    names = struct.pack("<QHBBQHBB", root, 24, 2, 0, root, 25, 2, 0) + b"..."
+    # i_format 4: compact, content inline; then xattr count, mode, links, size, reserved, address, number, owner, group, reserved.
+    inode = struct.pack("<HHHHIIIIHHI", 4, 0, 0o40755, 2, len(names), 0, 0, 1, 0, 0, 0)
+    superblock = struct.pack("<IIIBBHQQIIII", 0xE0F5E1E2, 0, 0, block_bits, 0, root, 1, 0, 0, 1, 0, 0)
+    image = bytearray(1 << block_bits)
+    image[1024 : 1024 + len(superblock)] = superblock
+    image[root * 32 : root * 32 + len(inode)] = inode
+    image[root * 32 + len(inode) : root * 32 + len(inode) + len(names)] = names
+    return bytes(image)

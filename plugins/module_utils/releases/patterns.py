@@ -1,0 +1,81 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Releases by their place: the pattern that says where they are below the software root."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.versions import Token, version_key
+
+_WILDCARD = re.compile(r"\{(\w*)\}|\*")
+_FIELDS = ("package", "version")
+
+#: Limits of a pattern. The time to match a name grows with its length to the power of the wildcards in one level.
+_MOST_LEVELS = 32
+_MOST_WILDCARDS = 4
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release that was found."""
+
+    package: str
+    version: str
+    #: Below the software root.
+    path: str
+
+    def sort_key(self) -> tuple[str, tuple[Token, ...], str]:
+        return self.package, version_key(self.version), self.path
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A parsed pattern such as ``{package}/{version}``: one regular expression for each level of directories."""
+
+    levels: tuple[re.Pattern[str], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        """Raises OverlayError when the pattern does not name a package and a version once each."""
+        fields = [match.group(1) for match in _WILDCARD.finditer(text) if match.group(1) is not None]
+        if sorted(fields) != sorted(_FIELDS):
+            raise OverlayError(
+                f"pattern {text!r} must have {{package}} and {{version}} once each, and no other {{field}}"
+            )
+        parts = text.strip("/").split("/")
+        if any(part in ("", ".", "..") for part in parts):
+            raise OverlayError(
+                f"pattern {text!r} must be a path relative to the software root, without empty parts, '.' or '..'"
+            )
+        if len(parts) > _MOST_LEVELS or any(len(_WILDCARD.findall(part)) > _MOST_WILDCARDS for part in parts):
+            raise OverlayError(
+                f"pattern {text[:100]!r} is too long: it may have {_MOST_LEVELS} levels, with {_MOST_WILDCARDS} wildcards in each"
+                " ({package}, {version} and *)"
+            )
+        return cls(tuple(re.compile(_expression(part), re.DOTALL) for part in parts))
+
+    def release(self, names: list[str]) -> Release | None:
+        """Return the release that the names of its levels make, or None when one of them does not match."""
+        if len(names) != len(self.levels):
+            return None
+        fields = {}
+        for level, name in zip(self.levels, names):
+            match = level.fullmatch(name)
+            if not match:
+                return None
+            fields.update(match.groupdict())
+        return Release(fields["package"], fields["version"], "/".join(names))
+
+
+def _expression(part: str) -> str:
+    expression = "" if part.startswith(".") else r"(?!\.)"
+    position = 0
+    for match in _WILDCARD.finditer(part):
+        expression += re.escape(part[position : match.start()])
+        expression += f"(?P<{match.group(1)}>.+)" if match.group(1) else ".*"
+        position = match.end()
+    return expression + re.escape(part[position:])

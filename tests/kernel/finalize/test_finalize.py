@@ -1,0 +1,631 @@
+"""Finalizing writable overlays: what is copied up, what is sealed, and that the overlay shows what it showed before."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import remount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import no_progress
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel.writable import (
+    OPAQUE,
+    REDIRECT,
+    SEALED,
+    Overlay,
+    attribute,
+    copied,
+    overlay_at,
+    sealed,
+    shown,
+)
+
+
+@pytest.fixture
+def software(folder: Path) -> Path:
+    """A lower layer with three small releases, which a test may change."""
+    lower = folder / "lower"
+    support.make_small_release(lower / "tool" / "1.0", "one")
+    support.make_small_release(lower / "tool" / "2.0", "two")
+    support.make_small_release(lower / "other" / "1.0", "three")
+    return lower
+
+
+@pytest.fixture
+def overlay(folder: Path, software: Path) -> Overlay:
+    return overlay_at(folder, software)
+
+
+@pytest.fixture(params=["tmpfs", "xfs", "ext4-256"])
+def on_disk(request: pytest.FixtureRequest, disks: dict[str, Path]) -> Iterator[Path]:
+    place = disks[request.param] / "finalize"
+    place.mkdir()
+    yield place
+    support.unmount_all(place / "view")
+    shutil.rmtree(place)
+
+
+def add_to(lower: Path, name: str) -> None:
+    """Let a name appear in a directory of the lower layer."""
+    support.write(lower / name, b"new")
+
+
+def test_every_oddity_is_as_before(on_disk: Path, root: Path) -> None:
+    overlay = overlay_at(on_disk, root)
+    result = overlay.finalized()
+    assert result["copied_up"] == sum(1 for _ in root.rglob("*"))
+    assert support.compare_trees(overlay.path, root) == []
+    assert sealed(overlay, "odd/1/special")
+    # Nothing of the content has been copied.
+    used = int(support.command("du", "-s", "--block-size=1M", overlay.upper).split()[0])
+    assert used < 150
+    overlay.unmount()
+    overlay.mount()
+    assert support.compare_trees(overlay.path, root) == []
+    assert not overlay.finalize(allow_unmount=True)["changed"]
+
+
+def test_every_oddity_survives_another_owner(folder: Path, root: Path) -> None:
+    overlay = overlay_at(folder, root)
+    overlay.finalized(owner="4321", group="4322", keep_setid=True)
+    for path in overlay.path.rglob("*"):
+        status = path.lstat()
+        assert (status.st_uid, status.st_gid) == (4321, 4322), path
+    before, after = (
+        {
+            path: (status.st_mode, status.st_mtime_ns, status.st_nlink)
+            for path, status in support.listing(top).items()
+            if path
+        }
+        for top in (root, overlay.path)
+    )
+    differ = {path for path in before if before[path][:2] != after[path][:2]}
+    assert not differ
+    assert all(
+        before[path][2] == after[path][2] for path in before if not (overlay.path / os.fsdecode(path[1:])).is_dir()
+    )
+    assert support.capability_of(os.fsencode(overlay.path / "odd/1/special/capable")) == support.CAPABILITY
+    assert (overlay.path / "odd/1/special/mode-6711").lstat().st_mode & 0o7777 == 0o6711
+    for path in (overlay.path, *overlay.path.rglob("*")):
+        for name in os.listxattr(path, follow_symlinks=False):
+            assert "restor" not in name, path
+
+
+def test_a_sealed_directory_shows_nothing_new_and_the_root_does(overlay: Overlay, software: Path) -> None:
+    overlay.finalized()
+    add_to(software / "tool" / "1.0", "late")
+    add_to(software, "late")
+    overlay.unmount()
+    overlay.mount()
+    assert not (overlay.path / "tool/1.0/late").exists()
+    assert (overlay.path / "late").read_bytes() == b"new"
+    assert (overlay.path / "tool/1.0/version").read_bytes() == b"one"
+    assert (overlay.path / "tool/1.0/version").stat().st_nlink == 2
+
+
+def differences(overlay: Overlay, software: Path) -> list[str]:
+    """Compare an overlay with its lower layer, in which releases have appeared: a merged directory keeps its time."""
+    problems = support.compare_trees(overlay.path, software)
+    return [one for one in problems if not one.startswith(("b'': st_mtime", "b'/tool': st_mtime"))]
+
+
+def test_subtrees_are_sealed_one_by_one(overlay: Overlay, software: Path) -> None:
+    result = overlay.finalized(subtrees=["tool/1.0"])
+    assert result["sealed"] == 2
+    assert sealed(overlay, "tool/1.0")
+    assert not sealed(overlay, "tool")
+    assert not copied(overlay, "tool/2.0")
+    support.make_small_release(software / "tool" / "3.0", "new")
+    assert (overlay.path / "tool/3.0/version").read_bytes() == b"new"
+    # The parent is in the upper layer, and what is below it is looked at, but not at what is sealed.
+    result = overlay.finalized(merged_levels=1)
+    assert result["already"] == 2
+    assert sealed(overlay, "tool/3.0")
+    assert not sealed(overlay, "tool")
+    assert differences(overlay, software) == []
+
+
+def test_a_new_release_is_taken_up_alone_while_the_overlay_is_in_use(overlay: Overlay, software: Path) -> None:
+    overlay.finalized(merged_levels=1)
+    with open(overlay.path / "tool/1.0/version", "rb") as stream:
+        support.make_small_release(software / "tool" / "3.0", "new")
+        result = overlay.finalize(merged_levels=1)
+        assert result["copied_up"] == 6
+        assert not result["finalized"]
+        assert [one["path"] for one in result["pending"]] == ["tool/3.0"]
+        assert "allow_unmount" in result["pending"][0]["reason"]
+        assert stream.read() == b"one"
+    assert overlay.finalized(merged_levels=1)["sealed"] == 2
+    assert differences(overlay, software) == []
+
+
+def test_a_busy_overlay_is_not_unmounted_and_says_who_uses_it(overlay: Overlay) -> None:
+    with subprocess.Popen(["sleep", "60"], cwd=overlay.path / "tool") as sleeper:
+        message = support.module("overlay_finalize", path=str(overlay.path), allow_unmount=True).message
+        assert f"sleep ({sleeper.pid})" in message
+        sleeper.kill()
+    assert copied(overlay, "tool/1.0/version")
+    assert (overlay.path / "tool/1.0/version").read_bytes() == b"one"
+    assert overlay.finalized()["copied_up"] == 0
+
+
+def test_an_overlay_that_is_mounted_elsewhere_is_not_unmounted(overlay: Overlay) -> None:
+    other = overlay.folder / "other"
+    other.mkdir()
+    support.command("mount", "--bind", overlay.path, other)
+    message = support.module("overlay_finalize", path=str(overlay.path), allow_unmount=True).message
+    assert str(other) in message
+    support.command("umount", other)
+    with support.namespace("private") as pid:
+        message = support.module("overlay_finalize", path=str(overlay.path), allow_unmount=True).message
+        assert f"process {pid}" in message
+    assert overlay.finalized()["sealed"] == 8
+
+
+def test_an_overlay_that_somebody_holds_unseen_is_not_sealed(folder: Path, software: Path) -> None:
+    options = (("metacopy", "on"), ("redirect_dir", "on"), ("index", "off"))
+    overlay = overlay_at(folder / "overlay", software, options=options)
+    other = folder / "other"
+    other.mkdir()
+    support.command("mount", "--bind", overlay.path, other)
+    with open(other / "tool/1.0/bin/tool", "rb"):
+        support.command("umount", "--lazy", other)
+        message = support.module("overlay_finalize", path=str(overlay.path), allow_unmount=True).message
+    assert "in use" in message
+    assert not sealed(overlay, "tool/1.0/bin")
+    assert support.compare_trees(overlay.path, software) == []
+    assert overlay.finalize(allow_unmount=True)["sealed"] > 0
+
+
+# Holds a file of a mount that is gone, and ends half a second after its input.
+LATE = """
+import os, sys, time
+fd = os.open(sys.argv[1], os.O_RDONLY)
+print("ready", flush=True)
+sys.stdin.readline()
+time.sleep(0.5)
+"""
+
+
+def test_the_kernel_is_given_time_to_let_go_of_an_overlay(overlay: Overlay) -> None:
+    """As after the end of another mount namespace, of which the kernel tidies up in the background."""
+    other = overlay.folder / "other"
+    other.mkdir()
+    support.command("mount", "--bind", overlay.path, other)
+    with support.background(LATE, other / "tool/1.0/version") as holder:
+        support.command("umount", "--lazy", other)
+        with support.forked_module("overlay_finalize", {"path": str(overlay.path), "allow_unmount": True}) as child:
+            child.go()
+            while support.live(overlay.path) is not None:
+                time.sleep(0.005)
+            assert holder.stdin
+            holder.stdin.write("\n")
+            holder.stdin.flush()
+            result = child.finish().ok
+    assert result["finalized"]
+    assert result["unmounted"]
+    assert sealed(overlay, "tool/1.0")
+
+
+def test_a_mount_namespace_that_is_about_to_end_is_waited_for(overlay: Overlay) -> None:
+    """Another module has one, with a copy of all mounts, while it mounts something."""
+    copied = overlay.folder / "copied"
+    script = f"touch {copied}; sleep 1"
+    with subprocess.Popen(["unshare", "--mount", "--propagation", "private", "sh", "-c", script]):
+        while not copied.exists():
+            time.sleep(0.01)
+        result = support.module("overlay_finalize", path=str(overlay.path), allow_unmount=True).ok
+    assert result["finalized"]
+    assert sealed(overlay, "tool/1.0")
+
+
+def test_an_overlay_that_a_killed_run_had_unmounted_is_mounted_again(overlay: Overlay) -> None:
+    other = overlay.folder / "other"
+    other.mkdir()
+    support.command("mount", "--bind", overlay.path, other)
+    with open(other / "tool/1.0/version", "rb"):
+        support.command("umount", "--lazy", other)
+        # With an index, the kernel does not let the upper layer be used twice.
+        message = support.module("overlay_finalize", path=str(overlay.path), allow_unmount=True).message
+        assert "is not mounted now" in message
+        assert support.live(overlay.path) is None
+    expected = support.module("overlay_finalize", check=True, path=str(overlay.path)).ok
+    assert expected["actions"] == [
+        f"mount the overlay at {overlay.path} again, which a run that was killed had unmounted"
+    ]
+    assert support.live(overlay.path) is None
+    result = overlay.finalize(allow_unmount=True)
+    assert result["actions"][0] == expected["actions"][0]
+    assert result["finalized"]
+    assert (overlay.path / "tool/1.0/version").read_bytes() == b"one"
+
+
+def test_it_is_mounted_again_as_it_was(folder: Path, software: Path) -> None:
+    options = (("metacopy", "on"), ("redirect_dir", "on"), ("index", "off"), ("xino", "off"), ("volatile", None))
+    overlay = overlay_at(folder, software, options=options)
+    support.command("mount", "-o", "remount,bind,nosuid,noatime,nodev", overlay.path)
+    support.command("mount", "--make-shared", overlay.path)
+    before = support.live(overlay.path)
+    result = overlay.finalize(allow_unmount=True)
+    assert result["unmounted"]
+    after = support.live(overlay.path)
+    assert before
+    assert after
+    assert after.flags == before.flags
+    assert after.source == before.source
+    assert [word.split(b":")[0] for word in after.propagation] == [b"shared"]
+    # What the kernel says of layers depends on how it was given them.
+    assert set(after.super_options) == set(before.super_options)
+
+
+def test_layers_that_the_kernel_does_not_take_again_are_found_before_unmounting(
+    overlay: Overlay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a kernel that takes options of 255 bytes only, where mount(8) had more.
+    def too_long(*_given: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(syscalls, "fsconfig_string", too_long)
+    live = support.live(overlay.path)
+    with pytest.raises(OverlayError, match="refuses"), remount.unmounted(live, (), no_progress):  # type: ignore[arg-type]
+        pass
+    assert support.live(overlay.path) == live
+    assert remount.unfinished(os.fsencode(overlay.path)) is None
+
+
+def test_check_mode_changes_nothing_and_counts(overlay: Overlay) -> None:
+    def state() -> list[object]:
+        found = support.listing(overlay.upper).items()
+        return [
+            sorted((path, status.st_mode, status.st_ctime_ns) for path, status in found),
+            support.live(overlay.path),
+        ]
+
+    arguments: dict[str, Any] = {"path": str(overlay.path), "allow_unmount": True, "owner": "7"}
+    before = state()
+    expected = support.module("overlay_finalize", check=True, **arguments).ok
+    assert state() == before
+    found = overlay.finalize(allow_unmount=True, owner="7")
+    for name in ("copied_up", "sealed", "directories_read", "actions", "changed", "already"):
+        assert found[name] == expected[name], name
+    before = state()
+    assert not support.module("overlay_finalize", check=True, **arguments).ok["changed"]
+    assert state() == before
+
+
+def test_what_users_did_in_the_overlay_stays(overlay: Overlay, software: Path) -> None:
+    (software / "tool/2.0/share/deep").mkdir(parents=True)
+    support.write(software / "tool/2.0/share/deep/data", b"deep")
+    view = overlay.path
+    (view / "tool/1.0/version").unlink()
+    (view / "tool/1.0/bin/tool").rename(view / "tool/1.0/bin/renamed")
+    (view / "tool/2.0/version").write_bytes(b"changed")
+    (view / "tool/2.0/own").mkdir()
+    (view / "tool/2.0/own/file").write_bytes(b"own")
+    (view / "other/1.0").rename(view / "other/1.1")
+    (view / "mine").mkdir()
+    (view / "tool/2.0/share").rename(view / "mine/share")
+    before = shown(view)
+    overlay.finalized()
+    assert shown(view) == before
+    overlay.unmount()
+    overlay.mount()
+    assert shown(view) == before
+    # A directory of somebody's own is opaque, which says nothing of what was moved into it.
+    assert attribute(overlay.upper / "mine", OPAQUE) == b"y"
+    assert not sealed(overlay, "mine")
+    assert sealed(overlay, "mine/share/deep")
+    assert attribute(overlay.upper / "other/1.1/version", REDIRECT) == b"/other/1.0/version"
+    assert attribute(overlay.upper / "tool/1.0/bin/renamed", REDIRECT) == b"/tool/1.0/bin/tool"
+    assert attribute(overlay.upper / "mine/share/deep/data", REDIRECT) == b"/tool/2.0/share/deep/data"
+
+
+def test_hard_links_without_an_index_are_left_alone(folder: Path, software: Path) -> None:
+    overlay = overlay_at(folder, software, options=(("metacopy", "on"), ("redirect_dir", "on"), ("index", "off")))
+    result = overlay.finalize(allow_unmount=True)
+    paths = {one["path"] for one in result["pending"]}
+    assert "tool/1.0/version" in paths
+    assert "tool/1.0/version-again" in paths
+    assert all("index=on" in one["reason"] for one in result["pending"])
+    assert not result["finalized"]
+    assert not copied(overlay, "tool/1.0/version")
+    # The directory is not sealed, nor are those that it is in; others are.
+    assert not sealed(overlay, "tool/1.0")
+    assert sealed(overlay, "tool/1.0/bin")
+    assert support.compare_trees(overlay.path, software) == []
+    assert not overlay.finalize(allow_unmount=True)["changed"]
+
+
+def test_another_owner_over_several_lower_layers(folder: Path, software: Path, root: Path, odd: Any) -> None:
+    """What is given away is compared with the lower layers, also where the kernel merges them and follows them to the data."""
+    layer, _generation, _report = support.build(folder / "state", [odd])
+    overlay = overlay_at(folder, layer, software, data=(root,))
+    result = overlay.finalized(owner="4321", subtrees=["odd/1/special", "odd/1/names", "tool"])
+    assert result["copied_up"] > 100
+    for path in (*(overlay.path / "odd/1/special").rglob("*"), *(overlay.path / "tool").rglob("*")):
+        assert path.lstat().st_uid == 4321
+
+
+@pytest.mark.parametrize("metacopy", ["on", "off"])
+def test_several_lower_layers(folder: Path, software: Path, metacopy: str) -> None:
+    second = folder / "second"
+    support.make_small_release(second / "tool" / "1.0", "hidden")
+    support.make_small_release(second / "tool" / "9.0", "nine")
+    add_to(second / "tool" / "1.0", "below")
+    options = (("metacopy", metacopy), ("redirect_dir", "on"), ("index", "on"))
+    overlay = overlay_at(folder, software, second, options=options)
+    before = shown(overlay.path)
+    overlay.finalized(copy_content=metacopy == "off")
+    assert shown(overlay.path) == before
+    assert sealed(overlay, "tool/1.0")
+    assert (attribute(overlay.upper / "tool/9.0/version", REDIRECT) == b"/tool/9.0/version") == (metacopy == "on")
+
+
+def test_a_metadata_layer_below_is_followed_to_the_data(folder: Path, root: Path, odd: Any) -> None:
+    layer, _generation, _report = support.build(folder / "state", [odd])
+    overlay = overlay_at(folder, layer, data=(root,))
+    overlay.finalized(subtrees=["odd/1/special", "odd/1/names"])
+    for name in ("special", "names"):
+        # Another name of one of its files is outside of it.
+        problems = support.compare_trees(overlay.path / "odd/1" / name, root / "odd/1" / name)
+        assert [one for one in problems if "shared" not in one] == []
+
+
+def test_a_deleted_release_is_reported_and_then_removed(overlay: Overlay, software: Path) -> None:
+    overlay.finalized(merged_levels=1, subtrees=["tool"])
+    support.make_small_release(software / "tool" / "3.0", "new")
+    overlay.finalize(merged_levels=1, subtrees=["tool"])
+    # One that is sealed, and one that is not.
+    for name in ("tool/1.0", "tool/3.0"):
+        shutil.rmtree(software / name)
+    for cold in (False, True):
+        if cold:
+            overlay.unmount()
+            overlay.mount()
+        result = overlay.finalize(merged_levels=1, allow_unmount=True)
+        assert [one["path"] for one in result["pending"]] == ["tool/1.0", "tool/3.0"]
+        assert result["removed"] == []
+    (overlay.path / "tool/1.0/bin").mkdir(exist_ok=True)
+    with open(overlay.path / "tool/2.0/version", "rb") as stream:
+        check = support.module(
+            "overlay_finalize", path=str(overlay.path), stale="remove", check=True, merged_levels=1
+        ).ok
+        assert sorted(os.listdir(overlay.path / "tool")) == ["1.0", "2.0", "3.0"]
+        result = overlay.finalize(merged_levels=1, stale="remove")
+        assert check["removed"] == result["removed"] == ["tool/1.0", "tool/3.0"]
+        assert os.listdir(overlay.path / "tool") == ["2.0"]
+        assert os.listdir(overlay.upper / "tool") == ["2.0"]
+        assert stream.read() == b"two"
+    assert not overlay.finalize(merged_levels=1, stale="remove", allow_unmount=True)["changed"]
+    # A new one of the same name shows.
+    support.make_small_release(software / "tool" / "1.0", "again")
+    assert (overlay.path / "tool/1.0/version").read_bytes() == b"again"
+
+
+def test_what_users_made_in_a_deleted_release_is_kept(overlay: Overlay, software: Path) -> None:
+    (overlay.path / "tool/1.0/bin/mine").write_bytes(b"mine")
+    (overlay.path / "tool/1.0/own").mkdir()
+    (overlay.path / "tool/1.0/version").write_bytes(b"written")
+    overlay.finalized(merged_levels=1)
+    (overlay.path / "other/1.0").rename(overlay.path / "other/renamed")
+    (overlay.path / "tool/2.0").rename(overlay.path / "tool/2.1")
+    shutil.rmtree(software / "tool/1.0")
+    result = overlay.finalize(merged_levels=1, stale="remove")
+    kept = ["tool/1.0/bin/mine", "tool/1.0/own", "tool/1.0/version", "tool/1.0/version-again"]
+    assert [one["path"] for one in result["pending"]] == kept
+    left = {str(path.relative_to(overlay.path)) for path in (overlay.path / "tool/1.0").rglob("*")}
+    assert left == {"tool/1.0/bin", *kept}
+    assert (overlay.path / "tool/1.0/version").read_bytes() == b"written"
+    # What was renamed is still there, below.
+    assert (overlay.path / "other/renamed/version").read_bytes() == b"three"
+    assert (overlay.path / "tool/2.1/version").read_bytes() == b"two"
+    assert not overlay.finalize(merged_levels=1, stale="remove")["changed"]
+
+
+def test_an_empty_lower_layer_removes_nothing(overlay: Overlay, software: Path) -> None:
+    overlay.finalized(merged_levels=1)
+    hidden = overlay.folder / "hidden"
+    software.rename(hidden)
+    software.mkdir()
+    result = overlay.finalize(merged_levels=1, stale="remove", allow_unmount=True)
+    assert "nothing at all" in result["pending"][0]["reason"]
+    assert not result["changed"]
+    software.rmdir()
+    hidden.rename(software)
+    assert differences(overlay, software) == []
+
+
+def test_marks_of_the_kernel_are_respected(overlay: Overlay, software: Path) -> None:
+    overlay.finalize(passes=["copy_up", "readdir"])
+    overlay.unmount()
+    for path in sorted(overlay.upper.rglob("*")):
+        if path.is_dir() and path.name != "other":
+            os.setxattr(path, OPAQUE, b"z")
+    os.setxattr(overlay.upper / "other", OPAQUE, b"z")
+    overlay.mount()
+    add_to(software / "tool", "late")
+    result = overlay.finalize(allow_unmount=True)
+    assert result["finalized"]
+    assert not result["changed"]
+    assert not result["unmounted"]
+    assert result["already"] == 2
+    assert result["warmed"] == 8
+    assert attribute(overlay.upper / "tool", OPAQUE) == b"z"
+
+
+def test_seal_kernel_says_what_the_kernel_did_not_mark(overlay: Overlay) -> None:
+    result = overlay.finalize(seal="kernel", allow_unmount=True)
+    assert [one["path"] for one in result["pending"]] == ["other", "tool"]
+    assert not result["unmounted"]
+    assert overlay.finalize(seal="none")["finalized"]
+
+
+def note_of(path: Path, uid: int, gid: int) -> bytes:
+    """Return the note of a run that was killed while it changed the owner of a file."""
+    return b"6755 %d %d %s %d" % (uid, gid, support.CAPABILITY.hex().encode(), path.stat().st_ino)
+
+
+def test_a_run_that_was_killed_while_changing_owners_is_finished(overlay: Overlay, software: Path) -> None:
+    tool = software / "tool/1.0/bin/tool"
+    tool.chmod(0o6755)
+    os.setxattr(tool, "security.capability", support.CAPABILITY)
+    view = overlay.path / "tool/1.0/bin/tool"
+    os.setxattr(view.parent, "trusted.renderfarm-overlay.restoring", b"y")
+    os.setxattr(view, "trusted.renderfarm-overlay.restore", note_of(view, 11, 12))
+    os.chown(view, 11, 12)
+    assert view.stat().st_mode & 0o7777 == 0o755
+    pending = overlay.finalize(passes=["readdir", "seal"], allow_unmount=True)["pending"]
+    assert "killed" in next(one["reason"] for one in pending if one["path"] == "tool/1.0/bin")
+    result = overlay.finalized(owner="11", group="12")
+    assert result["restored"] == 1
+    status = view.stat()
+    assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (0o6755, 11, 12)
+    assert support.capability_of(os.fsencode(view)) == support.CAPABILITY
+    assert [name for name in os.listxattr(view) if "restor" in name] == []
+
+
+def test_a_copied_seal_does_not_count(overlay: Overlay, software: Path) -> None:
+    """All xattrs of ours are copied by root's ``cp -a``, and what the kernel has noted of a copy is not."""
+    overlay.finalized()
+    support.command("cp", "-a", overlay.path / "tool", overlay.path / "new")
+    assert attribute(overlay.upper / "new", SEALED) is not None
+    assert attribute(overlay.upper / "new", OPAQUE) == b"y"
+    support.make_small_release(software / "late", "late")
+    (overlay.path / "late").rename(overlay.path / "new/late")
+    (overlay.path / "other").rename(overlay.path / "new/other")
+    before = shown(overlay.path)
+    result = overlay.finalize(allow_unmount=True)
+    assert result["finalized"]
+    assert sealed(overlay, "new/late")
+    assert attribute(overlay.upper / "new/late/version", REDIRECT) == b"/late/version"
+    assert shown(overlay.path) == before
+    assert not overlay.finalize(allow_unmount=True)["changed"]
+
+
+def test_a_copied_note_of_an_owner_changes_nothing(overlay: Overlay) -> None:
+    """A copy of a file whose owner a killed run was changing does not become a set-user-ID program."""
+    folder = overlay.path / "tool/1.0/bin"
+    os.setxattr(folder, "trusted.renderfarm-overlay.restoring", b"y")
+    os.setxattr(folder / "tool", "trusted.renderfarm-overlay.restore", note_of(folder / "tool", 0, 0))
+    support.command("cp", "-a", folder / "tool", folder / "copy")
+    support.command("cp", "-a", folder / "tool", overlay.path / "tool/2.0/bin/tool")
+    os.setxattr(overlay.path / "tool/2.0/bin", "trusted.renderfarm-overlay.restoring", b"y")
+    assert "trusted.renderfarm-overlay.restore" in os.listxattr(folder / "copy")
+    os.chown(folder / "copy", 77, 77)
+    assert overlay.finalize(allow_unmount=True)["restored"] == 1
+    assert (folder / "tool").stat().st_mode & 0o7777 == 0o6755
+    status = (folder / "copy").stat()
+    assert (status.st_mode & 0o7777, status.st_uid) == (0o755, 77)
+    assert (overlay.path / "tool/2.0/bin/tool").stat().st_mode & 0o7777 == 0o755
+
+
+def test_set_id_bits_and_capabilities_go_with_the_owner(overlay: Overlay, software: Path) -> None:
+    tools = [software / f"tool/{version}/bin/tool" for version in ("1.0", "2.0")]
+    tools[0].chmod(0o6755)
+    os.setxattr(tools[1], "security.capability", support.CAPABILITY)
+    ran = support.module("overlay_finalize", path=str(overlay.path), owner="root", group="9", allow_unmount=True)
+    assert ran.ok["setid_stripped"] == 2
+    warning = str(ran.ok["warnings"][0])
+    assert "tool/1.0/bin/tool, tool/2.0/bin/tool" in warning
+    assert "keep_setid" in warning
+    for version in ("1.0", "2.0"):
+        tool = overlay.path / "tool" / version / "bin/tool"
+        assert tool.stat().st_mode & 0o7777 == 0o755
+        assert support.capability_of(os.fsencode(tool)) is None
+
+
+def test_set_id_bits_stay_with_an_owner_that_stays(overlay: Overlay, software: Path) -> None:
+    (software / "tool/1.0/bin/tool").chmod(0o6755)
+    result = overlay.finalized(owner="root", group="root")
+    assert result["setid_stripped"] == 0
+    assert (overlay.path / "tool/1.0/bin/tool").stat().st_mode & 0o7777 == 0o6755
+
+
+def test_content_is_not_copied_unless_asked_for(folder: Path, software: Path) -> None:
+    support.write(software / "tool/1.0/big", b"x" * 10_000)
+    options = (("metacopy", "off"), ("redirect_dir", "on"), ("index", "on"))
+    overlay = overlay_at(folder, software, options=options)
+    before = support.listing(overlay.upper).keys()
+    arguments: dict[str, Any] = {"path": str(overlay.path), "allow_unmount": True, "owner": "7"}
+    for check in (True, False):
+        ran = support.module("overlay_finalize", check=check, **arguments)
+        assert "10 files with" in ran.message
+        assert "copy_content" in ran.message
+        assert "metacopy=on" in ran.message
+        assert ran.result["content_files"] == 10
+        size = ran.result["content_bytes"]
+        assert f"{size} bytes" in ran.message
+        assert not ran.result["changed"]
+        assert support.listing(overlay.upper).keys() == before
+    checked = support.module("overlay_finalize", check=True, copy_content=True, **arguments).ok
+    assert checked["content_bytes"] == size
+    assert f"copy the content of 10 files, {size} bytes, to the upper layer" in checked["actions"]
+    result = overlay.finalized(copy_content=True, owner="7")
+    assert result["content_bytes"] == size
+    assert (overlay.upper / "tool/1.0/big").stat().st_blocks > 0
+    # What is there has been copied, so nothing is left to be refused.
+    assert overlay.finalize(allow_unmount=True)["finalized"]
+
+
+def test_what_is_pending_is_grouped_by_reason(folder: Path, software: Path) -> None:
+    for number in range(20):
+        os.link(software / "tool/1.0/version", software / f"tool/1.0/linked-{number:02}")
+    overlay = overlay_at(folder, software, options=(("metacopy", "on"), ("redirect_dir", "on"), ("index", "off")))
+    result = overlay.finalize()
+    linked, unsealed = result["pending_by_reason"]
+    assert "index=on" in linked["reason"]
+    assert linked["total"] == 26
+    assert linked["paths"] == ["other/1.0/version", "other/1.0/version-again"] + [
+        f"tool/1.0/linked-{number:02}" for number in range(8)
+    ]
+    assert "allow_unmount" in unsealed["reason"]
+    assert linked["total"] + unsealed["total"] == result["pending_total"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"subtrees": ["../up"]}, "may not contain '..'"),
+        ({"subtrees": ["."]}, "leave 'subtrees' out"),
+        ({"subtrees": ["tool/1.0/version"]}, "is not a directory"),
+        ({"subtrees": ["no/such"]}, "No such file"),
+        ({"workers": 0}, "workers must be"),
+        ({"owner": "nobody-of-that-name"}, "does not exist"),
+        ({"path": "/proc"}, "no overlay"),
+        ({"path": "/nothing/there"}, "no overlay is mounted"),
+        ({"path": "relative"}, "absolute"),
+    ],
+)
+def test_what_cannot_be_is_refused(overlay: Overlay, arguments: dict[str, Any], reason: str) -> None:
+    message = support.module("overlay_finalize", **{"path": str(overlay.path), **arguments}).message
+    assert reason in message
+
+
+def test_an_overlay_without_an_upper_layer_is_refused(folder: Path, software: Path) -> None:
+    with support.mounted(support.declared(folder / "view", [software / "other", software / "tool"])) as view:
+        assert "no upper layer" in support.module("overlay_finalize", path=str(view)).message
+
+
+def test_a_part_of_an_overlay_is_refused(overlay: Overlay) -> None:
+    other = overlay.folder / "other"
+    other.mkdir()
+    support.command("mount", "--bind", overlay.path / "tool", other)
+    assert "shows a part" in support.module("overlay_finalize", path=str(other)).message
+
+
+def test_what_is_mounted_inside_is_left_alone_and_the_rest_is_done(overlay: Overlay) -> None:
+    support.command("mount", "-t", "tmpfs", "tmpfs", overlay.path / "other")
+    result = overlay.finalize()
+    assert {"path": "other", "reason": "something else is mounted there"} in result["pending"]
+    assert copied(overlay, "tool/1.0/version")
+    assert not copied(overlay, "other/1.0")

@@ -1,0 +1,353 @@
+"""Moving a directory out of the lower layer while it is read, killed, and written to."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import moving
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.move_plan import (
+    MARKER,
+    FinishMove,
+    MoveSpec,
+    plan_move,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mount_lock
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import no_progress
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+
+FOLDERS = 12
+FILES = 40
+
+
+def content(folder: int, number: int) -> bytes:
+    return b"%d/%d\n" % (folder, number) * 50
+
+
+@pytest.fixture
+def view(folder: Path) -> Path:
+    """An overlay over a normal lower layer."""
+    lower = folder / "lower"
+    for number in range(FOLDERS):
+        place = lower / "tools" / "old" / f"folder{number}" / "sub"
+        place.mkdir(parents=True)
+        for index in range(FILES):
+            support.write(
+                place / f"file{index}", content(number, index), 0o640, mtime_ns=1_600_000_000_000_000_000 + index
+            )
+    old = lower / "tools" / "old"
+    (old / "link").symlink_to("folder0/sub/file0")
+    os.link(old / "folder0" / "sub" / "file1", old / "folder1" / "linked")
+    os.setxattr(old / "folder1", "user.note", b"kept")
+    os.chown(old / "folder2", 5, 6)
+    (old / "folder2").chmod(0o2751)
+    for directory, _folders, _files in os.walk(old, topdown=False):
+        os.utime(directory, ns=(1_500_000_000_000_000_007, 1_500_000_000_000_000_007))
+    kept = support.writable(folder / "upper", folder / "work")
+    support.carried_out(support.declared(folder / "view", [lower], writable=kept))
+    return folder / "view"
+
+
+def spec(view: Path) -> MoveSpec:
+    return MoveSpec(os.fsencode(view / "tools" / "old"), os.fsencode(view / "local" / "new"))
+
+
+def arguments(view: Path) -> dict[str, Any]:
+    return {"source": str(view / "tools" / "old"), "destination": str(view / "local" / "new")}
+
+
+def check_moved(view: Path) -> None:
+    """Everything is at the new place and as it was, and nothing of it needs the lower directory."""
+    new, lower = view / "local" / "new", view.parent / "lower" / "tools" / "old"
+    assert not (view / "tools" / "old").exists()
+    assert support.compare_trees(new, lower) == []
+    assert os.getxattr(new / "folder1", "user.note") == b"kept"
+    upper = view.parent / "upper" / "local"
+    for place, _folders, files in os.walk(new):
+        assert MARKER.decode() not in os.listxattr(place)
+        for name in files:
+            path = upper / Path(place).relative_to(view / "local") / name
+            # Of the content nothing was copied.
+            assert path.is_symlink() or path.lstat().st_blocks == 0
+    # What is added to the lower directory does not show.
+    assert os.getxattr(upper, "trusted.overlay.opaque") == b"y"
+    support.write(lower / "folder0" / "added")
+    assert not (new / "folder0" / "added").exists()
+    (lower / "folder0" / "added").unlink()
+
+
+def test_a_directory_is_moved_and_is_as_it_was(view: Path) -> None:
+    checked = support.module("overlay_move", check=True, **arguments(view)).ok
+    assert (view / "tools" / "old").exists()
+    assert not (view / "local").exists()
+    done = support.module("overlay_move", **arguments(view)).ok
+    assert checked == done
+    assert done["actions"] == [f"move directory {view}/tools/old to {view}/local/new"]
+    assert (done["files"], done["directories"]) == (FOLDERS * FILES + 2, 2 * FOLDERS)
+    check_moved(view)
+    for check in (False, True):
+        assert not support.module("overlay_move", check=check, **arguments(view)).ok["changed"]
+
+
+def test_a_directory_is_renamed_in_the_same_folder(view: Path) -> None:
+    moving.move(MoveSpec(os.fsencode(view / "tools" / "old"), os.fsencode(view / "tools" / "new")), no_progress)
+    assert sorted(os.listdir(view / "tools")) == ["new"]
+    assert support.compare_trees(view / "tools" / "new", view.parent / "lower" / "tools" / "old") == []
+
+
+def test_it_is_the_same_after_mounting_again(view: Path) -> None:
+    moving.move(spec(view), no_progress)
+    support.command("umount", view)
+    kept = support.writable(view.parent / "upper", view.parent / "work")
+    support.carried_out(support.declared(view, [view.parent / "lower"], writable=kept))
+    check_moved(view)
+
+
+def test_what_was_changed_before_is_moved_as_it_is(view: Path) -> None:
+    old = view / "tools" / "old"
+    support.write(old / "folder0" / "sub" / "file0", b"changed")
+    support.write(old / "folder0" / "new", b"new")
+    (old / "folder3" / "sub" / "file0").unlink()
+    moving.move(spec(view), no_progress)
+    new = view / "local" / "new"
+    assert (new / "folder0" / "sub" / "file0").read_bytes() == b"changed"
+    assert (new / "folder0" / "new").read_bytes() == b"new"
+    assert not (new / "folder3" / "sub" / "file0").exists()
+
+
+# Looks at the old path first: a file is never at neither.
+READER = """
+import os, sys
+view, folders, files = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+reads = 0
+print("ready", flush=True)
+while not os.path.exists(view + "/stop"):
+    for folder in range(folders):
+        for number in range(files):
+            name = f"folder{folder}/sub/file{number}"
+            try:
+                stream = open(f"{view}/tools/old/{name}", "rb")
+            except FileNotFoundError:
+                stream = open(f"{view}/local/new/{name}", "rb")
+            with stream:
+                assert stream.read() == b"%d/%d\\n" % (folder, number) * 50, name
+            reads += 1
+print(reads, flush=True)
+"""
+
+
+@contextmanager
+def readers(view: Path) -> Iterator[None]:
+    """Readers that find each file, whole, at every moment; checked at the end."""
+    argv = [sys.executable, "-c", READER, str(view), str(FOLDERS), str(FILES)]
+    processes = [
+        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _number in range(2)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n"
+        yield
+    finally:
+        (view / "stop").touch()
+        outputs = [process.communicate(timeout=60)[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output
+        assert int(output) > 0
+
+
+def test_each_file_is_at_every_moment_at_one_of_both_places(view: Path) -> None:
+    with readers(view):
+        moving.move(spec(view), no_progress)
+        time.sleep(0.2)
+    check_moved(view)
+
+
+def killed_after(view: Path, entries: int) -> None:
+    """Move in a process that is killed after so many entries."""
+    child = os.fork()
+    if child == 0:
+        left = entries
+
+        def progress() -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            moving.move(spec(view), progress)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+
+
+def test_a_move_that_is_killed_goes_on(view: Path) -> None:
+    chance = random.Random(7)
+    with readers(view):
+        for _turn in range(12):
+            killed_after(view, chance.randrange(80))
+        support.module("overlay_move", **arguments(view))
+    check_moved(view)
+    assert not support.module("overlay_move", **arguments(view)).ok["changed"]
+
+
+def test_a_move_goes_on_from_each_system_call(view: Path) -> None:
+    """Killed with strace at a system call that changes something, wherever that is."""
+    small = MoveSpec(os.fsencode(view / "tools" / "old" / "folder4"), os.fsencode(view / "local" / "new"))
+    code = (
+        "import sys, os\n"
+        "from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import move\n"
+        "from ansible_collections.renderfarm.overlay.plugins.module_utils.core.move import MoveSpec\n"
+        "move.move(MoveSpec(*map(os.fsencode, sys.argv[1:])), lambda: None)\n"
+    )
+    calls = (
+        "mkdirat",
+        "fsetxattr",
+        "fchown",
+        "fchmod",
+        "renameat2",
+        "unlinkat",
+        "utimensat",
+        "fremovexattr",
+    )
+    for turn in (1, 2):
+        for call in calls:
+            argv = [
+                "strace",
+                "-f",
+                "-qq",
+                "-o",
+                "/dev/null",
+                "-e",
+                f"inject={call}:signal=KILL:when={turn}",
+                sys.executable,
+            ]
+            subprocess.run([*argv, "-c", code, small.source, small.destination], check=False, capture_output=True)
+    for action in plan_move(small, moving.observe(small)):
+        if isinstance(action, FinishMove):
+            moving.finish(small)
+        else:
+            moving.move(small, no_progress)
+    assert plan_move(small, moving.observe(small)) == ()
+    lower = view.parent / "lower" / "tools" / "old" / "folder4"
+    assert support.compare_trees(view / "local" / "new", lower) == []
+    assert all(MARKER.decode() not in os.listxattr(place) for place, _f, _n in os.walk(view / "local" / "new"))
+
+
+def test_what_is_added_meanwhile_is_moved_too(view: Path) -> None:
+    """Also to a directory whose entries have been looked up already."""
+    added: list[str] = []
+
+    def progress() -> None:
+        for folder in range(FOLDERS):
+            name = f"folder{folder}/added{len(added)}"
+            if len(added) < 600 and (view / "tools" / "old" / name).parent.exists():
+                added.append(name)
+                support.write(view / "tools" / "old" / name, b"added")
+
+    moving.move(spec(view), progress)
+    assert len(added) == 600
+    assert all((view / "local" / "new" / name).read_bytes() == b"added" for name in added)
+    assert not (view / "tools" / "old").exists()
+
+
+def refused(given: MoveSpec, reason: str) -> None:
+    with pytest.raises(OverlayError, match=reason):
+        plan_move(given, moving.observe(given))
+
+
+def test_what_cannot_be_moved_is_refused(view: Path) -> None:
+    source, destination = spec(view).source, spec(view).destination
+    refused(MoveSpec(source + b"x", destination), "there is neither")
+    refused(MoveSpec(source, source + b"/inner"), "inside of each other")
+    refused(MoveSpec(source + b"/link", destination), "is not a directory")
+    refused(MoveSpec(source, os.fsencode(view.parent / "outside")), "are not in the same overlay")
+    refused(
+        MoveSpec(os.fsencode(view.parent / "lower"), os.fsencode(view.parent / "l2")),
+        "is not in an overlay with an upper",
+    )
+    (view / "local" / "new").mkdir(parents=True)
+    support.write(view / "local" / "new" / "mine")
+    refused(spec(view), "exists, and nothing was moved there")
+
+
+def test_what_is_in_the_way_is_named_and_the_move_goes_on_later(view: Path) -> None:
+    (view / "local" / "new").mkdir(parents=True)
+    killed_after(view, 5)
+    moved = set(os.listdir(view / "local" / "new"))
+    name = sorted({f"folder{number}" for number in range(FOLDERS)} - moved)[0]
+    support.write(view / "local" / "new" / name, b"mine")
+    assert f"new/{name} is in the way of" in support.module("overlay_move", **arguments(view)).message
+    (view / "local" / "new" / name).unlink()
+    support.module("overlay_move", **arguments(view))
+    check_moved(view)
+
+
+def test_a_copied_mark_is_not_that_of_a_move(view: Path) -> None:
+    """Root's ``cp -a`` copies it; what is in the copy is somebody's own."""
+    (view / "local" / "new").mkdir(parents=True)
+    killed_after(view, 5)
+    support.command("cp", "-a", view / "local" / "new", view / "local" / "copy")
+    assert MARKER.decode() in os.listxattr(view / "local" / "copy")
+    refused(MoveSpec(spec(view).source, os.fsencode(view / "local" / "copy")), "exists, and nothing was moved there")
+    support.module("overlay_move", **arguments(view))
+    check_moved(view)
+
+
+def test_a_mountpoint_at_which_another_module_works_is_waited_for(view: Path) -> None:
+    with mount_lock.held(os.fsencode(view), 1):
+        message = support.module("overlay_move", timeout=0.3, **arguments(view)).message
+        assert f"the mountpoint {view}" in message
+        message = support.module("overlay_finalize", timeout=0.3, path=str(view)).message
+        assert f"the mountpoint {view}" in message
+        assert support.module("overlay_move", timeout=0.3, check=True, **arguments(view)).ok["changed"]
+    support.module("overlay_move", **arguments(view))
+    check_moved(view)
+
+
+def test_a_path_too_long_for_a_redirect_is_refused_before_anything_is_moved(view: Path) -> None:
+    deep = view / "tools" / "old" / ("a" * 120) / ("b" * 140)
+    deep.mkdir(parents=True)
+    support.write(deep / "file")
+    refused(spec(view), r"has 2\d\d bytes, and the kernel finds the content .* by paths of 256 at most")
+
+
+def test_the_kernel_cannot_rename_what_a_redirect_cannot_name(view: Path) -> None:
+    inner = Path("tools") / "old" / ("a" * 120) / ("b" * 140)
+    (view.parent / "lower" / inner).mkdir(parents=True)
+    support.write(view.parent / "lower" / inner / "file", b"content")
+    with pytest.raises(
+        OverlayError, match="cannot rename it without copying it, as its path is too long for a redirect"
+    ):
+        moving.move(spec(view), no_progress)
+    assert (view / inner / "file").read_bytes() == b"content"
+
+
+def test_a_directory_that_is_renamed_as_a_whole_stays_merged(view: Path) -> None:
+    """Why it is not done so."""
+    os.rename(view / "tools" / "old", view / "renamed")
+    assert os.getxattr(view.parent / "upper" / "renamed", "trusted.overlay.redirect") == b"/tools/old"
+    support.write(view.parent / "lower" / "tools" / "old" / "folder5" / "added")
+    assert (view / "renamed" / "folder5" / "added").exists()
+
+
+def test_an_overlay_without_metacopy_is_refused(folder: Path) -> None:
+    (folder / "lower" / "a").mkdir(parents=True)
+    kept = support.writable(folder / "upper", folder / "work")
+    support.carried_out(support.declared(folder / "view", [folder / "lower"], writable=kept, metacopy="off"))
+    refused(
+        MoveSpec(os.fsencode(folder / "view" / "a"), os.fsencode(folder / "view" / "b")),
+        "has not metacopy=on, without which",
+    )

@@ -1,0 +1,204 @@
+"""Runs on the same mountpoint at the same time come one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, fstab, mount_lock, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel.overlays.test_switch import (
+    arguments_of,
+    generation,
+    overlays_at,
+)
+
+
+def test_a_run_that_waits_too_long_names_the_mountpoint() -> None:
+    with (
+        mount_lock.held(b"/some/view", 1),
+        pytest.raises(
+            OverlayError, match=r"another run has been at work on the mountpoint /some/view for 0\.2 seconds"
+        ),
+        mount_lock.held(b"/some/view", 0.2),
+    ):
+        pass
+
+
+def test_runs_at_other_mountpoints_do_not_wait() -> None:
+    with mount_lock.held(b"/some/view", 1), mount_lock.held(b"/some/views", 0), mount_lock.held(b"/some/\xff", 0):
+        pass
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_only_root_can_reach_the_locks(umask: int) -> None:
+    support.command("rm", "-rf", mount_lock.FOLDER)
+    before = os.umask(umask)
+    try:
+        with mount_lock.held(b"/some/view", 1):
+            assert stat.S_IMODE(os.stat(mount_lock.FOLDER).st_mode) == 0o700
+            (name,) = os.listdir(mount_lock.FOLDER)
+            assert stat.S_IMODE(os.stat(os.path.join(mount_lock.FOLDER, name)).st_mode) == 0o600
+    finally:
+        os.umask(before)
+
+
+def test_a_directory_that_others_can_enter_is_refused() -> None:
+    support.command("rm", "-rf", mount_lock.FOLDER)
+    os.makedirs(mount_lock.FOLDER)
+    os.chmod(mount_lock.FOLDER, 0o755)
+    try:
+        with (
+            pytest.raises(OverlayError, match=r"has mode 0755: only root may be able to enter it"),
+            mount_lock.held(b"/v", 1),
+        ):
+            pass
+    finally:
+        os.rmdir(mount_lock.FOLDER)
+
+
+def test_who_may_not_write_to_run_locks_the_mounts_of_a_namespace_of_its_own() -> None:
+    support.command("rm", "-rf", mount_lock.FOLDER)
+
+    def as_a_user(unshared: int) -> None:
+        os.setresuid(65534, 65534, 65534)
+        if unshared:
+            syscalls.unshare(unshared)
+        with (
+            mount_lock.held(b"/some/view", 1),
+            pytest.raises(OverlayError, match="another run has been at work on the mountpoint /some/view"),
+            mount_lock.held(b"/some/view", 0.2),
+        ):
+            pass
+
+    deadline.run(lambda _progress: as_a_user(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS), 30)
+    # In the mount namespace of the host nobody but root takes a lock.
+    with pytest.raises(PermissionError):
+        deadline.run(lambda _progress: as_a_user(0), 30)
+    assert not os.path.exists(mount_lock.FOLDER)
+
+
+# ---- the bad moment, made certain: one run is stopped between what it has seen and what it mounts
+
+
+@contextlib.contextmanager
+def stopped_before_attaching(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[support.ForkedModule]:
+    """Have a run of overlay_mount that has planned, and stopped when it was about to attach its overlay."""
+    move = syscalls.move_mount
+    place = os.fsencode(arguments["path"])
+
+    def stops_first(mount: int, path: bytes, beneath: bool = False) -> None:
+        if path == place:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        move(mount, path, beneath)
+
+    monkeypatch.setattr(syscalls, "move_mount", stops_first)
+    with support.forked_module("overlay_mount", arguments) as run:
+        monkeypatch.undo()
+        run.go()
+        yield run
+
+
+def the_stopped_child(run: support.ForkedModule) -> int:
+    """Return the process that does the work of a module, when it has stopped."""
+    for _try in range(600):
+        with contextlib.suppress(OSError, IndexError):
+            child = int(Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()[0])
+            if "T (stopped)" in Path(f"/proc/{child}/status").read_text():
+                return child
+        time.sleep(0.05)
+    raise AssertionError("the run has not stopped")
+
+
+@pytest.mark.parametrize("second", ["the same", "another one", "none"])
+@pytest.mark.parametrize("there", [False, True])
+def test_two_runs_at_once_on_one_mountpoint_leave_one_overlay(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, second: str, there: bool
+) -> None:
+    view = folder / "view"
+    specs = [generation(folder, number, view) for number in range(3)]
+    if there:
+        support.carried_out(specs[0])
+    wanted: dict[str, Any] = arguments_of(specs[1 if second == "the same" else 2])
+    if second == "none":
+        wanted = {"path": str(view), "state": "absent"}
+    with stopped_before_attaching(arguments_of(specs[1]), monkeypatch) as first:
+        child = the_stopped_child(first)
+        with support.forked_module("overlay_mount", wanted) as other:
+            other.go()
+            # It has looked by now, and waits.
+            for _try in range(600):
+                if str(child) in locked_by(other):
+                    break
+                time.sleep(0.05)
+            os.kill(child, signal.SIGCONT)
+            done = first.finish().ok
+            late = other.finish().ok
+    assert done["changed"]
+    if second == "none":
+        assert late["actions"][0] == f"unmount the overlay at {view}"
+        assert not view.exists()
+        return
+    assert (late["changed"], late["switched"]) == ((False, False) if second == "the same" else (True, True))
+    assert overlays_at(view) == [specs[1 if second == "the same" else 2].lower[0]]
+
+
+def locked_by(run: support.ForkedModule) -> str:
+    """Return which processes hold, or wait for, the locks that the child of a module has open."""
+    with contextlib.suppress(OSError, IndexError):
+        child = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()[0]
+        folder = f"/proc/{child}/fd"
+        if any(os.readlink(os.path.join(folder, name)).startswith(mount_lock.FOLDER) for name in os.listdir(folder)):
+            return Path("/proc/locks").read_text()
+    return ""
+
+
+def test_a_run_that_waits_in_vain_says_for_what_and_changes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = folder / "view"
+    specs = [generation(folder, number, view) for number in range(3)]
+    support.carried_out(specs[0])
+    with stopped_before_attaching(arguments_of(specs[1]), monkeypatch) as first:
+        child = the_stopped_child(first)
+        message = support.module("overlay_mount", timeout=6, **arguments_of(specs[2])).message
+        assert f"another run has been at work on the mountpoint {view} for 6 seconds" in message
+        # What need not be changed does not wait, nor does check mode.
+        assert not support.module("overlay_mount", timeout=6, **arguments_of(specs[0])).ok["changed"]
+        assert support.module("overlay_mount", True, True, timeout=6, **arguments_of(specs[2])).ok["changed"]
+        os.kill(child, signal.SIGCONT)
+        first.finish().ok  # noqa: B018
+    assert overlays_at(view) == [specs[1].lower[0]]
+
+
+def test_lines_of_fstab_that_are_written_at_once_are_all_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fstab, "FSTAB", str(folder / "fstab"))
+    both_have_read = threading.Barrier(2, timeout=1)
+
+    def add(line: bytes) -> None:
+        def added(text: bytes) -> bytes:
+            # Without a lock both come here before either writes.
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both_have_read.wait()
+            return text + line
+
+        fstab.edit(added)
+
+    writing = [threading.Thread(target=add, args=(line,)) for line in (b"one\n", b"two\n")]
+    for thread in writing:
+        thread.start()
+    for thread in writing:
+        thread.join(30)
+    assert sorted((folder / "fstab").read_bytes().splitlines()) == [b"one", b"two"]

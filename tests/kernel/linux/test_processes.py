@@ -1,0 +1,119 @@
+"""Who uses a mount, wherever it is, and what is remembered of mounts that were detached."""
+
+from __future__ import annotations
+
+import glob
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, processes
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import detached
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+
+HOLDING = {
+    "cwd": "os.chdir(sys.argv[1])",
+    "root": "os.chroot(sys.argv[1])",
+    "file": "held = open(sys.argv[1] + '/file')",
+    "directory": "held = os.open(sys.argv[1], os.O_PATH)",
+    "map": "f = open(sys.argv[1] + '/file', 'rb'); held = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); f.close()",
+}
+
+
+@contextmanager
+def holding(what: str, view: Path) -> Iterator[int]:
+    # In a chroot there is no encoding to be found any more.
+    code = f"import mmap, os, sys\n{HOLDING[what]}\nos.write(1, b'ready\\n')\nos.read(0, 1)"
+    with support.background(code, view) as process:
+        yield process.pid
+
+
+def view_of(folder: Path, number: int) -> Path:
+    """Declare a generation, mount or switch to it, and return the mountpoint."""
+    layer = folder / f"layer{number}"
+    if not layer.exists():
+        (folder / "data").mkdir(exist_ok=True)
+        layer.mkdir()
+        support.write(layer / "file", b"generation %d" % number)
+    support.carried_out(support.declared(folder / "view", [layer], [folder / "data"]))
+    return folder / "view"
+
+
+def pids_in_use() -> dict[bytes, list[int]]:
+    """Return the processes of each detached overlay, by its uppermost layer."""
+    return {record.lower[0]: [process.pid for process in found] for record, found in detached.in_use()}
+
+
+@pytest.mark.parametrize("what", list(HOLDING))
+def test_a_user_is_found_before_and_after_the_mount_was_detached(folder: Path, what: str) -> None:
+    view = view_of(folder, 1)
+    live = support.live(view)
+    assert live
+    layer = os.fsencode(folder / "layer1")
+    with holding(what, view) as pid:
+        assert [one.pid for one in processes.of_mounts([live.id])] == [pid]
+        view_of(folder, 2)
+        assert [one.pid for one in processes.of_mounts([live.id])] == [pid]
+        assert pids_in_use()[layer] == [pid]
+    assert layer not in pids_in_use()
+    # Its note is forgotten; what other tests have left is none of this one.
+    assert not any(layer in Path(note).read_bytes() for note in glob.glob(f"{detached.FOLDER}/*.json"))
+
+
+def test_a_program_that_runs_from_the_mount_is_a_user(folder: Path) -> None:
+    view = view_of(folder, 1)
+    support.command("umount", view)
+    support.command("cp", "/bin/sleep", folder / "layer1" / "sleep")
+    view_of(folder, 1)
+    with subprocess.Popen([view / "sleep", "60"]) as process:
+        live = support.live(view)
+        assert live
+        assert [(one.pid, one.name) for one in processes.of_mounts([live.id])] == [(process.pid, "sleep")]
+        process.kill()
+
+
+def test_users_of_other_places_are_told_apart_by_the_mount(folder: Path) -> None:
+    view = view_of(folder, 1)
+    (folder / "bound").mkdir()
+    support.command("mount", "--bind", view, folder / "bound")
+    here, there = support.live(view), support.live(folder / "bound")
+    assert here
+    assert there
+    with holding("cwd", folder / "bound") as pid:
+        assert processes.of_mounts([here.id]) == []
+        assert [one.pid for one in processes.of_mounts([there.id])] == [pid]
+        assert namespaces.mounts_like(here) == {here.id, there.id}
+
+
+def test_a_mount_that_another_namespace_shows_is_in_use(folder: Path) -> None:
+    view = view_of(folder, 1)
+    layer = os.fsencode(folder / "layer1")
+    with support.namespace("private"):
+        view_of(folder, 2)
+        assert pids_in_use()[layer] == []
+        with support.namespace("private", f"os.chdir({str(view)!r})") as pid:
+            # That one has the new generation, and stands in it.
+            assert pid not in pids_in_use()[layer]
+    assert layer not in pids_in_use()
+
+
+def test_the_folder_of_records_is_for_root_alone(folder: Path) -> None:
+    view_of(folder, 1)
+    view_of(folder, 2)
+    assert os.stat(detached.FOLDER).st_mode & 0o777 == 0o700
+
+
+def test_the_module_names_the_users_of_the_old_overlay(folder: Path) -> None:
+    view = view_of(folder, 1)
+    (folder / "layer2").mkdir()
+    arguments: dict[str, Any] = {"path": str(view), "lower": [str(folder / "layer2")], "data": [str(folder / "data")]}
+    with holding("file", view) as pid:
+        expected = [{"pid": pid, "name": Path(f"/proc/{pid}/comm").read_text().strip()}]
+        assert support.module("overlay_mount", True, True, **arguments).ok["users"] == expected
+        assert support.module("overlay_mount", **arguments).ok["users"] == expected
+        assert support.module("overlay_mount", **arguments).ok["users"] == []

@@ -1,0 +1,112 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What modules make has the same modes whatever the umask is: neither open to all nor unreadable for those who use it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import detached
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+
+USUAL = 0o022
+
+
+@contextmanager
+def umask(number: int) -> Iterator[None]:
+    before = os.umask(number)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def all_modules(folder: Path, root: Path) -> None:
+    """Have every module make all kinds of things that it makes, below the folder."""
+    store, state, images = (str(folder / name) for name in ("store", "state", "store/.images"))
+    layer: dict[str, Any] = {"name": "view", "state_dir": state, "store": store}
+    # Stores have to exist.
+    os.mkdir(store)
+    os.chmod(store, 0o755)
+    one, both = [{"release": "tool/1.0"}], [{"release": "tool/1.0"}, {"release": "tool/2.0"}]
+
+    def run(name: str, /, **arguments: Any) -> dict[str, Any]:
+        return support.module(name, **arguments).ok
+
+    for release in ("tool/1.0", "tool/2.0"):
+        run("release_manifest", root=str(root), release=release, store=store)
+    run("view_releases", name="view", root=str(root), store=store, releases=one)
+    first = run("metadata_layer", **layer, releases=one, format="directory")
+    second = run("metadata_layer", **layer, releases=both, format="erofs")
+    published = run("metadata_layer", **layer, releases=one, image_store=images)
+    other = {"name": "other", "state_dir": state}
+    run("metadata_layer", **other, image=published["image"], image_digest=published["image_digest"])
+    mount: dict[str, Any] = {"path": str(folder / "shows" / "dragon"), "data": [str(root)]}
+    run("overlay_mount", **mount, lower=[first["layer"]])
+    with support.background(f"import os, sys\nos.chdir({mount['path']!r})\n{support.WAIT}"):
+        # The old one is in use, and so is noted.
+        run("overlay_mount", **mount, lower=[second["layer"]])
+        upper = {name: str(folder / "uppers" / name) for name in ("upper", "work")}
+        run("overlay_mount", path=str(folder / "written" / "here"), lower=[str(root)], **upper)
+
+
+def modes(folder: Path) -> dict[bytes, str]:
+    found = {path: stat.filemode(status.st_mode) for path, status in support.listing(folder).items()}
+    # The software itself is nothing that a module makes.
+    views = (b"/shows/dragon/", b"/written/here/")
+    return {path: mode for path, mode in found.items() if not path.startswith(views)}
+
+
+@pytest.fixture
+def usual(folder: Path, root: Path) -> dict[bytes, str]:
+    place = folder / "usual"
+    place.mkdir()
+    with umask(USUAL):
+        all_modules(place, root)
+    return modes(place)
+
+
+@pytest.mark.usefixtures("with_programs")
+@pytest.mark.parametrize("number", [0o000, 0o077])
+def test_modes_do_not_depend_on_the_umask(folder: Path, root: Path, usual: dict[bytes, str], number: int) -> None:
+    place = folder / "other"
+    place.mkdir()
+    shutil.rmtree(os.path.dirname(detached.FOLDER))
+    with umask(number):
+        all_modules(place, root)
+    assert modes(place) == usual
+    for path in (
+        b"/store/tool",
+        b"/store/.images",
+        b"/store/.views",
+        b"/shows",
+        b"/shows/dragon",
+        b"/written",
+        b"/state/views",
+    ):
+        assert usual[path] == "drwxr-xr-x"
+    assert usual[b"/state"] == "drwx------"
+    assert usual[b"/state/views/view/lock"] == "-rw-------"
+    assert {mode for path, mode in usual.items() if path.endswith((b".json", b".gz", b".erofs"))} == {"-rw-r--r--"}
+    notes = Path(detached.FOLDER)
+    assert [stat.filemode(path.stat().st_mode) for path in (notes.parent, notes)] == ["drwxr-xr-x", "drwx------"]
+    assert {stat.filemode(path.stat().st_mode) for path in notes.iterdir()} == {"-rw-------"}
+
+
+def test_a_store_that_a_group_shares_stays_shared(folder: Path, root: Path) -> None:
+    store = folder / "store"
+    store.mkdir(exist_ok=True)
+    os.chown(store, 0, 1234)
+    store.chmod(0o2775)
+    assert support.module("release_manifest", root=str(root), release="tool/1.0", store=str(store)).ok["changed"]
+    made = (store / "tool").stat()
+    assert (made.st_mode & 0o7777, made.st_gid) == (0o2775, 1234)

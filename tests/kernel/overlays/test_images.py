@@ -1,0 +1,276 @@
+"""EROFS images as lower layers: seen by the overlay alone, and gone with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, mountinfo, namespaces
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import overlay_layers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import images
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+
+
+@pytest.fixture
+def on_disk() -> Iterator[Path]:
+    """A folder on a disk: from a file in memory the kernel mounts an image only through a loop device."""
+    with tempfile.TemporaryDirectory(prefix="kernel-", dir="/var/tmp") as name:
+        path = Path(name)
+        yield path
+        for mount in reversed(namespaces.own_mounts()):
+            if mount.path.startswith(os.fsencode(path) + b"/"):
+                support.unmount_all(mount.path)
+
+
+def make_layer(path: Path, content: dict[str, bytes]) -> Path:
+    path.mkdir(parents=True)
+    for name, text in content.items():
+        support.write(path / name)
+        os.setxattr(path / name, "trusted.overlay.metacopy", b"")
+        os.setxattr(path / name, "trusted.overlay.redirect", b"/" + name.encode())
+        os.truncate(path / name, len(text))
+    return path
+
+
+def make_data(path: Path, content: dict[str, bytes]) -> Path:
+    path.mkdir(parents=True)
+    for name, text in content.items():
+        support.write(path / name, text)
+    return path
+
+
+def make_image(image: Path, content: dict[str, bytes]) -> Path:
+    layer = make_layer(image.parent / "made-from-this", content)
+    support.image_of(layer, image)
+    support.command("rm", "-r", layer)
+    return image
+
+
+def over_nothing(view: Path, image: Path) -> MountSpec:
+    """Declare an overlay of an image alone; the kernel wants a second layer."""
+    nothing = view.parent / "nothing"
+    nothing.mkdir(exist_ok=True)
+    return support.declared(view, [image, nothing])
+
+
+def erofs_mounts() -> list[bytes]:
+    return [one.path for one in namespaces.own_mounts() if one.fstype == b"erofs"]
+
+
+CONTENT = {"one": b"content one", "two": b"the second"}
+
+
+@pytest.mark.parametrize("place", ["disk", "memory"])
+def test_an_image_is_mounted_and_only_the_overlay_shows(folder: Path, on_disk: Path, place: str) -> None:
+    base = on_disk if place == "disk" else folder
+    image = make_image(base / "generations" / "layer.erofs", CONTENT)
+    data = make_data(folder / "data", CONTENT)
+    before = len(namespaces.own_mounts())
+    spec = support.declared(folder / "view", [image], [data])
+    assert support.carried_out(spec) == ["CreateMountpoint", "MountOverlay"]
+    for name, text in CONTENT.items():
+        assert (folder / "view" / name).read_bytes() == text
+    live = support.live(folder / "view")
+    assert live
+    assert overlay_layers(live).lower == (os.fsencode(base / "generations" / "layer"),)
+    assert len(namespaces.own_mounts()) == before + 1
+    assert os.listdir(image.parent) == ["layer.erofs"]
+    # From a disk, Linux 6.12 needs no loop device.
+    assert len(support.loops_on(base)) == (0 if place == "disk" else 1)
+    support.unmount_all(folder / "view")
+    assert support.loops_gone(base)
+
+
+def test_a_loop_device_goes_with_the_last_overlay_on_it(folder: Path) -> None:
+    first, second = (make_image(folder / f"g{n}" / "layer.erofs", {"file": b"x" * n}) for n in (1, 2))
+    data = make_data(folder / "data", {"file": b"xx"})
+    support.carried_out(support.declared(folder / "view", [first], [data]))
+    assert len(support.loops_on(folder)) == 1
+    with open(folder / "view" / "file") as held:
+        assert support.carried_out(support.declared(folder / "view", [second], [data])) == ["SwitchOverlay"]
+        assert len(support.loops_on(folder)) == 2
+        assert held.readable()
+    for _try in range(100):
+        if len(support.loops_on(folder)) == 1:
+            break
+        time.sleep(0.05)
+    assert len(support.loops_on(folder)) == 1
+    support.unmount_all(folder / "view")
+    assert support.loops_gone(folder)
+
+
+def test_directories_images_and_data_may_lie_side_by_side(folder: Path) -> None:
+    both = folder / "layers"
+    one = make_image(both / "one.erofs", {"one": b"content one"})
+    two = make_image(both / "inner" / "two.erofs", {"two": b"the second"})
+    three = make_layer(both / "three", {"three": b"third"})
+    (both / "four").mkdir()
+    support.command("mount", "-t", "tmpfs", "tmpfs", both / "four")
+    data = make_data(both / "four" / "data", {"one": b"content one", "three": b"third"})
+    more = make_data(both / "inner" / "data", {"two": b"the second"})
+    spec = support.declared(folder / "view", [one, three, two], [data, more])
+    support.carried_out(spec)
+    assert {name: (folder / "view" / name).read_bytes() for name in os.listdir(folder / "view")} == {
+        "one": b"content one",
+        "two": b"the second",
+        "three": b"third",
+    }
+    support.unmount_all(folder / "view")
+
+
+def test_an_image_beside_its_empty_directory_is_mounted_too(folder: Path) -> None:
+    image = make_image(folder / "g" / "layer.erofs", CONTENT)
+    (folder / "g" / "layer").mkdir()
+    support.carried_out(support.declared(folder / "view", [image], [make_data(folder / "data", CONTENT)]))
+    assert (folder / "view" / "one").read_bytes() == CONTENT["one"]
+    assert os.listdir(folder / "g" / "layer") == []
+
+
+def test_an_image_on_a_read_only_file_system_is_mounted(folder: Path) -> None:
+    (folder / "share").mkdir()
+    support.command("mount", "-t", "tmpfs", "tmpfs", folder / "share")
+    image = make_image(folder / "share" / "layer.erofs", {"one": b""})
+    support.command("mount", "-o", "remount,ro", folder / "share")
+    support.carried_out(over_nothing(folder / "view", image))
+    assert os.listdir(folder / "view") == ["one"]
+
+
+def test_in_shared_mounts_nothing_spreads_but_the_overlay(folder: Path) -> None:
+    place = folder / "place"
+    place.mkdir()
+    support.command("mount", "-t", "tmpfs", "tmpfs", place)
+    support.command("mount", "--make-shared", place)
+    image = make_image(place / "g" / "layer.erofs", {"one": b""})
+    with support.namespace() as pid:
+        support.carried_out(over_nothing(place / "view", image))
+        with open(f"/proc/{pid}/mountinfo", "rb") as stream:
+            seen = [one.path for one in mountinfo.parse(stream.read())]
+    assert [os.fsdecode(path) for path in seen if path.startswith(os.fsencode(place) + b"/")] == [f"{place}/view"]
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.001, 0.002, 0.004, 0.006, 0.008])
+def test_a_killed_run_leaves_no_mount_and_no_loop_device(folder: Path, moment: float) -> None:
+    image = make_image(folder / "g" / "layer.erofs", {"one": b""})
+    spec = over_nothing(folder / "view", image)
+    (folder / "view").mkdir()
+    child = os.fork()
+    if child == 0:
+        try:
+            support.carried_out(spec)
+        finally:
+            os._exit(0)
+    time.sleep(moment)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    support.unmount_all(folder / "view")
+    assert support.loops_gone(folder)
+    assert erofs_mounts() == []
+
+
+def test_what_happens_to_a_mounted_image_file_is_no_matter(folder: Path) -> None:
+    image = make_image(folder / "g" / "layer.erofs", {"one": b"1"})
+    (folder / "data").mkdir()
+    arguments: dict[str, Any] = {"path": str(folder / "view"), "lower": [str(image)], "data": [str(folder / "data")]}
+    assert support.module("overlay_mount", **arguments).ok["changed"]
+    make_image(folder / "other" / "layer.erofs", {"two": b"2"}).rename(image)
+    assert not support.module("overlay_mount", **arguments).ok["changed"]
+    image.unlink()
+    again = support.module("overlay_mount", **arguments).ok
+    assert not again["changed"]
+    assert "does not exist" in str(again["warnings"])
+    assert os.listdir(folder / "view") == ["one"]
+    # But it cannot be mounted any more.
+    support.unmount_all(folder / "view")
+    assert "layer.erofs of the overlay" in support.module("overlay_mount", **arguments).message
+
+
+def test_a_layer_directory_that_is_removed_below_a_live_mount_is_no_matter(folder: Path) -> None:
+    for name in ("layer", "data"):
+        (folder / name).mkdir()
+    arguments: dict[str, Any] = {
+        "path": str(folder / "view"),
+        "lower": [str(folder / "layer")],
+        "data": [str(folder / "data")],
+    }
+    assert support.module("overlay_mount", **arguments).ok["changed"]
+    (folder / "layer").rmdir()
+    again = support.module("overlay_mount", **arguments).ok
+    assert not again["changed"]
+    assert "does not exist" in str(again["warnings"])
+
+
+def test_what_is_no_image_is_refused_by_name(folder: Path) -> None:
+    support.write(folder / "noise.erofs", b"x" * 8192)
+    support.write(folder / "empty.erofs")
+    support.write(folder / "layer.img", b"x")
+    data = make_data(folder / "data", {})
+    for name in ("noise.erofs", "empty.erofs"):
+        with pytest.raises(OverlayError, match=rf"image .*/{name}: the kernel cannot mount it"):
+            support.carried_out(support.declared(folder / "view", [folder / name], [data]))
+    with pytest.raises(OverlayError, match=r"layer\.img is a file: .* ends in \.erofs"):
+        support.declared(folder / "view", [folder / "layer.img"])
+    assert support.loops_gone(folder)
+
+
+def test_an_image_inside_of_another_layer_is_refused_by_name(folder: Path) -> None:
+    image = make_image(folder / "g" / "layer.erofs", {"one": b""})
+    with pytest.raises(OverlayError, match=r"layer .*/g has images in it"):
+        support.carried_out(support.declared(folder / "view", [image], [folder / "g"]))
+
+
+def test_a_directory_of_the_same_name_with_something_in_it_is_refused(folder: Path) -> None:
+    image = make_image(folder / "g" / "layer.erofs", {"one": b""})
+    (folder / "g" / "layer" / "else").mkdir(parents=True)
+    ran = support.module("overlay_mount", path=str(folder / "view"), lower=[str(image)])
+    assert "both an image" in ran.message
+    assert not (folder / "view").exists()
+
+
+def test_an_image_is_mounted_in_a_chroot(folder: Path) -> None:
+    top = folder / "top"
+    image = make_image(top / "g" / "layer.erofs", {"one": b"1"})
+    for name in ("proc", "dev", "tmp", "view"):
+        (top / name).mkdir()
+    support.command("mount", "-t", "proc", "proc", top / "proc")
+    support.command("mount", "--bind", "/dev", top / "dev")
+    inside = Path("/") / image.relative_to(top)
+
+    def mount_there(_progress: deadline.Progress) -> list[str]:
+        os.chroot(top)
+        os.chdir("/")
+        support.carried_out(over_nothing(Path("/view"), inside))
+        return os.listdir("/view")
+
+    assert deadline.run(mount_there, 30) == ["one"]
+    assert os.listdir(top / "view") == ["one"]
+    support.unmount_all(top / "view")
+    assert support.loops_gone(folder)
+
+
+def test_a_private_namespace_in_a_chroot_keeps_to_the_chroot(folder: Path) -> None:
+    top = folder / "top"
+    (top / "below").mkdir(parents=True)
+
+    def look(_progress: deadline.Progress) -> tuple[list[str], str]:
+        os.chroot(top)
+        os.chdir("/below")
+        namespaces.make_private()
+        return os.listdir("/"), os.getcwd()
+
+    assert deadline.run(look, 30) == (["below"], "/below")
+
+
+def test_an_image_among_directories_is_found_by_its_kind(folder: Path) -> None:
+    (folder / "directory.erofs").mkdir()
+    support.write(folder / "file")
+    layers = [os.fsencode(folder / name) for name in ("directory.erofs", "gone.erofs", "gone", "file")]
+    assert images.among(layers) == [layers[1], layers[3]]

@@ -1,0 +1,285 @@
+"""Servers that do not answer, memory, and trying features without a trace."""
+
+from __future__ import annotations
+
+import codecs
+import ctypes
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import probe
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+
+NOBODY = 65534
+PR_SET_DUMPABLE = 4
+LIMIT = 1.5
+
+
+@contextmanager
+def dead_server(path: Path, reads: bool) -> Iterator[None]:
+    """Mount a FUSE file system that never answers, as a file server that is gone.
+
+    Without ``reads`` it never takes a request, and who waits can be killed. With it requests are taken and kept, and who waits
+    cannot even be killed.
+    """
+    path.mkdir(parents=True)
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    options = b"fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other" % fd
+    syscalls.mount(b"dead", os.fsencode(path), b"fuse", 0, options)
+    reader = 0
+    try:
+        if reads:
+            reader = os.fork()
+            if reader == 0:
+                _answer_nothing_but_hello(fd)
+        yield
+    finally:
+        # Closing the device ends all waiting.
+        if reader:
+            os.kill(reader, signal.SIGKILL)
+            os.waitpid(reader, 0)
+        os.close(fd)
+        support.unmount_all(path)
+
+
+def _answer_nothing_but_hello(fd: int) -> None:
+    """Serve FUSE_INIT (include/uapi/linux/fuse.h), then take requests and keep them."""
+    try:
+        request = os.read(fd, 1 << 20)
+        unique = request[8:16]
+        answer = (7).to_bytes(4, "little") + (31).to_bytes(4, "little") + bytes(56)
+        os.write(fd, (16 + len(answer)).to_bytes(4, "little") + bytes(4) + unique + answer)
+        while True:
+            os.read(fd, 1 << 20)
+    finally:
+        os._exit(0)
+
+
+def children_of_modules() -> set[str]:
+    """Return the processes that run a module and whose parent is gone."""
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+        except OSError:
+            continue
+        if support.MODULES.encode() in command and parent == "1":
+            found.add(pid)
+    return found
+
+
+def calls(folder: Path, dead: Path) -> dict[str, Callable[[], support.Ran]]:
+    root, store = str(dead), str(folder / "store")
+    limit: dict[str, Any] = {"timeout": LIMIT}
+    return {
+        "scan": lambda: support.module("release_manifest", root=root, release="a/1", store=store, **limit),
+        "list": lambda: support.module("release_info", root=root, **limit),
+        "store": lambda: support.module("release_info", store=root, **limit),
+        "decide": lambda: support.module("view_releases", name="v", root=root, store=store, releases=[], **limit),
+        "record": lambda: support.module("view_releases", name="v", root=store, store=root, releases=[], **limit),
+        "build": lambda: support.module(
+            "metadata_layer",
+            name="v",
+            state_dir=str(folder / "state"),
+            releases=[{"manifest": f"{root}/a/1.dump.gz"}],
+            **limit,
+        ),
+        "mount": lambda: support.module(
+            "overlay_mount", path=str(folder / "view"), lower=[str(folder / "layer")], data=[root], **limit
+        ),
+    }
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("what", ["scan", "list", "store", "decide", "record", "build", "mount"])
+def test_a_server_that_does_not_answer_ends_in_a_message_in_time(folder: Path, what: str, reads: bool) -> None:
+    (folder / "layer").mkdir()
+    left_before = children_of_modules()
+    with dead_server(folder / "dead", reads):
+        started = time.monotonic()
+        ran = calls(folder, folder / "dead")[what]()
+        took = time.monotonic() - started
+        assert "gave up: no progress for 1.5 seconds. A file server that does not answer" in ran.message
+        assert took < LIMIT + 4
+        assert support.live(folder / "view") is None
+        if not reads:
+            assert children_of_modules() == left_before
+    # With the server gone for good, nobody is left waiting for it.
+    limit = time.monotonic() + 5
+    while children_of_modules() != left_before and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert children_of_modules() == left_before
+    assert list((folder / "store").iterdir()) == []
+
+
+def test_the_release_that_does_not_answer_is_named(folder: Path) -> None:
+    for number in (1, 3):
+        support.make_small_release(folder / "root" / "tool" / str(number), "one")
+    with dead_server(folder / "root" / "tool" / "2", reads=False):
+        ran = support.module(
+            "release_manifest",
+            root=str(folder / "root"),
+            releases=[f"tool/{number}" for number in (1, 2, 3)],
+            store=str(folder / "store"),
+            timeout=LIMIT,
+        )
+    assert "gave up: no progress for 1.5 seconds at release tool/2. A file server that does not answer" in ran.message
+
+
+def test_work_that_gets_on_may_take_longer_than_its_limit() -> None:
+    def work(progress: deadline.Progress) -> str:
+        for _ in range(15):
+            time.sleep(0.1)
+            progress()
+        return "done"
+
+    assert deadline.run(work, 0.6) == "done"
+
+
+def test_work_that_hangs_is_killed_with_its_own_children_told() -> None:
+    started = time.monotonic()
+    with pytest.raises(deadline.TimeLimitError, match=r"no progress for 0\.3 seconds"):
+        deadline.run(lambda _progress: time.sleep(60), 0.3)
+    assert time.monotonic() - started < 3
+
+
+def fail_with(error: BaseException) -> Callable[[deadline.Progress], None]:
+    def work(_progress: deadline.Progress) -> None:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "said"),
+    [
+        (OverlayError("a reason"), OverlayError, "a reason"),
+        (FileNotFoundError(2, "No such file", "/x \udcff"), FileNotFoundError, "No such file"),
+        (ValueError("unforeseen"), deadline.WorkError, "ValueError: unforeseen"),
+        (MemoryError(), deadline.WorkError, "MemoryError"),
+        (SystemExit(3), OverlayError, "ended from outside"),
+    ],
+)
+def test_what_went_wrong_comes_back(error: BaseException, expected: type[Exception], said: str) -> None:
+    with pytest.raises(expected, match=said) as caught:
+        deadline.run(fail_with(error), 10)
+    if isinstance(error, OSError):
+        assert isinstance(caught.value, OSError)
+        assert (caught.value.errno, caught.value.filename) == (error.errno, error.filename)
+
+
+def test_work_that_is_killed_from_outside_is_told() -> None:
+    with pytest.raises(OverlayError, match=r"ended from outside \(wait status 9\)"):
+        deadline.run(lambda _progress: os.kill(os.getpid(), signal.SIGKILL), 10)
+
+
+def test_a_large_result_comes_whole() -> None:
+    text = ".=" * 5_000_000
+    assert deadline.run(lambda _progress: text, 10) == text
+
+
+# ---- memory
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Return how many kilobytes a child process needed at most for some work."""
+
+    def measured(_progress: deadline.Progress) -> int:
+        work()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    return deadline.run(measured, 100)
+
+
+def many(root: Path, count: int) -> str:
+    """Make a release of empty files, a hundred to a folder."""
+    name = f"many/{count}"
+    for number in range(count // 100):
+        folder = root / name / f"{number:04d}"
+        folder.mkdir(parents=True)
+        for index in range(100):
+            os.close(os.open(folder / f"{index}", os.O_CREAT | os.O_WRONLY))
+            os.truncate(folder / f"{index}", 1)
+    return name
+
+
+def test_memory_does_not_grow_with_the_number_of_files(folder: Path) -> None:
+    scans, builds = {}, {}
+    root, store = folder / "root", folder / "store"
+    for count in (5_000, 50_000):
+        name = many(root, count)
+        scans[count] = peak(partial(support.scanned, store, root, name))
+        placement = support.scanned(store, root, name)
+        builds[count] = peak(partial(support.build, folder / f"state{count}", [placement]))
+    # Kept in a list, the entries of 45,000 more files would take 20 MB and more.
+    assert scans[50_000] - scans[5_000] < 3_000
+    assert builds[50_000] - builds[5_000] < 3_000
+
+
+# ---- features
+
+
+def host() -> tuple[bytes, list[set[str]]]:
+    """What trials could leave: mounts, and folders named like them. Other programs have files in these places too."""
+    places = [set(os.listdir(place)) & set(probe.TRIALS) for place in ("/tmp", "/var/tmp", "/run", "/mnt")]
+    return Path("/proc/self/mountinfo").read_bytes(), places
+
+
+def test_every_feature_is_found_and_the_host_is_as_before() -> None:
+    before = host()
+    features = deadline.run(lambda _progress: probe.probe(), 60)
+    assert host() == before
+    assert {name: feature.detail for name, feature in features.items() if not feature.supported} == {}
+    assert set(features) == set(probe.TRIALS)
+
+
+def test_without_root_features_are_tried_in_a_user_namespace() -> None:
+    # Python's own files need not be readable for everybody.
+    codecs.lookup("ascii")
+
+    def as_nobody(_progress: deadline.Progress) -> dict[str, probe.Feature]:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        # As a program that a user starts is, and one that changed its user is not.
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+        return probe.probe()
+
+    before = host()
+    features = deadline.run(as_nobody, 60)
+    assert host() == before
+    assert features["overlay"].supported
+    assert features["data_only_userxattr"].supported, features["data_only_userxattr"].detail
+    assert "in a user namespace" in features["data_only_userxattr"].detail
+    # Trusted attributes need the initial user namespace.
+    assert features["data_only"].supported is False
+
+
+def test_a_module_tells_what_the_host_can_do(disks: dict[str, Path]) -> None:
+    before = host()
+    fits = {}
+    for kind in ("xfs", "ext4-256", "ext4-512", "tmpfs"):
+        info = support.module("overlay_info", state_dir=str(disks[kind] / "not" / "yet")).ok
+        assert info["recommended_strategy"] == "data_only"
+        assert info["layer_filesystem"]["path"] == str(disks[kind])
+        assert info["layer_filesystem"]["type"] == kind.partition("-")[0]
+        fits[kind] = info["layer_filesystem"]["attributes_fit"]
+        assert bool(info["layer_filesystem"]["advice"]) == (not fits[kind])
+    assert fits == {"xfs": True, "ext4-256": False, "ext4-512": True, "tmpfs": True}
+    assert host() == before
+
+
+def test_no_process_of_ours_is_left() -> None:
+    assert children_of_modules() == set()

@@ -1,0 +1,388 @@
+"""Mounting, switching and unmounting on the real kernel."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountpoints, namespaces
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import CreateMountpoint, apply
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import overlay_layers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import plan_unmounted
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import (
+    MOUNT_FLAGS,
+    SETTINGS,
+    MountSpec,
+    OptionValue,
+    differences,
+)
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+
+ODD = [
+    b"plain",
+    b"comma,colon:both,:",
+    b"space and\ttab",
+    b"back\\slash\\",
+    b"new\nline",
+    b"\xff\xfe not utf-8",
+    b"#=\"'%s $x",
+    b"a:b::c",
+    b"\\,\\:",
+    b" ",
+]
+
+
+def data_layer(path: Path | bytes, content: dict[str, bytes]) -> None:
+    os.makedirs(path)
+    for name, text in content.items():
+        support.write(os.path.join(os.fsencode(path), name.encode()), text)
+
+
+def metadata_layer(path: Path | bytes, content: dict[str, bytes]) -> None:
+    os.makedirs(path)
+    for name, text in content.items():
+        file = os.path.join(os.fsencode(path), name.encode())
+        support.write(file)
+        os.setxattr(file, "trusted.overlay.metacopy", b"")
+        os.setxattr(file, "trusted.overlay.redirect", b"/" + name.encode())
+        os.truncate(file, len(text))
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_any_path_can_be_layer_data_and_mountpoint(folder: Path, name: bytes) -> None:
+    base = os.fsencode(folder) + b"/" + name
+    metadata_layer(base + b"/layer" + name, {"file": b"content"})
+    data_layer(base + b"/data" + name, {"file": b"content"})
+    spec = support.declared(base + b"/view" + name, [base + b"/layer" + name], [base + b"/data" + name])
+    assert support.carried_out(spec) == ["CreateMountpoint", "MountOverlay"]
+    with open(spec.path + b"/file", "rb") as stream:
+        assert stream.read() == b"content"
+    assert support.carried_out(spec) == []
+    for action in plan_unmounted(spec.path, mounts.observe(spec.path), absent=True):
+        apply(action, mounts.HANDLERS)
+    assert not os.path.exists(spec.path)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_layers_in_one_option_read_back_the_same(folder: Path, name: bytes) -> None:
+    base = os.fsencode(folder) + b"/" + name
+    lower, data = [base + b"/l1", base + b"/l2"], [base + b"/d1", base + b"/d2"]
+    metadata_layer(lower[0], {"file": b"content"})
+    os.mkdir(lower[1])
+    for path in data:
+        data_layer(path, {"file": b"content"})
+    spec = support.declared(base + b"/view", lower, data)
+    os.mkdir(spec.path)
+    mount = mounts.create_overlay(spec, one_by_one=False)
+    mounts.attach(mount, spec.path)
+    os.close(mount)
+    live = support.live(spec.path)
+    assert live
+    assert differences(spec, live, mounts.overlay_defaults()) == {}
+    assert support.carried_out(spec) == []
+    with open(spec.path + b"/file", "rb") as stream:
+        assert stream.read() == b"content"
+
+
+def test_layers_too_long_for_one_option_are_refused_where_the_kernel_takes_no_other(folder: Path) -> None:
+    layers = [folder / f"{number}{'x' * 120}" for number in range(2)]
+    for layer in layers:
+        layer.mkdir()
+    spec = support.declared(folder / "view", layers)
+    with pytest.raises(OverlayError, match=r"have \d+ bytes together, and this kernel takes 255 .* shorter paths"):
+        mounts.create_overlay(spec, one_by_one=False)
+
+
+def test_many_lower_layers_and_data_layers_are_taken_in_order(folder: Path) -> None:
+    lower, data = [], []
+    for number in range(70):
+        name = f"only{number}"
+        lower.append(folder / f"layer, {number}")
+        metadata_layer(lower[-1], {name: b"data0 only", "top": b"x" * (number + 1)} if number else {"none": b""})
+    for number in range(5):
+        data.append(folder / f"data:{number}")
+        names = [f"only{index}" for index in range(70) if index % 5 == number] + ["top"]
+        data_layer(data[-1], dict.fromkeys(names, b"data%d only" % number))
+    spec = support.declared(folder / "view", lower, data)
+    assert support.carried_out(spec) == ["CreateMountpoint", "MountOverlay"]
+    for index in range(1, 70):
+        assert (folder / "view" / f"only{index}").read_bytes() == b"data%d only" % (index % 5)
+    # The topmost layer says what it is, the first data layer what is in it.
+    assert (folder / "view" / "top").stat().st_size == 2
+    assert (folder / "view" / "top").read_bytes() == b"data0 only"
+    assert support.carried_out(spec) == []
+
+
+def test_a_layer_with_a_long_path_is_mounted(folder: Path) -> None:
+    base = folder / ("a" * 200) / ("b" * 200)
+    metadata_layer(base / "layer", {"file": b"content"})
+    data_layer(base / "data", {"file": b"content"})
+    spec = support.declared(folder / "view", [base / "layer"], [base / "data"])
+    support.carried_out(spec)
+    assert (folder / "view" / "file").read_bytes() == b"content"
+
+
+def tries() -> Iterator[tuple[str, OptionValue]]:
+    for name, choices in SETTINGS.items():
+        for choice in choices or (True,):
+            yield name, choice
+    for name in MOUNT_FLAGS:
+        yield name, True
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+@pytest.mark.parametrize(("name", "value"), list(tries()))
+def test_every_option_is_mounted_and_found_again(folder: Path, name: str, value: OptionValue, with_data: bool) -> None:
+    for layer in ("a", "b", "data"):
+        (folder / layer).mkdir()
+    data = [folder / "data"] if with_data else []
+    try:
+        options: dict[str, Any] = {name: value}
+        spec = support.declared(folder / "view", [folder / "a", folder / "b"], data, **options)
+    except OverlayError as error:
+        # Said before the kernel is asked: without an upper layer it takes these and does something else.
+        assert with_data or (name, value) in {("index", "on"), ("nfs_export", "on"), ("volatile", True)}, error  # noqa: PT017
+        return
+    support.carried_out(spec)
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_mount_that_is_not_as_declared_is_found(folder: Path, read_only: bool) -> None:
+    for layer in ("a", "b"):
+        (folder / layer).mkdir()
+    spec = support.declared(folder / "view", [folder / "a", folder / "b"], read_only=read_only)
+    assert support.carried_out(spec) == ["CreateMountpoint", "MountOverlay"]
+    other = support.declared(folder / "view", [folder / "b", folder / "a"], read_only=read_only)
+    assert support.carried_out(other) == ["SwitchOverlay"]
+    turned = support.declared(folder / "view", [folder / "b", folder / "a"], read_only=not read_only)
+    assert support.carried_out(turned) == ["SwitchOverlay"]
+    assert support.carried_out(support.declared(folder / "view", [folder / "b"], [folder / "a"])) == ["SwitchOverlay"]
+    assert support.carried_out(support.declared(folder / "view", [folder / "b"], [folder / "a"], nosuid=True)) == [
+        "SwitchOverlay"
+    ]
+
+
+# ---- switching
+
+READER = """
+import os, sys, time
+path = sys.argv[1]
+held = open(path)
+first = held.read()
+tries = 0
+print("ready", flush=True)
+deadline = time.monotonic() + 60
+while time.monotonic() < deadline and not os.path.exists(sys.argv[2]):
+    with open(path) as stream:
+        assert stream.read() in ("generation 0", "generation 1"), "other content"
+    os.listdir(os.path.dirname(path))
+    tries += 1
+held.seek(0)
+assert held.read() == first, "an open file changed"
+print(tries, flush=True)
+"""
+
+
+@contextmanager
+def reader(path: Path, stop: Path) -> Iterator[subprocess.Popen[str]]:
+    with support.background(READER, path, stop) as process:
+        try:
+            yield process
+        finally:
+            stop.touch()
+
+
+def two_generations(folder: Path, view: Path) -> list[MountSpec]:
+    specs = []
+    for number in range(2):
+        content = {"file": b"generation %d" % number}
+        metadata_layer(folder / f"layer{number}", content)
+        data_layer(folder / f"data{number}", content)
+        specs.append(support.declared(view, [folder / f"layer{number}"], [folder / f"data{number}"]))
+    return specs
+
+
+@pytest.mark.parametrize("propagation", ["private", "shared"])
+def test_switching_beneath_is_not_seen_by_those_who_open_files(folder: Path, propagation: str) -> None:
+    place = folder / "place"
+    place.mkdir()
+    support.command("mount", "-t", "tmpfs", "tmpfs", place)
+    support.command("mount", f"--make-{propagation}", place)
+    peer = folder / "peer"
+    peer.mkdir()
+    support.command("mount", "--bind", place, peer)
+    specs = two_generations(folder, place / "view")
+    support.carried_out(specs[0])
+    with ExitStack() as stack:
+        # Not only where it is mounted, but also where a shared mount spreads it to.
+        readers = [stack.enter_context(reader(place / "view" / "file", folder / "stop"))]
+        if propagation == "shared":
+            readers.append(stack.enter_context(reader(peer / "view" / "file", folder / "stop")))
+        for turn in range(1, 61):
+            assert support.carried_out(specs[turn % 2]) == ["SwitchOverlay"]
+            time.sleep(0.002)
+        (folder / "stop").touch()
+        for process in readers:
+            output, _ = process.communicate(timeout=30)
+            assert process.returncode == 0, output
+            assert int(output) > 60
+    # One overlay is left, and not sixty.
+    found = [mount for mount in namespaces.own_mounts() if mount.path == specs[0].path]
+    assert len(found) == 1
+    if propagation == "shared":
+        found = [mount for mount in namespaces.own_mounts() if mount.path == os.fsencode(peer / "view")]
+        assert [overlay_layers(mount).lower for mount in found] == [specs[0].lower]
+
+
+def test_replace_unmounts_first_and_fails_while_it_is_in_use(folder: Path) -> None:
+    specs = two_generations(folder, folder / "view")
+    support.carried_out(specs[0])
+    with reader(folder / "view" / "file", folder / "stop") as process:
+        with pytest.raises(OverlayError, match=rf"is in use by python.*\({process.pid}\).*nothing was unmounted"):
+            support.carried_out(specs[1], "replace")
+        live = support.live(folder / "view")
+        assert live
+        assert overlay_layers(live).lower == specs[0].lower
+    process.wait()
+    assert support.carried_out(specs[1], "replace") == ["SwitchOverlay"]
+    assert (folder / "view" / "file").read_text() == "generation 1"
+
+
+def test_never_says_what_differs_and_changes_nothing(folder: Path) -> None:
+    specs = two_generations(folder, folder / "view")
+    support.carried_out(specs[0])
+    with pytest.raises(OverlayError, match=r"'switch' is never .*lower: .*layer0.* -> .*layer1"):
+        support.carried_out(specs[1], "never")
+    assert (folder / "view" / "file").read_text() == "generation 0"
+
+
+@pytest.mark.parametrize("holds", ["cwd", "file", "map"])
+def test_unmounting_a_busy_view_names_the_process(folder: Path, holds: str) -> None:
+    (spec, _) = two_generations(folder, folder / "view, busy")
+    support.carried_out(spec)
+    file = folder / "view, busy" / "file"
+    what = {
+        "cwd": "os.chdir(os.path.dirname(sys.argv[1]))",
+        "file": "held = open(sys.argv[1])",
+        "map": "f = open(sys.argv[1], 'rb'); held = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); f.close()",
+    }[holds]
+    with support.background(f"import mmap, os, sys\n{what}\n{support.WAIT}", file) as process:
+        plan = plan_unmounted(spec.path, mounts.observe(spec.path), absent=True)
+        with pytest.raises(OverlayError, match=rf"view, busy is in use by .*\({process.pid}\)"):
+            apply(plan[0], mounts.HANDLERS)
+        assert file.read_text() == "generation 0"
+    for action in plan:
+        apply(action, mounts.HANDLERS)
+    assert not file.parent.exists()
+
+
+def test_a_mount_of_another_type_is_left_alone(folder: Path) -> None:
+    (spec, _) = two_generations(folder, folder / "view")
+    (folder / "view").mkdir()
+    support.command("mount", "-t", "tmpfs", "mine", folder / "view")
+    for switch in ("auto", "replace"):
+        with pytest.raises(OverlayError, match="mount of type tmpfs from mine: it is left alone"):
+            support.carried_out(spec, switch)
+    with pytest.raises(OverlayError, match="left alone"):
+        plan_unmounted(spec.path, mounts.observe(spec.path), absent=False)
+    live = support.live(folder / "view")
+    assert live
+    assert live.fstype == b"tmpfs"
+
+
+def test_an_overlay_that_is_covered_is_not_the_one_that_is_seen(folder: Path) -> None:
+    (spec, _) = two_generations(folder, folder / "place" / "view")
+    support.carried_out(spec)
+    support.command("mount", "-t", "tmpfs", "tmpfs", folder / "place")
+    assert support.carried_out(spec) == ["CreateMountpoint", "MountOverlay"]
+    assert (folder / "place" / "view" / "file").read_text() == "generation 0"
+    support.command("umount", folder / "place" / "view", folder / "place", folder / "place" / "view")
+
+
+# ---- refusals
+
+
+def test_layers_inside_of_each_other_are_refused(folder: Path) -> None:
+    # The data layer inside of the lower one.
+    data_layer(folder / "lower" / "data", {"file": b"x"})
+    spec = support.declared(folder / "view", [folder / "lower"], [folder / "lower" / "data"])
+    (folder / "view").mkdir()
+    with pytest.raises(OverlayError, match=r"overlay at .*/view: the kernel refuses it: .*inside of another one"):
+        support.carried_out(spec)
+    assert support.live(folder / "view") is None
+
+
+def test_a_layer_that_is_gone_is_named(folder: Path) -> None:
+    (folder / "view").mkdir()
+    (folder / "there").mkdir()
+    spec = support.declared(folder / "view", [folder / "there", folder / "gone"])
+    with pytest.raises(OverlayError, match=r"the layer .*/gone is not there"):
+        support.carried_out(spec)
+
+
+def test_too_many_layers_are_refused_with_the_kernels_words(folder: Path) -> None:
+    layers = [folder / f"l{number}" for number in range(501)]
+    for layer in layers:
+        layer.mkdir()
+    with pytest.raises(OverlayError, match=r"the kernel refuses it: .*too many"):
+        support.carried_out(support.declared(folder / "view", layers))
+
+
+def test_a_mountpoint_that_is_a_file_is_refused(folder: Path) -> None:
+    (spec, _) = two_generations(folder, folder / "view")
+    (folder / "view").touch()
+    with pytest.raises(OverlayError, match="/view is not a directory"):
+        support.carried_out(spec)
+
+
+# ---- a mount that fails
+
+
+@pytest.mark.parametrize("there", ["", "a", "a/b"])
+def test_a_mount_that_fails_leaves_no_directory_that_it_made(folder: Path, there: str) -> None:
+    data_layer(folder / "lower" / "data", {"file": b"x"})
+    (folder / there).mkdir(parents=True, exist_ok=True)
+    before = sorted(folder.rglob("*"))
+    arguments: dict[str, Any] = {"path": str(folder / "a" / "b" / "c" / "view"), "lower": [str(folder / "lower")]}
+    message = support.module("overlay_mount", **arguments, data=[str(folder / "lower" / "data")]).message
+    assert "the kernel refuses it" in message
+    assert sorted(folder.rglob("*")) == before
+    # Nor those of an upper layer, or what the kernel has mounted otherwise than declared.
+    kept = {"upper": str(folder / "u" / "v" / "upper"), "work": str(folder / "u" / "v" / "work")}
+    layers = [str(folder / "lower")] * 501
+    assert "the kernel refuses it" in support.module("overlay_mount", **{**arguments, **kept, "lower": layers}).message
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_what_somebody_else_has_put_into_a_directory_meanwhile_stays(folder: Path) -> None:
+    before = set(folder.rglob("*"))
+
+    def fail() -> None:
+        with mountpoints.undone_on_failure():
+            apply(CreateMountpoint(os.fsencode(folder / "a" / "b" / "view")), mounts.HANDLERS)
+            (folder / "a" / "mine").mkdir()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert set(folder.rglob("*")) - before == {folder / "a", folder / "a" / "mine"}
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_the_mode_of_a_mountpoint_does_not_depend_on_the_umask(folder: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        apply(CreateMountpoint(os.fsencode(folder / "a" / "b" / "view")), mounts.HANDLERS)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(one.stat().st_mode) for one in folder.rglob("*")} == {0o755}

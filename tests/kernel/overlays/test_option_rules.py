@@ -1,0 +1,264 @@
+"""The table of option rules is what the kernel does: each rule, and that nothing else is in the way."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts, option_rules
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.option_rules import (
+    CONFLICT,
+    DANGEROUS,
+    IGNORED,
+    OLD_KERNELS,
+    RULES,
+    Rule,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import (
+    MountSpec,
+    Writable,
+    differences,
+)
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+
+CONTENT = b"content"
+
+Settings = dict[str, "str | None"]
+
+
+@pytest.fixture
+def layers(folder: Path) -> Path:
+    """Layers below a folder: one of metadata and its data, and two normal ones."""
+    make_layers(folder)
+    return folder
+
+
+def make_layers(folder: Path) -> None:
+    for name in ("meta", "data", "normal", "other", "view"):
+        (folder / name).mkdir(parents=True)
+    for name in ("data", "normal"):
+        support.write(folder / name / "file", CONTENT)
+    support.write(folder / "meta" / "file")
+    for namespace in ("trusted", "user"):
+        os.setxattr(folder / "meta" / "file", f"{namespace}.overlay.metacopy", b"")
+        os.setxattr(folder / "meta" / "file", f"{namespace}.overlay.redirect", b"/file")
+    os.truncate(folder / "meta" / "file", len(CONTENT))
+
+
+def bare(folder: Path, settings: Settings, upper: bool, data: bool) -> MountSpec:
+    """Return an overlay with just these settings, whatever the table says; its upper layer is new."""
+    writable = None
+    if upper:
+        number = sum(name.startswith("upper") for name in os.listdir(folder))
+        writable = support.writable(folder / f"upper{number}", folder / f"work{number}")
+        os.mkdir(writable.upper)
+        os.mkdir(writable.work)
+    return spec_of(folder, settings, writable, data)
+
+
+def spec_of(folder: Path, settings: Settings, writable: Writable | None, data: bool) -> MountSpec:
+    lower = [folder / "meta"] if data else [folder / "normal", folder / "other"]
+    return MountSpec(
+        os.fsencode(folder / "view"),
+        tuple(os.fsencode(path) for path in lower),
+        (os.fsencode(folder / "data"),) if data else (),
+        tuple((name.encode(), None if value is None else value.encode()) for name, value in sorted(settings.items())),
+        frozenset() if writable else frozenset({"ro"}),
+        writable=writable,
+    )
+
+
+def cases(*kinds: str) -> Iterator[tuple[Rule, Settings, bool, bool]]:
+    """Yield each rule with each of the overlays that it is about."""
+    for rule in RULES:
+        if rule.kind in kinds:
+            names = [name for name, _values in rule.given]
+            for values in itertools.product(*(values for _name, values in rule.given)):
+                for upper, data in itertools.product((False, True), (False, True)):
+                    settings = dict(zip(names, values, strict=True))
+                    if rule.matches(settings, upper, data):
+                        yield rule, settings, upper, data
+
+
+def named(case: object) -> str:
+    return case.reason[:30] if isinstance(case, Rule) else str(case)
+
+
+@pytest.mark.parametrize(("rule", "settings", "upper", "data"), list(cases(CONFLICT)), ids=named)
+def test_the_kernel_refuses_what_the_table_calls_a_conflict(
+    layers: Path, rule: Rule, settings: Settings, upper: bool, data: bool
+) -> None:
+    with pytest.raises(OverlayError, match="the kernel refuses it: Invalid argument"):
+        os.close(mounts.create_overlay(bare(layers, settings, upper, data)))
+    assert rule.sentence(settings).startswith("option")
+
+
+@pytest.mark.parametrize(("rule", "settings", "upper", "data"), list(cases(IGNORED)), ids=named)
+def test_the_kernel_passes_over_what_the_table_calls_ignored(
+    layers: Path, rule: Rule, settings: Settings, upper: bool, data: bool
+) -> None:
+    spec = bare(layers, settings, upper, data)
+    with support.mounted(spec):
+        live = support.live(spec.path)
+        assert live
+        assert set(differences(spec, live, mounts.overlay_defaults())) == {name for name, _values in rule.given}
+
+
+def userxattr_works(folder: Path) -> bool:
+    """Whether the kernel finds content in data layers without metacopy (Linux 6.16)."""
+    with support.mounted(bare(folder, {"userxattr": None}, upper=False, data=True)) as view:
+        return read(view / "file") == CONTENT
+
+
+def read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+@pytest.mark.parametrize(("rule", "settings", "upper", "data"), list(cases(OLD_KERNELS)), ids=named)
+def test_old_kernels_do_not_find_content_without_redirects(
+    layers: Path, rule: Rule, settings: Settings, upper: bool, data: bool
+) -> None:
+    assert rule.unless == ("userxattr", None)
+    works = userxattr_works(layers)
+    with support.mounted(bare(layers, settings, upper, data)) as view:
+        assert (read(view / "file") == CONTENT) == works
+
+
+# What the kernel asks for besides, to mount it.
+ACCEPTED: dict[bool, list[Settings]] = {
+    False: [{"redirect_dir": "nofollow"}],
+    True: [
+        {"index": "on", "metacopy": "off", "redirect_dir": "on"},
+        {"index": "on", "redirect_dir": "nofollow"},
+        {"index": "on"},
+    ],
+}
+
+
+@pytest.mark.parametrize(("rule", "settings", "upper", "data"), list(cases(DANGEROUS)), ids=named)
+def test_files_opened_by_handle_read_zeros_over_data_layers(
+    disks: dict[str, Path], rule: Rule, settings: Settings, upper: bool, data: bool
+) -> None:
+    assert rule.given == (("nfs_export", ("on",)),)
+    folder = disks["ext4-512"] / f"zeros-{upper}"
+    make_layers(folder)
+    for more in ACCEPTED[upper]:
+        spec = bare(folder, {**settings, **more}, upper, data)
+        with support.mounted(spec) as view:
+            handle = handle_of(view / "file")
+            assert open_by_handle(view, handle) == CONTENT
+            drop_caches()
+            assert open_by_handle(view, handle) == bytes(len(CONTENT))
+            assert (view / "file").read_bytes() == CONTENT
+
+
+def test_files_opened_by_handle_read_right_where_the_table_lets_them(disks: dict[str, Path]) -> None:
+    """An exported overlay: handles last through dropped caches, copying up, renaming and mounting again."""
+    folder = disks["ext4-512"] / "right"
+    make_layers(folder)
+    (folder / "normal" / "sub").mkdir()
+    support.write(folder / "normal" / "sub" / "name", b"below")
+    writable = support.writable(folder / "upper", folder / "work")
+    for path in (writable.upper, writable.work):
+        os.mkdir(path)
+    spec = support.declared(folder / "view", [folder / "normal"], writable=writable, nfs_export=True)
+    view = folder / "view"
+    with support.mounted(spec):
+        handles = {name: handle_of(view / name) for name in ("file", "sub/name")}
+        for name, content in (("file", CONTENT), ("sub/name", b"below")):
+            drop_caches()
+            assert open_by_handle(view, handles[name]) == content
+        with (view / "file").open("ab") as stream:
+            stream.write(b" and more")
+        os.rename(view / "sub" / "name", view / "renamed")
+        drop_caches()
+        assert open_by_handle(view, handles["file"]) == CONTENT + b" and more"
+        assert open_by_handle(view, handles["sub/name"]) == b"below"
+    with support.mounted(spec):
+        drop_caches()
+        assert open_by_handle(view, handles["file"]) == CONTENT + b" and more"
+        assert open_by_handle(view, handles["sub/name"]) == b"below"
+        os.unlink(view / "renamed")
+    with support.mounted(spec), pytest.raises(OSError, match="Stale"):
+        open_by_handle(view, handles["sub/name"])
+
+
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "metacopy": ("on", "off"),
+    "redirect_dir": ("on", "follow", "nofollow", "off"),
+    "index": ("on", "off"),
+    "nfs_export": ("on", "off"),
+    "userxattr": (None,),
+    "volatile": (None,),
+    "verity": ("on",),
+}
+
+
+def combinations() -> Iterator[Settings]:
+    given = [[{}, *({name: value} for value in values)] for name, values in CHOICES.items()]
+    for chosen in itertools.product(*given):
+        yield {name: value for one in chosen for name, value in one.items()}
+
+
+@pytest.mark.parametrize("data", [False, True])
+@pytest.mark.parametrize("upper", [False, True])
+def test_whatever_the_table_lets_through_is_mounted_as_declared(layers: Path, upper: bool, data: bool) -> None:
+    works = not data or userxattr_works(layers)
+    defaults = mounts.overlay_defaults()
+    let_through = 0
+    for given in combinations():
+        settings = option_rules.pinned(given, upper, data)
+        if option_rules.refusal(settings, upper, data) or ("userxattr" in settings and not works):
+            continue
+        let_through += 1
+        spec = bare(layers, settings, upper, data)
+        with support.mounted(spec) as view:
+            live = support.live(spec.path)
+            assert live
+            assert differences(spec, live, defaults) == {}, settings
+            assert (view / "file").read_bytes() == CONTENT
+    assert let_through > 10
+
+
+# ---- file handles
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_HANDLE_BYTES = 128
+_AT_FDCWD = -100
+
+
+def handle_of(path: Path) -> bytes:
+    """name_to_handle_at(2)"""
+    buffer = ctypes.create_string_buffer(struct.pack("=Ii", _HANDLE_BYTES, 0) + bytes(_HANDLE_BYTES))
+    mount = ctypes.c_int()
+    if _LIBC.name_to_handle_at(_AT_FDCWD, os.fsencode(path), buffer, ctypes.byref(mount), 0) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+    return buffer.raw
+
+
+def open_by_handle(place: Path, handle: bytes) -> bytes:
+    """open_by_handle_at(2), which is what an NFS server does; return the content of the file."""
+    mount = os.open(place, os.O_RDONLY)
+    try:
+        fd = _LIBC.open_by_handle_at(mount, handle, os.O_RDONLY)
+        if fd < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), place)
+        with open(fd, "rb") as stream:
+            return stream.read()
+    finally:
+        os.close(mount)
+
+
+def drop_caches() -> None:
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3", encoding="ascii")

@@ -1,0 +1,346 @@
+"""Views on kernels without data-only layers: the software root is an ordinary lower layer, and none of its names is looked up."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts, probe
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel.conftest import FILESYSTEMS
+from ansible_collections.renderfarm.overlay.tests.kernel.test_modules import everything, four_runs
+
+PROGRAMS = Path(__file__).resolve().parents[3] / ".build" / "images" / "bin"
+
+
+def declared(path: Path, layer: Path, *data: Path, **options: Any) -> MountSpec:
+    return support.declared(path, [layer], data, strategy="redirect", **options)
+
+
+@pytest.fixture
+def no_data_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try for data-only layers what this kernel refuses in the words of those that have none."""
+
+    def trial(folder: str) -> str:
+        syscalls.mount(b"overlay", folder.encode(), b"overlay", syscalls.MS_RDONLY, b"lowerdir=/::,metacopy=on")
+        return ""
+
+    monkeypatch.setitem(probe.TRIALS, "data_only", trial)
+
+
+def run(name: str, /, **arguments: Any) -> support.Ran:
+    """Run a module in a process that knows what this one knows of the kernel."""
+    with support.forked_module(name, arguments) as child:
+        child.go()
+        return child.finish()
+
+
+# ---- what is shown
+
+
+@pytest.mark.parametrize("kind", FILESYSTEMS)
+def test_a_view_equals_its_releases_and_the_view_over_data_only_layers(
+    disks: dict[str, Path], folder: Path, root: Path, odd: Placement, tools: Sequence[Placement], kind: str
+) -> None:
+    placements = [replace(tools[1], at=b"else/where"), odd, tools[0]]
+    layer, generation, _report = support.build(disks[kind] / "state-redirect", placements, strategy="redirect")
+    other_layer, other_generation, _report = support.build(folder / "state", placements)
+    assert (generation.id, generation.entries) == (other_generation.id, other_generation.entries)
+    with (
+        support.mounted(declared(folder / "view", layer, root)) as view,
+        support.mounted(support.declared(folder / "other", [other_layer], [root])) as other,
+    ):
+        assert sorted(os.listdir(view)) == ["else", "odd", "tool"]
+        assert support.compare_trees(view / "odd" / "1", root / "odd" / "1") == []
+        assert support.compare_trees(view / "tool" / "1.0", root / "tool" / "1.0") == []
+        assert support.compare_trees(view / "else" / "where", root / "tool" / "2.0") == []
+        assert support.compare_trees(view, other) == []
+
+
+def test_no_name_of_the_software_root_shows_whenever_it_came(folder: Path) -> None:
+    root = folder / "root"
+    # The names that the layer and the view have themselves among them.
+    for name in ("view", "tool"):
+        support.make_small_release(root / name / "1.0", name)
+    support.write(root / "file", b"of the root")
+    placements = [support.scanned(folder / "store", root, f"{name}/1.0") for name in ("view", "tool")]
+    layer, _generation, _report = support.build(folder / "state", placements, strategy="redirect")
+    with support.mounted(declared(folder / "view", layer, root)) as view:
+        expected = support.listing(view).keys()
+        for name in ("view", "tool"):
+            assert (view / name / "1.0" / "version").read_text() == name
+            support.make_small_release(root / name / "2.0", "new")
+            support.write(root / name / "1.0" / "new", b"new")
+        support.make_small_release(root / "new" / "1.0", "new")
+        support.write(root / "view" / "new", b"new")
+        for name in ("new", "file", "tool/2.0", "view/2.0", "tool/1.0/new", "view/new", "view/view"):
+            with pytest.raises(FileNotFoundError):
+                os.lstat(view / name)
+        assert support.listing(view).keys() == expected
+
+
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_a_file_is_read_in_the_first_data_layer_that_has_it(folder: Path, one_by_one: bool) -> None:
+    for name, words in (("nfs", ("one", "two")), ("local", ("one",))):
+        for word in words:
+            support.make_small_release(folder / name / "tool" / word, f"{name} {word}")
+    support.make_small_release(folder / "other" / "lib" / "1", "other")
+    # One software root, of which each data layer has a part.
+    at = [("nfs", "tool/one"), ("nfs", "tool/two"), ("other", "lib/1")]
+    placements = [
+        support.scanned(folder / "store", folder / name, release, root_name="/net/software") for name, release in at
+    ]
+    layer, _generation, _report = support.build(folder / "state", placements, strategy="redirect")
+    spec = declared(folder / "view", layer, folder / "local", folder / "nfs", folder / "other")
+    (folder / "view").mkdir()
+
+    def make() -> None:
+        whole = mounts.create_overlay(spec, one_by_one)
+        mounts.attach(whole, os.fsencode(folder / "view"))
+        os.close(whole)
+
+    make()
+    shown = folder / "view" / "view"
+    for path, text in (("tool/one", "local one"), ("tool/two", "nfs two"), ("lib/1", "other")):
+        # Its length is that of the manifest.
+        assert text.startswith((shown / path / "version").read_text())
+        assert (shown / path / "version-again").stat().st_nlink == 2
+    support.unmount_all(folder / "view")
+    assert support.carried_out(spec) == ["MountOverlay"]
+    assert text.startswith((folder / "view" / "lib" / "1" / "version").read_text())
+
+
+def test_of_a_release_that_is_gone_names_stay_and_stat_fails(folder: Path) -> None:
+    support.make_small_release(folder / "root" / "tool" / "1.0", "one")
+    placement = support.scanned(folder / "store", folder / "root", "tool/1.0")
+    layer, _generation, _report = support.build(folder / "state", [placement], strategy="redirect")
+    with support.mounted(declared(folder / "view", layer, folder / "root")) as view:
+        release = view / "tool" / "1.0"
+        with open(release / "version") as held:
+            support.command("rm", "-r", folder / "root" / "tool" / "1.0")
+            support.command("sysctl", "-q", "vm.drop_caches=2")
+            assert sorted(os.listdir(release)) == ["bin", "latest", "version", "version-again"]
+            assert os.readlink(release / "latest") == "bin/tool"
+            assert held.read() == "one"
+        with pytest.raises(OSError, match="Input/output error") as raised:
+            (release / "bin" / "tool").stat()
+        assert raised.value.errno == errno.EIO
+
+
+# ---- what is refused
+
+
+def test_a_layer_that_is_not_made_for_it_is_refused_and_nothing_is_mounted(
+    folder: Path, root: Path, tools: Sequence[Placement]
+) -> None:
+    layer, _generation, _report = support.build(folder / "state", [tools[0]])
+    before = everything(folder)
+    arguments: dict[str, Any] = {"path": str(folder / "view"), "data": [str(root)], "strategy": "redirect"}
+    said = support.module("overlay_mount", lower=[str(layer)], **arguments).message
+    assert f"layer {layer} is not made for strategy redirect" in said
+    (layer / "view").mkdir()
+    assert support.module("overlay_mount", lower=[str(layer)], **arguments).message == said
+    (layer / "view").rmdir()
+    said = support.module("overlay_mount", lower=[str(layer)], options={"userxattr": True}, **arguments).message
+    assert "userxattr cannot go with strategy redirect" in said
+    assert everything(folder).keys() == before.keys()
+
+
+def test_the_kernel_follows_no_redirect_with_userxattr(folder: Path, root: Path, tools: Sequence[Placement]) -> None:
+    """The reason why that is refused."""
+    layer, _generation, _report = support.build(folder / "state", [tools[0]], "user", strategy="redirect")
+    (folder / "whole").mkdir()
+    options = f"ro,userxattr,lowerdir={layer}:{root}"
+    support.command("mount", "-t", "overlay", "-o", options, "overlay", folder / "whole")
+    with pytest.raises(PermissionError):
+        (folder / "whole" / "view" / "tool" / "1.0" / "version").stat()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"format": "erofs"}, "view v cannot be an image: strategy redirect needs opaque directories"),
+        ({"image_store": "/nowhere"}, "view v cannot be an image: strategy redirect needs opaque directories"),
+        ({"xattr_namespace": "user"}, "strategy redirect needs the xattr_namespace trusted"),
+    ],
+)
+def test_what_such_a_layer_cannot_be_is_refused(
+    folder: Path, tools: Sequence[Placement], more: dict[str, Any], said: str
+) -> None:
+    arguments: dict[str, Any] = {"name": "v", "state_dir": str(folder / "state"), "strategy": "redirect", **more}
+    assert said in support.module("metadata_layer", releases=[{"manifest": tools[0].manifest}], **arguments).message
+    assert not (folder / "state").exists()
+
+
+# ---- modules
+
+
+def test_modules_build_mount_switch_and_take_down(folder: Path, root: Path, tools: Sequence[Placement]) -> None:
+    arguments: dict[str, Any] = {"name": "v", "state_dir": str(folder / "state"), "strategy": "redirect"}
+    place = folder / "view"
+    mount: dict[str, Any] = {"path": str(place), "data": [str(root)]}
+    for number, tool in enumerate(tools):
+        built = four_runs("metadata_layer", releases=[{"manifest": tool.manifest}], **arguments)
+        assert (built["strategy"], built["format"]) == ("redirect", "directory")
+        mounted = four_runs("overlay_mount", lower=[built["layer"]], strategy=built["strategy"], **mount)
+        assert mounted["switched"] == (number > 0)
+        assert (mounted["mount"]["lower"], mounted["mount"]["data"]) == ([built["layer"], str(root)], [])
+        assert mounted["mount"]["root"] == "/view"
+        assert mounted["elsewhere"] == []
+        assert os.listdir(place / "tool") == [tool.record.release.partition("/")[2]]
+    # The same generation for data-only layers is another layer, and another mount.
+    arguments["strategy"] = "data_only"
+    releases = [{"manifest": tools[1].manifest}]
+    other = support.module("metadata_layer", releases=releases, format="directory", **arguments).ok
+    assert (other["generation"], other["strategy"]) == (built["generation"], "data_only")
+    switched = four_runs("overlay_mount", lower=[other["layer"]], **mount)
+    assert (switched["method"], switched["mount"]["root"]) == ("beneath", "/")
+    assert switched["diff"]["before"]["root"] == "/view"
+    assert support.compare_trees(place / "tool" / "2.0", root / "tool" / "2.0") == []
+    four_runs("overlay_mount", path=str(place), state="absent")
+    four_runs("metadata_layer", name="v", state_dir=str(folder / "state"), state="absent")
+
+
+@pytest.mark.parametrize("kind", ["upper", "scratch"])
+def test_a_view_that_can_be_written_to(folder: Path, root: Path, tools: Sequence[Placement], kind: str) -> None:
+    layer, _generation, _report = support.build(folder / "state", [tools[0]], strategy="redirect")
+    place = folder / "view"
+    mount: dict[str, Any] = {"path": str(place), "lower": [str(layer)], "data": [str(root)], "strategy": "redirect"}
+    folders = {"upper": str(folder / "writable" / "upper"), "work": str(folder / "writable" / "work")}
+    mount.update(folders if kind == "upper" else {"scratch": "16M"})
+    done = four_runs("overlay_mount", **mount)
+    assert done["mount"]["root"] == "/view"
+    release = place / "tool" / "1.0"
+    assert support.compare_trees(release, root / "tool" / "1.0") == []
+    # A change of metadata alone, a change of content, a new name, and a directory that is renamed.
+    (release / "bin" / "tool").chmod(0o700)
+    (release / "version-again").write_text("changed")
+    (place / "tool" / "2.0").mkdir()
+    (place / "own").write_text("own")
+    (release / "bin").rename(place / "tool" / "2.0" / "bin")
+
+    def is_as_written() -> bool:
+        assert sorted(os.listdir(place)) == ["own", "tool"]
+        assert sorted(os.listdir(release)) == ["latest", "version", "version-again"]
+        moved = place / "tool" / "2.0" / "bin" / "tool"
+        assert moved.read_bytes() == (root / "tool" / "1.0" / "bin" / "tool").read_bytes()
+        # The names of one file, still.
+        assert (release / "version").read_text() == "changed"
+        return moved.stat().st_mode & 0o777 == 0o700
+
+    assert is_as_written()
+    assert (root / "tool" / "1.0" / "version").read_text() == "one"
+    assert not support.module("overlay_mount", **mount).ok["changed"]
+    # Its upper layer has another root than what is seen.
+    assert "shows a part of an overlay, /view" in support.module("overlay_finalize", path=str(place)).message
+    assert is_as_written()
+    if kind == "upper":
+        support.module("overlay_mount", path=str(place), state="unmounted")
+        support.module("overlay_mount", **mount)
+        assert is_as_written()
+
+
+def test_who_uses_it_keeps_it_and_is_named(folder: Path, root: Path, tools: Sequence[Placement]) -> None:
+    layer, generation, _report = support.build(folder / "state", [tools[0]], strategy="redirect")
+    (folder / "state").chmod(0o700)
+    spec = declared(folder / "view", layer, root)
+    support.carried_out(spec)
+    code = "import sys\nheld = open(sys.argv[1])\nprint('ready', flush=True)\nsys.stdin.read()\n"
+    argv = [sys.executable, "-c", code, str(folder / "view" / "tool" / "1.0" / "version")]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        busy = support.module("overlay_mount", path=str(folder / "view"), state="unmounted").message
+        assert f"({process.pid}); nothing was unmounted" in busy
+        for owner in (1, 2):
+            layer, _generation, _report = support.build(folder / "state", [tools[0]], owner=owner)
+        switched = support.module("overlay_mount", path=str(folder / "view"), lower=[str(layer)], data=[str(root)]).ok
+        assert [one["pid"] for one in switched["users"]] == [process.pid]
+        prune: dict[str, Any] = {"name": "view", "state_dir": str(folder / "state"), "keep": 0, "min_age": 0}
+        kept = support.module("overlay_prune", **prune).ok["kept"]
+        (reason,) = [one["reason"] for one in kept if one["generation"] == generation.id]
+        assert f"({process.pid})" in reason
+        process.communicate("")
+    assert [one["generation"] for one in support.module("overlay_prune", **prune).ok["removed"]] == [generation.id]
+
+
+def test_a_mounted_generation_is_neither_removed_nor_pruned(
+    folder: Path, root: Path, tools: Sequence[Placement]
+) -> None:
+    (folder / "state").mkdir(mode=0o700)
+    layer, generation, _report = support.build(folder / "state", [tools[0]], strategy="redirect")
+    support.carried_out(declared(folder / "view", layer, root))
+    for owner in (1, 2):
+        support.build(folder / "state", [tools[0]], owner=owner)
+    arguments: dict[str, Any] = {"name": "view", "state_dir": str(folder / "state")}
+    assert f"mounted at {folder}/view" in support.module("metadata_layer", state="absent", **arguments).message
+    kept = support.module("overlay_prune", keep=0, min_age=0, **arguments).ok["kept"]
+    reasons = {one["generation"]: one["reason"] for one in kept}
+    assert reasons[generation.id] == f"it is mounted at {folder}/view"
+
+
+# ---- what auto chooses
+
+
+def test_auto_takes_data_only_layers_where_the_kernel_has_them(folder: Path, tools: Sequence[Placement]) -> None:
+    arguments: dict[str, Any] = {"name": "v", "state_dir": str(folder / "state")}
+    built = support.module("metadata_layer", releases=[{"manifest": tools[0].manifest}], **arguments).ok
+    assert built["strategy"] == "data_only"
+
+
+@pytest.mark.usefixtures("no_data_only")
+def test_auto_is_redirect_on_a_kernel_without_data_only_layers(
+    folder: Path, tools: Sequence[Placement], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}")
+    state: dict[str, Any] = {"name": "v", "state_dir": str(folder / "state")}
+    releases = [{"manifest": tools[0].manifest}]
+    mounted_before = [mount.path for mount in namespaces.own_mounts()]
+    built = run("metadata_layer", releases=releases, **state).ok
+    assert (built["strategy"], built["format"], built["changed"]) == ("redirect", "directory", True)
+    assert "no image, since strategy redirect needs opaque directories" in built["format_reason"]
+    assert not run("metadata_layer", releases=releases, **state).ok["changed"]
+    assert [mount.path for mount in namespaces.own_mounts()] == mounted_before
+    # What is for others is not made for this kernel.
+    user = run("metadata_layer", releases=releases, xattr_namespace="user", **{**state, "name": "u"}).ok
+    assert user["strategy"] == "data_only"
+    (folder / "images").mkdir()
+    image = run("metadata_layer", name="v", releases=releases, image_store=str(folder / "images")).ok
+    assert image["strategy"] == "data_only"
+    given = {"image": image["image"], "image_digest": image["image_digest"]}
+    before = everything(folder)
+    refused = run("metadata_layer", **given, **state).message
+    assert "view v cannot be an image on this host: images need data-only layers, which its kernel lacks (" in refused
+    assert "view_build: local" in refused
+    assert everything(folder) == before
+    assert "opaque directories" in run("metadata_layer", strategy="redirect", **given, **state).message
+
+
+def test_going_back_takes_the_form_that_is_there(folder: Path, tools: Sequence[Placement]) -> None:
+    state_dir = folder / "state"
+    arguments: dict[str, Any] = {"name": "view", "state_dir": str(state_dir)}
+    only_redirect, first, _report = support.build(state_dir, [tools[0]], strategy="redirect")
+    both, second, _report = support.build(state_dir, [tools[1]])
+    both_redirect, _second, _report = support.build(state_dir, [tools[1]], strategy="redirect")
+    back = support.module("metadata_layer", generation="previous", **arguments).ok
+    assert (back["generation"], back["strategy"]) == (first.id, "redirect")
+    assert back["layer"] == str(only_redirect)
+    forth = support.module("metadata_layer", generation=second.id, **arguments).ok
+    assert (forth["strategy"], forth["layer"]) == ("data_only", str(both))
+    support.module("metadata_layer", generation=first.id, **arguments)
+    forth = support.module("metadata_layer", generation=second.id, strategy="redirect", **arguments).ok
+    assert (forth["strategy"], forth["layer"]) == ("redirect", str(both_redirect))
+    # The form that is current stays.
+    again = support.module("metadata_layer", generation=second.id, **arguments).ok
+    assert (again["changed"], again["strategy"]) == (False, "redirect")

@@ -1,0 +1,535 @@
+"""Switching a view under those who use it: what they see, how mounts spread, and what a run that is killed leaves."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import signal
+import statistics
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, mountinfo, namespaces, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import apply
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, overlay_layers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import detached, mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import (
+    SwitchOverlay,
+    plan_unmounted,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+
+FILES = 20
+
+
+def generation(folder: Path, number: int, view: Path, image: bool = False, strategy: str = "data_only") -> MountSpec:
+    """Make a layer, or an image, of some files that all say the generation, and the data layer behind it."""
+    layer, data = folder / f"g{number}" / "layer", folder / f"g{number}" / "data"
+    top = layer / "view" if strategy == "redirect" else layer
+    for path in (top, data):
+        (path / "bin").mkdir(parents=True)
+    if strategy == "redirect":
+        for path in (top, top / "bin"):
+            os.setxattr(path, "trusted.overlay.opaque", b"y")
+    text = b"generation %d" % number
+    for index in range(FILES):
+        support.write(data / "bin" / f"file{index}", text)
+        name = top / "bin" / f"file{index}"
+        support.write(name)
+        os.setxattr(name, "trusted.overlay.metacopy", b"")
+        os.setxattr(name, "trusted.overlay.redirect", b"/bin/file%d" % index)
+        os.truncate(name, len(text))
+    if image:
+        support.image_of(layer, layer.with_suffix(".erofs"))
+        support.command("rm", "-r", layer)
+        layer = layer.with_suffix(".erofs")
+    return support.declared(view, [layer], [data], strategy=strategy)
+
+
+def overlays_at(path: Path | bytes, pid: int | str = "self") -> list[bytes]:
+    """Return the uppermost layers of the overlays at a path, highest first, as a process sees them."""
+    with open(f"/proc/{pid}/mountinfo", "rb") as stream:
+        live = list(mountinfo.parse(stream.read()))
+    return [
+        overlay_layers(one).lower[0] for one in mountinfo.stack(live, os.fsencode(path)) if one.fstype == b"overlay"
+    ]
+
+
+def arguments_of(spec: MountSpec, **more: Any) -> dict[str, Any]:
+    """Return a declaration as the module takes it."""
+    lower = [os.fsdecode(path) for path in spec.images or spec.lower]
+    data = [os.fsdecode(path) for path in spec.data]
+    return {"path": os.fsdecode(spec.path), "lower": lower, "data": data, "strategy": spec.strategy, **more}
+
+
+READER = """
+import os, sys, time
+view, stop, count = sys.argv[1:]
+folder = os.path.join(view, "bin")
+held = open(os.path.join(folder, "file0"))
+first = held.read()
+os.chdir(folder)
+texts = ("generation 0", "generation 1")
+tries = 0
+print("ready", flush=True)
+while not os.path.exists(stop):
+    names = os.listdir(folder)
+    assert len(names) == int(count), names
+    for name in names:
+        path = os.path.join(folder, name)
+        assert os.stat(path).st_size == 12
+        with open(path) as stream:
+            assert stream.read() in texts, "other content"
+        # By the working directory, which stays in the generation that it was entered in.
+        with open(name) as stream:
+            assert stream.read() == first
+        tries += 1
+    assert os.listdir(".") and os.stat("../bin").st_nlink
+held.seek(0)
+assert held.read() == first, "an open file changed"
+print(tries, flush=True)
+"""
+
+
+@contextmanager
+def reader(view: Path, stop: Path) -> Iterator[subprocess.Popen[str]]:
+    with support.background(READER, view, stop, FILES) as process:
+        try:
+            yield process
+        finally:
+            stop.touch()
+
+
+def stopped(readers: list[subprocess.Popen[str]], stop: Path) -> list[int]:
+    """End the readers, none of which has failed; return how often each has read."""
+    stop.touch()
+    counts = []
+    for process in readers:
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output
+        counts.append(int(output))
+    return counts
+
+
+# ---- under readers
+
+
+@pytest.mark.parametrize(
+    ("method", "first", "second"),
+    [
+        ("beneath", {}, {"image": True}),
+        ("over", {}, {"image": True}),
+        # As on kernels without data-only layers, and when such a host gets another kernel.
+        ("over", {"strategy": "redirect"}, {"strategy": "redirect"}),
+        ("beneath", {"strategy": "redirect"}, {}),
+    ],
+)
+def test_two_hundred_switches_are_not_noticed_by_readers(
+    folder: Path, method: str, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    view = folder / "view"
+    specs = [generation(folder, 0, view, **first), generation(folder, 1, view, **second)]
+    support.carried_out(specs[0])
+    seconds = []
+    with ExitStack() as stack:
+        readers = [stack.enter_context(reader(view, folder / "stop")) for _ in range(4)]
+        for turn in range(1, 201):
+            started = time.monotonic()
+            assert support.carried_out(specs[turn % 2], method)
+            seconds.append(time.monotonic() - started)
+            time.sleep(0.002)
+        counts = stopped(readers, folder / "stop")
+    assert min(counts) > 200
+    # Measured under four readers on few processors, so with much to spare; `make bench` has the figure.
+    assert statistics.median(seconds) < 0.5
+    # 'over' goes back to what it has covered, so it does not pile up either.
+    assert len(overlays_at(view)) == 1
+    support.unmount_all(view)
+    assert support.loops_gone(folder)
+
+
+# ---- the ways to switch
+
+
+def test_over_covers_the_old_one_and_says_so(folder: Path) -> None:
+    view = folder / "view"
+    specs = [generation(folder, number, view) for number in range(3)]
+    support.carried_out(specs[0])
+    done = support.module("overlay_mount", **arguments_of(specs[1], switch="over")).ok
+    assert (done["changed"], done["switched"], done["method"]) == (True, True, "over")
+    assert "stays mounted below" in str(done["warnings"])
+    assert done["elsewhere"] == []
+    assert overlays_at(view) == [specs[1].lower[0], specs[0].lower[0]]
+    again = support.module("overlay_mount", **arguments_of(specs[1], switch="over")).ok
+    assert (again["changed"], again["switched"], "warnings" in again) == (False, False, False)
+    # Back to the one below: nothing is mounted for that.
+    done = support.module("overlay_mount", **arguments_of(specs[0], switch="over")).ok
+    assert (done["changed"], done["switched"]) == (True, True)
+    assert overlays_at(view) == [specs[0].lower[0]]
+    support.carried_out(specs[1], "over")
+    support.carried_out(specs[2], "over")
+    assert len(overlays_at(view)) == 3
+    assert support.module("overlay_mount", path=str(view), state="absent").ok["changed"]
+    assert not view.exists()
+
+
+def test_what_over_has_covered_is_taken_away_beneath_the_declared_one(folder: Path) -> None:
+    view = folder / "view"
+    specs = [generation(folder, number, view) for number in range(3)]
+    for number, count in ((0, 1), (1, 2), (2, 3)):
+        support.carried_out(specs[number], "over")
+        assert len(overlays_at(view)) == count
+    mount_id = support.live(view)
+    done = support.module("overlay_mount", **arguments_of(specs[2])).ok
+    assert done["actions"] == [f"detach the overlays that the one at {view} covers"]
+    # What is seen was there before, and is there still.
+    assert (done["changed"], done["switched"], done["method"], done["elsewhere"]) == (True, False, None, [])
+    assert "warnings" not in done
+    assert overlays_at(view) == [specs[2].lower[0]]
+    now = support.live(view)
+    assert mount_id
+    assert now
+    assert now.id == mount_id.id
+
+
+def refuse_mounting_beneath() -> None:
+    """Have the kernel refuse the flag of move_mount(2) from now on, as one before 6.5 does."""
+    load, jump_if, jump_set, give = 0x20, 0x15, 0x45, 0x06  # BPF_LD|W|ABS, JMP|JEQ|K, JMP|JSET|K, RET|K
+    program = b"".join(
+        struct.pack("=HBBI", *instruction)
+        for instruction in (
+            (load, 0, 0, 0),  # the number of the call
+            (jump_if, 0, 3, 429),
+            (load, 0, 0, 16 + 4 * 8),  # its fifth argument
+            (jump_set, 0, 1, 0x200),
+            (give, 0, 0, 0x00050000 | 22),  # EINVAL
+            (give, 0, 0, 0x7FFF0000),  # allowed
+        )
+    )
+    buffer = ctypes.create_string_buffer(program, len(program))
+    argument = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(22, 2, argument, 0, 0) == 0, os.strerror(ctypes.get_errno())  # PR_SET_SECCOMP, a filter
+
+
+def test_a_kernel_that_cannot_mount_beneath_mounts_over(folder: Path) -> None:
+    view = folder / "view"
+    specs = [generation(folder, number, view) for number in range(2)]
+    support.carried_out(specs[0])
+
+    def planned(switch: str) -> list[str]:
+        plan = support.planned(specs[1], switch)
+        return [str(getattr(action, "method", action)) for action in plan]
+
+    def there(_progress: deadline.Progress) -> None:
+        refuse_mounting_beneath()
+        assert not mounts.can_mount_beneath()
+        with pytest.raises(OverlayError, match=r"cannot mount beneath it \(Linux 6\.5\): 'switch: over'"):
+            planned("beneath")
+        assert planned("auto") == ["over", f"detach the overlays that the one at {view} covers"]
+        for action in support.planned(specs[1], "auto"):
+            apply(action, mounts.HANDLERS)
+        assert planned("auto") == []
+
+    deadline.run(there, 30)
+    assert mounts.can_mount_beneath()
+    assert overlays_at(view) == [specs[1].lower[0]]
+
+
+# ---- how mounts spread
+
+
+@contextmanager
+def spread(folder: Path, propagation: str, outside: str) -> Iterator[tuple[Path, int]]:
+    """Have a view on a mount that is shared or not, and a namespace that has it in one way or another; give the view and the process."""
+    place = folder / "place"
+    place.mkdir()
+    support.command("mount", "-t", "tmpfs", "tmpfs", place)
+    support.command("mount", f"--make-{propagation}", place)
+    view = place / "view"
+    specs = [generation(folder, number, view) for number in range(2)]
+    support.carried_out(specs[0])
+    with support.namespace(outside) as pid:
+        yield view, pid
+
+
+def other(folder: Path) -> dict[str, Any]:
+    layer, data = folder / "g1" / "layer", folder / "g1" / "data"
+    return {"path": str(folder / "place" / "view"), "lower": [str(layer)], "data": [str(data)]}
+
+
+@pytest.mark.parametrize("switch", ["auto", "over"])
+@pytest.mark.parametrize("outside", ["unchanged", "shared", "slave"])
+def test_a_switch_spreads_to_namespaces_that_follow(folder: Path, outside: str, switch: str) -> None:
+    with spread(folder, "shared", outside) as (view, pid):
+        done = support.module("overlay_mount", switch=switch, **other(folder)).ok
+        assert done["elsewhere"] == []
+        count = 1 if switch == "auto" else 2
+        assert overlays_at(view)[0] == overlays_at(view, pid)[0] == os.fsencode(folder / "g1" / "layer")
+        assert len(overlays_at(view)) == len(overlays_at(view, pid)) == count
+        again = support.module("overlay_mount", switch=switch, **other(folder)).ok
+        assert not again["changed"]
+
+
+@pytest.mark.parametrize("propagation", ["shared", "private"])
+def test_a_namespace_of_its_own_keeps_the_old_one_and_is_named(folder: Path, propagation: str) -> None:
+    with spread(folder, propagation, "private") as (view, pid):
+        done = support.module("overlay_mount", **other(folder)).ok
+        assert done["elsewhere"] == [{"path": str(view), "pid": pid}]
+        assert f"still mounted at {view} in the mount namespace of process {pid}" in str(done["warnings"])
+        assert overlays_at(view) == [os.fsencode(folder / "g1" / "layer")]
+        assert overlays_at(view, pid) == [os.fsencode(folder / "g0" / "layer")]
+        # It is not a user unless it stands in it, and is no difference for the next run.
+        assert done["users"] == []
+        assert not support.module("overlay_mount", **other(folder)).ok["changed"]
+
+
+def test_a_place_that_the_view_was_bound_to_keeps_the_old_one_and_is_named(folder: Path) -> None:
+    view = folder / "view"
+    specs = [generation(folder, number, view) for number in range(2)]
+    support.carried_out(specs[0])
+    for name in ("bound", "part"):
+        (folder / name).mkdir()
+    support.command("mount", "--bind", view, folder / "bound")
+    support.command("mount", "--bind", view / "bin", folder / "part")
+    done = support.module("overlay_mount", **arguments_of(specs[1])).ok
+    assert sorted(one["path"] for one in done["elsewhere"]) == [str(folder / "bound"), str(folder / "part")]
+    assert {one["pid"] for one in done["elsewhere"]} == {None}
+    assert (folder / "bound" / "bin" / "file0").read_text() == "generation 0"
+    assert (folder / "part" / "file0").read_text() == "generation 0"
+    assert (view / "bin" / "file0").read_text() == "generation 1"
+
+
+@pytest.mark.parametrize("mode", ["shared", "slave", "private", "unbindable"])
+def test_a_view_that_is_itself_shared_is_switched(folder: Path, mode: str) -> None:
+    view = folder / "view"
+    specs = [generation(folder, number, view) for number in range(2)]
+    support.carried_out(specs[0])
+    support.command("mount", f"--make-{mode}", view)
+    for turn in range(1, 4):
+        support.carried_out(specs[turn % 2])
+        assert overlays_at(view) == [specs[turn % 2].lower[0]]
+
+
+def test_a_follower_that_has_mounted_over_the_view_keeps_its_own(folder: Path) -> None:
+    with spread(folder, "shared", "slave") as (view, pid):
+        support.command("nsenter", "--mount", f"--target={pid}", "mount", "-t", "tmpfs", "own", view)
+        done = support.module("overlay_mount", **other(folder)).ok
+        assert done["method"] == "beneath"
+        assert overlays_at(view) == [os.fsencode(folder / "g1" / "layer")]
+        with open(f"/proc/{pid}/mountinfo", "rb") as stream:
+            top = mountinfo.top_mount(list(mountinfo.parse(stream.read())), os.fsencode(view))
+        assert top
+        assert top.source == b"own"
+
+
+# ---- runs that are killed
+
+
+def test_a_switch_that_was_killed_half_way_is_finished(folder: Path) -> None:
+    view = folder / "view"
+    specs = [generation(folder, number, view) for number in range(3)]
+
+    def half_way(old: int, new: int) -> None:
+        support.carried_out(specs[old])
+        mount = mounts.new_overlay(specs[new])
+        syscalls.move_mount(mount, specs[new].path, beneath=True)
+        os.close(mount)
+        assert overlays_at(view) == [specs[old].lower[0], specs[new].lower[0]]
+
+    # The declaration is still that of the killed run, that of the run before, or another one.
+    for declared in (1, 0, 2):
+        half_way(0, 1)
+        checked = support.module("overlay_mount", True, True, **arguments_of(specs[declared])).ok
+        done = support.module("overlay_mount", **arguments_of(specs[declared])).ok
+        # The old one is what is seen, so declaring it again switches nothing.
+        assert (done["changed"], done["switched"]) == (True, declared != 0)
+        assert done["method"] == ("beneath" if declared else None)
+        assert checked["actions"] == done["actions"]
+        assert overlays_at(view) == [specs[declared].lower[0]]
+        assert not support.module("overlay_mount", **arguments_of(specs[declared])).ok["changed"]
+    # To finish is all that has to be done where the declared one is there.
+    half_way(0, 1)
+    plan = support.planned(specs[1])
+    assert not any(isinstance(action, SwitchOverlay) for action in plan)
+    for action in plan_unmounted(specs[0].path, mounts.observe(specs[0].path), absent=True):
+        apply(action, mounts.HANDLERS)
+    assert not view.exists()
+
+
+def erofs_mounts() -> list[Mount]:
+    return [one for one in namespaces.own_mounts() if one.fstype == b"erofs"]
+
+
+def test_a_switch_that_is_killed_anywhere_leaves_the_old_or_the_new_one(folder: Path) -> None:
+    view = folder / "view"
+    specs = [generation(folder, number, view, image=number % 2 == 1) for number in range(4)]
+    random.seed(4)
+    support.carried_out(specs[0])
+    others = len(namespaces.own_mounts())
+    times = []
+    for turn in (1, 2, 3, 0):
+        started = time.monotonic()
+        support.carried_out(specs[turn])
+        times.append(time.monotonic() - started)
+    longest = max(times)
+    before = 0
+    ended = {"old": 0, "new": 0}
+    for _kill in range(120):
+        after = random.choice([number for number in range(4) if number != before])
+        switch_and_kill(specs[after], random.uniform(0, longest))
+        (text,) = {path.read_text() for path in (view / "bin").iterdir()}
+        assert text in (f"generation {before}", f"generation {after}")
+        ended["new" if text.endswith(str(after)) else "old"] += 1
+        assert len(list((view / "bin").iterdir())) == FILES
+        assert len(overlays_at(view)) <= 2
+        # The next run wants the same, or what was there before.
+        wanted = random.choice([before, after])
+        support.carried_out(specs[wanted])
+        assert overlays_at(view) == [specs[wanted].lower[0]]
+        assert len(namespaces.own_mounts()) == others
+        assert erofs_mounts() == []
+        before = wanted
+    assert min(ended.values()) > 10, ended
+    support.unmount_all(view)
+    assert support.loops_gone(folder)
+
+
+def switch_and_kill(spec: MountSpec, seconds: float) -> None:
+    """Start a switch in a process of its own, and kill that after a while."""
+    child = os.fork()
+    if child == 0:
+        try:
+            for action in support.planned(spec):
+                apply(action, mounts.HANDLERS)
+        finally:
+            os._exit(0)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+# ---- stacks
+
+
+WATCHER = """
+import os, sys
+path, stop = sys.argv[1:]
+tries = failed = 0
+seen = []
+print("ready", flush=True)
+while not os.path.exists(stop):
+    try:
+        with open(path) as stream:
+            text = stream.read()
+        if seen[-1:] != [text]:
+            seen.append(text)
+    except OSError as error:
+        failed += 1
+    tries += 1
+print(tries, failed, ",".join(text[-1] for text in seen), flush=True)
+"""
+
+
+@contextmanager
+def watched(file: Path, stop: Path, found: list[str]) -> Iterator[None]:
+    """Have a file read without a pause; add how often it was, how often that failed, and what was seen, in this order."""
+    with support.background(WATCHER, file, stop) as process:
+        try:
+            yield
+            time.sleep(0.05)
+        finally:
+            stop.touch()
+        output, _ = process.communicate(timeout=60)
+        found.extend(output.split())
+
+
+@pytest.mark.parametrize("propagation", ["private", "shared", "slave"])
+@pytest.mark.parametrize("below", [[2], [3, 2], [1], [2, 1], [1, 2], [3, 1, 2, 1]])
+@pytest.mark.parametrize("kernel", ["beneath", "without"])
+def test_of_a_stack_the_declared_one_comes_first_and_then_the_old_ones_go(
+    folder: Path, propagation: str, below: list[int], kernel: str
+) -> None:
+    place = folder / "place"
+    place.mkdir()
+    support.command("mount", "-t", "tmpfs", "tmpfs", place)
+    support.command("mount", "--make-shared", place)
+    if propagation == "slave":
+        (folder / "follower").mkdir()
+        support.command("mount", "--bind", place, folder / "follower")
+        place = folder / "follower"
+    support.command("mount", f"--make-{propagation}", place)
+    view = place / "view"
+    specs = [generation(folder, number, view) for number in range(4)]
+    view.mkdir()
+    for number in (*reversed(below), 0):
+        mount = mounts.new_overlay(specs[number])
+        mounts.attach(mount, specs[number].path)
+        os.close(mount)
+    assert len(overlays_at(view)) == len(below) + 1
+    before = [(one.path, one.propagation) for one in namespaces.own_mounts() if one.path == os.fsencode(place)]
+
+    def declare(_progress: deadline.Progress) -> None:
+        if kernel == "without":
+            refuse_mounting_beneath()
+        for action in support.planned(specs[1]):
+            apply(action, mounts.HANDLERS)
+        assert support.planned(specs[1]) == ()
+
+    found: list[str] = []
+    with watched(view / "bin" / "file0", folder / "stop", found):
+        deadline.run(declare, 60)
+    # No read fails, and none goes back in time.
+    assert int(found[0]) > 10
+    assert found[1:] == ["0", "0,1"]
+    assert overlays_at(view) == [specs[1].lower[0]]
+    assert [(one.path, one.propagation) for one in namespaces.own_mounts() if one.path == os.fsencode(place)] == before
+    assert not support.module("overlay_mount", **arguments_of(specs[1])).ok["changed"]
+
+
+def test_a_stack_goes_wherever_mounts_spread(folder: Path) -> None:
+    with spread(folder, "shared", "slave") as (view, pid):
+        specs = [generation(folder, number, view) for number in (2, 3)]
+        for spec in specs:
+            support.carried_out(spec, "over")
+        assert len(overlays_at(view)) == len(overlays_at(view, pid)) == 3
+        done = support.module("overlay_mount", **other(folder)).ok
+        assert (done["method"], done["elsewhere"]) == ("beneath", [])
+        assert overlays_at(view) == overlays_at(view, pid) == [os.fsencode(folder / "g1" / "layer")]
+
+
+def test_who_uses_what_was_covered_is_known_when_it_has_gone(folder: Path) -> None:
+    view = folder / "view"
+    specs = [generation(folder, number, view) for number in range(3)]
+    support.carried_out(specs[0])
+    with support.background(f"import sys\nheld = open(sys.argv[1])\n{support.WAIT}", view / "bin" / "file0") as process:
+        support.carried_out(specs[1], "over")
+        support.carried_out(specs[2])
+        assert overlays_at(view) == [specs[2].lower[0]]
+        used = {record.lower: [user.pid for user in found] for record, found in detached.in_use()}
+        assert used[specs[0].lower] == [process.pid]
+
+
+def test_a_stack_is_unmounted_without_showing_what_was_covered(folder: Path) -> None:
+    view = folder / "view"
+    specs = [generation(folder, number, view) for number in range(3)]
+    for spec in specs:
+        support.carried_out(spec, "over")
+    found: list[str] = []
+    with watched(view / "bin" / "file0", folder / "stop", found):
+        # Who reads at that very moment keeps it busy.
+        assert any(
+            support.module("overlay_mount", path=str(view), state="unmounted").status == 0 for _try in range(100)
+        )
+    assert found[2] == "2"
+    assert overlays_at(view) == []

@@ -1,0 +1,75 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Finding releases below a software root, as root and as a user that the server does not let in everywhere."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def software_root() -> Iterator[Path]:
+    """A software root that everybody may read, unlike pytest's own temporary folders."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        root.chmod(0o755)
+        for release in ("usd/25.05", "usd/.staging", "houdini/20.5.410", ".snapshot/hourly"):
+            (root / release).mkdir(parents=True)
+        (root / "usd/current").symlink_to("25.05")
+        (root / "usd/README").touch()
+        (root / "lost+found").mkdir(0o700)
+        yield root
+
+
+def as_nobody(root: Path) -> tuple[list[str], list[str]]:
+    def find(_progress: deadline.Progress) -> tuple[list[str], list[str]]:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        unlisted: list[str] = []
+        found = scan.find_releases(str(root), Pattern.parse("{package}/{version}"), unlisted)
+        return sorted(release.path for release in found), unlisted
+
+    return deadline.run(find, 30)
+
+
+def test_a_directory_that_may_not_be_listed_does_not_hide_the_other_releases(software_root: Path) -> None:
+    found, unlisted = as_nobody(software_root)
+    assert found == ["houdini/20.5.410", "usd/25.05"]
+    assert unlisted == [str(software_root / "lost+found")]
+
+
+def test_a_root_that_may_not_be_listed_is_an_error_and_not_an_empty_list(software_root: Path) -> None:
+    software_root.chmod(0o700)
+    with pytest.raises(PermissionError) as caught:
+        as_nobody(software_root)
+    assert caught.value.filename == str(software_root)
+
+
+def test_an_image_store_inside_of_the_manifest_store_is_not_looked_into(tmp_path: Path) -> None:
+    (tmp_path / "software" / "usd" / "25.05").mkdir(parents=True)
+    store = tmp_path / "manifests"
+    store.mkdir()
+    manifest_store.write(str(store), str(tmp_path / "software"), "usd/25.05", checksum=False)
+    (store / ".images" / ".new").mkdir(parents=True)
+    (store / ".images" / "4ff24b6d8e0c11a7.json").write_text("{}")
+    looked_into: list[None] = []
+    pattern = Pattern.parse("{package}/{version}")
+    found = list(manifest_store.find_manifests(str(store), pattern, lambda: looked_into.append(None)))
+    assert [release.path for release in found] == ["usd/25.05"]
+    assert len(looked_into) == len(["the store", "usd"])

@@ -1,0 +1,291 @@
+"""What a release may not have in it, and what a scan says of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, xattrs
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Entry, Placement
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.scan import Scan
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+
+NOBODY = 65534
+
+
+def scan(root: Path, release: str = "pkg/1") -> list[Entry]:
+    return list(Scan(os.fsencode(root), os.fsencode(release)))
+
+
+def plain(folder: Path) -> Path:
+    top = folder / "root" / "pkg" / "1"
+    (top / "sub").mkdir(parents=True)
+    support.write(top / "sub" / "file", b"content")
+    return top
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (stat.S_IFIFO, "a named pipe"),
+        (stat.S_IFSOCK, "a socket"),
+        (stat.S_IFCHR, "a character device"),
+        (stat.S_IFBLK, "a block device"),
+    ],
+)
+def test_what_is_no_file_is_refused_by_name(folder: Path, kind: int, said: str) -> None:
+    path = plain(folder) / "sub" / "odd\nname"
+    if kind == stat.S_IFSOCK:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    else:
+        os.mknod(path, kind | 0o644, os.makedev(1, 3))
+    with pytest.raises(OverlayError, match=rf"/pkg/1/sub/odd\\nname is {said}: releases are made of"):
+        scan(folder / "root")
+
+
+@pytest.mark.parametrize("what", ["tmpfs", "bind directory", "bind file", "bind of itself"])
+@pytest.mark.parametrize("through", ["root", "link", "root/../root", "root//."])
+def test_a_mount_inside_of_a_release_is_refused_by_name(folder: Path, what: str, through: str) -> None:
+    top = plain(folder)
+    (folder / "link").symlink_to("root")
+    (folder / "root" / "else").mkdir()
+    (top / "inner").mkdir()
+    if what == "tmpfs":
+        support.command("mount", "-t", "tmpfs", "tmpfs", top / "inner")
+    elif what == "bind file":
+        support.command("mount", "--bind", top / "sub" / "file", top / "sub" / "file")
+    else:
+        source = top / "inner" if what == "bind of itself" else folder / "root" / "else"
+        support.command("mount", "--bind", source, top / "inner")
+    with pytest.raises(OverlayError, match=r"/root/pkg/1/(inner|sub/file) is a mount inside the release"):
+        scan(Path(f"{folder}/{through}"))
+
+
+@pytest.mark.parametrize("place", ["pkg", "pkg/1"])
+@pytest.mark.parametrize("kind", ["tmpfs", "bind"])
+def test_a_mount_between_the_root_and_a_release_is_refused_by_name(folder: Path, place: str, kind: str) -> None:
+    # A redirect does not cross it: the view would list every file and open none.
+    plain(folder)
+    path = folder / "root" / place
+    if kind == "tmpfs":
+        support.command("mount", "-t", "tmpfs", "tmpfs", path)
+        (folder / "root" / "pkg" / "1").mkdir(exist_ok=True)
+    else:
+        support.command("mount", "--bind", path, path)
+    with pytest.raises(
+        OverlayError, match=rf"/root/{place} is a mount below the software root, such as a nested export"
+    ):
+        scan(folder / "root")
+
+
+def test_the_root_itself_may_be_a_mount(folder: Path) -> None:
+    plain(folder)
+    support.command("mount", "--bind", folder / "root", folder / "root")
+    assert len(scan(folder / "root")) == 3
+
+
+@pytest.mark.parametrize("link", ["pkg", "pkg/1"])
+def test_a_release_that_is_a_link_is_refused_by_name(folder: Path, link: str) -> None:
+    plain(folder)
+    path = folder / "root" / link
+    path.rename(folder / "root" / "real")
+    path.symlink_to(folder / "root" / "real")
+    with pytest.raises(OverlayError, match=rf"/root/{link} is a symbolic link: name the release by its own path"):
+        scan(folder / "root")
+
+
+def test_the_root_may_be_a_link(folder: Path) -> None:
+    plain(folder)
+    (folder / "link").symlink_to("root")
+    assert len(scan(folder / "link")) == 3
+
+
+@pytest.mark.parametrize(
+    ("root", "release", "reason"),
+    [
+        ("nowhere", "pkg/1", "software root .*/nowhere does not exist"),
+        ("root/pkg/1/sub/file", "pkg/1", "is not a directory"),
+        ("root", "pkg/2", "release pkg/2 does not exist: there is no .*/root/pkg/2"),
+        ("root", "other/1", "release other/1 does not exist: there is no .*/root/other$"),
+        ("root", "pkg/1/sub/file", "/sub/file is not a directory"),
+    ],
+)
+def test_what_is_not_there_is_named(folder: Path, root: str, release: str, reason: str) -> None:
+    plain(folder)
+    with pytest.raises(OverlayError, match=reason):
+        scan(folder / root, release)
+
+
+def recorded(folder: Path, privileged: bool = True, **more: Any) -> support.Ran:
+    """Record the release of ``plain``; without privileges as root of a host whose file server takes it for nobody."""
+    store = folder / "store"
+    store.mkdir(exist_ok=True)
+    store.chmod(0o777)
+    return support.module(
+        "release_manifest",
+        privileged=privileged,
+        root=str(folder / "root"),
+        release="pkg/1",
+        store=str(store),
+        **more,
+    )
+
+
+@pytest.mark.parametrize("privileged", [True, False])
+def test_what_not_everybody_may_read_is_named_whoever_scans(folder: Path, privileged: bool) -> None:
+    top = plain(folder)
+    support.write(top / "secret \udcff", b"x", 0o600)
+    support.write(top / "of-a-group", b"x", 0o640)
+    support.write(top / "needs no reading", b"", 0o640)
+    support.write(top / "denied-to-others", b"x", 0o644)
+    granted = (
+        (support.OWNER, 6),
+        (support.USER, 4, 5001),
+        (support.OWNING_GROUP, 4),
+        (support.MASK, 4),
+        (support.OTHER, 0),
+    )
+    os.setxattr(top / "denied-to-others", "system.posix_acl_access", support.acl(*granted))
+    for name in ("secret \udcff", "of-a-group", "denied-to-others"):
+        os.chown(top / name, NOBODY, NOBODY)
+    (top / "closed" / "inner").mkdir(parents=True)
+    support.write(top / "closed" / "inner" / "file", b"x")
+    os.chown(top / "closed", NOBODY, NOBODY)
+    (top / "closed").chmod(0o750)
+    ran = recorded(folder, privileged).ok
+    assert ran["unreadable"] == ["/closed/", "/denied-to-others", "/of-a-group", "/secret \\xff"]
+    assert ran["unreadable_count"] == 4
+    assert "not everybody may read 4 of its files and directories" in str(ran["warnings"][0])
+    assert ran["entries"]["directories"] == (4 if privileged else 3)
+
+
+@pytest.mark.parametrize("place", ["", "pkg", "pkg/1"])
+def test_a_release_below_a_directory_that_not_everybody_may_enter_is_named(folder: Path, place: str) -> None:
+    plain(folder)
+    (folder / "root" / place).chmod(0o750)
+    ran = recorded(folder).ok
+    assert ran["unreadable"] == ["/"]
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o704, 0o750])
+def test_a_directory_that_no_reader_may_enter_is_kept_without_what_is_in_it(folder: Path, mode: int) -> None:
+    top = plain(folder)
+    (top / "sub" / "inner").mkdir()
+    (top / "sub").chmod(mode)
+    os.chown(top / "sub", NOBODY, NOBODY)
+    ran = recorded(folder, privileged=False).ok
+    assert (ran["unreadable"], ran["unlisted"], ran["unlisted_count"]) == (["/sub/"], ["/sub"], 1)
+    assert "root of this host may not list 1 directories" in str(ran["warnings"])
+    assert ran["entries"] == {"directories": 2, "files": 0, "symlinks": 0, "hardlinks": 0}
+    assert not recorded(folder, privileged=False, rescan=True).ok["changed"]
+    place = Placement(
+        f"{folder}/store/pkg/1.dump.gz", manifest_store.read_record(f"{folder}/store/pkg/1.dump.gz"), b"", b""
+    )
+    (_root, sub) = manifest_store.entries(place)
+    assert (sub.path, sub.mode, sub.nlink, sub.uid) == (b"/sub", stat.S_IFDIR | mode, 2, NOBODY)
+
+
+def test_a_directory_that_readers_may_enter_and_the_scan_may_not_list_fails_with_its_path(folder: Path) -> None:
+    top = plain(folder)
+    (top / "sub").chmod(0o711)
+    os.chown(top / "sub", NOBODY, NOBODY)
+    message = recorded(folder, privileged=False).message
+    assert message.startswith(f"{top}/sub has mode 0711: everybody may enter it, and this host may not list it")
+    assert [path for path in (folder / "store").rglob("*") if path.is_file()] == []
+
+
+def test_a_user_who_may_not_list_a_directory_is_refused(folder: Path) -> None:
+    top = plain(folder)
+    (top / "sub").chmod(0o700)
+
+    def as_nobody(_progress: deadline.Progress) -> None:
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        scan(folder / "root")
+
+    with pytest.raises(PermissionError) as raised:
+        deadline.run(as_nobody, 30)
+    assert raised.value.filename == str(top / "sub")
+
+
+def test_root_is_not_told_to_run_as_root(folder: Path) -> None:
+    top = plain(folder)
+    os.chown(top, NOBODY, NOBODY)
+    top.chmod(0o700)
+    message = recorded(folder, privileged=False).message
+    assert message.startswith(f"{top}: Permission denied: root itself is refused, as happens in a user namespace")
+
+
+def test_content_that_lies_too_deep_for_a_redirect_is_refused_by_name(folder: Path) -> None:
+    top = plain(folder)
+    support.command(
+        "python3", "-c", "import os, sys\nos.chdir(sys.argv[1])\nfor _ in range(17):\n os.mkdir('d' * 250)\n os.chdir('d' * 250)\n"
+        "open('f', 'w').write('x')", top,
+    )  # fmt: skip
+    with pytest.raises(OverlayError, match=r"/d+ lies too deep: \d+ bytes, 3838 at most"):
+        scan(folder / "root")
+
+
+# ---- attributes, with both ways to read and write them
+
+
+@pytest.fixture(params=["pyxattr", "os"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    assert xattrs.HAS_PYXATTR, "pyxattr is not installed: half of this would go untested"
+    if request.param == "os":
+        monkeypatch.setattr(xattrs, "HAS_PYXATTR", False)
+        monkeypatch.setattr(xattrs, "write", xattrs._write_os)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("way")
+def test_attributes_are_read_and_written(folder: Path) -> None:
+    path = os.fsencode(folder) + b"/file \xff"
+    support.write(path, b"x")
+    os.symlink(path, path + b"-link")
+    assert xattrs.read(path, b"user.absent") is None
+    xattrs.write(path, b"trusted.overlay.redirect", b"/\xff\x00")
+    with open(path, "rb") as stream:
+        xattrs.write(stream.fileno(), b"user.empty", b"")
+        assert xattrs.read(stream.fileno(), b"user.empty") == b""
+        assert xattrs.read(stream.fileno(), b"trusted.overlay.redirect") == b"/\xff\x00"
+    assert xattrs.read(path, b"trusted.overlay.redirect") == b"/\xff\x00"
+    # Those of the link, not of what it leads to.
+    assert xattrs.read(path + b"-link", b"trusted.overlay.redirect") is None
+    xattrs.write(path + b"-link", b"trusted.own", b"1")
+    assert xattrs.read(path + b"-link", b"trusted.own") == b"1"
+    with pytest.raises(PermissionError):
+        xattrs.write(path + b"-link", b"user.not-on-links", b"1")
+    with pytest.raises(FileNotFoundError):
+        xattrs.read(path + b"-gone", b"user.x")
+
+
+@pytest.mark.usefixtures("way")
+def test_a_file_system_without_attributes_has_none() -> None:
+    assert xattrs.read(b"/proc/self/status", b"user.x") is None
+
+
+@pytest.mark.usefixtures("way")
+def test_both_ways_make_the_same_manifest_and_layer(folder: Path, root: Path, way: str) -> None:
+    placement = support.scanned(folder / "store", root, "odd/1")
+    capable = [entry.path for entry in manifest_store.entries(placement) if entry.xattrs]
+    assert capable == [
+        b"/special/acl",
+        b"/special/acl-default",
+        b"/special/acl-directory",
+        b"/special/acl-directory/inherits",
+        b"/special/acl-empty",
+        b"/special/acl-mask",
+        b"/special/capable",
+        b"/special/capable-and-empty",
+    ], way
+    layer, _generation, _report = support.build(folder / "state", [placement])
+    with support.mounted(support.declared(folder / "view", [layer], [root])) as view:
+        assert support.compare_trees(view / "odd/1/special", root / "odd/1/special") == []

@@ -1,0 +1,480 @@
+"""Which releases a view shows: those that leave it linger, withdrawn ones do not, and changed ones are noticed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import linger, view_record
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.linger import Record
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel.test_modules import everything, four_runs
+
+TWO_DAYS = 172_800
+
+
+def done(name: str, /, **arguments: Any) -> dict[str, Any]:
+    """Run a module, which succeeds."""
+    return support.module(name, **arguments).ok
+
+
+class Farm:
+    """A software root with three releases of one package, a store with their manifests, and a view of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root, self.store, self.view = folder / "root", folder / "store", folder / "view"
+        self.view.mkdir()
+        for version in "123":
+            release = self.root / "usd" / version
+            (release / "lib").mkdir(parents=True)
+            (release / ".ready").touch()
+            for name in ("early", "late"):
+                support.write(release / "lib" / f"{name}.py", f"word = '{name} {version}'\n".encode())
+            self.scan(f"usd/{version}")
+
+    def scan(self, release: str) -> None:
+        done("release_manifest", root=str(self.root), store=str(self.store), release=release)
+
+    def decide(self, *releases: str | dict[str, Any], check: bool = False, **options: Any) -> dict[str, Any]:
+        """Run the module, which succeeds."""
+        return self.ran(*releases, check=check, **options).ok
+
+    def refusal(self, *releases: str | dict[str, Any], check: bool = False, **options: Any) -> str:
+        """Run the module, which fails; return the reason."""
+        return self.ran(*releases, check=check, **options).message
+
+    def ran(self, *releases: str | dict[str, Any], check: bool = False, **options: Any) -> support.Ran:
+        given = [one if isinstance(one, dict) else {"release": one} for one in releases]
+        return support.module("view_releases", check=check, **{**self.options, "releases": given, **options})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"name": "view", "root": str(self.root), "store": str(self.store), "ready_marker": ".ready"}
+
+    def deploy(self, *releases: str | dict[str, Any], **options: Any) -> dict[str, Any]:
+        """Decide, build and mount, as the role does; return what was decided."""
+        decided = self.decide(*releases, **options)
+        state_dir, releases = str(self.folder / "state"), decided["releases"]
+        layer = done("metadata_layer", name="view", store=str(self.store), state_dir=state_dir, releases=releases)
+        mount = {"path": str(self.view), "lower": [layer["layer"]], "data": [str(self.root)]}
+        done("overlay_mount", **mount)
+        return {**decided, "generation": layer["generation"]}
+
+    def shown(self) -> list[str]:
+        return sorted(os.listdir(self.view / "usd"))
+
+    @property
+    def record(self) -> Path:
+        return self.store / ".views" / "view.json"
+
+
+@pytest.fixture
+def farm(folder: Path) -> Farm:
+    return Farm(folder)
+
+
+def names(entries: list[dict[str, Any]]) -> list[str]:
+    return [one["release"] for one in entries]
+
+
+#: Imports one module of its release, and another one when it is told to.
+JOB = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+sys.dont_write_bytecode = True
+import early
+print("ready", flush=True)
+sys.stdin.readline()
+import late
+print(early.word, late.word, flush=True)
+"""
+
+
+# ---- lingering
+
+
+def test_a_process_that_imports_late_still_finds_its_release_after_a_switch(farm: Farm) -> None:
+    """The README's own case: newest(@), a job on usd/1, and the deployment of usd/2."""
+    farm.deploy("usd/1")
+    with support.background(JOB, farm.view / "usd" / "1" / "lib") as job:
+        assert names(farm.deploy("usd/2")["leaving"]) == ["usd/1"]
+        assert job.stdin
+        assert job.stdout
+        job.stdin.write("\n")
+        job.stdin.flush()
+        assert job.stdout.readline() == "early 1 late 1\n"
+    assert farm.shown() == ["1", "2"]
+
+
+def test_without_lingering_it_does_not(farm: Farm) -> None:
+    farm.deploy("usd/1", linger=0)
+    assert farm.deploy("usd/2", linger=0)["leaving"] == []
+    assert farm.shown() == ["2"]
+    assert not farm.record.exists()
+
+
+def test_the_first_deployment_after_its_time_leaves_it_out(farm: Farm) -> None:
+    farm.deploy("usd/1", now=1000)
+    farm.deploy("usd/2", now=2000)
+    decided = farm.deploy("usd/3", now=2000 + TWO_DAYS - 1)
+    assert decided["leaving"] == [
+        {"release": "usd/1", "since": "1970-01-01T00:33:20Z", "until": "1970-01-03T00:33:20Z"},
+        {"release": "usd/2", "since": "1970-01-03T00:33:19Z", "until": "1970-01-05T00:33:19Z"},
+    ]
+    assert farm.shown() == ["1", "2", "3"]
+    decided = farm.deploy("usd/3", now=2000 + TWO_DAYS)
+    assert decided["left"] == [{"release": "usd/1", "at": "usd/1", "reason": "it has lingered for 172800 seconds"}]
+    assert farm.shown() == ["2", "3"]
+
+
+def test_four_runs(farm: Farm) -> None:
+    farm.decide("usd/1", now=1000)
+    given = {**farm.options, "releases": [{"release": "usd/2"}], "now": 2000}
+    ran = four_runs("view_releases", **given)
+    assert ran["actions"] == ["record the releases of view view"]
+    assert ran["diff"]["before"] == {"declared": ["usd/1 at usd/1"], "leaving": []}
+    assert ran["diff"]["after"] == {
+        "declared": ["usd/2 at usd/2"],
+        "leaving": ["usd/1 until 1970-01-03T00:33:20Z"],
+    }
+
+
+def test_a_later_batch_and_a_host_that_is_deployed_later_have_the_same_generation(farm: Farm) -> None:
+    farm.decide("usd/1", now=1000)
+    first = farm.deploy("usd/2", now=2000)
+    # Nearly at the end of its time: the later batch decides as the first one did, whatever the time is by then.
+    assert farm.deploy("usd/2", now=first["now"])["generation"] == first["generation"]
+    assert farm.deploy("usd/2", now=2000 + TWO_DAYS - 1)["generation"] == first["generation"]
+    # Once a run has left it out, it is not shown again, by whatever clock.
+    last = farm.deploy("usd/2", now=2000 + TWO_DAYS)
+    assert last["generation"] != first["generation"]
+    assert farm.deploy("usd/2", now=3000)["generation"] == last["generation"]
+
+
+def test_a_release_at_a_place_that_is_not_its_own_is_replaced_at_once(farm: Farm) -> None:
+    farm.deploy({"release": "usd/1", "at": "usd/current"})
+    decided = farm.deploy({"release": "usd/2", "at": "usd/current"})
+    assert decided["leaving"] == []
+    assert names(decided["left"]) == ["usd/1"]
+    assert (farm.view / "usd/current/lib/late.py").read_text() == "word = 'late 2'\n"
+
+
+def test_a_link_of_the_view_takes_the_place_at_once(farm: Farm) -> None:
+    farm.decide("usd/1")
+    decided = farm.decide("usd/2", links=[{"path": "usd/1", "target": "2"}])
+    assert decided["leaving"] == []
+    assert names(decided["releases"]) == ["usd/2"]
+
+
+def test_it_lingers_as_it_was_declared(farm: Farm) -> None:
+    farm.decide({"release": "usd/1", "exclude": ["**/late.py"]})
+    decided = farm.deploy("usd/2")
+    assert decided["releases"][1] == {"release": "usd/1", "at": "usd/1", "source": "usd/1", "exclude": ["**/late.py"]}
+    assert os.listdir(farm.view / "usd/1/lib") == ["early.py"]
+
+
+@pytest.mark.parametrize("how", ["withdrawn", "deleted", "without a manifest"])
+def test_a_release_that_cannot_be_shown_any_more_does_not_linger(farm: Farm, how: str) -> None:
+    farm.deploy("usd/1")
+    farm.deploy("usd/2")
+    if how == "withdrawn":
+        (farm.root / "usd/1/.ready").unlink()
+    elif how == "deleted":
+        shutil.rmtree(farm.root / "usd/1")
+    else:
+        (farm.store / "usd/1.json").unlink()
+    decided = farm.deploy("usd/2")
+    assert decided["leaving"] == []
+    assert names(decided["left"]) == ["usd/1"]
+    assert farm.shown() == ["2"]
+    # It is not shown again when it comes back, unless it is declared.
+    (farm.root / "usd/1").mkdir(exist_ok=True)
+    (farm.root / "usd/1/.ready").touch()
+    assert farm.decide("usd/2", sample=0)["leaving"] == []
+
+
+# ---- withdrawn releases
+
+
+def test_a_withdrawn_release_is_refused_by_name_although_it_was_scanned(farm: Farm) -> None:
+    farm.decide("usd/1", "usd/2")
+    before = everything(farm.store)
+    (farm.root / "usd/2/.ready").unlink()
+    for check in (True, False):
+        message = farm.refusal("usd/1", "usd/2", check=check)
+        assert "release usd/2 is not ready: it has no .ready, so it was withdrawn" in message
+        assert "usd/1" not in message
+    (farm.root / "usd/2/.ready").touch()
+    assert everything(farm.store) == before
+    # Touching the marker has changed the directory's mtime, and is no change of the release.
+    assert farm.decide("usd/1", "usd/2", sample=1000)["leaving"] == []
+
+
+# ---- releases that were changed in place
+
+
+def overwrite(farm: Farm) -> None:
+    with open(farm.root / "usd/1/lib/late.py", "r+b") as stream:
+        stream.truncate()
+        stream.write(b"longer than what was there before\n")
+
+
+def rewrite_with_the_same_size(farm: Farm) -> None:
+    path = farm.root / "usd/1/lib/late.py"
+    path.write_bytes(path.read_bytes()[::-1])
+
+
+def replace_by_a_rename(farm: Farm) -> None:
+    path = farm.root / "usd/1/lib/late.py"
+    path.with_suffix(".new").write_text("new")
+    path.with_suffix(".new").rename(path)
+
+
+def add(farm: Farm) -> None:
+    (farm.root / "usd/1/lib/added.py").touch()
+
+
+def add_at_the_top(farm: Farm) -> None:
+    (farm.root / "usd/1/added").mkdir()
+
+
+def remove(farm: Farm) -> None:
+    (farm.root / "usd/1/lib/late.py").unlink()
+
+
+def remove_a_directory(farm: Farm) -> None:
+    shutil.rmtree(farm.root / "usd/1/lib")
+
+
+def change_the_kind(farm: Farm) -> None:
+    (farm.root / "usd/1/lib/late.py").unlink()
+    (farm.root / "usd/1/lib/late.py").symlink_to("early.py")
+
+
+def lead_elsewhere(farm: Farm) -> None:
+    (farm.root / "usd/1/lib").rename(farm.root / "usd/elsewhere")
+    (farm.root / "usd/1/lib").symlink_to("../elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (overwrite, ["/lib/late.py: size 16 -> 34, mtime"]),
+        (rewrite_with_the_same_size, ["/lib/late.py: mtime"]),
+        (replace_by_a_rename, ["/lib/late.py: size 16 -> 3, mtime"]),
+        (add, ["/lib/added.py: it has been added"]),
+        (add_at_the_top, ["/added: it has been added"]),
+        (remove, ["/lib/late.py: it is gone"]),
+        (remove_a_directory, ["/lib: it is gone", "/lib/late.py: it is gone"]),
+        (change_the_kind, ["/lib/late.py: it is a symbolic link and was a file"]),
+        (lead_elsewhere, ["/lib: it is a symbolic link and was a directory"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_release_that_was_changed_in_place_is_refused_by_name(farm: Farm, change: Any, told: list[str]) -> None:
+    farm.decide("usd/1", "usd/2")
+    recorded = farm.record.read_bytes()
+    time.sleep(0.02)
+    change(farm)
+    message = farm.refusal("usd/1", "usd/2", "usd/3", sample=1000)
+    assert "release usd/1 is no longer what its manifest says" in message
+    assert "publish this under a new version" in message
+    assert [text for text in told if text not in message] == []
+    assert "usd/2" not in message
+    assert farm.record.read_bytes() == recorded
+    assert farm.decide("usd/1", "usd/2", sample=0)["changed"] is False
+    # What the message says helps.
+    done("release_manifest", root=str(farm.root), store=str(farm.store), release="usd/1", state="absent")
+    farm.scan("usd/1")
+    assert farm.decide("usd/1", "usd/2", sample=1000)["changed"] is False
+
+
+def test_directories_that_were_only_touched_are_no_difference(farm: Farm) -> None:
+    os.utime(farm.root / "usd/1/lib")
+    os.utime(farm.root / "usd/1")
+    farm.decide("usd/1", sample=1000)
+
+
+def test_a_release_of_every_oddity_is_what_its_manifest_says(root: Path, odd: Any) -> None:
+    store = Path(odd.manifest).parents[1]
+    given = {"name": "odd", "root": str(root), "store": str(store), "releases": [{"release": "odd/1"}]}
+    done("view_releases", sample=10**6, **given)
+
+
+def test_over_time_every_entry_is_looked_at_and_each_run_looks_at_few(farm: Farm) -> None:
+    release = farm.root / "many" / "1"
+    for number in range(10):
+        (release / f"{number}").mkdir(parents=True)
+        for index in range(4):
+            support.write(release / f"{number}" / f"{index}", b"as it was")
+    (release / ".ready").touch()
+    farm.scan("many/1")
+    support.write(release / "7" / "2", b"longer than it was")
+    noticed = [bool(farm.ran("many/1", sample=10).result.get("failed")) for _run in range(60)]
+    # 5 of 40 files a run.
+    assert 0 < sum(noticed) < 60
+
+
+def test_a_release_that_was_largely_overwritten_is_noticed_by_the_default(farm: Farm) -> None:
+    release = farm.root / "many" / "1"
+    release.mkdir(parents=True)
+    (release / ".ready").touch()
+    for number in range(1000):
+        support.write(release / f"{number}", b"as it was")
+    farm.scan("many/1")
+    for number in range(0, 1000, 2):
+        support.write(release / f"{number}", b"longer than it was")
+    assert "many/1 is no longer" in farm.refusal("many/1")
+
+
+# ---- the record and the stores
+
+
+def test_the_record_has_its_mode_whatever_the_umask(farm: Farm) -> None:
+    for mask in (0o000, 0o077):
+        before = os.umask(mask)
+        try:
+            shutil.rmtree(farm.store / ".views", ignore_errors=True)
+            view_record.write(str(farm.store), "view", Record(()))
+        finally:
+            os.umask(before)
+        assert [path.stat().st_mode & 0o7777 for path in (farm.record.parent, farm.record)] == [0o755, 0o644]
+
+
+def test_no_link_in_the_store_leads_a_record_elsewhere(farm: Farm) -> None:
+    outside = farm.folder / "outside"
+    outside.mkdir()
+    (farm.store / ".views").symlink_to(outside)
+    assert farm.refusal("usd/1")
+    assert os.listdir(outside) == []
+    (farm.store / ".views").unlink()
+    (farm.store / ".views").mkdir()
+    (outside / "view.json").write_bytes(linger.record_to_json("view", Record(())))
+    farm.record.symlink_to(outside / "view.json")
+    before = (outside / "view.json").read_bytes()
+    assert farm.refusal("usd/1")
+    assert (outside / "view.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["garbage", "pipe", "device", "directory", "deep"])
+def test_what_is_no_record_is_refused_by_its_path(farm: Farm, kind: str) -> None:
+    farm.record.parent.mkdir()
+    if kind == "garbage":
+        farm.record.write_bytes(b"{")
+    elif kind == "pipe":
+        os.mkfifo(farm.record)
+    elif kind == "device":
+        os.mknod(farm.record, 0o20666, os.makedev(1, 5))
+    elif kind == "directory":
+        farm.record.mkdir()
+    else:
+        farm.record.write_bytes(b"[" * 200_000)
+    message = farm.refusal("usd/1", timeout=20)
+    assert str(farm.record) in message
+    assert "bug" not in message
+    assert "file server" not in message
+
+
+def test_a_run_that_is_killed_while_it_writes_leaves_the_record_as_it_was(farm: Farm) -> None:
+    farm.decide("usd/1")
+    before = farm.record.read_bytes()
+    code = (
+        "import os, signal, sys\n"
+        "from ansible_collections.renderfarm.overlay.plugins.module_utils.core.linger import Record\n"
+        "from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import view_record\n"
+        "os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "view_record.write(sys.argv[1], 'view', Record(()))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+    killed = subprocess.run([sys.executable, "-c", code, farm.store], env=environment, check=False)
+    assert killed.returncode == -9
+    assert farm.record.read_bytes() == before
+    assert names(farm.decide("usd/2")["leaving"]) == ["usd/1"]
+
+
+def test_a_store_that_may_not_be_written_to_is_named_and_needs_no_writing_without_lingering(farm: Farm) -> None:
+    support.command("mount", "--bind", farm.store, farm.store)
+    support.command("mount", "-o", "remount,bind,ro", farm.store)
+    message = farm.refusal("usd/1")
+    assert f"{farm.record} cannot be written: Read-only file system" in message
+    assert "unless 'linger' is 0" in message
+    farm.decide("usd/1", linger=0)
+    farm.decide("usd/1", check=True)
+
+
+@pytest.mark.parametrize("module", ["view_releases", "release_manifest", "release_info", "metadata_layer"])
+def test_a_store_that_is_missing_is_an_error_and_never_made(farm: Farm, module: str) -> None:
+    missing = farm.folder / "net" / "manifests"
+    given = {
+        "view_releases": {**farm.options, "releases": [{"release": "usd/1"}]},
+        "release_manifest": {"root": str(farm.root), "release": "usd/1"},
+        "release_info": {"root": str(farm.root)},
+        "metadata_layer": {"name": "view", "state_dir": str(farm.folder / "state"), "releases": [{"release": "usd/1"}]},
+    }[module]
+    for check in (True, False):
+        ran = support.module(module, check=check, **{**given, "store": str(missing)})
+        assert f"manifest store {missing} does not exist: is it mounted?" in ran.message
+    assert not missing.parent.exists()
+    assert not (farm.folder / "state").exists()
+
+
+def test_a_store_that_was_empty_is_told(farm: Farm) -> None:
+    """A mountpoint without its share looks like a new store."""
+    given = {"root": str(farm.root), "release": "usd/1"}
+    (farm.folder / "other").mkdir()
+    first = done("release_manifest", store=str(farm.folder / "other"), **given)
+    assert f"manifest store {farm.folder}/other was empty" in str(first["warnings"])
+    assert "warnings" not in done("release_manifest", store=str(farm.folder / "other"), **given)
+    assert "warnings" not in done("release_manifest", store=str(farm.store), **{**given, "release": "usd/2"})
+
+
+@pytest.mark.usefixtures("with_programs")
+def test_an_image_store_is_made_only_inside_the_manifest_store(farm: Farm) -> None:
+    given: dict[str, Any] = {"name": "view", "store": str(farm.store), "releases": [{"release": "usd/1"}]}
+    for missing in (farm.folder / "missing", farm.folder / "net" / "images", farm.store / "some" / "images"):
+        ran = support.module("metadata_layer", **given, image_store=str(missing))
+        assert f"image store {missing} does not exist: is it mounted?" in ran.message
+        assert not missing.exists()
+    done("metadata_layer", **given, image_store=str(farm.store / ".images"))
+    assert (farm.store / ".images").stat().st_mode & 0o7777 == 0o755
+    (farm.folder / "images").mkdir()
+    done("metadata_layer", **given, image_store=str(farm.folder / "images"))
+
+
+# ---- private mount namespaces
+
+
+@pytest.mark.parametrize(("propagation", "kept"), [("private", True), ("slave", False)])
+def test_a_process_in_a_private_mount_namespace_never_sees_a_switch(farm: Farm, propagation: str, kept: bool) -> None:
+    """A slave one, as systemd's PrivateMounts makes, follows the switch: unmounting spreads into it."""
+    support.command("mount", "--bind", farm.folder, farm.folder)
+    support.command("mount", "--make-shared", farm.folder)
+    farm.deploy("usd/1", linger=0)
+    with support.namespace(propagation) as pid:
+        farm.deploy("usd/2", linger=0)
+        inside = support.command("nsenter", f"--target={pid}", "--mount", "ls", farm.view / "usd").split()
+        assert inside == (["1"] if kept else ["2"])
+        if kept:
+            read = support.command("nsenter", f"--target={pid}", "--mount", "cat", farm.view / "usd/1/lib/late.py")
+            assert read == "word = 'late 1'\n"
+    assert farm.shown() == ["2"]
+
+
+def test_the_record_is_json_that_people_can_read(farm: Farm) -> None:
+    farm.decide({"release": "usd/1", "at": "usd/current"}, "usd/2", now=1000)
+    farm.decide("usd/3", now=2000)
+    assert json.loads(farm.record.read_bytes()) == {
+        "format": 1,
+        "view": "view",
+        "declared": [{"release": "usd/3"}],
+        "leaving": [{"release": "usd/2", "since": 2000}],
+    }

@@ -1,0 +1,45 @@
+"""Paths in messages: readable, on one line, and telling different paths apart."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import refusal_hint, show
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        (b"/a/b", "/a/b"),
+        ("/straße/日本".encode(), "/straße/日本"),
+        (b"/a b", "/a b"),
+        (b"/a\nb\tc\r", "/a\\nb\\tc\\r"),
+        (b"/\xff\xfe", "/\\xff\\xfe"),
+        (b"/\x1b[31mred", "/\\x1b[31mred"),
+        ("/\u202egnp.exe".encode(), "/\\u202egnp.exe"),
+        (b"", ""),
+    ],
+)
+def test_a_path_is_shown_on_one_line_without_control_characters(path: bytes, shown: str) -> None:
+    assert show(path) == shown
+    assert show(path).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("as_root", "no_access", "fstype", "hint"),
+    [
+        (False, True, b"nfs4", "run the task as root"),
+        (False, False, None, "run the task as root"),
+        (True, True, b"nfs4", "the file server does not let root of this host in, as an export with root_squash"),
+        (True, True, b"nfs", "the file server does not let root"),
+        (True, True, b"ext4", "root itself is refused"),
+        (True, True, None, "root itself is refused"),
+        (True, False, b"nfs4", "^$"),
+    ],
+)
+def test_what_to_do_about_a_refusal_depends_on_who_refuses_whom(
+    as_root: bool, no_access: bool, fstype: bytes | None, hint: str
+) -> None:
+    assert re.search(hint, refusal_hint(as_root, no_access, fstype))

@@ -1,0 +1,426 @@
+"""Mounting at boot: units and lines of fstab, and which of them are ours to touch."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, parse
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
+    MARKER,
+    RemoveFstab,
+    Stored,
+    Unit,
+    WriteFstab,
+    WriteUnit,
+    desired_lines,
+    desired_units,
+    edited_fstab,
+    mount_options,
+    plan_persistence,
+    plan_places,
+    unit_name,
+    whole_of,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import (
+    MountSpec,
+    Writable,
+    mount_spec,
+    scratch_space,
+)
+
+SPEC = mount_spec(b"/software", [b"/g/1/layer.erofs"], [b"/net/software"], {"nodev": True}, True, [b"/g/1/layer.erofs"])
+NEXT = mount_spec(b"/software", [b"/g/2/layer.erofs"], [b"/net/software"], {"nodev": True}, True, [b"/g/2/layer.erofs"])
+PLAIN = mount_spec(b"/software", [b"/g/1/layer"], [b"/net/software"], {}, True)
+OTHER_VIEW = mount_spec(b"/other", [b"/g/1/layer.erofs"], [b"/net/software"], {}, True, [b"/g/1/layer.erofs"])
+NOTHING = Stored((), b"")
+
+
+def actions(
+    spec: MountSpec | None, persist: str, stored: Stored, live: tuple[Mount, ...] = (), path: bytes = b"/software"
+) -> list[str]:
+    return [str(action) for action in plan_persistence(path, spec, persist, stored, live, append=True)]
+
+
+KEPT = Writable(b"/var/upper dir/100%", b"/var/work")
+WRITABLE = mount_spec(b"/software", [b"/g/1/layer"], [b"/net/software"], {}, False, (), KEPT)
+
+
+def test_a_unit_names_the_upper_layer_and_needs_it() -> None:
+    (view,) = desired_units(WRITABLE, append=True)
+    assert (
+        b"nfs_export=off,redirect_dir=on,xino=auto,upperdir=/var/upper dir/100%%,workdir=/var/work,_netdev" in view.text
+    )
+    assert b'RequiresMountsFor="/g/1/layer" "/net/software" "/var/upper dir/100%%" "/var/work"\n' in view.text
+
+
+def test_a_line_names_the_upper_layer_and_needs_it() -> None:
+    with pytest.raises(OverlayError, match="has a space"):
+        desired_lines(WRITABLE, append=True)
+    spec = mount_spec(b"/software", [b"/g/1"], [], {}, False, (), Writable(b"/var/upper", b"/var/work"))
+    (line,) = desired_lines(spec, append=True)
+    assert b",upperdir=/var/upper,workdir=/var/work," in line
+    assert b",x-systemd.requires-mounts-for=/var/upper,x-systemd.requires-mounts-for=/var/work," in line
+
+
+@pytest.mark.parametrize(
+    ("writable", "options", "reason"),
+    [
+        (scratch_space(1 << 30), {}, "has scratch space, which goes with it: 'persist' has to be none"),
+        (KEPT, {"volatile": True}, "is volatile: .* 'persist' has to be none"),
+        (Writable(b"/var/a,b", b"/var/work"), {}, "/var/a,b has a comma or a backslash .* as upperdir"),
+        (Writable(b"/var/upper", b"/var/a\\b"), {}, "has a comma or a backslash .* as workdir"),
+        (Writable(b"/var/" + b"u" * 255, b"/var/work"), {}, "has 260 bytes, and mount.8. takes 255"),
+        (Writable(b"/var/\n", b"/var/work"), {}, "control character"),
+    ],
+)
+def test_an_upper_layer_that_cannot_be_mounted_at_boot_is_refused(
+    writable: Writable, options: dict[str, bool], reason: str
+) -> None:
+    spec = mount_spec(b"/software", [b"/g/1/layer"], [], options, False, (), writable)
+    with pytest.raises(OverlayError, match=reason):
+        desired_units(spec, append=True)
+
+
+# ---- units
+
+
+def test_the_units_of_a_view_and_its_image() -> None:
+    image, view = desired_units(SPEC, append=True)
+    assert (image.name, image.wanted) == ("g-1-layer.mount", False)
+    assert image.text == (
+        MARKER + b"\n"
+        b"# image /g/1/layer.erofs\n"
+        b"[Unit]\n"
+        b"Description=Layer /g/1/layer\n"
+        b'RequiresMountsFor="/g/1/layer.erofs"\n'
+        b"\n"
+        b"[Mount]\n"
+        b"What=/g/1/layer.erofs\n"
+        b"Where=/g/1/layer\n"
+        b"Type=erofs\n"
+        b"Options=ro,_netdev\n"
+    )
+    assert (view.name, view.wanted) == ("software.mount", True)
+    assert view.text == (
+        MARKER + b"\n"
+        b"# view /software\n"
+        b"# image /g/1/layer.erofs\n"
+        b"[Unit]\n"
+        b"Description=Overlay at /software\n"
+        b'RequiresMountsFor="/g/1/layer" "/net/software"\n'
+        b"\n"
+        b"[Mount]\n"
+        b"What=overlay\n"
+        b"Where=/software\n"
+        b"Type=overlay\n"
+        b"Options=ro,nodev,metacopy=on,redirect_dir=on,_netdev,lowerdir=/g/1/layer::/net/software\n"
+        b"\n"
+        b"[Install]\n"
+        b"WantedBy=remote-fs.target\n"
+    )
+
+
+PART = mount_spec(b"/software", [b"/g/1/layer"], [b"/d"], {"nodev": True}, True, strategy="redirect")
+WHOLE = b"/g/1/layer.whole-a7dc95e2"
+
+
+def test_of_an_overlay_that_a_part_is_shown_of_the_whole_is_mounted_beside_its_layer() -> None:
+    whole, view = desired_units(PART, append=True)
+    assert (whole.name, whole.wanted) == (unit_name(WHOLE), False)
+    assert b"# whole " + WHOLE in whole.text.split(b"\n")
+    assert b'RequiresMountsFor="/g/1/layer" "/d"\n' in whole.text
+    assert b"What=overlay\nWhere=" + WHOLE + b"\nType=overlay\n" in whole.text
+    assert b"Options=ro,nodev,metacopy=on,redirect_dir=on,xino=off,_netdev,lowerdir=/g/1/layer:/d\n" in whole.text
+    assert b"WantedBy" not in whole.text
+    assert (view.name, view.wanted) == ("software.mount", True)
+    assert view.text.split(b"\n")[1:3] == [b"# view /software", b"# whole " + WHOLE]
+    assert b'RequiresMountsFor="' + WHOLE + b'"\n' in view.text
+    assert b"What=" + WHOLE + b"/view\nWhere=/software\nType=none\nOptions=bind,ro,nodev,_netdev\n" in view.text
+    assert b"WantedBy=remote-fs.target" in view.text
+    lines = [line.split() for line in desired_lines(PART, append=True)]
+    assert [line[:3] for line in lines] == [
+        [b"overlay", WHOLE, b"overlay"],
+        [WHOLE + b"/view", b"/software", b"none"],
+    ]
+    assert lines[1][3] == (
+        b"bind,ro,nodev,_netdev,nofail,x-systemd.before=remote-fs.target,"
+        b"x-systemd.requires-mounts-for=" + WHOLE + b",x-renderfarm.overlay=view"
+    )
+
+
+def test_the_same_layer_has_a_whole_for_each_mountpoint() -> None:
+    other = mount_spec(b"/other", [b"/g/1/layer"], [b"/d"], {}, True, strategy="redirect")
+    assert whole_of(other) not in (None, WHOLE, whole_of(PART), whole_of(PLAIN))
+    assert whole_of(PART) == WHOLE
+    with pytest.raises(OverlayError, match="and images: such a one cannot be mounted at boot"):
+        whole_of(mount_spec(b"/v", [b"/l.erofs"], [b"/d"], {}, True, [b"/l.erofs"], strategy="redirect"))
+
+
+@pytest.mark.parametrize("persist", ["systemd", "fstab"])
+def test_a_whole_goes_with_its_view(persist: str) -> None:
+    stored = {
+        "systemd": Stored(desired_units(PART, append=True), b""),
+        "fstab": Stored((), b"".join(desired_lines(PART, append=True))),
+    }[persist]
+    assert actions(PART, persist, stored) == []
+    other = mount_spec(b"/other", [b"/g/1/layer"], [b"/d"], {}, True, strategy="redirect")
+    assert not any("remove" in action for action in actions(other, persist, stored, path=b"/other"))
+    removed = actions(None, "none", stored)
+    assert f"unmount what a view needed at {WHOLE.decode()}" in removed
+    assert any("remove" in action for action in removed)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (b"/software", "software.mount"),
+        (b"/opt/a-b", r"opt-a\x2db.mount"),
+        (b"/a b/c,d", r"a\x20b-c\x2cd.mount"),
+        (b"/e:f/g\\h", r"e:f-g\x5ch.mount"),
+        (b"/.x/.y", r"\x2ex-.y.mount"),
+        (b"/%n/\xc3\xbc", r"\x25n-\xc3\xbc.mount"),
+        (b"/", "-.mount"),
+    ],
+)
+def test_the_name_of_a_unit_is_what_systemd_makes_of_the_path(path: bytes, name: str) -> None:
+    assert unit_name(path) == name
+    argv = ["systemd-escape", "--path", "--suffix=mount", "--", path.decode()]
+    assert subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout.strip() == name
+
+
+def test_odd_paths_are_escaped_where_systemd_wants_it() -> None:
+    spec = mount_spec(b"/v 1%", [b"/l a,b:c"], [b"/d\\e%"], {}, True)
+    (unit,) = desired_units(spec, append=True)
+    lines = unit.text.split(b"\n")
+    assert b"Where=/v 1%%" in lines
+    assert b'RequiresMountsFor="/l a,b:c" "/d\\\\e%%"' in lines
+    assert lines[-5].endswith(b",lowerdir=/l a\\,b\\:c::/d\\\\e%%")
+
+
+@pytest.mark.parametrize("persist", ["systemd", "fstab"])
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        (b"/new\nline", "control character"),
+        (b"/tab\there", "control character"),
+        (b'/quo"te', "quotation mark"),
+        (b"/\xff", "not UTF-8"),
+    ],
+)
+def test_what_cannot_be_mounted_at_boot_is_refused_by_name(path: bytes, reason: str, persist: str) -> None:
+    for spec in (
+        mount_spec(path, [b"/l"], [b"/d"], {}, True),
+        mount_spec(b"/v", [path], [b"/d"], {}, True),
+        mount_spec(b"/v", [b"/l"], [path], {}, True),
+    ):
+        with pytest.raises(OverlayError, match=reason):
+            actions(spec, persist, NOTHING, path=spec.path)
+
+
+@pytest.mark.parametrize(
+    ("layer", "persist", "reason"),
+    [
+        (b"/ends in space ", "systemd", "ends in a space or a backslash"),
+        (b"/ends\\", "systemd", "ends in a space or a backslash"),
+        (b"/a b", "fstab", "fstab cannot tell systemd"),
+        (b"/a,b", "fstab", "fstab cannot tell systemd"),
+        (b"/a\\b", "fstab", "fstab cannot tell systemd"),
+        (b"/a'b", "fstab", "fstab cannot tell systemd"),
+    ],
+)
+def test_what_only_one_of_them_cannot_do_is_refused_there(layer: bytes, persist: str, reason: str) -> None:
+    spec = mount_spec(b"/software", [layer], [b"/d"], {}, True)
+    with pytest.raises(OverlayError, match=reason):
+        actions(spec, persist, NOTHING)
+
+
+def test_a_mountpoint_too_long_for_a_unit_is_refused() -> None:
+    with pytest.raises(OverlayError, match="too long for the name of a unit"):
+        unit_name(b"/" + b"-" * 70)
+
+
+# ---- options
+
+
+def test_long_layers_are_given_one_by_one_where_the_kernel_takes_that() -> None:
+    long = b"/" + b"x" * 200
+    spec = mount_spec(b"/v", [long], [b"/d/" + b"y" * 200], {}, True)
+    assert mount_options(spec, append=True).endswith(b",lowerdir+=" + long + b",datadir+=/d/" + b"y" * 200)
+    with pytest.raises(OverlayError, match=r"more than 255 bytes together.*Linux 6\.8"):
+        mount_options(spec, append=False)
+    for path in (long + b",", long + b"\\x"):
+        with pytest.raises(OverlayError, match="a comma or a backslash"):
+            mount_options(mount_spec(b"/v", [path], [b"/" + b"y" * 200], {}, True), append=True)
+    with pytest.raises(OverlayError, match="has 301 bytes"):
+        mount_options(mount_spec(b"/v", [b"/" + b"x" * 300], [b"/d"], {}, True), append=True)
+    with pytest.raises(OverlayError, match="mount\\(8\\) takes 4095"):
+        mount_options(mount_spec(b"/v", [b"/%d" % n + b"x" * 200 for n in range(30)], [], {}, True), append=True)
+
+
+def test_flags_and_settings_are_given_as_declared() -> None:
+    spec = mount_spec(b"/v", [b"/l"], [b"/d"], {"userxattr": True, "nosuid": True, "noatime": True}, True)
+    assert mount_options(spec, append=False) == b"ro,noatime,nosuid,userxattr,lowerdir=/l::/d"
+
+
+# ---- fstab
+
+
+def test_the_lines_of_a_view_and_its_image() -> None:
+    assert desired_lines(SPEC, append=True) == (
+        (
+            b"/g/1/layer.erofs /g/1/layer erofs"
+            b" ro,_netdev,nofail,x-systemd.requires-mounts-for=/g/1/layer.erofs,x-renderfarm.overlay=image 0 0\n"
+        ),
+        (
+            b"overlay /software overlay ro,nodev,metacopy=on,redirect_dir=on,_netdev,nofail,"
+            b"x-systemd.before=remote-fs.target,"
+            b"x-systemd.requires-mounts-for=/g/1/layer,x-systemd.requires-mounts-for=/net/software,"
+            b"x-renderfarm.overlay=view,lowerdir=/g/1/layer::/net/software 0 0\n"
+        ),
+    )
+    (line,) = desired_lines(mount_spec(b"/my view\\", [b"/l:a"], [b"/d"], {}, True), append=True)
+    assert line.startswith(b"overlay /my\\040view\\134 overlay ")
+    assert line.endswith(b",lowerdir=/l\\134:a::/d 0 0\n")
+
+
+FOREIGN = b"# comment\nfiler:/software /net/software nfs ro 0 0\n\nUUID=1 / ext4 defaults 0 1\n"
+
+
+def edited(text: bytes, spec: MountSpec | None, path: bytes = b"/software") -> bytes:
+    lines = desired_lines(spec, append=True) if spec else ()
+    return edited_fstab(text, path, lines)
+
+
+def test_only_own_lines_of_fstab_are_touched() -> None:
+    both = b"".join(desired_lines(SPEC, append=True))
+    assert edited(FOREIGN, SPEC) == FOREIGN + both
+    assert edited(FOREIGN + both, SPEC) == FOREIGN + both
+    assert edited(FOREIGN + both + b"tail", NEXT) == FOREIGN + b"tail\n" + b"".join(desired_lines(NEXT, append=True))
+    assert edited(FOREIGN + both, PLAIN) == FOREIGN + b"".join(desired_lines(PLAIN, append=True))
+    assert edited(FOREIGN + both, None) == FOREIGN
+    assert edited(FOREIGN, None) == FOREIGN
+    assert edited(b"", SPEC) == both
+    assert edited(FOREIGN.rstrip(b"\n"), SPEC) == FOREIGN + both
+
+
+def test_an_image_of_two_views_keeps_its_line_until_both_are_gone() -> None:
+    image, view = desired_lines(SPEC, append=True)
+    text = edited(image + view, OTHER_VIEW, b"/other")
+    assert text == image + view + desired_lines(OTHER_VIEW, append=True)[1]
+    text = edited(text, None)
+    assert text == image + desired_lines(OTHER_VIEW, append=True)[1]
+    assert edited(text, None, b"/other") == b""
+
+
+def test_the_line_of_an_image_comes_before_that_of_the_view() -> None:
+    image, view = desired_lines(SPEC, append=True)
+    assert edited(view, SPEC) == image + view
+
+
+# ---- plans
+
+
+UNITS = desired_units(SPEC, append=True)
+WRITTEN = Stored(UNITS, b"")
+IN_FSTAB = Stored((), b"".join(desired_lines(SPEC, append=True)))
+RELOAD = "have systemd read its units again"
+UNMOUNT = "unmount what a view needed at /g/1/layer"
+GONE = ["remove unit g-1-layer.mount", "remove unit software.mount", RELOAD]
+
+
+@pytest.mark.parametrize(
+    ("spec", "persist", "stored", "expected"),
+    [
+        (SPEC, "none", NOTHING, []),
+        (None, "none", NOTHING, []),
+        (SPEC, "systemd", NOTHING, ["write unit g-1-layer.mount", "write unit software.mount", RELOAD]),
+        (SPEC, "systemd", WRITTEN, []),
+        (PLAIN, "systemd", NOTHING, ["write unit software.mount", RELOAD]),
+        (SPEC, "fstab", NOTHING, ["write the overlay at /software into /etc/fstab"]),
+        (SPEC, "fstab", IN_FSTAB, []),
+        # Its link is missing.
+        (SPEC, "systemd", Stored((UNITS[0], Unit(UNITS[1].name, UNITS[1].text, False)), b""), ["write unit software.mount", RELOAD]),
+        # Switched to the next generation: the old image is not needed any more.
+        (
+            NEXT,
+            "systemd",
+            WRITTEN,
+            ["write unit g-2-layer.mount", "write unit software.mount", RELOAD, UNMOUNT, "remove unit g-1-layer.mount", RELOAD],
+        ),
+        (NEXT, "fstab", IN_FSTAB, [UNMOUNT, "write the overlay at /software into /etc/fstab"]),
+        # No longer wanted, or unmounted. The image of a view that stays is used.
+        (SPEC, "none", WRITTEN, GONE),
+        (None, "systemd", WRITTEN, [UNMOUNT, *GONE]),
+        (None, "none", WRITTEN, [UNMOUNT, *GONE]),
+        (None, "none", IN_FSTAB, [UNMOUNT, "remove the overlay at /software from /etc/fstab"]),
+        # From one to the other.
+        (SPEC, "fstab", WRITTEN, ["write the overlay at /software into /etc/fstab", *GONE]),
+        (
+            SPEC,
+            "systemd",
+            IN_FSTAB,
+            ["write unit g-1-layer.mount", "write unit software.mount", RELOAD, "remove the overlay at /software from /etc/fstab"],
+        ),
+        # What another view needs stays.
+        (None, "none", Stored((*UNITS, desired_units(OTHER_VIEW, append=True)[1]), b""), ["remove unit software.mount", RELOAD]),
+        (NEXT, "none", Stored((Unit("x.mount", b"[Mount]\nWhere=/x\n", False),), FOREIGN), []),
+    ],
+)  # fmt: skip
+def test_plans(spec: MountSpec | None, persist: str, stored: Stored, expected: list[str]) -> None:
+    assert actions(spec, persist, stored) == expected
+
+
+def live(*lines: bytes) -> tuple[Mount, ...]:
+    return tuple(parse(b"1 0 8:1 / / rw - ext4 disk rw\n" + b"".join(line + b"\n" for line in lines)))
+
+
+IMAGE = b"2 1 7:0 / /g/1/layer ro - erofs /dev/loop0 ro"
+VIEW = b"3 1 0:40 / /software ro - overlay overlay ro,lowerdir=/g/1/layer::/net/software"
+USED = b"4 1 0:41 / /elsewhere ro - overlay overlay ro,lowerdir=/g/1/layer::/net/software"
+
+
+@pytest.mark.parametrize(
+    ("spec", "mounts", "expected"),
+    [
+        (NEXT, (IMAGE, VIEW), [UNMOUNT]),
+        (None, (IMAGE, VIEW), [UNMOUNT]),
+        (SPEC, (IMAGE, VIEW), []),
+        (NEXT, (IMAGE, VIEW, USED), []),
+        (NEXT, (VIEW,), []),
+        (NEXT, (), []),
+    ],
+)
+def test_an_image_that_was_mounted_at_boot_goes_when_no_overlay_uses_it(
+    spec: MountSpec | None, mounts: tuple[bytes, ...], expected: list[str]
+) -> None:
+    assert actions(spec, "none", NOTHING, live(*mounts)) == expected
+
+
+def test_directories_for_images_are_made_where_they_are_missing() -> None:
+    assert [str(one) for one in plan_places(SPEC, "systemd", {b"/g/1/layer"})] == ["create directory /g/1/layer"]
+    assert plan_places(SPEC, "systemd", ()) == plan_places(SPEC, "none", {b"/g/1/layer"}) == ()
+    assert plan_places(None, "systemd", ()) == ()
+
+
+def test_units_and_lines_of_others_are_left_alone() -> None:
+    theirs = Stored((Unit("software.mount", b"[Mount]\nWhere=/software\n", True),), b"")
+    with pytest.raises(OverlayError, match=r"software\.mount is there already and is not of this collection"):
+        actions(SPEC, "systemd", theirs)
+    assert actions(None, "none", theirs) == []
+    line = Stored((), b"overlay /software overlay lowerdir=/a:/b 0 0\n")
+    with pytest.raises(OverlayError, match="has a line for /software that is not of this collection"):
+        actions(SPEC, "fstab", line)
+    assert actions(None, "none", line) == []
+
+
+def test_actions_carry_what_is_to_be_written() -> None:
+    plan = plan_persistence(b"/software", SPEC, "systemd", NOTHING, (), append=True)
+    assert [action.unit for action in plan if isinstance(action, WriteUnit)] == list(UNITS)
+    (write,) = plan_persistence(b"/software", SPEC, "fstab", NOTHING, (), append=True)
+    assert isinstance(write, WriteFstab)
+    assert write.lines == desired_lines(SPEC, append=True)
+    (_unmount, remove) = plan_persistence(b"/software", None, "none", IN_FSTAB, (), append=True)
+    assert isinstance(remove, RemoveFstab)

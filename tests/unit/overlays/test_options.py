@@ -1,0 +1,257 @@
+"""Options of an overlay: what may be asked for, and what a live mount has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, parse
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import (
+    MOUNT_FLAGS,
+    MountSpec,
+    OptionValue,
+    Settings,
+    declared_by,
+    differences,
+    mount_spec,
+)
+
+ON: Settings = ((b"metacopy", b"on"), (b"redirect_dir", b"on"))
+Differences = dict[str, tuple[object, object]]
+
+
+def spec(options: Mapping[str, OptionValue] | None = None, data: bool = True, read_only: bool = True) -> MountSpec:
+    return mount_spec(b"/v", [b"/meta"], [b"/data"] if data else [], options or {}, read_only)
+
+
+@pytest.mark.parametrize(
+    ("options", "data", "settings"),
+    [
+        ({}, True, ON),
+        ({}, False, ()),
+        ({"metacopy": "on"}, True, ON),
+        ({"metacopy": True, "redirect_dir": "follow"}, True, ((b"metacopy", b"on"), (b"redirect_dir", b"follow"))),
+        ({"userxattr": True}, True, ((b"userxattr", None),)),
+        ({"userxattr": None}, True, ((b"userxattr", None),)),
+        ({"userxattr": "yes"}, False, ((b"userxattr", None),)),
+        ({"userxattr": False}, True, ON),
+        (
+            {"userxattr": True, "redirect_dir": "nofollow"},
+            True,
+            ((b"redirect_dir", b"nofollow"), (b"userxattr", None)),
+        ),
+        ({"index": False, "xino": "auto"}, False, ((b"index", b"off"), (b"xino", b"auto"))),
+        ({"xino": "ON"}, False, ((b"xino", b"on"),)),
+        ({"verity": "require"}, True, (*ON, (b"verity", b"require"))),
+        ({"nfs_export": False}, True, ((b"metacopy", b"on"), (b"nfs_export", b"off"), (b"redirect_dir", b"on"))),
+        (
+            {"nfs_export": True, "redirect_dir": "nofollow"},
+            False,
+            ((b"nfs_export", b"on"), (b"redirect_dir", b"nofollow")),
+        ),
+        ({"metacopy": False}, False, ((b"metacopy", b"off"),)),
+    ],
+)
+def test_every_setting_that_matters_is_given(options: dict[str, OptionValue], data: bool, settings: Settings) -> None:
+    assert spec(options, data).settings == settings
+
+
+@pytest.mark.parametrize(
+    ("options", "read_only", "flags"),
+    [
+        ({}, True, {"ro"}),
+        ({}, False, set()),
+        ({"nosuid": True, "nodev": False}, True, {"ro", "nosuid"}),
+        (dict.fromkeys(MOUNT_FLAGS, True), False, set(MOUNT_FLAGS)),
+        ({"noexec": "yes", "noatime": "true", "nodiratime": None}, False, {"noexec", "noatime", "nodiratime"}),
+    ],
+)
+def test_flags_of_the_mount_are_kept_apart(options: dict[str, OptionValue], read_only: bool, flags: set[str]) -> None:
+    assert spec(options, data=False, read_only=read_only).flags == flags
+    assert spec(options, data=False, read_only=read_only).settings == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "data", "reason"),
+    [
+        ({"lowerdir": "/x"}, False, "'lowerdir' is not known; known are nosuid, .*metacopy"),
+        ({"ro": True}, False, "'ro' is not known"),
+        ({"": True}, False, "'' is not known"),
+        ({"metacopy": "maybe"}, False, "metacopy takes one of on, off, not 'maybe'"),
+        ({"xino": 1}, False, "xino takes one of"),
+        ({"nosuid": "perhaps"}, False, "nosuid is given as true or false, not 'perhaps'"),
+        ({"userxattr": "x"}, False, "userxattr is given as true or false"),
+        ({"nfs_export": "on"}, True, "nfs_export=on cannot go with data layers: .*zeros"),
+        ({"nfs_export": True}, True, "nfs_export=on cannot go with data layers"),
+        ({"redirect_dir": "nofollow"}, True, "redirect_dir=nofollow cannot go with data layers"),
+        ({"redirect_dir": "off"}, True, "redirect_dir=off cannot go with data layers"),
+        ({"metacopy": "off"}, True, "metacopy=off cannot go with data layers"),
+        ({"nfs_export": True}, False, "nfs_export=on needs redirect_dir=nofollow"),
+        ({"index": True}, False, "index=on is for overlays with an upper layer"),
+        ({"userxattr": True, "metacopy": "on"}, True, "userxattr and metacopy=on exclude each other"),
+        ({"userxattr": True, "redirect_dir": "on"}, True, "userxattr and redirect_dir=on exclude each other"),
+        ({"userxattr": True, "metacopy": "on"}, False, "userxattr and metacopy=on exclude each other"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(options: dict[str, OptionValue], data: bool, reason: str) -> None:
+    with pytest.raises(OverlayError, match=reason):
+        spec(options, data)
+
+
+def test_data_layers_alone_are_refused() -> None:
+    with pytest.raises(OverlayError, match=r"^overlay at /v: 'lower' needs at least one layer"):
+        mount_spec(b"/v", [], [b"/data"], {}, True)
+
+
+def live(options: bytes, flags: bytes = b"ro,relatime", fstype: bytes = b"overlay") -> Mount:
+    (mount,) = parse(b"66 63 0:40 / /v %s - %s overlay %s\n" % (flags, fstype, options))
+    return mount
+
+
+LAYERS = b"ro,lowerdir+=/meta,datadir+=/data"
+ALL_OFF = {
+    b"metacopy": b"N",
+    b"redirect_dir": b"N",
+    b"redirect_always_follow": b"Y",
+    b"index": b"N",
+    b"xino_auto": b"N",
+}
+METACOPY_ON = {**ALL_OFF, b"metacopy": b"Y", b"redirect_dir": b"Y"}
+NO_FOLLOW = {**ALL_OFF, b"redirect_always_follow": b"N"}
+
+
+@pytest.mark.parametrize(
+    ("options", "defaults", "expected"),
+    [
+        (LAYERS + b",redirect_dir=on,metacopy=on", ALL_OFF, {}),
+        (b"ro,lowerdir=/meta::/data,redirect_dir=on,metacopy=on", ALL_OFF, {}),
+        (LAYERS + b",metacopy=on", ALL_OFF, {}),  # follow is all that 'on' can mean without upper
+        (LAYERS + b",redirect_dir=follow,metacopy=on", NO_FOLLOW, {}),
+        (LAYERS + b",metacopy=on", NO_FOLLOW, {"redirect_dir": ("nofollow", "on")}),
+        (LAYERS, METACOPY_ON, {}),
+        (LAYERS, ALL_OFF, {"metacopy": ("off", "on")}),
+        (LAYERS, {}, {"metacopy": ("off", "on"), "redirect_dir": ("nofollow", "on")}),
+        (LAYERS + b",metacopy=off", METACOPY_ON, {"metacopy": ("off", "on")}),
+        (b"ro,lowerdir+=/meta,redirect_dir=on,metacopy=on", ALL_OFF, {"data": ([], ["/data"])}),
+        (
+            b"ro,lowerdir+=/other,lowerdir+=/meta,datadir+=/data,metacopy=on",
+            ALL_OFF,
+            {"lower": (["/other", "/meta"], ["/meta"])},
+        ),
+        (LAYERS + b",upperdir=/u,workdir=/w,metacopy=on", ALL_OFF, {"upper": ("/u", None), "work": ("/w", None)}),
+    ],
+)
+def test_a_live_mount_is_compared_with_its_declaration(
+    options: bytes, defaults: dict[bytes, bytes], expected: Differences
+) -> None:
+    assert differences(spec(), live(options), defaults) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "options", "defaults", "expected"),
+    [
+        ({"userxattr": True}, b",userxattr", ALL_OFF, {}),
+        ({"userxattr": True}, b"", ALL_OFF, {"userxattr": ("off", "on")}),
+        ({"index": "off"}, b"", ALL_OFF, {}),
+        ({"index": "off"}, b",index=on", ALL_OFF, {"index": ("on", "off")}),
+        ({"index": "off"}, b"", {**ALL_OFF, b"index": b"Y"}, {"index": ("on", "off")}),
+        ({"xino": "auto"}, b",xino=off", ALL_OFF, {}),
+        ({"xino": "on"}, b"", ALL_OFF, {}),  # all layers on one file system
+        ({"xino": "on"}, b",xino=off", ALL_OFF, {"xino": ("off", "on")}),
+        ({"xino": "off"}, b",xino=auto", ALL_OFF, {"xino": ("auto", "off")}),
+        ({"redirect_dir": "off"}, b"", NO_FOLLOW, {}),
+        ({"redirect_dir": "off"}, b"", ALL_OFF, {}),
+        ({"redirect_dir": "nofollow"}, b"", NO_FOLLOW, {}),
+        ({"redirect_dir": "nofollow"}, b",redirect_dir=nofollow", ALL_OFF, {}),
+        ({"redirect_dir": "nofollow"}, b"", ALL_OFF, {"redirect_dir": ("follow", "nofollow")}),
+        ({"verity": "on"}, b",verity=on", ALL_OFF, {}),
+        ({"verity": "off"}, b",verity=on", ALL_OFF, {"verity": ("on", "off")}),
+    ],
+)
+def test_settings_are_compared_with_the_defaults_of_the_host(
+    wanted: dict[str, OptionValue], options: bytes, defaults: dict[bytes, bytes], expected: Differences
+) -> None:
+    assert differences(spec(wanted, data=False), live(b"ro,lowerdir+=/meta" + options), defaults) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "flags", "expected"),
+    [
+        ({}, b"ro,relatime", {}),
+        ({}, b"rw,relatime", {"ro": (False, True)}),
+        ({}, b"ro,nosuid,relatime", {"nosuid": (True, False)}),
+        ({"nodev": True}, b"ro,relatime", {"nodev": (False, True)}),
+        ({"noatime": True, "nosuid": True}, b"ro,nosuid,noatime", {}),
+    ],
+)
+def test_flags_are_compared(wanted: dict[str, OptionValue], flags: bytes, expected: Differences) -> None:
+    assert differences(spec(wanted, data=False), live(b"ro,lowerdir+=/meta", flags), ALL_OFF) == expected
+
+
+def test_another_type_is_the_one_difference() -> None:
+    assert differences(spec(), live(b"rw", fstype=b"tmpfs"), ALL_OFF) == {"type": ("tmpfs", "overlay")}
+
+
+def test_the_diff_shows_both_sides_alike() -> None:
+    assert declared_by(live(LAYERS + b",redirect_dir=on,metacopy=on")) == spec().as_dict()
+    assert declared_by(None) == {}
+    assert declared_by(live(b"rw", fstype=b"tmpfs")) == {}
+
+
+REDIRECT = mount_spec(b"/v", [b"/meta"], [b"/data", b"/more"], {}, True, strategy="redirect")
+REDIRECTED = b"66 63 0:40 %s /v ro,relatime - overlay overlay ro,%s,redirect_dir=on,metacopy=on\n"
+
+
+def test_with_strategy_redirect_data_layers_are_ordinary_and_one_directory_is_shown() -> None:
+    assert REDIRECT.layers == ((b"/meta", b"/data", b"/more"), ())
+    assert (spec().layers, spec().root) == (((b"/meta",), (b"/data",)), b"/")
+    assert REDIRECT.root == b"/view"
+    assert REDIRECT.settings == (*ON, (b"xino", b"off"))
+    assert REDIRECT.directories == (b"/meta", b"/data", b"/more")
+
+
+@pytest.mark.parametrize(
+    ("root", "layers", "expected"),
+    [
+        (b"/view", b"lowerdir+=/meta,lowerdir+=/data,lowerdir+=/more", {}),
+        (b"/view", b"lowerdir=/meta:/data:/more", {}),
+        (b"/", b"lowerdir=/meta:/data:/more", {"root": ("/", "/view")}),
+        (b"/view/bin", b"lowerdir=/meta:/data:/more", {"root": ("/view/bin", "/view")}),
+        (b"/view", b"lowerdir=/meta:/data", {"lower": (["/meta", "/data"], ["/meta", "/data", "/more"])}),
+        (
+            b"/",
+            b"lowerdir=/meta::/data::/more",
+            {
+                "lower": (["/meta"], ["/meta", "/data", "/more"]),
+                "data": (["/data", "/more"], []),
+                "root": ("/", "/view"),
+            },
+        ),
+    ],
+)
+def test_the_directory_that_is_shown_is_compared(root: bytes, layers: bytes, expected: Differences) -> None:
+    (mount,) = parse(REDIRECTED % (root, layers))
+    assert differences(REDIRECT, mount, ALL_OFF) == expected
+    # The kernel does not print what is this host's default.
+    printed = {**REDIRECT.as_dict(), "options": {"metacopy": "on", "redirect_dir": "on"}}
+    assert (declared_by(mount) == printed) == (not expected)
+
+
+def test_strategy_redirect_cannot_go_with_userxattr() -> None:
+    with pytest.raises(OverlayError, match=r"userxattr cannot go with strategy redirect: .* data-only layers alone"):
+        mount_spec(b"/v", [b"/meta"], [b"/data"], {"userxattr": True}, True, strategy="redirect")
+
+
+def test_an_image_is_known_by_its_path_without_the_suffix() -> None:
+    spec = mount_spec(b"/v", [b"/g/1.erofs", b"/g/2.erofs"], [b"/data"], {}, True, [b"/g/1.erofs"])
+    assert spec.lower == (b"/g/1", b"/g/2.erofs")
+    assert spec.images == (b"/g/1.erofs",)
+    assert spec.directories == (b"/g/2.erofs", b"/data")
+
+
+@pytest.mark.parametrize("name", [b"/g/layer", b"/g/layer.img", b"/g/.erofs", b"/g/layer.erofs.gz"])
+def test_a_file_with_another_name_is_no_image(name: bytes) -> None:
+    with pytest.raises(OverlayError, match=r"is a file: an EROFS image has to have a name that ends in \.erofs"):
+        mount_spec(b"/v", [name], [b"/data"], {}, True, [name])

@@ -1,0 +1,71 @@
+"""The pattern that says where releases are."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern, Release
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "found"),
+    [
+        ("{package}/{version}", "houdini/20.5", ("houdini", "20.5")),
+        ("{package}/{version}", "houdini", None),
+        ("{package}/{version}", "houdini/20.5/bin", None),
+        ("{package}/{version}", ".snapshot/20.5", None),
+        ("{package}/{version}", "houdini/.new", None),
+        ("/{package}/{version}/", "a/1", ("a", "1")),
+        ("{version}/{package}", "a/1", ("1", "a")),
+        ("{package}-{version}", "usd-core-25.05", ("usd-core", "25.05")),
+        ("{package}-{version}", "usd", None),
+        ("{package}-{version}", "usd-", None),
+        ("{package}/v{version}", "usd/v25", ("usd", "25")),
+        ("{package}/v{version}", "usd/25", None),
+        ("{package}/{version}/linux-*", "a/1/linux-x86_64", ("a", "1")),
+        ("{package}/{version}/linux-*", "a/1/windows", None),
+        ("*/{package}/{version}", "tools/a/1", ("a", "1")),
+        (".sw/{package}/{version}", ".sw/a/1", ("a", "1")),
+        ("sw.d/{package}/{version}", "swxd/a/1", None),
+        ("{package}/{version}", "a\n/1 \udcff", ("a\n", "1 \udcff")),
+    ],
+)
+def test_the_names_of_a_release_give_its_package_and_version(
+    pattern: str, path: str, found: tuple[str, str] | None
+) -> None:
+    release = Pattern.parse(pattern).release(path.split("/"))
+    assert release == (Release(*found, path) if found else None)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        ("", "once each"),
+        ("{package}", "once each"),
+        ("{version}", "once each"),
+        ("{package}/{version}/{version}", "once each"),
+        ("{package}/{version}/{platform}", "no other {field}"),
+        ("{package}/{version}/{}", "no other {field}"),
+        ("{package}//{version}", "empty parts"),
+        ("../{package}/{version}", r"'\.\.'"),
+        ("./{package}/{version}", r"'\.'"),
+    ],
+)
+def test_a_pattern_that_cannot_be_is_refused(pattern: str, reason: str) -> None:
+    with pytest.raises(OverlayError, match=reason):
+        Pattern.parse(pattern)
+
+
+def test_releases_sort_by_package_and_then_by_version() -> None:
+    paths = ["b/1", "a/1.10", "a/1.9", "a/1.9rc1"]
+    releases = []
+    for path in paths:
+        package, version = path.split("/")
+        releases.append(Release(package, version, path))
+    assert [release.path for release in sorted(releases, key=Release.sort_key)] == [
+        "a/1.9rc1",
+        "a/1.9",
+        "a/1.10",
+        "b/1",
+    ]
