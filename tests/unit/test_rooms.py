@@ -25,8 +25,9 @@ ARROWS = {
     "views": {"layers", "overlays", "releases", "linux"},
     "finalize": {"overlays", "releases", "linux"},
     "software_root": {"linux"},
+    "fleet": {"views", "layers", "releases", "linux"},
     "runner": {"linux"},
-    "modules": {"runner", "views", "layers", "finalize", "software_root", "overlays", "releases", "linux"},
+    "modules": {"runner", "fleet", "views", "layers", "finalize", "software_root", "overlays", "releases", "linux"},
     "filter": {"releases", "linux"},
     "doc_fragments": set[str](),
 }
@@ -55,6 +56,7 @@ PURE = {
     "views": {"generation", "layer_plan", "linger", "retention"},
     "finalize": {"marks", "move_plan", "remount_notes"},
     "software_root": {"nfs_options"},
+    "fleet": {"declaration"},
 }
 #: What pure files may not touch: the system, the clock, the network.
 IMPURE = {

@@ -1,0 +1,383 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Check the declaration of views, and complete it with defaults, before anything is changed anywhere.
+
+A declaration is a list of views, each a mapping of keys, and common values for the keys that views leave out. ``KEYS`` says what each
+key may hold. All problems are found, not only the first, and each is one line that names the view and the key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Callable
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.globs import clean_globs
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.ownership import parse_mode
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import (
+    is_inside,
+    overlap,
+    to_bytes,
+    to_text,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import relative_path
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import is_view_name
+
+#: Characters of a value that a message shows.
+_SHOWN = 60
+#: How the variables begin that are given for all views.
+_PREFIX = "overlay_"
+_TRUE = ("y", "yes", "on", "true", "t", "1")
+_FALSE = ("n", "no", "off", "false", "f", "0")
+
+
+class InvalidValueError(ValueError):
+    """A value is not what its key takes. The text is the end of a sentence that begins with the name of the key."""
+
+
+#: Makes a value what its key takes. Raises InvalidValueError.
+Convert = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Key:
+    """What one key of a view takes."""
+
+    convert: Convert
+    #: The value if the key is not given; a function is given the values of the keys before it.
+    default: Any = None
+    required: bool = False
+    #: Whether it can be given for all views.
+    common: bool = True
+
+
+def declared_views(views: Any, common: Mapping[str, Any], chosen: str = "") -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the declared views, each with a value for every key, and the problems of the declaration, one line each.
+
+    ``common`` has values for keys that views leave out, by the names of the keys. ``chosen`` is the name of the one view to return; if it is
+    empty, all are returned. What is blank or None counts as not given. If there are problems, the views are not to be used.
+    """
+    if not isinstance(views, (list, tuple)):
+        return [], [f"overlay_views must be a list of views, not {_described(views)}"]
+    problems = [*_common_problems(common)]
+    completed = []
+    for number, view in enumerate(views, 1):
+        if not isinstance(view, Mapping):
+            problems.append(f"view number {number} must be a mapping of keys to values, not {_described(view)}")
+            continue
+        values, found = _completed(view, common, number)
+        problems += found
+        completed.append(values)
+    problems += _problems_between(completed)
+    if chosen:
+        completed = [view for view in completed if view["name"] == chosen]
+    return completed, list(dict.fromkeys(problems))
+
+
+def unknown_variables(names: Iterable[str], others: Iterable[str]) -> Iterator[str]:
+    """Yield a line for each variable that begins as ours do and means nothing; ``others`` are variables that are not keys of views."""
+    known = {*(_PREFIX + name for name, key in KEYS.items() if key.common), *others}
+    for name in sorted(set(names) - known):
+        # Without the prefix, which makes all of them alike.
+        near = difflib.get_close_matches(name[len(_PREFIX) :], [one[len(_PREFIX) :] for one in sorted(known)], 1)
+        meant = f": did you mean {_PREFIX}{near[0]}?" if near else ""
+        yield f"there is no variable {name}{meant}"
+
+
+def _common_problems(common: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in common.items():
+        key = KEYS.get(name)
+        if key and key.common and not _is_blank(value):
+            try:
+                key.convert(value)
+            except InvalidValueError as error:
+                yield f"overlay_{name} {error}"
+
+
+def _completed(view: Mapping[str, Any], common: Mapping[str, Any], number: int) -> tuple[dict[str, Any], list[str]]:
+    """Return a view with a value for every key, and its problems."""
+    given = view.get("name")
+    label = f"view {given}" if isinstance(given, str) and given else f"view number {number}"
+    problems = []
+    for name in view:
+        if name not in KEYS:
+            near = difflib.get_close_matches(str(name), KEYS, 1)
+            problems.append(f"{label}: there is no key {name}" + (f": did you mean {near[0]}?" if near else ""))
+    values: dict[str, Any] = {}
+    for name, key in KEYS.items():
+        value, is_own = view.get(name), True
+        if _is_blank(value) and key.common:
+            value, is_own = common.get(name), False
+        if _is_blank(value):
+            values[name] = key.default(values) if callable(key.default) else key.default
+            if key.required:
+                also = f", or overlay_{name} for all views" if key.common else ""
+                problems.append(f"{label}: {name} is missing: give it{also}")
+            continue
+        try:
+            values[name] = key.convert(value)
+        except InvalidValueError as error:
+            values[name] = None
+            if is_own:
+                problems.append(f"{label}: {name} {error}")
+    if not problems:
+        problems = [f"{label}: {problem}" for problem in _contradictions(values)]
+    return values, problems
+
+
+def _contradictions(view: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what does not go together within one view."""
+    if view["state"] == "mounted" and not view["generation"]:
+        if not view["releases"] and not view["query"]:
+            yield "releases and query are both missing: give one of them"
+        elif view["releases"] and view["query"]:
+            yield "releases and query are both given: give one of them"
+    if view["build"] == "central" and view["format"] == "directory":
+        yield "build: central builds images, so format: directory cannot be: leave out one of them"
+    if view["strategy"] == "redirect" and (view["build"] == "central" or view["format"] == "erofs"):
+        yield "strategy: redirect cannot have images: set build: local, and format: directory or auto"
+    if view["strategy"] == "redirect" and view["xattr_namespace"] != "trusted":
+        yield "strategy: redirect needs xattr_namespace: trusted"
+    for name in ("root", *(("data",) if view["data"] else ())):
+        for path in [view[name]] if name == "root" else view[name]:
+            if _inside(view["mountpoint"], path):
+                yield f"mountpoint {view['mountpoint']} is inside of the software root {path}: mount the view outside of it"
+                return
+
+
+def _problems_between(views: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what does not go together between views."""
+    seen: dict[str, Mapping[str, Any]] = {}
+    for view in views:
+        name = view["name"]
+        if name in seen:
+            yield f"view {name} is declared twice: give each view a name of its own"
+        elif name:
+            seen[name] = view
+    shown = [view for view in seen.values() if view["mountpoint"] and view["state"] == "mounted"]
+    for number, view in enumerate(shown):
+        for other in shown[:number]:
+            if view["mountpoint"] == other["mountpoint"]:
+                yield f"views {other['name']} and {view['name']} have the same mountpoint {view['mountpoint']}"
+            elif overlap(to_bytes(view["mountpoint"]), to_bytes(other["mountpoint"])):
+                yield (
+                    f"views {other['name']} and {view['name']} have mountpoints inside of each other: {other['mountpoint']} and"
+                    f" {view['mountpoint']}"
+                )
+
+
+def _inside(path: str, directory: str) -> bool:
+    return is_inside(to_bytes(path), to_bytes(directory))
+
+
+def _is_blank(value: Any) -> bool:
+    """Return whether a value counts as not given, as the empty answer of an AWX survey does."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _described(value: Any) -> str:
+    """Return a value for a message, shortened."""
+    kind = {str: "the text ", bool: "", int: "the number ", float: "the number "}.get(type(value))
+    if kind is None:
+        return (
+            "a mapping"
+            if isinstance(value, Mapping)
+            else "a list"
+            if isinstance(value, (list, tuple))
+            else "a value of another type"
+        )
+    shown = repr(value) if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+    return kind + (shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "...")
+
+
+# Values of keys
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise InvalidValueError(f"must be text, not {_described(value)}")
+    return str(value)
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not is_view_name(value):
+        raise InvalidValueError(
+            f"must have letters, digits, '.', '_' and '-' only, up to 100 of them, not {_described(value)}"
+        )
+    return value
+
+
+def _path(value: Any) -> str:
+    if not isinstance(value, str) or not value.startswith("/"):
+        raise InvalidValueError(f"must be an absolute path, not {_described(value)}")
+    if "\0" in value:
+        raise InvalidValueError("must not have a NUL byte")
+    return posixpath.normpath("/" + value.lstrip("/"))
+
+
+def _relative(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidValueError(f"must have {what} as a path, not {_described(value)}")
+    try:
+        return to_text(relative_path(to_bytes(value), what))
+    except OverlayError as error:
+        raise InvalidValueError(f"is wrong: {error}") from None
+
+
+def _one_of(*words: str) -> Convert:
+    def convert(value: Any) -> str:
+        if value not in words:
+            near = difflib.get_close_matches(str(value), words, 1)
+            meant = f": did you mean {near[0]}?" if near else ""
+            raise InvalidValueError(f"must be {', '.join(words[:-1])} or {words[-1]}, not {_described(value)}{meant}")
+        return str(value)
+
+    return convert
+
+
+def _boolean(value: Any) -> bool:
+    word = str(value).strip().lower()
+    if not isinstance(value, (bool, int, str)) or word not in (*_TRUE, *_FALSE):
+        raise InvalidValueError(f"must be true or false, not {_described(value)}")
+    return word in _TRUE
+
+
+def _number(value: Any) -> float:
+    try:
+        found = None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        found = None
+    if found is None or not 0 <= found < float("inf"):
+        raise InvalidValueError(f"must be a number from 0 on, not {_described(value)}")
+    return found
+
+
+def _whole(value: Any) -> int:
+    found = _number(value)
+    if found != int(found):
+        raise InvalidValueError(f"must be a whole number, not {_described(value)}")
+    return int(found)
+
+
+def _list(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise InvalidValueError(f"must be a list of {what}, not {_described(value)}")
+    return list(value)
+
+
+def _paths(value: Any) -> list[str]:
+    return [_path(one) for one in _list(value, "absolute paths")]
+
+
+def _mapping(value: Any) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidValueError(f"must be a mapping, not {_described(value)}")
+    return dict(value)
+
+
+def _releases(value: Any) -> list[dict[str, Any]]:
+    return [_release(one) for one in _list(value, "releases")]
+
+
+_OF_RELEASE = ("release", "at", "source", "include", "exclude")
+
+
+def _release(value: Any) -> dict[str, Any]:
+    """Return a release as a mapping; a path alone is short for one."""
+    if isinstance(value, str):
+        value = {"release": value}
+    if not isinstance(value, Mapping):
+        raise InvalidValueError(f"must have paths of releases, or mappings with 'release', not {_described(value)}")
+    for name in value:
+        if name not in _OF_RELEASE:
+            raise InvalidValueError(f"has a release with the key {name}: the keys are {', '.join(_OF_RELEASE)}")
+    if _is_blank(value.get("release")):
+        raise InvalidValueError(
+            "has a mapping without 'release', which is the path of a release below the software root"
+        )
+    found: dict[str, Any] = {"release": _relative(value["release"], "a release")}
+    for name in ("at", "source"):
+        if value.get(name) is not None:
+            found[name] = _relative(value[name], f"'{name}' of release {found['release']}") if value[name] else ""
+    for name in ("include", "exclude"):
+        if value.get(name):
+            try:
+                clean_globs([to_bytes(_text(one)) for one in _list(value[name], "patterns")], name)
+            except OverlayError as error:
+                raise InvalidValueError(f"has release {found['release']}, which has a wrong pattern: {error}") from None
+            found[name] = [str(one) for one in value[name]]
+    return found
+
+
+def _links(value: Any) -> list[dict[str, str]]:
+    found = []
+    for link in _list(value, "links, each with 'path' and 'target'"):
+        if not isinstance(link, Mapping) or set(link) != {"path", "target"}:
+            raise InvalidValueError("must have links with the keys 'path' and 'target' only")
+        found.append({"path": _relative(link["path"], "the path of a link"), "target": _text(link["target"])})
+    return found
+
+
+def _pattern(value: Any) -> str:
+    try:
+        Pattern.parse(_text(value))
+    except OverlayError as error:
+        raise InvalidValueError(f"is wrong: {error}") from None
+    return str(value)
+
+
+def _mode(value: Any) -> str:
+    try:
+        parse_mode(_text(value))
+    except OverlayError as error:
+        raise InvalidValueError(f"is wrong: {error}") from None
+    return str(value)
+
+
+#: What each key of a view takes, in the order in which defaults are derived from others.
+KEYS: dict[str, Key] = {
+    "name": Key(_name, required=True, common=False),
+    "mountpoint": Key(_path, required=True, common=False),
+    "state": Key(_one_of("mounted", "unmounted", "absent"), "mounted"),
+    "generation": Key(_text, ""),
+    "releases": Key(_releases, lambda _view: [], common=False),
+    "query": Key(_text, "", common=False),
+    "links": Key(_links, lambda _view: [], common=False),
+    "root": Key(_path, required=True),
+    "root_name": Key(_text, lambda view: view["root"]),
+    "store": Key(_path, required=True),
+    "pattern": Key(_pattern, "{package}/{version}"),
+    "ready_marker": Key(_text, ""),
+    "checksum": Key(_one_of("none", "sha256"), "none"),
+    "linger": Key(_whole, 172800),
+    "sample": Key(_whole, 20),
+    "strategy": Key(_one_of("auto", "data_only", "redirect"), "auto"),
+    "format": Key(_one_of("auto", "directory", "erofs"), "auto"),
+    "build": Key(_one_of("local", "central"), "local"),
+    "image_store": Key(_path, lambda view: f"{view['store']}/.images"),
+    "xattr_namespace": Key(_one_of("trusted", "user"), "trusted"),
+    "owner": Key(_text, ""),
+    "group": Key(_text, ""),
+    "owner_map": Key(_mapping, lambda _view: {}),
+    "group_map": Key(_mapping, lambda _view: {}),
+    "mode": Key(_mode, ""),
+    "keep_setid": Key(_boolean, False),
+    "on_conflict": Key(_one_of("error", "first", "last"), "error"),
+    "options": Key(_mapping, lambda _view: {"nodev": True, "nosuid": True}),
+    "data": Key(_paths, lambda view: [view["root"]]),
+    "switch": Key(_one_of("auto", "beneath", "over", "replace", "never"), "auto"),
+    "inner_mounts": Key(_one_of("carry", "drop"), "carry"),
+    "persist": Key(_one_of("none", "systemd", "fstab"), "none"),
+    "keep": Key(_whole, 3),
+    "min_age": Key(_number, 3600.0),
+    "state_dir": Key(_path, "/var/lib/renderfarm-overlay"),
+    "scan_host": Key(_text, ""),
+    "scan_root": Key(_path, lambda view: view["root"]),
+    "scan_store": Key(_path, lambda view: view["store"]),
+    "scan_image_store": Key(_path, lambda view: f"{view['scan_store']}/.images"),
+}

@@ -1,0 +1,165 @@
+"""Checking a declaration: every problem is found and named, and what is right is completed with defaults."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.declaration import (
+    KEYS,
+    declared_views,
+    unknown_variables,
+)
+
+COMMON = {"root": "/net/software", "store": "/net/manifests"}
+
+
+def view(**keys: Any) -> dict[str, Any]:
+    return {"name": "software", "mountpoint": "/software", "releases": ["houdini/20.5.410"], **keys}
+
+
+def problems(*views: Any, **common: Any) -> list[str]:
+    return declared_views(list(views), {**COMMON, **common})[1]
+
+
+def test_a_view_is_completed_with_defaults() -> None:
+    ([found], none) = declared_views([view(keep="5")], {**COMMON, "persist": "systemd", "linger": 60})
+    assert none == []
+    assert set(found) == set(KEYS)
+    assert found["releases"] == [{"release": "houdini/20.5.410"}]
+    assert (found["keep"], found["persist"], found["linger"], found["data"]) == (5, "systemd", 60, ["/net/software"])
+    assert found["image_store"] == found["scan_image_store"] == "/net/manifests/.images"
+    assert found["options"] == {"nodev": True, "nosuid": True}
+
+
+@pytest.mark.parametrize("blank", ["", "  ", None])
+def test_what_is_blank_is_not_given(blank: str | None) -> None:
+    given_ = view(keep=blank, query=blank, generation=blank, persist=blank, root=blank)
+    ([found], none) = declared_views([given_], {**COMMON, "persist": "fstab", "owner": blank})
+    assert none == []
+    assert (found["keep"], found["query"], found["persist"], found["root"]) == (3, "", "fstab", "/net/software")
+
+
+@pytest.mark.parametrize(
+    ("views", "problem"),
+    [
+        ("houdini/1.0", "overlay_views must be a list of views, not the text 'houdini/1.0'"),
+        ({"name": "x"}, "overlay_views must be a list of views, not a mapping"),
+        (["software"], "view number 1 must be a mapping of keys to values, not the text 'software'"),
+        (
+            [view(releases="houdini/1.0")],
+            "view software: releases must be a list of releases, not the text 'houdini/1.0'",
+        ),
+        ([view(mountpoint="software")], "view software: mountpoint must be an absolute path, not the text 'software'"),
+        ([{"name": "x", "releases": ["a/1"]}], "view x: mountpoint is missing: give it"),
+        ([view(ready_maker=".ready")], "view software: there is no key ready_maker: did you mean ready_marker?"),
+        (
+            [view(format="erfs")],
+            "view software: format must be auto, directory or erofs, not the text 'erfs': did you mean erofs?",
+        ),
+        ([view(keep=-1)], "view software: keep must be a number from 0 on, not the number -1"),
+        ([view(keep=1.5)], "view software: keep must be a whole number, not the number 1.5"),
+        ([view(keep=True)], "view software: keep must be a number from 0 on, not true"),
+        ([view(keep_setid="maybe")], "view software: keep_setid must be true or false, not the text 'maybe'"),
+        ([view(query="@")], "view software: releases and query are both given: give one of them"),
+        ([view(releases=[])], "view software: releases and query are both missing: give one of them"),
+        (
+            [view(build="central", format="directory")],
+            "view software: build: central builds images, so format: directory cannot",
+        ),
+        ([view(strategy="redirect", format="erofs")], "view software: strategy: redirect cannot have images"),
+        (
+            [view(mountpoint="/net/software/view")],
+            "view software: mountpoint /net/software/view is inside of the software root",
+        ),
+        ([view(releases=[{"at": "x"}])], "view software: releases has a mapping without 'release'"),
+        ([view(releases=[{"release": "a/1", "to": "x"}])], "view software: releases has a release with the key to"),
+        ([view(releases=["a/../b"])], "view software: releases is wrong"),
+        (
+            [view(releases=[{"release": "a/1", "include": ["**/**/../x"]}])],
+            "view software: releases has release a/1, which has a wrong pattern",
+        ),
+        ([view(links=[{"path": "a"}])], "view software: links must have links with the keys 'path' and 'target' only"),
+        ([view(pattern="{version}")], "view software: pattern is wrong"),
+        ([view(mode="rwx")], "view software: mode is wrong"),
+        ([view(name="../x")], "view ../x: name must have letters, digits"),
+        ([view(data="/net")], "view software: data must be a list of absolute paths, not the text '/net'"),
+        ([view(), view(mountpoint="/other")], "view software is declared twice: give each view a name of its own"),
+        ([view(), view(name="b")], "views software and b have the same mountpoint /software"),
+        (
+            [view(), view(name="b", mountpoint="/software/b/")],
+            "views software and b have mountpoints inside of each other: /software and /software/b",
+        ),
+    ],
+)
+def test_a_problem_is_named(views: Any, problem: str) -> None:
+    found = declared_views(views, COMMON)[1]
+    assert len(found) == 1
+    assert found[0].startswith(problem)
+
+
+def test_all_problems_are_found_at_once() -> None:
+    found = problems(view(format="x", keep="y"), view(name="b", mountpoint="b"), persist="never")
+    assert [line.split(" must")[0] for line in found] == [
+        "overlay_persist",
+        "view software: format",
+        "view software: keep",
+        "view b: mountpoint",
+    ]
+
+
+def test_a_common_value_that_is_missing_is_named_with_its_variable() -> None:
+    assert declared_views([view()], {"root": "/net/software"})[1] == [
+        "view software: store is missing: give it, or overlay_store for all views"
+    ]
+
+
+def test_no_message_is_long() -> None:
+    assert all(len(line) < 300 for line in problems(view(releases="x" * 9000, format="y" * 9000)))
+
+
+def test_a_view_that_is_taken_down_needs_no_releases() -> None:
+    assert problems(view(releases=[], state="absent")) == []
+
+
+def test_views_that_are_not_mounted_may_share_a_mountpoint() -> None:
+    assert problems(view(), view(name="old", state="absent")) == []
+
+
+def test_one_view_is_chosen_and_all_are_checked() -> None:
+    views = [view(), view(name="b", mountpoint="/b")]
+    assert [one["name"] for one in declared_views(views, COMMON, "b")[0]] == ["b"]
+    assert declared_views([view(keep="x"), view(name="b", mountpoint="/b")], COMMON, "b")[1]
+
+
+def test_a_variable_that_means_nothing_is_named() -> None:
+    names = ["overlay_ready_maker", "overlay_root", "overlay_views", "overlay_zzz"]
+    assert list(unknown_variables(names, ["overlay_views"])) == [
+        "there is no variable overlay_ready_maker: did you mean overlay_ready_marker?",
+        "there is no variable overlay_zzz",
+    ]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*KEYS, "release", "at"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+VIEWS = st.dictionaries(st.sampled_from([*KEYS, "other"]), VALUES, max_size=6) | VALUES
+
+
+@given(st.lists(VIEWS, max_size=3) | VALUES, st.dictionaries(st.sampled_from(list(KEYS)), VALUES, max_size=4))
+def test_whatever_is_declared_gives_views_or_problems(views: Any, common: dict[str, Any]) -> None:
+    found, lines = declared_views(views, common)
+    assert all("\n" not in line and len(line) < 500 for line in lines)
+    if not lines:
+        json.dumps(found)
+        assert all(set(one) == set(KEYS) for one in found)
