@@ -59,7 +59,7 @@ class Key:
 def declared_views(views: Any, common: Mapping[str, Any], chosen: str = "") -> tuple[list[dict[str, Any]], list[str]]:
     """Return the declared views, each with a value for every key, and the problems of the declaration, one line each.
 
-    ``common`` has values for keys that views leave out, by the names of the keys. ``chosen`` is the name of the one view to return; if it is
+    ``common`` has values for keys that views leave out, by their names. ``chosen`` is the name of the one view to return; if it is
     empty, all are returned. What is blank or None counts as not given. If there are problems, the views are not to be used.
     """
     if not isinstance(views, (list, tuple)):

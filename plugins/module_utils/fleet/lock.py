@@ -1,0 +1,129 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Locks: what the views of a farm were resolved to, so that every host and every batch of a rollout shows the same.
+
+A lock is a JSON object that is readable, and small enough to be kept in git and reviewed as a diff: each view has its releases with the
+digests of their manifests, and the generation that these make.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.globs import MOST_PATTERNS
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import records
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import RecordError, RecordKind
+
+#: The number of the format that is written and read.
+LOCK_FORMAT = 1
+
+_MOST_VIEWS = 10_000
+_MOST_RELEASES = 100_000
+_LARGEST = 1 << 27
+
+_PATTERNS = records.list_of(records.text(), MOST_PATTERNS)
+_RELEASE = records.fields(
+    {"release": records.relative(), "digest": records.digest},
+    {"at": records.relative(0), "source": records.relative(0), "include": _PATTERNS, "exclude": _PATTERNS},
+)
+_LEAVING = records.fields({"release": records.relative(), "until": records.text(20)})
+_VIEW = records.fields(
+    {
+        "name": records.form("[A-Za-z0-9][A-Za-z0-9._-]{0,99}"),
+        "generation": records.form("[0-9a-f]{16}"),
+        "releases": records.list_of(_RELEASE, _MOST_RELEASES, 1),
+        "leaving": records.list_of(_LEAVING, _MOST_RELEASES),
+        "image_digest": records.nullable(records.digest),
+    }
+)
+_LOCK = RecordKind(
+    records.fields(
+        {
+            "format": records.integer(LOCK_FORMAT, LOCK_FORMAT),
+            "views": records.list_of(_VIEW, _MOST_VIEWS),
+        }
+    ),
+    _LARGEST,
+    "format",
+    LOCK_FORMAT,
+)
+
+
+@dataclass(frozen=True)
+class LockedView:
+    """What one view was resolved to."""
+
+    name: str
+    #: The name of the generation that these releases make.
+    generation: str
+    #: As a module takes them, each with the digest of its manifest.
+    releases: tuple[dict[str, Any], ...]
+    #: The releases that were no longer declared and linger, each with the time after which the next resolution leaves it out.
+    leaving: tuple[dict[str, str], ...] = ()
+    #: The digest of the image that was built for all hosts; None if each host builds its layer.
+    image_digest: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "generation": self.generation,
+            "releases": [dict(one) for one in self.releases],
+            "leaving": [dict(one) for one in self.leaving],
+            "image_digest": self.image_digest,
+        }
+
+
+def lock_to_json(views: Iterable[LockedView]) -> str:
+    """Return the text of a lock: the views by name, and each release in a line of its own."""
+    ordered = sorted(views, key=lambda view: view.name)
+    lines = ["{", f' "format": {LOCK_FORMAT},', ' "views": [']
+    for number, view in enumerate(ordered, 1):
+        values = view.as_dict()
+        lines.append("  {")
+        lines += [
+            f"   {json.dumps(name)}: {json.dumps(values[name])}," for name in ("name", "generation", "image_digest")
+        ]
+        lines += [*_listed("releases", values["releases"], ","), *_listed("leaving", values["leaving"], "")]
+        lines.append("  }" + ("," if number < len(ordered) else ""))
+    return "\n".join((*lines, " ]", "}", ""))
+
+
+def _listed(name: str, values: list[dict[str, Any]], end: str) -> list[str]:
+    if not values:
+        return [f"   {json.dumps(name)}: []{end}"]
+    rows = [f"    {json.dumps(value, sort_keys=True)}" for value in values]
+    return [f"   {json.dumps(name)}: [", *(row + "," for row in rows[:-1]), rows[-1], "   ]" + end]
+
+
+def lock_from_json(text: str | bytes) -> dict[str, LockedView]:
+    """Return the views of a lock by name. Raises OverlayError if the text is not a lock."""
+    try:
+        fields = _LOCK.load(text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape"))
+        return _views(fields["views"])
+    except OverlayError as error:
+        raise OverlayError(f"not a lock of views: {error}") from None
+
+
+def lock_from_values(values: Any) -> dict[str, LockedView]:
+    """Return the views of a lock that was parsed already, by name. Raises OverlayError if the values are not a lock."""
+    try:
+        return lock_from_json(json.dumps(values))
+    except (TypeError, ValueError) as error:
+        raise OverlayError(f"not a lock of views: {error}") from None
+
+
+def _views(listed: list[Mapping[str, Any]]) -> dict[str, LockedView]:
+    found = {
+        view["name"]: LockedView(
+            view["name"], view["generation"], tuple(view["releases"]), tuple(view["leaving"]), view["image_digest"]
+        )
+        for view in listed
+    }
+    if len(found) != len(listed):
+        raise RecordError("it has a view twice")
+    return found

@@ -1,0 +1,76 @@
+"""Locks: read as they were written, readable as a diff, and refused if they are anything else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import (
+    LockedView,
+    lock_from_json,
+    lock_from_values,
+    lock_to_json,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+
+DIGEST = "sha256:" + "0f" * 32
+VIEWS = (
+    LockedView("tools", "0123456789abcdef", ({"release": "usd/1", "digest": DIGEST},)),
+    LockedView(
+        "software",
+        "fedcba9876543210",
+        (
+            {"release": "houdini/20", "digest": DIGEST, "at": "houdini", "exclude": ["demo"]},
+            {"release": "a/1", "digest": DIGEST},
+        ),
+        ({"release": "a/1", "until": "2026-11-27T18:57:00Z"},),
+        DIGEST,
+    ),
+)
+
+
+def altered(change: Any) -> str:
+    values = json.loads(lock_to_json(VIEWS))
+    change(values)
+    return json.dumps(values)
+
+
+def test_a_lock_is_read_as_it_was_written() -> None:
+    assert lock_from_json(lock_to_json(VIEWS)) == {view.name: view for view in VIEWS}
+    assert lock_from_values(json.loads(lock_to_json(VIEWS))) == {view.name: view for view in VIEWS}
+    assert lock_from_json(lock_to_json([])) == {}
+
+
+def test_the_same_views_give_the_same_text_and_a_changed_release_changes_one_line() -> None:
+    text = lock_to_json(VIEWS)
+    assert text == lock_to_json(reversed(VIEWS))
+    before, after = text.splitlines(), text.replace("usd/1", "usd/2").splitlines()
+    assert sum(one != other for one, other in zip(before, after)) == 1
+    assert sum("release" in line and "digest" in line for line in before) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda lock: lock.update(format=2), "a newer version of the collection wrote it"),
+        (lambda lock: lock["views"].append(lock["views"][0]), "it has a view twice"),
+        (lambda lock: lock["views"][0].update(generation="../../x"), "generation"),
+        (lambda lock: lock["views"][0].update(name="../x"), "name"),
+        (lambda lock: lock["views"][0]["releases"][0].update(release="../x"), "release"),
+        (lambda lock: lock["views"][0]["releases"][0].pop("digest"), "digest"),
+        (lambda lock: lock["views"][0].update(releases=[]), "releases"),
+        (lambda lock: lock["views"][0].update(other=1), "other"),
+        (lambda lock: lock.pop("views"), "views"),
+    ],
+)
+def test_what_is_no_lock_is_refused(change: Any, reason: str) -> None:
+    with pytest.raises(OverlayError, match=rf"^not a lock of views: .*{reason}"):
+        lock_from_json(altered(change))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "views: []"])
+def test_other_text_is_refused(text: str) -> None:
+    with pytest.raises(OverlayError, match="^not a lock of views: "):
+        lock_from_json(text)
