@@ -29,6 +29,7 @@ ARROWS = {
     "runner": {"linux"},
     "modules": {"runner", "fleet", "views", "layers", "finalize", "software_root", "overlays", "releases", "linux"},
     "filter": {"releases", "linux"},
+    "action": {"fleet", "filter", "linux"},
     "doc_fragments": set[str](),
 }
 #: Files that make no system call: they take values and return values. They import pure files alone.
@@ -56,7 +57,7 @@ PURE = {
     "views": {"generation", "layer_plan", "linger", "retention"},
     "finalize": {"marks", "move_plan", "remount_notes"},
     "software_root": {"nfs_options"},
-    "fleet": {"declaration", "lock"},
+    "fleet": {"declaration", "lock", "resolution"},
 }
 #: What pure files may not touch: the system, the clock, the network.
 IMPURE = {
@@ -113,7 +114,7 @@ def _allowed(room: str, pure: bool, name: str) -> bool:
         other, file = place_of(name[len(PREFIX) :])
         return (other == room or other in ARROWS[room]) and (not pure or file in PURE.get(other, ()))
     if top == "ansible":
-        return room in ("runner", "modules", "filter", "doc_fragments")
+        return room in ("runner", "modules", "filter", "action", "doc_fragments")
     if room == "filter" and top in ("jmespath", "jinja2"):
         return True
     return not pure or (top in sys.stdlib_module_names and top not in IMPURE)

@@ -72,5 +72,5 @@ def test_what_is_no_lock_is_refused(change: Any, reason: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", "views: []"])
 def test_other_text_is_refused(text: str) -> None:
-    with pytest.raises(OverlayError, match="^not a lock of views: "):
+    with pytest.raises(OverlayError, match=r"^not a lock of views: "):
         lock_from_json(text)

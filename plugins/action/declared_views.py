@@ -1,0 +1,60 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Complete and check the views that a host declares, on the controller."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.errors import AnsibleError
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.declaration import (
+    KEYS,
+    declared_views,
+    unknown_variables,
+)
+
+_PREFIX = "overlay_"
+#: The variables that are not keys of views.
+_OTHERS = ("become", "hosts", "lock", "lock_file", "source", "view", "views")
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
+    """See plugins/modules/declared_views.py for the documentation."""
+
+    _requires_connection = False
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        variables = task_vars or {}
+        names = [name for name in variables if name.startswith(_PREFIX)]
+        problems = [*unknown_variables(names, [_PREFIX + name for name in _OTHERS])]
+        common: dict[str, Any] = {}
+        views: Any = []
+        chosen = ""
+        for name in names:
+            key = name[len(_PREFIX) :]
+            if key not in KEYS and key not in ("views", "view"):
+                continue
+            try:
+                value = self._templar.template(variables[name])
+            except AnsibleError as error:
+                problems.append(f"{name} cannot be evaluated: {error}")
+                continue
+            if key == "views":
+                views = value
+            elif key == "view":
+                chosen = str(value or "")
+            else:
+                common[key] = value
+        if "overlay_views" not in names:
+            problems.append("overlay_views is missing: it lists the views of the host")
+        # A state or generation that is given for the run is meant for all views, whatever they declare.
+        overrides = {key: common.pop(key) for key in ("state", "generation") if common.get(key)}
+        if overrides and isinstance(views, (list, tuple)):
+            views = [{**view, **overrides} if isinstance(view, dict) else view for view in views]
+        completed, found = declared_views(views, common, chosen)
+        result.update(changed=False, views=completed, problems=[*problems, *found])
+        return result

@@ -1,0 +1,238 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Resolve the views of all hosts of a play to a lock, once, with the modules of the collection on one host."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.renderfarm.overlay.plugins.filter.select_releases import select_releases
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import (
+    LockedView,
+    lock_from_json,
+    lock_from_values,
+    lock_to_json,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolution import (
+    Choice,
+    Listing,
+    batches,
+    choose,
+    problems_of_hosts,
+    shared_views,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+
+#: Releases that one call scans. One call for each would be most of the time of a first run; one for all would show no progress.
+_BATCH = 25
+
+
+class _HostError(Exception):
+    """A module failed on the host that resolves, for a reason that concerns every view."""
+
+
+@dataclass
+class _Resolution:
+    """What has been found out so far."""
+
+    locked: list[LockedView] = field(default_factory=list)
+    #: Views that could not be resolved, by name, each with the reason.
+    failures: dict[str, str] = field(default_factory=dict)
+    #: Views that check mode cannot resolve, since it does not scan.
+    pending: dict[str, str] = field(default_factory=dict)
+    actions: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
+    """See plugins/modules/resolved_views.py for the documentation."""
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        variables = task_vars or {}
+        _result, given = self.validate_argument_spec(
+            {
+                "declared": {"type": "dict", "required": True},
+                "scan_host": {"type": "str", "default": ""},
+                "lock": {"type": "raw"},
+            }
+        )
+        declared = {host: one.get("views", []) for host, one in given["declared"].items()}
+        problems = problems_of_hosts({host: one.get("problems", []) for host, one in given["declared"].items()})
+        views, differing = shared_views(declared, given["scan_host"])
+        problems += differing
+        if problems:
+            result.update(failed=True, problems=problems, msg=_counted(problems))
+            return result
+        try:
+            resolution = self._use(views, given["lock"]) if given["lock"] else self._resolve(views, variables)
+        except _HostError as error:
+            result.update(failed=True, problems=[str(error)], msg=str(error))
+            return result
+        text = lock_to_json(resolution.locked)
+        result.update(
+            changed=bool(resolution.actions),
+            lock=json.loads(text),
+            text=text,
+            failures=resolution.failures,
+            pending=resolution.pending,
+            actions=resolution.actions,
+        )
+        if resolution.warnings:
+            result["warnings"] = resolution.warnings
+        return result
+
+    def _use(self, views: Sequence[Mapping[str, Any]], given: Any) -> _Resolution:
+        """Take the views from a lock."""
+        try:
+            found = lock_from_json(given) if isinstance(given, str) else lock_from_values(given)
+        except OverlayError as error:
+            raise _HostError(f"overlay_lock: {error}") from None
+        resolution = _Resolution()
+        for view in views:
+            name = view["name"]
+            if name in found:
+                resolution.locked.append(found[name])
+            else:
+                resolution.failures[name] = f"the lock has no view {name}: resolve it again, or leave the view out"
+        return resolution
+
+    def _resolve(self, views: Sequence[Mapping[str, Any]], variables: dict[str, Any]) -> _Resolution:
+        resolution = _Resolution()
+        choices = self._chosen(views, resolution, variables)
+        self._scan(views, choices, resolution, variables)
+        wanted = [
+            {**_options_of(view), "releases": list(choices[view["name"]].releases)}
+            for view in views
+            if view["name"] in choices
+        ]
+        if wanted:
+            self._lock(wanted, resolution, variables)
+        return resolution
+
+    def _chosen(
+        self, views: Sequence[Mapping[str, Any]], resolution: _Resolution, variables: dict[str, Any]
+    ) -> dict[str, Choice]:
+        """Return what each view shows. Releases are listed once for all views that choose from the same."""
+        listings: dict[Listing, dict[str, Any]] = {}
+        found: dict[str, Choice] = {}
+        for view in views:
+            name, listing = view["name"], Listing.of(view)
+            if listing not in listings:
+                listings[listing] = self._call("release_info", vars(listing), variables)
+            listed = listings[listing]
+            if listed.get("failed"):
+                self._give_up(name, str(listed.get("msg")), resolution)
+                continue
+            try:
+                choice = choose(view, listed["releases"], select_releases)
+            except AnsibleFilterError as error:
+                choice = Choice(problem=str(error))
+            if choice.problem:
+                self._give_up(name, choice.problem, resolution)
+            else:
+                found[name] = choice
+        return found
+
+    def _give_up(self, name: str, reason: str, resolution: _Resolution) -> None:
+        # In check mode on a new farm, an earlier task would have mounted the software root.
+        target = resolution.pending if self._task.check_mode else resolution.failures
+        target[name] = reason
+
+    def _scan(
+        self,
+        views: Sequence[Mapping[str, Any]],
+        choices: dict[str, Choice],
+        resolution: _Resolution,
+        variables: dict[str, Any],
+    ) -> None:
+        """Scan the releases that have no manifest, each once, and drop the choices of views whose releases cannot be scanned."""
+        unscanned: dict[tuple[Listing, str], dict[str, list[str]]] = {}
+        for view in views:
+            for path in choices.get(view["name"], Choice()).unscanned:
+                unscanned.setdefault((Listing.of(view), view["checksum"]), {}).setdefault(path, []).append(view["name"])
+        for (listing, checksum), paths in unscanned.items():
+            options = {**vars(listing), "checksum": checksum}
+            del options["pattern"]
+            for batch in batches(paths, _BATCH):
+                self._display.display(f"scanning {', '.join(batch)}")
+                found = self._call("release_manifest", {**options, "releases": batch}, variables)
+                resolution.actions += found.get("actions", [])
+                resolution.warnings += found.get("warnings", [])
+                reasons = (
+                    dict.fromkeys(batch, "would have to be scanned first")
+                    if self._task.check_mode
+                    else _failures_of(found, batch)
+                )
+                for path, reason in reasons.items():
+                    for name in paths[path]:
+                        choices.pop(name, None)
+                        self._give_up(name, f"release {path} {reason}", resolution)
+
+    def _lock(self, wanted: list[dict[str, Any]], resolution: _Resolution, variables: dict[str, Any]) -> None:
+        found = self._call("view_lock", {"views": wanted}, variables)
+        if "views" not in found:
+            raise _HostError(str(found.get("msg", "view_lock failed")))
+        resolution.actions += found.get("actions", [])
+        resolution.warnings += found.get("warnings", [])
+        for view in found["views"]:
+            if view["msg"]:
+                self._give_up(view["name"], view["msg"], resolution)
+            else:
+                resolution.locked.append(
+                    LockedView(
+                        view["name"],
+                        view["generation"],
+                        tuple(view["releases"]),
+                        tuple(view["leaving"]),
+                        view["image_digest"],
+                    )
+                )
+
+    def _call(self, module: str, options: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = self._execute_module(
+            module_name=f"renderfarm.overlay.{module}", module_args=options, task_vars=variables
+        )
+        return found
+
+
+def _options_of(view: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a view as view_lock takes it; blank texts are left out."""
+    options = {
+        "name": view["name"],
+        "root": view["scan_root"],
+        "store": view["scan_store"],
+        "image_store": view["scan_image_store"] if view["build"] == "central" else None,
+        **{
+            name: view[name]
+            for name in (
+                *("links", "ready_marker", "linger", "sample", "owner", "group", "owner_map", "group_map", "mode"),
+                *("keep_setid", "on_conflict", "xattr_namespace"),
+            )
+        },
+    }
+    return {name: value for name, value in options.items() if value not in ("", None)}
+
+
+def _failures_of(found: Mapping[str, Any], batch: Sequence[str]) -> dict[str, str]:
+    """Return the reason for each release of a batch that could not be scanned."""
+    if not found.get("failed"):
+        return {}
+    failures = {one["release"]: f"cannot be scanned: {one['msg']}" for one in found.get("failures", [])}
+    if failures:
+        return failures
+    return dict.fromkeys(batch, f"cannot be scanned: {found.get('msg')}")
+
+
+def _counted(problems: Sequence[str]) -> str:
+    """Return problems as the message of one failure, each in a line of its own."""
+    if len(problems) == 1:
+        return problems[0]
+    return "\n".join((f"the declaration has {len(problems)} problems:", *problems))

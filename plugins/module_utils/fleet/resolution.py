@@ -1,0 +1,125 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Resolve the views of many hosts once: find what is the same for all of them, and choose the releases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Callable
+
+#: The keys of a view that decide what it shows. They are the same on all hosts that declare it.
+SHARED = (
+    *("releases", "query", "links", "root_name", "pattern", "ready_marker", "checksum", "linger", "sample", "build"),
+    *("owner", "group", "owner_map", "group_map", "mode", "keep_setid", "on_conflict", "xattr_namespace"),
+)
+#: The keys that say how the host that scans reaches the software root and the stores.
+_OF_SCANNING = ("scan_root", "scan_store", "scan_image_store")
+#: Hosts that a message names.
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What one listing of releases is made with: the parameters of release_info."""
+
+    root: str
+    root_name: str
+    store: str
+    pattern: str
+    ready_marker: str
+
+    @classmethod
+    def of(cls, view: Mapping[str, Any]) -> Listing:
+        """Return the listing that a view chooses its releases from."""
+        return cls(view["scan_root"], view["root_name"], view["scan_store"], view["pattern"], view["ready_marker"])
+
+
+def host_list(hosts: Sequence[str]) -> str:
+    """Return hosts for a message: the first of them, and how many there are."""
+    more = f" and {len(hosts) - _NAMED} more" if len(hosts) > _NAMED else ""
+    return ", ".join(hosts[:_NAMED]) + more
+
+
+def problems_of_hosts(found: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return each problem of a declaration once, with the hosts that have it unless all have it."""
+    hosts_of: dict[str, list[str]] = {}
+    for host, problems in found.items():
+        for problem in problems:
+            hosts_of.setdefault(problem, []).append(host)
+    return [
+        problem if len(hosts) == len(found) else f"{problem} (on {host_list(hosts)})"
+        for problem, hosts in hosts_of.items()
+    ]
+
+
+def shared_views(
+    declared: Mapping[str, Sequence[Mapping[str, Any]]], scanning: str
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return each view that some host is to mount, once, and the differences between hosts that cannot be.
+
+    ``declared`` has the completed views of each host. ``scanning`` is the host that lists and scans: the paths there are taken from its own
+    declaration of a view if it has one, else from that of the first host. A view that names a generation is not resolved.
+    """
+    first: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    problems: dict[str, None] = {}
+    chosen: dict[str, dict[str, Any]] = {}
+    for host, views in sorted(declared.items(), key=lambda item: item[0] != scanning):
+        for view in views:
+            if view["state"] != "mounted" or view["generation"]:
+                continue
+            name = view["name"]
+            if name not in first:
+                first[name] = host, view
+                chosen[name] = {key: view[key] for key in ("name", *SHARED, *_OF_SCANNING)}
+                continue
+            other, known = first[name]
+            for key in SHARED:
+                if view[key] != known[key]:
+                    problems[
+                        f"view {name}: {key} differs between hosts ({other} and {host}): a view shows the same on all hosts, so give views"
+                        " that differ names of their own"
+                    ] = None
+    return list(chosen.values()), list(problems)
+
+
+#: Chooses from listed releases by a query.
+Select = Callable[[Sequence[Mapping[str, Any]], str], "list[dict[str, Any]]"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The releases of one view, and why there are none."""
+
+    releases: tuple[dict[str, Any], ...] = ()
+    #: Paths of the releases that have no manifest yet.
+    unscanned: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def choose(view: Mapping[str, Any], listed: Sequence[Mapping[str, Any]], select: Select) -> Choice:
+    """Return the releases that a view shows, chosen from ``listed``, which is what release_info returned."""
+    query = view["query"]
+    releases = [{"release": one["path"]} for one in select(listed, query)] if query else list(view["releases"])
+    if not releases:
+        return Choice(
+            problem=f"the query {query} chooses none of the {len(listed)} releases below {view['scan_root']}: is it mounted, and are the"
+            " releases ready?"
+        )
+    known = {one["path"]: one for one in listed}
+    paths = list(dict.fromkeys(one["release"] for one in releases))
+    gone = sorted(path for path in paths if path in known and known[path]["exists"] is False)
+    if gone:
+        return Choice(
+            problem=f"these releases have a manifest, but are not on the software root {view['scan_root']} any more:"
+            f" {', '.join(gone)}; restore them, or take them out of the view"
+        )
+    unscanned = tuple(sorted(path for path in paths if path not in known or known[path]["manifest"] is None))
+    return Choice(tuple(releases), unscanned)
+
+
+def batches(paths: Iterable[str], size: int) -> list[list[str]]:
+    """Return paths in lists of at most ``size``."""
+    ordered = list(paths)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]

@@ -1,0 +1,112 @@
+"""Resolving views once for many hosts: what is shared, what may differ, and how releases are chosen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.declaration import declared_views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolution import (
+    SHARED,
+    batches,
+    choose,
+    host_list,
+    problems_of_hosts,
+    shared_views,
+)
+
+#: Other values than the defaults, for keys that hosts may not differ in.
+OTHER = {
+    "releases": ["b/1"],
+    "query": "@",
+    "links": [{"path": "x", "target": "y"}],
+    "root_name": "other",
+    "pattern": "{version}/{package}",
+    "ready_marker": ".ready",
+    "checksum": "sha256",
+    "linger": 1,
+    "sample": 1,
+    "build": "central",
+    "owner": "root",
+    "group": "root",
+    "owner_map": {"1": 2},
+    "group_map": {"1": 2},
+    "mode": "go-w",
+    "keep_setid": True,
+    "on_conflict": "first",
+    "xattr_namespace": "user",
+}
+
+
+def views(**keys: Any) -> list[dict[str, Any]]:
+    given = {"name": "software", "mountpoint": "/software", "releases": ["a/1"], **keys}
+    found, problems = declared_views([given], {"root": "/net/software", "store": "/net/manifests"})
+    assert problems == []
+    return found
+
+
+def listed(path: str, **values: Any) -> dict[str, Any]:
+    return {"path": path, "exists": True, "manifest": f"/store/{path}", **values}
+
+
+def test_every_shared_key_is_tried() -> None:
+    assert set(OTHER) == set(SHARED)
+
+
+@pytest.mark.parametrize("key", SHARED)
+def test_hosts_may_not_differ_in_what_a_view_shows(key: str) -> None:
+    other = {**views()[0], key: OTHER[key]}
+    _found, problems = shared_views({"a": views(), "b": [other], "c": [other]}, "a")
+    assert [problem.partition(":")[0] for problem in problems] == ["view software"] * len(problems)
+    assert problems[0].startswith(f"view software: {key} differs between hosts (a and b): ")
+
+
+def test_hosts_may_differ_in_where_and_how_they_show_it() -> None:
+    other = views(
+        mountpoint="/x", state_dir="/y", persist="fstab", switch="over", keep=1, store="/z", strategy="redirect"
+    )
+    found, problems = shared_views({"a": other, "b": views()}, "b")
+    assert problems == []
+    assert [(view["name"], view["scan_store"]) for view in found] == [("software", "/net/manifests")]
+
+
+def test_roots_at_different_paths_need_a_name() -> None:
+    (problem,) = shared_views({"a": views(), "b": views(root="/mnt/software")}, "a")[1]
+    assert problem.startswith("view software: root_name differs")
+    assert shared_views({"a": views(root_name="s"), "b": views(root="/mnt", root_name="s")}, "a")[1] == []
+
+
+def test_only_what_is_to_be_mounted_is_resolved() -> None:
+    declared = {"a": views(state="absent"), "b": views(generation="previous")}
+    assert shared_views(declared, "a") == ([], [])
+
+
+def test_a_problem_of_many_hosts_is_told_once() -> None:
+    found = {"a": ["x", "y"], "b": ["x"], "c": ["x"]}
+    assert problems_of_hosts(found) == ["x", "y (on a)"]
+    assert host_list(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+
+
+def test_releases_are_chosen_as_declared_and_by_query() -> None:
+    there = [listed("a/1"), listed("a/2", manifest=None)]
+    (view,) = views(releases=[{"release": "a/1", "at": "x"}, "c/1"])
+    assert choose(view, there, None).releases == ({"release": "a/1", "at": "x"}, {"release": "c/1"})  # type: ignore[arg-type]
+    assert choose(view, there, None).unscanned == ("c/1",)  # type: ignore[arg-type]
+    (view,) = views(releases=[], query="@")
+    choice = choose(view, there, lambda found, query: [dict(found[1])] if query == "@" else [])
+    assert (choice.releases, choice.unscanned) == (({"release": "a/2"},), ("a/2",))
+
+
+def test_a_query_that_chooses_nothing_and_a_release_that_is_gone_are_problems() -> None:
+    (view,) = views(releases=[], query="x")
+    assert choose(view, [], lambda _found, _query: []).problem.startswith(
+        "the query x chooses none of the 0 releases below /net/software"
+    )
+    (view,) = views()
+    assert "restore them, or take them out" in choose(view, [listed("a/1", exists=False)], None).problem  # type: ignore[arg-type]
+
+
+def test_batches_are_of_a_size_at_most() -> None:
+    assert batches("abcde", 2) == [["a", "b"], ["c", "d"], ["e"]]
+    assert batches([], 2) == []
