@@ -25,10 +25,10 @@ ARROWS = {
     "views": {"layers", "overlays", "releases", "linux"},
     "finalize": {"overlays", "releases", "linux"},
     "software_root": {"linux"},
-    "fleet": {"views", "layers", "releases", "linux"},
+    "fleet": {"views", "layers", "overlays", "releases", "linux"},
     "runner": {"linux"},
     "modules": {"runner", "fleet", "views", "layers", "finalize", "software_root", "overlays", "releases", "linux"},
-    "filter": {"releases", "linux"},
+    "filter": {"fleet", "releases", "linux"},
     "action": {"fleet", "filter", "linux"},
     "doc_fragments": set[str](),
 }

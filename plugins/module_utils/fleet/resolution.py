@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import IMAGE_SUFFIX
+
 #: The keys of a view that decide what it shows. They are the same on all hosts that declare it.
 SHARED = (
     *("releases", "query", "links", "root_name", "pattern", "ready_marker", "checksum", "linger", "sample", "build"),
@@ -123,3 +126,56 @@ def batches(paths: Iterable[str], size: int) -> list[list[str]]:
     """Return paths in lists of at most ``size``."""
     ordered = list(paths)
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+#: The keys of a view that a host needs to show it, besides what it was resolved to.
+_OF_HOST = (
+    *(
+        "name",
+        "mountpoint",
+        "state",
+        "generation",
+        "store",
+        "links",
+        "strategy",
+        "format",
+        "xattr_namespace",
+        "owner",
+        "group",
+    ),
+    *(
+        "owner_map",
+        "group_map",
+        "mode",
+        "keep_setid",
+        "on_conflict",
+        "options",
+        "data",
+        "switch",
+        "inner_mounts",
+        "persist",
+    ),
+    *("keep", "min_age", "state_dir"),
+)
+
+
+def locked_views(views: Iterable[Mapping[str, Any]], lock: Mapping[str, LockedView]) -> list[dict[str, Any]]:
+    """Return the views of a host as the module ``view`` takes them: completed, and with what the lock resolved them to.
+
+    A view that is to be mounted and is not in the lock, since it could not be resolved, is left out. Blank texts are left out of a view.
+    """
+    found = []
+    for view in views:
+        options = {name: view[name] for name in _OF_HOST if view[name] not in ("", None)}
+        if view["state"] == "mounted" and not view["generation"]:
+            locked = lock.get(view["name"])
+            if locked is None:
+                continue
+            options["locked_generation"] = locked.generation
+            if locked.image_digest:
+                options["image"] = f"{view['image_store']}/{locked.generation}{IMAGE_SUFFIX}"
+                options["image_digest"] = locked.image_digest
+            else:
+                options["releases"] = [dict(one) for one in locked.releases]
+        found.append(options)
+    return found

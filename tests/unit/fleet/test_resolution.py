@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.declaration import declared_views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolution import (
     SHARED,
     batches,
     choose,
     host_list,
+    locked_views,
     problems_of_hosts,
     shared_views,
 )
@@ -110,3 +112,32 @@ def test_a_query_that_chooses_nothing_and_a_release_that_is_gone_are_problems() 
 def test_batches_are_of_a_size_at_most() -> None:
     assert batches("abcde", 2) == [["a", "b"], ["c", "d"], ["e"]]
     assert batches([], 2) == []
+
+
+LOCK = {
+    "software": LockedView("software", "0123456789abcdef", ({"release": "a/1", "digest": "sha256:" + "0" * 64},)),
+    "central": LockedView(
+        "central", "fedcba9876543210", ({"release": "a/1", "digest": "x"},), (), "sha256:" + "1" * 64
+    ),
+}
+
+
+def test_a_host_is_given_the_releases_of_the_lock() -> None:
+    (found,) = locked_views(views(), LOCK)
+    assert found["releases"] == list(LOCK["software"].releases)
+    assert found["locked_generation"] == "0123456789abcdef"
+    assert not {"query", "scan_root", "owner", "image"} & set(found)
+
+
+def test_a_host_is_given_the_image_of_the_lock_in_its_own_store() -> None:
+    (found,) = locked_views(views(name="central", image_store="/images", build="central"), LOCK)
+    assert (found["image"], found["image_digest"]) == ("/images/fedcba9876543210.erofs", "sha256:" + "1" * 64)
+    assert "releases" not in found
+
+
+def test_a_view_that_is_not_in_the_lock_is_left_out_unless_it_is_taken_down_or_rolled_back() -> None:
+    assert locked_views(views(name="other"), LOCK) == []
+    (found,) = locked_views(views(name="other", generation="previous"), LOCK)
+    assert found["generation"] == "previous"
+    (found,) = locked_views(views(name="other", state="absent"), LOCK)
+    assert found["state"] == "absent"
