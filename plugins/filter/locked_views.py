@@ -9,7 +9,7 @@ DOCUMENTATION = r"""
 name: locked_views
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
-version_added: 0.2.0
+version_added: 0.1.0
 short_description: Give the views of a host what a lock resolved them to
 description:
   - Takes the views of a host, as P(renderfarm.overlay.declared_views#action) returns them, and a lock, and returns the views as
