@@ -57,7 +57,7 @@ PURE = {
     "views": {"generation", "layer_plan", "linger", "retention"},
     "finalize": {"marks", "move_plan", "remount_notes"},
     "software_root": {"nfs_options"},
-    "fleet": {"declaration", "lock", "resolution"},
+    "fleet": {"declaration", "lock", "resolution", "status"},
 }
 #: What pure files may not touch: the system, the clock, the network.
 IMPURE = {

@@ -1,0 +1,104 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a host last did with a view: the status record beside the view's generations, from which reports tell drift from intent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import records
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import RecordKind
+
+STATUS_FORMAT = 1
+#: Bytes of the longest record.
+LARGEST_STATUS = 1 << 20
+
+_LONGEST_REASON = 4096
+_LAST_SECOND = 253_402_300_799
+_GENERATION = records.form("[0-9a-f]{16}")
+_SECONDS = records.integer(0, _LAST_SECOND)
+_HOLD = records.fields({"generation": _GENERATION, "until": _SECONDS, "reason": records.text(_LONGEST_REASON, 0)})
+_STATUS = RecordKind(
+    records.fields(
+        {
+            "format": records.integer(STATUS_FORMAT, STATUS_FORMAT),
+            "view": records.form("[A-Za-z0-9][A-Za-z0-9._-]{0,99}"),
+            "last_run": _SECONDS,
+            "mountpoint": records.absolute,
+            "generation": records.nullable(_GENERATION),
+            "persist": records.word("none", "systemd", "fstab"),
+            "failure": records.text(_LONGEST_REASON, 0),
+            "hold": records.nullable(_HOLD),
+        }
+    ),
+    LARGEST_STATUS,
+    "format",
+    STATUS_FORMAT,
+)
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Keeps a view at a generation although another one is declared, as after a rollback."""
+
+    generation: str
+    #: Seconds since 1970; 0 means until it is lifted.
+    until: int
+    reason: str = ""
+
+    def holds(self, now: int) -> bool:
+        """Return whether the view is still held at a time, given in seconds since 1970."""
+        return not self.until or now < self.until
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"generation": self.generation, "until": self.until, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a host last did with a view."""
+
+    view: str
+    #: Seconds since 1970.
+    last_run: int
+    mountpoint: str
+    #: The generation that was declared for the host; None if the view was not to be mounted.
+    generation: str | None
+    #: How the view is mounted at boot: ``none``, ``systemd`` or ``fstab``.
+    persist: str
+    #: Why the last run failed; empty if it did not.
+    failure: str = ""
+    hold: Hold | None = None
+
+
+def status_to_json(status: Status) -> bytes:
+    """Return the text of a status record. Raises RecordError if it could not be read again."""
+    return _STATUS.dump(
+        {
+            "view": status.view,
+            "last_run": status.last_run,
+            "mountpoint": status.mountpoint,
+            "generation": status.generation,
+            "persist": status.persist,
+            "failure": status.failure[:_LONGEST_REASON],
+            "hold": status.hold.as_dict() if status.hold else None,
+        }
+    )
+
+
+def status_from_json(text: bytes) -> Status:
+    """Return the status that a record has. Raises RecordError or OutdatedError if it is not one of this format."""
+    fields: Mapping[str, Any] = _STATUS.load(text)
+    hold = fields["hold"]
+    return Status(
+        view=fields["view"],
+        last_run=fields["last_run"],
+        mountpoint=fields["mountpoint"],
+        generation=fields["generation"],
+        persist=fields["persist"],
+        failure=fields["failure"],
+        hold=Hold(hold["generation"], hold["until"], hold["reason"]) if hold else None,
+    )

@@ -1,0 +1,58 @@
+"""Status records are read as they were written, and holds end."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import (
+    Hold,
+    Status,
+    status_from_json,
+    status_to_json,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import RecordError
+
+STATUS = Status("software", 1795633020, "/software", "0123456789abcdef", "systemd")
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        STATUS,
+        Status("a", 0, "/a", None, "none", "it failed: \udce4", Hold("0123456789abcdef", 5, "why")),
+        Status("a", 0, "/\udcff", None, "fstab", "", Hold("0123456789abcdef", 0)),
+    ],
+)
+def test_a_status_is_read_as_it_was_written(status: Status) -> None:
+    assert status_from_json(status_to_json(status)) == status
+
+
+def test_a_long_failure_is_cut() -> None:
+    found = status_from_json(status_to_json(Status("a", 0, "/a", None, "none", "x" * 9000)))
+    assert len(found.failure) == 4096
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("view", "../x"),
+        ("generation", "x"),
+        ("mountpoint", "x"),
+        ("hold", {}),
+        ("last_run", -1),
+        ("other", 1),
+        ("persist", ""),
+    ],
+)
+def test_what_is_no_status_is_refused(field: str, value: object) -> None:
+    text = json.dumps({**json.loads(status_to_json(STATUS)), field: value})
+    with pytest.raises(RecordError, match=field):
+        status_from_json(text.encode())
+
+
+def test_a_hold_ends_at_its_time_or_when_it_is_lifted() -> None:
+    assert Hold("g", 10).holds(9)
+    assert not Hold("g", 10).holds(10)
+    assert Hold("g", 0).holds(1 << 40)
