@@ -12,8 +12,8 @@ version_added: 0.1.0
 description:
   - Resolves views on one host, for all hosts of a play. Lists the releases on the software root, chooses those of each view, scans those
     that have no manifest, decides which releases linger, and builds images where views have C(build=central).
-  - Returns a lock that says what each view was resolved to. M(renderfarm.overlay.view) brings a host to it, so that every host and every batch
-    of a rollout shows the same, whatever is published meanwhile.
+  - Returns a lock that says what each view was resolved to. M(renderfarm.overlay.view) brings a host to it. So every host and every batch
+    of a rollout show the same, whatever is published meanwhile.
   - Fails before anything is changed if the declaration of any host has a problem, and reports the problems of all hosts together.
   - A view that cannot be resolved does not keep the others from it. RV(failures) names it.
   - Run it with C(run_once), and with C(delegate_to) for the host that scans. It runs modules of the collection there.
