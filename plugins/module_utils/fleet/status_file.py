@@ -1,0 +1,33 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The file of a view's status record, beside its generations."""
+
+from __future__ import annotations
+
+import os
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import status
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import Status
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, record_files
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import OutdatedError, RecordError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
+
+
+def path_of(paths: ViewPaths) -> str:
+    """Return the path of the status record of a view."""
+    return os.path.join(paths.root, "status.json")
+
+
+def find(paths: ViewPaths) -> Status | None:
+    """Return the status of a view; None if there is none that can be read. The next run writes it anew."""
+    try:
+        return status.status_from_json(record_files.read(path_of(paths), status.LARGEST_STATUS))
+    except (FileNotFoundError, OutdatedError, RecordError):
+        return None
+
+
+def write(paths: ViewPaths, value: Status) -> None:
+    """Write the status of a view, whose directory exists."""
+    with files.written_aside(path_of(paths), 0o600) as stream:
+        stream.write(status.status_to_json(value))
