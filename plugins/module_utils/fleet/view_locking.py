@@ -1,0 +1,122 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Resolve one view on the host that scans: which releases it shows with those that linger, and which generation they make."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Callable
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_view import Brought, Run
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.format_support import SUPPORT
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import declared_links
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
+    image_store,
+    layer_choice,
+    layer_parameters,
+    layer_sources,
+    linger,
+    release_checks,
+    view_record,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import (
+    ForgetReleases,
+    PublishImage,
+    RecordReleases,
+)
+
+
+def lock(view: Mapping[str, Any], now: int, note: Callable[[str], None], run: Run) -> Brought:
+    """Return what a view is resolved to. A failure is returned, and not raised. ``now`` is in seconds since 1970."""
+    locked = Brought(view["name"])
+    try:
+        releases, leaving, plan, record = _releases(view, now, note, run)
+        options = {**view, "releases": [{"manifest": None, **one} for one in releases]}
+        spec = layer_parameters.layer_spec(options)
+        # The digests of the manifests that the generation is made from.
+        digests = {one.record.release: one.record.digest for one in spec.placements}
+        locked.values = {
+            "generation": spec.generation,
+            "releases": [{**_given(one), "digest": digests[one["release"]]} for one in releases],
+            "leaving": leaving,
+            "image_digest": None,
+        }
+        if view["image_store"] is not None:
+            _publish(view, spec, locked, run)
+        # The record is written last: a view whose image cannot be built has not changed what it declares.
+        run.carry_out(plan, _record_handlers(view, record))
+        locked.actions += plan
+    except (OverlayError, OSError) as error:
+        locked.failure = run.explain(error)
+    return locked
+
+
+def _releases(
+    view: Mapping[str, Any], now: int, note: Callable[[str], None], run: Run
+) -> tuple[list[dict[str, Any]], list[dict[str, str]], Plan, linger.Record]:
+    """Return the releases of a view with those that linger, when these leave, and the plan for the record."""
+    name, store, seconds = view["name"], view["store"], view["linger"]
+    source = release_checks.ReleaseSource(view["root"], store, view["ready_marker"])
+    declared = [linger.placed(**one) for one in view["releases"]]
+    before = view_record.read(store, name)
+    os.close(scan.open_root(os.fsencode(view["root"])))
+    paths = [one.release for one in declared]
+    release_checks.check_declared(name, source, paths, view["sample"], note, run.progress)
+    links = [
+        os.fsdecode(link.path)
+        for link in declared_links((os.fsencode(one["path"]), os.fsencode(one["target"])) for one in view["links"])
+    ]
+    lingering = [one.placed.release for one in linger.candidates(declared, links, before)[0]]
+    unusable = release_checks.unusable_releases(source, paths, lingering, run.progress)
+    record = linger.decide(declared, links, before, now, seconds, unusable).record
+    releases = [one.as_dict() for one in (*declared, *(one.placed for one in record.leaving))]
+    leaving = [
+        {"release": one["release"], "until": one["until"]} for one in view_record.leaving_values(record, seconds)
+    ]
+    return releases, leaving, linger.plan_record(name, before, record, seconds), record
+
+
+def _record_handlers(view: Mapping[str, Any], record: linger.Record) -> Handlers:
+    name, store = view["name"], view["store"]
+    return {
+        RecordReleases: lambda _action: view_record.write(store, name, record),
+        ForgetReleases: lambda _action: view_record.remove(store, name),
+    }
+
+
+def _given(release: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a release without what is as by default, so that locks are short."""
+    path = release["release"]
+    return {
+        name: value
+        for name, value in release.items()
+        if name == "release" or (value and not (name in ("at", "source") and value == path)) or (name == "at" and value == "")
+    }
+
+
+def _publish(view: Mapping[str, Any], wanted: layer_parameters.LayerSpec, locked: Brought, run: Run) -> None:
+    """Make sure that the image of the generation is in the image store."""
+    spec = layer_choice.as_image(wanted)
+    store = view["image_store"]
+    image_store.check_store(store, view["store"])
+    image = image_store.image_path(store, spec.generation)
+    found = image_store.find(image)
+    if found is None:
+        builder = SUPPORT[spec.format].find_builder()
+        source = layer_sources.from_releases(spec, builder, "", run.progress)
+        plan: Plan = (PublishImage(image),)
+        composition = source.composed_for(plan)
+        assert composition is not None, "an image that is published is composed"
+        if not run.check_mode:
+            found = image_store.publish(store, spec, builder, composition, run.progress)
+            locked.warnings += layer_sources.rights_warnings(found.rights)
+        locked.actions += plan
+    if found and found.image:
+        locked.values["image_digest"] = found.image.digest
+    else:
+        raise OverlayError(f"view {view['name']}: its image would have to be built first")

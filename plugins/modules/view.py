@@ -1,0 +1,421 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: view
+short_description: Bring all views of a host to their state
+version_added: 0.1.0
+description:
+  - Brings each view of a host to its declared state in one task. Builds or installs the layer, makes it the current generation, mounts it or
+    switches to it, writes what mounts it when the host starts, and removes generations that nobody needs.
+  - Does what M(renderfarm.overlay.metadata_layer), M(renderfarm.overlay.overlay_mount) and M(renderfarm.overlay.overlay_prune) do for one view
+    each, with the same options.
+  - A view that fails does not keep the others from their state. The task then fails at its end and names it.
+  - A rollback can hold. While it does, the view stays at its generation although another one is declared.
+author:
+  - renderfarm.overlay maintainers (@renderfarm-overlay)
+extends_documentation_fragment:
+  - renderfarm.overlay.attributes
+  - renderfarm.overlay.options
+options:
+  views:
+    description:
+      - The views of the host. P(renderfarm.overlay.locked_views#filter) makes this list.
+      - The options of a view that are not described here are those of M(renderfarm.overlay.metadata_layer),
+        M(renderfarm.overlay.overlay_mount) and M(renderfarm.overlay.overlay_prune) with the same names.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: Name of the view.
+        type: str
+        required: true
+      mountpoint:
+        description: Where the view is mounted.
+        type: path
+        required: true
+      state:
+        description:
+          - V(mounted) shows the view at its mountpoint.
+          - V(unmounted) unmounts it and keeps its generations.
+          - V(absent) unmounts it, and removes the mountpoint and all generations.
+        type: str
+        choices: [mounted, unmounted, absent]
+        default: mounted
+      locked_generation:
+        description: The generation that the lock has for the view. The view fails if its releases make another one on this host.
+        type: str
+      hold:
+        description:
+          - Seconds for which the view stays at O(views[].generation), whatever later runs declare. With V(0) it stays there until a run has
+            O(views[].lift_hold).
+          - Without it the view does not stay there.
+        type: int
+      hold_reason:
+        description: Why the view is held, for reports.
+        type: str
+      lift_hold:
+        description: End a hold of the view.
+        type: bool
+        default: false
+      releases:
+        description: The releases that the view shows.
+        type: list
+        elements: dict
+        default: []
+        suboptions:
+          release:
+            description: Path of the release below the software root.
+            type: str
+          manifest:
+            description: Path of the manifest of the release, instead of O(views[].releases[].release).
+            type: path
+          digest:
+            description: The digest that the lock has for the manifest. It is part of O(views[].locked_generation).
+            type: str
+          at:
+            description: Where the release appears in the view.
+            type: str
+          source:
+            description: Where the data of the release is in the data layer.
+            type: str
+          include:
+            description: Patterns of what of the release the view shows.
+            type: list
+            elements: str
+            default: []
+          exclude:
+            description: Patterns of what of the release the view does not show.
+            type: list
+            elements: str
+            default: []
+      on_conflict:
+        description: What to do when releases have different things at one path.
+        type: str
+        choices: [error, first, last]
+        default: error
+      links:
+        description: Symbolic links in the view besides those of the releases.
+        type: list
+        elements: dict
+        default: []
+        suboptions:
+          path:
+            description: Where the link is in the view.
+            type: str
+            required: true
+          target:
+            description: Where it leads.
+            type: str
+            required: true
+      store:
+        description: Directory with the manifests.
+        type: path
+      format:
+        description: The format of the layer.
+        type: str
+        choices: [auto, directory, erofs]
+        default: auto
+      strategy:
+        description: How the view is realised.
+        type: str
+        choices: [auto, data_only, redirect]
+        default: auto
+      xattr_namespace:
+        description: The namespace of the overlay xattrs. V(user) mounts with C(userxattr).
+        type: str
+        choices: [trusted, user]
+        default: trusted
+      owner:
+        description: User who owns everything in the view.
+        type: str
+      group:
+        description: Group of everything in the view.
+        type: str
+      owner_map:
+        description: Users in the manifests, and the users that own their files in the view.
+        type: dict
+        default: {}
+      group_map:
+        description: The same for groups.
+        type: dict
+        default: {}
+      mode:
+        description: Changes of the modes of all files and directories.
+        type: str
+      keep_setid:
+        description: Keep set-ID bits and capabilities of files whose owner or group changes.
+        type: bool
+        default: false
+      image:
+        description: Path of the image of the generation in an image store, instead of O(views[].releases).
+        type: path
+      image_digest:
+        description: Digest that the image must have.
+        type: str
+      generation:
+        description: A generation on this host, or V(previous), instead of O(views[].releases).
+        type: str
+      options:
+        description: Mount options.
+        type: dict
+        default: {nodev: true, nosuid: true}
+      data:
+        description: The data layers, usually the software root.
+        type: list
+        elements: path
+        default: []
+      switch:
+        description: How a mounted view is replaced.
+        type: str
+        choices: [auto, beneath, over, replace, never]
+        default: auto
+      inner_mounts:
+        description: What happens to mounts inside of the view that have no place in the new one.
+        type: str
+        choices: [carry, drop]
+        default: carry
+      persist:
+        description: What mounts the view when the host starts.
+        type: str
+        choices: [none, systemd, fstab]
+        default: none
+      keep:
+        description: The number of newest generations that stay.
+        type: int
+        default: 3
+      min_age:
+        description: Seconds for which a generation stays at least.
+        type: float
+        default: 3600.0
+      state_dir:
+        description: Directory on the host that holds the layers of all views.
+        type: path
+        default: /var/lib/renderfarm-overlay
+seealso:
+  - module: renderfarm.overlay.resolved_views
+  - module: renderfarm.overlay.metadata_layer
+  - module: renderfarm.overlay.overlay_mount
+  - module: renderfarm.overlay.overlay_prune
+"""
+
+EXAMPLES = r"""
+- name: Show two views
+  renderfarm.overlay.view:
+    views:
+      - name: software
+        mountpoint: /software
+        store: /net/manifests
+        releases:
+          - release: houdini/20.5.410
+        data: [/net/software]
+      - name: tools
+        mountpoint: /tools
+        store: /net/manifests
+        releases:
+          - release: usd-core/26.11
+        data: [/net/software]
+
+- name: Go back to the previous generation, and stay there for a day
+  renderfarm.overlay.view:
+    views:
+      - name: software
+        mountpoint: /software
+        generation: previous
+        hold: 86400
+        hold_reason: renders are black
+        data: [/net/software]
+"""
+
+RETURN = r"""
+actions:
+  description: What was done, or in check mode would be done, over all views.
+  type: list
+  elements: str
+  returned: success, and when views failed
+  sample: [build generation 0123456789abcdef (erofs)]
+views:
+  description: The result for each view.
+  type: list
+  elements: dict
+  returned: success, and when views failed
+  contains:
+    name:
+      description: Name of the view.
+      type: str
+      sample: software
+    changed:
+      description: Whether something was done.
+      type: bool
+      sample: true
+    actions:
+      description: What was done, or in check mode would be done.
+      type: list
+      elements: str
+      sample: [mount overlay at /software]
+    failed:
+      description: Whether the view failed.
+      type: bool
+      sample: false
+    msg:
+      description: Why it failed; empty if it did not.
+      type: str
+      sample: ''
+    generation:
+      description: The generation that the view shows.
+      type: str
+      sample: 0123456789abcdef
+    previous:
+      description: The generation that it showed before; none if there is none.
+      type: str
+      sample: fedcba9876543210
+    format:
+      description: The format of the layer.
+      type: str
+      sample: erofs
+    format_reason:
+      description: Why the layer has this format.
+      type: str
+      sample: this host can mount images
+    strategy:
+      description: How the view is realised.
+      type: str
+      sample: data_only
+    layer:
+      description: Path of the layer.
+      type: str
+      sample: /var/lib/renderfarm-overlay/views/software/generations/0123456789abcdef-erofs-data_only-trusted/layer.erofs
+    held:
+      description: The hold that keeps the view at its generation; none if there is none.
+      type: dict
+      sample: {"generation": "0123456789abcdef", "until": 1795633020, "reason": "renders are black"}
+    mount:
+      description: The mount, as M(renderfarm.overlay.overlay_mount) returns it.
+      type: dict
+    switched:
+      description: Whether a mounted view was replaced.
+      type: bool
+      sample: false
+    method:
+      description: How it was replaced; none if it was not.
+      type: str
+      sample: beneath
+    users:
+      description: The processes that still use the replaced mount.
+      type: list
+      elements: dict
+      sample: []
+    elsewhere:
+      description: Where the replaced mount is still mounted.
+      type: list
+      elements: dict
+      sample: []
+    carried:
+      description: The mountpoints inside of the view that were carried over.
+      type: list
+      elements: str
+      sample: []
+    removed:
+      description: The generations that were removed.
+      type: list
+      elements: str
+      sample: []
+"""
+
+import copy
+from typing import Any
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import host_view
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_view import Brought, Run
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import layer_parameters
+
+#: What overlay_mount takes and a view of releases does not.
+_NOT_WRITABLE = {"upper": None, "work": None, "scratch": None, "read_only": None}
+
+
+def main() -> None:
+    runner.run({"views": {"type": "list", "elements": "dict", "required": True, **_view_options()}}, work)
+
+
+def _view_options() -> dict[str, Any]:
+    layer = copy.deepcopy(layer_parameters.OPTIONS)
+    # A view is built on its host or installed, and never published.
+    del layer["image_store"]
+    layer["releases"]["options"]["digest"] = {"type": "str"}
+    options = {
+        **layer,
+        "name": {"type": "str", "required": True},
+        "mountpoint": {"type": "path", "required": True},
+        "state": {"type": "str", "choices": ["mounted", "unmounted", "absent"], "default": "mounted"},
+        "locked_generation": {"type": "str"},
+        "hold": {"type": "int"},
+        "hold_reason": {"type": "str"},
+        "lift_hold": {"type": "bool", "default": False},
+        "options": {"type": "dict", "default": {"nodev": True, "nosuid": True}},
+        "data": {"type": "list", "elements": "path", "default": []},
+        "switch": {"type": "str", "choices": ["auto", "beneath", "over", "replace", "never"], "default": "auto"},
+        "inner_mounts": {"type": "str", "choices": ["carry", "drop"], "default": "carry"},
+        "persist": {"type": "str", "choices": ["none", "systemd", "fstab"], "default": "none"},
+        "keep": {"type": "int", "default": 3},
+        "min_age": {"type": "float", "default": 3600.0},
+        "state_dir": runner.STATE_DIR,
+    }
+    return {
+        "options": options,
+        "mutually_exclusive": [("image", "generation")],
+        "required_together": [("image", "image_digest")],
+    }
+
+
+def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
+    """Bring the views to their state, one after the other."""
+    views = params["views"]
+    _check(views)
+    run = Run(context.check_mode, context.timeout, context.progress, context.carry_out, runner.explain)
+    brought = []
+    for view in views:
+        context.note.write(f"view {view['name']}")
+        brought.append(host_view.bring({**view, **_NOT_WRITABLE}, run))
+        context.progress()
+    return _outcome(brought)
+
+
+def _check(views: list[dict[str, Any]]) -> None:
+    names = [view["name"] for view in views]
+    for view in views:
+        label = f"view {view['name']}"
+        for option in ("mountpoint", "state_dir", "store", "image"):
+            if view[option] is not None:
+                runner.check_absolute(view[option], f"{label}: {option}")
+        for layer in view["data"]:
+            runner.check_absolute(layer, f"{label}: data")
+        for option in ("keep", "min_age", "hold"):
+            if (view[option] or 0) < 0:
+                raise OverlayError(f"{label}: {option} must not be negative, but it is {view[option]:g}")
+        if names.count(view["name"]) > 1:
+            raise OverlayError(f"{label} is given twice")
+        if view["hold"] is not None and view["generation"] is None:
+            raise OverlayError(f"{label}: hold needs generation, at which the view is to stay")
+
+
+def _outcome(brought: list[Brought]) -> runner.Outcome:
+    failed = [one for one in brought if one.failure]
+    return runner.Outcome(
+        {"views": [one.as_dict() for one in brought]},
+        tuple(action for one in brought for action in one.actions),
+        {one.name: one.before for one in brought},
+        {one.name: one.after for one in brought},
+        list(dict.fromkeys(warning for one in brought for warning in one.warnings)),
+        failure="; ".join(f"view {one.name}: {one.failure}" if one.name not in one.failure else one.failure for one in failed),
+    )
+
+
+if __name__ == "__main__":
+    main()
