@@ -29,13 +29,15 @@ class Call:
 
 def measure(rounds: int) -> list[Call]:
     """Call each module on this host, as `ansible localhost -m` does."""
-    with tempfile.TemporaryDirectory() as folder:
-        return [_measure(module, Path(folder), rounds) for module in sorted(path.stem for path in MODULES.glob("*.py"))]
+    with tempfile.TemporaryDirectory() as directory:
+        return [
+            _measure(module, Path(directory), rounds) for module in sorted(path.stem for path in MODULES.glob("*.py"))
+        ]
 
 
-def _measure(module: str, folder: Path, rounds: int) -> Call:
-    arguments = _arguments(module, folder)
-    kept = folder / module
+def _measure(module: str, directory: Path, rounds: int) -> Call:
+    arguments = _arguments(module, directory)
+    kept = directory / module
     _call(module, arguments, {"ANSIBLE_REMOTE_TEMP": str(kept), "ANSIBLE_KEEP_REMOTE_FILES": "1"})
     payloads = [path.stat().st_size for path in kept.rglob("AnsiballZ_*.py")]
     if len(payloads) != 1:
@@ -48,18 +50,24 @@ def _measure(module: str, folder: Path, rounds: int) -> Call:
     return Call(module, statistics.median(seconds), payloads[0])
 
 
-def _arguments(module: str, folder: Path) -> dict[str, object]:
+def _arguments(module: str, directory: Path) -> dict[str, object]:
     """Return arguments with which a module has nothing to do; those of one that is not named here are a mountpoint's."""
-    nothing = str(folder / "nothing")
+    nothing = str(directory / "nothing")
     known: dict[str, dict[str, object]] = {
         "metadata_layer": {"name": "bench", "state_dir": nothing, "state": "absent"},
         "overlay_finalize": {"path": nothing},
         "overlay_info": {"probe": False},
         "overlay_move": {"source": nothing, "destination": f"{nothing}-new"},
         "overlay_prune": {"state_dir": nothing},
-        "release_info": {"root": str(folder)},
-        "release_manifest": {"root": str(folder), "release": "a/1", "store": str(folder), "state": "absent"},
-        "view_releases": {"name": "bench", "root": str(folder), "store": str(folder), "releases": [], "linger": 0},
+        "release_info": {"root": str(directory)},
+        "release_manifest": {"root": str(directory), "release": "a/1", "store": str(directory), "state": "absent"},
+        "view_releases": {
+            "name": "bench",
+            "root": str(directory),
+            "store": str(directory),
+            "releases": [],
+            "linger": 0,
+        },
     }
     return known.get(module, {"path": nothing, "state": "unmounted"})
 

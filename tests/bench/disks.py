@@ -42,7 +42,7 @@ def private_mounts() -> None:
 
 @contextlib.contextmanager
 def mounted(system: FileSystem, at: Path, backing: Path) -> Iterator[Path]:
-    """Make a file system, in a file in the folder ``backing`` unless it is a tmpfs, and mount it at ``at``."""
+    """Make a file system, in a file in the directory ``backing`` unless it is a tmpfs, and mount it at ``at``."""
     at.mkdir(exist_ok=True)
     if system.mkfs:
         # Without a name, the file and its loop device go with the last mount of it, even if this process is killed.

@@ -34,14 +34,14 @@ class Comparison:
     commands: list[float] = field(default_factory=list)
 
 
-def make_lower(folder: Path, files: int) -> Path:
+def make_lower(directory: Path, files: int) -> Path:
     """Make a tree of small files, as releases have them."""
     for number in range(files // FILES_PER_DIRECTORY):
-        place = folder / f"package_{number // 400:03}/{number // 40 % 10}.0/lib/module_{number % 40:02}"
+        place = directory / f"package_{number // 400:03}/{number // 40 % 10}.0/lib/module_{number % 40:02}"
         place.mkdir(parents=True)
         for index in range(FILES_PER_DIRECTORY):
             (place / f"file_{index:02}.py").write_bytes(b"content")
-    return folder
+    return directory
 
 
 def compare(files: int, rounds: int, lower: Path, system: disks.FileSystem, disk: Path, backing: Path) -> Comparison:

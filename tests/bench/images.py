@@ -94,9 +94,9 @@ def digest_and_gzipped_size(image: Path) -> tuple[str, int]:
     return f"sha256:{digest.hexdigest()}", size + len(packer.flush())
 
 
-def clear(folder: Path) -> None:
+def clear(directory: Path) -> None:
     """Remove what the last round left."""
-    for path in folder.iterdir():
+    for path in directory.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -94,8 +94,8 @@ def read(*manifests: str) -> dict[str, Any]:
 
 def scan(root: str) -> dict[str, Any]:
     started = time.perf_counter()
-    folder, name = os.path.split(root)
-    entries = sum(1 for _entry in Scan(os.fsencode(folder), os.fsencode(name)))
+    directory, name = os.path.split(root)
+    entries = sum(1 for _entry in Scan(os.fsencode(directory), os.fsencode(name)))
     return {"seconds": time.perf_counter() - started, "entries": entries}
 
 

@@ -74,7 +74,7 @@ def test_what_has_been_opened_once_sends_nothing_when_it_is_opened_again(
 
 
 @pytest.mark.parametrize("work", STARTS)
-def test_starting_software_lists_no_folder_on_the_server(
+def test_starting_software_lists_no_directory_on_the_server(
     rows: dict[tuple[str, str], dict[str, Any]], work: str
 ) -> None:
     assert "READDIR" not in rows[work, "cold"]["operations"]

@@ -20,7 +20,7 @@ OVERLAY = "/finalized"
 class Tree:
     """What is below the overlay."""
 
-    #: A folder of the software root, or all of it where empty.
+    #: A directory of the software root, or all of it where empty.
     package: str
     #: Options of the NFS mount. With NFS 4 an emulated processor takes minutes longer for all releases than with NFS 3.
     version: tuple[str, ...]
@@ -182,7 +182,7 @@ def test_a_release_that_appears_is_taken_up_by_the_next_run_and_what_is_hidden_i
     release = f"{tree.package}/trial".lstrip("/")
     farm.server.add_release(release, {"bin/tool": "one\n", "data/file": "one\n"})
     try:
-        # As when the time is over for which the client believes what it knows of a folder.
+        # As when the time is over for which the client believes what it knows of a directory.
         on_all(nodes, lambda node: node.drop_caches())
         for node in nodes:
             assert node.output(f"cat {OVERLAY}/trial/bin/tool") == "one"

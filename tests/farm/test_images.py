@@ -108,7 +108,7 @@ def test_one_more_host_reads_the_image_and_its_record_and_nothing_else(
     # Twice, since reading ahead may begin with smaller pieces; the record is one more.
     reads = sent.get("READ", 0) + sent.get("READ_PLUS", 0)
     assert 0 < reads <= 2 * -(-size // min(rsize, ahead)) + 8, sent
-    # The folder, the image and its record are found, opened and closed: no manifest, and no listing.
+    # The directory, the image and its record are found, opened and closed: no manifest, and no listing.
     assert sum(sent.values()) - reads <= 30, sent
     assert sent.get("LOOKUP", 0) <= 6, sent
     assert sent.get("OPEN", 0) + sent.get("OPEN_NOATTR", 0) <= 3, sent

@@ -132,7 +132,7 @@ def test_a_command_that_does_not_end_is_given_up(node: Machine) -> None:
         node.ssh("sleep 20", timeout=2)
 
 
-def test_folders_are_copied_whole(node: Machine, tmp_path: Path) -> None:
+def test_directories_are_copied_whole(node: Machine, tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "file with space").write_text("content\n")
     node.copy(tmp_path, "/var/tmp/copied")

@@ -19,7 +19,7 @@ VIEW = "/kept view"
 KEPT = {"name": "kept", "mountpoint": VIEW, "query": "[?package == 'kept']"}
 #: A view that is there at the first boot and removed before the second.
 REMOVED = {"name": "removed", "mountpoint": "/removed", "query": "[?package == 'kept' && version == '1.0']"}
-IMAGE_FOLDER = "/var/lib/kept-image"
+IMAGE_DIRECTORY = "/var/lib/kept-image"
 MARKED = "grep -l renderfarm.overlay /etc/systemd/system/*.mount /etc/fstab || true"
 
 
@@ -48,7 +48,7 @@ def new(farm: Farm) -> Iterator[Machine]:
     if left or machine.output(MARKED):
         collection.module(farm, machine, "overlay_mount", {"path": "/kept-image", "state": "absent"}, check=False)
         play(farm, "remove", [KEPT, REMOVED], check=False)
-    machine.ssh(f"sed -i '/renderfarm.overlay/d; \\,/net/software,d' /etc/fstab; rm -rf {STORE}/kept {IMAGE_FOLDER}")
+    machine.ssh(f"sed -i '/renderfarm.overlay/d; \\,/net/software,d' /etc/fstab; rm -rf {STORE}/kept {IMAGE_DIRECTORY}")
     farm.server.delete_release("kept")
 
 
@@ -58,8 +58,8 @@ def switched(farm: Farm, new: Machine) -> Switched:
     before = lower(new)
     layer = new.output(f"ls -d {before}/layer.erofs {before}/layer 2>/dev/null | head -n 1")
     if not layer.endswith(".erofs"):
-        new.ssh(f"mkdir -p {IMAGE_FOLDER}; mkfs.erofs --quiet {IMAGE_FOLDER}/one.erofs {layer} >/dev/null")
-        layer = f"{IMAGE_FOLDER}/one.erofs"
+        new.ssh(f"mkdir -p {IMAGE_DIRECTORY}; mkfs.erofs --quiet {IMAGE_DIRECTORY}/one.erofs {layer} >/dev/null")
+        layer = f"{IMAGE_DIRECTORY}/one.erofs"
     image = {"path": "/kept-image", "lower": [layer], "data": [ROOT], "persist": "systemd"}
     collection.module(farm, new, "overlay_mount", image)
     farm.server.add_release("kept/2.0", {"data/file": "two\n"})

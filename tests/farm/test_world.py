@@ -15,7 +15,7 @@ VIEW = "/trial"
 VIEWS = [{"name": "trial", "mountpoint": VIEW, "query": "[?package == 'trial']"}]
 MODULE = {"root": ROOT, "store": STORE, "ready_marker": ".ready"}
 
-#: A process of the view: its folder is there, a file is open, and it looks at both when it is told to.
+#: A process of the view: its directory is there, a file is open, and it looks at both when it is told to.
 RESIDENT = """
 import os, sys, time
 os.chdir("/trial/trial/1.0")
@@ -42,7 +42,7 @@ def new(farm: Farm) -> Iterator[Machine]:
 
 
 def test_a_new_release_is_seen_when_it_is_deployed_and_not_before(farm: Farm, new: Machine) -> None:
-    """And software that runs from the view keeps its folder and its open files."""
+    """And software that runs from the view keeps its directory and its open files."""
     other_mounts = new.output("grep -v ' /trial ' /proc/self/mountinfo")
     new.ssh("rm -f /run/farm-resident-end")
     new.ssh(f"setsid python3 -c '{RESIDENT}' >/run/farm-resident 2>&1 </dev/null &")

@@ -61,10 +61,12 @@ def failure(reason: str) -> Count:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Return the environment of every command: the tools' folder first, and a home of its own."""
-    folders = [str(VENV), *os.environ.get("PATH", "").split(os.pathsep), "/usr/sbin", "/sbin"]
+    """Return the environment of every command: the tools' directory first, and a home of its own."""
+    directories = [str(VENV), *os.environ.get("PATH", "").split(os.pathsep), "/usr/sbin", "/sbin"]
     # pyenv's shims promise Pythons that don't run.
-    path = os.pathsep.join(dict.fromkeys(folder for folder in folders if "shims" not in Path(folder).parts))
+    path = os.pathsep.join(
+        dict.fromkeys(directory for directory in directories if "shims" not in Path(directory).parts)
+    )
     return {
         **os.environ,
         "PATH": path,
@@ -79,7 +81,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def in_home(home: Path) -> dict[str, str]:
-    """Return the variables that make a folder the home."""
+    """Return the variables that make a directory the home."""
     return {"HOME": str(home), "ANSIBLE_HOME": str(home / ".ansible")}
 
 
@@ -162,8 +164,8 @@ def lint(_args: Sequence[str]) -> Count:
     scripts = [path for path in tracked() if is_shell(CHECKOUT / path)]
     if scripts:
         counts.append(step("shellcheck", "shellcheck", *scripts))
-    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
-        counts.append(build_and_install(Path(folder)))
+    with tempfile.TemporaryDirectory(dir=BUILD) as directory:
+        counts.append(build_and_install(Path(directory)))
     return total(counts)
 
 
@@ -175,18 +177,18 @@ def is_shell(path: Path) -> bool:
     return re.match(rb"#!.*\b(ba|da)?sh\b", first) is not None or path == CHECKOUT / ".ci" / "run"
 
 
-def build_collection(folder: Path) -> Count:
-    return step("collection build", "ansible-galaxy", "collection", "build", "--output-path", folder)
+def build_collection(directory: Path) -> Count:
+    return step("collection build", "ansible-galaxy", "collection", "build", "--output-path", directory)
 
 
-def build_and_install(folder: Path) -> Count:
+def build_and_install(directory: Path) -> Count:
     """Build the tarball, install it elsewhere without a network, and let Ansible find each module in it."""
-    count = build_collection(folder)
-    archives = list(folder.glob("*.tar.gz"))
+    count = build_collection(directory)
+    archives = list(directory.glob("*.tar.gz"))
     if not archives:
         return count
-    install = ("ansible-galaxy", "collection", "install", "--offline", "--collections-path", folder, archives[0])
-    env = environment(ANSIBLE_COLLECTIONS_PATH=str(folder))
+    install = ("ansible-galaxy", "collection", "install", "--offline", "--collections-path", directory, archives[0])
+    env = environment(ANSIBLE_COLLECTIONS_PATH=str(directory))
     count += step("collection install", *install, env=env)
     modules = [f"renderfarm.overlay.{path.stem}" for path in tracked("plugins/modules/*.py")]
     if not modules:
@@ -255,9 +257,9 @@ def docs(_args: Sequence[str]) -> Count:
     lint_docs = ("antsibull-docs", "lint-collection-docs", "--plugin-docs", "--validate-collection-refs", "self", ".")
     # In the copy, as it makes one of its own and stumbles over the farm's links to files of the guests.
     count = step("antsibull-docs lint", *lint_docs, cwd=copy_tree("docs"))
-    folder = BUILD / "docs"
-    shutil.rmtree(folder, ignore_errors=True)
-    source = folder / "rst"
+    directory = BUILD / "docs"
+    shutil.rmtree(directory, ignore_errors=True)
+    source = directory / "rst"
     source.mkdir(parents=True)
     source.chmod(0o755)
     make = ("antsibull-docs", "collection", "--use-current", "--squash-hierarchy", "--fail-on-error")
@@ -266,21 +268,21 @@ def docs(_args: Sequence[str]) -> Count:
     (source / "environment_variables.rst").unlink(missing_ok=True)
     (source / "ansible_core.rst").write_text(ANSIBLE_CORE_PAGE)
     (source / "conf.py").write_text(SPHINX_CONF)
-    sphinx = ("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "-d", folder / "doctrees")
-    return count + step("sphinx", *sphinx, source, folder / "html")
+    sphinx = ("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "-d", directory / "doctrees")
+    return count + step("sphinx", *sphinx, source, directory / "html")
 
 
 def importer(_args: Sequence[str]) -> Count:
     """Run what Galaxy runs on an upload; its complaints are failures too."""
     python = BUILD / "venv-importer" / "bin" / "python"
-    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
-        count = build_collection(Path(folder))
-        archives = list(Path(folder).glob("*.tar.gz"))
+    with tempfile.TemporaryDirectory(dir=BUILD) as directory:
+        count = build_collection(Path(directory))
+        archives = list(Path(directory).glob("*.tar.gz"))
         if not archives:
             return count
         path = os.pathsep.join([str(python.parent), environment()["PATH"]])
         status, output = run(
-            python, "-m", "galaxy_importer.main", archives[0], cwd=Path(folder), env=environment(PATH=path)
+            python, "-m", "galaxy_importer.main", archives[0], cwd=Path(directory), env=environment(PATH=path)
         )
     complaints = re.findall(r"^(?:WARNING|ERROR).*", output, re.M)
     if status or complaints:
@@ -295,9 +297,9 @@ def importer(_args: Sequence[str]) -> Count:
 
 def pytest(name: str, args: Sequence[str], prefix: Sequence[str] = ()) -> Count:
     """Run the tests in tests/NAME, counted from pytest's own report; a test that was skipped counts as failed."""
-    folder = Path("tests") / name
-    if not any((CHECKOUT / folder).rglob("test_*.py")):
-        return failure(f"there are no tests in {folder}")
+    directory = Path("tests") / name
+    if not any((CHECKOUT / directory).rglob("test_*.py")):
+        return failure(f"there are no tests in {directory}")
     report = BUILD / "reports" / f"{name}.xml"
     report.unlink(missing_ok=True)
     argv: list[Argument] = [
@@ -307,7 +309,7 @@ def pytest(name: str, args: Sequence[str], prefix: Sequence[str] = ()) -> Count:
         "pytest",
         "-q",
         f"--junit-xml={report}",
-        *(args or [str(folder)]),
+        *(args or [str(directory)]),
     ]
     env = environment(
         PYTHONPATH=str(COLLECTIONS),
@@ -316,7 +318,7 @@ def pytest(name: str, args: Sequence[str], prefix: Sequence[str] = ()) -> Count:
     )
     status, _ = run(*argv, show=True, env=env)
     if not report.exists():
-        return failure(f"pytest {folder}: no report (exit status {status})")
+        return failure(f"pytest {directory}: no report (exit status {status})")
     root = ET.parse(report).getroot()  # noqa: S314 - pytest wrote it a moment ago
     tests = failed = skipped = 0
     for suite in root.iter("testsuite"):
@@ -330,7 +332,7 @@ def pytest(name: str, args: Sequence[str], prefix: Sequence[str] = ()) -> Count:
         print(f"FAILED: {skipped} tests were skipped")
         count += Count(failed=skipped, notes=(f"{skipped} tests were skipped",))
     if status and not count.failed:
-        count += failure(f"pytest {folder} (exit status {status})")
+        count += failure(f"pytest {directory} (exit status {status})")
     return count
 
 
@@ -383,7 +385,7 @@ def copy_tree(leg: str) -> Path:
         (copy / "tests" / "output").rename(output)
     shutil.rmtree(copy, ignore_errors=True)
     for path in tracked():
-        if any(path.is_relative_to(folder) for folder in (*PROGRAMS, "tests/kernel")):
+        if any(path.is_relative_to(directory) for directory in (*PROGRAMS, "tests/kernel")):
             continue
         (copy / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(CHECKOUT / path, copy / path, follow_symlinks=False)
@@ -395,9 +397,9 @@ def copy_tree(leg: str) -> Path:
 
 def ansible_test(name: str, ran: str, *argv: Argument, prefix: Sequence[str] = (), tools: Path = VENV) -> Count:
     """Run an ansible-test command and count the lines that match `ran`, one for each thing that it began."""
-    # Last, the folders of Pythons that are not on PATH: it looks for them there and nowhere else.
-    folders = sorted({str(Path(python.path).parent) for python in pythons.find_all().values()})
-    path = os.pathsep.join([str(tools), str(IMAGES), environment()["PATH"], *folders])
+    # Last, the directories of Pythons that are not on PATH: it looks for them there and nowhere else.
+    directories = sorted({str(Path(python.path).parent) for python in pythons.find_all().values()})
+    path = os.pathsep.join([str(tools), str(IMAGES), environment()["PATH"], *directories])
     # It keeps environments there, which two legs at a time would make in each other's way.
     home = prepare_home(HOME / name)
     cache = home / ".ansible" / "test" / "cache"
@@ -529,8 +531,8 @@ def run_leg(name: str, args: Sequence[str]) -> Result:
 def run_beside(name: str, args: Sequence[str], show: bool) -> Result:
     """Run a leg in a process of its own, whose output is shown at once or when it ends."""
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
-        report = Path(folder) / "count.json"
+    with tempfile.TemporaryDirectory(dir=BUILD) as directory:
+        report = Path(directory) / "count.json"
         argv: list[Argument] = [sys.executable, __file__, "--report", report, name, *(["--", *args] if args else [])]
         status, output = run(*argv, show=show, env=os.environ)
         if not show:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 BUILD = Path(__file__).resolve().parents[2] / ".build"
-FOLDER = BUILD / "images"
+DIRECTORY = BUILD / "images"
 PROGRAMS = ("mkcomposefs", "composefs-info", "mkfs.erofs")
 SUITE = "testing"
 PACKAGES = ("composefs", "erofs-utils")
@@ -42,21 +42,21 @@ def found(program: str) -> str | None:
     return path
 
 
-def apt(folder: Path) -> list[str | Path]:
+def apt(directory: Path) -> list[str | Path]:
     """An apt-get that knows nothing but the suite: no package of this machine is looked at or changed."""
     mirrors = run("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages").split()
     mirror = next((uri for uri in mirrors if "debian" in uri and "security" not in uri), None)
     if mirror is None or not Path(KEYRING).exists():
         raise ImagesError("apt has no source of Debian packages here, or the package debian-archive-keyring is missing")
     for name in ("state/lists/partial", "cache/archives/partial"):
-        (folder / name).mkdir(parents=True)
-    (folder / "state" / "status").touch()
-    sources = folder / "sources.list"
+        (directory / name).mkdir(parents=True)
+    (directory / "state" / "status").touch()
+    sources = directory / "sources.list"
     sources.write_text(f"deb [signed-by={KEYRING}] {mirror} {SUITE} main\n")
     settings = {
-        "Dir::State": folder / "state",
-        "Dir::State::status": folder / "state" / "status",
-        "Dir::Cache": folder / "cache",
+        "Dir::State": directory / "state",
+        "Dir::State::status": directory / "state" / "status",
+        "Dir::Cache": directory / "cache",
         "Dir::Etc::sourcelist": sources,
         "Dir::Etc::sourceparts": "/nonexistent",
         "APT::Sandbox::User": "root",
@@ -66,22 +66,22 @@ def apt(folder: Path) -> list[str | Path]:
     return ["apt-get", "-qq", *(word for name, value in settings.items() for word in ("-o", f"{name}={value}"))]
 
 
-def unpack(folder: Path) -> None:
+def unpack(directory: Path) -> None:
     """Fetch the packages and give each program a script that starts it with its own C library."""
     if shutil.which("apt-get") is None:
         raise ImagesError("mkcomposefs and mkfs.erofs are missing: dnf install composefs erofs-utils")
-    command = apt(folder)
+    command = apt(directory)
     run(*command, "update")
     run(*command, "--yes", "--no-install-recommends", "--download-only", "install", *PACKAGES)
-    root = folder / "root"
-    for package in sorted((folder / "cache" / "archives").glob("*.deb")):
+    root = directory / "root"
+    for package in sorted((directory / "cache" / "archives").glob("*.deb")):
         run("dpkg-deb", "--extract", package, root)
     for name in ("state", "cache"):
-        shutil.rmtree(folder / name)
+        shutil.rmtree(directory / name)
 
 
 def start_script(program: str) -> str:
-    root = FOLDER / "root"
+    root = DIRECTORY / "root"
     loader = next((path for path in sorted(root.glob("**/ld-linux-*.so.*")) if path.is_file()), None)
     binary = next((path for path in sorted(root.glob(f"usr/*bin/{program}")) if path.is_file()), None)
     if loader is None or binary is None:
@@ -91,17 +91,17 @@ def start_script(program: str) -> str:
 
 
 def set_up() -> None:
-    """Make the folder with the programs, or leave it where it is whole. Raises ImagesError with what is missing."""
-    programs = FOLDER / "bin"
+    """Make the directory with the programs, or leave it where it is whole. Raises ImagesError with what is missing."""
+    programs = DIRECTORY / "bin"
     if all((programs / name).exists() for name in PROGRAMS):
         return
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir(parents=True)
+    shutil.rmtree(DIRECTORY, ignore_errors=True)
+    DIRECTORY.mkdir(parents=True)
     here = {name: found(name) for name in PROGRAMS}
     if not all(here.values()):
         print(f"setup: {', '.join(name for name in PROGRAMS if not here[name])} of Debian's {SUITE} suite", flush=True)
-        unpack(FOLDER)
-    aside = FOLDER / "bin.new"
+        unpack(DIRECTORY)
+    aside = DIRECTORY / "bin.new"
     aside.mkdir()
     for name, path in here.items():
         script = aside / name

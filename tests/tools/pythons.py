@@ -58,14 +58,14 @@ def run_probe(path: str, allow_venv: bool = False) -> Python | None:
 def candidates() -> Iterator[str]:
     """Yield the names of interpreters, in the order of PATH; then those that pyenv keeps beside it."""
     names = ["python3", *(f"python{major}.{minor}" for major, minor in MANAGED)]
-    folders = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    directories = [Path(directory) for directory in os.environ.get("PATH", "").split(os.pathsep) if directory]
     pyenv = os.environ.get("PYENV_ROOT")
     if pyenv:
-        folders += sorted(Path(pyenv, "versions").glob("*/bin"))
-    for folder in folders:
+        directories += sorted(Path(pyenv, "versions").glob("*/bin"))
+    for directory in directories:
         for name in names:
-            if os.access(folder / name, os.X_OK):
-                yield str(folder / name)
+            if os.access(directory / name, os.X_OK):
+                yield str(directory / name)
 
 
 def find_all() -> dict[tuple[int, int], Python]:

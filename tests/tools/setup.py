@@ -93,7 +93,7 @@ def provide_python(found: dict[tuple[int, int], pythons.Python] | None, level: L
 
 def missing_packages(python: pythons.Python) -> Iterator[tuple[str, str, str]]:
     """Yield probe, Debian package and Rocky package for everything that `make test` lacks on this machine."""
-    # mkfs is in a folder that isn't on every user's PATH.
+    # mkfs is in a directory that isn't on every user's PATH.
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
     for line in (REQUIREMENTS / "system.txt").read_text().splitlines():
         if not line or line.startswith("#"):
@@ -139,7 +139,7 @@ def install_packages(manager: str, names: list[str]) -> None:
     run(*apt, "install", "--no-install-recommends", "-y", *names)
 
 
-def check_folder() -> None:
+def check_directory() -> None:
     """Refuse a checkout whose path Ansible's search paths or a script's first line can't hold."""
     bad = re.search(r"[^\w./+@=,~-]", str(CHECKOUT))
     if bad:
@@ -219,7 +219,7 @@ def install(name: str, found: dict[tuple[int, int], pythons.Python] | None) -> b
 
 
 def link_collection() -> None:
-    """Put the checkout where Ansible looks for renderfarm.overlay, whatever its folder is called."""
+    """Put the checkout where Ansible looks for renderfarm.overlay, whatever its directory is called."""
     target = os.path.relpath(CHECKOUT, LINK.parent)
     if LINK.is_symlink() and os.readlink(LINK) == target:
         return
@@ -229,7 +229,7 @@ def link_collection() -> None:
 
 
 def set_up(names: list[str]) -> None:
-    check_folder()
+    check_directory()
     BUILD.mkdir(exist_ok=True)
     # Two makes at once take turns.
     with (BUILD / "setup.lock").open("w") as lock:

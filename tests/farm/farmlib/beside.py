@@ -20,19 +20,19 @@ MEMORY = 9 << 30
 PATIENCE = 30  # seconds in which a farm that was told to stop has to be gone
 
 
-def use_what_is_made(folder: Path) -> None:
-    """Let the farm in a folder below the own farm's one take images and downloads from there."""
+def use_what_is_made(directory: Path) -> None:
+    """Let the farm in a directory below the own farm's one take images and downloads from there."""
     for name in MADE:
-        (folder / name).symlink_to(f"../{name}")
+        (directory / name).symlink_to(f"../{name}")
 
 
 class Other:
     """The second farm's process; what it says is kept until it ends."""
 
-    def __init__(self, folder: Path, arguments: Sequence[str]) -> None:
-        self._log = folder / "output"
+    def __init__(self, directory: Path, arguments: Sequence[str]) -> None:
+        self._log = directory / "output"
         self._argv = [sys.executable, str(host.FARM_SOURCE / "run"), *arguments, "beside"]
-        self._environment = {**os.environ, VARIABLE: str(folder), "PYTHONUNBUFFERED": "1"}
+        self._environment = {**os.environ, VARIABLE: str(directory), "PYTHONUNBUFFERED": "1"}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -62,11 +62,11 @@ class Other:
 @contextmanager
 def farm(arguments: Sequence[str]) -> Iterator[Other]:
     """Start a second farm where there is memory for it; it ends with the block, whatever happens in it."""
-    folder = host.BUILD / "beside"
-    host.remove_tree(folder)
-    folder.mkdir(parents=True)
-    use_what_is_made(folder)
-    other = Other(folder, arguments)
+    directory = host.BUILD / "beside"
+    host.remove_tree(directory)
+    directory.mkdir(parents=True)
+    use_what_is_made(directory)
+    other = Other(directory, arguments)
     try:
         if host.available_memory() >= MEMORY:
             other.start()
@@ -75,4 +75,4 @@ def farm(arguments: Sequence[str]) -> Iterator[Other]:
         other.stop()
         # Where it had no time to: the tests' own tidying runs playbooks, which nobody who stops a farm wants to wait for.
         for name in ("run", "stop", "tmp"):
-            host.remove_tree(folder / name)
+            host.remove_tree(directory / name)

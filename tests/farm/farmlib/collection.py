@@ -188,16 +188,16 @@ def module(
 
 
 def _run(argv: Sequence[str], timeout: float) -> Run:
-    with tempfile.TemporaryDirectory() as folder:
-        record = Path(folder) / "results"
+    with tempfile.TemporaryDirectory() as directory:
+        record = Path(directory) / "results"
         record.touch()
-        settings = Path(folder) / "ansible.cfg"
+        settings = Path(directory) / "ansible.cfg"
         settings.write_text("[defaults]\n", encoding="ascii")
         environment = {
             **os.environ,
             "LC_ALL": "C.UTF-8",
             "ANSIBLE_CONFIG": str(settings),
-            "ANSIBLE_LOCAL_TEMP": folder,
+            "ANSIBLE_LOCAL_TEMP": directory,
             "ANSIBLE_NOCOLOR": "1",
             "ANSIBLE_CALLBACK_PLUGINS": str(host.FARM_SOURCE / "callbacks"),
             "ANSIBLE_CALLBACKS_ENABLED": "farm_record",

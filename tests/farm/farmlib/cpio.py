@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 def archive(files: Mapping[str, tuple[int, bytes]]) -> bytes:
-    """Files by path, each as (mode with its type bits, content). The folders above a file must stand before it."""
+    """Files by path, each as (mode with its type bits, content). The directories above a file must stand before it."""
     parts = [_entry(number, name, mode, content) for number, (name, (mode, content)) in enumerate(files.items(), 1)]
     parts.append(_entry(0, "TRAILER!!!", 0, b""))
     return b"".join(parts)

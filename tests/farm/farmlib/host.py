@@ -1,4 +1,4 @@
-"""What the farm asks of the host: its folders, its tools, and child processes that never outlive it."""
+"""What the farm asks of the host: its directories, its tools, and child processes that never outlive it."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def remove_tree(path: Path) -> None:
 
 @contextmanager
 def built_aside(target: Path) -> Iterator[Path]:
-    """A folder to build in, which takes its name only when everything in it is there."""
+    """A directory to build in, which takes its name only when everything in it is there."""
     aside = BUILD / "tmp" / target.name
     remove_tree(aside)
     aside.mkdir(parents=True)

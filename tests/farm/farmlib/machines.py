@@ -100,7 +100,7 @@ class Machine:
         return self.ssh(command, **options).stdout.strip()
 
     def copy(self, source: Path, target: str) -> None:
-        """Copy a file or a whole folder to this path of the guest."""
+        """Copy a file or a whole directory to this path of the guest."""
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as archive:
             archive.add(source, arcname=target.lstrip("/"), filter=_as_root)
@@ -440,10 +440,10 @@ def _network(number: int, spec: Spec, port: int, sockets: Sequence[int]) -> tupl
     return argv, f"login_mac={login_mac}\nfarm_mac={farm_mac}\n"
 
 
-def _keys(folder: Path) -> dict[str, Path]:
+def _keys(directory: Path) -> dict[str, Path]:
     """The key that logs in and the one that the guests show; made once."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    keys = {kind: folder / kind for kind in ("login", "host")}
+    directory.mkdir(mode=0o700, exist_ok=True)
+    keys = {kind: directory / kind for kind in ("login", "host")}
     for kind, path in keys.items():
         if not path.with_suffix(".pub").exists():
             path.unlink(missing_ok=True)

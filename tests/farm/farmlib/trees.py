@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from farmlib.machines import Machine
 
-# Everything of an entry but the size of a folder.
+# Everything of an entry but the size of a directory.
 _LISTING = r"""
 cd {root} && find . -name lost+found -prune -o -mindepth {depth} \
     \( -type d -printf '%P\0%y %m %U:%G %T@\0' -o -printf '%P\0%y %m %U:%G %T@ %s %n %l\0' \) |

@@ -99,8 +99,8 @@ def make_plan(root: str) -> dict[str, Any]:
     """Names below `root`, always the same for the same tree."""
     chance = random.Random("renderfarm")
     directories, files, small = [], [], []
-    for base, folders, names in os.walk(root):
-        folders.sort()
+    for base, subdirectories, names in os.walk(root):
+        subdirectories.sort()
         relative = os.path.relpath(base, root)
         if relative.count("/") >= 1:
             directories.append(relative)
@@ -154,13 +154,13 @@ def work_later(root: str, plan: Mapping[str, Any]) -> str:
 def work_readdir(root: str, _plan: Mapping[str, Any]) -> str:
     """What `find` does: every name and its type, without a stat."""
     entries = 0
-    folders = [root]
-    while folders:
-        with os.scandir(folders.pop()) as listing:
+    directories = [root]
+    while directories:
+        with os.scandir(directories.pop()) as listing:
             for entry in listing:
                 entries += 1
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
+                    directories.append(entry.path)
     return f"{entries} entries"
 
 
