@@ -1,6 +1,6 @@
-"""What one ad-hoc call of each module costs: its wall time, and the bytes that Ansible sends to the host for it.
+"""Measure one ad-hoc call of each module: its wall time, and the bytes that Ansible sends to the host.
 
-Each call finds nothing to do, or nothing there, so that the time is that of Ansible, of Python and of importing the module.
+Each call finds nothing to do, so the time is that of Ansible, of Python and of importing the module.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Call:
     module: str
     #: Median of the rounds.
     seconds: float
-    #: Of the file with the module and all that it imports.
+    #: Bytes of the file with the module and everything that it imports.
     payload: int
 
 
 def measure(rounds: int) -> list[Call]:
-    """Call each module on this host, as `ansible localhost -m` does."""
+    """Call each module with `ansible localhost -m` and return its costs."""
     with tempfile.TemporaryDirectory() as directory:
         return [
             _measure(module, Path(directory), rounds) for module in sorted(path.stem for path in MODULES.glob("*.py"))
@@ -41,7 +41,7 @@ def _measure(module: str, directory: Path, rounds: int) -> Call:
     _call(module, arguments, {"ANSIBLE_REMOTE_TEMP": str(kept), "ANSIBLE_KEEP_REMOTE_FILES": "1"})
     payloads = [path.stat().st_size for path in kept.rglob("AnsiballZ_*.py")]
     if len(payloads) != 1:
-        sys.exit(f"make bench: {module}: {len(payloads)} files were sent")
+        sys.exit(f"make bench: {module}: Ansible sent {len(payloads)} files instead of one")
     seconds = []
     for _turn in range(rounds):
         started = time.perf_counter()
@@ -51,7 +51,7 @@ def _measure(module: str, directory: Path, rounds: int) -> Call:
 
 
 def _arguments(module: str, directory: Path) -> dict[str, object]:
-    """Return arguments with which a module has nothing to do; those of one that is not named here are a mountpoint's."""
+    """Return arguments with which a module has nothing to do. A module that is not listed gets a mountpoint."""
     nothing = str(directory / "nothing")
     known: dict[str, dict[str, object]] = {
         "metadata_layer": {"name": "bench", "state_dir": nothing, "state": "absent"},
@@ -78,6 +78,6 @@ def _call(module: str, arguments: dict[str, object], more: dict[str, str]) -> No
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
-    # A module that says that something is not there has done its work; anything else has not.
+    # A module that reports a missing path has done its work; any other failure is an error.
     if "=>" not in done.stdout or "bug of the module" in done.stdout:
         sys.exit(f"make bench: {module}: {done.stdout}")

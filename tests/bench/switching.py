@@ -1,4 +1,4 @@
-"""How long it takes to switch a mounted view, from looking at what is mounted until the old one is gone."""
+"""Measure switching a mounted view, from reading mountinfo until the old view is detached."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TURNS = 101
 
 
 def seconds_of_switches(directory: Path, images: bool) -> list[float]:
-    """Switch between two generations below ``directory``, directories or EROFS images; return the seconds of each switch."""
+    """Switch between two generations below ``directory``, as directories or images; return the seconds of each switch."""
     detached.FOLDER = str(directory / "detached" / "records")
     specs = [_generation(directory, number, images) for number in range(2)]
     found = []
@@ -31,7 +31,7 @@ def seconds_of_switches(directory: Path, images: bool) -> list[float]:
             apply(action, mounts.HANDLERS)
         found.append(time.perf_counter() - started)
     mountpoints.unmount(specs[0].path)
-    # The first one mounts.
+    # The first turn only mounts.
     return found[1:]
 
 
