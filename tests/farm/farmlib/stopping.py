@@ -1,4 +1,4 @@
-"""Farms are stopped at several moments, by several signals, and nothing of them may be left."""
+"""Check that a farm that is stopped leaves nothing behind, at several moments and by several signals."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pathlib import Path
 
 from farmlib import beside, host
 
-#: A farm keeps these; everything else in its directory goes when it stops.
+#: A stopped farm keeps these in its directory, and nothing else.
 KEPT = frozenset(
     {"hosts.yml", "images", "keys", "known_hosts", "lock", "logs", "results", "software", "ssh_config", "tmp", "wheels"}
 )
-LIMIT = 300  # seconds in which a moment has to come
+LIMIT = 300  # seconds to wait for a moment
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A farm is started with `arguments`; `delay` seconds after a line with `text` came it gets the signal.
+    """Describe when to stop a farm: it is started with `arguments`, and gets the signal `delay` seconds after a line with `text`.
 
-    With `group` the whole process group gets it, as when Ctrl-C is pressed, else only make does. `fresh` is a farm whose
-    images have yet to be made.
+    With `group`, the signal goes to the whole process group, as with Ctrl-C, else only to make. A `fresh` farm has no images
+    yet.
     """
 
     name: str
@@ -43,13 +43,13 @@ MOMENTS = (
     Moment("while the machines start", signal.SIGINT, "starting the farm", 3, "shell", group=True),
     Moment("in a test", signal.SIGINT, "::test_a_command_that_does_not_end", 1, "test -k does_not_end", group=True),
     Moment("while a command works", signal.SIGTERM, "at work", 0, "with sh -c 'echo at work; exec sleep 600'"),
-    # Nothing can be tidied up then, but nothing may go on either; the next start clears the directory.
+    # A killed farm cannot clean up, but no process may survive. The next start clears its directory.
     Moment("without a chance to end", signal.SIGKILL, "at work", 0, "with sh -c 'echo at work; exec sleep 600'"),
 )
 
 
 def check() -> None:
-    """Stop a farm at each of the moments; fail where anything is left."""
+    """Stop a farm at each moment. Raises FarmError naming what is left."""
     left = [f"{moment.signal.name} {moment.name}: left {what}" for moment in MOMENTS for what in _stopped(moment)]
     if left:
         raise host.FarmError("a stopped farm left something behind: " + "; ".join(left))
@@ -60,7 +60,7 @@ def _stopped(moment: Moment) -> list[str]:
     with _directory(moment) as directory:
         temporary = directory / "temporary"
         temporary.mkdir()
-        # Not what the make that started us was called with.
+        # Do not pass on the variables of the make that started this process.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
         process = host.spawn(
             ["make", "-C", str(host.CHECKOUT), "farm", f"ARGS={moment.arguments}"],
@@ -81,7 +81,7 @@ def _stopped(moment: Moment) -> list[str]:
 
 @contextmanager
 def _directory(moment: Moment) -> Iterator[Path]:
-    """A farm's directory of its own, with what is made already."""
+    """Yield a separate directory for a farm, with the existing images unless the moment is fresh."""
     directory = host.BUILD / "stop"
     host.remove_tree(directory)
     directory.mkdir()
@@ -94,18 +94,22 @@ def _directory(moment: Moment) -> Iterator[Path]:
 
 
 def _wait_for(process: subprocess.Popen[bytes], moment: Moment) -> None:
-    """Until the line has come, and the delay after it is over."""
+    """Wait for the line and for the delay after it. Raises FarmError if the line does not come."""
     assert process.stdout is not None
     said = b""
     end = time.monotonic() + LIMIT
     while moment.text.encode() not in said:
         if time.monotonic() > end:
-            raise host.FarmError(f"no {moment.text!r} within {LIMIT} s: {said[-600:].decode(errors='replace')}")
+            raise host.FarmError(
+                f"the farm did not print {moment.text!r} within {LIMIT} s: {said[-600:].decode(errors='replace')}"
+            )
         if not select.select([process.stdout], [], [], 1)[0]:
             continue
         block = os.read(process.stdout.fileno(), 65536)
         if not block:
-            raise host.FarmError(f"ended before {moment.text!r}: {said[-600:].decode(errors='replace')}")
+            raise host.FarmError(
+                f"the farm ended before it printed {moment.text!r}: {said[-600:].decode(errors='replace')}"
+            )
         said += block
     time.sleep(moment.delay)
 
@@ -125,7 +129,7 @@ def _left(directory: Path, temporary: Path, moment: Moment) -> list[str]:
 
 
 def _processes(directory: Path) -> list[int]:
-    """Processes that were started for the farm in this directory: its name is in their environment, or in their arguments."""
+    """Return the processes of the farm in this directory: its path is in their environment or arguments."""
     wanted = os.fsencode(directory)
     found = []
     for place in Path("/proc").iterdir():
