@@ -47,7 +47,7 @@ def test_missing_names_and_listings_send_nothing_without_data_only_layers_either
 
 @pytest.mark.parametrize("state", ["cold", "warm"])
 @pytest.mark.parametrize("work", STARTS)
-def test_starting_software_looks_up_nothing_that_is_not_there(
+def test_starting_software_looks_up_no_missing_names(
     rows: dict[tuple[str, str], dict[str, Any]], work: str, state: str
 ) -> None:
     row = rows[work, state]
@@ -66,9 +66,7 @@ def test_a_first_open_sends_what_the_path_walk_and_the_open_need(
 
 
 @pytest.mark.parametrize("work", ["open", *STARTS])
-def test_what_has_been_opened_once_sends_nothing_when_it_is_opened_again(
-    rows: dict[tuple[str, str], dict[str, Any]], work: str
-) -> None:
+def test_opening_a_file_again_sends_nothing(rows: dict[tuple[str, str], dict[str, Any]], work: str) -> None:
     row = rows[work, "warm"]
     assert row["calls"] == 0, row["operations"]
 

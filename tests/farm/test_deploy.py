@@ -47,7 +47,7 @@ def test_the_first_run_mounts_the_view(deployment: Deployment) -> None:
     assert mounted.values["mount"]["data"] == [ROOT]
 
 
-def test_every_release_is_scanned_and_all_of_it_can_be_read(deployment: Deployment) -> None:
+def test_every_release_is_scanned_and_readable(deployment: Deployment) -> None:
     # Ansible reports a task with run_once for the first host of the play, wherever it ran.
     runs = [result for name in ("old", "new") for result in deployment.run.of(name, "release_manifest")]
     scanned = [manifest for result in runs if result.status == "item" for manifest in result.values["manifests"]]
@@ -69,7 +69,7 @@ def test_a_kernel_without_data_only_layers_shows_the_same_generation_by_redirect
     assert mounted.values["mount"]["lower"] == [built.values["layer"], ROOT]
 
 
-def test_a_kernel_without_data_only_layers_is_told_so_before_it_copies_an_image(farm: Farm) -> None:
+def test_a_kernel_without_data_only_layers_fails_before_it_copies_an_image(farm: Farm) -> None:
     image = {"name": "trial", "image": f"{STORE}/.images/0.erofs", "image_digest": "sha256:0"}
     refused = collection.module(farm, farm.nodes["old"], "metadata_layer", image, check=False)
     assert refused.failed
@@ -136,7 +136,7 @@ def test_the_second_run_changes_nothing_on_any_host(second_run: Run) -> None:
 
 
 @pytest.mark.usefixtures("deployment")
-def test_the_view_is_the_tree_on_the_server_entry_by_entry(farm: Farm, node: Machine) -> None:
+def test_the_view_equals_the_tree_on_the_server_entry_by_entry(farm: Farm, node: Machine) -> None:
     # A view generates the directories above releases, so they are not compared.
     shown = trees.listing(node, VIEW)
     assert int(shown.split()[0]) > 20_000
@@ -162,7 +162,7 @@ def test_the_software_root_is_read_ahead(farm: Farm) -> None:
 
 
 @pytest.mark.usefixtures("second_run")
-def test_the_view_is_taken_down_again(farm: Farm, other: Machine) -> None:
+def test_the_playbook_removes_the_view(farm: Farm, other: Machine) -> None:
     variables = {**collection.SITE, "overlay_hosts": OTHER}
     run = collection.playbook(farm, "remove", variables)
     assert run.changed(OTHER) != []

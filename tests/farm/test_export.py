@@ -91,7 +91,7 @@ def client(farm: Farm, play: collection.Run) -> Machine:
     return old
 
 
-def test_the_server_is_started_now_and_with_the_host(farm: Farm, play: collection.Run) -> None:
+def test_the_nfs_server_is_started_and_enabled(farm: Farm, play: collection.Run) -> None:
     assert "renderfarm.overlay.export : Start the NFS server" in play.changed("new")
     assert farm.nodes["new"].output("systemctl is-active nfs-server; systemctl is-enabled nfs-server").split() == [
         "active",
@@ -125,7 +125,7 @@ def test_open_files_are_the_same_after_a_copy_up_a_restart_and_dropped_caches(fa
     assert farm.server.output(f"cat {SOFTWARE}/trial/1.0/data/copied") == "copied"
 
 
-def test_nfs_3_which_has_no_room_for_the_handles_is_told_so_and_shows_nothing_wrong(client: Machine) -> None:
+def test_nfs_3_gets_a_stale_file_handle_and_no_wrong_content(client: Machine) -> None:
     client.ssh(f"mkdir -p {MOUNT_3}; mount -t nfs -o ro,vers=3,nolock new:{PATH} {MOUNT_3}")
     result = client.ssh(f"cat {MOUNT_3}/trial/1.0/data/held", check=False)
     assert result.returncode != 0

@@ -126,7 +126,7 @@ def finalized(results: dict[str, Finalized], node: Machine) -> Finalized:
 UNSEALED = 1
 
 
-def test_all_of_the_tree_is_copied_up_and_sealed(finalized: Finalized, tree: Tree) -> None:
+def test_the_whole_tree_is_copied_up_and_sealed(finalized: Finalized, tree: Tree) -> None:
     values = finalized.first.values
     assert finalized.first.changed
     assert values["pending"] == []
@@ -153,7 +153,7 @@ def test_a_listing_of_everything_sends_one_call_for_each_directory_that_is_not_s
     assert max(operations.values(), default=0) <= UNSEALED, row
 
 
-def test_a_first_open_looks_up_nothing_that_is_not_there(finalized: Finalized) -> None:
+def test_a_first_open_looks_up_no_missing_names(finalized: Finalized) -> None:
     operations = finalized.rows["open", "cold"]["operations"]
     assert {name: errors for name, (_calls, errors) in operations.items() if errors} == {}
 
@@ -165,7 +165,7 @@ def test_a_second_run_changes_nothing(finalized: Finalized) -> None:
 
 
 @pytest.mark.usefixtures("finalized")
-def test_the_overlay_is_the_tree_on_the_server_entry_by_entry(farm: Farm, node: Machine, tree: Tree) -> None:
+def test_the_overlay_equals_the_tree_on_the_server_entry_by_entry(farm: Farm, node: Machine, tree: Tree) -> None:
     shown = trees.listing(node, OVERLAY, depth=1)
     assert int(shown.split()[0]) > tree.entries
     assert shown == trees.listing(farm.server, tree.source, depth=1)
@@ -176,7 +176,7 @@ def test_files_of_the_overlay_have_the_content_on_the_server(farm: Farm, node: M
     assert trees.content(node, OVERLAY) == trees.content(farm.server, tree.source)
 
 
-def test_a_release_that_appears_is_taken_up_by_the_next_run_and_what_is_hidden_is_named(
+def test_the_next_run_copies_up_a_new_release_and_names_hidden_entries(
     farm: Farm, nodes: list[Machine], tree: Tree
 ) -> None:
     release = f"{tree.package}/trial".lstrip("/")

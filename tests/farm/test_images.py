@@ -94,7 +94,7 @@ def test_the_image_is_built_on_the_host_that_scans_and_mounted_there(new: Machin
     assert f"{installed.values['generation']}-erofs/layer" in new.output(f"findmnt -n -o OPTIONS {VIEW}")
 
 
-def test_one_more_host_reads_the_image_and_its_record_and_nothing_else(
+def test_one_more_host_reads_only_the_image_and_its_record(
     other: Machine, second_host: tuple[Run, dict[str, int]]
 ) -> None:
     run, sent = second_host
@@ -130,7 +130,7 @@ def test_both_hosts_have_the_same_generation_and_show_the_tree_on_the_server(
     assert [machine.output(FILES.format(root=VIEW), timeout=600) for machine in (new, other)] == [there, there]
 
 
-def test_a_second_run_reads_the_record_alone(farm: Farm, other: Machine) -> None:
+def test_a_second_run_reads_only_the_record(farm: Farm, other: Machine) -> None:
     before = calls(other, STORE)
     run = play(farm, "deploy", BOTH)
     assert {name: run.changed(name) for name in ("new", OTHER)} == {"new": [], OTHER: []}
@@ -140,7 +140,7 @@ def test_a_second_run_reads_the_record_alone(farm: Farm, other: Machine) -> None
 
 
 @pytest.mark.usefixtures("second_host")
-def test_a_host_goes_back_to_the_earlier_generation_without_the_share(farm: Farm, new: Machine, other: Machine) -> None:
+def test_a_rollback_sends_no_call_to_the_share(farm: Farm, new: Machine, other: Machine) -> None:
     farm.server.add_release("imaged/1.0", {"data/file": "one\n"})
     deployed = play(farm, "deploy", BOTH)
     assert generation(deployed, "new") == generation(deployed, OTHER)

@@ -27,7 +27,7 @@ def mounted(node: Machine) -> Iterator[Machine]:
     node.ssh(f"umount -f -l {NFS}")
 
 
-def test_the_kernels_are_the_ones_asked_for(farm: Farm) -> None:
+def test_each_node_runs_the_expected_kernel(farm: Farm) -> None:
     releases = {name: node.output("uname -r") for name, node in farm.nodes.items()}
     assert releases["old"].startswith("6.1.")
     assert releases["new"].startswith("6.12.")
@@ -108,7 +108,7 @@ def test_an_outage_begins_and_ends(farm: Farm, mounted: Machine, outage: str) ->
         assert time.monotonic() < end
 
 
-def test_latency_is_felt_and_goes(node: Machine) -> None:
+def test_latency_can_be_added_and_removed(node: Machine) -> None:
     def milliseconds() -> float:
         script = (
             "import socket, time\n"
@@ -127,7 +127,7 @@ def test_latency_is_felt_and_goes(node: Machine) -> None:
     assert min(milliseconds() for _ in range(5)) < 300
 
 
-def test_a_command_that_does_not_end_is_given_up(node: Machine) -> None:
+def test_a_command_that_does_not_end_times_out(node: Machine) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         node.ssh("sleep 20", timeout=2)
 

@@ -155,7 +155,7 @@ def test_an_image_is_mounted_at_boot(farm: Farm, new: Machine, booted: Switched)
 
 
 @pytest.mark.usefixtures("image_absent")
-def test_an_image_and_its_unit_go_with_the_view(new: Machine, booted: Switched) -> None:
+def test_an_image_and_its_unit_are_removed_with_the_view(new: Machine, booted: Switched) -> None:
     assert new.ssh(f"mountpoint -q {booted.image_layer}", check=False).returncode != 0
     assert new.output("grep -l renderfarm.overlay /etc/systemd/system/*image*.mount || true") == ""
 

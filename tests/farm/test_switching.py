@@ -48,7 +48,7 @@ def new(farm: Farm) -> Iterator[Machine]:
     machine.ssh(f"rm -f {STORE}/.views/switching.json /run/farm-switching-*")
 
 
-def test_a_process_that_imports_late_still_gets_the_release_that_a_rollout_replaced(farm: Farm, new: Machine) -> None:
+def test_a_late_import_finds_the_release_that_a_rollout_replaced(farm: Farm, new: Machine) -> None:
     new.write("/run/farm-switching-job", JOB)
     new.ssh("setsid python3 -B /run/farm-switching-job >/run/farm-switching-said 2>&1 </dev/null &")
     new.wait_for("grep -q started /run/farm-switching-said", 300)
@@ -66,9 +66,7 @@ def test_a_process_that_imports_late_still_gets_the_release_that_a_rollout_repla
     assert collection.deploy(farm, declared(NEW)).changed(new) == []
 
 
-def test_a_release_that_is_withdrawn_is_refused_at_once_by_a_client_that_has_its_attributes_cached(
-    farm: Farm, new: Machine
-) -> None:
+def test_a_withdrawn_release_is_refused_at_once_by_a_client_with_cached_attributes(farm: Farm, new: Machine) -> None:
     """The software root is mounted with actimeo=3600, and the client scans."""
     farm.server.add_release("withdrawn/1", {"data/file": "one\n"})
     farm.server.add_release("withdrawn/2", {"data/file": "two\n"})

@@ -98,7 +98,7 @@ def test_a_release_that_is_deleted_on_the_server_is_still_listed_and_fails_to_op
     assert "3.0" not in new.output(f"ls {VIEW}/trial").split()
 
 
-def test_without_the_server_looking_for_software_still_works_and_tasks_fail_in_time(farm: Farm, new: Machine) -> None:
+def test_without_the_server_lookups_work_and_tasks_fail_in_time(farm: Farm, new: Machine) -> None:
     layer = new.output(f"ls -d {STATE_DIR}/views/trial/current/layer")
     farm.server.add_release("trial/4.0", {"data/file": "four\n"})
     new.drop_caches()
@@ -131,7 +131,7 @@ def test_without_the_server_looking_for_software_still_works_and_tasks_fail_in_t
     farm.server.delete_release("trial/4.0")
 
 
-def test_what_was_scanned_is_read_by_other_hosts_without_a_recall(farm: Farm, new: Machine) -> None:
+def test_other_hosts_read_a_manifest_without_a_recall(farm: Farm, new: Machine) -> None:
     """A server that recalls write delegations gives fewer delegations for a while."""
     old = farm.nodes["old"]
     collection.mount_store(old)
@@ -148,7 +148,7 @@ def test_what_was_scanned_is_read_by_other_hosts_without_a_recall(farm: Farm, ne
         farm.server.delete_release("trial/6.0")
 
 
-def test_files_that_root_squash_keeps_from_reading_are_reported_by_the_scan(farm: Farm, new: Machine) -> None:
+def test_the_scan_reports_files_that_root_squash_hides(farm: Farm, new: Machine) -> None:
     farm.server.add_release("trial/5.0", {"bin/tool": "tool\n"})
     farm.server.write("/srv/software/trial/5.0/etc/licence key", "secret\n", mode=0o640)
     try:
@@ -161,7 +161,7 @@ def test_files_that_root_squash_keeps_from_reading_are_reported_by_the_scan(farm
         farm.server.delete_release("trial/5.0")
 
 
-def test_a_nested_export_is_refused_by_name_and_gets_a_view_of_its_own(farm: Farm, new: Machine) -> None:
+def test_a_nested_export_is_refused_by_name_and_can_have_its_own_view(farm: Farm, new: Machine) -> None:
     farm.server.export_nested("nested")
     try:
         farm.server.add_release("nested/1.0", {"readme": "hello\n"})
