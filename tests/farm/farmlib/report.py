@@ -29,9 +29,9 @@ def calls(machine: str, lines: Lines, view: str) -> str:
     starts = [work for work in _done(lines) if work.startswith("start")]
     parts = [f"### {machine}", "", "NFS calls, cold / warm:", "", *_table(lines, lambda row: int(row["calls"]))]
     if starts:
-        parts += ["", "Of the software starts, calls besides READs, cold / warm:", ""]
+        parts += ["", "Software starts, calls other than READs, cold / warm:", ""]
         parts += _table(lines, _besides_reads, starts)
-        parts += ["", "Of these, LOOKUPs and OPENs that ended in an error, cold / warm:", ""]
+        parts += ["", "Software starts, LOOKUPs and OPENs that ended in an error, cold / warm:", ""]
         parts += _table(lines, _failed_lookups, starts)
     if view in lines:
         parts += ["", *_bars(lines[view])]
