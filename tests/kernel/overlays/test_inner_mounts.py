@@ -136,7 +136,7 @@ def refused(spec: MountSpec, **more: Any) -> str:
         ("unbound", "is unbindable, so the kernel does not copy it"),
     ],
 )
-def test_a_mount_without_a_place_in_the_new_view_is_refused_by_name(
+def test_what_has_no_place_in_the_new_view_is_refused_by_name(
     folder: Path, view: Path, specs: list[MountSpec], place: str, reason: str, switch: str
 ) -> None:
     support.unmount_all(view)
@@ -262,7 +262,7 @@ def test_inner_mounts_are_carried_wherever_the_switch_propagates(folder: Path, o
 
 @pytest.mark.parametrize("outside", ["unchanged", "slave"])
 @pytest.mark.parametrize("switch", ["beneath", "over"])
-def test_a_namespace_that_follows_loses_no_mount_inside_a_mount(folder: Path, outside: str, switch: str) -> None:
+def test_a_namespace_that_follows_loses_no_mount_in_a_mount(folder: Path, outside: str, switch: str) -> None:
     place = folder / "place"
     place.mkdir()
     support.command("mount", "-t", "tmpfs", "tmpfs", place)

@@ -235,7 +235,7 @@ def test_a_kernel_that_cannot_mount_beneath_mounts_over(folder: Path) -> None:
     def there(_progress: deadline.Progress) -> None:
         refuse_mounting_beneath()
         assert not mounts.can_mount_beneath()
-        with pytest.raises(OverlayError, match=r"cannot mount beneath it \(Linux 6\.5\): 'switch: over'"):
+        with pytest.raises(OverlayError, match=r"cannot mount beneath it, which needs Linux 6\.5: use 'switch: over'"):
             planned("beneath")
         assert planned("auto") == ["over", f"detach the overlays that the one at {view} covers"]
         for action in support.planned(specs[1], "auto"):
