@@ -241,7 +241,7 @@ def _refusal(spec: MountSpec, error: OSError, messages: str) -> str:
     """Return the message for an overlay that the kernel refuses, with its reason and what to do."""
     for path in (*spec.lower, *spec.data, *spec.kept):
         if not os.path.isdir(path):
-            return f"overlay at {show(spec.path)}: layer {show(path)} does not exist"
+            return f"overlay at {show(spec.path)}: layer {show(path)} does not exist or is not a directory: create it"
     reason = error.strerror if error.filename is None else f"{error.strerror} at {error.filename!r}"
     said = f": {messages}" if messages else ""
     return f"overlay at {show(spec.path)}: the kernel refuses it: {reason}{said}{_hint(spec, error)}"

@@ -227,8 +227,8 @@ def _check_may_switch(
     if switch == "never":
         changed = ", ".join(f"{name}: {now} -> {wanted}" for name, (now, wanted) in changes.items())
         raise OverlayError(
-            f"the overlay at {show(spec.path)} differs from the declaration ({changed}), and 'switch: never' does not allow to change it:"
-            " declare what is mounted, or give another value of 'switch'"
+            f"the overlay at {show(spec.path)} differs from the declaration ({changed}), and 'switch' is never: declare what is"
+            " mounted, or give another value of 'switch'"
         )
     if switch == "replace":
         _check_nothing_inside(spec.path, state.inner)

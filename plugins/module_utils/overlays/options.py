@@ -221,7 +221,7 @@ def _sorted_options(options: Mapping[str, OptionValue]) -> tuple[dict[str, str |
                 flags.append(name)
         elif name not in SETTINGS:
             known = ", ".join((*MOUNT_FLAGS, *SETTINGS))
-            raise OverlayError(f"overlay option {name!r} is unknown: use one of {known}")
+            raise OverlayError(f"overlay option {name!r} is not known: use one of {known}")
         else:
             choices = SETTINGS[name]
             if choices is None:

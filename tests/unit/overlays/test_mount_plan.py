@@ -230,12 +230,12 @@ def test_an_overlay_with_mounts_inside_is_not_unmounted_and_these_are_named() ->
         (
             MountpointState(OTHER, None),
             "never",
-            r"differs .* \(lower: .*/old.* -> .*/meta.*\), and 'switch: never' does not",
+            r"differs .* \(lower: .*/old.* -> .*/meta.*\), and 'switch' is never: declare",
         ),
         (
             MountpointState(OTHER, None, (SAME,)),
             "never",
-            r"\(lower: .*/old.* -> .*/meta.*\), and 'switch: never' does not",
+            r"\(lower: .*/old.* -> .*/meta.*\), and 'switch' is never: declare",
         ),
     ],
 )

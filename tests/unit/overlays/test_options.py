@@ -79,9 +79,9 @@ def test_flags_of_the_mount_are_no_settings(options: dict[str, OptionValue], rea
 @pytest.mark.parametrize(
     ("options", "data", "reason"),
     [
-        ({"lowerdir": "/x"}, False, "'lowerdir' is unknown: use one of nosuid, .*metacopy"),
-        ({"ro": True}, False, "'ro' is unknown"),
-        ({"": True}, False, "'' is unknown"),
+        ({"lowerdir": "/x"}, False, "'lowerdir' is not known: use one of nosuid, .*metacopy"),
+        ({"ro": True}, False, "'ro' is not known"),
+        ({"": True}, False, "'' is not known"),
         ({"metacopy": "maybe"}, False, "metacopy has the value 'maybe': use one of on, off"),
         ({"xino": 1}, False, "xino has the value '1': use one of on, off, auto"),
         ({"nosuid": "perhaps"}, False, "nosuid has the value 'perhaps': use true or false"),
