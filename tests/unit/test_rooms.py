@@ -45,7 +45,7 @@ PURE = {
             "posix_acl",
             "rights",
         ),
-        "versions",
+        *("scan_report", "versions"),
     },
     "overlays": {
         *("boot_entries", "detached_records", "image_names", "mount_plan", "option_rules", "options", "strategies"),
