@@ -461,85 +461,31 @@ releases:
       sample: [share/doc]
 """
 
-from dataclasses import replace
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import erofs_layer
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.compose import Composition
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.format_support import SUPPORT
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
-    declared,
-    generations,
     image_store,
+    layer_choice,
+    layer_parameters,
+    layer_plan,
     layer_sources,
     removal,
     usage,
+    view_state,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation as names
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import (
-    Generation,
-    LayerSpec,
-    ViewPaths,
-)
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import (
-    BuildGeneration,
-    InstallGeneration,
-    MakeCurrent,
-    PublishImage,
-    RemoveView,
-    ViewState,
-    plan_layer,
-    plan_view_removal,
-)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
 
 
 def main() -> None:
     runner.run(
         {
+            **layer_parameters.OPTIONS,
             "name": {"type": "str", "required": True},
-            "releases": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "manifest": {"type": "path"},
-                    "release": {"type": "str"},
-                    "at": {"type": "str"},
-                    "source": {"type": "str"},
-                    "include": {"type": "list", "elements": "str", "default": []},
-                    "exclude": {"type": "list", "elements": "str", "default": []},
-                },
-                "required_one_of": [("manifest", "release")],
-                "mutually_exclusive": [("manifest", "release")],
-            },
-            "on_conflict": {"type": "str", "choices": ["error", "first", "last"], "default": "error"},
-            "links": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "path": {"type": "str", "required": True},
-                    "target": {"type": "str", "required": True},
-                },
-            },
-            "store": {"type": "path"},
             "state_dir": runner.STATE_DIR,
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-            "format": {"type": "str", "choices": ["auto", "directory", "erofs"], "default": "auto"},
-            "image_store": {"type": "path"},
-            "image": {"type": "path"},
-            "image_digest": {"type": "str"},
-            "generation": {"type": "str"},
-            "strategy": {"type": "str", "choices": ["auto", "data_only", "redirect"], "default": "auto"},
-            "xattr_namespace": {"type": "str", "choices": ["trusted", "user"], "default": "trusted"},
-            "owner": {"type": "str"},
-            "group": {"type": "str"},
-            "owner_map": {"type": "dict", "default": {}},
-            "group_map": {"type": "dict", "default": {}},
-            "mode": {"type": "str"},
-            "keep_setid": {"type": "bool", "default": False},
         },
         work,
         mutually_exclusive=[("image", "generation", "image_store")],
@@ -553,141 +499,62 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
             runner.check_absolute(params[option], option)
     for option in ("image", "generation"):
         if params[option] is not None and params["releases"]:
-            raise OverlayError(f"'{option}' says itself which releases the view shows: leave out 'releases'")
+            raise OverlayError(f"'{option}' already determines which releases the view shows: leave out 'releases'")
     paths = ViewPaths.of(params["state_dir"], params["name"])
     if params["state"] == "absent":
-        return _remove(paths, params["name"], context)
+        return _remove(paths, context)
     if params["image_store"] is not None:
-        return _publish(params["image_store"], params["store"], declared.layer_spec(params), context)
+        return _publish(params, context)
     return _provide(paths, params, context)
 
 
-def _source(
-    paths: ViewPaths, params: dict[str, Any], state: ViewState, context: runner.Context
-) -> tuple[layer_sources.Source, str]:
-    """Return where the generation comes from, and why it has its format."""
-    if params["image"] is not None:
-        layer_sources.check_mountable(params["name"], params["strategy"], context.timeout)
-        there = layer_sources.installed(paths, state, params["image_digest"])
-        source = there or layer_sources.from_image(
-            params["image"], image_store.read(params["image"], params["image_digest"])
-        )
-        return source, "the image was built elsewhere"
-    strategy = layer_sources.choose_strategy(params["strategy"], params["xattr_namespace"], context.timeout)
-    if params["generation"] is not None:
-        return layer_sources.existing(
-            paths, state, params["generation"], strategy
-        ), "the generation is there in this format"
-    spec = replace(declared.layer_spec(params), strategy=strategy)
-    choice = layer_sources.choose_format(params["format"], spec, state)
-    spec = replace(spec, format=choice.format)
-    return layer_sources.from_releases(spec, choice.builder, context.progress), choice.reason
-
-
 def _provide(paths: ViewPaths, params: dict[str, Any], context: runner.Context) -> runner.Outcome:
-    state = generations.observe(paths)
-    source, reason = _source(paths, params, state, context)
-    before = _shown_generation(paths, state)
-    plan = plan_layer(source.folder, source.action, state)
-    warnings: list[str] = []
+    """Make sure that the declared generation is on this host and is the current one."""
+    state = view_state.observe(paths)
+    source = layer_sources.from_parameters(params, paths, state, context.timeout, context.progress)
+    before = view_state.content_of_current(paths, state)
+    plan = layer_plan.plan_layer(source.directory, source.action, state)
     # Conflicts are refused before anything is written, and in check mode as well.
-    composition = source.compose() if source.compose and source.action in plan else None
-
-    def provide(_action: BuildGeneration | InstallGeneration) -> None:
-        warnings.extend(source.provide(paths, context.progress))
-
-    handlers: Handlers = {
-        BuildGeneration: provide,
-        InstallGeneration: provide,
-        MakeCurrent: lambda action: generations.make_current(paths, action.folder, action.previous),
-    }
-
+    composition = source.composed_for(plan)
+    warnings: list[str] = []
     if plan and not context.check_mode:
-        with generations.locked(paths, context.timeout, context.progress):
+        with view_state.locked(paths, context.timeout, context.progress):
             # Another run may have done it while this one waited.
-            plan = plan_layer(source.folder, source.action, generations.observe(paths))
-            context.carry_out(plan, handlers)
-            state = generations.observe(paths)
-
-    there = source.folder in state.generations
-    previous = state.previous if state.current == source.folder else state.current
-    values = {
-        **_described(source, composition, generations.read_generation(paths, source.folder) if there else None),
-        "layer": names.layer_path(paths.generation(source.folder), source.format),
-        "format_reason": reason,
-        "previous": names.id_of(previous) if previous else None,
-    }
-    if params["image"] is not None:
-        values["image"] = params["image"]
-    return runner.Outcome(values, plan, before, source.shown(), warnings)
+            plan = layer_plan.plan_layer(source.directory, source.action, view_state.observe(paths))
+            context.carry_out(plan, source.handlers(paths, context.progress, warnings))
+            state = view_state.observe(paths)
+    values = source.values_on_host(paths, state, composition)
+    return runner.Outcome(values, plan, before, source.content(), warnings)
 
 
-def _publish(store: str, manifests: str | None, wanted: LayerSpec, context: runner.Context) -> runner.Outcome:
-    """Make sure that the image of a view is in an image store, which may be made where it is inside the manifest store."""
-    spec = layer_sources.as_image(wanted)
-    image_store.check_store(store, manifests)
-    image = image_store.image_path(store, names.id_of(spec.folder))
-    generation = image_store.find(image)
-    builder = None if generation else erofs_layer.find_builder()
-    source = layer_sources.from_releases(spec, builder, context.progress)
-    before = source.shown() if generation else {}
-    plan: Plan = () if generation else (PublishImage(image),)
-    composition = source.compose() if plan and source.compose else None
+def _publish(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
+    """Make sure that the image of the declared generation is in the image store."""
+    store = params["image_store"]
+    spec = layer_choice.as_image(layer_parameters.layer_spec(params))
+    image_store.check_store(store, params["store"])
+    image = image_store.image_path(store, spec.generation)
+    found = image_store.find(image)
+    builder = None if found else SUPPORT[spec.format].find_builder()
+    source = layer_sources.from_releases(spec, builder, "image stores hold images", context.progress)
+    plan = () if found else (layer_plan.PublishImage(image),)
+    composition = source.composed_for(plan)
     if builder and composition and not context.check_mode:
-        generation = image_store.publish(store, spec, builder, composition, context.progress)
-    values = {
-        **_described(source, composition, generation),
-        "format_reason": "image stores hold images",
-        "image": image,
-    }
-    warnings = layer_sources.rights_warnings(generation.rights) if generation and plan else []
-    return runner.Outcome(values, plan, before, source.shown(), warnings)
+        found = image_store.publish(store, spec, builder, composition, context.progress)
+    values = {**source.values(composition, found), "image": image}
+    warnings = layer_sources.rights_warnings(found.rights) if found and plan else []
+    return runner.Outcome(values, plan, {} if plan else source.content(), source.content(), warnings)
 
 
-def _described(
-    source: layer_sources.Source, composition: Composition | None, generation: Generation | None
-) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "generation": names.id_of(source.folder),
-        "format": source.format,
-        "strategy": source.strategy,
-        "releases": list(source.releases),
-        "image_digest": generation.image.digest if generation and generation.image else None,
-    }
-    if composition:
-        values.update(
-            conflicts=[conflict.as_dict() for conflict in composition.conflicts],
-            conflict_count=composition.conflict_count,
-        )
-    if generation:
-        values.update(
-            entries=generation.entries.as_dict(),
-            bytes=generation.bytes,
-            bytes_on_disk=generation.bytes_on_disk,
-            conflicts=list(generation.conflicts),
-            conflict_count=generation.conflict_count,
-            **generation.rights.as_dict(),
-        )
-    return values
-
-
-def _remove(paths: ViewPaths, name: str, context: runner.Context) -> runner.Outcome:
-    state = generations.observe(paths)
-    before = _shown_generation(paths, state)
-    # A real run asks who uses the view when it has the lock: a build that it waited for may have been mounted.
+def _remove(paths: ViewPaths, context: runner.Context) -> runner.Outcome:
+    state = view_state.observe(paths)
+    before = view_state.content_of_current(paths, state)
+    # A real run checks the uses when it has the lock: what a build that it waited for has made may be mounted by then.
     uses = usage.lasting(paths, context.progress) if state.exists and context.check_mode else {}
-    plan = plan_view_removal(name, state, uses)
+    plan = layer_plan.plan_view_removal(paths.name, state, uses)
     if plan and not context.check_mode:
-        with generations.locked(paths, context.timeout, context.progress):
-            context.carry_out(plan, {RemoveView: lambda _action: removal.remove_view(paths, context.progress)})
+        with view_state.locked(paths, context.timeout, context.progress):
+            context.carry_out(plan, {layer_plan.RemoveView: lambda _: removal.remove_view(paths, context.progress)})
     return runner.Outcome({"generation": None}, plan, before, {})
-
-
-def _shown_generation(paths: ViewPaths, state: ViewState) -> dict[str, Any]:
-    if state.current is None or state.current not in state.generations:
-        return {}
-    generation = generations.read_generation(paths, state.current)
-    return names.shown(generation.id, generation.releases, generation.links)
 
 
 if __name__ == "__main__":

@@ -117,16 +117,15 @@ bytes_freed:
   sample: 5242880
 """
 
+import contextlib
 import os
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations, pruning, removal, usage
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import ViewPaths
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import RemoveGeneration, RemoveRemains
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.retention import Candidate
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import pruning, view_state
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.pruning import ViewPruning
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
 
 
 def main() -> None:
@@ -145,86 +144,45 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     runner.check_absolute(params["state_dir"], "state_dir")
     for option in ("keep", "min_age"):
         if params[option] < 0:
-            raise OverlayError(f"{option} must not be negative, and is {params[option]:g}")
-    wanted = params["name"]
-    names = pruning.view_names(params["state_dir"]) if wanted is None else [wanted]
-    outcome = _Outcome()
+            raise OverlayError(f"{option} must not be negative, but it is {params[option]:g}")
+    names = pruning.view_names(params["state_dir"]) if params["name"] is None else [params["name"]]
+    pruned: list[ViewPruning] = []
+    problems: list[str] = []
     for name in names:
         paths = ViewPaths.of(params["state_dir"], name)
-        if not os.path.isdir(paths.root):
-            continue
-        if context.check_mode:
-            _prune(paths, name, params, context, outcome)
-        else:
-            with generations.locked(paths, context.timeout, context.progress):
-                _prune(paths, name, params, context, outcome)
-    return outcome.finished()
+        if os.path.isdir(paths.root):
+            try:
+                pruned.append(_prune(paths, params, context))
+            except OverlayError as error:
+                # One view that cannot be pruned keeps no other view from it.
+                problems.append(str(error))
+    return _outcome(pruned, problems)
 
 
-class _Outcome:
-    """What was found and done, over all views."""
+def _prune(paths: ViewPaths, params: dict[str, Any], context: runner.Context) -> ViewPruning:
+    with contextlib.ExitStack() as stack:
+        if not context.check_mode:
+            stack.enter_context(view_state.locked(paths, context.timeout, context.progress))
+        found = pruning.find_removable(paths, params["keep"], params["min_age"], context.check_mode)
+        context.carry_out(found.plan, found.handlers(context.progress))
+        return found
 
-    def __init__(self) -> None:
-        self.actions: list[Action] = []
-        self.removed: list[dict[str, Any]] = []
-        self.kept: list[dict[str, Any]] = []
-        self.remains: list[str] = []
 
-    def finished(self) -> runner.Outcome:
-        values = {
-            "removed": self.removed,
-            "kept": self.kept,
-            "remains": self.remains,
-            "bytes_freed": sum(one["bytes"] for one in self.removed),
-        }
-        before = sorted(_line(one) for one in (*self.removed, *self.kept))
-        after = sorted(_line(one) for one in self.kept)
-        shown = {"generations": before, "remains": self.remains}
-        return runner.Outcome(values, tuple(self.actions), shown, {"generations": after, "remains": []})
+def _outcome(pruned: list[ViewPruning], problems: list[str]) -> runner.Outcome:
+    removed = [values for one in pruned for values in one.removed_values()]
+    kept = [values for one in pruned for values in one.kept_values()]
+    remains = [path for one in pruned for path in one.remains]
+    return runner.Outcome(
+        {"removed": removed, "kept": kept, "remains": remains, "bytes_freed": sum(one["bytes"] for one in removed)},
+        tuple(action for one in pruned for action in one.plan),
+        {"generations": sorted(map(_line, (*removed, *kept))), "remains": remains},
+        {"generations": sorted(map(_line, kept)), "remains": []},
+        failure="; ".join(dict.fromkeys(problems)),
+    )
 
 
 def _line(generation: dict[str, Any]) -> str:
     return f"{generation['view']}: {generation['generation']} ({generation['format']})"
-
-
-def _prune(paths: ViewPaths, name: str, params: dict[str, Any], context: runner.Context, outcome: _Outcome) -> None:
-    state = generations.observe(paths)
-    uses = usage.of_generations(paths, forget=not context.check_mode)
-    if not context.check_mode and removal.restore_used(paths, uses):
-        state = generations.observe(paths)
-    found = pruning.verdicts(paths, state, uses, params["keep"], params["min_age"])
-    for verdict in found:
-        if verdict.reason is not None:
-            outcome.kept.append({**_described(name, verdict.candidate), "reason": verdict.reason})
-    by_folder = {verdict.candidate.folder: verdict.candidate for verdict in found if verdict.reason is None}
-    remains = pruning.remains(paths, state, uses, params["min_age"])
-    plan: Plan = (
-        # First, since what is left of an earlier removal is where generations are put aside.
-        *(RemoveRemains(name, path) for path in remains),
-        *(RemoveGeneration(name, folder) for folder in by_folder),
-    )
-    done = list(plan)
-
-    def remove(action: RemoveGeneration) -> None:
-        reason = removal.remove_generation(paths, action.folder, context.progress)
-        if reason is not None:
-            done.remove(action)
-            outcome.kept.append({**_described(name, by_folder.pop(action.folder)), "reason": reason})
-
-    def remove_remains(action: RemoveRemains) -> None:
-        if not pruning.remove_remains(paths, action.path, context.progress):
-            done.remove(action)
-            remains.remove(action.path)
-
-    context.carry_out(plan, {RemoveGeneration: remove, RemoveRemains: remove_remains})
-    outcome.actions += done
-    outcome.removed += [{**_described(name, one), "bytes": one.bytes} for one in by_folder.values()]
-    outcome.remains += remains
-
-
-def _described(view: str, candidate: Candidate) -> dict[str, Any]:
-    generation, layer_format, *_more = candidate.folder.split("-")
-    return {"view": view, "generation": generation, "format": layer_format}
 
 
 if __name__ == "__main__":
