@@ -7,16 +7,17 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: overlay_prune
-short_description: Remove generations of views that nobody needs any more
+short_description: Remove generations of views that are not needed any more
 version_added: 0.1.0
 description:
-  - Removes the layers of earlier generations from this host, and what killed runs have left of views.
-  - A generation stays when it is the current or the previous one, when it is mounted in any mount namespace, when a process still uses an
-    overlay of it that was switched away, when it is mounted at boot, when it is among the O(keep) newest, or when it is younger than
-    O(min_age).
-  - Where a process uses an overlay that somebody has detached by hand (C(umount --lazy)), nobody can tell which layers that has. All
-    generations stay then, until the process ends; the reason names it.
-  - Nothing on the file server is touched, neither manifests nor image stores.
+  - Removes the layers of earlier generations from this host, and what killed runs have left.
+  - The current and the previous generation are kept, and so are the O(keep) newest ones and those younger than O(min_age).
+  - A generation in use is kept. It is in use if it is mounted in any mount namespace, such as that of a container, if it is mounted at boot,
+    or if a process still uses an overlay of it that was switched away.
+  - If a process uses an overlay that a user has detached (C(umount --lazy)), its layers are unknown. All generations are then kept until the
+    process ends, and the reason names the process.
+  - A view that cannot be pruned does not keep the module from pruning the others. The module fails when it has pruned these.
+  - Nothing on the file server is changed, neither manifests nor image stores.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
 extends_documentation_fragment:
@@ -25,14 +26,14 @@ extends_documentation_fragment:
   - renderfarm.overlay.options.state_dir
 options:
   name:
-    description: Name of the view. All views on this host when it is left out.
+    description: Name of the view to prune. By default all views on this host are pruned.
     type: str
   keep:
-    description: How many of the newest generations of each view stay, the current and the previous one counted.
+    description: How many of the newest generations of each view are kept. The current and the previous one count among them.
     type: int
     default: 3
   min_age:
-    description: Seconds for which a generation has to have been on this host before it is removed.
+    description: How long a generation has to have been on this host before it is removed, in seconds.
     type: float
     default: 3600.0
 seealso:
@@ -46,7 +47,7 @@ EXAMPLES = r"""
     keep: 5
     min_age: 86400
 
-- name: Keep nothing but what is current, was before, or is in use
+- name: Keep only the current and the previous generation, and those in use
   renderfarm.overlay.overlay_prune:
     name: software
     keep: 0
@@ -55,13 +56,13 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: What was done, or in check mode would be done.
+  description: What was done. In check mode, what would be done.
   type: list
   elements: str
   returned: success
   sample: [remove generation 1b90e5a07c3d4e21 of view software]
 removed:
-  description: The generations that were removed, or in check mode would be.
+  description: The generations that were removed. In check mode, those that would be.
   type: list
   elements: dict
   returned: success
@@ -79,11 +80,11 @@ removed:
       type: str
       sample: erofs
     bytes:
-      description: Room that its layer took, besides inodes.
+      description: Disk space that its layer used besides inodes, in bytes.
       type: int
       sample: 5242880
 kept:
-  description: The generations that stay.
+  description: The generations that are kept.
   type: list
   elements: dict
   returned: success
@@ -101,17 +102,18 @@ kept:
       type: str
       sample: erofs
     reason:
-      description: Why it stays.
+      description: Why it is kept.
       type: str
       sample: it is used by houdini-bin (4711)
 remains:
-  description: Paths of what killed runs had left, and was removed, or in check mode would be.
+  description: Paths that killed runs had left and that were removed. In check mode, those that would be.
   type: list
   elements: str
   returned: success
   sample: [/var/lib/renderfarm-overlay/views/software/staging]
 bytes_freed:
-  description: Room that was freed, or in check mode would be, in bytes, besides inodes and what killed runs had left.
+  description: >-
+    Disk space that was freed, in bytes. In check mode, what would be freed. Inodes and what killed runs had left are not counted.
   type: int
   returned: success
   sample: 5242880
