@@ -52,7 +52,7 @@ PURE = {
         "upper_rules",
     },
     "layers": {"compose", "dump", "globs", "headerball", "layer_formats", "links", "merge", "ownership"},
-    "views": {"generation", "layer_plan", "linger", "retention"},
+    "views": {"generation", "generation_record", "layer_plan", "layer_spec", "linger", "retention", "view_paths"},
     "finalize": {
         *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
     },
