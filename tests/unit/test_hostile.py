@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import marks, move_plan, remount_notes
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import globs, links, ownership
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import Image
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fstab_lines, mountinfo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_entries, detached_records, options
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest, patterns, versions
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
@@ -26,7 +26,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entrie
     ManifestRecord,
     Placement,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root import nfs_options
+from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root import nfs_options, root_plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import Generation, LayerSpec
 from ansible_collections.renderfarm.overlay.tests.unit.tried import outcome
@@ -347,7 +347,7 @@ def test_the_table_of_mounts(text: bytes) -> None:
         mountinfo.stack(found or (), mount.path)
         options.declared_by(mount)
         outcome("mount again", lambda mount=mount: remount_notes.again(mount, ()))  # type: ignore[misc]
-        nfs_options.described(mount)
+        nfs_options.nfs_mount_values(mount)
 
 
 WORDS = st.sampled_from([True, False, "on", "off", "auto", "follow", "true"])
@@ -400,8 +400,8 @@ def test_options_of_a_software_root(source: str, given_options: list[str]) -> No
     )
     if found:
         for mount in mountinfo.parse(MOUNTINFO):
-            nfs_options.differences(found, mount)
-        nfs_options.fstab_line(found)
+            nfs_options.nfs_differences(found, mount)
+        root_plan.root_line(found)
 
 
 SPEC = options.mount_spec(b"/view", [b"/state/layer.erofs"], [b"/data"], {}, True, [b"/state/layer.erofs"])
@@ -425,7 +425,7 @@ def test_what_is_mounted_at_boot(units: list[tuple[str, bytes]], fstab: bytes, p
     stored = boot_entries.Stored(tuple(boot_entries.Unit(name, text, True) for name, text in units), fstab)
     live = list(mountinfo.parse(MOUNTINFO))
     outcome("boot", lambda: boot_entries.plan_persistence(b"/view", SPEC, persist, stored, live, True))
-    nfs_options.edited_fstab(fstab, b"/net/software", None)
+    fstab_lines.replaced(fstab, b"/net/software", None)
 
 
 # ---- marks

@@ -42,21 +42,21 @@ def test_runs_at_other_mountpoints_do_not_wait() -> None:
 
 @pytest.mark.parametrize("umask", [0o000, 0o077])
 def test_only_root_can_reach_the_locks(umask: int) -> None:
-    support.command("rm", "-rf", mount_lock.FOLDER)
+    support.command("rm", "-rf", mount_lock.DIRECTORY)
     before = os.umask(umask)
     try:
         with mount_lock.held(b"/some/view", 1):
-            assert stat.S_IMODE(os.stat(mount_lock.FOLDER).st_mode) == 0o700
-            (name,) = os.listdir(mount_lock.FOLDER)
-            assert stat.S_IMODE(os.stat(os.path.join(mount_lock.FOLDER, name)).st_mode) == 0o600
+            assert stat.S_IMODE(os.stat(mount_lock.DIRECTORY).st_mode) == 0o700
+            (name,) = os.listdir(mount_lock.DIRECTORY)
+            assert stat.S_IMODE(os.stat(os.path.join(mount_lock.DIRECTORY, name)).st_mode) == 0o600
     finally:
         os.umask(before)
 
 
 def test_a_directory_that_others_can_enter_is_refused() -> None:
-    support.command("rm", "-rf", mount_lock.FOLDER)
-    os.makedirs(mount_lock.FOLDER)
-    os.chmod(mount_lock.FOLDER, 0o755)
+    support.command("rm", "-rf", mount_lock.DIRECTORY)
+    os.makedirs(mount_lock.DIRECTORY)
+    os.chmod(mount_lock.DIRECTORY, 0o755)
     try:
         with (
             pytest.raises(OverlayError, match=r"has mode 0755: only root may be able to enter it"),
@@ -64,11 +64,11 @@ def test_a_directory_that_others_can_enter_is_refused() -> None:
         ):
             pass
     finally:
-        os.rmdir(mount_lock.FOLDER)
+        os.rmdir(mount_lock.DIRECTORY)
 
 
 def test_who_may_not_write_to_run_locks_the_mounts_of_a_namespace_of_its_own() -> None:
-    support.command("rm", "-rf", mount_lock.FOLDER)
+    support.command("rm", "-rf", mount_lock.DIRECTORY)
 
     def as_a_user(unshared: int) -> None:
         os.setresuid(65534, 65534, 65534)
@@ -85,7 +85,7 @@ def test_who_may_not_write_to_run_locks_the_mounts_of_a_namespace_of_its_own() -
     # In the mount namespace of the host nobody but root takes a lock.
     with pytest.raises(PermissionError):
         deadline.run(lambda _progress: as_a_user(0), 30)
-    assert not os.path.exists(mount_lock.FOLDER)
+    assert not os.path.exists(mount_lock.DIRECTORY)
 
 
 # ---- the bad moment, made certain: one run is stopped between what it has seen and what it mounts
@@ -160,7 +160,7 @@ def locked_by(run: support.ForkedModule) -> str:
     with contextlib.suppress(OSError, IndexError):
         child = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()[0]
         folder = f"/proc/{child}/fd"
-        if any(os.readlink(os.path.join(folder, name)).startswith(mount_lock.FOLDER) for name in os.listdir(folder)):
+        if any(os.readlink(os.path.join(folder, name)).startswith(mount_lock.DIRECTORY) for name in os.listdir(folder)):
             return Path("/proc/locks").read_text()
     return ""
 

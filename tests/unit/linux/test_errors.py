@@ -32,8 +32,8 @@ def test_a_path_is_shown_on_one_line_without_control_characters(path: bytes, sho
     [
         (False, True, b"nfs4", "run the task as root"),
         (False, False, None, "run the task as root"),
-        (True, True, b"nfs4", "the file server does not let root of this host in, as an export with root_squash"),
-        (True, True, b"nfs", "the file server does not let root"),
+        (True, True, b"nfs4", "the file server denies access to root of this host, as an export with root_squash"),
+        (True, True, b"nfs", "the file server denies access to root"),
         (True, True, b"ext4", "root itself is refused"),
         (True, True, None, "root itself is refused"),
         (True, False, b"nfs4", "^$"),
