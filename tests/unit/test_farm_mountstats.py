@@ -95,7 +95,9 @@ def test_an_empty_text_has_no_mounts() -> None:
         ({}, {"OPEN": Calls(3, 0), "CLOSE": Calls(0, 0)}, {"OPEN": Calls(3, 0)}),
     ],
 )
-def test_the_difference_has_the_calls_sent_in_between(before: dict[str, Any], after: dict[str, Any], sent: dict[str, Any]) -> None:
+def test_the_difference_has_the_calls_sent_in_between(
+    before: dict[str, Any], after: dict[str, Any], sent: dict[str, Any]
+) -> None:
     assert count.difference(before, after) == sent
 
 
