@@ -32,7 +32,7 @@ ARROWS = {
 }
 #: Files that make no system call: they take values and return values. They import pure files alone.
 PURE = {
-    "linux": {"action", "errors", "mountinfo", "paths", "records"},
+    "linux": {"action", "errors", "fstab_lines", "mountinfo", "paths", "records"},
     "releases": {
         *(
             "capability",
@@ -56,7 +56,7 @@ PURE = {
     "finalize": {
         *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
     },
-    "software_root": {"nfs_options"},
+    "software_root": {"nfs_options", "root_plan"},
 }
 #: What pure files may not touch: the system, the clock, the network.
 IMPURE = {
