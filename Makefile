@@ -1,4 +1,4 @@
-# make help tells what there is. All that is made lands in .build, in this checkout.
+# make help lists the targets. All output goes to .build in this checkout.
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
@@ -7,8 +7,8 @@ BUILD := $(CURDIR)/.build
 VENV_PYTHON := .build/venv/bin/python
 SETUP := $(or $(PYTHON),python3) tests/tools/setup.py
 
-# What the programs below tests/ find in their environment. Bytecode is kept, outside of the checkout's folders, wherever a user
-# wants none: without it each start of Ansible takes seconds.
+# The environment of the programs below tests/. Bytecode is kept below .build even for users who disable it, because without it
+# each start of Ansible takes seconds.
 RUN = env -u PYTHONDONTWRITEBYTECODE \
 	ANSIBLE_COLLECTIONS_PATH="$(BUILD)/collections" \
 	PYTHONPATH="$(BUILD)/collections" \
@@ -20,23 +20,23 @@ LEGS := lint types unit kernel integration integration-oldest sanity docs import
 
 .PHONY: help test $(LEGS) demo demo-clean bench farm format requirements clean setup-demo setup-test
 
-help: ## this list
+help: ## list the targets
 	@echo "make TARGET [PYTHON=/path/to/python3] [ARGS='...']"
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-test: setup-test ## every check below, then a table and the counts (needs root for kernel and integration)
+test: setup-test ## run every check below, then print a table and the counts (kernel and integration need root)
 	@$(SETUP) importer oldest
 	@$(RUN) tests/tools/check.py $(LEGS)
 
-lint: ## ruff, yamllint, ansible-lint, shellcheck, the changelog, and building and installing the collection
-types: ## mypy for Python 3.9
-unit: ## pytest tests/unit
-kernel: ## pytest tests/kernel: real file systems, needs root
-integration: ## ansible-test integration; needs root
-integration-oldest: ## the same on the oldest ansible-core that is supported
-sanity: ## ansible-test sanity
-docs: ## the modules' and roles' documentation, without a warning; HTML in .build/docs/html
-importer: ## what Galaxy checks on an upload
+lint: ## run ruff, yamllint, ansible-lint, antsibull-changelog and shellcheck; build and install the collection
+types: ## run mypy for Python 3.9
+unit: ## run pytest tests/unit
+kernel: ## run pytest tests/kernel on real file systems; needs root
+integration: ## run ansible-test integration; needs root
+integration-oldest: ## do the same with the oldest supported ansible-core
+sanity: ## run ansible-test sanity
+docs: ## build the documentation of modules and roles without warnings; HTML in .build/docs/html
+importer: ## run the checks of Galaxy's importer
 
 integration-oldest: setup-oldest
 importer: setup-importer
@@ -49,20 +49,20 @@ demo-clean: SCRIPT := tests/demo/clean
 bench: SCRIPT := tests/bench/run
 farm: SCRIPT := tests/farm/run
 
-demo: setup-demo ## deploy a small software root on this machine and show the view
-demo-clean: setup-demo ## take the demo down
-bench: setup-test ## how fast a layer is built; prints a table
-farm: setup-test ## a real NFS server and several kernels
+demo: setup-demo ## create a small software root on this machine, deploy a view of it, and say how to look at it
+demo-clean: setup-demo ## remove the demo
+bench: setup-test ## measure building, switching, finalizing and removing; print tables
+farm: setup-test ## test on virtual machines: a real NFS server and several kernels
 
 demo demo-clean bench farm:
-	@test -f $(SCRIPT) || { echo "make $@: there is no $(SCRIPT) in this version" >&2; exit 1; }
+	@test -f $(SCRIPT) || { echo "make $@: $(SCRIPT) is missing in this version" >&2; exit 1; }
 	@exec $(RUN) $(SCRIPT) $(ARGS)
 
-format: setup-test ## bring the Python code into the form that lint wants
+format: setup-test ## format the Python code for lint
 	-@$(RUN) -m ruff check --fix-only --quiet .
 	@$(RUN) -m ruff format --quiet .
 
-requirements: ## bring the pinned versions in tests/requirements up to date
+requirements: ## update the pinned versions in tests/requirements
 	@$(SETUP) requirements
 	@cd tests/requirements && for name in demo software test oldest importer; do \
 		"$(BUILD)/venv-requirements/bin/uv" pip compile --quiet --upgrade --universal --python-version 3.10 \
@@ -81,5 +81,5 @@ setup-oldest setup-importer: setup-%:
 
 clean: ## remove .build
 	@if grep -qsF "$(BUILD)/" /proc/self/mounts; then \
-		echo "make clean: something is mounted below $(BUILD): make demo-clean first" >&2; exit 1; fi
+		echo "make clean: there are mounts below $(BUILD): run make demo-clean first" >&2; exit 1; fi
 	rm -rf .build

@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The one file that knows AnsibleModule: argument specs, check mode, diff, errors, time limit and exit.
+"""The only file that knows AnsibleModule: argument specs, check mode, diff, errors, time limit and exit.
 
-A module gives its argument spec and a function that observes, plans and applies. The function runs in a child process with a
-time limit, so that a dead NFS server ends in a message and not in a play that hangs.
+A module passes its argument spec and a function that observes, plans and applies. The function runs in a child process with a time limit,
+so that an unreachable NFS server makes the task fail with a message instead of hanging the play.
 """
 
 from __future__ import annotations
@@ -26,54 +26,55 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import containing_mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_bytes
 
-#: Seconds; the kernel takes no longer time limits.
+#: Seconds. select(2) takes no longer time limit.
 _LONGEST_TIMEOUT = 1e8
 
 DEFAULT_STATE_DIR = "/var/lib/renderfarm-overlay"
 
-#: Options that several modules have, so that they are the same everywhere. The doc fragments describe them.
+#: Options of several modules. The doc fragments describe them.
 TIMEOUT = {"type": "float", "default": 120.0}
 STATE_DIR = {"type": "path", "default": DEFAULT_STATE_DIR}
 READY_MARKER = {"type": "str", "default": ""}
 
 
 def check_absolute(path: str, option: str) -> None:
-    """Raises OverlayError for an option that is no absolute path."""
+    """Check the value of an option. Raises OverlayError if it is not an absolute path."""
     if not os.path.isabs(path):
         raise OverlayError(f"{option} must be an absolute path, not {path!r}")
 
 
 @dataclass
 class Outcome:
-    """What a module has to say."""
+    """The result of a module."""
 
     #: Return values of the module.
     values: dict[str, Any]
-    #: None for a module that only looks.
+    #: The actions that were carried out, or would have been; None for a module that changes nothing.
     plan: Plan | None = None
-    #: Observed state before, and what it is or would be after; shown as the diff where they differ.
+    #: The state before and after the plan. The diff shows them if they differ.
     before: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    #: Why the module fails although a part of its work is done, which the other fields tell of. Empty when it does not fail.
+    #: The message of a module that fails after part of its work, which the other fields describe; empty if it succeeds.
     failure: str = ""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a module's function is given besides its parameters."""
+    """What the function of a module receives besides its parameters."""
 
     check_mode: bool
-    #: To be called whenever work has got further; without a call for ``timeout`` seconds it is given up.
+    #: Call it whenever the work makes progress. The work is given up after ``timeout`` seconds without a call.
     progress: deadline.Progress
+    #: Seconds without progress after which the work is given up. It does not limit the total time.
     timeout: float
-    #: For what the work is at, where that is one of several things; told when it is given up.
+    #: The item being worked on, shown on timeout.
     note: deadline.Note
 
     def carry_out(self, plan: Plan, handlers: Handlers) -> None:
-        """Apply the actions of a plan one after the other; in check mode apply none.
+        """Apply the actions of a plan in order and report progress after each; in check mode apply none.
 
-        Raises UnknownActionError, also in check mode and before anything is changed, if there is no handler for one of them.
+        Raises UnknownActionError before anything is changed, also in check mode, if an action has no handler.
         """
         action.check_handled(plan, handlers)
         if self.check_mode:
@@ -94,7 +95,7 @@ def run(
     mutually_exclusive: Sequence[tuple[str, ...]] | None = None,
     required_together: Sequence[tuple[str, ...]] | None = None,
 ) -> None:
-    """Run a module: parse its arguments, do its work within its time limit, and exit with its outcome."""
+    """Run a module: parse its arguments, run ``work`` in a child process with the time limit, and exit with its outcome."""
     try:
         module = AnsibleModule(
             argument_spec={**argument_spec, "timeout": TIMEOUT},
@@ -105,9 +106,8 @@ def run(
             supports_check_mode=True,
         )
     except UnicodeEncodeError as error:
-        # AnsibleModule writes its arguments to the log, and fails on these before it can say so.
-        reason = f"an option has bytes that are not UTF-8 ({error.object!r}): Ansible cannot pass them to a module"
-        # There is no AnsibleModule to say it with.
+        # AnsibleModule logs its arguments, and raises this for bytes that are not UTF-8. So there is no AnsibleModule to report it.
+        reason = f"an option has bytes that are not UTF-8 ({error.object!r}), which Ansible cannot pass to a module: give UTF-8"
         print(json.dumps({"failed": True, "msg": reason}))  # pylint: disable=ansible-bad-function
         sys.exit(1)  # pylint: disable=ansible-bad-function
     timeout = module.params["timeout"]
@@ -117,7 +117,7 @@ def run(
     note = deadline.Note()
 
     def in_child(progress: deadline.Progress) -> Outcome:
-        # Modes are set explicitly. This is for what programs make that are started.
+        # Modules set modes explicitly. This applies to files made by the programs that they run.
         os.umask(0o022)
         return work(module.params, Context(module.check_mode, progress, timeout, note))
 
@@ -129,7 +129,7 @@ def run(
             msg=f"gave up: {error}{place}. A file server that does not answer is the usual reason; for slower work raise 'timeout'"
         )
     except deadline.WorkError as error:
-        module.fail_json(msg="unexpected error; this is a bug of the module", exception=str(error))
+        module.fail_json(msg="unexpected error, which is a bug in the module: report it", exception=str(error))
     except OverlayError as error:
         module.fail_json(msg=explain(error))
     except OSError as error:
@@ -153,13 +153,13 @@ def _unusable_timeout(timeout: float) -> str | None:
 
 
 def _unusable(value: Any, name: str = "") -> str | None:
-    """Return what is wrong with the first option in a value that no path, name or number can be; None where nothing is."""
+    """Return what is wrong with the first option in a value that cannot be a path, name or number; None if all can."""
     if isinstance(value, str):
         try:
             if b"\0" in os.fsencode(value):
-                return f"option {name} has a NUL byte, which no path and no name can have"
+                return f"option {name} has a NUL byte, which paths and names cannot have: remove it"
         except UnicodeEncodeError:
-            return f"option {name} has lone surrogates, which are no text: no path and no name can have them"
+            return f"option {name} has lone surrogates, which paths and names cannot have: give UTF-8"
         return None
     if isinstance(value, float):
         return None if math.isfinite(value) else f"option {name} has to be a number, not {value:g}"
@@ -174,19 +174,22 @@ def _unusable(value: Any, name: str = "") -> str | None:
 
 
 def explain(error: OverlayError | OSError) -> str:
-    """Return what a user is told of an error."""
+    """Return the message for an error: the path, what is wrong and, if permission was denied, what to do."""
     if isinstance(error, OverlayError):
         return str(error)
+    reason = error.strerror or str(error) or type(error).__name__
     name = error.filename
-    if name is None:
-        return f"{error.strerror}"
-    shown = show(name) if isinstance(name, bytes) else show(to_bytes(name))
-    hint = _hint(error, os.fsencode(name)) if isinstance(error, PermissionError) else ""
-    return f"{shown}: {error.strerror}{hint}"
+    # For a call on a descriptor, Python sets the file name to its number.
+    if not isinstance(name, (str, bytes)):
+        return reason
+    path = to_bytes(name) if isinstance(name, str) else name
+    hint = _hint(error, path) if isinstance(error, PermissionError) else ""
+    return f"{show(path)}: {reason}{hint}"
 
 
 def _hint(error: PermissionError, path: bytes) -> str:
+    """Return what to do about a denied permission."""
     as_root = os.geteuid() == 0
-    # Without looking anything up there: the path is compared with those of mounts as it is.
+    # The path is compared with those of mounts as it is, since looking it up could hang.
     mount = containing_mount(namespaces.own_mounts(), path) if as_root and path.startswith(b"/") else None
     return refusal_hint(as_root, error.errno == errno.EACCES, mount.fstype if mount else None)

@@ -10,14 +10,14 @@ module: metadata_layer
 short_description: Build or install the metadata layer of a view
 version_added: 0.1.0
 description:
-  - Builds the layer that shows a view's releases, from their manifests alone. The software root is not touched.
-  - The layer has the directories, the symbolic links, and for each file an empty one of the right size, mode, owner and times that says
-    where in the data layer its content is. M(renderfarm.overlay.overlay_mount) puts the two together.
-  - Each build is a generation, named by a digest of what it is made of, so the same declaration has the same name on every host, in
-    whatever format. A generation that is there already is not built again.
-  - A generation is built aside, written to the disk and then renamed, so one that has its name is whole.
-  - Instead of being built, a generation can be installed from an image that another host has built (O(image)), or one that is there can
-    be made the current one again (O(generation)).
+  - Builds the layer of a view from the manifests of its releases. The software root is not read.
+  - The layer holds directories, symbolic links, and an empty file for each file of a release. An empty file has the size, mode, owner and
+    mtime of the original, and tells the kernel where in the data layer the content is. M(renderfarm.overlay.overlay_mount) mounts the
+    layer over the data layer.
+  - Each build is a generation. Its name is a digest of its input, so the same declaration gives the same name on every host and in every
+    format. A generation that exists is not built again.
+  - A generation is built aside, synced, and then renamed. An interrupted run never leaves a partial generation visible.
+  - O(image) installs a generation that another host has built as an image. O(generation) makes an earlier generation the current one again.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
 extends_documentation_fragment:
@@ -26,196 +26,197 @@ extends_documentation_fragment:
   - renderfarm.overlay.options.state_dir
 options:
   name:
-    description: Name of the view; letters, digits, V(.), V(_) and V(-).
+    description: Name of the view, made of letters, digits, V(.), V(_) and V(-). It starts with a letter or digit.
     type: str
     required: true
   releases:
     description:
-      - The releases that the view shows, each at its place.
-      - Releases at the same place, or at places inside of each other, are merged; O(on_conflict) says what becomes of files that several
-        of them have at one path.
-      - All of them are of one software root, as their manifests have it (C(root_name) of M(renderfarm.overlay.release_manifest)). In a view
-        of several roots, the kernel would read for one what another has at the same path.
-      - Not with O(image) and O(generation), which say it themselves.
+      - The releases that the view shows, and where each appears.
+      - Releases at the same place, or at a place inside another one, are merged. O(on_conflict) decides which file is shown if several
+        releases have one at the same path.
+      - All releases must belong to one software root, the C(root_name) of M(renderfarm.overlay.release_manifest). The kernel cannot tell
+        two roots apart, and would read a path of one root from the other.
+      - Not allowed with O(image) and O(generation), which determine the releases.
     type: list
     elements: dict
     default: []
     suboptions:
       manifest:
         description:
-          - Path of the release's manifest, as M(renderfarm.overlay.release_manifest) returns it. It ends in the path of the release, as in
-            the store.
+          - Path of the manifest of the release, as M(renderfarm.overlay.release_manifest) returns it. Its end is the path of the release.
           - Either this or O(releases[].release) is required.
         type: path
       release:
-        description: Path of the release below the software root, V(houdini/20.5.410). Its manifest is that in O(store).
+        description: Path of the release below the software root, such as V(houdini/20.5.410). Its manifest is read from O(store).
         type: str
       at:
         description:
-          - Where the release appears, relative to the root of the view.
-          - By default it is the release's path below the software root. V(/) is the root of the view itself.
+          - Where the release appears, relative to the root of the view. V(/) is the root of the view.
+          - Defaults to the path of the release below the software root.
         type: str
       source:
         description:
-          - Where the release's data is, relative to the root of the data layer that will be mounted.
-          - By default it is the release's path below the software root.
+          - Where the content of the release is, relative to the root of the data layer that will be mounted.
+          - Defaults to the path of the release below the software root.
         type: str
       include:
         description:
-          - Patterns of what of the release the view shows; all of it by default. What is in a directory that matches is shown as well, and
-            so are the directories above.
-          - There are 256 at most, each with V(**) 8 times at most.
-          - Patterns are relative to the release. V(*), V(?) and V([...]) stand for characters within a name, V(**) for any number of
-            directories, none included. There is no escape character; V([*]) is an asterisk.
-          - When nothing matches, the view shows nothing of the release.
+          - Patterns of the paths that the view shows. Directories above a match, and everything in a directory that matches, are shown too.
+          - By default everything is shown. If no path matches, nothing of the release is shown.
+          - At most 256 patterns, each with at most 8 V(**).
+          - Patterns are relative to the release. V(*), V(?) and V([...]) match characters within a name, V(**) matches any number of
+            directories, including none. There is no escape character; V([*]) matches an asterisk.
         type: list
         elements: str
         default: []
       exclude:
         description:
-          - Patterns of what of the release the view does not show, together with all that is in it; like O(releases[].include), over which
-            it wins.
-          - V(doc) and V(doc/**) leave out the directory C(doc), and V(doc/*) only what is in it.
+          - Patterns of the paths that the view does not show, with everything in them. The syntax is that of O(releases[].include). If both
+            match, the path is not shown.
+          - V(doc) and V(doc/**) exclude the directory C(doc). V(doc/*) excludes only its content.
         type: list
         elements: str
         default: []
   on_conflict:
     description:
-      - What to do when releases of the view have different things at one path.
+      - What to do if releases of the view have different files at one path.
       - V(error) fails before anything is written, and names the conflicts.
-      - V(first) shows what the release has that comes first in O(releases), V(last) what the last one has. Links of O(links) are always
-        shown. A file or link that is shown hides a directory and all that is in it.
-      - Directories are no conflict. They are merged and have the owner, mode and time of the release that comes first or last. With
-        V(error) that is the one whose place is the outermost, or whose path below the software root sorts first.
-      - Symbolic links with the same target are none either, nor files of the same size and mode whose SHA-256 is recorded in the
-        manifests and the same. Files without any content need no SHA-256.
+      - V(first) shows the file of the release that comes first in O(releases), V(last) that of the last one. A link of O(links) is always
+        shown. A file or link that is shown hides a directory at its path with everything in it.
+      - Directories do not conflict. They are merged, and have the owner, mode and mtime of the first or last release. With V(error), these
+        are of the release with the outermost place, or else of the one whose path below the software root sorts first.
+      - Symbolic links with the same target do not conflict. Neither do files of the same size and mode if the manifests record the same
+        SHA-256 for them. Empty files need no SHA-256.
     type: str
     choices: [error, first, last]
     default: error
   links:
     description:
-      - Symbolic links in the view besides those of the releases.
-      - Directories above them are made as needed. Their time is the latest one of the releases themselves.
+      - Symbolic links that the view shows besides those of the releases.
+      - Missing directories above them are created. Their mtime is the latest mtime of the releases themselves.
     type: list
     elements: dict
     default: []
     suboptions:
       path:
-        description: Where the link is, relative to the root of the view.
+        description: Path of the link, relative to the root of the view.
         type: str
         required: true
       target:
-        description: Where it leads, 1 to 4095 bytes. It is not looked at, and may be relative to the link or absolute.
+        description: Target of the link, 1 to 4095 bytes. It may be absolute or relative to the link, and need not exist.
         type: str
         required: true
   store:
-    description: Folder with the manifests of releases that are given by O(releases[].release).
+    description: Directory with the manifests of the releases that O(releases[].release) names.
     type: path
   state:
     description:
-      - V(present) makes sure that the generation is there and is the current one.
-      - V(absent) removes all of the view's generations. While one of them is in use it fails, names the users, and removes nothing. In use
-        is what M(renderfarm.overlay.overlay_prune) keeps as such, for example what is mounted in the mount namespace of a container, or
-        what a process has kept since a switch.
+      - V(present) makes sure that the generation exists and is the current one.
+      - V(absent) removes all generations of the view. If one of them is in use, the module fails with the reasons and removes nothing.
+        M(renderfarm.overlay.overlay_prune) describes what counts as in use.
     type: str
     choices: [present, absent]
     default: present
   format:
     description:
-      - V(directory) is a directory tree with overlayfs attributes.
-      - V(erofs) is the same as one EROFS image. It is made by C(mkcomposefs) (composefs) or, where there is none, by C(mkfs.erofs)
-        (erofs-utils 1.8 or later). Layers of O(strategy=redirect) cannot be images.
-      - V(auto) keeps the form in which the generation is there. A new one is an image where this host has a program to make it and a
-        kernel to mount it, and a directory otherwise. C(format_reason) tells why.
+      - Format of the layer. It has no effect on what the view shows.
+      - V(directory) is a directory tree with overlayfs xattrs.
+      - V(erofs) is one EROFS image. It is built by C(mkcomposefs) (composefs), or by C(mkfs.erofs) (erofs-utils 1.8 or later) if that is
+        missing. It cannot hold a layer with O(strategy=redirect).
+      - V(auto) keeps the format in which the generation exists. A new generation is an image if this host can build and mount images, else
+        a directory. C(format_reason) tells why.
     type: str
     choices: [auto, directory, erofs]
     default: auto
   image_store:
     description:
-      - Folder into which the view is built as an image, C(GENERATION.erofs) with a small record beside it, for other hosts to install.
-      - With it, O(state=present) makes sure that the image is in this folder, and does nothing else. O(state_dir) is not used.
-      - It has to exist, since one that is missing is usually a share that is not mounted. Only one directly inside O(store) is made.
+      - Directory in which to publish the view as an image for other hosts. The image is C(GENERATION.erofs), with a small record beside it.
+      - With this option, O(state=present) only makes sure that the image is in this directory. O(state_dir) is not used.
+      - The directory has to exist, because a missing one is usually a share that is not mounted. It is created only if it is directly
+        inside O(store).
     type: path
   image:
     description:
-      - Path of an image in an image store. It is copied to this host, checked against O(image_digest), and made the current generation.
-      - A host whose kernel cannot mount images, or has no data-only layers, is told so before anything is copied.
-      - An interrupted copy goes on where it ended. A generation that is there already is not copied again, and then the image need not
-        be there any more.
+      - Path of an image in an image store. The module copies it to this host, checks it against O(image_digest), and makes it the current
+        generation.
+      - If the kernel of this host cannot mount the image, the module fails before it copies anything.
+      - An interrupted copy continues where it ended. A generation that exists on this host is not copied again, and the image need not
+        exist any more.
     type: path
   image_digest:
-    description: Digest that the image has to have, as the task that built it returned it.
+    description: Digest that the image must have, as returned by the task that built it.
     type: str
   generation:
     description:
-      - Makes a generation that is on this host the current one, and builds nothing. Either its name, or V(previous) for the one that was
-        current before.
+      - Makes a generation on this host the current one and builds nothing. This is the name of a generation, or V(previous) for the one
+        that was current before.
     type: str
   strategy:
     description:
-      - How the layer will be mounted; what M(renderfarm.overlay.overlay_mount) has to be given as C(strategy). It is no part of the name of
-        the generation.
-      - V(data_only) is a layer for a mount with data-only lower layers.
-      - V(redirect) is one for kernels without these (before Linux 6.5), over the software root as an ordinary lower layer. It is of the
-        format V(directory), and its O(xattr_namespace) is V(trusted).
-      - V(auto) tries what the kernel of this host can do, and is V(redirect) only where that is all. With O(image_store), and with
-        O(xattr_namespace=user), it is V(data_only). With O(generation) it chooses only among several layers of that generation.
+      - How the layer will be mounted. Give M(renderfarm.overlay.overlay_mount) the same C(strategy). It has no effect on the name of the
+        generation.
+      - V(data_only) builds a layer for a mount with data-only lower layers.
+      - V(redirect) builds a layer for kernels without them (before Linux 6.5), mounted over the software root as an ordinary lower layer.
+        It requires the format V(directory) and O(xattr_namespace=trusted).
+      - V(auto) tries what the kernel of this host can do. It is V(redirect) only if the kernel has no data-only layers, and always
+        V(data_only) with O(image_store) or O(xattr_namespace=user). With O(generation), it only chooses between several layers of that
+        generation.
     type: str
     choices: [auto, data_only, redirect]
     default: auto
   xattr_namespace:
     description:
-      - The namespace of the overlay attributes.
-      - V(user) is for overlays mounted with C(userxattr), as in a user namespace without root.
+      - Namespace of the overlay xattrs.
+      - V(user) is for overlays that are mounted with C(userxattr), for example in a user namespace without root.
     type: str
     choices: [trusted, user]
     default: trusted
   owner:
     description:
-      - User, by name or number, who owns everything in the view, instead of the owners that the manifests have.
+      - User name or uid that owns everything in the view. By default, the owners are those in the manifests.
       - Users that O(owner_map) names are mapped instead.
     type: str
   group:
     description:
-      - Group, by name or number, of everything in the view, instead of the groups that the manifests have.
+      - Group name or gid of everything in the view. By default, the groups are those in the manifests.
       - Groups that O(group_map) names are mapped instead.
     type: str
   owner_map:
     description:
-      - Users in the manifests, by name or number, and whom their files belong to in the view, by name or number.
-      - Names are those of the managed node. Directories that no manifest describes belong to user 0 before they are mapped.
-      - Users that ACLs name are mapped as well, by this option and not by O(owner). Where several become one, that one has what all of
-        them had.
+      - Maps owners in the manifests to owners in the view. Keys and values are user names or uids.
+      - Names are looked up on the managed node. Directories that no manifest describes belong to uid 0 before the mapping.
+      - This option, but not O(owner), also maps the users that ACLs name. If several users become one, that user gets the rights of all of
+        them.
     type: dict
     default: {}
   group_map:
-    description: The same for groups.
+    description: Maps groups in the manifests to groups in the view, as O(owner_map) maps owners.
     type: dict
     default: {}
   mode:
     description:
-      - Changes of the modes of all files and directories, as C(chmod) has them, for example V(go-w,a+rX).
-      - Each clause names whom it is for, by one or more of V(u), V(g), V(o) and V(a).
-      - Where a file has an ACL, V(g) is its mask, as for C(chmod).
+      - Changes the modes of all files and directories, in the symbolic notation of C(chmod), for example V(go-w,a+rX).
+      - Each clause starts with one or more of V(u), V(g), V(o) and V(a).
+      - For a file with an ACL, V(g) is the mask, as with C(chmod).
     type: str
   keep_setid:
     description:
-      - Leave set-user-ID and set-group-ID bits and file capabilities to files whose owner or group becomes another one by O(owner),
+      - Whether files keep their set-user-ID and set-group-ID bits and capabilities if their owner or group is changed by O(owner),
         O(group), O(owner_map) or O(group_map).
-      - Without it they lose them, as with C(chown), so that no program of a publisher becomes one that runs as root. O(mode) can give
-        such bits again. C(stripped_paths) and a warning name the files.
+      - By default they lose them, as with C(chown), so that a program of a publisher never runs as another user. O(mode) can set such bits
+        again. C(stripped_paths) and a warning list the files.
     type: bool
     default: false
 notes:
-  - A view gives nobody more than its releases do. POSIX ACLs are carried, in both formats; docs/architecture.md tells what becomes of each
-    attribute that decides access. A host whose kernel has EROFS without POSIX ACLs takes no images.
-  - Releases that are merged, or have patterns, are read twice. Memory grows with their directories and hard-linked files, and with
-    the number of releases that are merged, not with the number of files.
-  - Where the first name of a hard-linked file is not shown, the next one that is becomes the file; it has as many links as the view has
-    names of it.
-  - The previous generation stays on the disk. Software that runs from it is not disturbed.
-  - Where a file system has no room for the attributes inside of its inodes (ext4 with inodes of 256 bytes), each file takes a block of its
-    own. The module warns, and C(bytes_on_disk) tells how much it is. Inodes of 512 bytes (C(mkfs.ext4 -I 512)), XFS or tmpfs avoid that.
+  - A view never gives anybody more access than its releases. Both formats carry POSIX ACLs. docs/architecture.md describes what happens
+    to each attribute that decides access. Images need a kernel whose EROFS supports POSIX ACLs.
+  - Releases that are merged or have patterns are read twice. Memory grows with the number of their directories, of their hard-linked
+    files, and of merged releases, but not with the number of files.
+  - If the first name of a hard-linked file is not shown, the next one that is shown becomes the file. Its link count is the number of
+    names in the view.
+  - The previous generation stays on disk. Processes that run from it are not disturbed.
+  - If the xattrs do not fit into the inodes of a file system, as on ext4 with inodes of 256 bytes, each file uses a block of its own. The
+    module warns, and C(bytes_on_disk) tells the size. Use inodes of 512 bytes (C(mkfs.ext4 -I 512)), XFS or tmpfs.
 seealso:
   - module: renderfarm.overlay.release_manifest
   - module: renderfarm.overlay.overlay_mount
@@ -230,7 +231,7 @@ EXAMPLES = r"""
       - manifest: /net/manifests/usd/25.05.dump.gz
   register: layer
 
-- name: Build the same layer, with the releases given by their paths
+- name: Build the same layer from the paths of the releases
   renderfarm.overlay.metadata_layer:
     name: software
     store: /net/manifests
@@ -238,7 +239,7 @@ EXAMPLES = r"""
       - release: houdini/20.5.410
       - release: usd/25.05
 
-- name: Show a release under another path, owned by root
+- name: Show a release at another path, owned by root
   renderfarm.overlay.metadata_layer:
     name: houdini
     releases:
@@ -247,7 +248,7 @@ EXAMPLES = r"""
     owner: root
     group: root
 
-- name: Build the image of a view once, where the file server's disk is close
+- name: Build the image of a view once, on a host near the file server
   renderfarm.overlay.metadata_layer:
     name: software
     store: /net/manifests
@@ -257,7 +258,7 @@ EXAMPLES = r"""
   register: built
   run_once: true
 
-- name: Install it on every host
+- name: Install the image on every host
   renderfarm.overlay.metadata_layer:
     name: software
     image: "{{ built.image }}"
@@ -268,7 +269,7 @@ EXAMPLES = r"""
     name: software
     generation: previous
 
-- name: Merge packages at the root of the view, as a Spack view would
+- name: Merge packages at the root of the view, as a Spack view does
   renderfarm.overlay.metadata_layer:
     name: tools
     store: /net/manifests
@@ -284,7 +285,7 @@ EXAMPLES = r"""
     on_conflict: first
     mode: go-w,a+rX
 
-- name: Let houdini/current lead to one of the releases, and give the files of one user to another one
+- name: Add a link houdini/current, and map the files of one user to root
   renderfarm.overlay.metadata_layer:
     name: houdini
     store: /net/manifests
@@ -297,7 +298,7 @@ EXAMPLES = r"""
     owner_map:
       1017: root
 
-- name: Remove a view's layers
+- name: Remove all layers of a view
   renderfarm.overlay.metadata_layer:
     name: software
     state: absent
@@ -305,18 +306,18 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: What was done, or in check mode would be done.
+  description: What was done. In check mode, what would be done.
   type: list
   elements: str
   returned: success
   sample: [build generation 4ff24b6d8e0c11a7 (erofs), make generation 4ff24b6d8e0c11a7 current]
 generation:
-  description: Name of the declared generation; none with O(state=absent).
+  description: Name of the declared generation; null with O(state=absent).
   type: str
   returned: success
   sample: 4ff24b6d8e0c11a7
 layer:
-  description: Path of the layer, a directory or an image; what M(renderfarm.overlay.overlay_mount) takes as C(lower).
+  description: Path of the layer, a directory or an image. Give it to M(renderfarm.overlay.overlay_mount) as C(lower).
   type: str
   returned: when state is present and O(image_store) is not given
   sample: /var/lib/renderfarm-overlay/views/software/generations/4ff24b6d8e0c11a7-erofs/layer.erofs
@@ -326,7 +327,7 @@ format:
   returned: when state is present
   sample: erofs
 format_reason:
-  description: Why it has this format.
+  description: Why the layer has this format.
   type: str
   returned: when state is present
   sample: this host can mount images, and /usr/bin/mkcomposefs makes them
@@ -336,78 +337,78 @@ image:
   returned: when O(image_store) or O(image) is given
   sample: /net/images/4ff24b6d8e0c11a7.erofs
 image_digest:
-  description: Digest of the image; none of a directory, and in check mode of an image that is not there yet.
+  description: Digest of the image. It is null for a directory, and in check mode for an image that does not exist yet.
   type: str
   returned: when state is present
   sample: sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae
 strategy:
-  description: Strategy that the layer is made for, V(data_only) or V(redirect).
+  description: Strategy that the layer is built for, V(data_only) or V(redirect).
   type: str
   returned: when state is present
   sample: data_only
 entries:
-  description: Number of entries of each kind; C(hardlinks) counts the further names of files that have several.
+  description: Number of entries of each kind. C(hardlinks) counts the additional names of files with several names.
   type: dict
-  returned: when the generation is there
+  returned: when the generation exists
   sample: {"directories": 1630, "files": 40121, "symlinks": 702, "hardlinks": 12}
 bytes:
-  description: Content of all files of the view, in bytes.
+  description: Size of the content of all files in the view, in bytes.
   type: int
-  returned: when the generation is there
+  returned: when the generation exists
   sample: 6843553024
 bytes_on_disk:
-  description: Room that the layer takes on this host, in bytes, besides the inodes themselves.
+  description: Disk space that the layer uses on this host besides inodes, in bytes.
   type: int
-  returned: when the generation is there
+  returned: when the generation exists
   sample: 7315456
 privileged:
-  description: Number of set-ID files and of files with capabilities in the view, which are ordinary ones where it is mounted C(nosuid).
+  description: Number of files with set-ID bits or capabilities in the view. These have no effect if the view is mounted C(nosuid).
   type: int
-  returned: when the generation is there
+  returned: when the generation exists
   sample: 2
 privileged_paths:
-  description: The first 10 of them.
+  description: The first 10 of these files.
   type: list
   elements: str
-  returned: when the generation is there
+  returned: when the generation exists
   sample: [/houdini/20.5.410/bin/sesinetd, /houdini/20.5.410/bin/hserver]
 stripped:
-  description: Number of files that lose set-ID bits or capabilities, since their owner or group is another one in the view (O(keep_setid)).
+  description: Number of files that lose set-ID bits or capabilities because their owner or group is changed (O(keep_setid)).
   type: int
-  returned: when the generation is there
+  returned: when the generation exists
   sample: 2
 stripped_paths:
-  description: The first 10 of them.
+  description: The first 10 of these files.
   type: list
   elements: str
-  returned: when the generation is there
+  returned: when the generation exists
   sample: [/houdini/20.5.410/bin/sesinetd, /houdini/20.5.410/bin/hserver]
 narrowed:
-  description: Number of files and directories whose ACL the file system of the layer cannot hold; their mode gives nobody more than that.
+  description: Number of files and directories whose ACL the file system of the layer cannot store. Their mode never gives more access.
   type: int
-  returned: when the generation is there
+  returned: when the generation exists
   sample: 2
 narrowed_paths:
-  description: The first 10 of them.
+  description: The first 10 of these files and directories.
   type: list
   elements: str
-  returned: when the generation is there
+  returned: when the generation exists
   sample: [/houdini/20.5.410/bin/sesinetd, /houdini/20.5.410/bin/hserver]
 previous:
-  description: Name of the generation that was current before this one; none when there was none.
+  description: Name of the generation that was current before this one; null if there was none.
   type: str
   returned: when state is present and O(image_store) is not given
   sample: 1b90e5a07c3d4e21
 conflicts:
   description:
-    - What releases have in each other's way, as far as O(on_conflict) decides it, in the order of the paths; 100 at most.
-    - In check mode, the manifests of releases that are merged are read for it.
+    - The first 100 conflicts between releases that O(on_conflict) decides, in the order of their paths.
+    - In check mode, the manifests of merged releases are read to find them.
   type: list
   elements: dict
   returned: when state is present
   contains:
     path:
-      description: Path within the view. What is not printable in it is escaped.
+      description: Path within the view. Unprintable characters are escaped.
       type: str
       sample: /share/doc/README
     kept:
@@ -415,7 +416,7 @@ conflicts:
       type: str
       sample: python/3.11.9
     hidden:
-      description: The same of the release whose entry is not shown.
+      description: Path below the software root of the release whose entry is not shown.
       type: str
       sample: usd/25.05
 conflict_count:
@@ -438,108 +439,54 @@ releases:
       type: str
       sample: sha256:9f2c5e0c1f0a6c0e4b8f5f0f3f2b7a0d6d2f9d5a3c1b0e7f8a9b6c5d4e3f2a1b
     root:
-      description: The software root that it is of.
+      description: The software root of the release.
       type: str
       sample: /net/software
     at:
-      description: Where it appears in the view; empty for the root.
+      description: Where the release appears in the view; empty for the root.
       type: str
       sample: houdini/20.5.410
     source:
-      description: Where its data is in the data layer.
+      description: Where its content is in the data layer.
       type: str
       sample: houdini/20.5.410
     include:
-      description: Patterns of what is shown of it, where they are given.
+      description: Patterns of the paths that are shown, if any are given.
       type: list
       elements: str
       sample: [bin, lib/**/*.so*]
     exclude:
-      description: Patterns of what is not shown of it, where they are given.
+      description: Patterns of the paths that are not shown, if any are given.
       type: list
       elements: str
       sample: [share/doc]
 """
 
-from dataclasses import replace
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import erofs_layer
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.compose import Composition
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.format_support import SUPPORT
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
-    declared,
-    generations,
     image_store,
+    layer_choice,
+    layer_parameters,
+    layer_plan,
     layer_sources,
     removal,
     usage,
+    view_state,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation as names
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import (
-    Generation,
-    LayerSpec,
-    ViewPaths,
-)
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import (
-    BuildGeneration,
-    InstallGeneration,
-    MakeCurrent,
-    PublishImage,
-    RemoveView,
-    ViewState,
-    plan_layer,
-    plan_view_removal,
-)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
 
 
 def main() -> None:
     runner.run(
         {
+            **layer_parameters.OPTIONS,
             "name": {"type": "str", "required": True},
-            "releases": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "manifest": {"type": "path"},
-                    "release": {"type": "str"},
-                    "at": {"type": "str"},
-                    "source": {"type": "str"},
-                    "include": {"type": "list", "elements": "str", "default": []},
-                    "exclude": {"type": "list", "elements": "str", "default": []},
-                },
-                "required_one_of": [("manifest", "release")],
-                "mutually_exclusive": [("manifest", "release")],
-            },
-            "on_conflict": {"type": "str", "choices": ["error", "first", "last"], "default": "error"},
-            "links": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "path": {"type": "str", "required": True},
-                    "target": {"type": "str", "required": True},
-                },
-            },
-            "store": {"type": "path"},
             "state_dir": runner.STATE_DIR,
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-            "format": {"type": "str", "choices": ["auto", "directory", "erofs"], "default": "auto"},
-            "image_store": {"type": "path"},
-            "image": {"type": "path"},
-            "image_digest": {"type": "str"},
-            "generation": {"type": "str"},
-            "strategy": {"type": "str", "choices": ["auto", "data_only", "redirect"], "default": "auto"},
-            "xattr_namespace": {"type": "str", "choices": ["trusted", "user"], "default": "trusted"},
-            "owner": {"type": "str"},
-            "group": {"type": "str"},
-            "owner_map": {"type": "dict", "default": {}},
-            "group_map": {"type": "dict", "default": {}},
-            "mode": {"type": "str"},
-            "keep_setid": {"type": "bool", "default": False},
         },
         work,
         mutually_exclusive=[("image", "generation", "image_store")],
@@ -553,141 +500,62 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
             runner.check_absolute(params[option], option)
     for option in ("image", "generation"):
         if params[option] is not None and params["releases"]:
-            raise OverlayError(f"'{option}' says itself which releases the view shows: leave out 'releases'")
+            raise OverlayError(f"'{option}' already determines which releases the view shows: leave out 'releases'")
     paths = ViewPaths.of(params["state_dir"], params["name"])
     if params["state"] == "absent":
-        return _remove(paths, params["name"], context)
+        return _remove(paths, context)
     if params["image_store"] is not None:
-        return _publish(params["image_store"], params["store"], declared.layer_spec(params), context)
+        return _publish(params, context)
     return _provide(paths, params, context)
 
 
-def _source(
-    paths: ViewPaths, params: dict[str, Any], state: ViewState, context: runner.Context
-) -> tuple[layer_sources.Source, str]:
-    """Return where the generation comes from, and why it has its format."""
-    if params["image"] is not None:
-        layer_sources.check_mountable(params["name"], params["strategy"], context.timeout)
-        there = layer_sources.installed(paths, state, params["image_digest"])
-        source = there or layer_sources.from_image(
-            params["image"], image_store.read(params["image"], params["image_digest"])
-        )
-        return source, "the image was built elsewhere"
-    strategy = layer_sources.choose_strategy(params["strategy"], params["xattr_namespace"], context.timeout)
-    if params["generation"] is not None:
-        return layer_sources.existing(
-            paths, state, params["generation"], strategy
-        ), "the generation is there in this format"
-    spec = replace(declared.layer_spec(params), strategy=strategy)
-    choice = layer_sources.choose_format(params["format"], spec, state)
-    spec = replace(spec, format=choice.format)
-    return layer_sources.from_releases(spec, choice.builder, context.progress), choice.reason
-
-
 def _provide(paths: ViewPaths, params: dict[str, Any], context: runner.Context) -> runner.Outcome:
-    state = generations.observe(paths)
-    source, reason = _source(paths, params, state, context)
-    before = _shown_generation(paths, state)
-    plan = plan_layer(source.folder, source.action, state)
-    warnings: list[str] = []
+    """Make sure that the declared generation is on this host and is the current one."""
+    state = view_state.observe(paths)
+    source = layer_sources.from_parameters(params, paths, state, context.timeout, context.progress)
+    before = view_state.content_of_current(paths, state)
+    plan = layer_plan.plan_layer(source.directory, source.action, state)
     # Conflicts are refused before anything is written, and in check mode as well.
-    composition = source.compose() if source.compose and source.action in plan else None
-
-    def provide(_action: BuildGeneration | InstallGeneration) -> None:
-        warnings.extend(source.provide(paths, context.progress))
-
-    handlers: Handlers = {
-        BuildGeneration: provide,
-        InstallGeneration: provide,
-        MakeCurrent: lambda action: generations.make_current(paths, action.folder, action.previous),
-    }
-
+    composition = source.composed_for(plan)
+    warnings: list[str] = []
     if plan and not context.check_mode:
-        with generations.locked(paths, context.timeout, context.progress):
+        with view_state.locked(paths, context.timeout, context.progress):
             # Another run may have done it while this one waited.
-            plan = plan_layer(source.folder, source.action, generations.observe(paths))
-            context.carry_out(plan, handlers)
-            state = generations.observe(paths)
-
-    there = source.folder in state.generations
-    previous = state.previous if state.current == source.folder else state.current
-    values = {
-        **_described(source, composition, generations.read_generation(paths, source.folder) if there else None),
-        "layer": names.layer_path(paths.generation(source.folder), source.format),
-        "format_reason": reason,
-        "previous": names.id_of(previous) if previous else None,
-    }
-    if params["image"] is not None:
-        values["image"] = params["image"]
-    return runner.Outcome(values, plan, before, source.shown(), warnings)
+            plan = layer_plan.plan_layer(source.directory, source.action, view_state.observe(paths))
+            context.carry_out(plan, source.handlers(paths, context.progress, warnings))
+            state = view_state.observe(paths)
+    values = source.values_on_host(paths, state, composition)
+    return runner.Outcome(values, plan, before, source.content(), warnings)
 
 
-def _publish(store: str, manifests: str | None, wanted: LayerSpec, context: runner.Context) -> runner.Outcome:
-    """Make sure that the image of a view is in an image store, which may be made where it is inside the manifest store."""
-    spec = layer_sources.as_image(wanted)
-    image_store.check_store(store, manifests)
-    image = image_store.image_path(store, names.id_of(spec.folder))
-    generation = image_store.find(image)
-    builder = None if generation else erofs_layer.find_builder()
-    source = layer_sources.from_releases(spec, builder, context.progress)
-    before = source.shown() if generation else {}
-    plan: Plan = () if generation else (PublishImage(image),)
-    composition = source.compose() if plan and source.compose else None
+def _publish(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
+    """Make sure that the image of the declared generation is in the image store."""
+    store = params["image_store"]
+    spec = layer_choice.as_image(layer_parameters.layer_spec(params))
+    image_store.check_store(store, params["store"])
+    image = image_store.image_path(store, spec.generation)
+    found = image_store.find(image)
+    builder = None if found else SUPPORT[spec.format].find_builder()
+    source = layer_sources.from_releases(spec, builder, "image stores hold images", context.progress)
+    plan = () if found else (layer_plan.PublishImage(image),)
+    composition = source.composed_for(plan)
     if builder and composition and not context.check_mode:
-        generation = image_store.publish(store, spec, builder, composition, context.progress)
-    values = {
-        **_described(source, composition, generation),
-        "format_reason": "image stores hold images",
-        "image": image,
-    }
-    warnings = layer_sources.rights_warnings(generation.rights) if generation and plan else []
-    return runner.Outcome(values, plan, before, source.shown(), warnings)
+        found = image_store.publish(store, spec, builder, composition, context.progress)
+    values = {**source.values(composition, found), "image": image}
+    warnings = layer_sources.rights_warnings(found.rights) if found and plan else []
+    return runner.Outcome(values, plan, {} if plan else source.content(), source.content(), warnings)
 
 
-def _described(
-    source: layer_sources.Source, composition: Composition | None, generation: Generation | None
-) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "generation": names.id_of(source.folder),
-        "format": source.format,
-        "strategy": source.strategy,
-        "releases": list(source.releases),
-        "image_digest": generation.image.digest if generation and generation.image else None,
-    }
-    if composition:
-        values.update(
-            conflicts=[conflict.as_dict() for conflict in composition.conflicts],
-            conflict_count=composition.conflict_count,
-        )
-    if generation:
-        values.update(
-            entries=generation.entries.as_dict(),
-            bytes=generation.bytes,
-            bytes_on_disk=generation.bytes_on_disk,
-            conflicts=list(generation.conflicts),
-            conflict_count=generation.conflict_count,
-            **generation.rights.as_dict(),
-        )
-    return values
-
-
-def _remove(paths: ViewPaths, name: str, context: runner.Context) -> runner.Outcome:
-    state = generations.observe(paths)
-    before = _shown_generation(paths, state)
-    # A real run asks who uses the view when it has the lock: a build that it waited for may have been mounted.
+def _remove(paths: ViewPaths, context: runner.Context) -> runner.Outcome:
+    state = view_state.observe(paths)
+    before = view_state.content_of_current(paths, state)
+    # A real run checks the uses when it has the lock: what a build that it waited for has made may be mounted by then.
     uses = usage.lasting(paths, context.progress) if state.exists and context.check_mode else {}
-    plan = plan_view_removal(name, state, uses)
+    plan = layer_plan.plan_view_removal(paths.name, state, uses)
     if plan and not context.check_mode:
-        with generations.locked(paths, context.timeout, context.progress):
-            context.carry_out(plan, {RemoveView: lambda _action: removal.remove_view(paths, context.progress)})
+        with view_state.locked(paths, context.timeout, context.progress):
+            context.carry_out(plan, {layer_plan.RemoveView: lambda _: removal.remove_view(paths, context.progress)})
     return runner.Outcome({"generation": None}, plan, before, {})
-
-
-def _shown_generation(paths: ViewPaths, state: ViewState) -> dict[str, Any]:
-    if state.current is None or state.current not in state.generations:
-        return {}
-    generation = generations.read_generation(paths, state.current)
-    return names.shown(generation.id, generation.releases, generation.links)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: overlay_info
-short_description: Find out what overlays a host can have and has
+short_description: Report which overlays a render node supports and has mounted
 version_added: 0.1.0
 description:
-  - Tries the features of overlayfs that views need on the running kernel, and lists the overlays that are mounted.
-  - The trials are made in a mount namespace of their own, on a file system in memory, so nothing of them is seen on the host.
-  - Versions of kernels are not looked at, since distributions carry features back and switch them off.
+  - Tries the overlayfs features that views need, and lists the mounted overlays.
+  - The trials run in a private mount namespace on a tmpfs, so they change nothing on the render node.
+  - The kernel version is not used, since distributions backport features and disable them.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
 extends_documentation_fragment:
@@ -21,12 +21,14 @@ extends_documentation_fragment:
 options:
   probe:
     description:
-      - Try the features. That takes about a tenth of a second.
-      - Without root they are tried in a user namespace, and the result tells what can be done there.
+      - Try the features. This takes about a tenth of a second.
+      - Without root the module tries them in a user namespace, and reports what works there.
     type: bool
     default: true
   state_dir:
-    description: A folder for layers, as M(renderfarm.overlay.metadata_layer) has it, to tell whether its file system is fit for them.
+    description:
+      - The O(renderfarm.overlay.metadata_layer#module:state_dir) of M(renderfarm.overlay.metadata_layer).
+      - If given, the module reports whether the file system of this directory suits layers.
     type: path
 seealso:
   - module: renderfarm.overlay.metadata_layer
@@ -34,12 +36,12 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Find out what this host can do
+- name: Try the features of a render node
   renderfarm.overlay.overlay_info:
     state_dir: /var/lib/renderfarm-overlay
   register: overlay
 
-- name: Stop where views cannot be mounted
+- name: Stop if the render node cannot mount views
   ansible.builtin.assert:
     that: overlay.strategies.data_only.supported
     fail_msg: "{{ overlay.strategies.data_only.detail }}"
@@ -60,38 +62,41 @@ kernel:
       type: str
       sample: x86_64
     overlay_defaults:
-      description: This host's defaults of overlay options, from the module's parameters.
+      description: The defaults of overlay options on this render node, from the parameters of the kernel module.
       type: dict
       sample: {"metacopy": "N", "redirect_dir": "N"}
 features:
-  description: Each feature that was tried, by name.
+  description:
+    - The result for each feature, by name.
+    - C(supported) is none if O(probe=false). C(detail) says what was tried, or why it failed.
   type: dict
   returned: success
   sample:
     data_only: {"supported": true, "source": "probe", "detail": "one lower and one data-only layer, with metacopy=on"}
-    mount_beneath: {"supported": true, "source": "probe", "detail": "a new overlay is put beneath the mounted one"}
+    mount_beneath: {"supported": true, "source": "probe", "detail": "a new overlay is mounted beneath the mounted one"}
 strategies:
-  description: How views can be realised on this host, each with C(supported) and C(detail).
+  description: The strategies for views, each with C(supported) and C(detail).
   type: dict
   returned: success
   sample:
     data_only: {"supported": true, "detail": "one lower and one data-only layer, with metacopy=on"}
-    redirect: {"supported": true, "detail": "absolute redirects into an ordinary lower layer"}
-    copy_up: {"supported": true, "detail": "a change of times copies up the metadata alone"}
+    redirect: {"supported": true, "detail": "absolute redirects from opaque directories into an ordinary lower layer"}
+    copy_up: {"supported": true, "detail": "a change of times copies up only metadata"}
 recommended_strategy:
-  description: The best of the supported strategies; none when none is, or nothing was tried.
+  description: The best supported strategy; none if no strategy is supported, or if O(probe=false).
   type: str
   returned: success
   sample: data_only
 mounts:
   description:
-    - The overlays that are mounted, as M(renderfarm.overlay.overlay_mount) returns them, and what is recorded beside their layers.
-    - C(roots) are the software roots of the releases that an overlay shows; none where a layer has no record on this host.
-    - C(data_layers) tells whether data layers can answer for each other. V(none) and V(one) are how many there are. Of several, V(copies)
-      means that all releases are of one software root, of which M(renderfarm.overlay.overlay_mount) has found them to be copies;
-      V(ambiguous) that releases of several roots are shown, so that a file may read as the one of another root at the same path; V(unknown)
-      that there is no record.
-    - Records are read only from file systems of this host. No file server is asked for anything.
+    - The mounted overlays, as M(renderfarm.overlay.overlay_mount) returns them, with C(roots) and C(data_layers).
+    - C(roots) are the software roots of the releases that an overlay shows. It is none if a layer has no record on this render node.
+    - C(data_layers) is V(none) without a data layer, and V(one) with one. With several, it says how they relate.
+    - V(copies) means that all releases are of one software root. M(renderfarm.overlay.overlay_mount) has checked that the data layers are
+      copies of it.
+    - V(ambiguous) means that the releases are of several software roots. A file may have the content of another root at the same path.
+    - V(unknown) means that there is no record.
+    - The module reads records only from local file systems. It asks no file server.
   type: list
   elements: dict
   returned: success
@@ -113,7 +118,7 @@ layer_filesystem:
   returned: when O(state_dir) is given
   contains:
     path:
-      description: Where it is mounted.
+      description: Its mountpoint.
       type: str
       sample: /
     type:
@@ -122,12 +127,12 @@ layer_filesystem:
       sample: ext4
     attributes_fit:
       description:
-        - Whether a file's overlay attributes fit into its inode. Where they do not, each file of a layer takes a block of its own.
-        - None where that could not be tried.
+        - Whether the overlay xattrs of a file fit into its inode. If they do not, each file of a layer takes an extra block.
+        - None if this could not be tried.
       type: bool
       sample: true
     advice:
-      description: What to do when they do not fit; none when nothing has to be done.
+      description: What to do if the xattrs do not fit; none if they do.
       type: str
       sample: null
 """
@@ -139,10 +144,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, namespaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import described
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts, probe
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, probe
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import data_layers, generations
 
-#: Each strategy with the feature that it stands on, best one first.
+#: The feature that each strategy needs, best strategy first.
 STRATEGIES = {"data_only": "data_only", "redirect": "redirect", "copy_up": "metadata_copy_up"}
 
 
@@ -151,7 +156,7 @@ def main() -> None:
 
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
-    # In a process of its own, since the trials leave their process in another mount namespace.
+    # In a child process, since the trials enter another mount namespace.
     features = deadline.run(lambda _progress: probe.probe(), context.timeout) if params["probe"] else probe.not_tried()
     strategies = {name: features[feature] for name, feature in STRATEGIES.items()}
     system = os.uname()
@@ -160,7 +165,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         "kernel": {
             "release": system.release,
             "machine": system.machine,
-            "overlay_defaults": {name.decode(): value.decode() for name, value in mounts.overlay_defaults().items()},
+            "overlay_defaults": {name.decode(): value.decode() for name, value in creating.overlay_defaults().items()},
         },
         "features": {name: feature.as_dict() for name, feature in features.items()},
         "strategies": {

@@ -10,10 +10,10 @@ module: overlay_mount
 short_description: Mount, switch and unmount kernel overlays
 version_added: 0.1.0
 description:
-  - Makes sure that an overlay of the given layers is mounted, by comparing the declaration with what the kernel says is mounted.
-  - An overlay that has other layers or options than declared is switched. The new one is mounted beneath it before it is detached, so
-    software that runs never finds the mountpoint empty, and keeps the files that it has open.
-  - Paths may have any bytes in them, including commas, colons, spaces and backslashes, and layers may be many.
+  - Mounts an overlay of the given layers, unless the kernel reports that it is mounted.
+  - If the mounted overlay has other layers or options, the module switches it. It mounts the new overlay beneath the old one and then
+    detaches the old one. Running software never finds the mountpoint empty, and keeps its open files.
+  - Paths may contain any characters, including commas, colons, spaces and backslashes. There may be hundreds of layers.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
 extends_documentation_fragment:
@@ -21,144 +21,157 @@ extends_documentation_fragment:
   - renderfarm.overlay.options
 options:
   path:
-    description: The mountpoint. It is created when it does not exist, and has to be empty when nothing is mounted there.
+    description:
+      - The mountpoint. The module creates it if it does not exist.
+      - If nothing is mounted there, it must be empty.
     type: path
     required: true
   lower:
     description:
-      - The lower layers, top first; for a view that is the layer of M(renderfarm.overlay.metadata_layer).
-      - Each is a directory, or an EROFS image file with a name that ends in C(.erofs). An image is mounted where only the overlay sees
-        it, and goes with the overlay. The kernel reports it by its path without C(.erofs).
+      - The lower layers, top first. For a view, give the layer of M(renderfarm.overlay.metadata_layer).
+      - Each is a directory, or an EROFS image file whose name ends in C(.erofs).
+      - Only the overlay sees the mount of an image, which goes with the overlay. The kernel reports it as the path without C(.erofs).
       - Required with O(state=mounted).
     type: list
     elements: path
     default: []
   data:
     description:
-      - The data layers, first one first. Their names are not seen; files of O(lower) find their content in them.
-      - A layer is one file system. The kernel follows no redirect into an export that is mounted inside of another one.
-      - The kernel looks a file up in one data layer after the other, and takes the first that has its path. So several data layers have to
-        be copies of one software root, whole or in part, such as a local copy of some releases before the root itself. Releases of
-        another root need a view and a mountpoint of their own.
-      - This is checked when an overlay is mounted or switched. Refused are layers of different software roots; data layers that have
-        different files of a release of the layer, as a sample of its files tells by size and time; and one that is not empty and has none
-        of the releases. Where no record says which releases a layer has, data layers may not have different files at one path, as
-        far as their first 10000 names tell.
+      - The data layers, in the order in which the kernel searches them. The view does not show their names. Files of O(lower) get their
+        content from them.
+      - A layer is one file system. The kernel follows no redirect into an export that is mounted inside another export.
+      - The kernel searches each data layer for the path of a file, and takes the first that has it. Several data layers must therefore be
+        copies of one software root, whole or in part. An example is a local copy of some releases, followed by the software root itself.
+      - Releases of another software root need their own view and mountpoint.
+      - The module checks this before it mounts or switches an overlay. It fails if the layers are of different software roots, if the data
+        layers differ in a sample of the files of a release, by size and mtime, or if a data layer that is not empty has none of the
+        releases.
+      - If a layer has no record of its releases, the module compares the files that data layers have at the same path, among their first
+        10000 names.
     type: list
     elements: path
     default: []
   strategy:
     description:
-      - How the layers of O(data) are used; what M(renderfarm.overlay.metadata_layer) returns for its layer.
-      - V(data_only) takes them as data-only layers.
-      - V(redirect) takes them as ordinary lower layers, for kernels before Linux 6.5, and shows the folder C(view) of the overlay. The
-        first of O(lower) has to be a layer made for that, since its opaque directories are what keeps names from being looked up in
-        O(data). The kernel reports all layers as lower ones.
+      - How the kernel uses the layers of O(data). Give what M(renderfarm.overlay.metadata_layer) returns for its layer.
+      - With V(data_only) they are data-only layers.
+      - With V(redirect) they are ordinary lower layers, for kernels before Linux 6.5. The mountpoint shows the directory C(view) of the
+        overlay. The first of O(lower) must be a layer of this strategy, since its opaque directories keep lookups out of O(data). The
+        kernel reports all layers as lower layers.
     type: str
     choices: [data_only, redirect]
     default: data_only
   options:
     description:
-      - Options of the overlay, C(metacopy), C(redirect_dir), C(index), C(nfs_export), C(xino), C(verity), C(userxattr) and C(volatile),
-        and of the mount, C(nosuid), C(nodev), C(noexec), C(noatime) and C(nodiratime).
-      - Those without a value are given as V(true). What the kernel would refuse, ignore, or lose content with is refused with the reason.
-      - With O(data), C(metacopy=on) and C(redirect_dir=on) are set unless C(userxattr) is.
-      - With an upper layer, C(metacopy=on), C(redirect_dir=on), C(index=on) and C(nfs_export=off) are set where these
-        options do not say otherwise; with C(nfs_export=on), C(metacopy=off). With C(userxattr), the kernel decides about the first two.
-      - C(xino=off) is set with an upper layer and no O(data), and with O(strategy=redirect), since with C(xino) the kernel looks up each
-        name in ordinary lower layers when it lists a directory. With an upper layer over O(data), and with C(nfs_export=on), it is
-        C(xino=auto).
-      - With C(metacopy=on) a change of owner or mode copies no content, with C(redirect_dir=on) directories can be renamed, and
-        with C(index=on) hard links stay hard links. The kernel can have no index when a layer is, for example, another overlay. The
-        module fails then, and C(index=off) has to be given.
-      - With C(volatile) nothing is synced to the disk of the upper layer. After it was unmounted, or the host has gone down, the kernel
-        does not mount it again.
+      - Options of the overlay are C(metacopy), C(redirect_dir), C(index), C(nfs_export), C(xino), C(verity), C(userxattr) and C(volatile).
+      - Options of the mount are C(nosuid), C(nodev), C(noexec), C(noatime) and C(nodiratime).
+      - Give V(true) for an option without a value.
+      - The module fails, with the reason, for options that the kernel would refuse or ignore, or with which files would lose content.
+      - The module sets the following options unless they are given, since render nodes may have different defaults.
+      - With O(data) it sets C(metacopy=on) and C(redirect_dir=on).
+      - With an upper layer it sets C(metacopy=on), C(redirect_dir=on), C(index=on) and C(nfs_export=off). With C(nfs_export=on) it sets
+        C(metacopy=off) instead.
+      - With C(userxattr) it sets neither C(metacopy) nor C(redirect_dir), and the kernel chooses both.
+      - With an upper layer and no O(data), and with O(strategy=redirect), it sets C(xino=off). With C(xino) the kernel looks up each name
+        in the ordinary lower layers when it lists a directory.
+      - With an upper layer over O(data), or with C(nfs_export=on), it sets C(xino=auto).
+      - With C(metacopy=on) a change of owner or mode copies no content. With C(redirect_dir=on) directories can be renamed.
+      - With C(index=on) hard links are preserved. The kernel cannot keep an index over some layers, such as another overlay. The module
+        then fails until C(index=off) is given.
+      - With C(volatile) the kernel syncs nothing to the disk of the upper layer. It does not mount this upper layer again after it was
+        unmounted or the render node went down.
     type: dict
     default: {}
   upper:
     description:
-      - The directory that takes what is written. The top of the overlay has its owner and mode. It and O(work) are created, for root, where
-        they do not exist.
-      - It is refused when its file system cannot hold one (such as NFS), when it was used over other lower layers, when another overlay
-        uses it, or when others than root can write to it or to a folder above it. Below a folder that only root can enter it may be
-        writable. A layer that has gained entries is the same layer; a new generation of a view is another one, which takes an empty
+      - The directory that holds what is written to the overlay. The root of the overlay has its owner and mode.
+      - The module creates it and O(work) if they do not exist, owned by root.
+      - The module fails if its file system cannot hold an upper layer (such as NFS), if it was used over other lower layers, or if another
+        overlay uses it.
+      - The module fails if others than root can write to it or to a directory above it. Below a directory that only root can enter, it may
+        be writable.
+      - Entries that were added to a lower layer do not matter. A new generation of a view is another lower layer, and needs an empty
         directory.
-      - The lower layers are noted in its attribute C(trusted.renderfarm-overlay.lower).
+      - The xattr C(trusted.renderfarm-overlay.lower) of this directory holds the lower layers.
     type: path
   work:
-    description: The directory in which the kernel prepares what goes into O(upper). It has to be on the same mount, and separate from it.
+    description:
+      - The directory in which the kernel prepares files for O(upper).
+      - It must be on the same mount as O(upper), and separate from it.
     type: path
   scratch:
     description:
-      - Give the overlay a file system in memory of this size, such as V(2G), as its upper layer, for what need not outlive it. Nobody but
-        the overlay sees it, and it goes with the overlay.
-      - The kernel reports it as O(upper) in a folder of C(/run/renderfarm-overlay) that has the size in its name.
-      - Not with O(upper) or O(persist).
+      - The size of a tmpfs that is the upper layer of the overlay, such as V(2G). Use it for files that need not outlive the overlay.
+      - Only the overlay sees the tmpfs, which goes with the overlay.
+      - The kernel reports it as O(upper), in a directory of C(/run/renderfarm-overlay) with the size in its name.
+      - It excludes O(upper) and O(persist).
     type: bytes
   read_only:
     description:
-      - Mount read-only. An overlay without O(upper) and O(scratch) cannot be written to in any case.
-      - By default V(true), and V(false) with O(upper) or O(scratch).
+      - Whether to mount read-only.
+      - The default is V(false) with O(upper) or O(scratch), and V(true) otherwise.
+      - An overlay without O(upper) and O(scratch) is never writable.
     type: bool
   state:
     description:
-      - V(mounted) makes sure that the declared overlay is what is seen at O(path).
-      - V(unmounted) makes sure that no overlay is mounted at O(path). It fails, naming the processes, when it is in use, here or where
-        the mount has spread to, and when something is mounted inside of it, naming that.
-      - V(absent) is the same, and removes the empty directory.
+      - With V(mounted) the declared overlay is mounted at O(path), and is the topmost mount there.
+      - With V(unmounted) no overlay is mounted at O(path). The module fails if the overlay is in use, here or where the mount has
+        propagated to, and names the processes. It also fails if there are mounts inside of it, and names these.
+      - V(absent) is V(unmounted), and also removes the empty directory.
     type: str
     choices: [mounted, unmounted, absent]
     default: mounted
   switch:
     description:
-      - What to do when an overlay is mounted that differs from the declared one.
-      - V(beneath) mounts the new one beneath the old one and then detaches that (Linux 6.5), and fails where the kernel cannot.
-      - V(over) mounts the new one on top of the old one, which stays mounted below it, unseen, until both are unmounted. When the one
-        below is declared again, the one on top is detached.
-      - V(auto) is V(beneath) where the kernel can, and else V(over), after which the old one is detached where the kernel can do that
-        (Linux 5.15). With either, software finds one or the other at every moment.
-      - V(replace) unmounts the old one first. It fails when that is in use, or something is mounted inside of it, and between the two
-        software finds nothing.
-      - An overlay with an upper layer is only switched with V(replace), since two overlays cannot write to one upper layer. What was
-        written to O(scratch) is lost then.
-      - V(never) fails, and says what differs.
-      - What a switch that was killed has left, or an earlier one with V(over), is taken away by the next run with V(auto) or V(beneath),
-        when the declared overlay is seen (Linux 5.15). Overlays that the declared one covers are never seen meanwhile.
+      - How to replace a mounted overlay that differs from the declaration.
+      - V(beneath) mounts the new overlay beneath the old one, and then detaches the old one. It needs Linux 6.5, and fails without it.
+      - V(over) mounts the new overlay on top of the old one. The old one stays mounted, covered, until both are unmounted. If the old one
+        is declared again, the one on top is detached.
+      - V(auto) is V(beneath) if the kernel can mount beneath. Otherwise it is V(over), and then detaches the old overlay if the kernel can
+        (Linux 5.15). With both, software finds the old or the new overlay at every moment.
+      - V(replace) unmounts the old overlay first. It fails if that is in use or has mounts inside of it. Between the two, software finds no
+        overlay.
+      - V(never) fails, and names what differs.
+      - An overlay with an upper layer can only be switched with V(replace), since two overlays cannot write to one upper layer. This loses
+        what was written to O(scratch).
+      - Overlays may be left covered, by a killed run or by V(over). The next run with V(auto) or V(beneath) detaches them (Linux 5.15).
+        They are not seen while that happens.
     type: str
     choices: [auto, beneath, over, replace, never]
     default: auto
   inner_mounts:
     description:
-      - What becomes of what is mounted inside of an overlay that is switched, such as a bind mount of plug-ins. It is carried over, with
-        all that is mounted inside of it, and is there when the new overlay is seen. Each mount keeps its options, and goes on following
-        what it was bound from.
-      - With V(carry) the module fails and changes nothing when a mount has no place in the new overlay, since there is nothing of that
-        name, a file in place of a directory, or a symbolic link on the way, and when it is unbindable. The message names each.
-      - With V(drop) those are left behind, with a warning for each.
+      - What to do with mounts inside an overlay that is switched, such as a bind mount of plug-ins.
+      - The module carries them over, with the mounts inside them, before the new overlay is seen. Each mount keeps its options and its
+        propagation.
+      - A mount cannot be carried over if it is unbindable, or if it has no place in the new overlay. It has none if there is nothing of
+        that name, a file instead of a directory, or a symbolic link on the path.
+      - With V(carry) the module then fails, names each of these mounts, and changes nothing.
+      - With V(drop) it leaves them behind, with a warning for each.
     type: str
     choices: [carry, drop]
     default: carry
   persist:
     description:
-      - What mounts the overlay when the host starts.
-      - V(systemd) writes a mount unit for O(path), and one for each image, to C(/etc/systemd/system), with all layers as what they need.
-      - V(fstab) writes a line for O(path), and one for each image, to C(/etc/fstab). Paths of layers may not have spaces, commas,
-        backslashes or apostrophes in them then.
-      - With V(none), and when O(state) is V(unmounted) or V(absent), there is no unit and no line of this module for O(path).
-      - An image that is mounted when the host starts is seen, at its path without C(.erofs). The directory for that is made now, and
-        removed with the unit or the line; the mount goes when no overlay needs it any more.
-      - With O(strategy=redirect) there are two units or lines, since mount(8) cannot show a part of an overlay alone. The whole is mounted
-        beside the layer, at its path with C(.whole-) and some digits behind it, and its folder is bound to O(path). It is removed like the
-        mount of an image.
-      - Control characters and quotation marks in paths are refused, as are layers that are too long for mount(8).
+      - What mounts the overlay when the render node starts.
+      - V(systemd) writes a mount unit for O(path), and one for each image, to C(/etc/systemd/system). The units require all layers.
+      - V(fstab) writes a line for O(path), and one for each image, to C(/etc/fstab). The paths of layers must not contain spaces, commas,
+        backslashes or apostrophes.
+      - V(none) removes the unit or the line of this module for O(path). So does O(state) with V(unmounted) or V(absent).
+      - An image that is mounted when the render node starts is visible, at its path without C(.erofs). The module creates that directory,
+        and removes it with the unit or the line. The image is unmounted when no overlay needs it.
+      - With O(strategy=redirect) there are two units or lines, since mount(8) cannot show only a part of an overlay. The first mounts the
+        whole overlay next to the layer, at its path followed by C(.whole-) and some digits. The second binds the directory C(view) of it to
+        O(path). The module removes the first like that of an image.
+      - The module fails if a path contains control characters or quotation marks, or if the layers are too long for mount(8).
     type: str
     choices: [none, systemd, fstab]
     default: none
 notes:
-  - A mount of another type at O(path) is never touched, nor are units and lines of C(/etc/fstab) that this module has not written.
-  - Runs on the same mountpoint, of whichever module, come one after the other. A run waits for up to O(timeout) seconds, and then fails.
-  - When nothing has to be done, no layer on a file server is looked at, so it need not answer.
-  - Which unit or line is its own the module knows by a comment, or by the option C(x-renderfarm.overlay).
+  - The module never changes a mount of another type at O(path), or a unit or line of C(/etc/fstab) that it has not written. It recognises
+    its units by their first line, and its lines by the option C(x-renderfarm.overlay).
+  - Only one module at a time changes a mountpoint. Another one waits for up to O(timeout) seconds, and then fails.
+  - If nothing has to be changed, the module examines no layer on a file server, so the server need not answer.
 seealso:
   - module: renderfarm.overlay.metadata_layer
   - module: renderfarm.overlay.overlay_info
@@ -175,7 +188,7 @@ EXAMPLES = r"""
     options:
       nodev: true
 
-- name: Mount a view from an image, now and when the host starts
+- name: Mount a view from an image, now and when the render node starts
   renderfarm.overlay.overlay_mount:
     path: /software
     lower:
@@ -184,7 +197,7 @@ EXAMPLES = r"""
       - /net/software
     persist: systemd
 
-- name: Mount a view that can be written to, until it is unmounted
+- name: Mount a view with scratch space
   renderfarm.overlay.overlay_mount:
     path: /software
     lower:
@@ -193,7 +206,7 @@ EXAMPLES = r"""
       - /net/software
     scratch: 2G
 
-- name: Mount an overlay that keeps what is written, over a file server
+- name: Mount an overlay over a file server that keeps what is written
   renderfarm.overlay.overlay_mount:
     path: /tools
     lower:
@@ -202,7 +215,7 @@ EXAMPLES = r"""
     work: /var/lib/tools-overlay/work
     persist: systemd
 
-- name: Unmount it, unless it is in use
+- name: Unmount a view, unless it is in use
   renderfarm.overlay.overlay_mount:
     path: /software
     state: unmounted
@@ -210,13 +223,13 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: What was done, or in check mode would be done.
+  description: The actions that were carried out, or would be in check mode.
   type: list
   elements: str
   returned: success
   sample: [create directory /software, mount overlay at /software]
 mount:
-  description: What the kernel reports at the mountpoint when the module ends; none when no overlay is mounted there.
+  description: The mount at O(path) when the module ends, as the kernel reports it; none if no overlay is mounted there.
   type: dict
   returned: success
   contains:
@@ -225,29 +238,29 @@ mount:
       type: str
       sample: /software
     root:
-      description: The directory of the overlay that is seen there; V(/view) with O(strategy=redirect), else V(/).
+      description: The directory of the overlay that the mountpoint shows. It is V(/view) with O(strategy=redirect), and V(/) otherwise.
       type: str
       sample: /
     lower:
-      description: The lower layers, top first; with O(strategy=redirect) the data layers are among them.
+      description: The lower layers, top first. With O(strategy=redirect) they include the data layers.
       type: list
       elements: str
       sample: [/var/lib/renderfarm-overlay/views/software/generations/4ff24b6d8e0c11a7/layer]
     data:
-      description: The data-only layers, first one first.
+      description: The data-only layers, in their order.
       type: list
       elements: str
       sample: [/net/software]
     upper:
-      description: The upper layer; none when there is none.
+      description: The upper layer; none if there is none.
       type: str
       sample: null
     work:
-      description: The work directory; none when there is none.
+      description: The work directory; none if there is none.
       type: str
       sample: null
     options:
-      description: The options of the overlay that differ from this host's defaults.
+      description: The options of the overlay that differ from the defaults of the render node.
       type: dict
       sample: {"metacopy": "on", "redirect_dir": "on"}
     flags:
@@ -256,64 +269,62 @@ mount:
       elements: str
       sample: [ro, nodev, relatime]
     propagation:
-      description: How mounts inside of it spread; empty when private.
+      description: The mount propagation; empty if it is private.
       type: list
       elements: str
       sample: ["shared:1"]
 switched:
-  description: Whether a mounted overlay was exchanged for another one, or in check mode would be.
+  description: Whether a mounted overlay was switched, or would be in check mode.
   type: bool
   returned: success
   sample: false
 method:
-  description: How that was or would be done, V(beneath), V(over) or V(replace); none when it was not.
+  description: How the overlay was switched, or would be in check mode. V(beneath), V(over) or V(replace); none if it was not.
   type: str
   returned: success
   sample: beneath
 carried:
-  description:
-    - What was mounted inside of the overlay that was switched away and is mounted inside of the new one, or in check mode would be.
+  description: The mounts that were carried over from the old overlay, or would be in check mode.
   type: list
   elements: str
   returned: success
   sample: [/software/site-plugins]
 users:
   description:
-    - The processes that use the overlay that was switched away, or in check mode would be, wherever it is mounted. They keep what they
-      have open, and their working directory, and it stays in memory and needs its layers until they let go.
+    - The processes that use the old overlay, in all mount namespaces. They keep their open files and working directories.
+    - The old overlay stays in memory, and needs its layers, until these processes close its files and leave its directories.
   type: list
   elements: dict
   returned: success
   contains:
     pid:
-      description: Number of the process.
+      description: The process ID.
       type: int
       sample: 4711
     name:
-      description: Its name.
+      description: The name of the process.
       type: str
       sample: houdini-bin
 elsewhere:
   description:
-    - Where the overlay that was switched away or unmounted is still seen, since mounts do not spread there, such as in a container that has
-      its own copy, or at a place that the view was bound to. There is a warning for each; they are left alone.
+    - The places at which the old overlay is still mounted, since unmounting did not propagate there. Examples are a container with private
+      mounts, and a directory that the view is bound to.
+    - The module leaves them as they are, with a warning for each.
   type: list
   elements: dict
   returned: success
   contains:
     path:
-      description: The mountpoint, as it is called there.
+      description: The mountpoint, as its mount namespace shows it.
       type: str
       sample: /software
     pid:
-      description: Number of a process in the mount namespace in question; none when it is that of the module.
+      description: The ID of a process in that mount namespace; none if it is the namespace of the module.
       type: int
       sample: 4711
 """
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
@@ -321,47 +332,22 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     mount_lock,
     mountpoints,
     namespaces,
-    processes,
     still_paths,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Plan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, described, in_namespace
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
     boot,
+    creating,
+    declaration,
     detached,
-    images,
-    layer_trust,
+    mount_task,
     mounts,
     uppers,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
-    RemoveUnit,
-    Stored,
-    WriteUnit,
-    plan_persistence,
-    plan_places,
-)
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import (
-    is_image_path,
-    without_suffix,
-)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import (
-    DetachOverlay,
-    DropCovered,
     MountpointState,
-    SwitchOverlay,
     plan_mounted,
     plan_unmounted,
-)
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import (
-    MountSpec,
-    Writable,
-    declared_by,
-    differences,
-    explained,
-    mount_spec,
-    scratch_space,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import data_layers
 
@@ -390,244 +376,49 @@ def main() -> None:
 
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
-    path = still_paths.mountpoint(_absolute(params["path"], "path"), namespaces.own_mounts())
+    runner.check_absolute(params["path"], "path")
+    path = still_paths.mountpoint(os.fsencode(params["path"]), namespaces.own_mounts())
     try:
-        found = _observed(path, params, context.check_mode)
-        if context.check_mode or not found.plan:
-            return _reported(found, found.state, context)
+        task = _planned(path, params, context.check_mode)
+        if context.check_mode or not task.plan:
+            return _outcome(task, task.state, context.check_mode)
     except OverlayError:
-        # What is in the way may be what another run is at, which has the lock.
+        # Another run, which holds the lock, may be changing what is in the way.
         if context.check_mode:
             raise
     with mount_lock.held(path, context.timeout, context.progress):
-        # Another run may have been at work here until now.
-        found = _observed(path, params, context.check_mode)
+        # Another run may have changed something before this one got the lock.
+        task = _planned(path, params, context.check_mode)
         with mountpoints.undone_on_failure():
-            context.carry_out(found.plan, boot.HANDLERS)
-            live = mounts.observe(path) if found.mounting else found.state
-            if found.mounting and found.spec:
-                _check_result(found.spec, live.mount, found.state.mount is None)
-        outcome = _reported(found, live, context)
-        if found.mounting:
-            # Notes of earlier switches that nobody needs any more.
+            context.carry_out(task.plan, boot.HANDLERS)
+            after = mount_task.observed_result(task)
+        outcome = _outcome(task, after, context.check_mode)
+        if task.mounting:
+            # Remove the records of overlays that are no longer in use.
             detached.in_use()
         return outcome
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What is there, what is declared, and what is to be done about it."""
-
-    path: bytes
-    state: MountpointState
-    #: None where no overlay is to be mounted.
-    spec: MountSpec | None
-    #: The part of the plan that is about the mount.
-    mounting: Plan
-    plan: Plan
-    stored: Stored
-    warnings: list[str]
-    #: The overlay that is seen and is to go, if any, and its mount IDs.
-    old: Mount | None
-    old_mounts: set[int]
-    #: Mounts inside of it that have no place in the new one, as sentences; only filled in check mode.
-    problems: list[str]
-
-
-def _observed(path: bytes, params: dict[str, Any], check_mode: bool) -> _Found:
+def _planned(path: bytes, params: dict[str, Any], check_mode: bool) -> mount_task.MountTask:
     state = mounts.observe(path)
-    spec: MountSpec | None = None
-    warnings: list[str] = []
-    if params["state"] == "mounted":
-        spec, mounting = _plan_declared(path, params, state)
-        layer_trust.check_layers(spec, namespaces.own_mounts())
-        warnings = _check_layers(spec, bool(mounting), check_mode)
-        data_layers.check(spec, mounting)
-    else:
+    if params["state"] != "mounted":
         mounting = plan_unmounted(path, state, params["state"] == "absent")
-    stored = boot.read()
-    plan = _with_persistence(mounting, path, spec, params["persist"], stored)
-    # To take away what the declared one covers changes nothing that is seen.
-    old = state.mount if any(not isinstance(action, DropCovered) for action in mounting) else None
-    old_mounts = namespaces.mounts_like(old) if old else set()
-    problems: list[str] = []
-    if check_mode and spec and not warnings:
-        problems = mounts.not_carried(mounting, state)
-    return _Found(path, state, spec, mounting, plan, stored, warnings, old, old_mounts, problems)
+        return mount_task.planned(path, state, None, mounting, params["persist"], [], check_mode)
+    for option in ("lower", "data", "upper", "work"):
+        for layer in [params[option]] if isinstance(params[option], str) else params[option] or []:
+            runner.check_absolute(layer, option)
+    defaults = creating.overlay_defaults()
+    spec = declaration.declared(path, params, state.mount, defaults)
+    beneath, upper = mounts.can_mount_beneath(), uppers.observe(spec)
+    mounting = plan_mounted(spec, state, defaults, params["switch"], beneath, upper, params["inner_mounts"])
+    warnings = declaration.check_layers(spec, bool(mounting), check_mode)
+    data_layers.check(spec, mounting)
+    return mount_task.planned(path, state, spec, mounting, params["persist"], warnings, check_mode)
 
 
-def _plan_declared(path: bytes, params: dict[str, Any], state: MountpointState) -> tuple[MountSpec, Plan]:
-    """Return the declaration and the plan for it. What is as declared is found so without a look at layers on file servers."""
-
-    def planned(spec: MountSpec) -> Plan:
-        return plan_mounted(
-            spec,
-            state,
-            mounts.overlay_defaults(),
-            params["switch"],
-            mounts.can_mount_beneath(),
-            uppers.observe(spec),
-            params["inner_mounts"],
-        )
-
-    if state.mount is not None:
-        live = namespaces.own_mounts()
-        as_written = _spec(
-            path,
-            params,
-            lambda layer: still_paths.resolved(layer, live),
-            lambda layers: list(filter(is_image_path, layers)),
-        )
-        if not differences(as_written, state.mount, mounts.overlay_defaults()):
-            return as_written, planned(as_written)
-    spec = _spec(path, params, os.path.realpath, images.among)
-    return spec, planned(spec)
-
-
-def _reported(found: _Found, after: MountpointState, context: runner.Context) -> runner.Outcome:
-    old = found.old
-    outcome = _outcome(found.mounting, found.state.mount, after.mount, found.spec)
-    _add_persistence(outcome, found.plan, found.mounting, found.stored)
-    elsewhere = mounts.shown_elsewhere(old) if old and not context.check_mode else []
-    outcome.values["users"] = [process.as_dict() for process in processes.of_mounts(found.old_mounts)] if old else []
-    outcome.values["elsewhere"] = [{"path": show(place), "pid": pid} for place, pid in elsewhere]
-    switched = any(isinstance(action, SwitchOverlay) for action in found.mounting)
-    before = [show(mount.path) for mount in found.state.inner] if switched else []
-    there = {show(mount.path) for mount in after.inner}
-    outcome.values["carried"] = [path for path in before if path in there]
-    lost = (
-        found.problems
-        if context.check_mode
-        else [f"{path} has no place in the new overlay" for path in before if path not in there]
-    )
-    outcome.warnings = [*found.warnings, *_what_stays(found.path, outcome, elsewhere, bool(after.below)), *lost]
-    return outcome
-
-
-def _with_persistence(mounting: Plan, path: bytes, spec: MountSpec | None, persist: str, stored: Stored) -> Plan:
-    """Return the plan with what is needed for mounting at boot: directories before, and all else when it is mounted."""
-    missing = boot.missing_places(spec) if spec and persist != "none" else set()
-    append = persist != "none" and mounts.takes_layers_one_by_one()
-    return (
-        *plan_places(spec, persist, missing),
-        *mounting,
-        *plan_persistence(path, spec, persist, stored, namespaces.own_mounts(), append),
-    )
-
-
-def _add_persistence(outcome: runner.Outcome, plan: Plan, mounting: Plan, stored: Stored) -> None:
-    """Have the outcome, which is about the mount, say also what changes of mounting at boot."""
-    outcome.plan = plan
-    others = [str(action) for action in plan if action not in mounting]
-    if others:
-        was = {unit.name: unit.text.decode("utf-8", "replace") for unit in stored.units}
-        writes = [action.unit for action in plan if isinstance(action, WriteUnit)]
-        removed = [action.name for action in plan if isinstance(action, RemoveUnit)]
-        before = {name: was[name] for name in (*(unit.name for unit in writes), *removed) if name in was}
-        after = {unit.name: unit.text.decode("utf-8", "replace") for unit in writes}
-        outcome.before = {**outcome.before, "at boot": {"units": before, "to do": []}}
-        outcome.after = {**outcome.after, "at boot": {"units": after, "to do": others}}
-
-
-def _what_stays(
-    path: bytes, outcome: runner.Outcome, elsewhere: Sequence[tuple[bytes, int | None]], covers: bool
-) -> list[str]:
-    """Return a warning for each place at which the overlay that was there before stays; ``covers``: the new one covers others."""
-    found = []
-    if outcome.values["method"] == "over" and covers:
-        found.append(f"the overlay that was at {show(path)} stays mounted below the new one until both are unmounted")
-    for place, pid in elsewhere:
-        found.append(f"the overlay that was at {show(path)} is still mounted at {show(place)}{in_namespace(pid)}")
-    return found
-
-
-def _spec(
-    path: bytes,
-    params: dict[str, Any],
-    resolved: Callable[[bytes], bytes],
-    images_among: Callable[[Sequence[bytes]], list[bytes]],
-) -> MountSpec:
-    """Return the declaration, with paths of layers as ``resolved`` gives them, and as images those that ``images_among`` takes for such."""
-    lower, data = ([resolved(_absolute(layer, option)) for layer in params[option]] for option in ("lower", "data"))
-    writable = None
-    if params["scratch"] is not None:
-        if params["scratch"] <= 0:
-            raise OverlayError(f"'scratch' is a size such as 2G, and not {params['scratch']}")
-        writable = scratch_space(params["scratch"])
-    elif params["upper"] is not None:
-        upper, work = (os.path.realpath(_absolute(params[option], option)) for option in ("upper", "work"))
-        writable = Writable(upper, work)
-    read_only = writable is None if params["read_only"] is None else params["read_only"]
-    found = images_among(lower)
-    return mount_spec(path, lower, data, params["options"], read_only, found, writable, params["strategy"])
-
-
-def _check_layers(spec: MountSpec, mounting: bool, check_mode: bool) -> list[str]:
-    """Return a warning about a layer that is not there, or raise OverlayError where it is needed.
-
-    A live overlay holds on to its layers. In check mode the task that would make a layer has not made it.
-    """
-    live = namespaces.own_mounts()
-
-    def can_look(layer: bytes) -> bool:
-        # A file server that is gone need not keep anybody from finding that nothing has to be done.
-        return mounting or still_paths.is_local(layer, live)
-
-    for image in spec.images:
-        name = without_suffix(image)
-        if can_look(name) and mounts.is_other_content(name):
-            raise OverlayError(
-                f"there are both an image {show(image)} and a directory {show(name)} with something in it: the kernel's report cannot tell"
-                " them apart, so rename one of them"
-            )
-    missing = [layer for layer in spec.directories if can_look(layer) and not os.path.isdir(layer)]
-    missing += [image for image in spec.images if can_look(image) and not os.path.isfile(image)]
-    if not missing:
-        return []
-    kind = "file" if missing[0] in spec.images else "directory"
-    sentence = f"layer {show(missing[0])} of the overlay at {show(spec.path)} does not exist or is not a {kind}"
-    if mounting and not check_mode:
-        raise OverlayError(sentence)
-    return [sentence]
-
-
-def _absolute(path: str, option: str) -> bytes:
-    runner.check_absolute(path, option)
-    return os.fsencode(path)
-
-
-def _check_result(spec: MountSpec, live: Mount | None, new: bool) -> None:
-    """Raises OverlayError when the kernel has mounted something else. Where nothing was mounted before, nothing is left then."""
-    changes = differences(spec, live, mounts.overlay_defaults()) if live else {"mount": (None, "overlay")}
-    if changes:
-        if new and live:
-            mounts.detach(spec.path)
-        undone = "; it was unmounted again" if new and live else ""
-        raise OverlayError(
-            f"the kernel mounted the overlay at {show(spec.path)} otherwise than declared: {explained(changes)}{undone}"
-        )
-
-
-def _method(plan: Plan) -> str | None:
-    """Return how the overlay is switched; None where it is not. To detach what covers the declared one ends a switch beneath."""
-    for action in reversed(plan):
-        if isinstance(action, SwitchOverlay):
-            return action.method
-        if isinstance(action, DetachOverlay):
-            return "beneath"
-    return None
-
-
-def _outcome(plan: Plan, before: Mount | None, live: Mount | None, spec: MountSpec | None) -> runner.Outcome:
-    method = _method(plan)
-    values = {
-        "mount": described(live) if live and live.fstype == b"overlay" else None,
-        "switched": method is not None,
-        "method": method,
-    }
-    was = declared_by(before)
-    will_be = (spec.as_dict() if spec else {}) if plan else was
-    return runner.Outcome(values, plan, was, will_be)
+def _outcome(task: mount_task.MountTask, after: MountpointState, check_mode: bool) -> runner.Outcome:
+    report = mount_task.report(task, after, check_mode)
+    return runner.Outcome(report.values, task.plan, report.before, report.after, report.warnings)
 
 
 if __name__ == "__main__":

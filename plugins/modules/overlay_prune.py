@@ -7,16 +7,17 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: overlay_prune
-short_description: Remove generations of views that nobody needs any more
+short_description: Remove generations of views that are not needed any more
 version_added: 0.1.0
 description:
-  - Removes the layers of earlier generations from this host, and what killed runs have left of views.
-  - A generation stays when it is the current or the previous one, when it is mounted in any mount namespace, when a process still uses an
-    overlay of it that was switched away, when it is mounted at boot, when it is among the O(keep) newest, or when it is younger than
-    O(min_age).
-  - Where a process uses an overlay that somebody has detached by hand (C(umount --lazy)), nobody can tell which layers that has. All
-    generations stay then, until the process ends; the reason names it.
-  - Nothing on the file server is touched, neither manifests nor image stores.
+  - Removes the layers of earlier generations from this host, and what killed runs have left.
+  - The current and the previous generation are kept, and so are the O(keep) newest ones and those younger than O(min_age).
+  - A generation in use is kept. It is in use if it is mounted in any mount namespace, such as that of a container, if it is mounted at boot,
+    or if a process still uses an overlay of it that was switched away.
+  - If a process uses an overlay that a user has detached (C(umount --lazy)), its layers are unknown. All generations are then kept until the
+    process ends, and the reason names the process.
+  - A view that cannot be pruned does not keep the module from pruning the others. The module fails when it has pruned these.
+  - Nothing on the file server is changed, neither manifests nor image stores.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
 extends_documentation_fragment:
@@ -25,14 +26,14 @@ extends_documentation_fragment:
   - renderfarm.overlay.options.state_dir
 options:
   name:
-    description: Name of the view. All views on this host when it is left out.
+    description: Name of the view to prune. By default all views on this host are pruned.
     type: str
   keep:
-    description: How many of the newest generations of each view stay, the current and the previous one counted.
+    description: How many of the newest generations of each view are kept. The current and the previous one count among them.
     type: int
     default: 3
   min_age:
-    description: Seconds for which a generation has to have been on this host before it is removed.
+    description: How long a generation has to have been on this host before it is removed, in seconds.
     type: float
     default: 3600.0
 seealso:
@@ -46,7 +47,7 @@ EXAMPLES = r"""
     keep: 5
     min_age: 86400
 
-- name: Keep nothing but what is current, was before, or is in use
+- name: Keep only the current and the previous generation, and those in use
   renderfarm.overlay.overlay_prune:
     name: software
     keep: 0
@@ -55,13 +56,13 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: What was done, or in check mode would be done.
+  description: What was done. In check mode, what would be done.
   type: list
   elements: str
   returned: success
   sample: [remove generation 1b90e5a07c3d4e21 of view software]
 removed:
-  description: The generations that were removed, or in check mode would be.
+  description: The generations that were removed. In check mode, those that would be.
   type: list
   elements: dict
   returned: success
@@ -79,11 +80,11 @@ removed:
       type: str
       sample: erofs
     bytes:
-      description: Room that its layer took, besides inodes.
+      description: Disk space that its layer used besides inodes, in bytes.
       type: int
       sample: 5242880
 kept:
-  description: The generations that stay.
+  description: The generations that are kept.
   type: list
   elements: dict
   returned: success
@@ -101,32 +102,32 @@ kept:
       type: str
       sample: erofs
     reason:
-      description: Why it stays.
+      description: Why it is kept.
       type: str
       sample: it is used by houdini-bin (4711)
 remains:
-  description: Paths of what killed runs had left, and was removed, or in check mode would be.
+  description: Paths that killed runs had left and that were removed. In check mode, those that would be.
   type: list
   elements: str
   returned: success
   sample: [/var/lib/renderfarm-overlay/views/software/staging]
 bytes_freed:
-  description: Room that was freed, or in check mode would be, in bytes, besides inodes and what killed runs had left.
+  description: >-
+    Disk space that was freed, in bytes. In check mode, what would be freed. Inodes and what killed runs had left are not counted.
   type: int
   returned: success
   sample: 5242880
 """
 
+import contextlib
 import os
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations, pruning, removal, usage
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import ViewPaths
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import RemoveGeneration, RemoveRemains
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.retention import Candidate
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import pruning, view_state
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.pruning import ViewPruning
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
 
 
 def main() -> None:
@@ -145,86 +146,45 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     runner.check_absolute(params["state_dir"], "state_dir")
     for option in ("keep", "min_age"):
         if params[option] < 0:
-            raise OverlayError(f"{option} must not be negative, and is {params[option]:g}")
-    wanted = params["name"]
-    names = pruning.view_names(params["state_dir"]) if wanted is None else [wanted]
-    outcome = _Outcome()
+            raise OverlayError(f"{option} must not be negative, but it is {params[option]:g}")
+    names = pruning.view_names(params["state_dir"]) if params["name"] is None else [params["name"]]
+    pruned: list[ViewPruning] = []
+    problems: list[str] = []
     for name in names:
         paths = ViewPaths.of(params["state_dir"], name)
-        if not os.path.isdir(paths.root):
-            continue
-        if context.check_mode:
-            _prune(paths, name, params, context, outcome)
-        else:
-            with generations.locked(paths, context.timeout, context.progress):
-                _prune(paths, name, params, context, outcome)
-    return outcome.finished()
+        if os.path.isdir(paths.root):
+            try:
+                pruned.append(_prune(paths, params, context))
+            except OverlayError as error:
+                # One view that cannot be pruned keeps no other view from it.
+                problems.append(str(error))
+    return _outcome(pruned, problems)
 
 
-class _Outcome:
-    """What was found and done, over all views."""
+def _prune(paths: ViewPaths, params: dict[str, Any], context: runner.Context) -> ViewPruning:
+    with contextlib.ExitStack() as stack:
+        if not context.check_mode:
+            stack.enter_context(view_state.locked(paths, context.timeout, context.progress))
+        found = pruning.find_removable(paths, params["keep"], params["min_age"], context.check_mode)
+        context.carry_out(found.plan, found.handlers(context.progress))
+        return found
 
-    def __init__(self) -> None:
-        self.actions: list[Action] = []
-        self.removed: list[dict[str, Any]] = []
-        self.kept: list[dict[str, Any]] = []
-        self.remains: list[str] = []
 
-    def finished(self) -> runner.Outcome:
-        values = {
-            "removed": self.removed,
-            "kept": self.kept,
-            "remains": self.remains,
-            "bytes_freed": sum(one["bytes"] for one in self.removed),
-        }
-        before = sorted(_line(one) for one in (*self.removed, *self.kept))
-        after = sorted(_line(one) for one in self.kept)
-        shown = {"generations": before, "remains": self.remains}
-        return runner.Outcome(values, tuple(self.actions), shown, {"generations": after, "remains": []})
+def _outcome(pruned: list[ViewPruning], problems: list[str]) -> runner.Outcome:
+    removed = [values for one in pruned for values in one.removed_values()]
+    kept = [values for one in pruned for values in one.kept_values()]
+    remains = [path for one in pruned for path in one.remains]
+    return runner.Outcome(
+        {"removed": removed, "kept": kept, "remains": remains, "bytes_freed": sum(one["bytes"] for one in removed)},
+        tuple(action for one in pruned for action in one.plan),
+        {"generations": sorted(map(_line, (*removed, *kept))), "remains": remains},
+        {"generations": sorted(map(_line, kept)), "remains": []},
+        failure="; ".join(dict.fromkeys(problems)),
+    )
 
 
 def _line(generation: dict[str, Any]) -> str:
     return f"{generation['view']}: {generation['generation']} ({generation['format']})"
-
-
-def _prune(paths: ViewPaths, name: str, params: dict[str, Any], context: runner.Context, outcome: _Outcome) -> None:
-    state = generations.observe(paths)
-    uses = usage.of_generations(paths, forget=not context.check_mode)
-    if not context.check_mode and removal.restore_used(paths, uses):
-        state = generations.observe(paths)
-    found = pruning.verdicts(paths, state, uses, params["keep"], params["min_age"])
-    for verdict in found:
-        if verdict.reason is not None:
-            outcome.kept.append({**_described(name, verdict.candidate), "reason": verdict.reason})
-    by_folder = {verdict.candidate.folder: verdict.candidate for verdict in found if verdict.reason is None}
-    remains = pruning.remains(paths, state, uses, params["min_age"])
-    plan: Plan = (
-        # First, since what is left of an earlier removal is where generations are put aside.
-        *(RemoveRemains(name, path) for path in remains),
-        *(RemoveGeneration(name, folder) for folder in by_folder),
-    )
-    done = list(plan)
-
-    def remove(action: RemoveGeneration) -> None:
-        reason = removal.remove_generation(paths, action.folder, context.progress)
-        if reason is not None:
-            done.remove(action)
-            outcome.kept.append({**_described(name, by_folder.pop(action.folder)), "reason": reason})
-
-    def remove_remains(action: RemoveRemains) -> None:
-        if not pruning.remove_remains(paths, action.path, context.progress):
-            done.remove(action)
-            remains.remove(action.path)
-
-    context.carry_out(plan, {RemoveGeneration: remove, RemoveRemains: remove_remains})
-    outcome.actions += done
-    outcome.removed += [{**_described(name, one), "bytes": one.bytes} for one in by_folder.values()]
-    outcome.remains += remains
-
-
-def _described(view: str, candidate: Candidate) -> dict[str, Any]:
-    generation, layer_format, *_more = candidate.folder.split("-")
-    return {"view": view, "generation": generation, "format": layer_format}
 
 
 if __name__ == "__main__":

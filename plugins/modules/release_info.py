@@ -11,8 +11,8 @@ short_description: List the releases on a software root and in a manifest store
 version_added: 0.1.0
 description:
   - Lists the releases that are on a software root, that have a manifest, or both.
-  - The list is what the filter P(renderfarm.overlay.select_releases#filter) chooses from.
-  - Only the directories that O(pattern) names are listed; the releases themselves are not walked.
+  - The filter P(renderfarm.overlay.select_releases#filter) chooses releases from this list.
+  - The module lists only directories that O(pattern) matches. It does not walk releases.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
 extends_documentation_fragment:
@@ -22,23 +22,24 @@ extends_documentation_fragment:
 options:
   root:
     description:
-      - The software root.
-      - Without it only the manifest store is read, and every release that has a manifest is listed.
+      - Path of the software root.
+      - Without it, the module reads only the manifest store and lists every release that has a manifest.
     type: path
   root_name:
     description:
-      - The identity of the software root, as M(renderfarm.overlay.release_manifest) has it.
-      - With it, a manifest of a release at the same path below another root counts as none.
+      - Identity of the software root, as in M(renderfarm.overlay.release_manifest).
+      - With it, the module ignores manifests of releases of other roots. Without it, it accepts manifests of any root.
     type: str
   store:
-    description: Folder with the manifests; see M(renderfarm.overlay.release_manifest).
+    description:
+      - Directory of the manifests; see M(renderfarm.overlay.release_manifest).
+      - Without it, the module lists the releases on O(root) without manifests.
     type: path
   pattern:
     description:
-      - Where releases are below the software root.
-      - C({package}) and C({version}) stand for the text that becomes the release's package and version, C(*) for any text;
-        none of them matches a slash.
-      - Symbolic links are passed over, and names that start with a dot are matched only by a dot in the pattern.
+      - Path pattern of releases, relative to the software root.
+      - C({package}) and C({version}) match the package and the version of a release. C(*) matches any text. None of them matches a slash.
+      - Symbolic links are ignored. A name that starts with a dot matches only if the pattern has this dot.
     type: str
     default: '{package}/{version}'
 seealso:
@@ -55,11 +56,11 @@ EXAMPLES = r"""
     ready_marker: .ready
   register: software
 
-- name: Show the newest release of each package
+- name: Print the newest release of each package
   ansible.builtin.debug:
     msg: "{{ software.releases | renderfarm.overlay.select_releases('newest(@)') | map(attribute='path') }}"
 
-- name: List releases that are laid out as package, version and platform
+- name: List releases in directories for package, version and platform
   renderfarm.overlay.release_info:
     root: /net/software
     pattern: '{package}/{version}/linux-x86_64'
@@ -73,43 +74,43 @@ releases:
   returned: success
   contains:
     package:
-      description: What C({package}) in the pattern stands for.
+      description: The text that C({package}) in O(pattern) matches.
       type: str
       sample: houdini
     version:
-      description: What C({version}) in the pattern stands for.
+      description: The text that C({version}) in O(pattern) matches.
       type: str
       sample: 20.5.410
     path:
-      description: Path of the release below the software root; what M(renderfarm.overlay.release_manifest) takes as C(release).
+      description: Path of the release below the software root, as for the option C(release) of M(renderfarm.overlay.release_manifest).
       type: str
       sample: houdini/20.5.410
     ready:
-      description: Whether the release is complete. Without O(root) every release that has a manifest is.
+      description: Whether the release has its O(ready_marker). Always true without O(root).
       type: bool
       sample: true
     exists:
-      description: Whether the release is on the software root; none without O(root).
+      description: Whether the release is on the software root. None without O(root).
       type: bool
       sample: true
     manifest:
-      description: Path of the manifest; none when there is none.
+      description: Path of the manifest. None if there is no manifest.
       type: str
       sample: /net/manifests/houdini/20.5.410.dump.gz
     digest:
-      description: Digest of the manifest; none when there is none.
+      description: SHA-256 of the uncompressed manifest. None if there is no manifest.
       type: str
       sample: sha256:9f2c5e0c1f0a6c0e4b8f5f0f3f2b7a0d6d2f9d5a3c1b0e7f8a9b6c5d4e3f2a1b
     root:
-      description: The software root that the manifest says it is of; none when there is none.
+      description: Identity of the software root in the manifest. None if there is no manifest.
       type: str
       sample: /net/software
     entries:
-      description: Number of entries of each kind; none when there is no manifest.
+      description: Number of entries of each kind. None if there is no manifest.
       type: dict
       sample: {"directories": 812, "files": 20412, "symlinks": 390, "hardlinks": 12}
     bytes:
-      description: Content of all files, in bytes; none when there is no manifest.
+      description: Size of the content of all files in bytes. None if there is no manifest.
       type: int
       sample: 3421776512
 """
@@ -139,6 +140,7 @@ def main() -> None:
 
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
+    """Return the releases on the software root and in the store, sorted by package and version."""
     root, store = params["root"], params["store"]
     pattern = Pattern.parse(params["pattern"])
     found: dict[str, Release] = {}
@@ -155,24 +157,22 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         for release in manifest_store.find_manifests(store, pattern, context.progress):
             manifests[release.path] = manifest_store.manifest_path(store, release.path)
             found.setdefault(release.path, release)
-
-    def described(release: Release) -> dict[str, Any]:
-        exists = None if root is None else release.path in on_root
-        ready = exists is None or (exists and _is_ready(root, release.path, params["ready_marker"]))
-        return {
-            "package": release.package,
-            "version": release.version,
-            "path": release.path,
-            "ready": ready,
-            "exists": exists,
-            **_manifest(manifests.get(release.path), release.path, params["root_name"]),
-        }
-
     listed: list[dict[str, Any]] = []
     for release in sorted(found.values(), key=Release.sort_key):
-        listed.append(described(release))
+        exists = None if root is None else release.path in on_root
+        ready = exists is None or (exists and _is_ready(root, release.path, params["ready_marker"]))
+        listed.append(
+            {
+                "package": release.package,
+                "version": release.version,
+                "path": release.path,
+                "ready": ready,
+                "exists": exists,
+                **_manifest(manifests.get(release.path), release.path, params["root_name"]),
+            }
+        )
         context.progress()
-    warnings = [f"{folder} may not be listed, so releases in it are not known" for folder in unlisted]
+    warnings = [f"releases in {directory} are not listed, since this host may not list it" for directory in unlisted]
     return runner.Outcome({"releases": listed}, warnings=warnings)
 
 
@@ -181,6 +181,7 @@ def _is_ready(root: str, release: str, marker: str) -> bool:
 
 
 def _manifest(path: str | None, release: str, root_name: str | None) -> dict[str, Any]:
+    """Return the values of a release's manifest, each None if there is no manifest of this software root."""
     record = manifest_store.find_record(path, release) if path else None
     if record is None or (root_name and root_identity(root_name) != record.root):
         return {"manifest": None, "digest": None, "root": None, "entries": None, "bytes": None}

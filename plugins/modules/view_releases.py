@@ -7,16 +7,16 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: view_releases
-short_description: Decide which releases a view shows, those that are leaving it included
+short_description: Decide which releases a view shows, including those that are leaving it
 version_added: 0.1.0
 description:
-  - Takes the releases that a view declares, checks that each is on the software root and ready, and compares a sample of its files with
-    its manifest.
-  - Adds the releases that the view declared before and does not declare any more. They linger at their place for O(linger) seconds, so that
-    software that runs from them still finds what it loads late. The first run after that leaves them out.
-  - What a view declared last, and what is leaving it since when, is recorded in the file C(.views/NAME.json) of the manifest store, so that
-    every host that is given the result has the same generation, and so has a host that is deployed to later.
-  - Run it on one host, once for all hosts, and give what it returns to M(renderfarm.overlay.metadata_layer).
+  - Checks that each release that a view declares is on the software root, is ready and has a manifest, and compares a sample of its entries
+    with the manifest.
+  - Adds the releases that the view no longer declares. They linger at their place for O(linger) seconds, so that running software still
+    finds the files that it opens late. The first run after that time leaves them out.
+  - The module records the releases that the view declared last, and those that are leaving it, in the file C(.views/NAME.json) of the
+    manifest store. So all hosts that get the result build the same generation, including hosts that are deployed later.
+  - Run the module on one host, once for all hosts, and pass its result to M(renderfarm.overlay.metadata_layer).
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
 extends_documentation_fragment:
@@ -26,20 +26,20 @@ extends_documentation_fragment:
 options:
   name:
     description:
-      - Name of the view; letters, digits, V(.), V(_) and V(-).
-      - Views that share a manifest store and have the same name share their record, so one lingers in the other. Give them different names.
+      - Name of the view. It may have letters, digits, V(.), V(_) and V(-).
+      - Views with the same name and manifest store share one record, so releases of one linger in the other. Give them different names.
     type: str
     required: true
   root:
-    description: The software root.
+    description: Path of the software root.
     type: path
     required: true
   store:
-    description: Directory with the manifests. It has to exist, and this host has to be able to write to it unless O(linger=0).
+    description: Directory of the manifests. It must exist, and this host must be able to write to it unless O(linger=0).
     type: path
     required: true
   releases:
-    description: The releases that the view declares. Each has to have a manifest in O(store).
+    description: The releases that the view declares. Each must have a manifest in O(store).
     type: list
     elements: dict
     required: true
@@ -49,65 +49,67 @@ options:
         type: str
         required: true
       at:
-        description: Where the release appears; see M(renderfarm.overlay.metadata_layer). By default its path below the software root.
+        description:
+          - Path of the release in the view; see M(renderfarm.overlay.metadata_layer). The default is its path below the software root.
         type: str
       source:
-        description: Where its data is in the data layer. By default its path below the software root.
+        description: Path of its data in the data layer. The default is its path below the software root.
         type: str
       include:
-        description: Patterns of what of the release the view shows.
+        description: Patterns of the paths of the release that the view shows. By default it shows all.
         type: list
         elements: str
         default: []
       exclude:
-        description: Patterns of what of the release the view does not show.
+        description: Patterns of the paths of the release that the view does not show.
         type: list
         elements: str
         default: []
   links:
-    description: The symbolic links that the view declares. Nothing lingers at, inside or above their places.
+    description: The symbolic links that the view declares. No release lingers at, below or above their paths.
     type: list
     elements: dict
     default: []
     suboptions:
       path:
-        description: Where the link is, relative to the root of the view.
+        description: Path of the link, relative to the root of the view.
         type: str
         required: true
       target:
-        description: Where it leads.
+        description: Target of the link.
         type: str
         required: true
   linger:
     description:
-      - Seconds for which a release that left the declaration stays in the view.
-      - It stays only where its place is its own path below the software root, and where nothing else is declared at, inside or above that
-        place. A release at any other place, such as V(usd/current) or a place that several releases are merged at, goes at once.
-      - A release that was withdrawn (it has no O(ready_marker) any more), is gone from the software root or has no manifest goes at once.
-      - With V(0) everything goes at once, and the record is removed.
+      - Seconds for which a release stays in the view after it has left the declaration. The default is two days.
+      - A release lingers only if its place is its own path below the software root, and nothing else is declared at, below or above that
+        place. A release at any other place, such as V(usd/current) or a place that several releases share, is removed at once.
+      - A release is also removed at once if it was withdrawn (it no longer has its O(ready_marker)), is no longer on the software root, or
+        has no manifest.
+      - With V(0) nothing lingers, and the record is removed.
     type: int
     default: 172800
   sample:
     description:
-      - How many entries of each declared release are compared with its manifest, besides the release's own directory. They are drawn anew
-        in each run, half of them directories; see the notes for what is noticed.
-      - A release that differs fails the task by its name, together with the first paths that differ.
+      - Number of entries of each declared release that are compared with its manifest, besides the directory of the release. Each run draws
+        another random sample; half of it are directories. The notes say which changes are noticed.
+      - If a release differs from its manifest, the task fails and names the release and the first paths that differ.
       - With V(0) nothing is compared.
     type: int
     default: 20
   now:
     description:
-      - Seconds since 1970 at which to decide what has lingered long enough. By default the time of this host.
-      - Give the C(now) that an earlier batch of the same rollout returned, and this batch decides as that one did.
+      - Time of the decision in seconds since 1970. The default is the current time of this host.
+      - Pass the returned C(now) of an earlier batch of the same rollout to make the same decision in this batch.
     type: int
 notes:
-  - The sample compares type, size, mtime and the targets of symbolic links. A directory whose mtime differs is listed, and all that is
-    in it compared. So a name that was added, removed or replaced is noticed when its directory is in the sample, and a file that was
-    overwritten when the file is. A release that was largely overwritten is noticed by the next run; a single file may take many runs.
-    The option C(rescan) of M(renderfarm.overlay.release_manifest) compares everything.
-  - It costs the reading of each manifest. Where this host has an NFS mount of the software root, it also costs a LOOKUP for each directory
-    on the way that the host does not know yet, and a GETATTR for each entry, since cached attributes are not believed. On the file server
-    itself there are no calls.
+  - The sample compares type, size, mtime and the targets of symbolic links. If the mtime of a directory differs, all entries in it are
+    compared. So an added, removed or replaced name is noticed if its directory is in the sample, and an overwritten file if the file is.
+    One run notices a release that was mostly overwritten. It may take many runs to notice a single file. The option C(rescan) of
+    M(renderfarm.overlay.release_manifest) compares all entries.
+  - The module reads each manifest. If this host mounts the software root through NFS, the sample causes a GETATTR for each entry, since
+    cached attributes are not used, and a LOOKUP for each directory above it that is not in the cache. On the file server itself it causes
+    no NFS calls.
 seealso:
   - module: renderfarm.overlay.release_info
   - module: renderfarm.overlay.release_manifest
@@ -128,7 +130,7 @@ EXAMPLES = r"""
   register: shown
   run_once: true
 
-- name: Build its layer on each host
+- name: Build the layer of the view on each host
   renderfarm.overlay.metadata_layer:
     name: software
     store: /net/manifests
@@ -137,31 +139,33 @@ EXAMPLES = r"""
 
 RETURN = r"""
 releases:
-  description: What the view shows, as M(renderfarm.overlay.metadata_layer) takes it; first what is declared, then what is leaving.
+  description:
+    - The releases that the view shows, as for the option C(releases) of M(renderfarm.overlay.metadata_layer).
+    - The declared ones come first, then those that linger.
   type: list
   elements: dict
   returned: success
   sample: [{"release": "usd-core/26.12", "at": "usd-core/26.12", "source": "usd-core/26.12"}]
 leaving:
-  description: The releases that are not declared any more and linger, in the order of their places.
+  description: The releases that are no longer declared and linger, sorted by their places.
   type: list
   elements: dict
   returned: success
   contains:
     release:
-      description: Path of the release below the software root, which is its place in the view too.
+      description: Path of the release below the software root, which is also its place in the view.
       type: str
       sample: usd-core/26.11
     since:
-      description: When it left the declaration, in UTC.
+      description: Time at which the release left the declaration, in UTC.
       type: str
       sample: '2026-11-25T18:57:00Z'
     until:
-      description: The first run after that time leaves it out.
+      description: Time until which it lingers, in UTC. The first run after that leaves it out.
       type: str
       sample: '2026-11-27T18:57:00Z'
 left:
-  description: The releases that the view has shown until this run and does not show any more.
+  description: The releases that the view showed until this run and no longer shows.
   type: list
   elements: dict
   returned: success
@@ -171,11 +175,11 @@ left:
       type: str
       sample: usd-core/26.08
     at:
-      description: Where it was in the view.
+      description: Place that the release had in the view.
       type: str
       sample: usd-core/26.08
     reason:
-      description: Why it does not linger, or not any longer.
+      description: Why it does not linger, or no longer lingers.
       type: str
       sample: it has lingered for 172800 seconds
 record:
@@ -184,7 +188,7 @@ record:
   returned: success
   sample: /net/manifests/.views/software.json
 now:
-  description: The time at which this was decided, in seconds since 1970; see O(now).
+  description: Time of the decision in seconds since 1970; see O(now).
   type: int
   returned: success
   sample: 1795633020
@@ -196,44 +200,32 @@ from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import declared_links
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, sampling, scan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import linger, view_record
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import linger, release_checks, view_record
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import ViewPaths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import ForgetReleases, RecordReleases
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.linger import Decision, Placed, Record
-
-#: Releases that a message names.
-_NAMED = 5
 
 
 def main() -> None:
+    required: dict[str, Any] = {"type": "str", "required": True}
     patterns = {"type": "list", "elements": "str", "default": []}
+    release = {
+        "release": required,
+        "at": {"type": "str"},
+        "source": {"type": "str"},
+        "include": patterns,
+        "exclude": patterns,
+    }
+    link = {"path": required, "target": required}
     runner.run(
         {
-            "name": {"type": "str", "required": True},
+            "name": required,
             "root": {"type": "path", "required": True},
             "store": {"type": "path", "required": True},
-            "releases": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": {
-                    "release": {"type": "str", "required": True},
-                    "at": {"type": "str"},
-                    "source": {"type": "str"},
-                    "include": patterns,
-                    "exclude": patterns,
-                },
-            },
-            "links": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {"path": {"type": "str", "required": True}, "target": {"type": "str", "required": True}},
-            },
+            "releases": {"type": "list", "elements": "dict", "required": True, "options": release},
+            "links": {"type": "list", "elements": "dict", "default": [], "options": link},
             "ready_marker": runner.READY_MARKER,
             "linger": {"type": "int", "default": 172800},
             "sample": {"type": "int", "default": 20},
@@ -244,39 +236,40 @@ def main() -> None:
 
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
+    """Check the declared releases, decide which others linger, and write the record."""
     _check(params)
-    name, store = params["name"], params["store"]
-    declared = [
-        linger.placed(one["release"], one["at"], one["source"], one["include"], one["exclude"])
-        for one in params["releases"]
-    ]
+    name, store, seconds = params["name"], params["store"], params["linger"]
+    source = release_checks.ReleaseSource(params["root"], store, params["ready_marker"])
+    declared = [linger.placed(**one) for one in params["releases"]]
     before = view_record.read(store, name)
     os.close(scan.open_root(os.fsencode(params["root"])))
-    _check_releases(declared, params, context)
+    paths = [one.release for one in declared]
+    release_checks.check_declared(name, source, paths, params["sample"], context.note.write, context.progress)
+    links = _link_paths(params)
+    lingering = [one.placed.release for one in linger.candidates(declared, links, before)[0]]
+    unusable = release_checks.unusable_releases(source, paths, lingering, context.progress)
     now = int(time.time()) if params["now"] is None else params["now"]
-    decision = _decide(declared, before, now, params, context)
-    plan = _plan(name, before, decision.record, params["linger"])
-
+    decision = linger.decide(declared, links, before, now, seconds, unusable)
+    record = decision.record
+    plan = linger.plan_record(name, before, record, seconds)
     handlers: Handlers = {
-        RecordReleases: lambda _action: view_record.write(store, name, decision.record),
+        RecordReleases: lambda _action: view_record.write(store, name, record),
         ForgetReleases: lambda _action: view_record.remove(store, name),
     }
     context.carry_out(plan, handlers)
     values = {
-        "releases": [one.as_dict() for one in (*declared, *(one.placed for one in decision.record.leaving))],
-        "leaving": _leaving(decision.record, params["linger"]),
-        "left": [
-            {"release": one.placed.release, "at": one.placed.at or "/", "reason": one.reason} for one in decision.left
-        ],
+        "releases": [one.as_dict() for one in (*declared, *(one.placed for one in record.leaving))],
+        "leaving": view_record.leaving_values(record, seconds),
+        "left": [one.as_dict() for one in decision.left],
         "record": view_record.path_of(store, name),
         "now": now,
     }
-    after = decision.record if params["linger"] else None
-    return runner.Outcome(values, plan, _shown(before, params["linger"]), _shown(after, params["linger"]))
+    after = record if seconds else None
+    diffs = (view_record.diff_values(before, seconds), view_record.diff_values(after, seconds))
+    return runner.Outcome(values, plan, *diffs)
 
 
 def _check(params: dict[str, Any]) -> None:
-    """Refuse what cannot be before anything is read."""
     for option in ("root", "store"):
         runner.check_absolute(params[option], option)
     ViewPaths.of("/", params["name"])
@@ -285,80 +278,9 @@ def _check(params: dict[str, Any]) -> None:
             raise OverlayError(f"{option} must be 0 or more, not {params[option]}")
 
 
-def _check_releases(declared: list[Placed], params: dict[str, Any], context: runner.Context) -> None:
-    """Raises OverlayError that names the declared releases which cannot be shown, or are not what their manifests say any more."""
-    problems = []
-    for release in dict.fromkeys(one.release for one in declared):
-        context.note.write(f"release {release}")
-        problem = view_record.trouble(params["root"], params["store"], release, params["ready_marker"])
-        if not problem and params["sample"]:
-            path = manifest_store.manifest_path(params["store"], release)
-            place = os.fsencode(release)
-            placement = Placement(path, manifest_store.read_record(path), place, place)
-            found = sampling.differences(
-                placement, params["root"], params["sample"], params["ready_marker"], context.progress
-            )
-            if found:
-                problem = f"release {release} is no longer what its manifest says: {', '.join(found)}; {_REMEDY}"
-        if problem:
-            problems.append(problem if release in problem else f"release {release}: {problem}")
-        context.progress()
-    if problems:
-        more = f" (and {len(problems) - _NAMED} more releases)" if len(problems) > _NAMED else ""
-        raise OverlayError(f"view {params['name']}: {'; '.join(problems[:_NAMED])}{more}")
-
-
-_REMEDY = (
-    "a release never changes, so publish this under a new version; or, if this is what the release is to be, remove its manifest"
-    " (release_manifest with state: absent) and deploy again"
-)
-
-
-def _decide(
-    declared: list[Placed], before: Record | None, now: int, params: dict[str, Any], context: runner.Context
-) -> Decision:
-    links = [
-        os.fsdecode(link.path)
-        for link in declared_links((os.fsencode(one["path"]), os.fsencode(one["target"])) for one in params["links"])
-    ]
-    unusable = {}
-    root = next((view_record.root_of(params["store"], one.release) for one in declared), None)
-    for one in linger.candidates(declared, links, before)[0]:
-        reason = view_record.trouble(params["root"], params["store"], one.placed.release, params["ready_marker"])
-        if not reason and root not in (None, view_record.root_of(params["store"], one.placed.release)):
-            reason = f"release {one.placed.release} is of another software root than the releases of the view"
-        if reason:
-            unusable[one.placed.release] = reason
-        context.progress()
-    return linger.decide(declared, links, before, now, params["linger"], unusable)
-
-
-def _plan(name: str, before: Record | None, after: Record, seconds: int) -> Plan:
-    if not seconds:
-        return () if before is None else (ForgetReleases(name),)
-    return () if before == after else (RecordReleases(name),)
-
-
-def _shown(record: Record | None, seconds: int) -> dict[str, Any]:
-    """Return a view's releases for the diff."""
-    if record is None:
-        return {}
-    until = {one["release"]: one["until"] for one in _leaving(record, seconds)}
-    return {
-        "declared": [f"{one.release} at {one.at or '/'}" for one in record.declared],
-        "leaving": [f"{release} until {until[release]}" for release in until],
-    }
-
-
-def _leaving(record: Record, seconds: int) -> list[dict[str, str]]:
-    return [
-        {"release": one.placed.release, "since": _utc(one.since), "until": _utc(one.since + seconds)}
-        for one in record.leaving
-    ]
-
-
-def _utc(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+def _link_paths(params: dict[str, Any]) -> list[str]:
+    given = [(os.fsencode(one["path"]), os.fsencode(one["target"])) for one in params["links"]]
+    return [os.fsdecode(link.path) for link in declared_links(given)]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What one ad-hoc call of each module costs: its wall time, and the bytes that Ansible sends to the host for it.
+"""Measure one ad-hoc call of each module: its wall time, and the bytes that Ansible sends to the host.
 
-Each call finds nothing to do, or nothing there, so that the time is that of Ansible, of Python and of importing the module.
+Each call finds nothing to do, so the time is that of Ansible, of Python and of importing the module.
 """
 
 from __future__ import annotations
@@ -23,23 +23,25 @@ class Call:
     module: str
     #: Median of the rounds.
     seconds: float
-    #: Of the file with the module and all that it imports.
+    #: Bytes of the file with the module and everything that it imports.
     payload: int
 
 
 def measure(rounds: int) -> list[Call]:
-    """Call each module on this host, as `ansible localhost -m` does."""
-    with tempfile.TemporaryDirectory() as folder:
-        return [_measure(module, Path(folder), rounds) for module in sorted(path.stem for path in MODULES.glob("*.py"))]
+    """Call each module with `ansible localhost -m` and return its costs."""
+    with tempfile.TemporaryDirectory() as directory:
+        return [
+            _measure(module, Path(directory), rounds) for module in sorted(path.stem for path in MODULES.glob("*.py"))
+        ]
 
 
-def _measure(module: str, folder: Path, rounds: int) -> Call:
-    arguments = _arguments(module, folder)
-    kept = folder / module
+def _measure(module: str, directory: Path, rounds: int) -> Call:
+    arguments = _arguments(module, directory)
+    kept = directory / module
     _call(module, arguments, {"ANSIBLE_REMOTE_TEMP": str(kept), "ANSIBLE_KEEP_REMOTE_FILES": "1"})
     payloads = [path.stat().st_size for path in kept.rglob("AnsiballZ_*.py")]
     if len(payloads) != 1:
-        sys.exit(f"make bench: {module}: {len(payloads)} files were sent")
+        sys.exit(f"make bench: {module}: Ansible sent {len(payloads)} files instead of one")
     seconds = []
     for _turn in range(rounds):
         started = time.perf_counter()
@@ -48,18 +50,24 @@ def _measure(module: str, folder: Path, rounds: int) -> Call:
     return Call(module, statistics.median(seconds), payloads[0])
 
 
-def _arguments(module: str, folder: Path) -> dict[str, object]:
-    """Return arguments with which a module has nothing to do; those of one that is not named here are a mountpoint's."""
-    nothing = str(folder / "nothing")
+def _arguments(module: str, directory: Path) -> dict[str, object]:
+    """Return arguments with which a module has nothing to do. A module that is not listed gets a mountpoint."""
+    nothing = str(directory / "nothing")
     known: dict[str, dict[str, object]] = {
         "metadata_layer": {"name": "bench", "state_dir": nothing, "state": "absent"},
         "overlay_finalize": {"path": nothing},
         "overlay_info": {"probe": False},
         "overlay_move": {"source": nothing, "destination": f"{nothing}-new"},
         "overlay_prune": {"state_dir": nothing},
-        "release_info": {"root": str(folder)},
-        "release_manifest": {"root": str(folder), "release": "a/1", "store": str(folder), "state": "absent"},
-        "view_releases": {"name": "bench", "root": str(folder), "store": str(folder), "releases": [], "linger": 0},
+        "release_info": {"root": str(directory)},
+        "release_manifest": {"root": str(directory), "release": "a/1", "store": str(directory), "state": "absent"},
+        "view_releases": {
+            "name": "bench",
+            "root": str(directory),
+            "store": str(directory),
+            "releases": [],
+            "linger": 0,
+        },
     }
     return known.get(module, {"path": nothing, "state": "unmounted"})
 
@@ -70,6 +78,6 @@ def _call(module: str, arguments: dict[str, object], more: dict[str, str]) -> No
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
-    # A module that says that something is not there has done its work; anything else has not.
+    # A module that reports a missing path has done its work; any other failure is an error.
     if "=>" not in done.stdout or "bug of the module" in done.stdout:
         sys.exit(f"make bench: {module}: {done.stdout}")

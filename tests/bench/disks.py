@@ -1,4 +1,4 @@
-"""Fresh file systems to measure on, in a mount namespace of our own: they vanish with the process, however it ends."""
+"""Make new file systems to measure on, in a private mount namespace: they vanish with the process, however it ends."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import sy
 @dataclass(frozen=True)
 class FileSystem:
     name: str
-    #: The command that makes it in a file, and the file's size; none for tmpfs.
+    #: The mkfs command and the size of its file; empty for tmpfs.
     mkfs: Sequence[str] = ()
     gigabytes: int = 0
 
 
-# Inode tables are written by mkfs, not by the kernel in the background while we measure.
+# mkfs writes the inode tables, so that the kernel does not do so in the background while we measure.
 _EXT4 = ("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-i", "8192")
 
 FILE_SYSTEMS = (
@@ -30,22 +30,22 @@ FILE_SYSTEMS = (
     FileSystem("ext4, 512-byte inodes", (*_EXT4, "-I", "512"), 8),
     FileSystem("ext4, 256-byte inodes", (*_EXT4, "-I", "256"), 8),
 )
-#: As they are named on the command line.
+#: Names for the command line.
 BY_KEY = dict(zip(("tmpfs", "xfs", "ext4-512", "ext4-256"), FILE_SYSTEMS, strict=True))
 
 
 def private_mounts() -> None:
-    """Keep the mounts of this process and its children to themselves."""
+    """Move this process to a private mount namespace."""
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(b"none", b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
 
 
 @contextlib.contextmanager
 def mounted(system: FileSystem, at: Path, backing: Path) -> Iterator[Path]:
-    """Make a file system, in a file in the folder ``backing`` unless it is a tmpfs, and mount it at ``at``."""
+    """Make a file system and mount it at ``at``. Unless it is a tmpfs, it is in a file in ``backing``."""
     at.mkdir(exist_ok=True)
     if system.mkfs:
-        # Without a name, the file and its loop device go with the last mount of it, even if this process is killed.
+        # Once unlinked, the file and its loop device vanish with the last mount, even if this process is killed.
         fd, path = tempfile.mkstemp(dir=backing)
         try:
             os.truncate(fd, system.gigabytes << 30)
@@ -55,7 +55,7 @@ def mounted(system: FileSystem, at: Path, backing: Path) -> Iterator[Path]:
             os.close(fd)
             os.unlink(path)
     else:
-        # A million inodes are more than a tmpfs has by itself on a small machine.
+        # By default a tmpfs on a small machine has fewer than a million inodes.
         subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=0", "tmpfs", at], check=True)
     try:
         yield at

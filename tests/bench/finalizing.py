@@ -1,4 +1,4 @@
-"""Finalizing a writable overlay, and `chown -R -h` with `ls -lR` on another one over the same lower layer."""
+"""Compare finalizing a writable overlay with `chown -R -h` and `ls -lR` on another one over the same lower layer."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ OWNER = "5000"
 
 @dataclass
 class Comparison:
-    """Seconds of each round."""
+    """Hold the seconds of each round."""
 
     files: int
     system: str
     ours: list[float] = field(default_factory=list)
-    #: The same with only what the two commands do as well: without sealing.
+    #: Without sealing, which the two commands do not do either.
     unsealed: list[float] = field(default_factory=list)
-    #: The first and the second run, without starting Python and Ansible.
+    #: The first and the second run, without the start of Python and Ansible.
     inside: list[float] = field(default_factory=list)
     again: list[float] = field(default_factory=list)
     commands: list[float] = field(default_factory=list)
 
 
-def make_lower(folder: Path, files: int) -> Path:
-    """Make a tree of small files, as releases have them."""
+def make_lower(directory: Path, files: int) -> Path:
+    """Make a tree of small files like those of releases, and return its root."""
     for number in range(files // FILES_PER_DIRECTORY):
-        place = folder / f"package_{number // 400:03}/{number // 40 % 10}.0/lib/module_{number % 40:02}"
+        place = directory / f"package_{number // 400:03}/{number // 40 % 10}.0/lib/module_{number % 40:02}"
         place.mkdir(parents=True)
         for index in range(FILES_PER_DIRECTORY):
             (place / f"file_{index:02}.py").write_bytes(b"content")
-    return folder
+    return directory
 
 
 def compare(files: int, rounds: int, lower: Path, system: disks.FileSystem, disk: Path, backing: Path) -> Comparison:
     found = Comparison(files, system.name)
     for turn in range(rounds):
-        # Who comes first changes, in case that the first one warms something up for the others.
+        # Alternate the order, in case the first one warms a cache for the others.
         order = ("sealed", "unsealed", "commands") if turn % 2 == 0 else ("commands", "unsealed", "sealed")
         for who in order:
             with disks.mounted(system, disk, backing), _overlay(lower, disk) as view:
@@ -85,7 +85,7 @@ def _commands(view: Path) -> float:
 
 
 def _finalize(view: Path, files: int, **arguments: object) -> tuple[float, float]:
-    """Run the module in a process of its own; return the seconds of that, and those of the module's own work."""
+    """Run the module in a separate process; return the seconds of the process and of the module's own work."""
     given = json.dumps({"path": str(view), "owner": OWNER, "allow_unmount": True, **arguments})
     started = time.perf_counter()
     done = subprocess.run(

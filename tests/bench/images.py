@@ -1,4 +1,4 @@
-"""Building a view as an image, against `mkcomposefs --from-file` alone on the same entries."""
+"""Compare building a view as an image with `mkcomposefs --from-file` alone on the same entries."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Cost:
-    """What one build of an image took: seconds until it is written and until it is on the disk, and bytes of memory."""
+    """Hold the cost of one build: seconds until the image is written and until it is synced, and bytes of memory."""
 
     written: float
     synced: float
-    #: Of the processor, in user mode and in the kernel: all of it, and that of our own process.
+    #: Processor seconds in user mode and in the kernel: in total, and of our own process.
     processor: float
     own_processor: float
     peak: int
@@ -41,7 +41,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a number of rounds gave, ours and mkcomposefs alone side by side."""
+    """Hold the costs of several rounds, ours and those of mkcomposefs alone."""
 
     files: int
     ours: Sequence[Cost]
@@ -56,7 +56,7 @@ class Comparison:
         return _median(self.alone, what)
 
     def ratios(self, what: str) -> list[float]:
-        """Return what ours took in each round, as a multiple of mkcomposefs alone in the same round."""
+        """Return our cost in each round, relative to mkcomposefs alone in the same round."""
         return [getattr(ours, what) / getattr(alone, what) for ours, alone in zip(self.ours, self.alone, strict=True)]
 
 
@@ -66,7 +66,7 @@ def _median(costs: Sequence[Cost], what: str) -> float:
 
 
 def build_alone(dump: Path, image: Path) -> Cost:
-    """Make the image with mkcomposefs from a file, and write it to the disk."""
+    """Build the image with mkcomposefs from a file, sync it, and return the cost."""
     started = time.perf_counter()
     process = subprocess.Popen((BUILDER, "--from-file", dump, image))
     _pid, status, used = os.wait4(process.pid, 0)
@@ -83,7 +83,7 @@ def _seconds(used: resource.struct_rusage) -> float:
 
 
 def digest_and_gzipped_size(image: Path) -> tuple[str, int]:
-    """Return the SHA-256 of an image, and how many bytes of it go over the wire when it is gzipped."""
+    """Return the SHA-256 of an image, and its gzipped size in bytes."""
     digest = hashlib.sha256()
     packer = zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP_FORMAT)
     size = 0
@@ -94,9 +94,9 @@ def digest_and_gzipped_size(image: Path) -> tuple[str, int]:
     return f"sha256:{digest.hexdigest()}", size + len(packer.flush())
 
 
-def clear(folder: Path) -> None:
-    """Remove what the last round left."""
-    for path in folder.iterdir():
+def clear(directory: Path) -> None:
+    """Remove the output of the last round."""
+    for path in directory.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
         else:

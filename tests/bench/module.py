@@ -1,9 +1,8 @@
-"""A module in a process of its own, which imports what the module does and nothing else.
+"""Run a module in a process that imports only what the module does.
 
     module.py NAME ARGUMENTS
 
-Prints as JSON its outcome and, as `inside`, the seconds of its own work: what lies between reading its arguments and giving
-its outcome.
+Print as JSON its `outcome` and, as `inside`, the seconds between reading its arguments and returning its outcome.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Removing a view, and `rm -rf` of the same layer."""
+"""Compare removing a view with `rm -rf` of the same layer."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MODULE = Path(__file__).resolve().parent / "module.py"
 
 @dataclass
 class Comparison:
-    """Seconds of each round."""
+    """Hold the seconds of each round."""
 
     files: int
     system: str
-    #: Of the module's own work, without starting Python and Ansible.
+    #: The module's own work, without the start of Python and Ansible.
     ours: list[float] = field(default_factory=list)
     rm: list[float] = field(default_factory=list)
 
@@ -29,7 +29,7 @@ class Comparison:
 def compare(
     files: int, rounds: int, build: Callable[[Path], object], system: disks.FileSystem, disk: Path, backing: Path
 ) -> Comparison:
-    """Remove a view and its layer in turns; ``build`` builds it in the state directory that it is given."""
+    """Remove a view by the module and by rm in turns. ``build`` builds the view in the given state directory."""
     found = Comparison(files, system.name)
     for turn in range(rounds):
         for is_ours in (True, False) if turn % 2 == 0 else (False, True):
@@ -43,7 +43,7 @@ def compare(
                 else:
                     found.rm.append(_seconds_of(["rm", "-rf", state_dir / "views" / "bench"]))
                 if list((state_dir / "views").iterdir()):
-                    sys.exit("make bench: something was left of the view")
+                    sys.exit("make bench: the view was not removed completely")
     return found
 
 

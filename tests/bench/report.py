@@ -1,4 +1,4 @@
-"""What the benchmark found, as tables: aligned on a terminal, and as Markdown just as it stands."""
+"""Print the results of the benchmark as tables that are aligned and valid Markdown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ansible_collections.renderfarm.overlay.tests.kernel.soak import Found
 
 
 def environment() -> str:
-    """Return what the figures depend on besides the code."""
+    """Return the machine and the versions that the figures depend on."""
     tar = subprocess.run(("tar", "--version"), check=True, stdout=subprocess.PIPE, text=True).stdout
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return (
@@ -27,7 +27,7 @@ def environment() -> str:
 
 
 class Table:
-    """Rows of text below a title, and what has to be said on them."""
+    """Hold rows of text below a title."""
 
     def __init__(self, title: str, *head: str) -> None:
         self._title = title
@@ -41,7 +41,7 @@ class Table:
         return len(self._rows) == 1
 
     def __str__(self) -> str:
-        """The table as Markdown whose columns are aligned."""
+        """Return the table as Markdown with aligned columns."""
         widths = [max(map(len, column)) for column in zip(*self._rows)]
         first, *others = (self._line(row, widths) for row in self._rows)
         rule = "|".join(("", *("-" * (width + 1) + ":" for width in widths), ""))
@@ -53,7 +53,7 @@ class Table:
 
 
 class Report:
-    """Takes the figures, and says which of them have a bar to meet."""
+    """Collect the figures, and check those that have a bar to meet."""
 
     def __init__(self) -> None:
         self._compared = Table(
@@ -67,7 +67,7 @@ class Report:
                 "ours, synced",
                 "tar, synced",
                 "ratio",
-                "of rounds",
+                "range",
                 "on disk",
             ),
             "bar",
@@ -78,12 +78,12 @@ class Report:
         )
         self._memory = Table("Memory of building a directory layer", "files", "peak", "bar")
         self._images = Table(
-            "Building an image, and mkcomposefs --from-file alone (medians, in seconds; ratios are medians of those of the rounds)",
-            *("files", "", "ours", "mkcomposefs", "ratio", "of rounds", "bar"),
+            "Building an image, and mkcomposefs --from-file alone (medians, in seconds; each ratio is the median of the rounds' ratios)",
+            *("files", "", "ours", "mkcomposefs", "ratio", "range", "bar"),
         )
         self._growth = Table(
-            "Growth: microseconds of the processor for a file",
-            *("files", "our own", "mkcomposefs, run by us", "together", "of that with fewer files", "bar"),
+            "Growth: processor time for a file, in microseconds",
+            *("files", "own", "mkcomposefs, run by us", "total", "ratio to a smaller view", "bar"),
         )
         self._last_cost: float | None = None
         self._sizes = Table(
@@ -98,7 +98,7 @@ class Report:
         )
         self._removing = Table(
             "Removing a view, and rm -rf of the same layer (medians, in seconds)",
-            *("files", "file system", "in the module", "rm", "ratio", "of rounds"),
+            *("files", "file system", "in the module", "rm", "ratio", "range"),
         )
         self._calls = Table("One ad-hoc call of each module", "module", "wall time", "sent to the host")
         self._soak = Table(
@@ -130,7 +130,7 @@ class Report:
         on_disk: int,
         bar: float | None,
     ) -> None:
-        """``ours`` and ``tar`` are seconds without and with the time until all is on the disk; ``rounds`` are ratios."""
+        """Add a row. ``ours`` and ``tar`` are seconds without and with syncing; ``rounds`` are ratios."""
         ratios = [mine / theirs for mine, theirs in zip(ours, tar)]
         cells = [
             cell
@@ -149,7 +149,7 @@ class Report:
         self._memory.add(f"{files:,}", _megabytes(peak), self._bar(peak / 1e6, bar, "< {} MB"))
 
     def add_image(self, found: Comparison, ratio_bar: float, growth_bar: float) -> None:
-        whats = (("written", "written"), ("synced", "on the disk"), ("processor", "of the processor"))
+        whats = (("written", "written"), ("synced", "synced"), ("processor", "processor time"))
         for what, shown in whats:
             ratios = found.ratios(what)
             ratio = statistics.median(ratios)
@@ -231,7 +231,7 @@ class Report:
         return f"{wanted.format(bar)}: {'met' if met else 'NOT MET'}"
 
     def __str__(self) -> str:
-        verdict = f"Bars that are not met: {self._missed}." if self._missed else "All bars are met."
+        verdict = f"Bars not met: {self._missed}." if self._missed else "All bars are met."
         tables = (
             *(self._compared, self._memory, self._images, self._growth, self._sizes),
             *(self._second, self._switches, self._finalize, self._removing, self._calls, self._soak, self._speed),

@@ -1,4 +1,4 @@
-"""How long a function takes, wherever it is called."""
+"""Measure how long a function takes, wherever it is called."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Stopwatch:
-    """Calls a function and remembers how long that took."""
+    """Call a function and keep the seconds that it took."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function

@@ -1,4 +1,4 @@
-"""How long it takes to switch a mounted view, from looking at what is mounted until the old one is gone."""
+"""Measure switching a mounted view, from reading mountinfo until the old view is detached."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.option
 TURNS = 101
 
 
-def seconds_of_switches(folder: Path, images: bool) -> list[float]:
-    """Switch between two generations below ``folder``, directories or EROFS images; return the seconds of each switch."""
-    detached.FOLDER = str(folder / "detached" / "records")
-    specs = [_generation(folder, number, images) for number in range(2)]
+def seconds_of_switches(directory: Path, images: bool) -> list[float]:
+    """Switch between two generations below ``directory``, as directories or images; return the seconds of each switch."""
+    detached.FOLDER = str(directory / "detached" / "records")
+    specs = [_generation(directory, number, images) for number in range(2)]
     found = []
     for turn in range(TURNS + 1):
         spec = specs[turn % 2]
@@ -31,12 +31,12 @@ def seconds_of_switches(folder: Path, images: bool) -> list[float]:
             apply(action, mounts.HANDLERS)
         found.append(time.perf_counter() - started)
     mountpoints.unmount(specs[0].path)
-    # The first one mounts.
+    # The first turn only mounts.
     return found[1:]
 
 
-def _generation(folder: Path, number: int, image: bool) -> MountSpec:
-    layer, data = folder / f"layer{number}", folder / "data"
+def _generation(directory: Path, number: int, image: bool) -> MountSpec:
+    layer, data = directory / f"layer{number}", directory / "data"
     data.mkdir(exist_ok=True)
     layer.mkdir()
     (layer / "file").touch()
@@ -46,4 +46,4 @@ def _generation(folder: Path, number: int, image: bool) -> MountSpec:
         subprocess.run(["mkfs.erofs", "--quiet", lower, layer], check=True, stdout=subprocess.DEVNULL)
         (layer / "file").unlink()
         layer.rmdir()
-    return mount_spec(os.fsencode(folder / "view"), [lower], [os.fsencode(data)], {}, True, [lower] if image else [])
+    return mount_spec(os.fsencode(directory / "view"), [lower], [os.fsencode(data)], {}, True, [lower] if image else [])

@@ -1,4 +1,4 @@
-"""Manifests of software that does not exist: always the same bytes for the same number of files."""
+"""Write manifests of invented software: always the same bytes for the same number of files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FILES_PER_RELEASE = 5_000
 FILES_PER_DIRECTORY = 25
 DIRECTORIES_PER_GROUP = 10
 
-#: Software is seldom owned by who builds the layer, so that each entry costs a chown, as for tar.
+#: Software is rarely owned by the user who builds the layer, so each entry costs a chown, as for tar.
 OWNER = 5000
 _MTIME_NS = 1_700_000_000_123_456_789
 _DIRECTORY = stat.S_IFDIR | 0o755
@@ -24,7 +24,7 @@ _SYMLINK = stat.S_IFLNK | 0o777
 
 
 def write(store: Path, files: int) -> list[Path]:
-    """Write manifests that have ``files`` regular files in all, and return their paths."""
+    """Write manifests with ``files`` regular files in total, and return their paths."""
     return [_write_release(store, number) for number in range(files // FILES_PER_RELEASE)]
 
 
@@ -54,7 +54,7 @@ def _write_release(store: Path, number: int) -> Path:
 
 
 def _entries(release: bytes, seed: int) -> Iterator[Entry]:
-    """Yield a release as they are met: packages of some 25 files, an empty one first, paths of 70 to 100 bytes."""
+    """Yield the entries of a typical release: packages of 25 files whose first is empty, with paths of 70 to 100 bytes."""
     packages = FILES_PER_RELEASE // FILES_PER_DIRECTORY
     yield _directory(b"/", 3)
     yield _directory(b"/lib", 3)

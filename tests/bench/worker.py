@@ -1,13 +1,13 @@
-"""One measurement in a process of its own: its times and its memory are those of the work alone.
+"""Take one measurement in a separate process, so that its times and its memory are those of the work alone.
 
     worker.py build STATE_DIR MANIFEST...   build the directory layer of a view
     worker.py image STATE_DIR MKCOMPOSEFS MANIFEST...
                                             build the image of a view
     worker.py dump FILE MANIFEST...         write the entries of a view as composefs-dump
-    worker.py read MANIFEST...              read and compose the manifests, and build nothing
+    worker.py read MANIFEST...              read and compose the manifests without building
     worker.py scan ROOT                     scan a tree as a release
 
-Each prints what it found as JSON.
+Each prints its results as JSON.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ VIEW = "bench"
 
 
 def build(state_dir: str, *manifests: str) -> dict[str, Any]:
-    """Build a layer as metadata_layer does. ``synced`` is all of it, ``built`` ends before it goes to the disk."""
+    """Build a layer as metadata_layer does. ``synced`` is the total; ``built`` ends before the sync."""
     layer = Stopwatch(DirectoryLayer.build)
-    # A function, and not the stopwatch itself, becomes a method and is given the layer.
+    # Only a function, not the stopwatch itself, becomes a method that gets the layer.
     setattr(DirectoryLayer, "build", lambda *given: layer(*given))  # noqa: B010, PLW0108
     paths = ViewPaths.of(state_dir, VIEW)
     spec = LayerSpec(VIEW, _placements(manifests), "directory", "data_only", "trusted")
@@ -56,9 +56,9 @@ def build(state_dir: str, *manifests: str) -> dict[str, Any]:
 
 
 def image(state_dir: str, builder: str, *manifests: str) -> dict[str, Any]:
-    """Build an image as metadata_layer does. ``built`` ends when it has been written and its digest taken.
+    """Build an image as metadata_layer does. ``built`` ends when the image is written and its digest computed.
 
-    ``processor`` is that of this process, in seconds; peaks are in bytes.
+    ``processor`` is the processor time of this process in seconds; peaks are in bytes.
     """
     making = Stopwatch(erofs_layer.build)
     setattr(erofs_layer, "build", making)  # noqa: B010 (mypy knows it as a function)
@@ -94,8 +94,8 @@ def read(*manifests: str) -> dict[str, Any]:
 
 def scan(root: str) -> dict[str, Any]:
     started = time.perf_counter()
-    folder, name = os.path.split(root)
-    entries = sum(1 for _entry in Scan(os.fsencode(folder), os.fsencode(name)))
+    directory, name = os.path.split(root)
+    entries = sum(1 for _entry in Scan(os.fsencode(directory), os.fsencode(name)))
     return {"seconds": time.perf_counter() - started, "entries": entries}
 
 
@@ -114,11 +114,11 @@ def _processor_seconds(whose: int) -> float:
 
 
 def _peak_memory() -> int:
-    """Return the most memory that this process ever had, in bytes: VmHWM of proc(5)."""
+    """Return the peak memory of this process in bytes: VmHWM of proc(5)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("the kernel does not tell VmHWM")
+    raise RuntimeError("the kernel does not report VmHWM")
 
 
 if __name__ == "__main__":

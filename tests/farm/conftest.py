@@ -1,4 +1,4 @@
-"""The farm that `tests/farm/run` has started, for the tests beside it."""
+"""Provide the farm that `tests/farm/run` started to the tests in this directory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-releases",
         action="store_true",
-        help="test_finalize.py: all releases, and not a package; five minutes more",
+        help="test_finalize.py: finalize all releases instead of a package; takes five more minutes",
     )
 
 
@@ -26,11 +26,11 @@ def farm() -> Farm:
 
 @pytest.fixture(scope="module", params=VIEW_NODES)
 def view_node(farm: Farm, request: pytest.FixtureRequest) -> Machine:
-    """Each render node that can have views."""
+    """Return each render node that can have views."""
     return farm.nodes[request.param]
 
 
 @pytest.fixture(scope="module")
 def deployment(farm: Farm) -> collection.Deployment:
-    """The view of all releases, deployed by the collection's playbook and mounted on each render node that can have it."""
+    """Deploy the view of all releases with the collection's playbook to each render node that can have it."""
     return collection.deployment(farm)

@@ -1,4 +1,4 @@
-"""Through the collection's view, looking for software sends the NFS server nothing; only opening and reading it does."""
+"""Test that looking for software through a view sends the NFS server nothing; only opening and reading it does."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ STARTS = ("start-usd", "start-qt", "start-numpy")
 
 @pytest.fixture(scope="module")
 def rows(farm: Farm, view_node: Machine) -> dict[tuple[str, str], dict[str, Any]]:
-    """What the collection's view sent, by piece of work and state."""
+    """Return the calls through the collection's view, by work and state."""
     found = measure.rows(farm, view_node, measure.COLLECTION)
     return {(row["work"], row["state"]): row for row in found}
 
 
 @pytest.fixture(scope="module")
 def old_rows(farm: Farm) -> dict[tuple[str, str], dict[str, Any]]:
-    """The same of the node without data-only layers, of what sends nothing there."""
+    """Return the calls of the node without data-only layers, for the work that sends nothing there."""
     configuration = replace(measure.COLLECTION, name="collection-old", work=("missing", "readdir"))
     return {(row["work"], row["state"]): row for row in measure.rows(farm, farm.nodes["old"], configuration)}
 
@@ -47,7 +47,7 @@ def test_missing_names_and_listings_send_nothing_without_data_only_layers_either
 
 @pytest.mark.parametrize("state", ["cold", "warm"])
 @pytest.mark.parametrize("work", STARTS)
-def test_starting_software_looks_up_nothing_that_is_not_there(
+def test_starting_software_looks_up_no_missing_names(
     rows: dict[tuple[str, str], dict[str, Any]], work: str, state: str
 ) -> None:
     row = rows[work, state]
@@ -59,22 +59,20 @@ def test_a_first_open_sends_what_the_path_walk_and_the_open_need(
     rows: dict[tuple[str, str], dict[str, Any]],
 ) -> None:
     operations = {name: calls for name, (calls, _errors) in rows["open", "cold"]["operations"].items()}
-    # Caches were really cold: every file was opened on the server.
+    # The caches were really cold: every file was opened on the server.
     assert operations.get("OPEN", 0) + operations.get("OPEN_NOATTR", 0) == measure.OPENS
     assert set(operations) <= {"LOOKUP", "ACCESS", "OPEN", "OPEN_NOATTR", "CLOSE", "GETATTR", *READS}, operations
     assert operations.get("GETATTR", 0) <= 1
 
 
 @pytest.mark.parametrize("work", ["open", *STARTS])
-def test_what_has_been_opened_once_sends_nothing_when_it_is_opened_again(
-    rows: dict[tuple[str, str], dict[str, Any]], work: str
-) -> None:
+def test_opening_a_file_again_sends_nothing(rows: dict[tuple[str, str], dict[str, Any]], work: str) -> None:
     row = rows[work, "warm"]
     assert row["calls"] == 0, row["operations"]
 
 
 @pytest.mark.parametrize("work", STARTS)
-def test_starting_software_lists_no_folder_on_the_server(
+def test_starting_software_lists_no_directory_on_the_server(
     rows: dict[tuple[str, str], dict[str, Any]], work: str
 ) -> None:
     assert "READDIR" not in rows[work, "cold"]["operations"]

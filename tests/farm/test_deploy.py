@@ -1,4 +1,4 @@
-"""The collection's own playbook on the farm, as a studio runs it: over ssh, from an inventory, against a real NFS server."""
+"""Test the playbook deploy as a studio runs it: over ssh, from an inventory, against a real NFS server."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from farmlib import collection, software, trees
 from farmlib.collection import ROOT, STATE_DIR, STORE, VIEW, Deployment, Run
 from farmlib.machines import SOFTWARE, Farm, Machine
 
-#: The file server is a render node here too: a second host with data-only layers, that does not scan.
+#: The file server is also a render node here: a second host with data-only layers that does not scan.
 OTHER = "server"
 
 
 @pytest.fixture(scope="module")
 def other(farm: Farm, deployment: Deployment) -> Iterator[Machine]:
-    """The second host, with the view deployed after the first one scanned everything."""
+    """Return the second host, to which the view is deployed after the first one scanned everything."""
     assert deployment.run.failures("new") == []
     machine = farm.server
     collection.mount_store(machine)
@@ -36,7 +36,7 @@ def second_run(farm: Farm, second_host: Run) -> Run:
 
 @pytest.fixture(params=list(Farm.running.nodes) if Farm.running else ["old", "new"])
 def node(farm: Farm, request: pytest.FixtureRequest) -> Machine:
-    """Each render node, whatever its kernel can do."""
+    """Return each render node, whatever its kernel can do."""
     return farm.nodes[request.param]
 
 
@@ -47,8 +47,8 @@ def test_the_first_run_mounts_the_view(deployment: Deployment) -> None:
     assert mounted.values["mount"]["data"] == [ROOT]
 
 
-def test_every_release_is_scanned_and_all_of_it_can_be_read(deployment: Deployment) -> None:
-    # What runs once is told of the first host of the play, wherever it ran.
+def test_every_release_is_scanned_and_readable(deployment: Deployment) -> None:
+    # Ansible reports a task with run_once for the first host of the play, wherever it ran.
     runs = [result for name in ("old", "new") for result in deployment.run.of(name, "release_manifest")]
     scanned = [manifest for result in runs if result.status == "item" for manifest in result.values["manifests"]]
     assert sorted(manifest["release"] for manifest in scanned) == sorted(
@@ -58,7 +58,7 @@ def test_every_release_is_scanned_and_all_of_it_can_be_read(deployment: Deployme
 
 
 def test_a_kernel_without_data_only_layers_shows_the_same_generation_by_redirects(deployment: Deployment) -> None:
-    """With the same playbook and the same variables."""
+    """The playbook and the variables are the same."""
     assert deployment.run.failures("old") == []
     [built], [other] = (deployment.run.of(node, "metadata_layer") for node in ("old", "new"))
     assert (built.values["strategy"], other.values["strategy"]) == ("redirect", "data_only")
@@ -69,7 +69,7 @@ def test_a_kernel_without_data_only_layers_shows_the_same_generation_by_redirect
     assert mounted.values["mount"]["lower"] == [built.values["layer"], ROOT]
 
 
-def test_a_kernel_without_data_only_layers_is_told_so_before_it_copies_an_image(farm: Farm) -> None:
+def test_a_kernel_without_data_only_layers_fails_before_it_copies_an_image(farm: Farm) -> None:
     image = {"name": "trial", "image": f"{STORE}/.images/0.erofs", "image_digest": "sha256:0"}
     refused = collection.module(farm, farm.nodes["old"], "metadata_layer", image, check=False)
     assert refused.failed
@@ -84,7 +84,7 @@ def test_a_kernel_that_cannot_mount_beneath_mounts_other_releases_over_the_old_o
     assert deployment.run.failures("old") == []
 
     def show(releases: list[str]) -> list[bool]:
-        """Build and mount; tell which of both changed something."""
+        """Build and mount. Return whether each of them changed something."""
         declared = {"name": "trial", "store": STORE, "releases": [{"release": release} for release in releases]}
         layer = collection.module(farm, old, "metadata_layer", declared)
         shown = {"lower": [layer.values["layer"]], "data": [ROOT], "strategy": layer.values["strategy"]}
@@ -96,7 +96,7 @@ def test_a_kernel_that_cannot_mount_beneath_mounts_other_releases_over_the_old_o
         assert show(releases)[1]
         shown = old.output("cd /trial && ls -d */*").split()
         assert sorted(shown) == sorted(releases)
-    # The one that was covered came to light again.
+    # The covered mount is the only one left.
     assert old.output("grep -c ' /trial ' /proc/self/mountinfo") == "1"
     assert show(two[:1]) == [False, False]
     for name, options in (("overlay_mount", {"path": "/trial"}), ("metadata_layer", {"name": "trial"})):
@@ -113,7 +113,7 @@ def test_check_mode_on_a_new_host_writes_nothing(farm: Farm, other: Machine) -> 
 
 
 def test_a_host_that_does_not_scan_only_reads_manifests(other: Machine, second_host: Run) -> None:
-    """However large the tree is, deploying to one more host costs the server a few calls, and no listing at all."""
+    """Deploying to one more host costs the server a few calls and no listing, however large the tree is."""
     assert second_host.changed("new") == []
     scans = [result for result in second_host.of(OTHER, "release_manifest") if result.changed]
     assert scans == []
@@ -136,8 +136,8 @@ def test_the_second_run_changes_nothing_on_any_host(second_run: Run) -> None:
 
 
 @pytest.mark.usefixtures("deployment")
-def test_the_view_is_the_tree_on_the_server_entry_by_entry(farm: Farm, node: Machine) -> None:
-    # What is above releases, a view makes up.
+def test_the_view_equals_the_tree_on_the_server_entry_by_entry(farm: Farm, node: Machine) -> None:
+    # A view generates the directories above releases, so they are not compared.
     shown = trees.listing(node, VIEW)
     assert int(shown.split()[0]) > 20_000
     assert shown == trees.listing(farm.server, SOFTWARE)
@@ -162,11 +162,11 @@ def test_the_software_root_is_read_ahead(farm: Farm) -> None:
 
 
 @pytest.mark.usefixtures("second_run")
-def test_the_view_is_taken_down_again(farm: Farm, other: Machine) -> None:
+def test_the_playbook_removes_the_view(farm: Farm, other: Machine) -> None:
     variables = {**collection.SITE, "overlay_hosts": OTHER}
     run = collection.playbook(farm, "remove", variables)
     assert run.changed(OTHER) != []
     assert other.output(f"ls -A {STATE_DIR}/views; ls -d {VIEW} 2>/dev/null || true") == ""
     assert collection.playbook(farm, "remove", variables).changed(OTHER) == []
-    # Other hosts' views and the manifests are still there.
+    # The views of other hosts and the manifests still exist.
     assert farm.nodes["new"].output(f"ls {VIEW} {STORE} | sort | uniq -d | head -1") != ""

@@ -1,4 +1,4 @@
-"""An overlay that role export serves: a client's file handles lead to the right files, whatever happens to the server."""
+"""Test an overlay that role export serves: file handles of clients stay valid, whatever happens to the server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PLAY = """
     - renderfarm.overlay.export
 """
 
-# The farm's guests have the server's units masked. Nobody has state to reclaim, so that the first opens need not wait for 90 s.
+# The guests have the units of the NFS server masked. No client has state to reclaim, so shorten the grace period of 90 s.
 UNITS = "/etc/systemd/system/nfs-server.service /etc/systemd/system/nfs-kernel-server.service"
 PREPARE = f"""
 cp /etc/exports /run/farm-exports; : >/etc/exports
@@ -47,7 +47,7 @@ cp /run/farm-exports /etc/exports
 umount {PATH}; umount {LOWER}; rm -rf {LAYERS}
 """
 
-#: A process of the client: it opens files, and reads them when it is told to.
+#: A process on the client that opens files, and reads them when /run/farm-reader-go exists.
 READER = f"""
 import os, time
 files = [open(f"{MOUNT}/trial/1.0/data/" + name) for name in ("held", "copied")]
@@ -68,10 +68,10 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def play(farm: Farm, book: Path) -> Iterator[collection.Run]:
-    """The overlay is exported by `new`, with the software root as its lower layer."""
+    """Export the overlay from `new`, with the software root as its lower layer."""
     new = farm.nodes["new"]
     farm.server.add_release("trial/1.0", {"data/held": "held\n", "data/copied": "copied\n"})
-    # The guests' file of exports is the server's.
+    # All guests have the /etc/exports of the server.
     new.ssh(PREPARE)
     root = {"path": LOWER, "source": f"server:{SOFTWARE}", "options": ["ro", "vers=4.2", "nosharecache"]}
     collection.module(farm, new, "software_root", root)
@@ -84,14 +84,14 @@ def play(farm: Farm, book: Path) -> Iterator[collection.Run]:
 
 @pytest.fixture(scope="module")
 def client(farm: Farm, play: collection.Run) -> Machine:
-    """A client of the export."""
+    """Return a client that has mounted the export."""
     assert play.changed("new") != []
     old = farm.nodes["old"]
     old.ssh(f"mkdir -p {MOUNT}; mount -t nfs -o ro,vers=4.2 new:{PATH} {MOUNT}")
     return old
 
 
-def test_the_server_is_started_now_and_with_the_host(farm: Farm, play: collection.Run) -> None:
+def test_the_nfs_server_is_started_and_enabled(farm: Farm, play: collection.Run) -> None:
     assert "renderfarm.overlay.export : Start the NFS server" in play.changed("new")
     assert farm.nodes["new"].output("systemctl is-active nfs-server; systemctl is-enabled nfs-server").split() == [
         "active",
@@ -108,12 +108,12 @@ def test_open_files_are_the_same_after_a_copy_up_a_restart_and_dropped_caches(fa
     new = farm.nodes["new"]
     client.write("/run/farm-reader", READER)
     client.ssh("setsid python3 /run/farm-reader >/run/farm-read 2>&1 </dev/null &")
-    # A server that has just started lets nobody open files before its grace period is over.
+    # A server that has just started allows no opens before the end of its grace period.
     client.wait_for("grep -q started /run/farm-read", seconds=120)
     for machine in (new, client):
         machine.drop_caches()
     new.ssh(f"echo more >>{PATH}/trial/1.0/data/copied")
-    # What is reclaimed in a grace period a client may believe unchanged, so there is none.
+    # A client may assume that reclaimed files are unchanged, so end the grace period at once.
     new.ssh("systemctl stop nfs-server; sleep 1; systemctl start nfs-server; echo Y >/proc/fs/nfsd/v4_end_grace")
     for machine in (new, client):
         machine.drop_caches()
@@ -121,11 +121,11 @@ def test_open_files_are_the_same_after_a_copy_up_a_restart_and_dropped_caches(fa
     client.ssh("touch /run/farm-reader-go; until [ $(wc -l </run/farm-read) -gt 1 ]; do sleep 0.2; done", timeout=180)
     assert client.output("tail -n 1 /run/farm-read") == r"['held\n', 'copied\nmore\n'] True"
     assert client.output(f"cat {MOUNT}/trial/1.0/data/held {MOUNT}/trial/1.0/data/copied") == "held\ncopied\nmore"
-    # What was written is the overlay's alone.
+    # The lower layer is unchanged.
     assert farm.server.output(f"cat {SOFTWARE}/trial/1.0/data/copied") == "copied"
 
 
-def test_nfs_3_which_has_no_room_for_the_handles_is_told_so_and_shows_nothing_wrong(client: Machine) -> None:
+def test_nfs_3_gets_a_stale_file_handle_and_no_wrong_content(client: Machine) -> None:
     client.ssh(f"mkdir -p {MOUNT_3}; mount -t nfs -o ro,vers=3,nolock new:{PATH} {MOUNT_3}")
     result = client.ssh(f"cat {MOUNT_3}/trial/1.0/data/held", check=False)
     assert result.returncode != 0

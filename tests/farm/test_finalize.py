@@ -1,4 +1,4 @@
-"""A writable overlay that has the software root as a normal lower layer: once finalized, it asks the server for no names."""
+"""Test a writable overlay with the software root as a normal lower layer: once finalized, it sends no lookups."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ OVERLAY = "/finalized"
 
 @dataclass(frozen=True)
 class Tree:
-    """What is below the overlay."""
+    """Describe the lower layer of the overlay."""
 
-    #: A folder of the software root, or all of it where empty.
+    #: A directory of the software root; empty for all of it.
     package: str
-    #: Options of the NFS mount. With NFS 4 an emulated processor takes minutes longer for all releases than with NFS 3.
+    #: Options of the NFS mount. For all releases, an emulated processor takes minutes longer with NFS 4 than with NFS 3.
     version: tuple[str, ...]
     entries: int
     directories: int
@@ -52,7 +52,7 @@ ALL_RELEASES = Tree("", ("vers=3", "nolock"), entries=22_000, directories=5_000)
 
 @dataclass(frozen=True)
 class Finalized:
-    """An overlay on one node after its first run, what has been asked for since, and what the second run did."""
+    """Hold the first run on one node, the calls measured after it, and the second run."""
 
     first: Result
     rows: dict[tuple[str, str], dict[str, Any]]
@@ -72,9 +72,9 @@ def tree(request: pytest.FixtureRequest) -> Tree:
 
 @pytest.fixture(scope="module")
 def nodes(farm: Farm, tree: Tree) -> Iterator[list[Machine]]:
-    """Render nodes with an overlay that has an upper layer on their disks and the tree on NFS as a normal lower one."""
+    """Return render nodes with an overlay whose upper layer is on their disks and whose lower layer is the tree on NFS."""
     found = [farm.nodes[name] for name in NODES]
-    # A mount of its own, so that no view shares what is cached and counted.
+    # A separate mount, so that no view shares its caches and counts.
     options = ["ro", *tree.version, "nocto", "actimeo=3600", "nosharecache"]
     root = {"path": LOWER, "source": f"server:{tree.source}", "options": options}
     layers = {
@@ -100,7 +100,7 @@ def nodes(farm: Farm, tree: Tree) -> Iterator[list[Machine]]:
 
 @pytest.fixture(scope="module")
 def results(farm: Farm, nodes: list[Machine], tree: Tree) -> dict[str, Finalized]:
-    """What finalizing the tree came to, on all nodes at once."""
+    """Finalize the tree on all nodes at once, and return the results."""
     measure.install(farm, nodes, tree.package)
 
     def work(node: Machine) -> Finalized:
@@ -122,11 +122,11 @@ def finalized(results: dict[str, Finalized], node: Machine) -> Finalized:
     return results[node.name]
 
 
-#: The root of the overlay, which the kernel knows no mark for.
+#: The root of the overlay, which cannot be opaque.
 UNSEALED = 1
 
 
-def test_all_of_the_tree_is_copied_up_and_sealed(finalized: Finalized, tree: Tree) -> None:
+def test_the_whole_tree_is_copied_up_and_sealed(finalized: Finalized, tree: Tree) -> None:
     values = finalized.first.values
     assert finalized.first.changed
     assert values["pending"] == []
@@ -148,12 +148,12 @@ def test_a_listing_of_everything_sends_one_call_for_each_directory_that_is_not_s
 ) -> None:
     row = finalized.rows["readdir", state]
     operations = {name: calls for name, (calls, _errors) in row["operations"].items()}
-    # And whether it may be read is asked once, where the client does not know it any more.
+    # ACCESS may follow once, if the client no longer has the access rights cached.
     assert set(operations) <= {"READDIR", "READDIRPLUS", "ACCESS"}, row
     assert max(operations.values(), default=0) <= UNSEALED, row
 
 
-def test_a_first_open_looks_up_nothing_that_is_not_there(finalized: Finalized) -> None:
+def test_a_first_open_looks_up_no_missing_names(finalized: Finalized) -> None:
     operations = finalized.rows["open", "cold"]["operations"]
     assert {name: errors for name, (_calls, errors) in operations.items() if errors} == {}
 
@@ -165,7 +165,7 @@ def test_a_second_run_changes_nothing(finalized: Finalized) -> None:
 
 
 @pytest.mark.usefixtures("finalized")
-def test_the_overlay_is_the_tree_on_the_server_entry_by_entry(farm: Farm, node: Machine, tree: Tree) -> None:
+def test_the_overlay_equals_the_tree_on_the_server_entry_by_entry(farm: Farm, node: Machine, tree: Tree) -> None:
     shown = trees.listing(node, OVERLAY, depth=1)
     assert int(shown.split()[0]) > tree.entries
     assert shown == trees.listing(farm.server, tree.source, depth=1)
@@ -176,17 +176,17 @@ def test_files_of_the_overlay_have_the_content_on_the_server(farm: Farm, node: M
     assert trees.content(node, OVERLAY) == trees.content(farm.server, tree.source)
 
 
-def test_a_release_that_appears_is_taken_up_by_the_next_run_and_what_is_hidden_is_named(
+def test_the_next_run_copies_up_a_new_release_and_names_hidden_entries(
     farm: Farm, nodes: list[Machine], tree: Tree
 ) -> None:
     release = f"{tree.package}/trial".lstrip("/")
     farm.server.add_release(release, {"bin/tool": "one\n", "data/file": "one\n"})
     try:
-        # As when the time is over for which the client believes what it knows of a folder.
+        # As after the cached attributes of the directory have expired.
         on_all(nodes, lambda node: node.drop_caches())
         for node in nodes:
             assert node.output(f"cat {OVERLAY}/trial/bin/tool") == "one"
-        # The subtree alone.
+        # Only the subtree.
         first = on_all(nodes, lambda node: finalize(farm, node, subtrees=["trial/bin"]))
         assert [(found.values["pending"], found.values["copied_up"]) for found in first.values()] == [([], 1)] * 2
 

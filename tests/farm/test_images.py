@@ -1,4 +1,4 @@
-"""A view that is built once, as one image, and copied to each host; and the way back to an earlier generation."""
+"""Test a view that is built once, as an image, and copied to each host; and rolling back to an earlier generation."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ VARIABLES: dict[str, Any] = {
     "overlay_build": "central",
     "overlay_views": [{"name": "imaged", "mountpoint": VIEW, "query": "@"}],
 }
-#: The file server is a render node here too: a second host with data-only layers, that does not build.
+#: The file server is also a render node here: a second host with data-only layers that does not build.
 OTHER = "server"
 BOTH = f"new,{OTHER}"
 
-#: What a client sends on its own, now or later, whatever is done with a mount.
+#: A client sends these by itself at any time, whatever is done with a mount.
 ON_ITS_OWN = {"SEQUENCE", "RENEW", "DELEGRETURN"}
 
-# Every file with its mode, size and time, of all releases.
+# List every file of all releases with its mode, size and mtime.
 FILES = (
     r"cd {root} && find . -name lost+found -prune -o -mindepth 3 -type f -printf '%P %m %s %T@\n' | LC_ALL=C sort"
     " | tee /run/farm-files | sha256sum && wc -l </run/farm-files && rm /run/farm-files"
@@ -49,7 +49,7 @@ def since(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def new(farm: Farm, deployment: collection.Deployment) -> Iterator[Machine]:
-    """The host that scans and builds; all manifests are there."""
+    """Return the host that scans and builds. All manifests exist."""
     assert deployment.run.failures("new") == []
     machine = farm.nodes["new"]
     builder.install(machine)
@@ -68,7 +68,7 @@ def first_host(farm: Farm, new: Machine) -> Run:
 
 @pytest.fixture(scope="module")
 def other(farm: Farm, first_host: Run) -> Iterator[Machine]:
-    """The second host, before anything was deployed to it but the software root."""
+    """Return the second host, to which only the software root was deployed."""
     assert first_host.code == 0
     machine = farm.server
     collection.mount_store(machine)
@@ -79,7 +79,7 @@ def other(farm: Farm, first_host: Run) -> Iterator[Machine]:
 
 @pytest.fixture(scope="module")
 def second_host(farm: Farm, other: Machine) -> tuple[Run, dict[str, int]]:
-    """The deployment to both hosts, and what it sent from the second one to the share with the images."""
+    """Deploy to both hosts. Return the run, and the calls of the second host to the share with the images."""
     before = calls(other, STORE)
     run = play(farm, "deploy", BOTH)
     return run, since(before, calls(other, STORE))
@@ -94,7 +94,7 @@ def test_the_image_is_built_on_the_host_that_scans_and_mounted_there(new: Machin
     assert f"{installed.values['generation']}-erofs/layer" in new.output(f"findmnt -n -o OPTIONS {VIEW}")
 
 
-def test_one_more_host_reads_the_image_and_its_record_and_nothing_else(
+def test_one_more_host_reads_only_the_image_and_its_record(
     other: Machine, second_host: tuple[Run, dict[str, int]]
 ) -> None:
     run, sent = second_host
@@ -105,15 +105,15 @@ def test_one_more_host_reads_the_image_and_its_record_and_nothing_else(
     rsize = next(int(option.removeprefix("rsize=")) for option in options if option.startswith("rsize="))
     ahead = int(other.output(f"cat /sys/class/bdi/$(mountpoint -d {STORE})/read_ahead_kb")) * 1024
     print(f"image of {size} bytes, rsize {rsize}, read-ahead {ahead}, {installed.values['entries']}: {sent}")
-    # Twice, since reading ahead may begin with smaller pieces; the record is one more.
+    # Twice as many, since read-ahead may start with smaller pieces; and some for the record.
     reads = sent.get("READ", 0) + sent.get("READ_PLUS", 0)
     assert 0 < reads <= 2 * -(-size // min(rsize, ahead)) + 8, sent
-    # The folder, the image and its record are found, opened and closed: no manifest, and no listing.
+    # The directory, the image and its record are looked up, opened and closed; no manifest is read and nothing is listed.
     assert sum(sent.values()) - reads <= 30, sent
     assert sent.get("LOOKUP", 0) <= 6, sent
     assert sent.get("OPEN", 0) + sent.get("OPEN_NOATTR", 0) <= 3, sent
     assert sent.get("READDIR", 0) == 0, sent
-    # Mounting the software root, and nothing in it.
+    # The software root is mounted, and nothing in it is accessed.
     root = calls(other, ROOT)
     assert root.get("READDIR", 0) == 0, root
     assert sum(root.values()) < 40, root
@@ -130,7 +130,7 @@ def test_both_hosts_have_the_same_generation_and_show_the_tree_on_the_server(
     assert [machine.output(FILES.format(root=VIEW), timeout=600) for machine in (new, other)] == [there, there]
 
 
-def test_a_second_run_reads_the_record_alone(farm: Farm, other: Machine) -> None:
+def test_a_second_run_reads_only_the_record(farm: Farm, other: Machine) -> None:
     before = calls(other, STORE)
     run = play(farm, "deploy", BOTH)
     assert {name: run.changed(name) for name in ("new", OTHER)} == {"new": [], OTHER: []}
@@ -140,7 +140,7 @@ def test_a_second_run_reads_the_record_alone(farm: Farm, other: Machine) -> None
 
 
 @pytest.mark.usefixtures("second_host")
-def test_a_host_goes_back_to_the_earlier_generation_without_the_share(farm: Farm, new: Machine, other: Machine) -> None:
+def test_a_rollback_sends_no_call_to_the_share(farm: Farm, new: Machine, other: Machine) -> None:
     farm.server.add_release("imaged/1.0", {"data/file": "one\n"})
     deployed = play(farm, "deploy", BOTH)
     assert generation(deployed, "new") == generation(deployed, OTHER)
@@ -160,7 +160,7 @@ def test_a_host_goes_back_to_the_earlier_generation_without_the_share(farm: Farm
     assert (mounted.values["switched"], mounted.values["method"]) == (True, "beneath")
     assert generation(run, OTHER) == earlier
     assert other.ssh(f"ls {VIEW}/imaged", check=False).returncode != 0
-    # Nothing was asked of the host that scans, nor of the share with manifests and images.
+    # No call went to the host that scans, or to the share with manifests and images.
     assert run.of("new") == []
     assert since(before, calls(other, STORE)) == {}
     assert new.output(f"ls {VIEW}/imaged") == "1.0"

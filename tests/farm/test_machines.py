@@ -1,4 +1,4 @@
-"""The farm itself: what every later test takes for granted."""
+"""Test the farm itself, on which every later test relies."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def node(request: pytest.FixtureRequest, farm: Farm) -> Machine:
 
 @pytest.fixture
 def mounted(node: Machine) -> Iterator[Machine]:
-    """A node with the software root mounted at NFS, with attributes that expire at once."""
+    """Return a node with the software root mounted at NFS, with attributes that expire at once."""
     node.ssh(f"mkdir -p {NFS}; mount -t nfs -o ro,vers=4.2,noac,soft,timeo=20,retrans=1 server:{SOFTWARE} {NFS}")
     yield node
     node.ssh(f"umount -f -l {NFS}")
 
 
-def test_the_kernels_are_the_ones_asked_for(farm: Farm) -> None:
+def test_each_node_runs_the_expected_kernel(farm: Farm) -> None:
     releases = {name: node.output("uname -r") for name, node in farm.nodes.items()}
     assert releases["old"].startswith("6.1.")
     assert releases["new"].startswith("6.12.")
@@ -108,7 +108,7 @@ def test_an_outage_begins_and_ends(farm: Farm, mounted: Machine, outage: str) ->
         assert time.monotonic() < end
 
 
-def test_latency_is_felt_and_goes(node: Machine) -> None:
+def test_latency_can_be_added_and_removed(node: Machine) -> None:
     def milliseconds() -> float:
         script = (
             "import socket, time\n"
@@ -123,16 +123,16 @@ def test_latency_is_felt_and_goes(node: Machine) -> None:
         assert milliseconds() >= 300
     finally:
         node.latency(0)
-    # The host may have other work to do.
+    # Other load on the host may add latency, so take the best of five.
     assert min(milliseconds() for _ in range(5)) < 300
 
 
-def test_a_command_that_does_not_end_is_given_up(node: Machine) -> None:
+def test_a_command_that_does_not_end_times_out(node: Machine) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         node.ssh("sleep 20", timeout=2)
 
 
-def test_folders_are_copied_whole(node: Machine, tmp_path: Path) -> None:
+def test_directories_are_copied_whole(node: Machine, tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "file with space").write_text("content\n")
     node.copy(tmp_path, "/var/tmp/copied")
@@ -141,7 +141,7 @@ def test_folders_are_copied_whole(node: Machine, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "way"), [("old", "reboot"), ("new", "crash")])
 def test_a_reboot_and_a_crash_keep_what_was_synced(farm: Farm, name: str, way: str) -> None:
-    """`new` reboots for the views that are mounted at boot; a crash is QEMU's, and the same for both."""
+    """`new` reboots in test_persist.py, so here it crashes. QEMU resets every machine in the same way, so one node is enough."""
     node = farm.nodes[name]
     node.write("/var/tmp/kept", "kept\n")
     node.ssh("sync")

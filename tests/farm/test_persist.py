@@ -1,7 +1,7 @@
-"""Views that are mounted at boot: after a reboot a node shows the same generation, and nothing is left to do.
+"""Test views that are mounted at boot: after a reboot a node shows the same generation, and a deployment changes nothing.
 
-One boot shows several things, since each takes an emulated machine half a minute: at the first of them systemd's units mount a
-view that was switched before, a second view, and an image; at the second one fstab mounts the view, and the others are gone.
+A boot takes an emulated machine half a minute, so each boot tests several things. At the first boot, systemd units mount a view that
+was switched before, a second view, and an image. At the second boot, fstab mounts the first view, and the others are gone.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from farmlib.machines import Farm, Machine
 
 VIEW = "/kept view"
 KEPT = {"name": "kept", "mountpoint": VIEW, "query": "[?package == 'kept']"}
-#: A view that is there at the first boot and removed before the second.
+#: A view that is mounted at the first boot and removed before the second.
 REMOVED = {"name": "removed", "mountpoint": "/removed", "query": "[?package == 'kept' && version == '1.0']"}
-IMAGE_FOLDER = "/var/lib/kept-image"
+IMAGE_DIRECTORY = "/var/lib/kept-image"
 MARKED = "grep -l renderfarm.overlay /etc/systemd/system/*.mount /etc/fstab || true"
 
 
 @dataclass(frozen=True)
 class Switched:
-    """A view that was switched, and the mount of an image, both persistent as systemd's units."""
+    """Hold a view that was switched and the mount of an image, both persistent as systemd units."""
 
     before: str  # the layer that was shown before the switch
     run: Run
@@ -38,7 +38,7 @@ class Switched:
 
 @pytest.fixture(scope="module")
 def new(farm: Farm) -> Iterator[Machine]:
-    """`new`, whose software root is mounted at boot."""
+    """Return `new`, whose software root is mounted at boot."""
     machine = farm.nodes["new"]
     collection.mount_store(machine)
     farm.server.add_release("kept/1.0", {"data/file": "one\n"})
@@ -48,7 +48,7 @@ def new(farm: Farm) -> Iterator[Machine]:
     if left or machine.output(MARKED):
         collection.module(farm, machine, "overlay_mount", {"path": "/kept-image", "state": "absent"}, check=False)
         play(farm, "remove", [KEPT, REMOVED], check=False)
-    machine.ssh(f"sed -i '/renderfarm.overlay/d; \\,/net/software,d' /etc/fstab; rm -rf {STORE}/kept {IMAGE_FOLDER}")
+    machine.ssh(f"sed -i '/renderfarm.overlay/d; \\,/net/software,d' /etc/fstab; rm -rf {STORE}/kept {IMAGE_DIRECTORY}")
     farm.server.delete_release("kept")
 
 
@@ -58,8 +58,8 @@ def switched(farm: Farm, new: Machine) -> Switched:
     before = lower(new)
     layer = new.output(f"ls -d {before}/layer.erofs {before}/layer 2>/dev/null | head -n 1")
     if not layer.endswith(".erofs"):
-        new.ssh(f"mkdir -p {IMAGE_FOLDER}; mkfs.erofs --quiet {IMAGE_FOLDER}/one.erofs {layer} >/dev/null")
-        layer = f"{IMAGE_FOLDER}/one.erofs"
+        new.ssh(f"mkdir -p {IMAGE_DIRECTORY}; mkfs.erofs --quiet {IMAGE_DIRECTORY}/one.erofs {layer} >/dev/null")
+        layer = f"{IMAGE_DIRECTORY}/one.erofs"
     image = {"path": "/kept-image", "lower": [layer], "data": [ROOT], "persist": "systemd"}
     collection.module(farm, new, "overlay_mount", image)
     farm.server.add_release("kept/2.0", {"data/file": "two\n"})
@@ -68,7 +68,7 @@ def switched(farm: Farm, new: Machine) -> Switched:
 
 @pytest.fixture(scope="module")
 def booted(new: Machine, switched: Switched) -> Switched:
-    """`new` has started again with what systemd's units mount."""
+    """Reboot `new` with systemd units."""
     assert lower(new) in shown(new)
     assert new.ssh(f"mountpoint -q {switched.image_layer}", check=False).returncode != 0
     reboot(new)
@@ -77,13 +77,13 @@ def booted(new: Machine, switched: Switched) -> Switched:
 
 @pytest.fixture(scope="module")
 def image_absent(farm: Farm, new: Machine, booted: Switched) -> Result:
-    """The task that took the image down."""
+    """Remove the mount of the image, and return the result."""
     return collection.module(farm, new, "overlay_mount", {"path": booted.image["path"], "state": "absent"})
 
 
 @pytest.fixture(scope="module")
 def booted_from_fstab(farm: Farm, new: Machine, image_absent: Result) -> None:
-    """`new` has started once more, with the view in fstab and no other."""
+    """Reboot `new` with only one view, in fstab."""
     assert image_absent.changed
     collection.mount_store(new)
     play(farm, "remove", [REMOVED])
@@ -110,7 +110,7 @@ def reboot(machine: Machine) -> None:
 
 
 def shown(machine: Machine) -> str:
-    """Return what the kernel says of the view, but for the numbers of the mount."""
+    """Return the kernel's report of the view, without its mount IDs."""
     return machine.output("awk '$5 == \"/kept\\\\040view\"' /proc/self/mountinfo | sed 's/.* - //'")
 
 
@@ -119,16 +119,16 @@ def lower(machine: Machine) -> str:
 
 
 def changed(run: Run, machine: Machine) -> list[str]:
-    """Return the tasks that changed something, but for the one that sets read-ahead: the kernel forgets that with the mount."""
+    """Return the tasks that changed something, except the one that sets read-ahead, which the kernel drops with the mount."""
     return [task for task in run.changed(machine) if not task.endswith("Mount the software root")]
 
 
 def check_boot(machine: Machine) -> None:
-    """The view is mounted as it was before, and systemd has nothing to complain about."""
+    """Check that the view is mounted as before, and that systemd reports no problem."""
     assert machine.ssh(f"mountpoint -q '{VIEW}'", check=False).returncode == 0
     assert lower(machine) in shown(machine)
     assert machine.output(f"cat '{VIEW}'/kept/*/data/file").split() == ["one", "two"]
-    # No unit of it failed, and systemd found no ordering that goes in a circle.
+    # No mount unit failed, and there is no ordering cycle.
     assert machine.output("systemctl --failed --no-legend --plain | grep -c mount || true") == "0"
     assert machine.output("journalctl -b --no-pager | grep -c 'ordering cycle' || true") == "0"
 
@@ -155,7 +155,7 @@ def test_an_image_is_mounted_at_boot(farm: Farm, new: Machine, booted: Switched)
 
 
 @pytest.mark.usefixtures("image_absent")
-def test_an_image_and_its_unit_go_with_the_view(new: Machine, booted: Switched) -> None:
+def test_an_image_and_its_unit_are_removed_with_the_view(new: Machine, booted: Switched) -> None:
     assert new.ssh(f"mountpoint -q {booted.image_layer}", check=False).returncode != 0
     assert new.output("grep -l renderfarm.overlay /etc/systemd/system/*image*.mount || true") == ""
 
@@ -170,7 +170,7 @@ def test_after_a_reboot_fstab_mounts_the_same_generation(farm: Farm, new: Machin
 @pytest.mark.usefixtures("booted_from_fstab")
 def test_a_view_that_is_removed_is_not_mounted_at_the_next_boot(farm: Farm, new: Machine) -> None:
     assert new.ssh("test -e /removed", check=False).returncode != 0
-    # The unit of the view that moved to fstab is gone as well.
+    # The unit of the view that moved to fstab is gone too.
     assert new.output(MARKED) == "/etc/fstab"
     play(farm, "remove", [KEPT])
     assert new.output(MARKED) == ""

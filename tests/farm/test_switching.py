@@ -1,4 +1,4 @@
-"""What a switch leaves to software that runs: releases that linger, and units that have their mounts to themselves."""
+"""Test running software during a switch: lingering releases, and units with private mounts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from farmlib.machines import Farm, Machine
 VIEW = "/switching"
 OLD, NEW = "usd-core/25.11", "usd-core/26.11"
 
-#: Imports one module of USD, and another one after the rollout that replaced its release.
+#: A process that imports one module of USD, and another one after a rollout has replaced its release.
 JOB = f"""
 import os, sys, time
 sys.path.insert(0, "{VIEW}/{OLD}/python")
@@ -25,7 +25,7 @@ from pxr import UsdPhysics
 print(UsdPhysics.__file__, flush=True)
 """
 
-#: A render client: it looks into the view when it is told to.
+#: A render client that lists the view when /run/farm-switching-on exists.
 CLIENT = f"echo started; until test -e /run/farm-switching-on; do sleep 0.2; done; ls {VIEW}/usd-core; echo ended"
 
 
@@ -35,20 +35,20 @@ def declared(release: str, **more: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def new(farm: Farm) -> Iterator[Machine]:
-    """`new` with a view of its own, of the older USD."""
+    """Return `new` with a separate view of the older USD."""
     machine = farm.nodes["new"]
     collection.mount_store(machine)
     machine.ssh("rm -f /run/farm-switching-*")
     collection.deploy(farm, declared(OLD))
     yield machine
-    # What waits still ends.
+    # End the waiting processes.
     machine.ssh("touch /run/farm-switching-on")
     variables = {**collection.SITE, "overlay_hosts": "new", "overlay_views": declared(OLD)}
     collection.playbook(farm, "remove", variables)
     machine.ssh(f"rm -f {STORE}/.views/switching.json /run/farm-switching-*")
 
 
-def test_a_process_that_imports_late_still_gets_the_release_that_a_rollout_replaced(farm: Farm, new: Machine) -> None:
+def test_a_late_import_finds_the_release_that_a_rollout_replaced(farm: Farm, new: Machine) -> None:
     new.write("/run/farm-switching-job", JOB)
     new.ssh("setsid python3 -B /run/farm-switching-job >/run/farm-switching-said 2>&1 </dev/null &")
     new.wait_for("grep -q started /run/farm-switching-said", 300)
@@ -62,13 +62,11 @@ def test_a_process_that_imports_late_still_gets_the_release_that_a_rollout_repla
     new.ssh("touch /run/farm-switching-on")
     new.wait_for("test $(wc -l </run/farm-switching-said) -gt 1", 300)
     assert new.output("tail -1 /run/farm-switching-said").startswith(f"{VIEW}/{OLD}/python/pxr/UsdPhysics/")
-    # Another host, or this one later: the same generation, and nothing to do.
+    # A second run finds the same generation and changes nothing.
     assert collection.deploy(farm, declared(NEW)).changed(new) == []
 
 
-def test_a_release_that_is_withdrawn_is_refused_at_once_by_a_client_that_has_its_attributes_cached(
-    farm: Farm, new: Machine
-) -> None:
+def test_a_withdrawn_release_is_refused_at_once_by_a_client_with_cached_attributes(farm: Farm, new: Machine) -> None:
     """The software root is mounted with actimeo=3600, and the client scans."""
     farm.server.add_release("withdrawn/1", {"data/file": "one\n"})
     farm.server.add_release("withdrawn/2", {"data/file": "two\n"})
@@ -79,11 +77,11 @@ def test_a_release_that_is_withdrawn_is_refused_at_once_by_a_client_that_has_its
         farm.server.ssh("rm /srv/software/withdrawn/2/.ready")
         run = collection.deploy(farm, both, check=False)
         assert any("release withdrawn/2 is not ready" in failure for failure in run.failures(new)), run.output[-2000:]
-        # Nor does it linger.
+        # It does not linger.
         collection.deploy(farm, one)
         assert new.output(f"ls {VIEW}/withdrawn") == "1"
 
-        # A file that was overwritten in place is noticed as quickly: all of so small a release is in the sample.
+        # A file that was overwritten in place is noticed at once too: the sample covers all of such a small release.
         farm.server.ssh("echo longer >/srv/software/withdrawn/1/data/file")
         run = collection.deploy(farm, one, check=False)
         said = " ".join(run.failures(new))
@@ -97,7 +95,7 @@ def test_a_release_that_is_withdrawn_is_refused_at_once_by_a_client_that_has_its
 def test_a_render_client_whose_mounts_are_private_never_sees_a_switch(
     farm: Farm, new: Machine, properties: str, seen: str
 ) -> None:
-    """PrivateMounts alone makes them slaves of the host's, and a switch spreads to those."""
+    """PrivateMounts alone makes them slaves of the host's mounts, and a switch propagates to these."""
     new.write("/run/farm-switching-client", CLIENT)
     new.ssh(
         f"systemd-run --collect --unit=farm-switching --property={properties}"

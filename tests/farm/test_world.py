@@ -1,4 +1,4 @@
-"""What becomes of a view when the world around it moves: releases come and go, the server fails, hosts reboot."""
+"""Test views while releases come and go, the server fails, and hosts reboot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VIEW = "/trial"
 VIEWS = [{"name": "trial", "mountpoint": VIEW, "query": "[?package == 'trial']"}]
 MODULE = {"root": ROOT, "store": STORE, "ready_marker": ".ready"}
 
-#: A process of the view: its folder is there, a file is open, and it looks at both when it is told to.
+#: A process with its working directory and an open file in the view. It reads both when /run/farm-resident-end exists.
 RESIDENT = """
 import os, sys, time
 os.chdir("/trial/trial/1.0")
@@ -30,7 +30,7 @@ print(file.read().strip(), open("data/other").read().strip(), sorted(os.listdir(
 
 @pytest.fixture(scope="module")
 def new(farm: Farm) -> Iterator[Machine]:
-    """`new` with a view of its own, of release trial/1.0."""
+    """Return `new` with a separate view of release trial/1.0."""
     machine = farm.nodes["new"]
     collection.mount_store(machine)
     farm.server.add_release("trial/1.0", {"data/file": "one\n", "data/other": "other\n", "data/never": "never\n"})
@@ -42,7 +42,7 @@ def new(farm: Farm) -> Iterator[Machine]:
 
 
 def test_a_new_release_is_seen_when_it_is_deployed_and_not_before(farm: Farm, new: Machine) -> None:
-    """And software that runs from the view keeps its folder and its open files."""
+    """Software that runs from the view keeps its working directory and its open files."""
     other_mounts = new.output("grep -v ' /trial ' /proc/self/mountinfo")
     new.ssh("rm -f /run/farm-resident-end")
     new.ssh(f"setsid python3 -c '{RESIDENT}' >/run/farm-resident 2>&1 </dev/null &")
@@ -86,19 +86,19 @@ def test_a_release_that_is_deleted_on_the_server_is_still_listed_and_fails_to_op
         assert "No such file or directory" in said or "Stale file handle" in said
     new.ssh("touch /run/farm-held-end")
     new.wait_for("test $(wc -l </run/farm-held) -gt 1")
-    # It was read as it was, or it is stale; it is never another file's content.
+    # The file has its old content or is stale; it never has the content of another file.
     assert new.output("tail -1 /run/farm-held") in ("'held\\n'", "OSError: [Errno 116] Stale file handle")
     assert new.trouble() == []
-    # Its manifest is still there: that the release is gone is said before anything is built.
+    # The manifest still exists, but the deployment fails before it builds anything.
     run = collection.deploy(farm, [{**VIEWS[0], "query": "", "releases": ["trial/1.0", "trial/3.0"]}], check=False)
     assert any("trial/3.0" in failure for failure in run.failures(new)), run.output[-2000:]
-    # Taken out of the view, it is gone there too.
+    # Once removed from the view, it is not listed any more.
     collection.module(farm, new, "release_manifest", {**MODULE, "release": "trial/3.0", "state": "absent"})
     collection.deploy(farm, VIEWS)
     assert "3.0" not in new.output(f"ls {VIEW}/trial").split()
 
 
-def test_without_the_server_looking_for_software_still_works_and_tasks_fail_in_time(farm: Farm, new: Machine) -> None:
+def test_without_the_server_lookups_work_and_tasks_fail_in_time(farm: Farm, new: Machine) -> None:
     layer = new.output(f"ls -d {STATE_DIR}/views/trial/current/layer")
     farm.server.add_release("trial/4.0", {"data/file": "four\n"})
     new.drop_caches()
@@ -121,7 +121,7 @@ def test_without_the_server_looking_for_software_still_works_and_tasks_fail_in_t
         assert answers["release_manifest"].failed, answers["release_manifest"]
         assert "no progress for 10 seconds" in answers["release_manifest"].message
         assert "A file server that does not answer" in answers["release_manifest"].message
-        # Mounting sends the server nothing where the kernel has the root of the data layer in memory.
+        # Mounting sends no call if the kernel has the root of the data layer in memory.
         mounted = answers["overlay_mount"]
         assert not mounted.failed or "A file server that does not answer" in mounted.message, mounted
         assert answers["software_root"].failed
@@ -131,8 +131,8 @@ def test_without_the_server_looking_for_software_still_works_and_tasks_fail_in_t
     farm.server.delete_release("trial/4.0")
 
 
-def test_what_was_scanned_is_read_by_other_hosts_without_a_recall(farm: Farm, new: Machine) -> None:
-    """A server that lends files for writing asks for them back, and gives out fewer delegations for a while after that."""
+def test_other_hosts_read_a_manifest_without_a_recall(farm: Farm, new: Machine) -> None:
+    """A server that recalls write delegations gives fewer delegations for a while."""
     old = farm.nodes["old"]
     collection.mount_store(old)
     farm.server.add_release("trial/6.0", {"data/file": "six\n"})
@@ -148,7 +148,7 @@ def test_what_was_scanned_is_read_by_other_hosts_without_a_recall(farm: Farm, ne
         farm.server.delete_release("trial/6.0")
 
 
-def test_files_that_root_squash_keeps_from_reading_are_reported_by_the_scan(farm: Farm, new: Machine) -> None:
+def test_the_scan_reports_files_that_root_squash_hides(farm: Farm, new: Machine) -> None:
     farm.server.add_release("trial/5.0", {"bin/tool": "tool\n"})
     farm.server.write("/srv/software/trial/5.0/etc/licence key", "secret\n", mode=0o640)
     try:
@@ -161,7 +161,7 @@ def test_files_that_root_squash_keeps_from_reading_are_reported_by_the_scan(farm
         farm.server.delete_release("trial/5.0")
 
 
-def test_a_nested_export_is_refused_by_name_and_gets_a_view_of_its_own(farm: Farm, new: Machine) -> None:
+def test_a_nested_export_is_refused_by_name_and_can_have_its_own_view(farm: Farm, new: Machine) -> None:
     farm.server.export_nested("nested")
     try:
         farm.server.add_release("nested/1.0", {"readme": "hello\n"})
@@ -194,6 +194,6 @@ def test_after_a_reboot_the_playbook_brings_the_view_back(farm: Farm, new: Machi
     assert new.ssh(f"mountpoint -q {VIEW}", check=False).returncode != 0
     collection.mount_store(new)
     run = collection.deploy(farm, VIEWS)
-    # The layer has outlived it: only mounts are made.
+    # The layer survived the reboot: only mounts are made.
     assert [result.changed for result in run.of(new, "metadata_layer")] == [False]
     assert new.output(f"cat {VIEW}/trial/1.0/data/file") == "one"

@@ -1,4 +1,4 @@
-"""File systems and releases that the kernel tests share. All of it is in memory and goes when the tests end."""
+"""File systems and releases that the kernel tests share. All are in memory, and are removed when the tests end."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ FILESYSTEMS = ("tmpfs", "xfs", "ext4-256", "ext4-512")
 
 @pytest.fixture(scope="session")
 def arena() -> Iterator[Path]:
-    """A file system in memory for everything, at a short path."""
-    with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
-        os.chmod(folder, 0o755)
-        support.command("mount", "-t", "tmpfs", "-o", "mode=0755,size=4g,nr_inodes=0", "tmpfs", folder)
+    """Mount a file system in memory, at a short path, for all tests."""
+    with tempfile.TemporaryDirectory(prefix="kernel-") as directory:
+        os.chmod(directory, 0o755)
+        support.command("mount", "-t", "tmpfs", "-o", "mode=0755,size=4g,nr_inodes=0", "tmpfs", directory)
         try:
-            yield Path(folder)
+            yield Path(directory)
         finally:
-            support.command("umount", "--lazy", folder)
+            support.command("umount", "--lazy", directory)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def run_folder(arena: Path) -> None:
-    """A /run of the tests' own: what they note there is nothing to this machine."""
+def private_run(arena: Path) -> None:
+    """Mount a private /run, so that the tests do not write notes to that of this machine."""
     (arena / "run").mkdir()
     support.command("mount", "--bind", arena / "run", "/run")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def modules() -> Iterator[None]:
-    """What runs modules."""
+    """Start the server that runs modules."""
     with module_server.started():
         yield
 
 
 @pytest.fixture(scope="session")
 def disks(arena: Path) -> Iterator[dict[str, Path]]:
-    """One of each kind of file system that layers are put on."""
-    folder = arena / "disks"
-    folder.mkdir()
+    """Mount a file system of each type that holds layers."""
+    place = arena / "disks"
+    place.mkdir()
     with ExitStack() as stack:
-        yield {kind: stack.enter_context(support.filesystem(folder, kind)) for kind in FILESYSTEMS}
+        yield {kind: stack.enter_context(support.filesystem(place, kind)) for kind in FILESYSTEMS}
 
 
 @pytest.fixture(scope="session")
 def root(arena: Path) -> Path:
-    """A software root with a release of every oddity and two plain ones."""
+    """Make a software root with a release that has every oddity, and two plain releases."""
     top = arena / "root"
     outside = arena / "root" / "outside"
     outside.mkdir(parents=True)
@@ -66,22 +66,25 @@ def root(arena: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def store(arena: Path) -> Path:
+    """Return the path of the shared manifest store."""
     return arena / "store"
 
 
 @pytest.fixture(scope="session")
 def odd(store: Path, root: Path) -> Placement:
+    """Scan the release that has every oddity."""
     return support.scanned(store, root, "odd/1")
 
 
 @pytest.fixture(scope="session")
 def tools(store: Path, root: Path) -> tuple[Placement, Placement]:
+    """Scan the two plain releases."""
     return support.scanned(store, root, "tool/1.0"), support.scanned(store, root, "tool/2.0")
 
 
 @pytest.fixture
 def folder(arena: Path) -> Iterator[Path]:
-    """A folder of the test's own, in memory, with a manifest store; whatever is left mounted in it is unmounted."""
+    """Make a directory for the test, in memory, with a manifest store; unmount everything inside it afterwards."""
     path = Path(tempfile.mkdtemp(dir=arena))
     path.chmod(0o755)
     (path / "store").mkdir(0o755)
@@ -93,5 +96,5 @@ def folder(arena: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def with_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let modules find the programs that make images."""
+    """Add the programs that make images to the PATH of modules."""
     monkeypatch.setenv("PATH", f"{support.PROGRAMS}{os.pathsep}{os.environ['PATH']}")

@@ -1,6 +1,6 @@
-"""Modules in processes of their own, without the half second in which Python starts and imports: forked by a process that has.
+"""Run each module in its own process, forked by a server that has imported all modules. This saves the half second of starting Python.
 
-The process that forks runs no module itself, so that each begins with nothing that another, or a test, has left in memory.
+The server runs no module itself, so that no module sees state that another module or a test has left in memory.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ansible.module_utils import basic
 from ansible_collections.renderfarm.overlay.plugins import modules
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
 
-#: Seconds after which a module has failed.
+#: Seconds after which a module counts as failed.
 SECONDS = 120
-#: The usual limit of open files, whatever the tests have raised theirs to.
+#: The usual limit of open files. The tests may have raised their own.
 LIMITS = ("prlimit", "--nofile=1024:")
 
 
 def run(name: str, arguments: bytes) -> tuple[int, bytes]:
-    """Run a module; return its exit status and what it printed."""
+    """Run a module and return its exit status and its output. Raises TimeoutError if it does not end."""
     answers, answer = os.pipe()
     outputs, output = os.pipe()
     given = os.memfd_create("arguments")
@@ -40,22 +40,22 @@ def run(name: str, arguments: bytes) -> tuple[int, bytes]:
         os.lseek(given, 0, os.SEEK_SET)
         umask = os.umask(0)
         os.umask(umask)
-        request = json.dumps({"name": name, "folder": os.getcwd(), "environment": dict(os.environ), "umask": umask})
+        request = json.dumps({"name": name, "directory": os.getcwd(), "environment": dict(os.environ), "umask": umask})
         socket.send_fds(_servers[-1], [request.encode()], [given, output, answer])
     finally:
         for fd in (given, output, answer):
             os.close(fd)
     with open(answers, "rb") as status, open(outputs, "rb") as printed:
         text = _all_of(printed.fileno())
-        # The exit status, or nothing where a signal ended it.
+        # The line is missing if a signal killed the module.
         return int(status.readline() or -1), text
 
 
 def _all_of(fd: int) -> bytes:
-    """Read to the end, which comes when the module and all that it has started have closed it."""
+    """Return all output. It ends when the module and its child processes have closed it. Raises TimeoutError if they do not."""
     end = time.monotonic() + SECONDS
     parts: list[bytes] = []
-    # Not select(), which takes no high numbers.
+    # select() does not accept high descriptors.
     readable = select.poll()
     readable.register(fd, select.POLLIN)
     while readable.poll(max(0.0, end - time.monotonic()) * 1000):
@@ -71,12 +71,12 @@ _servers: list[socket.socket] = []
 
 @contextlib.contextmanager
 def started() -> Iterator[None]:
-    """Start what forks; ``run`` is for within the block."""
+    """Run the server while the block runs. ``run`` works inside the block only."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with there:
         argv = [*LIMITS, sys.executable, "-W", "ignore", "-m", __name__, str(there.fileno())]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
-        # Nowhere that a test wants to unmount.
+        # The working directory is one that no test unmounts.
         process = subprocess.Popen(argv, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL, cwd="/", env=environment)
     _servers.append(here)
     try:
@@ -88,9 +88,10 @@ def started() -> Iterator[None]:
 
 
 def _serve(requests: socket.socket) -> None:
+    """Fork a process for each request until the socket is closed."""
     for found in pkgutil.iter_modules(modules.__path__, f"{modules.__name__}."):
         importlib.import_module(found.name)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that none is left as a zombie
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # leaves no zombies
     while True:
         request, fds, _flags, _address = socket.recv_fds(requests, 1 << 20, 3)
         if not request:
@@ -105,13 +106,14 @@ def _serve(requests: socket.socket) -> None:
 
 
 def _be(request: dict[str, Any], given: int, output: int, answer: int) -> NoReturn:
+    """Run the module of a request in this process, write its exit status to ``answer``, and exit."""
     with open(given, "rb") as stream:
         arguments = stream.read()
     for target in (1, 2):
         os.dup2(output, target)
     os.close(output)
     os.set_inheritable(answer, False)
-    os.chdir(request["folder"])
+    os.chdir(request["directory"])
     os.umask(request["umask"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -125,7 +127,7 @@ def _be(request: dict[str, Any], given: int, output: int, answer: int) -> NoRetu
 
 
 def be_the_module(main: Callable[[], None], arguments: bytes) -> int:
-    """Run a module in this process, which is to end with the status that is returned."""
+    """Run a module in this process and return the exit status that the process must end with."""
     setattr(basic, "_ANSIBLE_ARGS", arguments)  # noqa: B010 (mypy does not know it)
     setattr(basic, "_ANSIBLE_PROFILE", "legacy")  # noqa: B010
     try:

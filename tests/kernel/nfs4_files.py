@@ -1,6 +1,6 @@
-"""Files with NFSv4 ACLs, as an NFS 4 client shows them.
+"""Serve files with NFSv4 ACLs, as an NFS 4 client shows them.
 
-No local file system has any, so a small FUSE server gives them to the kernel (include/uapi/linux/fuse.h).
+No local file system has such ACLs, so a small FUSE server provides them (include/uapi/linux/fuse.h).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _ROOT = 1
 
 @dataclass
 class Node:
-    """A file, or a directory with what is in it."""
+    """A file, or a directory with its children."""
 
     mode: int
-    #: None for one whose ACL the server does not show to this user.
+    #: The value of system.nfs4_acl; None if the server denies reading it.
     acl: bytes | None
     uid: int = 0
     gid: int = 0
@@ -43,7 +43,7 @@ class Node:
 
 @contextlib.contextmanager
 def mounted(path: Path, root: Node) -> Iterator[None]:
-    """Mount a tree at an empty directory."""
+    """Mount a tree at an empty directory while the block runs."""
     fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     options = b"fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions" % fd
     server = 0
@@ -65,6 +65,8 @@ def mounted(path: Path, root: Node) -> Iterator[None]:
 
 
 class _Server:
+    """Answers the requests of the kernel."""
+
     def __init__(self, fd: int, root: Node) -> None:
         self._fd = fd
         self._nodes = [root]
@@ -72,27 +74,29 @@ class _Server:
             self._nodes += node.children.values()
 
     def run(self) -> None:
+        """Answer requests until the process is killed."""
         while True:
             request = os.read(self._fd, 1 << 20)
-            _length, opcode, unique, number, *_rest = _HEADER.unpack_from(request)
+            _length, opcode, unique, node_id, *_rest = _HEADER.unpack_from(request)
             if opcode in (_FORGET, _BATCH_FORGET):
                 continue
             try:
-                answer = self._answer(opcode, number, request[_HEADER.size :])
+                answer = self._answer(opcode, node_id, request[_HEADER.size :])
                 error = 0
             except OSError as refused:
                 answer, error = b"", -(refused.errno or errno.EIO)
             os.write(self._fd, struct.pack("<IiQ", 16 + len(answer), error, unique) + answer)
 
-    def _answer(self, opcode: int, number: int, body: bytes) -> bytes:
-        node = self._nodes[number - _ROOT] if number else self._nodes[0]
+    def _answer(self, opcode: int, node_id: int, body: bytes) -> bytes:
+        """Return the answer to a request. Raises OSError with the error to report to the kernel."""
+        node = self._nodes[node_id - _ROOT] if node_id else self._nodes[0]
         if opcode == _INIT:
             return struct.pack("<II", 7, 31) + bytes(56)
         if opcode == _LOOKUP:
             child = node.children.get(os.fsdecode(body.rstrip(b"\0")))
             if child is None:
                 raise FileNotFoundError(errno.ENOENT, "")
-            return struct.pack("<QQQQII", self._number(child), 0, 0, 0, 0, 0) + self._attributes(child)
+            return struct.pack("<QQQQII", self._id_of(child), 0, 0, 0, 0, 0) + self._attributes(child)
         if opcode == _GETATTR:
             return struct.pack("<QII", 0, 0, 0) + self._attributes(node)
         if opcode in (_OPEN, _OPENDIR):
@@ -119,21 +123,21 @@ class _Server:
             value = node.acl
         return value if size else struct.pack("<II", len(value), 0)
 
-    def _number(self, node: Node) -> int:
-        return next(number for number, one in enumerate(self._nodes, _ROOT) if one is node)
+    def _id_of(self, node: Node) -> int:
+        return next(node_id for node_id, one in enumerate(self._nodes, _ROOT) if one is node)
 
     def _attributes(self, node: Node) -> bytes:
         inside = sum(child.is_directory for child in node.children.values())
         nlink = 2 + inside if node.is_directory else 1
         size = 0 if node.is_directory else 1
         return struct.pack(
-            "<6Q10I", self._number(node), size, 0, 10**9, 10**9, 10**9, 0, 0, 0, node.mode, nlink, node.uid, node.gid, 0, 4096, 0
+            "<6Q10I", self._id_of(node), size, 0, 10**9, 10**9, 10**9, 0, 0, 0, node.mode, nlink, node.uid, node.gid, 0, 4096, 0
         )  # fmt: skip
 
     def _listing(self, node: Node) -> bytes:
         found = b""
         for number, (name, child) in enumerate(node.children.items(), 1):
             text = os.fsencode(name)
-            found += struct.pack("<QQII", self._number(child), number, len(text), stat.S_IFMT(child.mode) >> 12) + text
+            found += struct.pack("<QQII", self._id_of(child), number, len(text), stat.S_IFMT(child.mode) >> 12) + text
             found += bytes(-len(found) % 8)
         return found

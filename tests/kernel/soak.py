@@ -1,6 +1,6 @@
-"""Four processes that deploy, switch, roll back and prune the same views, and are killed at random moments, under readers.
+"""Deploy, switch, roll back and prune the same views in four processes that are killed at random moments, while others read the views.
 
-It runs in the mount namespace and with the /run of whoever calls it. All processes are ended when the work is done or breaks off.
+The work runs in the mount namespace and with the /run of the caller. All processes are killed when it ends or fails.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ RELEASES = 6
 FILES = 20
 VIEWS = ("farm", "desk")
 
-#: Share of the runs that are killed, and the seconds within which they are.
+#: Share of the runs that are killed, and the most seconds until then.
 _KILLED = 0.3
 _KILLED_WITHIN = 0.25
 
-#: What a run may say when another one was quicker: nothing is wrong then, and it has changed nothing.
+#: Parts of the messages of a run that another run has overtaken. It has changed nothing, and that is no fault.
 _REFUSALS = (
     "does not exist or is not a",
     "is not on this host any more",
@@ -48,24 +48,24 @@ _REFUSALS = (
 
 @dataclass
 class Found:
-    """What was seen."""
+    """What was observed."""
 
     runs: Counter[str] = field(default_factory=Counter)
     killed: int = 0
     changed: int = 0
-    #: What runs have said that another one had overtaken, and what else they have failed with.
+    #: Messages of runs that were overtaken, with their number, and all other failures.
     refused: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
     opens: int = 0
     failed_opens: list[str] = field(default_factory=list)
-    #: How many mounts there are at each mountpoint after a last clean run: a killed one leaves two, half-way.
+    #: The number of mounts at each mountpoint after a last clean run. A run that is killed during a switch leaves two.
     mounted: dict[str, int] = field(default_factory=dict)
-    #: What is left after a last clean run of each view.
+    #: Leftovers after a last clean run of each view.
     left: list[str] = field(default_factory=list)
 
 
 def _notes() -> frozenset[str]:
-    """Return the notes below /run of detached and of unmounted overlays."""
+    """Return the paths of the notes of detached and of unmounted overlays."""
     return frozenset(
         path for place in (detached.FOLDER, remount.FOLDER) for path in glob.glob(os.path.join(place, "*"))
     )
@@ -73,8 +73,10 @@ def _notes() -> frozenset[str]:
 
 @dataclass(frozen=True)
 class _World:
+    """The directories of a soak."""
+
     folder: Path
-    #: Notes of earlier work.
+    #: Notes that existed before.
     notes: frozenset[str] = field(default_factory=_notes)
 
     @property
@@ -93,6 +95,7 @@ class _World:
         return self.folder / "views" / name
 
     def make(self) -> None:
+        """Make the state directory, the releases and their manifests."""
         self.state_dir.mkdir(mode=0o700)
         for number in range(RELEASES):
             top = self.root / "tool" / str(number)
@@ -108,13 +111,13 @@ def _content(number: int) -> bytes:
 
 
 def run(folder: Path, seconds: float, seed: int = 0) -> Found:
-    """Soak for so many seconds below ``folder``, and return what was seen."""
+    """Soak for ``seconds`` below ``folder``, and return what was observed."""
     world = _World(folder)
     world.make()
     for name in VIEWS:
         for module, arguments in _deployment(world, name, 0, "directory"):
             _must(module, arguments, folder)
-        # What a site has mounted inside of its views.
+        # A mount of the site inside the view.
         support.command("mount", "-t", "tmpfs", "site", world.view(name) / "tool" / "site")
         support.write(world.view(name) / "tool" / "site" / "plugin", _content(0))
     with contextlib.ExitStack() as stack:
@@ -141,7 +144,7 @@ def run(folder: Path, seconds: float, seed: int = 0) -> Found:
 
 @contextlib.contextmanager
 def _process(output: Path, work: Callable[[], dict[str, Any]]) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Have some work done in a process; give what waits for it and returns its result. It is ended with all that it has started."""
+    """Run ``work`` in a process while the block runs; provide a function that waits for its result. Its child processes are killed too."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -180,7 +183,7 @@ def _add(found: Found, result: dict[str, Any]) -> None:
 
 
 def _read(world: _World, name: str) -> dict[str, Any]:
-    """Read all files of a view, again and again."""
+    """Read all files of a view until the end."""
     top = world.view(name) / "tool"
     files = [*(top / "bin" / f"file{index}" for index in range(FILES)), top / "site" / "plugin"]
     texts = {_content(number) for number in range(RELEASES)}
@@ -199,7 +202,7 @@ def _read(world: _World, name: str) -> dict[str, Any]:
 
 
 def _work(world: _World, seed: int) -> dict[str, Any]:
-    """Run one thing after the other at random, and kill some of them."""
+    """Run random operations until the end, and kill some of them."""
     chance = random.Random(seed)
     runs: Counter[str] = Counter()
     refused: Counter[str] = Counter()
@@ -235,7 +238,7 @@ def _work(world: _World, seed: int) -> dict[str, Any]:
     return {"runs": runs, "refused": refused, "errors": errors, "killed": killed, "changed": changed}
 
 
-#: The result of the last run, from which the next step of the same work takes the layer.
+#: The result of the last run, from which the next step of the same operation takes the layer.
 _last: list[dict[str, Any]] = [{}]
 
 _Step = tuple[str, dict[str, Any]]
@@ -266,7 +269,7 @@ def _view(world: _World, name: str) -> dict[str, Any]:
 
 
 def _ran(module: str, arguments: dict[str, Any], folder: Path, kill_after: float | None) -> support.Ran | None:
-    """Run a module, killed after so many seconds unless it has ended; return how it ended, None where it was killed."""
+    """Run a module, and kill it after ``kill_after`` seconds unless that is None. Return its result; None if it was killed."""
     given = {**arguments, "_ansible_remote_tmp": str(folder / "tmp")}
     with support.forked_module(module, given) as run:
         run.go()
@@ -278,6 +281,7 @@ def _ran(module: str, arguments: dict[str, Any], folder: Path, kill_after: float
 
 
 def _must(module: str, arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Run a module, which must succeed, and return its result."""
     ran = _ran(module, arguments, folder, None)
     assert ran is not None
     _last[0] = ran.ok
@@ -285,20 +289,20 @@ def _must(module: str, arguments: dict[str, Any], folder: Path) -> dict[str, Any
 
 
 def _left(world: _World) -> list[str]:
-    """Deploy each view once more, prune it, and return what killed runs have left anywhere."""
+    """Deploy and prune each view once more, and return the leftovers of killed runs."""
     left = []
     for name in VIEWS:
-        # Twice, so that the generation before is one of directories, too.
+        # Twice, so that the previous generation has format directory too.
         for number in (1, 0):
             for module, arguments in _deployment(world, name, number, "directory"):
                 _must(module, arguments, world.folder)
         for _twice in range(2):
             pruned = _must(*_pruning(world, name), world.folder)
         if pruned["changed"]:
-            left.append(f"view {name}: a second prune has found {pruned['removed']}")
+            left.append(f"view {name}: a second prune removed {pruned['removed']}")
         for module, arguments in _deployment(world, name, 0, "directory"):
             if _must(module, arguments, world.folder)["changed"]:
-                left.append(f"view {name}: a second {module} has changed something")
+                left.append(f"view {name}: a second {module} changed something")
         top = world.state_dir / "views" / name
         expected = {"current", "previous", "generations", "lock"}
         left += [str(top / one) for one in set(os.listdir(top)) - expected]

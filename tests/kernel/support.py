@@ -1,4 +1,4 @@
-"""What the kernel tests share: file systems, a release with every oddity, building and mounting views, comparing trees."""
+"""Helpers of the kernel tests: file systems, a release with every oddity, building and mounting views, comparing trees."""
 
 from __future__ import annotations
 
@@ -44,12 +44,13 @@ GIGABYTE = 1 << 30
 NO_ID = (1 << 32) - 1
 #: Tags of ACL entries (linux/posix_acl.h).
 OWNER, USER, OWNING_GROUP, GROUP, MASK, OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
-#: mkcomposefs and mkfs.erofs, as `make` has set them up.
+#: The directory of mkcomposefs and mkfs.erofs, which `make` sets up.
 PROGRAMS = Path(__file__).resolve().parents[2] / ".build" / "images" / "bin"
 MODULES = "ansible_collections.renderfarm.overlay.plugins.modules."
 
 
 def command(*argv: str | Path) -> str:
+    """Run a program, which must succeed, and return its output."""
     done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     assert done.returncode == 0, f"{argv}: {done.stdout}"
     return done.stdout
@@ -57,7 +58,7 @@ def command(*argv: str | Path) -> str:
 
 @contextlib.contextmanager
 def filesystem(folder: Path, kind: str) -> Iterator[Path]:
-    """Mount a new file system: ``tmpfs``, ``xfs``, or ``ext4-N`` with inodes of N bytes. It goes with its loop device."""
+    """Mount a new file system while the block runs: ``tmpfs``, ``xfs``, or ``ext4-N`` with inodes of N bytes."""
     place = folder / kind
     place.mkdir()
     if kind == "tmpfs":
@@ -82,6 +83,7 @@ def filesystem(folder: Path, kind: str) -> Iterator[Path]:
 
 
 def write(path: Path | bytes, content: bytes = b"", mode: int = 0o644, mtime_ns: int | None = None) -> None:
+    """Write a file with exactly this mode and, if given, this mtime in nanoseconds."""
     with open(path, "wb") as stream:
         stream.write(content)
         os.fchmod(stream.fileno(), mode)
@@ -121,25 +123,26 @@ AWKWARD_NAMES = [
 
 
 def make_release(top: Path, outside: Path) -> None:
-    """Make a release of more than 20,000 files that has every oddity; ``outside`` is a folder on the same file system."""
+    """Make a release of more than 20,000 files that has every oddity; ``outside`` is a directory on the same file system."""
     top.mkdir(parents=True)
     for number in range(105):
-        folder = top / "bulk" / "lib" / "python3.13" / "site-packages" / f"package_{number:03d}"
-        folder.mkdir(parents=True)
+        directory = top / "bulk" / "lib" / "python3.13" / "site-packages" / f"package_{number:03d}"
+        directory.mkdir(parents=True)
         for index in range(200):
-            write(folder / f"file{index}", b"%d/%d\n" % (number, index), mtime_ns=1_600_000_000_123_456_789 + index)
+            write(directory / f"file{index}", b"%d/%d\n" % (number, index), mtime_ns=1_600_000_000_123_456_789 + index)
     _make_names(os.fsencode(top) + b"/names")
     _make_special(os.fsencode(top) + b"/special", os.fsencode(outside))
     _make_times(top / "times")
-    for folder_name, _folders, _files in os.walk(top, topdown=False):
-        if not folder_name.endswith("/times"):
-            os.utime(folder_name, ns=(1_500_000_000_000_000_007, 1_500_000_000_000_000_007))
+    for directory_name, _directories, _files in os.walk(top, topdown=False):
+        if not directory_name.endswith("/times"):
+            os.utime(directory_name, ns=(1_500_000_000_000_000_007, 1_500_000_000_000_000_007))
 
 
 def _make_names(top: bytes) -> None:
+    """Make files, directories and symbolic links with awkward names, and a deep tree."""
     os.mkdir(top)
-    for folder in (b"files", b"directories", b"links", b"empty"):
-        os.mkdir(os.path.join(top, folder))
+    for directory in (b"files", b"directories", b"links", b"empty"):
+        os.mkdir(os.path.join(top, directory))
     for name in AWKWARD_NAMES:
         write(os.path.join(top, b"files", name), name * 3)
         write(os.path.join(top, b"empty", name))
@@ -155,6 +158,7 @@ def _make_names(top: bytes) -> None:
 
 
 def _make_special(top: bytes, outside: bytes) -> None:
+    """Make files with special modes, owners, xattrs, sizes, hard links and link targets."""
     os.mkdir(top)
 
     def path(name: bytes) -> bytes:
@@ -190,7 +194,7 @@ def _make_special(top: bytes, outside: bytes) -> None:
             stream.truncate(size)
     write(path(b"large"), os.urandom(1 << 20) * 8)
     write(path(b"one-block"), b"b" * 4096)
-    # Names of one file: in two folders, of an empty file, of a link, and outside of the release.
+    # Hard links: in two directories, of an empty file, of a symbolic link, and to a name outside the release.
     os.mkdir(path(b"z"))
     for name in (b"linked", b"linked-empty"):
         write(path(name), b"linked" if name == b"linked" else b"")
@@ -236,7 +240,7 @@ def _make_acls(top: bytes) -> None:
     os.setxattr(top + b"/acl-default", "system.posix_acl_default", inherited)
 
 
-#: Seconds and nanoseconds that tmpfs, XFS and ext4 with large inodes can all hold.
+#: Mtimes in nanoseconds that tmpfs, XFS and ext4 with large inodes can all hold.
 MTIMES = {
     "epoch": 0,
     "before-1970": -1,
@@ -249,6 +253,7 @@ MTIMES = {
 
 
 def _make_times(top: Path) -> None:
+    """Make a file, a symbolic link and a directory with each of MTIMES."""
     top.mkdir()
     for name, mtime_ns in MTIMES.items():
         write(top / name, b"time", mtime_ns=mtime_ns)
@@ -272,7 +277,7 @@ def make_small_release(top: Path, word: str) -> None:
 
 
 def scanned(store: Path, root: Path, release: str, checksum: bool = False, root_name: str | None = None) -> Placement:
-    """Write a release's manifest; return it as placed where it is. The store is made when it is missing."""
+    """Write the manifest of a release, and return the placement of the release at its own path. The store is made if it is missing."""
     store.mkdir(parents=True, exist_ok=True)
     written = manifest_store.write(str(store), str(root), release, checksum, root_name=root_name)
     place = os.fsencode(release)
@@ -288,7 +293,7 @@ def build(
     strategy: str = "data_only",
     **more: Any,
 ) -> tuple[Path, Generation, BuildReport]:
-    """Build a view's layer, an image where there is a builder; return its path, the generation and the report."""
+    """Build the layer of a view, an image if there is a builder; return its path, the generation and the report."""
     spec = LayerSpec(name, tuple(placements), "erofs" if builder else "directory", strategy, namespace, **more)
     paths = ViewPaths.of(str(state_dir), name)
     with generations.locked(paths, 10):
@@ -306,6 +311,7 @@ def declared(
     strategy: str = "data_only",
     **options: Any,
 ) -> MountSpec:
+    """Return the declaration of an overlay; it is read-only unless there is a ``writable``, or ``read_only`` is false."""
     layers = [os.fsencode(one) for one in lower]
     found = images.among(layers)
     read_only = read_only and writable is None
@@ -314,6 +320,7 @@ def declared(
 
 
 def writable(upper: Path | bytes, work: Path | bytes) -> Writable:
+    """Return an upper and a work directory for ``declared``."""
     return Writable(os.fsencode(upper), os.fsencode(work))
 
 
@@ -325,10 +332,12 @@ def image_of(layer: Path | bytes, image: Path | bytes) -> Path:
 
 
 def live(path: Path | bytes) -> Mount | None:
+    """Return the visible mount at a path; None if there is none."""
     return top_mount(namespaces.own_mounts(), os.fsencode(path))
 
 
 def planned(spec: MountSpec, switch: str = "auto") -> Plan:
+    """Return the plan that mounts an overlay as declared."""
     state = mounts.observe(spec.path)
     return plan_mounted(
         spec, state, mounts.overlay_defaults(), switch, mounts.can_mount_beneath(), uppers.observe(spec)
@@ -336,7 +345,7 @@ def planned(spec: MountSpec, switch: str = "auto") -> Plan:
 
 
 def carried_out(spec: MountSpec, switch: str = "auto") -> list[str]:
-    """Plan and apply; the plan is empty afterwards. Return the kinds of the actions."""
+    """Mount an overlay as declared, check that nothing is left to plan, and return the types of the actions."""
     plan = planned(spec, switch)
     for action in plan:
         apply(action, mounts.HANDLERS)
@@ -346,7 +355,7 @@ def carried_out(spec: MountSpec, switch: str = "auto") -> list[str]:
 
 @contextlib.contextmanager
 def mounted(spec: MountSpec) -> Iterator[Path]:
-    """Mount an overlay; it is gone afterwards, whatever has become of it."""
+    """Mount an overlay while the block runs."""
     os.makedirs(spec.path, exist_ok=True)
     mount = mounts.new_overlay(spec)
     try:
@@ -360,17 +369,18 @@ def mounted(spec: MountSpec) -> Iterator[Path]:
 
 
 def unmount_all(path: Path | bytes) -> None:
+    """Detach all mounts at a path."""
     while live(path):
         subprocess.run(["umount", "--lazy", path], check=True)
 
 
-#: The end of a program for ``background`` that only has to be there.
+#: The end of a program for ``background`` that waits until it is no longer needed.
 WAIT = "print('ready', flush=True)\nsys.stdin.read()"
 
 
 @contextlib.contextmanager
 def background(code: str, *arguments: object, prefix: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
-    """Have a Python program run, which says that it is ready, and ends when its input does or before."""
+    """Run a Python program while the block runs. It must print ``ready``, and end when its input ends."""
     argv = [*prefix, sys.executable, "-c", code, *map(str, arguments)]
     pipe = subprocess.PIPE
     with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True) as process:
@@ -381,7 +391,7 @@ def background(code: str, *arguments: object, prefix: Sequence[str] = ()) -> Ite
 
 @contextlib.contextmanager
 def namespace(propagation: str = "unchanged", code: str = "") -> Iterator[int]:
-    """Have a process in a mount namespace of its own, which has run ``code``; give its number."""
+    """Run a process that executes ``code`` in a new mount namespace, while the block runs; provide its PID."""
     with background(
         f"import os, sys\n{code}\n{WAIT}", prefix=["unshare", "--mount", f"--propagation={propagation}"]
     ) as process:
@@ -389,12 +399,12 @@ def namespace(propagation: str = "unchanged", code: str = "") -> Iterator[int]:
 
 
 def loops_on(folder: Path) -> list[str]:
-    """Return what losetup(8) says of the loop devices on files in a folder."""
+    """Return the lines of losetup(8) for loop devices on files in a directory."""
     return [line for line in command("losetup", "--list", "--noheadings").splitlines() if str(folder) in line]
 
 
 def loops_gone(folder: Path) -> bool:
-    """Tell whether the loop devices on files in a folder are gone; the kernel may take a moment."""
+    """Return whether the loop devices on files in a directory are gone, after waiting for the kernel up to five seconds."""
     for _try in range(100):
         if not loops_on(folder):
             return True
@@ -406,18 +416,18 @@ def loops_gone(folder: Path) -> bool:
 
 
 def listing(top: Path | bytes) -> dict[bytes, os.stat_result]:
-    """Return the status of everything in a tree, by its path below the top."""
+    """Map each path in a tree, relative to the top, to its status."""
     start = os.fsencode(top)
     found = {b"": os.lstat(start)}
-    for folder, folders, files in os.walk(start):
-        for name in (*folders, *files):
-            path = os.path.join(folder, name)
+    for directory, directories, files in os.walk(start):
+        for name in (*directories, *files):
+            path = os.path.join(directory, name)
             found[path[len(start) :]] = os.lstat(path)
     return found
 
 
 def compare_trees(view: Path, release: Path) -> list[str]:
-    """Compare a view with a release entry by entry; return what differs."""
+    """Compare a view with a release entry by entry and return the differences."""
     left, right = listing(view), listing(release)
     problems = [f"only in one of them: {path!r}" for path in left.keys() ^ right.keys()]
     names_of: dict[int, int] = {}
@@ -447,13 +457,13 @@ def _compare(path: bytes, left: os.stat_result, right: os.stat_result, links: in
 
 
 def _compare_acls(left: bytes, right: bytes) -> list[str]:
-    """Compare what getfacl(1) shows besides owner and mode."""
+    """Compare the access and default ACLs of two files."""
     kinds = ("system.posix_acl_access", "system.posix_acl_default")
     return [f"{left!r}: {kind}" for kind in kinds if attribute(left, kind) != attribute(right, kind)]
 
 
 def attribute(path: bytes, name: str) -> bytes | None:
-    """Return an attribute of a file; None where it has none."""
+    """Return the value of an xattr; None if the file has none of that name."""
     try:
         return os.getxattr(path, name, follow_symlinks=False)
     except OSError as error:
@@ -463,7 +473,7 @@ def attribute(path: bytes, name: str) -> bytes | None:
 
 
 def acl(*entries: tuple[int, int] | tuple[int, int, int]) -> bytes:
-    """Return the value of an ACL attribute from tags, permissions and, for named users and groups, numbers."""
+    """Return the value of an ACL xattr. Each entry has a tag, permissions and, for a named user or group, a uid or gid."""
     return struct.pack("<I", 2) + b"".join(
         struct.pack("<HHI", *entry, *(() if len(entry) == 3 else (NO_ID,))) for entry in entries
     )
@@ -483,7 +493,7 @@ def _compare_content(left: bytes, right: bytes, status: os.stat_result) -> list[
 
 
 def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield the parts of a file that hold data, and its end; of small files all."""
+    """Yield the start and length of each part of a file that holds data, and of its end. A small file is one part."""
     if size < 1 << 24:
         yield 0, size
         return
@@ -499,6 +509,7 @@ def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def capability_of(path: bytes) -> bytes | None:
+    """Return the file capability of a file; None if it has none."""
     try:
         return os.getxattr(path, "security.capability")
     except OSError:
@@ -510,7 +521,7 @@ def capability_of(path: bytes) -> bytes | None:
 
 @dataclass(frozen=True)
 class Ran:
-    """How a module ended."""
+    """The result of a run of a module."""
 
     status: int
     result: dict[str, Any]
@@ -518,23 +529,25 @@ class Ran:
 
     @property
     def ok(self) -> dict[str, Any]:
+        """Return the values of a run that must have succeeded."""
         assert self.status == 0, self.output
         assert not self.result.get("failed"), self.output
         return self.result
 
     @property
     def message(self) -> str:
+        """Return the message of a run that must have failed."""
         assert self.result.get("failed"), self.output
         return str(self.result["msg"])
 
 
 def module(name: str, /, privileged: bool = True, check: bool = False, **arguments: Any) -> Ran:
-    """Run a module as Ansible does: in a process of its own, with JSON in and JSON out."""
+    """Run a module as Ansible does: in its own process, with JSON in and JSON out. ``privileged`` is whether it has capabilities."""
     text = json.dumps({"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check, "_ansible_diff": True}})
     if privileged:
         status, output = module_server.run(MODULES + name, text.encode())
     else:
-        # Root by number alone, since the tools need not be readable for others.
+        # Uid 0 without capabilities, since other users may be unable to read the tools.
         become = [*module_server.LIMITS, "setpriv", "--bounding-set=-all", "--inh-caps=-all"]
         done = subprocess.run(
             [*become, sys.executable, "-W", "ignore", "-m", MODULES + name],
@@ -552,7 +565,7 @@ def module(name: str, /, privileged: bool = True, check: bool = False, **argumen
 
 
 class ForkedModule:
-    """A module in a process that has all that it needs in memory already, and that waits to be told to start."""
+    """A module in a forked process that waits for ``go`` before it starts."""
 
     def __init__(self, name: str, arguments: dict[str, Any]) -> None:
         main = importlib.import_module(MODULES + name).main
@@ -575,15 +588,16 @@ class ForkedModule:
         os.close(output)
 
     def is_traced(self) -> bool:
-        """Tell whether a debugger has it, as one that was attached has after a moment."""
+        """Return whether a debugger is attached, which takes a moment."""
         with open(f"/proc/{self.pid}/status", encoding="ascii") as stream:
             return any(line.startswith("TracerPid:") and line.split()[1] != "0" for line in stream)
 
     def go(self) -> None:
+        """Start the module."""
         os.write(self._start, b".")
 
     def finish(self) -> Ran:
-        """Wait for its end."""
+        """Wait until the module ends and return its result."""
         with open(self._output, "rb", closefd=False) as stream:
             output = stream.read()
         lines = [line for line in output.splitlines() if line.startswith(b"{")]
@@ -592,6 +606,7 @@ class ForkedModule:
         return Ran(status, json.loads(lines[-1]) if lines else {}, output.decode("utf-8", "backslashreplace"))
 
     def close(self) -> None:
+        """Kill the module if it still runs."""
         os.close(self._start)
         os.close(self._output)
         if self.pid:
@@ -601,6 +616,7 @@ class ForkedModule:
 
 @contextlib.contextmanager
 def forked_module(name: str, arguments: dict[str, Any]) -> Iterator[ForkedModule]:
+    """Provide a forked module while the block runs."""
     child = ForkedModule(name, arguments)
     try:
         yield child

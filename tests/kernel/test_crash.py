@@ -1,4 +1,4 @@
-"""Runs that are killed leave nothing that counts, and the next run succeeds."""
+"""A killed run never leaves a partial result visible, and the next run succeeds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KILLS = 40
 
 
 def in_child(work: Callable[[], object], seconds: float | None = None) -> int:
-    """Run something in a child process and kill it after a time; return the wait status."""
+    """Run ``work`` in a child process, kill it after ``seconds`` unless that is None, and return the wait status."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -47,6 +47,7 @@ def in_child(work: Callable[[], object], seconds: float | None = None) -> int:
 
 
 def duration(work: Callable[[], object]) -> float:
+    """Return how many seconds ``work`` takes in a child process."""
     started = time.monotonic()
     assert in_child(work) == 0
     return time.monotonic() - started
@@ -54,7 +55,7 @@ def duration(work: Callable[[], object]) -> float:
 
 @pytest.fixture
 def medium(folder: Path) -> Placement:
-    """A release that takes some tens of milliseconds to build."""
+    """Make and scan a release whose layer takes some tens of milliseconds to build."""
     top = folder / "root" / "medium" / "1"
     for number in range(30):
         (top / f"{number}").mkdir(parents=True)
@@ -64,7 +65,7 @@ def medium(folder: Path) -> Placement:
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "xfs"])
-def test_a_killed_build_leaves_nothing_that_counts(
+def test_a_killed_build_leaves_no_partial_generation(
     disks: dict[str, Path], folder: Path, medium: Placement, kind: str
 ) -> None:
     state_dir = disks[kind] / "crash"
@@ -77,7 +78,7 @@ def test_a_killed_build_leaves_nothing_that_counts(
         status = in_child(lambda: support.build(state_dir, [medium]), chance.uniform(0, takes * 1.1))
         killed += os.WIFSIGNALED(status)
         state = generations.observe(paths)
-        # What has a name is whole: it has its record, and all that belongs in it.
+        # Every visible generation is complete: it has its record and its whole layer.
         assert state.generations <= {whole.folder}
         if state.current:
             assert state.generations == {whole.folder}
@@ -96,7 +97,7 @@ def test_a_killed_build_leaves_nothing_that_counts(
         assert support.compare_trees(view / "medium/1", folder / "root" / "medium/1") == []
 
 
-def test_a_killed_scan_leaves_no_manifest_that_counts(folder: Path, medium: Placement) -> None:
+def test_a_killed_scan_leaves_no_partial_manifest(folder: Path, medium: Placement) -> None:
     expected = Path(medium.manifest).read_bytes()
     store = folder / "killed"
     store.mkdir()
@@ -123,7 +124,7 @@ def test_a_killed_scan_leaves_no_manifest_that_counts(folder: Path, medium: Plac
         os.utime(one, (0, 0))
     write()
     assert manifest_store.read_record(path) == medium.record
-    # What killed runs left aside is removed once it is too old to be another host's.
+    # Leftovers of killed runs are removed once they are too old to belong to a run on another host.
     assert sorted(os.listdir(store / "medium")) == ["1.dump.gz", "1.json"]
 
 
@@ -157,14 +158,14 @@ def test_a_damaged_manifest_builds_nothing(folder: Path, medium: Placement, dama
     message = support.module("metadata_layer", **arguments).message
     assert str(path) in message
     assert "scan the release again" in message
-    # Where the length tells it, nothing is begun; else nothing counts.
+    # Whether the length or the digest reveals the damage, no generation is visible.
     assert generations.observe(ViewPaths.of(str(folder / "state"), "v")).generations == frozenset()
     path.write_bytes(content)
     assert support.module("metadata_layer", **arguments).ok["changed"]
 
 
 @pytest.mark.usefixtures("medium")
-def test_a_killed_run_of_finalizing_leaves_an_overlay_that_reads_as_before(folder: Path) -> None:
+def test_a_killed_finalize_leaves_an_overlay_that_reads_as_before(folder: Path) -> None:
     lower = folder / "root"
     for number in range(0, 30, 7):
         (lower / "medium/1" / str(number) / "0").chmod(0o4755)
@@ -190,11 +191,11 @@ def test_a_killed_run_of_finalizing_leaves_an_overlay_that_reads_as_before(folde
         overlay.unmount()
         shutil.rmtree(overlay.folder)
         overlay = overlay_at(folder / "overlay", lower)
-        # In parts, so that what a killed run has left is gone on with more than once.
+        # Several runs, so that a run also continues the work of a killed run and is killed itself.
         for _part in range(3):
             status = in_child(lambda: passes.run(request), chance.uniform(0, takes))
             killed += os.WIFSIGNALED(status)
-            # Its processes end with it, but not at the same instant.
+            # Its worker processes end shortly after it.
             wait_for_end(overlay)
             if support.live(overlay.path) is None and turn % 2:
                 overlay.mount()
@@ -214,6 +215,6 @@ def test_a_killed_run_of_finalizing_leaves_an_overlay_that_reads_as_before(folde
 
 
 def wait_for_end(overlay: Overlay) -> None:
-    """Wait until no process stands in an overlay or in its upper layer any more."""
+    """Wait until no process uses a path in an overlay or its layers."""
     while any(path.startswith(os.fsencode(overlay.folder)) for _process, path in processes.paths()):
         time.sleep(0.01)

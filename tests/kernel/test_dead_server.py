@@ -1,4 +1,4 @@
-"""A file server that does not answer keeps nobody from finding that nothing has to be done."""
+"""A run that has nothing to do succeeds even if a file server does not answer."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.overlays.test_switch import arguments_of, generation
 
-#: Seconds in which a module says that nothing has to be done; it would take them all if it asked.
+#: The time limit of the modules in seconds. A module that asked the server would reach it.
 LIMIT = 30.0
 
 
 @contextlib.contextmanager
 def dead(place: Path) -> Iterator[None]:
-    """Have a file system mounted that never answers: FUSE, whose requests nobody reads."""
+    """Mount a file system that never answers, while the block runs: a FUSE mount whose requests nobody reads."""
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     try:
         options = b"fd=%d,rootmode=40000,user_id=0,group_id=0" % device
@@ -36,11 +36,11 @@ def dead(place: Path) -> Iterator[None]:
         finally:
             syscalls.umount(os.fsencode(place), syscalls.MNT_DETACH)
     finally:
-        # Who still waits is let go.
+        # Closing the device ends all waiting requests.
         os.close(device)
 
 
-def test_it_does_not_answer(folder: Path) -> None:
+def test_a_dead_file_system_does_not_answer(folder: Path) -> None:
     answered = threading.Event()
 
     def ask() -> None:
@@ -58,7 +58,7 @@ def test_it_does_not_answer(folder: Path) -> None:
 
 @contextlib.contextmanager
 def etc_of_its_own(folder: Path) -> Iterator[None]:
-    """Have an /etc over that of the machine, without its units."""
+    """Mount a private /etc without units over that of the machine, while the block runs."""
     for name in ("etc", "etc-work"):
         (folder / name).mkdir()
     support.command(
@@ -76,7 +76,7 @@ def etc_of_its_own(folder: Path) -> Iterator[None]:
 @pytest.mark.parametrize("persist", ["none", "fstab", "systemd"])
 @pytest.mark.parametrize("written", ["plain", "slashes", "link", "link above"])
 @pytest.mark.parametrize("image", [False, True])
-def test_a_view_that_is_as_declared_is_found_so(folder: Path, persist: str, written: str, image: bool) -> None:
+def test_a_view_that_is_as_declared_needs_no_server(folder: Path, persist: str, written: str, image: bool) -> None:
     with etc_of_its_own(folder):
         spec = generation(folder, 0, folder / "view", image=image)
         arguments = arguments_of(spec, persist=persist, timeout=LIMIT)
@@ -96,15 +96,15 @@ def test_a_view_that_is_as_declared_is_found_so(folder: Path, persist: str, writ
             for check in (True, False):
                 done = support.module("overlay_mount", True, check, **arguments).ok
                 assert (done["changed"], "warnings" in done) == (False, False)
-            # What is told of it, and what is taken down, needs no server either.
-            told = support.module("overlay_info", probe=False, timeout=LIMIT).ok
-            assert str(folder / "view") in [one["path"] for one in told["mounts"]]
+            # Neither do reporting it and unmounting it.
+            reported = support.module("overlay_info", probe=False, timeout=LIMIT).ok
+            assert str(folder / "view") in [one["path"] for one in reported["mounts"]]
             assert support.module("overlay_mount", path=str(folder / "view"), state="absent", timeout=LIMIT).ok[
                 "changed"
             ]
 
 
-def test_a_server_below_which_the_data_layer_is_is_not_asked(folder: Path) -> None:
+def test_a_dead_server_above_the_data_layer_is_not_asked(folder: Path) -> None:
     spec = generation(folder, 0, folder / "view")
     support.carried_out(spec)
     arguments = arguments_of(spec, timeout=LIMIT)
@@ -112,7 +112,7 @@ def test_a_server_below_which_the_data_layer_is_is_not_asked(folder: Path) -> No
         assert not support.module("overlay_mount", **arguments).ok["changed"]
 
 
-def test_a_writable_overlay_over_a_server_that_is_gone_is_as_declared(folder: Path) -> None:
+def test_a_writable_overlay_over_a_dead_server_is_as_declared(folder: Path) -> None:
     for name in ("net", "upper", "work"):
         (folder / name).mkdir()
     arguments: dict[str, Any] = {
@@ -127,7 +127,7 @@ def test_a_writable_overlay_over_a_server_that_is_gone_is_as_declared(folder: Pa
         assert not support.module("overlay_mount", **arguments).ok["changed"]
 
 
-def test_a_data_layer_that_differs_is_still_told_from_the_one_that_is_mounted(folder: Path) -> None:
+def test_a_data_layer_given_by_a_link_is_compared_by_its_target(folder: Path) -> None:
     spec = generation(folder, 0, folder / "view")
     generation(folder, 1, folder / "view")
     support.carried_out(spec)
@@ -139,7 +139,7 @@ def test_a_data_layer_that_differs_is_still_told_from_the_one_that_is_mounted(fo
     assert support.module("overlay_mount", **arguments).ok["changed"]
 
 
-def test_a_switch_says_that_the_server_does_not_answer(folder: Path) -> None:
+def test_a_switch_to_a_dead_server_fails_within_the_time_limit(folder: Path) -> None:
     specs = [generation(folder, number, folder / "view") for number in range(2)]
     support.carried_out(specs[0])
     with dead(folder / "g1" / "data"):
@@ -183,7 +183,7 @@ def test_paths_are_resolved_as_the_kernel_does(folder: Path) -> None:
         assert still_paths.resolved(given, live) == os.path.realpath(given), path
 
 
-def test_the_software_root_of_a_server_that_is_gone_is_looked_up_by_its_name(folder: Path) -> None:
+def test_the_mountpoint_of_a_dead_software_root_is_not_looked_up(folder: Path) -> None:
     (folder / "software").mkdir()
     (folder / "link").symlink_to(folder)
     with dead(folder / "software"):
@@ -194,5 +194,5 @@ def test_the_software_root_of_a_server_that_is_gone_is_looked_up_by_its_name(fol
         mount = mountinfo.top_mount(live, place)
         assert mount
         arguments: dict[str, Any] = {"path": str(folder / "software"), "state": "absent", "timeout": LIMIT}
-        # It is not one of ours, so it is left alone, and that is said at once.
+        # The mount is not NFS, so the module refuses it, and does so at once.
         assert "a mount of type fuse" in support.module("software_root", **arguments).message

@@ -1,6 +1,6 @@
-"""Every system call that matters is made to fail, and to be the last one of its run: what is left is the old or the new, whole.
+"""Make each important system call of a run fail, or be its last one: the old state or the new one is left, never a part.
 
-strace(1) does both, to the real calls of the modules as Ansible runs them.
+strace(1) injects the errors and signals into modules that run as under Ansible.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ansible_collections.renderfarm.overlay.tests.kernel.writable import Overlay
 
 pytestmark = pytest.mark.usefixtures("with_programs")
 
-#: Calls that write or mount, each with the error that it gets.
+#: System calls that write, each with the error to inject. The next tables have those that mount and those that finalize.
 WRITING = {
     "mkdir": "ENOSPC",
     "mkdirat": "ENOSPC",
@@ -80,13 +80,13 @@ FINALIZING = {
     "unlink": "EIO",
     "rmdir": "EIO",
 }
-#: Further calls of one kind are of the same loop: a file of a layer, a record, a link.
+#: The most calls of one kind to inject into. Further ones belong to the same loop over files, records or links.
 MOST_OF_A_KIND = 4
 
 
 @dataclass
 class Faults:
-    """Runs of a module in which one system call fails, or is the last one."""
+    """Run a module again and again, with one system call that fails or is the last one, and count the runs."""
 
     log: Path
     runs: int = 0
@@ -96,7 +96,7 @@ class Faults:
     def each(
         self, calls: dict[str, str], module: str, arguments: dict[str, Any], around: Callable[[], Iterator[None]]
     ) -> None:
-        """Make each call fail in turn. ``around`` prepares a run, is resumed when it has ended, and looks at what is left."""
+        """Inject each fault in turn. ``around`` prepares a run, and after the run checks the state that it left."""
         for call, error in calls.items():
             for number in range(1, self.most_of_a_kind + 1):
                 for fault in (f"error={error}", "signal=KILL"):
@@ -112,6 +112,7 @@ class Faults:
             self.kinds += number > 1
 
     def _run(self, inject: str, call: str, module: str, arguments: dict[str, Any]) -> bool:
+        """Run a module with a fault, and return whether the fault was injected."""
         trace = ["strace", "-f", "-qq", "-o", str(self.log), "-e", f"trace={call}", "-e", inject]
         with (
             support.forked_module(module, arguments) as child,
@@ -127,7 +128,7 @@ class Faults:
 
 
 def run(module: str, /, **arguments: Any) -> dict[str, Any]:
-    """Run a module, which has to succeed."""
+    """Run a module, which must succeed, and return its result."""
     with support.forked_module(module, arguments) as child:
         child.go()
         return child.finish().ok
@@ -139,7 +140,7 @@ def faults(folder: Path) -> Faults:
 
 
 class View:
-    """A view in a state directory, and what its generations have to be."""
+    """A view in a state directory, and checks of its generations."""
 
     def __init__(self, folder: Path, root: Path) -> None:
         self.state_dir = folder / "state"
@@ -147,11 +148,11 @@ class View:
         self.root = root
 
     def check(self) -> None:
-        """What counts is whole: each generation, and what is called current."""
+        """Check that each visible generation is complete, and that the links lead to one."""
         state = generations.observe(self.paths)
-        for folder in state.generations:
-            generation = generations.read_generation(self.paths, folder)
-            layer = names.layer_path(self.paths.generation(folder), generation.format)
+        for name in state.generations:
+            generation = generations.read_generation(self.paths, name)
+            layer = names.layer_path(self.paths.generation(name), generation.format)
             if generation.image:
                 assert erofs_layer.file_digest(layer) == generation.image.digest
             else:
@@ -161,11 +162,12 @@ class View:
             assert linked is None or linked in state.generations
 
     def check_tidy(self) -> None:
-        """What a killed run has left, and the next one has not used, goes with the next pruning."""
+        """Check that pruning removes the leftovers of a killed run."""
         run("overlay_prune", name="view", state_dir=str(self.state_dir), keep=9, min_age=0)
         assert sorted(os.listdir(self.paths.root)) == ["current", "generations", "lock", "previous"]
 
     def restore(self, saved: Path) -> None:
+        """Restore the state directory from a copy."""
         shutil.rmtree(self.state_dir)
         shutil.copytree(saved, self.state_dir, symlinks=True)
 
@@ -177,7 +179,7 @@ def layer_arguments(view: View, placement: Placement, layer_format: str, strateg
 
 
 @pytest.mark.parametrize("layer_format", ["directory", "erofs"])
-def test_a_build_leaves_what_was_there_or_a_whole_generation(
+def test_a_failed_build_leaves_the_old_state_or_a_complete_generation(
     folder: Path, root: Path, tools: tuple[Placement, ...], faults: Faults, layer_format: str
 ) -> None:
     view = View(folder, root)
@@ -204,7 +206,7 @@ def test_a_build_leaves_what_was_there_or_a_whole_generation(
     assert faults.runs >= (40 if layer_format == "directory" else 35)
 
 
-def test_an_install_leaves_what_was_there_or_the_whole_image(
+def test_a_failed_install_leaves_the_old_state_or_the_complete_image(
     folder: Path, root: Path, tools: tuple[Placement, ...], faults: Faults
 ) -> None:
     view = View(folder, root)
@@ -234,7 +236,9 @@ def test_an_install_leaves_what_was_there_or_the_whole_image(
     assert faults.runs >= 20
 
 
-def test_an_image_store_has_whole_images_or_none(folder: Path, tools: tuple[Placement, ...], faults: Faults) -> None:
+def test_a_failed_publish_leaves_complete_images_or_none(
+    folder: Path, tools: tuple[Placement, ...], faults: Faults
+) -> None:
     store = folder / "images"
     store.mkdir()
     wanted = {"name": "view", "releases": [{"manifest": tools[1].manifest}], "image_store": str(store)}
@@ -258,7 +262,7 @@ def test_an_image_store_has_whole_images_or_none(folder: Path, tools: tuple[Plac
 @pytest.mark.parametrize(
     ("layer_format", "strategy"), [("directory", "data_only"), ("erofs", "data_only"), ("directory", "redirect")]
 )
-def test_a_switch_leaves_the_old_view_or_the_new_one(
+def test_a_failed_switch_leaves_the_old_view_or_the_new_one(
     folder: Path, root: Path, tools: tuple[Placement, ...], faults: Faults, layer_format: str, strategy: str
 ) -> None:
     view = View(folder, root)
@@ -283,7 +287,7 @@ def test_a_switch_leaves_the_old_view_or_the_new_one(
     assert [mount.path for mount in namespaces.own_mounts() if mount.fstype == b"erofs"] == []
 
 
-def test_pruning_leaves_whole_generations(
+def test_a_failed_prune_leaves_complete_generations(
     folder: Path, root: Path, tools: tuple[Placement, ...], faults: Faults
 ) -> None:
     view = View(folder, root)
@@ -301,13 +305,13 @@ def test_pruning_leaves_whole_generations(
         view.check_tidy()
         view.restore(saved)
 
-    # Each look at who uses a generation is thousands of system calls, which strace makes slow.
+    # Finding the users of a generation takes thousands of system calls, which strace makes slow.
     faults.most_of_a_kind = 2
     faults.each(WRITING, "overlay_prune", wanted, around)
     assert faults.runs >= 10
 
 
-def test_finalizing_leaves_an_overlay_that_reads_as_before(folder: Path, faults: Faults) -> None:
+def test_a_failed_finalize_leaves_an_overlay_that_reads_as_before(folder: Path, faults: Faults) -> None:
     lower = folder / "lower"
     support.make_small_release(lower / "tool" / "1.0", "one")
     (lower / "tool/1.0/bin/tool").chmod(0o6755)
@@ -326,14 +330,14 @@ def test_finalizing_leaves_an_overlay_that_reads_as_before(folder: Path, faults:
     by_hand = False
 
     def content() -> dict[bytes, Any]:
-        # Of the release that is gone not even the status can be relied on.
+        # Only this release is compared. For the deleted one, not even stat(2) is reliable.
         return {path: one[4] for path, one in shown(overlay.path / "tool/1.0").items()}
 
     def around() -> Iterator[None]:
         nonlocal by_hand
         overlay.mount()
         before = content()
-        # A release that was finalized, and is gone since.
+        # A release that was finalized, and then deleted.
         run("overlay_finalize", path=str(overlay.path), subtrees=["tool/2.0"], allow_unmount=True)
         (lower / "tool/2.0").rename(gone)
         yield

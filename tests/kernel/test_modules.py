@@ -1,4 +1,4 @@
-"""Modules as Ansible runs them: processes that are given JSON and answer with JSON."""
+"""Modules as Ansible runs them: processes that read JSON and write JSON."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 
 def four_runs(name: str, /, **arguments: Any) -> dict[str, Any]:
-    """Run a module in check mode, for real, again, and again in check mode; return what the real run said."""
-    said = support.module(name, check=True, **arguments).ok
+    """Run a module in check mode, for real, again, and again in check mode; return the result of the first real run."""
+    checked = support.module(name, check=True, **arguments).ok
     done = support.module(name, **arguments).ok
     again = support.module(name, **arguments).ok
     check_again = support.module(name, check=True, **arguments).ok
-    assert [run["changed"] for run in (said, done, again, check_again)] == [True, True, False, False]
-    assert said["actions"] == done["actions"] != []
+    assert [run["changed"] for run in (checked, done, again, check_again)] == [True, True, False, False]
+    assert checked["actions"] == done["actions"] != []
     assert again["actions"] == check_again["actions"] == []
-    assert said["diff"]["before"] == done["diff"]["before"]
+    assert checked["diff"]["before"] == done["diff"]["before"]
     assert "diff" not in again
     return done
 
 
 def everything(folder: Path) -> dict[bytes, tuple[int, int, int]]:
-    """Return what check mode must leave as it is."""
+    """Map each path to its mode, mtime and inode number, which check mode must not change."""
     return {
         path: (status.st_mode, status.st_mtime_ns, status.st_ino) for path, status in support.listing(folder).items()
     }
@@ -92,8 +92,8 @@ def test_check_mode_writes_nothing(folder: Path) -> None:
 
 
 def test_an_unchanged_view_is_recognised_without_reading_anything(folder: Path, odd: Placement) -> None:
-    # A manifest of the same length and no sense in place of the real one, and a layer that nobody looks into.
-    # As its place in a store says which release a manifest is of, the store is another one.
+    # The manifest is replaced by zeros of the same length, and the layer is removed. Both would be noticed if they were read. The manifest
+    # is in a copy of the store, since other tests use the store itself.
     store = folder / "copied"
     store.mkdir()
     support.command("cp", "-a", Path(odd.manifest).parent, store)
@@ -143,7 +143,7 @@ def test_a_release_that_changed_is_named_by_a_rescan(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("record", [b"", b"{}", b"\0\xff"])
-def test_a_manifest_whose_record_makes_no_sense_is_named_and_can_be_removed(folder: Path, record: bytes) -> None:
+def test_a_manifest_with_a_damaged_record_is_named_and_can_be_removed(folder: Path, record: bytes) -> None:
     support.make_small_release(folder / "root" / "tool" / "1", "one")
     arguments: dict[str, Any] = {"root": str(folder / "root"), "release": "tool/1", "store": str(folder / "store")}
     support.module("release_manifest", **arguments)
@@ -166,7 +166,7 @@ def test_a_release_that_is_not_ready_has_no_manifest(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "said"),
+    ("name", "arguments", "message"),
     [
         ("release_manifest", {"root": "{}/none", "release": "a/1", "store": "{}/store"}, "root {}/none does not exist"),
         ("release_manifest", {"root": "{}", "release": "../x", "store": "{}/store"}, "release '../x' may not contain"),
@@ -216,8 +216,8 @@ def test_a_release_that_is_not_ready_has_no_manifest(folder: Path) -> None:
         ("overlay_mount", {"path": "{}/v", "lower": ["{}/b"], "options": {"loud": 1}}, "option 'loud' is not known"),
     ],
 )
-def test_a_refusal_names_the_path_and_the_reason_and_leaves_nothing(
-    folder: Path, name: str, arguments: dict[str, Any], said: str
+def test_a_refusal_names_the_option_or_path_and_leaves_nothing(
+    folder: Path, name: str, arguments: dict[str, Any], message: str
 ) -> None:
     for one in ("a", "b", "full/of"):
         (folder / one).mkdir(parents=True)
@@ -232,11 +232,11 @@ def test_a_refusal_names_the_path_and_the_reason_and_leaves_nothing(
             return {key: filled(one) for key, one in value.items()}
         return value
 
-    assert said.replace("{}", str(folder)) in support.module(name, **filled(arguments)).message
+    assert message.replace("{}", str(folder)) in support.module(name, **filled(arguments)).message
     assert everything(folder) == before
 
 
-def test_without_rights_the_message_says_become_root(folder: Path) -> None:
+def test_without_capabilities_the_message_says_become_root(folder: Path) -> None:
     for one in ("layer", "other"):
         (folder / one).mkdir()
     ran = support.module(
@@ -249,7 +249,7 @@ def test_without_rights_the_message_says_become_root(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["v \xe9\u65e5", "v,a:b c\\d"])
-def test_names_of_any_letters_go_through_a_module(folder: Path, name: str) -> None:
+def test_paths_with_special_characters_pass_through_the_modules(folder: Path, name: str) -> None:
     support.make_small_release(folder / "root" / "tool" / name, "one")
     (folder / f"store {name}").mkdir()
     made = support.module(
@@ -272,7 +272,7 @@ def test_names_that_are_not_utf8_are_listed_without_a_crash(folder: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["release_info", "release_manifest", "overlay_mount"])
-def test_arguments_that_are_not_utf8_are_refused_in_words(folder: Path, name: str) -> None:
+def test_arguments_that_are_not_utf8_are_refused_without_a_traceback(folder: Path, name: str) -> None:
     path = f"{folder}/\udcff"
     arguments: dict[str, Any] = {
         "release_info": {"root": path},
@@ -284,7 +284,7 @@ def test_arguments_that_are_not_utf8_are_refused_in_words(folder: Path, name: st
     assert "Traceback" not in ran.output
 
 
-def test_a_view_that_another_run_works_on_is_waited_for_and_then_given_up(folder: Path) -> None:
+def test_a_run_that_does_not_get_the_lock_of_a_view_fails_on_timeout(folder: Path) -> None:
     (folder / "state/views/v").mkdir(parents=True)
     with open(folder / "state/views/v/lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -292,7 +292,7 @@ def test_a_view_that_another_run_works_on_is_waited_for_and_then_given_up(folder
         assert "another run has been at work" in ran.message
 
 
-def test_a_user_without_rights_builds_a_layer_of_files_that_nobody_may_write(folder: Path) -> None:
+def test_a_layer_of_read_only_files_is_built_without_capabilities(folder: Path) -> None:
     top = folder / "root" / "tool" / "1"
     support.make_small_release(top, "one")
     for mode in (0o000, 0o444, 0o555, 0o4555):

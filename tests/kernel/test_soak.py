@@ -1,4 +1,4 @@
-"""Some seconds of what `make bench` does for minutes: everything at once, killed at random, under readers."""
+"""Run for some seconds what `make bench` runs for minutes: all modules at once, killed at random, while others read the views."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writable overlays for tests: mounting and finalizing them, and what they show."""
+"""Writable overlays for tests: mount them, finalize them, and read what they show."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ SEALED = "trusted.renderfarm-overlay.sealed"
 
 
 def attribute(path: Path | str, name: str) -> bytes | None:
+    """Return the value of an xattr; None if it cannot be read."""
     try:
         return os.getxattr(path, name, follow_symlinks=False)
     except OSError:
@@ -28,7 +29,7 @@ def attribute(path: Path | str, name: str) -> bytes | None:
 
 @dataclass
 class Overlay:
-    """A writable overlay in a folder of its own."""
+    """A writable overlay with its upper directory, work directory and mountpoint in one directory."""
 
     folder: Path
     lowers: tuple[Path, ...]
@@ -52,6 +53,7 @@ class Overlay:
         return self.folder / "view"
 
     def mount(self) -> None:
+        """Mount the overlay."""
         settings = tuple((name.encode(), None if value is None else value.encode()) for name, value in self.options)
         lowers, data = (tuple(map(os.fsencode, layers)) for layers in (self.lowers, self.data))
         writable = Writable(os.fsencode(self.upper), os.fsencode(self.work))
@@ -61,15 +63,17 @@ class Overlay:
         os.close(mount)
 
     def unmount(self) -> None:
+        """Unmount the overlay."""
         subprocess.run(["umount", self.path], check=True)
 
     def finalize(self, **arguments: Any) -> dict[str, Any]:
+        """Run overlay_finalize and return its result."""
         with support.forked_module("overlay_finalize", {"path": str(self.path), **arguments}) as child:
             child.go()
             return child.finish().ok
 
     def finalized(self, **arguments: Any) -> dict[str, Any]:
-        """Finalize, and once more, which changes nothing."""
+        """Finalize the overlay, check that a second run changes nothing, and return the first result."""
         result = self.finalize(allow_unmount=True, **arguments)
         assert result["finalized"], result["pending"]
         again = self.finalize(allow_unmount=True, **arguments)
@@ -80,23 +84,26 @@ class Overlay:
 
 
 def overlay_at(folder: Path, *lowers: Path, **more: Any) -> Overlay:
+    """Make and mount a writable overlay."""
     overlay = Overlay(folder, lowers, **more)
-    # The root is in the upper layer from the beginning.
+    # The root directory of the upper layer exists from the beginning, so it is never copied up.
     shutil.copystat(lowers[0], overlay.upper)
     overlay.mount()
     return overlay
 
 
 def copied(overlay: Overlay, path: str) -> bool:
+    """Return whether the upper layer has a path."""
     return os.path.lexists(overlay.upper / path)
 
 
 def sealed(overlay: Overlay, path: str) -> bool:
+    """Return whether a directory is opaque and has the mark of a seal."""
     return attribute(overlay.upper / path, OPAQUE) == b"y" and attribute(overlay.upper / path, SEALED) is not None
 
 
 def shown(view: Path) -> dict[bytes, tuple[Any, ...]]:
-    """Return all that a tree shows, content included."""
+    """Map each path of a tree to its mode, uid, gid, mtime and content."""
     found: dict[bytes, tuple[Any, ...]] = {}
     for path, status in support.listing(view).items():
         full = os.fsencode(view) + path

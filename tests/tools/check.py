@@ -1,7 +1,7 @@
-"""Run the legs of `make test` and count.
+"""Run the legs of `make test` and count their checks.
 
-`check.py LEG... [-- ARGS...]`; ARGS go to the tool of the leg (pytest, ansible-test). Of several legs two run at a time.
-A leg passes when every check in it passed, and there was at least one: what was skipped, or never ran, is a failure.
+`check.py LEG... [-- ARGS...]` passes ARGS to the tool of the leg (pytest, ansible-test). Several legs run two at a time.
+A leg passes if it ran at least one check and every check passed. A skipped check counts as failed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OLDEST = BUILD / "venv-oldest" / "bin"
 COLLECTIONS = BUILD / "collections"
 OVERLAY = COLLECTIONS / "ansible_collections" / "renderfarm" / "overlay"
 HOME = BUILD / "home"
-# mkcomposefs and mkfs.erofs, which the integration targets build images with.
+# mkcomposefs and mkfs.erofs, for the integration targets.
 IMAGES = BUILD / "images" / "bin"
 TIME_LIMIT = 1800  # seconds, for one command
 
@@ -42,7 +42,7 @@ Argument = Union[str, Path]
 
 @dataclass(frozen=True)
 class Count:
-    """What a leg counted; `notes` are lines for the table, such as what was left out."""
+    """Hold the counts of a leg. `notes` are lines for the table, such as what was left out."""
 
     passed: int = 0
     failed: int = 0
@@ -61,10 +61,12 @@ def failure(reason: str) -> Count:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Return the environment of every command: the tools' folder first, and a home of its own."""
-    folders = [str(VENV), *os.environ.get("PATH", "").split(os.pathsep), "/usr/sbin", "/sbin"]
-    # pyenv's shims promise Pythons that don't run.
-    path = os.pathsep.join(dict.fromkeys(folder for folder in folders if "shims" not in Path(folder).parts))
+    """Return the environment of every command: the tools come first on PATH, and HOME is a private directory."""
+    directories = [str(VENV), *os.environ.get("PATH", "").split(os.pathsep), "/usr/sbin", "/sbin"]
+    # pyenv has shims for Pythons that do not run.
+    path = os.pathsep.join(
+        dict.fromkeys(directory for directory in directories if "shims" not in Path(directory).parts)
+    )
     return {
         **os.environ,
         "PATH": path,
@@ -79,12 +81,12 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def in_home(home: Path) -> dict[str, str]:
-    """Return the variables that make a folder the home."""
+    """Return the variables that make `home` the home directory."""
     return {"HOME": str(home), "ANSIBLE_HOME": str(home / ".ansible")}
 
 
 def prepare_home(home: Path) -> Path:
-    """Make a home for tools: nothing of the user's, but the settings that pip needs to reach packages."""
+    """Create a home directory with only the user's pip settings, which pip needs to reach packages, and return it."""
     own = Path(os.environ.get("HOME", "/"))
     home.mkdir(parents=True, exist_ok=True)
     # The checkout may belong to another user than root.
@@ -103,7 +105,7 @@ def run(
     env: Mapping[str, str] | None = None,
     limit: float = TIME_LIMIT,
 ) -> tuple[int, str]:
-    """Run a command and return its exit status and all that it printed, shown at once if `show`."""
+    """Run a command and return its exit status and output. Print the output as it comes if `show` is true."""
     with subprocess.Popen(
         argv,
         cwd=cwd,
@@ -127,7 +129,7 @@ def run(
 
 
 def step(name: str, *argv: Argument, cwd: Path = CHECKOUT, env: Mapping[str, str] | None = None) -> Count:
-    """Run a command that is one check: a line when it passes, and all that it printed when it doesn't."""
+    """Run a command as one check. Print one line if it passes, else its whole output."""
     status, output = run(*argv, cwd=cwd, env=env)
     if status == 0:
         print(f"ok: {name}", flush=True)
@@ -137,7 +139,7 @@ def step(name: str, *argv: Argument, cwd: Path = CHECKOUT, env: Mapping[str, str
 
 
 def tracked(*patterns: str) -> list[Path]:
-    """Return the files that git knows or would add, those that are gone left out."""
+    """Return the existing files that git tracks or would add."""
     argv = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *patterns]
     output = subprocess.run(argv, cwd=CHECKOUT, env=environment(), stdout=subprocess.PIPE, text=True, check=True).stdout
     paths = [Path(name) for name in output.split("\0") if name]
@@ -162,8 +164,8 @@ def lint(_args: Sequence[str]) -> Count:
     scripts = [path for path in tracked() if is_shell(CHECKOUT / path)]
     if scripts:
         counts.append(step("shellcheck", "shellcheck", *scripts))
-    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
-        counts.append(build_and_install(Path(folder)))
+    with tempfile.TemporaryDirectory(dir=BUILD) as directory:
+        counts.append(build_and_install(Path(directory)))
     return total(counts)
 
 
@@ -175,40 +177,40 @@ def is_shell(path: Path) -> bool:
     return re.match(rb"#!.*\b(ba|da)?sh\b", first) is not None or path == CHECKOUT / ".ci" / "run"
 
 
-def build_collection(folder: Path) -> Count:
-    return step("collection build", "ansible-galaxy", "collection", "build", "--output-path", folder)
+def build_collection(directory: Path) -> Count:
+    return step("collection build", "ansible-galaxy", "collection", "build", "--output-path", directory)
 
 
-def build_and_install(folder: Path) -> Count:
-    """Build the tarball, install it elsewhere without a network, and let Ansible find each module in it."""
-    count = build_collection(folder)
-    archives = list(folder.glob("*.tar.gz"))
+def build_and_install(directory: Path) -> Count:
+    """Build the tarball, install it elsewhere offline, and check that Ansible finds each module in it."""
+    count = build_collection(directory)
+    archives = list(directory.glob("*.tar.gz"))
     if not archives:
         return count
-    install = ("ansible-galaxy", "collection", "install", "--offline", "--collections-path", folder, archives[0])
-    env = environment(ANSIBLE_COLLECTIONS_PATH=str(folder))
+    install = ("ansible-galaxy", "collection", "install", "--offline", "--collections-path", directory, archives[0])
+    env = environment(ANSIBLE_COLLECTIONS_PATH=str(directory))
     count += step("collection install", *install, env=env)
     modules = [f"renderfarm.overlay.{path.stem}" for path in tracked("plugins/modules/*.py")]
     if not modules:
-        return count + failure("there are no modules")
+        return count + failure("no modules in plugins/modules")
     return count + step("installed modules", "ansible-doc", *modules, env=env)
 
 
-# Programs started by make: what is beside them they import by its bare name.
+# Programs that make runs. They import files beside them by bare name.
 PROGRAMS = ("tests/tools", "tests/demo", "tests/bench", "tests/farm")
 
 
 def types(_args: Sequence[str]) -> Count:
-    """Check types by the names under which things are imported."""
+    """Check types, with files at the paths from which they are imported."""
     plugins = tracked("plugins/*.py")
     if not plugins:
-        return failure("there are no plugins")
+        return failure("no files in plugins")
     count = mypy("plugins", [OVERLAY / path for path in plugins])
     programs = [path for path in tracked("tests/*.py") if str(path).startswith(PROGRAMS)]
     for program in PROGRAMS:
         files = [path for path in programs if path.is_relative_to(program)]
         version = "3.9" if program == "tests/tools" else "3.10"
-        # They have no suffix, so each counts as the main module, of which mypy takes one at a time.
+        # Without a suffix, each counts as the main module, and mypy accepts one main module at a time.
         search = f"{COLLECTIONS}{os.pathsep}{CHECKOUT / program}"
         scripts = [path for path in tracked("tests") if path in (Path(program, "run"), Path(program, "clean"))]
         if files and not scripts:
@@ -220,7 +222,7 @@ def types(_args: Sequence[str]) -> Count:
 
 
 def mypy(name: str, files: Sequence[Path], version: str = "3.9", path: str = str(COLLECTIONS)) -> Count:
-    """Check files for a Python version; tests run on the controller, and pytest's own code needs 3.10."""
+    """Check files for a Python version. Tests run on the controller, and pytest's own code needs 3.10."""
     argv = ("mypy", "--config-file", CHECKOUT / "pyproject.toml", "--python-version", version)
     return step(f"mypy {name}, {len(files)} files", *argv, *files, env=environment(MYPYPATH=path))
 
@@ -235,7 +237,7 @@ nitpicky = False
 """
 
 
-#: The generated pages refer to this place of ansible-core's documentation, which is not at hand here.
+#: The generated pages refer to this page of ansible-core's documentation, which is not available offline.
 ANSIBLE_CORE_PAGE = """
 :orphan:
 
@@ -249,43 +251,43 @@ See ansible-core's documentation of the return values that all modules have.
 
 
 def docs(_args: Sequence[str]) -> Count:
-    """Lint the documentation, and make HTML of it in .build/docs/html without a warning."""
+    """Lint the documentation and build HTML in .build/docs/html. Any warning fails."""
     if not tracked("plugins/modules/*.py"):
-        return failure("there are no modules")
+        return failure("no modules in plugins/modules")
     lint_docs = ("antsibull-docs", "lint-collection-docs", "--plugin-docs", "--validate-collection-refs", "self", ".")
-    # In the copy, as it makes one of its own and stumbles over the farm's links to files of the guests.
+    # Run on a copy without the farm: the tool copies the tree, and fails on symlinks to files that exist only in the guests.
     count = step("antsibull-docs lint", *lint_docs, cwd=copy_tree("docs"))
-    folder = BUILD / "docs"
-    shutil.rmtree(folder, ignore_errors=True)
-    source = folder / "rst"
+    directory = BUILD / "docs"
+    shutil.rmtree(directory, ignore_errors=True)
+    source = directory / "rst"
     source.mkdir(parents=True)
     source.chmod(0o755)
     make = ("antsibull-docs", "collection", "--use-current", "--squash-hierarchy", "--fail-on-error")
     count += step("antsibull-docs collection", *make, "--dest-dir", source, "renderfarm.overlay")
-    # It lists ansible-core's own variables, and refers to ansible-core's pages.
+    # Drop the page of ansible-core's variables, and supply the page of ansible-core that others refer to.
     (source / "environment_variables.rst").unlink(missing_ok=True)
     (source / "ansible_core.rst").write_text(ANSIBLE_CORE_PAGE)
     (source / "conf.py").write_text(SPHINX_CONF)
-    sphinx = ("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "-d", folder / "doctrees")
-    return count + step("sphinx", *sphinx, source, folder / "html")
+    sphinx = ("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "-d", directory / "doctrees")
+    return count + step("sphinx", *sphinx, source, directory / "html")
 
 
 def importer(_args: Sequence[str]) -> Count:
-    """Run what Galaxy runs on an upload; its complaints are failures too."""
+    """Run the checks of Galaxy's importer. Its warnings are failures too."""
     python = BUILD / "venv-importer" / "bin" / "python"
-    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
-        count = build_collection(Path(folder))
-        archives = list(Path(folder).glob("*.tar.gz"))
+    with tempfile.TemporaryDirectory(dir=BUILD) as directory:
+        count = build_collection(Path(directory))
+        archives = list(Path(directory).glob("*.tar.gz"))
         if not archives:
             return count
         path = os.pathsep.join([str(python.parent), environment()["PATH"]])
         status, output = run(
-            python, "-m", "galaxy_importer.main", archives[0], cwd=Path(folder), env=environment(PATH=path)
+            python, "-m", "galaxy_importer.main", archives[0], cwd=Path(directory), env=environment(PATH=path)
         )
     complaints = re.findall(r"^(?:WARNING|ERROR).*", output, re.M)
     if status or complaints:
         print(output.rstrip())
-        return count + failure(f"galaxy-importer: {len(complaints)} complaints, exit status {status}")
+        return count + failure(f"galaxy-importer: {len(complaints)} warnings and errors, exit status {status}")
     print("ok: galaxy-importer", flush=True)
     return count + Count(passed=1)
 
@@ -294,10 +296,10 @@ def importer(_args: Sequence[str]) -> Count:
 
 
 def pytest(name: str, args: Sequence[str], prefix: Sequence[str] = ()) -> Count:
-    """Run the tests in tests/NAME, counted from pytest's own report; a test that was skipped counts as failed."""
-    folder = Path("tests") / name
-    if not any((CHECKOUT / folder).rglob("test_*.py")):
-        return failure(f"there are no tests in {folder}")
+    """Run the tests in tests/NAME and count them from pytest's report. A skipped test counts as failed."""
+    directory = Path("tests") / name
+    if not any((CHECKOUT / directory).rglob("test_*.py")):
+        return failure(f"no tests in {directory}")
     report = BUILD / "reports" / f"{name}.xml"
     report.unlink(missing_ok=True)
     argv: list[Argument] = [
@@ -307,7 +309,7 @@ def pytest(name: str, args: Sequence[str], prefix: Sequence[str] = ()) -> Count:
         "pytest",
         "-q",
         f"--junit-xml={report}",
-        *(args or [str(folder)]),
+        *(args or [str(directory)]),
     ]
     env = environment(
         PYTHONPATH=str(COLLECTIONS),
@@ -316,7 +318,7 @@ def pytest(name: str, args: Sequence[str], prefix: Sequence[str] = ()) -> Count:
     )
     status, _ = run(*argv, show=True, env=env)
     if not report.exists():
-        return failure(f"pytest {folder}: no report (exit status {status})")
+        return failure(f"pytest {directory} wrote no report (exit status {status})")
     root = ET.parse(report).getroot()  # noqa: S314 - pytest wrote it a moment ago
     tests = failed = skipped = 0
     for suite in root.iter("testsuite"):
@@ -330,7 +332,7 @@ def pytest(name: str, args: Sequence[str], prefix: Sequence[str] = ()) -> Count:
         print(f"FAILED: {skipped} tests were skipped")
         count += Count(failed=skipped, notes=(f"{skipped} tests were skipped",))
     if status and not count.failed:
-        count += failure(f"pytest {folder} (exit status {status})")
+        count += failure(f"pytest {directory} (exit status {status})")
     return count
 
 
@@ -338,8 +340,8 @@ def unit(args: Sequence[str]) -> Count:
     return pytest("unit", args)
 
 
-#: The start of a command in namespaces of its own: whatever it leaves mounted vanishes with it, and what other programs use is nothing to
-#: it. The first process is to be a shell, which reaps those that lose their parent.
+#: Prefix of a command that runs in its own mount and PID namespaces: its mounts vanish with it, and it sees no other processes.
+#: The first process must be a shell, which reaps orphans.
 ALONE = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc", "--kill-child")
 
 
@@ -351,9 +353,9 @@ def kernel(args: Sequence[str]) -> Count:
 
 # ---- ansible-test
 
-# With it ansible-test says that it left something out, and exits 0.
+# ansible-test prints these when it leaves something out, and exits 0.
 LEFT_OUT = re.compile(r"^WARNING: (?:Skipping|Required program|Excluding|All targets|No targets).*", re.M)
-# ansible-test downloads pip's installer into new environments; with this in its cache it takes Python's own.
+# ansible-test downloads pip's installer for new environments. With this file in its cache, it uses ensurepip.
 GET_PIP = """\
 import ensurepip
 import os
@@ -361,7 +363,7 @@ import runpy
 import sys
 
 kept = dict(os.environ)
-ensurepip.bootstrap()  # it turns pip's settings off, for the whole process
+ensurepip.bootstrap()  # disables pip's settings for the whole process
 os.environ.clear()
 os.environ.update(kept)
 sys.argv = ["pip", "install", *(arg for arg in sys.argv[1:] if arg not in ("--no-setuptools", "--no-wheel"))]
@@ -371,10 +373,10 @@ PIP_VERSIONS = ("23_1_2", "24_2", "25_2")  # ansible-core 2.17; 2.18 and 2.19; 2
 
 
 def copy_tree(leg: str) -> Path:
-    """Copy the collection for a leg to where ansible-test wants it: it sees through symlinks, and asks git for the files.
+    """Copy the collection for a leg to the path that ansible-test requires, and return that path.
 
-    Programs and the tests that pytest runs on a real kernel are left out: they are no Ansible content, and lint and types
-    look at them.
+    ansible-test resolves symlinks and asks git for the files, so the copy is a git repository. Programs and kernel tests are
+    left out: they are no Ansible content, and lint and types check them.
     """
     copy = BUILD / "ansible-test" / leg / "ansible_collections" / "renderfarm" / "overlay"
     output = BUILD / "ansible-test" / leg / "output"
@@ -383,7 +385,7 @@ def copy_tree(leg: str) -> Path:
         (copy / "tests" / "output").rename(output)
     shutil.rmtree(copy, ignore_errors=True)
     for path in tracked():
-        if any(path.is_relative_to(folder) for folder in (*PROGRAMS, "tests/kernel")):
+        if any(path.is_relative_to(directory) for directory in (*PROGRAMS, "tests/kernel")):
             continue
         (copy / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(CHECKOUT / path, copy / path, follow_symlinks=False)
@@ -394,11 +396,11 @@ def copy_tree(leg: str) -> Path:
 
 
 def ansible_test(name: str, ran: str, *argv: Argument, prefix: Sequence[str] = (), tools: Path = VENV) -> Count:
-    """Run an ansible-test command and count the lines that match `ran`, one for each thing that it began."""
-    # Last, the folders of Pythons that are not on PATH: it looks for them there and nowhere else.
-    folders = sorted({str(Path(python.path).parent) for python in pythons.find_all().values()})
-    path = os.pathsep.join([str(tools), str(IMAGES), environment()["PATH"], *folders])
-    # It keeps environments there, which two legs at a time would make in each other's way.
+    """Run an ansible-test command and count its tests. `ran` matches the line that it prints at the start of each test."""
+    # ansible-test looks for Pythons on PATH only, so append the directories of all others.
+    directories = sorted({str(Path(python.path).parent) for python in pythons.find_all().values()})
+    path = os.pathsep.join([str(tools), str(IMAGES), environment()["PATH"], *directories])
+    # ansible-test keeps environments in its home. Two legs at a time must not share them.
     home = prepare_home(HOME / name)
     cache = home / ".ansible" / "test" / "cache"
     cache.mkdir(parents=True, exist_ok=True)
@@ -415,20 +417,20 @@ def ansible_test(name: str, ran: str, *argv: Argument, prefix: Sequence[str] = (
     for line in sorted(set(LEFT_OUT.findall(output))):
         count += failure(f"{name}: {line}")
     if not began:
-        count += failure(f"{name}: nothing ran")
+        count += failure(f"{name}: ansible-test ran nothing")
     return count
 
 
 def version_of(tools: Path) -> str:
-    """Return the minor version of an environment's Python, such as 3.13."""
+    """Return the minor version of an environment's Python, such as 3.13. Raises SystemExit if it does not run."""
     python = pythons.run_probe(str(tools / "python"), allow_venv=True)
     if python is None:
-        raise SystemExit(f"{tools / 'python'} doesn't run: make clean")
+        raise SystemExit(f"{tools / 'python'} does not run: remove it with make clean, and try again")
     return python.name
 
 
 def sanity(args: Sequence[str]) -> Count:
-    """Run the sanity tests; those for managed nodes with every Python that is here."""
+    """Run the sanity tests, and those for managed nodes with every installed Python."""
     found = pythons.find_all()
     known = [minor for minor in pythons.MANAGED if ".".join(map(str, minor)) in SUPPORTED_PYTHON_VERSIONS]
     targets = []
@@ -439,11 +441,11 @@ def sanity(args: Sequence[str]) -> Count:
     controller = ["--controller", f"origin:python=venv/{version_of(VENV)}"]
     count = ansible_test("sanity", r'^Running sanity test "', "sanity", *controller, *targets, *args)
     if absent:
-        count += Count(notes=(f"import not tried on Python {', '.join(absent)}: not on this machine",))
+        count += Count(notes=(f"imports not checked on Python {', '.join(absent)}: not installed",))
     return count
 
 
-#: The same, with an /etc and notes in /run that are its own as well.
+#: The same, with a private /etc and private records in /run.
 APART = (
     *(*ALONE, "sh", "-euc"),
     """
@@ -461,7 +463,7 @@ APART = (
 
 def run_targets(leg: str, tools: Path, args: Sequence[str]) -> Count:
     if not any((CHECKOUT / "tests" / "integration" / "targets").glob("*/tasks/main.*")):
-        return failure("there are no targets in tests/integration/targets")
+        return failure("no targets in tests/integration/targets")
     if os.geteuid() != 0:
         return failure("the integration tests mount file systems: run make as root")
     argv = ("integration", "--venv", "--python", version_of(tools), "--allow-destructive", "--continue-on-error")
@@ -469,23 +471,23 @@ def run_targets(leg: str, tools: Path, args: Sequence[str]) -> Count:
 
 
 def integration(args: Sequence[str]) -> Count:
-    """Run the integration targets on the controller's ansible-core."""
+    """Run the integration targets with the controller's ansible-core."""
     return run_targets("integration", VENV, args)
 
 
 def integration_oldest(args: Sequence[str]) -> Count:
-    """Run them on the oldest ansible-core that is supported."""
+    """Run the integration targets with the oldest supported ansible-core."""
     reason = no_oldest()
     return failure(reason) if reason else run_targets("integration-oldest", OLDEST, args)
 
 
 def no_oldest() -> str:
-    """Return why the oldest ansible-core is no other one, or cannot be had; nothing where it is there."""
-    # A tuple, since mypy takes the other branch for dead where it knows the version.
+    """Return why the oldest ansible-core is not tested separately, or an empty string if it is."""
+    # With sys.version_info itself, mypy would treat one branch as unreachable.
     if tuple(sys.version_info) < (3, 11):
-        return "not run on the oldest ansible-core: the controller's is the oldest"
+        return "integration-oldest not run: the controller already has the oldest ansible-core"
     if not (OLDEST / "ansible-test").exists():
-        return "not run on the oldest ansible-core: no Python 3.10 to 3.12 on this machine"
+        return "integration-oldest not run: no Python 3.10 to 3.12 on this machine"
     return ""
 
 
@@ -504,14 +506,14 @@ LEGS: dict[str, Callable[[Sequence[str]], Count]] = {
 }
 
 
-#: The legs that take long are started first, the longest one before all others.
+#: The long legs start first, the longest one before all others.
 LONG = ("integration", "integration-oldest", "kernel", "sanity")
 AT_A_TIME = 2
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a leg."""
+    """Hold the counts and the duration of a leg."""
 
     count: Count
     seconds: float
@@ -522,15 +524,15 @@ def run_leg(name: str, args: Sequence[str]) -> Result:
     started = time.monotonic()
     count = LEGS[name](args)
     if not count.passed and not count.failed:
-        count = replace(count, failed=1, notes=(*count.notes, "nothing was checked"))
+        count = replace(count, failed=1, notes=(*count.notes, "ran no check"))
     return Result(count, time.monotonic() - started)
 
 
 def run_beside(name: str, args: Sequence[str], show: bool) -> Result:
-    """Run a leg in a process of its own, whose output is shown at once or when it ends."""
+    """Run a leg in a separate process. Print its output as it comes if `show` is true, else at the end."""
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
-        report = Path(folder) / "count.json"
+    with tempfile.TemporaryDirectory(dir=BUILD) as directory:
+        report = Path(directory) / "count.json"
         argv: list[Argument] = [sys.executable, __file__, "--report", report, name, *(["--", *args] if args else [])]
         status, output = run(*argv, show=show, env=os.environ)
         if not show:
@@ -544,7 +546,7 @@ def run_beside(name: str, args: Sequence[str], show: bool) -> Result:
 
 
 def run_legs(names: Sequence[str], args: Sequence[str]) -> dict[str, Result]:
-    """Run legs, as many at a time as machines have processors at least."""
+    """Run legs, two at a time, and return their results in the given order."""
     if len(names) == 1:
         return {names[0]: run_leg(names[0], args)}
     order = sorted(names, key=lambda name: LONG.index(name) if name in LONG else len(LONG))
@@ -555,7 +557,7 @@ def run_legs(names: Sequence[str], args: Sequence[str]) -> dict[str, Result]:
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--report", type=Path, help="write the count of a single leg into this file, as JSON")
+    parser.add_argument("--report", type=Path, help="write the counts of a single leg to this file as JSON")
     parser.add_argument("legs", nargs="+", choices=LEGS, metavar="LEG")
     at = list(argv).index("--") if "--" in argv else len(argv)
     options, args = parser.parse_args(argv[:at]), argv[at + 1 :]
@@ -564,7 +566,7 @@ def main(argv: Sequence[str]) -> int:
         [name] = options.legs
         options.report.write_text(json.dumps(asdict(run_leg(name, args).count)))
         return 0
-    # Asked for alone, it says why it cannot be run, and fails.
+    # If it is the only leg, integration-oldest fails and says why.
     reason = no_oldest() if len(options.legs) > 1 else ""
     results = run_legs([name for name in options.legs if not reason or name != "integration-oldest"], args)
     print(f"\n{'leg':<18} {'passed':>7} {'failed':>7} {'seconds':>8}")

@@ -1,4 +1,4 @@
-"""Find the Pythons of this machine that really run."""
+"""Find the Pythons on this machine that really run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# For the controller, best first. 3.14 comes last because the pinned tools were not tried with it.
+# For the controller, best first. 3.14 is last because the pinned tools were not tested with it.
 CONTROLLER = ((3, 13), (3, 12), (3, 11), (3, 10), (3, 14))
 # Managed nodes, as in tests/config.yml.
 MANAGED = ((3, 9), (3, 10), (3, 11), (3, 12), (3, 13), (3, 14))
@@ -28,7 +28,7 @@ print(json.dumps([sys.executable, sys.version_info[:3], fit, sysconfig.get_path(
 
 @dataclass(frozen=True)
 class Python:
-    """An interpreter that ran. `path` is its own name, not that of a shim which led to it."""
+    """Describe an interpreter that ran. `path` is its own path, not that of a shim that started it."""
 
     path: str
     version: tuple[int, ...]
@@ -45,9 +45,11 @@ class Python:
 
 
 def run_probe(path: str, allow_venv: bool = False) -> Python | None:
-    """Run the interpreter at `path`; None if it doesn't run, or is that of a virtual environment and those don't do."""
+    """Run the interpreter at `path` and describe it. Return None if it does not run, or is in a virtual environment and
+    `allow_venv` is false.
+    """
     try:
-        # A pyenv shim for a version that isn't selected exists and fails.
+        # A pyenv shim exists, and fails, for a version that is not selected.
         done = subprocess.run([path, "-c", PROBE], capture_output=True, text=True, timeout=30, check=True)
         executable, version, has_venv, include, is_venv = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):
@@ -56,20 +58,20 @@ def run_probe(path: str, allow_venv: bool = False) -> Python | None:
 
 
 def candidates() -> Iterator[str]:
-    """Yield the names of interpreters, in the order of PATH; then those that pyenv keeps beside it."""
+    """Yield paths of interpreters in the order of PATH, then those of pyenv's versions."""
     names = ["python3", *(f"python{major}.{minor}" for major, minor in MANAGED)]
-    folders = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    directories = [Path(directory) for directory in os.environ.get("PATH", "").split(os.pathsep) if directory]
     pyenv = os.environ.get("PYENV_ROOT")
     if pyenv:
-        folders += sorted(Path(pyenv, "versions").glob("*/bin"))
-    for folder in folders:
+        directories += sorted(Path(pyenv, "versions").glob("*/bin"))
+    for directory in directories:
         for name in names:
-            if os.access(folder / name, os.X_OK):
-                yield str(folder / name)
+            if os.access(directory / name, os.X_OK):
+                yield str(directory / name)
 
 
 def find_all() -> dict[tuple[int, int], Python]:
-    """Return for each minor version the first interpreter found, one with venv before one without."""
+    """Return the first interpreter of each minor version, preferring one with venv."""
     found: dict[tuple[int, int], Python] = {}
     seen = set()
     for path in candidates():
@@ -79,7 +81,7 @@ def find_all() -> dict[tuple[int, int], Python]:
         python = run_probe(path)
         if python is None:
             continue
-        # A shim is a script that all the names share: what it runs depends on its name.
+        # All names share one shim script, and its name decides what it runs.
         seen.add(real if real == os.path.realpath(python.path) else path)
         if python.minor not in found or (python.has_venv and not found[python.minor].has_venv):
             found[python.minor] = python

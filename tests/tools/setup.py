@@ -1,8 +1,8 @@
-"""Make what `make` needs: virtual environments with pinned versions, and the collection's place on the search path.
+"""Set up what `make` needs: virtual environments with pinned versions, and the collection on Ansible's search path.
 
-`setup.py LEVEL...` makes the levels named (see LEVELS); what is up to date is left alone. As root it installs the system packages
-that a level needs, and says which; another user reads in one line for each how to get it.
-Standard library only, Python 3.9: it runs with whatever `python3` there is.
+`setup.py LEVEL...` brings the named levels (see LEVELS) up to date. As root it installs missing system packages and names them;
+for other users it prints one line for each package that says how to install it.
+It uses only the standard library of Python 3.9, so that any `python3` can run it.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ STAMP = "stamp.json"
 
 
 class SetupError(Exception):
-    """What is missing, one line for each thing."""
+    """Raised with one line for each missing item."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """A requirements file, the environment it goes into, and the Pythons that will do, best first."""
+    """Describe a requirements file, its virtual environment, and the accepted Pythons, best first."""
 
     requirements: str
     venv: str
     pythons: tuple[tuple[int, int], ...] = pythons.CONTROLLER
-    # Without a fit Python this level is left out instead of failing.
+    # Without an accepted Python, skip this level instead of failing.
     optional: bool = False
 
 
@@ -60,7 +60,7 @@ def missing(what: str, debian: str, rocky: str) -> str:
 
 
 class NoPythonError(SetupError):
-    """No Python is fit for a level; ``packages`` would bring one, by package manager."""
+    """Raised if no Python is accepted for a level. ``packages`` lists the packages that provide one, by package manager."""
 
     def __init__(self, what: str, debian: str, rocky: str) -> None:
         super().__init__(missing(what, debian, rocky))
@@ -68,7 +68,7 @@ class NoPythonError(SetupError):
 
 
 def choose_python(found: dict[tuple[int, int], pythons.Python], level: Level) -> pythons.Python:
-    """Return the best Python for a level. Raise NoPythonError where there is none."""
+    """Return the best Python for a level. Raises NoPythonError if there is none."""
     present = [found[minor] for minor in level.pythons if minor in found]
     for python in present:
         if python.has_venv:
@@ -80,7 +80,10 @@ def choose_python(found: dict[tuple[int, int], pythons.Python], level: Level) ->
 
 
 def provide_python(found: dict[tuple[int, int], pythons.Python] | None, level: Level) -> pythons.Python:
-    """Return the best Python for a level, after installing one where root has none and did not choose one."""
+    """Return the best Python for a level. As root, install one if there is none and PYTHON does not choose one.
+
+    Raises NoPythonError if there is none.
+    """
     try:
         return choose_python(pythons.find_all() if found is None else found, level)
     except NoPythonError as error:
@@ -92,8 +95,8 @@ def provide_python(found: dict[tuple[int, int], pythons.Python] | None, level: L
 
 
 def missing_packages(python: pythons.Python) -> Iterator[tuple[str, str, str]]:
-    """Yield probe, Debian package and Rocky package for everything that `make test` lacks on this machine."""
-    # mkfs is in a folder that isn't on every user's PATH.
+    """Yield probe, Debian package and Rocky package for each missing requirement of `make test`."""
+    # mkfs is in a directory that is not on every user's PATH.
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
     for line in (REQUIREMENTS / "system.txt").read_text().splitlines():
         if not line or line.startswith("#"):
@@ -113,7 +116,7 @@ def missing_packages(python: pythons.Python) -> Iterator[tuple[str, str, str]]:
 
 
 def check_system(python: pythons.Python) -> None:
-    """Install the missing system packages as root. Raise SetupError with a line for each that is still missing."""
+    """As root, install the missing system packages. Raises SetupError with a line for each that is still missing."""
     lacking = list(missing_packages(python))
     manager = package_manager()
     if lacking and os.geteuid() == 0 and manager:
@@ -124,12 +127,12 @@ def check_system(python: pythons.Python) -> None:
 
 
 def package_manager() -> str | None:
-    """Return the package manager of this machine, apt or dnf; None where it has neither."""
+    """Return the package manager of this machine, apt or dnf, or None."""
     return next((name for name, program in (("apt", "apt-get"), ("dnf", "dnf")) if shutil.which(program)), None)
 
 
 def install_packages(manager: str, names: list[str]) -> None:
-    """Install system packages, which takes root, and say which."""
+    """Install system packages as root, and print their names."""
     print(f"setup: system packages: {' '.join(names)}", flush=True)
     if manager == "dnf":
         run("dnf", "-q", "-y", "install", *names)
@@ -139,11 +142,16 @@ def install_packages(manager: str, names: list[str]) -> None:
     run(*apt, "install", "--no-install-recommends", "-y", *names)
 
 
-def check_folder() -> None:
-    """Refuse a checkout whose path Ansible's search paths or a script's first line can't hold."""
+def check_directory() -> None:
+    """Check that the path of the checkout works in Ansible's search paths and in a script's first line.
+
+    Raises SetupError if it does not.
+    """
     bad = re.search(r"[^\w./+@=,~-]", str(CHECKOUT))
     if bad:
-        raise SetupError(f"the checkout's path may not hold {bad.group()!r}: {CHECKOUT}")
+        raise SetupError(
+            f"the path of the checkout contains {bad.group()!r}: move {CHECKOUT} to a path of letters, digits and _./+@=,~-"
+        )
 
 
 def read_stamp(venv: Path) -> dict[str, Any]:
@@ -162,7 +170,7 @@ def write_stamp(venv: Path, stamp: dict[str, Any]) -> None:
 
 
 def run(*argv: str | Path) -> None:
-    """Run a command; its output shows only when it fails."""
+    """Run a command. Raises SetupError with its output if it fails."""
     done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         raise SetupError(f"{done.stdout.rstrip()}\nfailed: {' '.join(map(str, argv))}")
@@ -173,10 +181,10 @@ def digest(name: str) -> str:
 
 
 def install(name: str, found: dict[tuple[int, int], pythons.Python] | None) -> bool:
-    """Bring a level up to date; False if there is no Python for it and it can be left out.
+    """Bring a level up to date. Return False if it is optional and there is no Python for it.
 
-    The stamp is written last and names everything that the environment depends on, so that one half made, moved, or
-    made for something else is made anew.
+    The stamp is written last and names everything that the environment depends on, so that an environment that is incomplete,
+    moved, or built from other inputs is rebuilt. Raises NoPythonError if there is no Python for a level that is not optional.
     """
     level = LEVELS[name]
     venv = BUILD / level.venv
@@ -219,7 +227,7 @@ def install(name: str, found: dict[tuple[int, int], pythons.Python] | None) -> b
 
 
 def link_collection() -> None:
-    """Put the checkout where Ansible looks for renderfarm.overlay, whatever its folder is called."""
+    """Link the checkout to the path where Ansible looks for renderfarm.overlay."""
     target = os.path.relpath(CHECKOUT, LINK.parent)
     if LINK.is_symlink() and os.readlink(LINK) == target:
         return
@@ -229,9 +237,9 @@ def link_collection() -> None:
 
 
 def set_up(names: list[str]) -> None:
-    check_folder()
+    check_directory()
     BUILD.mkdir(exist_ok=True)
-    # Two makes at once take turns.
+    # Parallel runs of make take turns.
     with (BUILD / "setup.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         link_collection()
@@ -240,12 +248,14 @@ def set_up(names: list[str]) -> None:
         if chosen:
             python = pythons.run_probe(shutil.which(chosen) or chosen)
             if python is None:
-                raise SetupError(f"PYTHON={chosen} doesn't run, or is part of a virtual environment")
+                raise SetupError(f"PYTHON={chosen} does not run or is in a virtual environment: choose another Python")
             found = {python.minor: python}
         for name in names:
             if not install(name, None if LEVELS[name].optional else found):
                 wanted = ", ".join(f"{major}.{minor}" for major, minor in LEVELS[name].pythons)
-                print(f"setup: no Python of {wanted}: nothing will be checked with {LEVELS[name].requirements}")
+                print(
+                    f"setup: no Python {wanted} on this machine: checks with {LEVELS[name].requirements} are left out"
+                )
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""How many inputs the tests of hostile input try, and saying so at the end."""
+"""Set the number of inputs that tests/unit/test_hostile.py tries, and report it at the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _count_inputs(record_testsuite_property: Callable[[str, object], None]) -> Iterator[None]:
-    """Have make test report what was tried among the cases."""
+    """Report the inputs as cases, which `make test` prints."""
     yield
     for count in tried.GIVEN.values():
         record_testsuite_property("cases", count)

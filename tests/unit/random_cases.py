@@ -1,4 +1,4 @@
-"""Tests over many random cases: one test each, which reports how many cases it tried."""
+"""Try many random cases in one test, and report their number."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Record = Callable[[str, object], None]
 
 
 def each_seed(count: int, try_seed: Callable[[int], None], record_testsuite_property: Record) -> None:
-    """Try the seeds from 0 on, and report their number under ``cases``. Raises AssertionError naming the first seed that fails."""
+    """Try the seeds 0 to ``count - 1``, and report their number as ``cases``. Raises AssertionError naming the first seed that fails."""
     for seed in range(count):
         try:
             try_seed(seed)

@@ -1,4 +1,4 @@
-"""The farm's counter reads /proc/self/mountstats as real kernels write it."""
+"""The counter of the farm reads /proc/self/mountstats as real kernels write it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _load() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses looks its module up
+    sys.modules[spec.name] = module  # dataclasses looks up the module
     spec.loader.exec_module(module)
     return module
 
@@ -26,7 +26,7 @@ def _load() -> ModuleType:
 count = _load()
 Calls = count.Calls
 
-# Kernel 6.1, shortened: what a guest of the farm printed.
+# Shortened output of a guest of the farm, with Linux 6.1.
 RECORDED = """\
 device /dev/root mounted on / with fstype ext4
 device proc mounted on /proc with fstype proc
@@ -63,7 +63,7 @@ device overlay mounted on /mnt/farm/view with fstype overlay
 """
 
 
-def test_every_nfs_mount_is_found_and_nothing_else() -> None:
+def test_only_nfs_mounts_are_read() -> None:
     assert set(count.parse_mountstats(RECORDED)) == {"/mnt/farm/nfs", "/mnt/old release"}
 
 
@@ -81,7 +81,7 @@ def test_a_kernel_without_the_error_count_reads_as_no_errors() -> None:
     assert count.parse_mountstats(old)["/mnt/farm/nfs"]["LOOKUP"] == Calls(2, 0)
 
 
-def test_no_mounts_no_calls() -> None:
+def test_an_empty_text_has_no_mounts() -> None:
     assert count.parse_mountstats("") == {}
 
 
@@ -91,29 +91,31 @@ def test_no_mounts_no_calls() -> None:
         ({}, {}, {}),
         ({"LOOKUP": Calls(2, 1)}, {"LOOKUP": Calls(2, 1)}, {}),
         ({"LOOKUP": Calls(2, 1)}, {"LOOKUP": Calls(7, 4)}, {"LOOKUP": Calls(5, 3)}),
-        # An operation that the first reading did not have yet.
+        # An operation that the first reading lacks.
         ({}, {"OPEN": Calls(3, 0), "CLOSE": Calls(0, 0)}, {"OPEN": Calls(3, 0)}),
     ],
 )
-def test_difference_holds_what_was_sent(before: dict[str, Any], after: dict[str, Any], sent: dict[str, Any]) -> None:
+def test_the_difference_has_the_calls_sent_in_between(
+    before: dict[str, Any], after: dict[str, Any], sent: dict[str, Any]
+) -> None:
     assert count.difference(before, after) == sent
 
 
-def test_the_session_keeping_itself_alive_is_no_work() -> None:
+def test_calls_that_renew_the_session_are_not_counted() -> None:
     assert count.total({"LOOKUP": Calls(5, 3), "READ": Calls(2, 0), "SEQUENCE": Calls(9, 0)}) == 7
 
 
-def test_a_plan_is_the_same_for_the_same_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_tree_has_the_same_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(count, "MISSING_NAMES", 6)
     monkeypatch.setattr(count, "MISSING_DIRECTORIES", 3)
     monkeypatch.setattr(count, "STATS", 8)
     monkeypatch.setattr(count, "OPENS", 2)
     for release in ("usd/25.11", "usd/26.11", "numpy/2.3"):
-        folder = tmp_path / release / "python"
-        folder.mkdir(parents=True)
+        directory = tmp_path / release / "python"
+        directory.mkdir(parents=True)
         for number in range(3):
-            (folder / f"{number}.py").write_text("pass\n")
-        (folder / "link.py").symlink_to("0.py")
+            (directory / f"{number}.py").write_text("pass\n")
+        (directory / "link.py").symlink_to("0.py")
     plan = count.make_plan(str(tmp_path))
     assert plan == count.make_plan(str(tmp_path))
     assert len({name.rpartition("/")[0] for name in plan["missing"]}) == 3

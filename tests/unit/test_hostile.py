@@ -1,6 +1,6 @@
-"""Input that nobody meant: every reader of what comes from outside returns a value, or refuses in words.
+"""Hostile input: every reader of outside data returns a value or raises OverlayError.
 
-`make unit ARGS='tests/unit/test_hostile.py --inputs 20000'` tries more of it.
+`make unit ARGS='tests/unit/test_hostile.py --inputs 20000'` tries more inputs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import marks, move_plan, remount_notes
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import globs, links, ownership
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import Image
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fstab_lines, mountinfo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_entries, detached_records, options
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest, patterns, versions
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
@@ -26,7 +26,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entrie
     ManifestRecord,
     Placement,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root import nfs_options
+from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root import nfs_options, root_plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import Generation, LayerSpec
 from ansible_collections.renderfarm.overlay.tests.unit.tried import outcome
@@ -56,7 +56,7 @@ PATHS = st.lists(st.sampled_from([b"a", b"b", b"..", b".", b"", b"\xff", b" ", b
 
 
 def places(value: Any) -> list[list[Any]]:
-    """Return where something is in a JSON value: the keys that lead there."""
+    """Return the path of keys to each value inside a JSON value."""
     if isinstance(value, dict):
         inner: list[tuple[Any, Any]] = list(value.items())
     elif isinstance(value, list):
@@ -68,7 +68,7 @@ def places(value: Any) -> list[list[Any]]:
 
 @st.composite
 def altered(draw: st.DrawFn, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Give a record in which something is replaced, removed or added."""
+    """Draw a record in which up to two values are replaced, removed or added."""
     record: Any = copy.deepcopy(draw(st.sampled_from(records)))
     for _time in range(draw(st.integers(0, 2))):
         path = draw(st.sampled_from([place for place in places(record) if place]))
@@ -91,7 +91,7 @@ def altered(draw: st.DrawFn, records: list[dict[str, Any]]) -> dict[str, Any]:
 
 @st.composite
 def damaged(draw: st.DrawFn, text: bytes) -> bytes:
-    """Give a text of which a part is exchanged, left out, or there many times."""
+    """Draw a text of which a part is replaced, removed or repeated."""
     start = draw(st.integers(0, len(text)))
     end = min(len(text), start + draw(st.integers(0, 30)))
     middle = draw(st.one_of(BYTES, st.just(text[start:end] * draw(st.sampled_from([0, 2, 100])))))
@@ -167,14 +167,14 @@ BUILT = {
 
 
 def renamed(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record whose name follows from what it says, as it does when somebody makes it who knows how."""
+    """Return a record with the digest and name that follow from its content, as a skilled attacker would write it."""
     digest = generation.composition_digest({name: value for name, value in record.items() if name not in BUILT})
     return {**record, "digest": digest, "generation": generation.generation_id(digest)}
 
 
 @hostile
 @given(st.one_of(texts_of(GENERATIONS), altered(GENERATIONS).map(renamed).map(as_text)))
-def test_the_record_of_a_generation(text: bytes) -> None:
+def test_records_of_generations(text: bytes) -> None:
     found = outcome("generation", lambda: generation.generation_from_json(text, "/x/view.json"))
     if found:
         assert "/" not in found.folder
@@ -184,7 +184,7 @@ def test_the_record_of_a_generation(text: bytes) -> None:
 
 @hostile
 @given(texts_of([json.loads(manifest.record_to_json(RECORD))]))
-def test_the_record_of_a_manifest(text: bytes) -> None:
+def test_records_of_manifests(text: bytes) -> None:
     found = outcome("manifest record", lambda: manifest.record_from_json(text))
     if found:
         assert ".." not in found.release.split("/")
@@ -196,7 +196,7 @@ DETACHED = detached_records.DetachedMount(b"/view", (0, 42), frozenset((1, 2)), 
 
 @hostile
 @given(texts_of([json.loads(detached_records.to_json(DETACHED))]))
-def test_the_note_of_a_detached_overlay(text: bytes) -> None:
+def test_notes_of_detached_overlays(text: bytes) -> None:
     found = outcome("detached note", lambda: detached_records.from_json(text))
     if found:
         assert detached_records.from_json(detached_records.to_json(found)) == found
@@ -218,7 +218,7 @@ AGAIN = remount_notes.Again(
 
 @hostile
 @given(texts_of([json.loads(remount_notes.to_json(AGAIN))]))
-def test_the_note_of_an_unmounted_overlay(text: bytes) -> None:
+def test_notes_of_unmounted_overlays(text: bytes) -> None:
     found = outcome("unmounted note", lambda: remount_notes.from_json(text))
     if found:
         assert remount_notes.from_json(remount_notes.to_json(found)) == found
@@ -240,14 +240,14 @@ LINES = b"".join(
 
 @hostile
 @given(st.one_of(BYTES, damaged(LINES), damaged(LINES).flatmap(damaged)))
-def test_the_text_of_a_manifest(text: bytes) -> None:
+def test_texts_of_manifests(text: bytes) -> None:
     found = outcome("manifest text", lambda: list(manifest.read_entries(manifest.lines(text), b"pkg/1")))
     if found:
         assert found[0].path == b"/"
         assert not any(part in (b".", b"..") for entry in found for part in entry.path.split(b"/"))
 
 
-# ---- patterns, versions, places
+# ---- patterns, versions, links, modes
 
 GLOB_PARTS = st.sampled_from(
     [b"**", b"*", b"a", b"[a-b]", b"[b-a]", b"[", b"[!", b"[]", b"?", b"a*b*c", b"[\xff-a]", b"[[:x:]]", b"\\"]
@@ -299,7 +299,7 @@ PATTERN_PARTS = ["{package}", "{version}", "*", "/", "a", ".", "-", "{x}", "**"]
     ),
     st.lists(st.one_of(st.text(max_size=30), st.text("a.-", max_size=250)), min_size=1, max_size=3),
 )
-def test_where_releases_are(pattern: str, levels: list[str]) -> None:
+def test_patterns_of_releases(pattern: str, levels: list[str]) -> None:
     found = outcome("release patterns", lambda: patterns.Pattern.parse(pattern))
     if found:
         found.release(levels)
@@ -322,7 +322,7 @@ def test_links_of_a_view(declared: list[tuple[bytes, bytes]]) -> None:
     ),
     st.integers(0, 0o177777),
 )
-def test_changes_of_modes(text: str, mode: int) -> None:
+def test_symbolic_modes(text: str, mode: int) -> None:
     found = outcome("modes", lambda: ownership.parse_mode(text))
     if found:
         ownership.changed_mode(mode, found)
@@ -339,7 +339,7 @@ MOUNTINFO = (
 
 @hostile
 @given(st.one_of(BYTES, damaged(MOUNTINFO), damaged(MOUNTINFO).flatmap(damaged)))
-def test_the_table_of_mounts(text: bytes) -> None:
+def test_texts_of_mountinfo(text: bytes) -> None:
     found = outcome("mountinfo", lambda: list(mountinfo.parse(text)))
     for mount in found or ():
         mountinfo.overlay_layers(mount)
@@ -347,7 +347,7 @@ def test_the_table_of_mounts(text: bytes) -> None:
         mountinfo.stack(found or (), mount.path)
         options.declared_by(mount)
         outcome("mount again", lambda mount=mount: remount_notes.again(mount, ()))  # type: ignore[misc]
-        nfs_options.described(mount)
+        nfs_options.nfs_mount_values(mount)
 
 
 WORDS = st.sampled_from([True, False, "on", "off", "auto", "follow", "true"])
@@ -400,8 +400,8 @@ def test_options_of_a_software_root(source: str, given_options: list[str]) -> No
     )
     if found:
         for mount in mountinfo.parse(MOUNTINFO):
-            nfs_options.differences(found, mount)
-        nfs_options.fstab_line(found)
+            nfs_options.nfs_differences(found, mount)
+        root_plan.root_line(found)
 
 
 SPEC = options.mount_spec(b"/view", [b"/state/layer.erofs"], [b"/data"], {}, True, [b"/state/layer.erofs"])
@@ -421,11 +421,11 @@ FSTAB = b"".join((b"# a comment\n", *boot_entries.desired_lines(SPEC, True), b"U
     st.one_of(BYTES, damaged(FSTAB)),
     st.sampled_from(["none", "systemd", "fstab"]),
 )
-def test_what_is_mounted_at_boot(units: list[tuple[str, bytes]], fstab: bytes, persist: str) -> None:
+def test_units_and_fstab(units: list[tuple[str, bytes]], fstab: bytes, persist: str) -> None:
     stored = boot_entries.Stored(tuple(boot_entries.Unit(name, text, True) for name, text in units), fstab)
     live = list(mountinfo.parse(MOUNTINFO))
     outcome("boot", lambda: boot_entries.plan_persistence(b"/view", SPEC, persist, stored, live, True))
-    nfs_options.edited_fstab(fstab, b"/net/software", None)
+    fstab_lines.replaced(fstab, b"/net/software", None)
 
 
 # ---- marks
@@ -437,7 +437,7 @@ READERS: dict[str, Callable[[bytes], object]] = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_marks_in_attributes(reader: str) -> None:
+def test_marks_in_xattrs(reader: str) -> None:
     good = {
         "mark of a move": move_plan.marker_of(b"/old", b"/new", 1),
         "note of attributes": marks.Attributes(0o4755, 1, 2, b"\1").to_note(7),

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is made on a disk has a mode that somebody chose: the calls that leave it to the umask are in one place."""
+"""New files and directories have an explicit mode: only few files may make calls whose result depends on the umask."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import pytest
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 
-#: The files that may create things, with the reason.
+#: The files that may create files and directories, with the reason.
 MAKERS = {
-    "files.py": "it has what others call, and sets the mode afterwards",
-    "beneath.py": "it has what others call for foreign trees, and sets the mode afterwards",
-    "mount_lock.py": "its file is for root alone, which no umask changes",
-    "covered.py": "what it makes is in memory, in a mount namespace of its own",
-    "inner_mounts.py": "what it makes is in memory, in a mount namespace of its own",
-    "moving.py": "it makes a directory for root alone, and gives it the mode of the one that is moved",
+    "files.py": "it creates files for other rooms, and sets the mode afterwards",
+    "beneath.py": "it creates directories in trees of others, with the umask set to 0",
+    "mount_lock.py": "its file is for root only, with a mode that no usual umask changes",
+    "covered.py": "its directories are in memory, in a private mount namespace",
+    "inner_mounts.py": "its directories are in memory, in a private mount namespace",
+    "moving.py": "it creates a directory for root only, and then sets the mode of the moved directory",
     "directory_layer.py": "it sets the mode of each entry of a layer to that of the release",
 }
-#: The files that may open a path for writing that is not of a disk, or that is seen by nobody else.
+#: The files that may open a path for writing that is not on a disk, or that nobody else sees.
 WRITERS = {*MAKERS, "probe.py", "nfs_mount.py", "deadline.py"}
 CREATING = {"makedirs", "mkdir", "mknod", "mkfifo"}
 
 
 def creations(source: str) -> Iterator[tuple[str, int]]:
-    """Yield what leaves a mode to the umask: the name of each such call, and its line."""
+    """Yield the name and line of each call whose result depends on the umask."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and node.attr in {*CREATING, "O_CREAT"}:
             yield node.attr, node.lineno
@@ -67,5 +67,5 @@ def test_nothing_is_made_with_what_the_umask_leaves(path: Path) -> None:
         ("open(files.open_or_make(path, 0o600), 'ab')", []),
     ],
 )
-def test_what_creates_is_recognised(line: str, expected: list[str]) -> None:
+def test_a_call_that_creates_is_recognised(line: str, expected: list[str]) -> None:
     assert [name for name, _line in creations(line)] == expected

@@ -34,7 +34,7 @@ ARROWS = {
 }
 #: Files that make no system call: they take values and return values. They import pure files alone.
 PURE = {
-    "linux": {"action", "errors", "mountinfo", "paths", "records"},
+    "linux": {"action", "errors", "fstab_lines", "mountinfo", "paths", "records"},
     "releases": {
         *(
             "capability",
@@ -47,16 +47,18 @@ PURE = {
             "posix_acl",
             "rights",
         ),
-        "versions",
+        *("scan_report", "versions"),
     },
     "overlays": {
         *("boot_entries", "detached_records", "image_names", "mount_plan", "option_rules", "options", "strategies"),
         "upper_rules",
     },
     "layers": {"compose", "dump", "globs", "headerball", "layer_formats", "links", "merge", "ownership"},
-    "views": {"generation", "layer_plan", "linger", "retention"},
-    "finalize": {"marks", "move_plan", "remount_notes"},
-    "software_root": {"nfs_options"},
+    "views": {"generation", "generation_record", "layer_plan", "layer_spec", "linger", "retention", "view_paths"},
+    "finalize": {
+        *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
+    },
+    "software_root": {"nfs_options", "root_plan"},
     "fleet": {"declaration", "lock", "resolution", "status"},
 }
 #: What pure files may not touch: the system, the clock, the network.

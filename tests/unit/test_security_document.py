@@ -1,4 +1,4 @@
-"""Each test that docs/security.md names as showing something exists."""
+"""Every test that docs/security.md names exists."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def test_the_tests_that_are_named_exist() -> None:
+def test_every_named_test_exists() -> None:
     named = set(re.findall(r"`(test_\w+)`", (CHECKOUT / "docs" / "security.md").read_text(encoding="utf-8")))
     there = {
         name

@@ -1,4 +1,4 @@
-"""What the tests of hostile input have tried: how many inputs each reader was given, and how many of these it took."""
+"""Count the inputs that the tests of hostile input give to each reader, and how many of them the reader accepts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ Value = TypeVar("Value")
 
 
 def outcome(reader: str, read: Callable[[], Value]) -> Value | None:
-    """Return what a reader makes of an input; None where it refuses it in words. Any other exception is a fault of the reader."""
+    """Return the value that a reader returns; None if it refuses the input with OverlayError.
+
+    Any other exception is a fault of the reader, and is raised.
+    """
     GIVEN[reader] += 1
     try:
         value = read()
@@ -28,7 +31,7 @@ def outcome(reader: str, read: Callable[[], Value]) -> Value | None:
 
 
 def summary() -> str:
-    """Return the counts in one line; empty where nothing was tried."""
+    """Return the counts in one line; empty if there are none."""
     if not GIVEN:
         return ""
     each = ", ".join(f"{reader} {count:,} ({TAKEN[reader]:,} taken)" for reader, count in sorted(GIVEN.items()))

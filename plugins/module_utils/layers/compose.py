@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Composing a view: the manifests of several releases, each under its prefix, as one stream of entries.
+"""Compose a view: turn the manifests of its releases into one stream of entries.
 
-Releases with a place of their own are passed through, one after the other. Those that appear at the same or at nested places, have
-patterns, or have a link of the view among them are merged; see merge.py.
+A release that is alone at its place is passed through. Releases at the same or at nested places, with patterns, or with a declared link in
+their place are merged; see merge.py.
 """
 
 from __future__ import annotations
@@ -17,9 +17,14 @@ from typing import Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.globs import filtered
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import Link
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.merge import Conflict, Conflicts, Merge, Tree
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.merge import (
+    Conflict,
+    Conflicts,
+    Merge,
+    MergeInput,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.ownership import (
-    Attributes,
+    OwnershipRules,
     changed_acls,
     changed_mode,
     is_privileged,
@@ -38,7 +43,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.rights
 
 IMPLIED_MODE = stat.S_IFDIR | 0o755
 _LINK_MODE = stat.S_IFLNK | 0o777
-#: Entries of trees to be merged that are read between two signs of progress.
+#: The number of entries of merged trees that are read between two calls of the progress callback.
 _ENTRIES_PER_STEP = 10_000
 
 Reader = Callable[[Placement], Iterator[Entry]]
@@ -47,16 +52,21 @@ Progress = Callable[[], None]
 
 @dataclass(frozen=True)
 class Rules:
-    """How the releases of a view become one tree."""
+    """How the releases of a view are combined into one tree."""
 
-    attributes: Attributes = field(default_factory=Attributes)
-    #: ``error`` refuses conflicts; with ``first`` and ``last`` the release that is declared first or last is shown.
+    ownership: OwnershipRules = field(default_factory=OwnershipRules)
+    #: ``error`` refuses conflicts. ``first`` and ``last`` show the release that is declared first or last.
     on_conflict: str = "error"
     links: tuple[Link, ...] = ()
 
+    @property
+    def attributes(self) -> OwnershipRules:
+        """The former name of ``ownership``, for rooms that still read it."""
+        return self.ownership
+
 
 def in_order(placements: Sequence[Placement]) -> list[Placement]:
-    """Return the placements in an order that depends on nothing but themselves: that of their places, outer ones first."""
+    """Return the placements sorted by place, parents first. The result does not depend on the given order."""
     return sorted(placements, key=_order)
 
 
@@ -73,10 +83,10 @@ def _order(placement: Placement) -> tuple[object, ...]:
 
 
 def precedence(placements: Sequence[Placement], rules: Rules) -> list[list[int]] | None:
-    """Return what the declared order of the placements decides; None where it decides nothing.
+    """Return which placement takes precedence at each place, or None if the declared order of the placements has no effect.
 
-    For each place where the view shows several of them they are listed, those at places above included, the one that wins first.
-    They are given by their numbers in ``in_order``, so equal views have equal lists.
+    There is a list for each place at which, together with the places above it, the view shows several placements. The one that takes
+    precedence comes first. Placements are given by their index in ``in_order``, so equal views have equal lists.
     """
     if rules.on_conflict == "error":
         return None
@@ -100,40 +110,41 @@ def precedence(placements: Sequence[Placement], rules: Rules) -> list[list[int]]
     return lists if lists or touched else None
 
 
-def _inside(path: bytes, folder: bytes) -> bool:
-    """Tell whether a path relative to the view is another one or below it."""
-    return not folder or path == folder or path.startswith(folder + b"/")
+def _inside(path: bytes, directory: bytes) -> bool:
+    """Return whether ``path`` is ``directory`` or below it. Both are relative to the root of the view."""
+    return not directory or path == directory or path.startswith(directory + b"/")
 
 
 @dataclass
 class _Unit:
-    """A part of the view that nothing else reaches into: a release alone at its place, or trees that are merged."""
+    """A separate part of the view: a release that is alone at its place, or several trees that are merged."""
 
-    #: Place of the topmost of them, relative to the view.
+    #: Place of the topmost tree, relative to the root of the view.
     top: bytes
-    #: The one that wins a conflict first.
+    #: The placements by precedence, highest first.
     placements: list[Placement] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
-    #: None for a release that is passed through.
+    #: None if the unit is a release that is passed through.
     merge: Merge | None = None
 
     @property
     def is_plain(self) -> bool:
+        """True if the unit is one release without patterns and declared links, which is passed through."""
         return (
             not self.links and len(self.placements) == 1 and not self.placements[0].include + self.placements[0].exclude
         )
 
     @property
     def type(self) -> int | None:
-        """File type of what is at its place; None when nothing is left of it."""
+        """The file type of the topmost entry, None if the unit has no entries."""
         return self.merge.top if self.merge else stat.S_IFDIR
 
 
 class Composition:
-    """A view whose conflicts are known. ``read`` opens the manifest of a placement.
+    """A composed view, whose conflicts have been found. ``read`` opens the manifest of a placement.
 
-    Manifests are read here only where trees are merged; those are read a second time by ``entries``. ``progress`` is called from time
-    to time while they are. Raises OverlayError for conflicts where the rules do not say which release is shown.
+    Creating one reads the manifests of the trees that are merged; ``entries`` reads them again. ``progress`` is called while they are read.
+    Raises OverlayError if there are conflicts and the rules do not resolve them.
     """
 
     def __init__(self, placements: Sequence[Placement], read: Reader, rules: Rules, progress: Progress) -> None:
@@ -142,9 +153,9 @@ class Composition:
         self._rules = rules
         self._progress = progress
         self._units = _units(placements, rules)
-        #: Files that lose set-ID bits or capabilities, as far as they have been read.
+        #: Paths of the files read so far that lose set-ID bits or capabilities.
         self._strips: set[bytes] = set()
-        #: Those of them that the view shows; complete when ``entries`` has ended.
+        #: The files of these that the view shows. Complete when ``entries`` has ended.
         self.stripped = PathCount()
         conflicts = Conflicts()
         for unit in self._units:
@@ -152,35 +163,35 @@ class Composition:
                 unit.merge = Merge(self._trees(unit), conflicts)
         if rules.on_conflict == "error":
             conflicts.refuse()
-        #: The first ones, and how many there are in all.
+        #: The first conflicts, and the number of all conflicts.
         self.conflicts: tuple[Conflict, ...] = tuple(conflicts.first)
         self.conflict_count = conflicts.count
 
     def entries(self) -> Iterator[Entry]:
         """Yield the entries of the view, in manifest order, starting with its root."""
-        attributes = self._rules.attributes
+        ownership = self._rules.ownership
         self._strips.clear()
         self.stripped = PathCount()
         for part in self.parts():
             shown = (
-                placed(part, self._read(part), attributes, strips=self._strips)
+                placed(part, self._read(part), ownership, strips=self._strips)
                 if isinstance(part, Placement)
                 else iter((part,))
             )
-            yield from self._counted(shown) if attributes.strips else shown
+            yield from self._counted(shown) if ownership.strips else shown
 
     def _counted(self, entries: Iterator[Entry]) -> Iterator[Entry]:
-        """Pass entries on, and count the files that have lost something."""
+        """Yield ``entries``, and count the files among them that lose set-ID bits or capabilities."""
         for entry in entries:
             if self._strips and not entry.is_hardlink and entry.path in self._strips:
                 self.stripped.add(entry.path)
             yield entry
 
     def parts(self) -> Iterator[Entry | Placement]:
-        """Yield the entries of the view, but for those of releases that share their place with nothing: these come as a whole.
+        """Yield the entries of the view, and in their place the placement of each release that is passed through.
 
-        Directories above a release that no manifest describes are owned by root, or whom the rules give that to, have mode 0755 and the
-        latest mtime of the releases' roots below them, so that the same releases give the same view on every host.
+        Directories above releases that no manifest describes are owned by root, subject to the ownership rules. They have mode 0755 and the
+        latest mtime of the releases below them, so the same releases give the same view on every host.
         """
         units = [unit for unit in self._units if unit.type is not None]
         subdirectories: dict[bytes, set[bytes]] = {}
@@ -203,34 +214,34 @@ class Composition:
             else:
                 yield unit.placements[0]
 
-    def _trees(self, unit: _Unit) -> list[Tree]:
+    def _trees(self, unit: _Unit) -> list[MergeInput]:
+        """Return the trees of a unit by precedence, declared links first."""
         trees = [self._link_tree(link, unit.top) for link in unit.links]
         trees += [self._release_tree(placement, unit.top) for placement in unit.placements]
         if not unit.top:
-            # The view has a root, whatever is left of its releases.
-            trees.append(Tree("the view", lambda: iter((self._implied(b"/"),)), frozenset((b"/",))))
+            # The view has a root even if its releases have no entries.
+            trees.append(MergeInput("the view", lambda: iter((self._implied(b"/"),)), frozenset((b"/",))))
         return trees
 
-    def _link_tree(self, link: Link, top: bytes) -> Tree:
+    def _link_tree(self, link: Link, top: bytes) -> MergeInput:
         parents = _ancestors(link.path, top)
-        attributes = self._rules.attributes
-        uid, gid = attributes.uid(0), attributes.gid(0)
+        ownership = self._rules.ownership
+        uid, gid = ownership.uid(0), ownership.gid(0)
 
         def entries() -> Iterator[Entry]:
             yield from map(self._implied, parents)
             mtime_ns = self._latest[b"/"]
             yield Entry(b"/" + link.path, _LINK_MODE, len(link.target), 1, uid, gid, mtime_ns, link.target, False, ())
 
-        return Tree(f"link -> {show(link.target)}", entries, frozenset(parents))
+        return MergeInput(f"link -> {show(link.target)}", entries, frozenset(parents))
 
-    def _release_tree(self, placement: Placement, top: bytes) -> Tree:
+    def _release_tree(self, placement: Placement, top: bytes) -> MergeInput:
         parents = _ancestors(placement.at, top)
         linked: dict[bytes, Entry] = {}
 
         def entries() -> Iterator[Entry]:
-            attributes = self._rules.attributes
-            all_of_it = placed(placement, self._read(placement), attributes, True, self._strips)
-            chosen = _remembering(all_of_it, linked, self._progress)
+            whole = placed(placement, self._read(placement), self._rules.ownership, True, self._strips)
+            chosen = _remembering(whole, linked, self._progress)
             if placement.include or placement.exclude:
                 chosen = filtered(chosen, placement.include, placement.exclude)
             for entry in chosen:
@@ -239,19 +250,20 @@ class Composition:
                 break
             yield from chosen
 
-        return Tree(placement.record.release, entries, frozenset(parents), linked)
+        return MergeInput(placement.record.release, entries, frozenset(parents), linked)
 
     def _implied(self, path: bytes, subdirectories: int = 0) -> Entry:
-        attributes = self._rules.attributes
-        mode = changed_mode(IMPLIED_MODE, attributes.mode)
-        uid, gid = attributes.uid(0), attributes.gid(0)
+        """Return the entry of a directory that no manifest describes."""
+        ownership = self._rules.ownership
+        mode = changed_mode(IMPLIED_MODE, ownership.mode)
+        uid, gid = ownership.uid(0), ownership.gid(0)
         return Entry(path, mode, 0, 2 + subdirectories, uid, gid, self._latest[path], None, False, ())
 
     @functools.cached_property
     def _latest(self) -> dict[bytes, int]:
-        """For each directory above a release or link the latest mtime of the roots of the releases below it.
+        """The latest mtime of the releases below each directory that is above a release or declared link.
 
-        Links of the view are as old as the youngest release of all.
+        Declared links have the latest mtime of all releases.
         """
         latest = {b"/": 0}
         roots = [(placement.at, next(self._read(placement)).mtime_ns) for placement in self._placements]
@@ -264,25 +276,26 @@ class Composition:
 
 
 def compose(placements: Sequence[Placement], read: Reader, rules: Rules | None = None) -> Iterator[Entry]:
-    """Yield the entries of a view, in manifest order, starting with its root; see Composition."""
+    """Yield the entries of a view, in manifest order, starting with its root. Raises OverlayError as Composition does."""
     return Composition(placements, read, rules or Rules(), lambda: None).entries()
 
 
 def placed(
     placement: Placement,
     entries: Iterator[Entry],
-    attributes: Attributes,
+    ownership: OwnershipRules,
     with_checksums: bool = False,
     strips: set[bytes] | None = None,
 ) -> Iterator[Entry]:
-    """Yield the entries of one release as they stand in the view: paths below ``at``, content below ``source``.
+    """Yield the entries of one release as entries of the view: paths are below ``at``, content paths below ``source``.
 
-    The paths of files that lose set-ID bits or capabilities are added to ``strips``.
+    Xattrs that a view does not carry are removed, checksums only without ``with_checksums``. The paths of files that lose set-ID bits or
+    capabilities are added to ``strips``.
     """
     base = b"/" + placement.at if placement.at else b""
     source = placement.source
     carried = CARRIED_XATTRS | {CHECKSUM_XATTR} if with_checksums else CARRIED_XATTRS
-    change = None if attributes == Attributes() else _Change(attributes, strips)
+    change = None if ownership == OwnershipRules() else _Change(ownership, strips)
     for path, mode, size, nlink, uid, gid, mtime_ns, target, is_hardlink, xattrs in entries:
         here = (base + path if path != b"/" else base) or b"/"
         if target is not None:
@@ -298,16 +311,17 @@ def placed(
 
 
 class _Change:
-    """What becomes of the mode, owner, group and attributes of entries."""
+    """Applies ownership rules to entries."""
 
-    def __init__(self, attributes: Attributes, strips: set[bytes] | None) -> None:
-        self._owner, self._group = attributes.owner, attributes.group
-        self._owners, self._groups = dict(attributes.owner_map), dict(attributes.group_map)
-        self._mode = functools.cache(lambda mode: changed_mode(mode, attributes.mode))
-        self._strips_any = attributes.strips
+    def __init__(self, ownership: OwnershipRules, strips: set[bytes] | None) -> None:
+        self._owner, self._group = ownership.owner, ownership.group
+        self._owners, self._groups = dict(ownership.owner_map), dict(ownership.group_map)
+        self._mode = functools.cache(lambda mode: changed_mode(mode, ownership.mode))
+        self._strips_any = ownership.strips
         self._strips = strips
 
     def of(self, path: bytes, mode: int, uid: int, gid: int, xattrs: Xattrs) -> tuple[int, int, int, Xattrs]:
+        """Return the mode, uid, gid and xattrs of an entry in the view."""
         new_uid = self._owners.get(uid, uid if self._owner is None else self._owner)
         new_gid = self._groups.get(gid, gid if self._group is None else self._group)
         if self._strips_any and (new_uid, new_gid) != (uid, gid) and is_privileged(mode, xattrs):
@@ -321,7 +335,7 @@ class _Change:
 
 
 def _remembering(entries: Iterator[Entry], linked: dict[bytes, Entry], progress: Progress) -> Iterator[Entry]:
-    """Pass entries on, and keep the first one of each file with several names."""
+    """Yield ``entries``, and keep the first entry of each file with several names in ``linked``."""
     for number, entry in enumerate(entries):
         if number % _ENTRIES_PER_STEP == 0:
             progress()
@@ -331,7 +345,7 @@ def _remembering(entries: Iterator[Entry], linked: dict[bytes, Entry], progress:
 
 
 def _ancestors(place: bytes, top: bytes = b"") -> list[bytes]:
-    """Return the paths of the directories above a place in the view, from ``top`` down; none for ``top`` itself."""
+    """Return the paths of the directories above ``place``, from ``top`` down; none if ``place`` is ``top``."""
     if place == top:
         return []
     parts = place.split(b"/")
@@ -340,7 +354,7 @@ def _ancestors(place: bytes, top: bytes = b"") -> list[bytes]:
 
 
 def _units(placements: Sequence[Placement], rules: Rules) -> list[_Unit]:
-    """Return the parts of a view, in the order of their places."""
+    """Return the separate parts of a view, sorted by place."""
     if rules.on_conflict == "error":
         winning = in_order(placements)
     else:
@@ -362,6 +376,6 @@ def _units(placements: Sequence[Placement], rules: Rules) -> list[_Unit]:
 
 
 def _tops(place: bytes) -> Iterator[bytes]:
-    """Yield the places at and above a place, from the root down."""
+    """Yield a place and those above it, from the root down."""
     yield from (path[1:] for path in _ancestors(place))
     yield place

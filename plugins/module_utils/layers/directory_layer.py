@@ -1,56 +1,72 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Building a layer of format ``directory`` from a stream of entries.
+"""Build a layer of the format ``directory`` from a stream of entries.
 
-A file of the layer has no content: its size is set, and two attributes say that it is a metadata copy and where in the data layer
-its content is (Documentation/filesystems/overlayfs.rst, 'Metadata only copy up' and 'Data-only lower layers'). Where the data layer will
-be an ordinary lower one, directories are opaque: the kernel then looks for their names nowhere else.
+A file of the layer has its size but no content. Two xattrs tell the kernel that it is a metadata copy, and where in the data layer its
+content is (Documentation/filesystems/overlayfs.rst, 'Metadata only copy up' and 'Data-only lower layers'). If the data layer will be an
+ordinary lower layer, directories are opaque, so that the kernel looks up their names in no other layer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_build import (
+    BuildReport,
+    FormatSupport,
+    LayerContent,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, syscalls, xattrs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, refusal_hint, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import strategies
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import posix_acl
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Entry, Tally
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Entry
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.posix_acl import ACCESS_XATTR, DEFAULT_XATTR
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.rights import PathCount
 
 _BLOCK = 512
-#: What a file system answers that holds no ACLs, or none of that length.
+#: The errors of file systems that store no ACLs, or none of that length.
 _CANNOT_HOLD = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.E2BIG, errno.EINVAL)
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@dataclass
-class BuildReport:
-    """What a finished layer is."""
+class DirectoryBuilder:
+    """The builder of layers of the format ``directory``. It needs no program."""
 
-    tally: Tally = field(default_factory=Tally)
-    bytes_on_disk: int = 0
-    #: Files whose attributes did not fit into the inode: the file system keeps a block of its own for each.
-    spilled: int = 0
-    #: Entries whose ACL the file system cannot hold.
-    narrowed: PathCount = field(default_factory=PathCount)
+    path = ""
+
+    def build_layer(self, path: str, content: LayerContent, progress: Progress) -> BuildReport:
+        """Build a layer at ``path``, where nothing exists yet, without syncing it. Raises OverlayError or OSError if that fails."""
+        files.make_directories(path, 0o755)
+        # The directories above may have a default ACL, which new files would inherit. Modes have to be those of the releases.
+        with contextlib.suppress(OSError):
+            os.removexattr(path, "system.posix_acl_default")
+        opaque = content.strategy == strategies.REDIRECT
+        if opaque:
+            path = os.path.join(path, strategies.SHOWN_FOLDER)
+            files.make_directories(path, 0o755)
+        tree = DirectoryLayer(os.fsencode(path), content.xattr_namespace, progress, opaque)
+        return tree.build(content.composition.entries())
+
+
+__all__ = ["SUPPORT", "BuildReport", "DirectoryBuilder", "DirectoryLayer"]
+SUPPORT = FormatSupport(find_builder=DirectoryBuilder, mount_obstacle=lambda: None)
 
 
 def _cannot_hold(fd: int, error: OSError) -> bool:
-    """Tell whether an ACL was refused for what it is: ext4 answers ENOSPC also where one does not fit into its block."""
+    """Return whether a file system cannot store the ACL that it refused. ext4 returns ENOSPC also if the ACL is too large for its block."""
     return error.errno in _CANNOT_HOLD or (error.errno == errno.ENOSPC and os.fstatvfs(fd).f_bfree > 0)
 
 
 class DirectoryLayer:
-    """Builds one layer, then is done. ``path`` is an empty directory; ``namespace`` is ``trusted`` or ``user``.
+    """One layer that is being built in the empty directory ``path``.
 
-    ``opaque`` tells whether the directories are. Raises OSError with the path within the view.
+    ``namespace`` is the first word of the overlay xattrs, ``trusted`` or ``user``. ``opaque`` is whether directories are opaque.
     """
 
     def __init__(self, path: bytes, namespace: str, progress: Progress = no_progress, opaque: bool = False) -> None:
@@ -66,6 +82,7 @@ class DirectoryLayer:
         self._open: list[tuple[int, bytes, Entry]] = []
 
     def build(self, entries: Iterable[Entry]) -> BuildReport:
+        """Write the entries and return a report. Raises OverlayError, or OSError with the path within the view, if an entry fails."""
         files.allow_deep_trees()
         previous_mask = os.umask(0)
         try:
@@ -104,7 +121,7 @@ class DirectoryLayer:
 
     def _create(self, entry: Entry, parent: int, name: bytes) -> None:
         mode = entry.mode & 0o7777
-        # Without root, attributes are set on files only that their owner may write.
+        # A user other than root may set xattrs only on files that their owner may write to.
         created = mode & 0o777 | stat.S_IWUSR
         fd = os.open(name, _NEW_FILE, created, dir_fd=parent)
         try:
@@ -114,7 +131,7 @@ class DirectoryLayer:
                 xattrs.write(fd, self._metacopy, b"")
                 xattrs.write(fd, self._redirect, b"/" + entry.target)
                 os.ftruncate(fd, entry.size)
-            # After chown and truncate, which take away set-user-ID bits and capabilities.
+            # chown and truncate remove set-user-ID bits and capabilities, so these are set afterwards.
             if mode != created:
                 os.fchmod(fd, mode)
             if entry.xattrs:
@@ -157,7 +174,7 @@ class DirectoryLayer:
         self._progress()
 
     def _close_down_to(self, depth: int) -> None:
-        """Leave directories; only now, with all their names in place, do they get their owner, mode and times."""
+        """Close directories. They get their owner, mode and times only now, since adding names would change the times."""
         while len(self._open) > depth:
             fd, _path, entry = self._open.pop()
             try:
@@ -176,12 +193,12 @@ class DirectoryLayer:
         where = os.fsdecode(self._path)
         if error.errno in (errno.EOPNOTSUPP, errno.ENOTSUP):
             return OverlayError(
-                f"{where}: this file system cannot hold the attributes {self._redirect.decode()} of a layer; put the state"
-                " directory on ext4, XFS, btrfs or tmpfs"
+                f"{where}: this file system cannot store the xattr {self._redirect.decode()} of a layer; put the state directory on"
+                " ext4, XFS, btrfs or tmpfs"
             )
         if error.errno == errno.EPERM:
             return OverlayError(
-                f"{where}: not allowed to give {show(entry.path)} its owner, mode or attributes"
+                f"{where}: not allowed to set the owner, mode or xattrs of {show(entry.path)}"
                 f"{refusal_hint(os.geteuid() == 0, True, None)}"
             )
         return OSError(error.errno, f"{error.strerror}, building {show(entry.path)} of the layer", where)

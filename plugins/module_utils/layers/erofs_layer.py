@@ -1,16 +1,18 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Building a layer of format ``erofs``: one EROFS image, made by mkcomposefs or, where there is none, by mkfs.erofs.
+"""Build a layer of the format ``erofs``: one EROFS image, made by mkcomposefs or, if that is missing, by mkfs.erofs.
 
-Both are given the entries through a pipe: mkcomposefs as composefs-dump(5), mkfs.erofs as a tar archive without content
-(``--tar=headerball``, erofs-utils 1.8). The attributes in the image are always those of the namespace ``trusted``.
+Both read the entries from a pipe: mkcomposefs as composefs-dump(5), mkfs.erofs as a tar archive without content (``--tar=headerball``,
+erofs-utils 1.8). The overlay xattrs in the image are always those of the namespace ``trusted``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import functools
 import hashlib
 import os
 import select
@@ -23,20 +25,25 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import headerball
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import dump, headerball
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_build import (
+    BuildReport,
+    FormatSupport,
+    LayerContent,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import Image
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Entry, Tally
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest, manifest_store
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Entry, Placement, Tally
 
 _CHUNK = 1 << 18
-#: Programs of administrators are in folders that need not be on the PATH of a task.
+#: Directories of administration programs, which the PATH of a task may lack.
 _MORE_PLACES = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _POLL_SECONDS = 0.1
 
-#: fcntl(2); Python's own module has it from 3.10 on.
+#: fcntl(2). The module fcntl of Python has it from version 3.10 on.
 _F_SETPIPE_SZ = 1031
 _PIPE_BYTES = 1 << 20
 
@@ -46,7 +53,7 @@ _REDIRECT = b"trusted.overlay.redirect"
 
 @dataclass(frozen=True)
 class Builder:
-    """A program that makes images."""
+    """A program that builds images."""
 
     #: ``mkcomposefs`` or ``mkfs.erofs``.
     name: str
@@ -56,11 +63,11 @@ class Builder:
         """Return the command that reads entries from its standard input and writes ``image``."""
         if self.name == "mkcomposefs":
             return [self.path, "--from-file", "-", image]
-        # No time and no identifier of its own: the same entries give the same bytes.
+        # A fixed time and UUID: the same entries give the same bytes.
         return [self.path, "--quiet", "--tar=headerball", "-T0", "--mkfs-time", "-Uclear", image, "/dev/stdin"]
 
     def text(self, entries: Iterable[Entry], tally: Tally) -> Iterator[bytes]:
-        """Yield the entries as the program reads them, and count them."""
+        """Yield the entries as the program reads them, and count them in ``tally``."""
         if self.name == "mkcomposefs":
             for entry in entries:
                 tally.add(entry)
@@ -73,32 +80,53 @@ class Builder:
             yield headerball.encode(entry, redirect)
         yield headerball.END
 
+    def build_layer(self, path: str, content: LayerContent, progress: Progress) -> BuildReport:
+        """Build an image at ``path``, where nothing exists yet, without syncing it. Raises OverlayError or OSError if that fails."""
+        tally = Tally()
+        image = build(self._content_text(content, tally), path, self, progress)
+        os.chmod(path, 0o644)
+        return BuildReport(tally, os.stat(path).st_blocks * 512, image=image)
+
+    def _content_text(self, content: LayerContent, tally: Tally) -> Iterator[bytes]:
+        """Yield the content of a layer as the program reads it. The text of manifests is copied if possible, which is much faster."""
+        if self.name != "mkcomposefs" or content.alters_entries:
+            yield from self.text(content.composition.entries(), tally)
+            return
+        for part in content.composition.parts():
+            if isinstance(part, Placement):
+                yield from manifest_store.parse(part, functools.partial(dump.placed_text, part, tally=tally))
+            else:
+                yield from self.text((part,), tally)
+
 
 def find_builder() -> Builder:
-    """Return the program that makes images on this host. Raises OverlayError, which says what is missing, where there is none."""
+    """Return the program that builds images on this host. Raises OverlayError that says what is missing if there is none."""
     places = os.pathsep.join((os.environ.get("PATH", os.defpath), *_MORE_PLACES))
     found = shutil.which("mkcomposefs", path=places)
     if found:
         return Builder("mkcomposefs", found)
     found = shutil.which("mkfs.erofs", path=places)
     if found is None:
-        raise OverlayError("there is neither mkcomposefs (composefs) nor mkfs.erofs (erofs-utils) on this host")
-    # Older releases take directories alone, in which files of the size of a release's would have to be read as zeros.
-    # The run_command of AnsibleModule is for modules, and gives text.
+        raise OverlayError(
+            "this host has neither mkcomposefs (composefs) nor mkfs.erofs (erofs-utils): install one of them"
+        )
+    # Older versions can only copy a directory, and would read empty files of full size as zeros, byte by byte.
+    # The run_command of AnsibleModule is for modules, and returns text.
     usage = subprocess.run(  # pylint: disable=ansible-bad-function
         [found, "--help"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
     if b"headerball" not in usage.stdout:
         raise OverlayError(
-            f"{found} is too old (erofs-utils 1.8 is needed for --tar=headerball), and there is no mkcomposefs (composefs)"
+            f"{found} is too old and mkcomposefs is missing: install erofs-utils 1.8 or later (for --tar=headerball), or composefs"
         )
     return Builder("mkfs.erofs", found)
 
 
 def build(text: Iterator[bytes], image: str, builder: Builder, progress: Progress = no_progress) -> Image:
-    """Write the image of a view from its entries as the program reads them. Raises OverlayError with what it says when it fails.
+    """Build the image of a view from its entries, which ``text`` yields as the program reads them.
 
-    The file is not synced, and has to be written aside by the caller: a killed run leaves a part of it.
+    The file is not synced, and a killed run leaves a partial one, so it has to be written aside. Raises OverlayError with the output of the
+    program if it fails.
     """
     with tempfile.TemporaryFile() as said:
         # The run_command of AnsibleModule takes all of the input at once.
@@ -108,7 +136,7 @@ def build(text: Iterator[bytes], image: str, builder: Builder, progress: Progres
             stdout=said,
             stderr=subprocess.STDOUT,
             env={**os.environ, "LC_ALL": "C"},
-            # Safe here: modules do their work in a process with one thread.
+            # Safe, because modules work in a process with one thread.
             preexec_fn=_end_with_parent,  # noqa: PLW1509
         )
         try:
@@ -122,7 +150,7 @@ def build(text: Iterator[bytes], image: str, builder: Builder, progress: Progres
         words = said.read().decode("utf-8", "backslashreplace").strip()
     if status or not whole:
         raise OverlayError(
-            f"{builder.path} could not make the image (exit status {status}): {words or 'it said nothing'}"
+            f"{builder.path} could not build the image (exit status {status}): {words or 'it printed nothing'}"
         )
     return Image(file_digest(image, progress), os.stat(image).st_size, builder.name)
 
@@ -132,10 +160,10 @@ def _end_with_parent() -> None:
 
 
 def _feed(pipe: BinaryIO, text: Iterator[bytes], progress: Progress) -> bool:
-    """Write all text to the program; False where it stopped reading before the end."""
+    """Write all text to the program, and return whether it read everything."""
     pending: list[bytes] = []
     size = 0
-    # In a pipe of the usual 64 KiB each side waits for the other all the time. Users other than root may have had their share.
+    # A pipe of the usual 64 KiB makes both sides wait for each other. For users other than root, the kernel may refuse a larger one.
     with contextlib.suppress(OSError):
         fcntl.fcntl(pipe, _F_SETPIPE_SZ, _PIPE_BYTES)
     try:
@@ -155,9 +183,9 @@ def _feed(pipe: BinaryIO, text: Iterator[bytes], progress: Progress) -> bool:
 
 
 def _wait(process: subprocess.Popen[bytes], progress: Progress) -> int:
-    """Return the program's exit status. It counts as getting further for as long as it takes up time of a processor."""
+    """Return the exit status of the program. It makes progress as long as it uses processor time."""
     used = -1
-    # Popen.wait() with a limit looks only every 50 ms in the end, which is longer than a small image takes.
+    # Popen.wait() with a timeout polls every 50 ms in the end, which is longer than a small image takes.
     ended = os.pidfd_open(process.pid)
     try:
         while not select.select([ended], [], [], _POLL_SECONDS)[0]:
@@ -171,7 +199,7 @@ def _wait(process: subprocess.Popen[bytes], progress: Progress) -> int:
 
 
 def _processor_time(pid: int) -> int:
-    """Return the clock ticks that a process has run, in user mode and in the kernel (proc_pid_stat(5))."""
+    """Return how long a process has run in user and kernel mode, in clock ticks (proc_pid_stat(5))."""
     with open(f"/proc/{pid}/stat", "rb") as stream:
         fields = stream.read().rpartition(b")")[2].split()
     return int(fields[11]) + int(fields[12])
@@ -187,3 +215,25 @@ def file_digest(path: str, progress: Progress = no_progress) -> str:
                 return "sha256:" + digest.hexdigest()
             digest.update(chunk)
             progress()
+
+
+def mount_obstacle() -> str | None:
+    """Return why this host cannot mount EROFS images; None if it can. The kernel loads a missing module when it is asked."""
+    try:
+        context = syscalls.fsopen(b"erofs")
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return "the kernel has no EROFS"
+        return f"mounting EROFS is refused ({error.strerror})"
+    try:
+        # A kernel without POSIX ACLs would enforce only the mode, which is wider than the ACL. It ignores the option, with a message.
+        syscalls.fsconfig_flag(context, b"acl")
+        said = syscalls.context_messages(context)
+    except OSError as error:
+        said = f"{error.strerror}"
+    finally:
+        os.close(context)
+    return f"the kernel's EROFS has no POSIX ACLs ({said})" if said else None
+
+
+SUPPORT = FormatSupport(find_builder, mount_obstacle)

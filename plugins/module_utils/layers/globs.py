@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Choosing what of a release a view shows, by patterns of paths.
+"""Filter the entries of a release by patterns of paths.
 
-``*``, ``?`` and ``[...]`` stand for characters within one name, ``**`` as a whole component for any number of components, none
-included. A pattern that matches a directory covers all that is in it. There is no escape character: ``[*]`` is an asterisk.
+``*``, ``?`` and ``[...]`` match characters within one name. ``**`` as a whole component matches any number of components, including none.
+A pattern that matches a directory covers everything in it. There is no escape character: ``[*]`` matches an asterisk.
 """
 
 from __future__ import annotations
@@ -22,33 +22,35 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entrie
 
 _ANY_DEPTH = b"**"
 
-#: Limits of patterns. What a name costs grows with the number of patterns and of their ``**``, and with nothing else.
+#: Limits of patterns. The time to match a name grows only with the number of patterns and of the ``**`` in them.
 MOST_PATTERNS = 256
 _MOST_ANY_DEPTH = 8
 _MAGIC = re.compile(rb"[*?[]")
 
-#: One component of a pattern: a name, ``**``, or an expression for the text of a name.
+#: One component of a pattern: a name, ``**``, or a regular expression for names.
 _Component = Union[bytes, "re.Pattern[str]"]
 
-#: How far the patterns have come in a directory: the pattern, and which of its components is next.
+#: The state of matching in a directory: pairs of the index of a pattern and the index of its next component.
 _Positions = tuple[tuple[int, int], ...]
 
 
 def clean_glob(pattern: bytes, what: str) -> bytes:
-    """Return a pattern as a path relative to the release. Raises OverlayError, naming ``what``, for one that names nothing."""
+    """Return a normalised pattern, relative to the release. Raises OverlayError naming ``what`` if it is empty, too long or malformed."""
     if len(pattern) > LONGEST_PATH * 2:
-        raise OverlayError(f"{what} {show(pattern[:100])!r} is too long: a pattern has {LONGEST_PATH} bytes at most")
+        raise OverlayError(
+            f"{what} {show(pattern[:100])!r} is too long: a pattern may have at most {LONGEST_PATH} bytes"
+        )
     cleaned = relative_path(pattern, what)
     if not cleaned:
         raise OverlayError(
             f"{what} {show(pattern)!r} is empty: give a path relative to the release, such as 'lib/**/*.so'"
         )
     parts = cleaned.split(b"/")
-    # One of several in a row says the same.
+    # Several "**" in a row mean the same as one.
     parts = [part for part, before in zip(parts, [b"", *parts]) if not part == before == _ANY_DEPTH]
     if len(cleaned) > LONGEST_PATH or parts.count(_ANY_DEPTH) > _MOST_ANY_DEPTH:
         raise OverlayError(
-            f"{what} {show(pattern[:100])!r} is too long: a pattern has {LONGEST_PATH} bytes and {_MOST_ANY_DEPTH} times '**' at most"
+            f"{what} {show(pattern[:100])!r} is too long: a pattern may have at most {LONGEST_PATH} bytes and {_MOST_ANY_DEPTH} times '**'"
         )
     for part in parts:
         _check_component(part, what)
@@ -56,29 +58,30 @@ def clean_glob(pattern: bytes, what: str) -> bytes:
 
 
 def clean_globs(patterns: Sequence[bytes], what: str) -> tuple[bytes, ...]:
-    """Return patterns as ``clean_glob`` does. Raises OverlayError also for too many of them."""
+    """Return patterns normalised by ``clean_glob``. Raises OverlayError also if there are too many."""
     if len(patterns) > MOST_PATTERNS:
-        raise OverlayError(f"{what} has {len(patterns)} patterns: give {MOST_PATTERNS} at most")
+        raise OverlayError(f"{what} has {len(patterns)} patterns: give at most {MOST_PATTERNS}")
     return tuple(clean_glob(pattern, what) for pattern in patterns)
 
 
 def _check_component(part: bytes, what: str) -> None:
+    """Raises OverlayError if one component of a pattern is malformed."""
     try:
         _component(part)
     except re.error as error:
-        raise OverlayError(f"{what} {show(part)!r} is no pattern: {error}") from None
+        raise OverlayError(f"{what} {show(part)!r} is not a pattern: {error}") from None
 
 
 class Globs:
-    """Matches patterns while going down a tree, one name at a time, so that a name costs the same at any depth."""
+    """Match patterns while descending a tree, one name at a time, so that a name takes the same time at any depth."""
 
     def __init__(self, patterns: Sequence[bytes]) -> None:
         self._patterns = tuple(tuple(_component(part) for part in pattern.split(b"/")) for pattern in patterns)
-        #: At the root of the release; None when a pattern matches the root itself, as ``**`` does.
+        #: The positions at the root of the release; None if a pattern such as ``**`` matches the root itself.
         self.start = self._settled([(number, 0) for number in range(len(self._patterns))])
 
     def below(self, positions: _Positions, name: bytes) -> _Positions | None:
-        """Return the positions at ``name`` in a directory that has ``positions``; None when a pattern matches it."""
+        """Return the positions at ``name`` in a directory with ``positions``, or None if a pattern matches ``name``."""
         found: list[tuple[int, int]] = []
         for number, index in positions:
             component = self._patterns[number][index]
@@ -89,7 +92,7 @@ class Globs:
         return self._settled(found) if found else ()
 
     def _settled(self, positions: list[tuple[int, int]]) -> _Positions | None:
-        """Add where ``**`` stands for nothing. Positions that several ways lead to are kept once."""
+        """Return the positions without duplicates, plus those where ``**`` matches no component; None if a pattern matches."""
         settled: dict[tuple[int, int], None] = {}
         for number, index in positions:
             pattern = self._patterns[number]
@@ -103,41 +106,42 @@ class Globs:
 
 
 def _component(part: bytes) -> _Component:
+    """Return the parsed component of a pattern. Raises re.error if it is malformed."""
     return re.compile(fnmatch.translate(to_text(part))) if _MAGIC.search(part) and part != _ANY_DEPTH else part
 
 
 @dataclass
-class _Folder:
-    """A directory on the way to the entry at hand."""
+class _Directory:
+    """A directory above the current entry."""
 
-    #: Path with a slash at the end.
+    #: Path with a trailing slash.
     prefix: bytes
-    #: None when the directory is included as a whole.
+    #: None if everything in the directory is included.
     include: _Positions | None
     exclude: _Positions
     entry: Entry
 
 
 def filtered(entries: Iterator[Entry], include: Sequence[bytes], exclude: Sequence[bytes]) -> Iterator[Entry]:
-    """Yield the entries of one release, in manifest order and beginning with its root, that the patterns choose.
+    """Yield the entries of one release that the patterns select. ``entries`` are in manifest order and start with the root.
 
-    With ``include``, a directory that no pattern matches comes when the first entry in it does, and not at all where there is
-    none. ``exclude`` wins over ``include``. What is remembered are the directories on the way to the entry at hand.
+    With ``include``, a directory that no pattern matches is shown only if an entry in it is. ``exclude`` takes precedence over ``include``.
+    Memory is needed only for the directories above the current entry.
     """
     included, excluded = Globs(include), Globs(exclude)
-    # Every manifest has one.
+    # Every manifest has a root.
     root = next(entries)  # pylint: disable=stop-iteration-return
     exclude_root = excluded.start
     if exclude_root is None:
-        # To the end, since the digest of a manifest is checked there.
+        # Read to the end, where the digest of the manifest is checked.
         for _entry in entries:
             pass
         return
-    folders = [_Folder(root.path.rstrip(b"/") + b"/", included.start if include else None, exclude_root, root)]
-    #: How many of the folders have come.
+    directories = [_Directory(root.path.rstrip(b"/") + b"/", included.start if include else None, exclude_root, root)]
+    #: How many of the directories have been yielded.
     shown = 0
     skipped: bytes | None = None
-    if folders[0].include is None:
+    if directories[0].include is None:
         shown = 1
         yield root
     for entry in entries:
@@ -145,21 +149,21 @@ def filtered(entries: Iterator[Entry], include: Sequence[bytes], exclude: Sequen
         if skipped is not None and path.startswith(skipped):
             continue
         cut = path.rfind(b"/") + 1
-        while folders[-1].prefix != path[:cut]:
-            folders.pop()
-        folder = folders[-1]
-        shown = min(shown, len(folders))
+        while directories[-1].prefix != path[:cut]:
+            directories.pop()
+        directory = directories[-1]
+        shown = min(shown, len(directories))
         name = path[cut:]
-        left_out = excluded.below(folder.exclude, name) if folder.exclude else ()
+        left_out = excluded.below(directory.exclude, name) if directory.exclude else ()
         if left_out is None:
             skipped = path + b"/"
             continue
-        chosen = None if folder.include is None else included.below(folder.include, name)
+        chosen = None if directory.include is None else included.below(directory.include, name)
         if entry.is_directory:
-            folders.append(_Folder(path + b"/", chosen, left_out, entry))
+            directories.append(_Directory(path + b"/", chosen, left_out, entry))
         if chosen is None:
-            while shown < len(folders):
-                yield folders[shown].entry
+            while shown < len(directories):
+                yield directories[shown].entry
                 shown += 1
             if not entry.is_directory:
                 yield entry

@@ -1,11 +1,10 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Merging trees that appear at the same or nested places of a view, as streams of entries.
+"""Merge trees at the same or nested places of a view, as streams of entries.
 
-Each tree is read twice. The first reading finds what is in the way of what, how many names each hard-linked file keeps, and how many
-subdirectories each directory has; the second yields the merged entries. What is remembered grows with the number of directories and
-of hard-linked files, not with that of all files.
+Each tree is read twice. The first pass finds conflicts, the number of names of each hard-linked file, and the number of subdirectories of
+each directory. The second pass yields the merged entries. Memory is needed for directories and hard-linked files, not for other files.
 """
 
 from __future__ import annotations
@@ -27,83 +26,85 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entrie
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.manifest import sibling_key
 
-#: How many conflicts a message and a result name; all are counted.
+#: The number of conflicts that a message names, and that are kept for the return value.
 CONFLICTS_IN_MESSAGE = 20
 CONFLICTS_KEPT = 100
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """Two entries that cannot both be at one path."""
+    """Two different entries at one path."""
 
     path: bytes
-    #: Whose entry the view shows, and whose it does not.
+    #: The trees whose entry the view shows and hides.
     kept: str
     hidden: str
 
     def as_dict(self) -> dict[str, str]:
+        """Return the conflict as an element of the return value ``conflicts`` of metadata_layer."""
         return {"path": show(self.path), "kept": self.kept, "hidden": self.hidden}
 
 
 @dataclass
 class Conflicts:
-    """Keeps the first conflicts, and the number of all."""
+    """The first conflicts, and the number of all conflicts."""
 
     first: list[Conflict] = field(default_factory=list)
     count: int = 0
 
     def add(self, conflict: Conflict) -> None:
+        """Count a conflict, and keep it if it is one of the first."""
         self.count += 1
         if len(self.first) < CONFLICTS_KEPT:
             self.first.append(conflict)
 
     def refuse(self) -> None:
-        """Raises OverlayError that names the conflicts, where there are any."""
+        """Raises OverlayError naming the first conflicts if there are any."""
         if not self.count:
             return
         named = [f"'{show(one.path)}' of {one.kept} and of {one.hidden}" for one in self.first[:CONFLICTS_IN_MESSAGE]]
         few = f", the first {len(named)} of which are" if len(named) < self.count else ""
         raise OverlayError(
-            f"the view has {self.count} conflict{'s' if self.count > 1 else ''}{few}: {'; '.join(named)}. Leave out with 'exclude' what is"
-            " not wanted, or let 'on_conflict' be first or last"
+            f"the view has {self.count} conflict{'s' if self.count > 1 else ''}{few}: {'; '.join(named)}. Exclude one of the files with"
+            " 'exclude', or set 'on_conflict' to first or last"
         )
 
 
 @dataclass
-class Tree:
-    """One of the trees that are merged."""
+class MergeInput:
+    """A tree to be merged with others: the entries of a release at its place, or a declared link."""
 
-    #: What conflicts call it.
+    #: The name of the tree in conflicts.
     label: str
-    #: Opens the entries as they would stand in the view if the tree were alone there, in manifest order, with their checksums.
-    #: ``linked`` is to have the first entry of each file with several names before any of them comes, or would have come.
+    #: Opens the entries of the tree: in manifest order, with paths in the view and with checksums.
     entries: Callable[[], Iterator[Entry]]
-    #: Paths of the directories that are there only because the tree is below them.
+    #: Paths of the directories that exist only because the tree is below them.
     implied: frozenset[bytes] = frozenset()
+    #: The first entry of each file with several names, by its path. ``entries`` adds it before it yields or skips that entry.
     linked: dict[bytes, Entry] = field(default_factory=dict)
 
-    def described(self, entry: Entry) -> Entry:
-        """Return the entry that has all that is known of a file: for a hard link that of its first name."""
+    def first_name(self, entry: Entry) -> Entry:
+        """Return the entry with the xattrs of a file: for a hard link the entry of the file's first name, otherwise ``entry``."""
         return self.linked[entry.target or b""] if entry.is_hardlink else entry
 
 
-#: A name of the tree with this number, for the file whose first name this is.
+#: A file: the index of its tree, and the path of its first name.
 _File = tuple[int, bytes]
 
 
 class Merge:
-    """Merges trees; where two are in each other's way, the earlier one in ``trees`` is shown.
+    """Merges trees. If several have an entry at one path, the first one in ``trees`` takes precedence.
 
-    Directories are merged, with the attributes of the first tree that describes one. Whatever else wins hides what later trees have
-    at its path and below. Of equal links, and of files with equal content and mode, the first is shown without a conflict.
+    Directories are merged; owner, mode and mtime come from the first tree that describes the directory. Any other entry hides the entries
+    of later trees at its path and below. Equal links, and files with equal content and mode, are not a conflict.
     """
 
-    def __init__(self, trees: Sequence[Tree], conflicts: Conflicts) -> None:
-        """Reads the trees for the first time."""
+    def __init__(self, trees: Sequence[MergeInput], conflicts: Conflicts) -> None:
+        """Read the trees for the first time, and add the conflicts that are found to ``conflicts``."""
         self._trees = trees
         self._subdirectories: dict[bytes, int] = {}
         self._names: dict[_File, int] = {}
-        #: Type of the topmost entry; None when nothing is left of any tree.
+        #: The file type of the topmost entry, None if no tree has entries.
         self.top: int | None = None
         for number, entry in self._surviving(conflicts.add):
             if self.top is None:
@@ -117,7 +118,7 @@ class Merge:
                 self._names[file] = self._names.get(file, 0) + 1
 
     def entries(self) -> Iterator[Entry]:
-        """Yield the merged entries, in manifest order, without checksums."""
+        """Yield the merged entries in manifest order, without checksums."""
         shown: dict[_File, bytes] = {}
         for number, entry in self._surviving(lambda _conflict: None):
             if entry.is_directory:
@@ -131,24 +132,24 @@ class Merge:
                 yield entry
 
     def _named(self, number: int, entry: Entry, shown: dict[_File, bytes]) -> Entry:
-        """Return an entry of a file with several names: the first one that is left stands for the file."""
+        """Return the entry of a name of a file with several names. All names but the first one shown become hard links to that."""
         file = _file(number, entry)
         nlink = self._names[file]
         if file in shown:
             return entry._replace(target=shown[file], nlink=nlink, xattrs=())
         shown[file] = entry.path
-        described = self._trees[number].described(entry)
-        return described._replace(path=entry.path, nlink=nlink, xattrs=carried(described))
+        original = self._trees[number].first_name(entry)
+        return original._replace(path=entry.path, nlink=nlink, xattrs=carried(original))
 
     def _surviving(self, report: Callable[[Conflict], None]) -> Iterator[tuple[int, Entry]]:
-        """Yield the entries that the view shows, each with the number of its tree."""
+        """Yield the entries that the view shows, each with the index of its tree, and call ``report`` for each conflict."""
         if len(self._trees) == 1:
             for entry in self._trees[0].entries():
                 yield 0, entry
             return
         hidden_below: bytes | None = None
         streams = [_numbered(number, tree) for number, tree in enumerate(self._trees)]
-        # Of equal keys, those of the earlier stream come first.
+        # merge() is stable: among equal keys, entries of earlier trees come first.
         for _key, group in itertools.groupby(heapq.merge(*streams, key=_key_of), _key_of):
             (_key, number, entry), *others = group
             if hidden_below is not None and entry.path.startswith(hidden_below):
@@ -166,23 +167,24 @@ class Merge:
             yield number, entry
 
     def _agree(self, number: int, entry: Entry, other_number: int, other: Entry) -> bool:
+        """Return whether two entries at one path are not a conflict."""
         if entry.is_directory or other.is_directory:
             return entry.is_directory and other.is_directory
-        return same_content(self._trees[number].described(entry), self._trees[other_number].described(other))
+        return same_content(self._trees[number].first_name(entry), self._trees[other_number].first_name(other))
 
     def _describing(self, number: int, entry: Entry, others: list[_Item]) -> tuple[int, Entry]:
-        """Return the directory that a release describes, if any, instead of one that is only implied."""
+        """Return the first entry of a directory that a release describes, if any, otherwise the implied one."""
         for _key, other_number, other in others:
             if other.is_directory and entry.path not in self._trees[other_number].implied:
                 return other_number, other
         return number, entry
 
 
-#: The key by which paths sort, the number of the tree, and the entry.
+#: The sort key of a path, the index of the tree, and the entry.
 _Item = tuple[bytes, int, Entry]
 
 
-def _numbered(number: int, tree: Tree) -> Iterator[_Item]:
+def _numbered(number: int, tree: MergeInput) -> Iterator[_Item]:
     for entry in tree.entries():
         yield sibling_key(entry.path), number, entry
 
@@ -195,14 +197,14 @@ def _file(number: int, entry: Entry) -> _File:
 
 
 def carried(entry: Entry) -> Xattrs:
-    """Return the attributes that go from the manifest into the view."""
+    """Return the xattrs of an entry that a view carries."""
     return tuple(pair for pair in entry.xattrs if pair[0] in CARRIED_XATTRS) if entry.xattrs else ()
 
 
 def same_content(one: Entry, other: Entry) -> bool:
-    """Tell whether two entries, neither of them a directory, are links to the same target or files with the same content and mode.
+    """Return whether two entries, neither a directory, are links to one target or files with equal content, mode and carried xattrs.
 
-    The content of files is compared by their recorded checksums; empty files need none.
+    The content of files is compared by recorded checksums. Files without a checksum differ unless both are empty.
     """
     if one.mode != other.mode:
         return False

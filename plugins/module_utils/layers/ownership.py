@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Owners, groups and modes in a view: those of the releases, or others instead of them."""
+"""Change the owners, groups, modes and ACLs of a view's entries by the rules that the view declares."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entrie
     Xattrs,
 )
 
-#: Pairs of a number in the manifests and the number in the view.
-NumberMap = tuple[tuple[int, int], ...]
+#: Pairs of a uid or gid in manifests and the one in the view.
+IdMap = tuple[tuple[int, int], ...]
+#: The former name of IdMap, for rooms that still import it.
+NumberMap = IdMap
 
 _ALL = 0o7777
-_WHO = {"u": stat.S_ISUID | 0o700, "g": stat.S_ISGID | 0o070, "o": stat.S_ISVTX | 0o007, "a": _ALL}
+_CLASSES = {"u": stat.S_ISUID | 0o700, "g": stat.S_ISGID | 0o070, "o": stat.S_ISVTX | 0o007, "a": _ALL}
 _PERMISSIONS = {"r": 0o444, "w": 0o222, "x": 0o111, "X": 0, "s": stat.S_ISUID | stat.S_ISGID, "t": stat.S_ISVTX}
 _COPIED = {"u": 0o700, "g": 0o070, "o": 0o007}
 _CLAUSE = re.compile(r"([ugoa]+)((?:[-+=](?:[rwxXst]*|[ugo]))+)")
@@ -33,16 +35,16 @@ class ModeChange(NamedTuple):
     """One step of a symbolic mode, such as ``go-w``."""
 
     operator: str
-    #: The bits that belong to those whom the change is for.
+    #: The mode bits of the classes of users to which the step applies.
     affected: int
-    #: Permissions as letters, or one of ``u``, ``g`` and ``o``, whose permissions are copied.
+    #: The letters of permissions, or one of ``u``, ``g`` and ``o`` to copy the permissions of that class.
     permissions: str
 
 
 def parse_mode(text: str) -> tuple[ModeChange, ...]:
-    """Return the steps of a symbolic mode as chmod(1) has it, with those whom it is for always named.
+    """Return the steps of a symbolic mode as in chmod(1). Unlike there, each clause must name the classes of users.
 
-    Raises OverlayError for anything else.
+    Raises OverlayError if ``text`` is not such a mode.
     """
     changes: list[ModeChange] = []
     for clause in text.split(","):
@@ -53,14 +55,14 @@ def parse_mode(text: str) -> tuple[ModeChange, ...]:
                 " an operator of + - =, and permissions of r w x X s t"
             )
         affected = 0
-        for who in match.group(1):
-            affected |= _WHO[who]
+        for letter in match.group(1):
+            affected |= _CLASSES[letter]
         changes += [ModeChange(operator, affected, letters) for operator, letters in _CHANGE.findall(match.group(2))]
     return tuple(changes)
 
 
 def changed_mode(mode: int, changes: tuple[ModeChange, ...]) -> int:
-    """Return a mode, with its type, after the changes, as chmod(1) would leave it. Links have no mode of their own."""
+    """Return ``mode``, which includes the file type, as chmod(1) with ``changes`` leaves it. Symbolic links are not changed."""
     if stat.S_ISLNK(mode):
         return mode
     bits = stat.S_IMODE(mode)
@@ -72,7 +74,7 @@ def changed_mode(mode: int, changes: tuple[ModeChange, ...]) -> int:
         elif operator == "-":
             bits &= ~value
         else:
-            # The set-ID bits of a directory are about who owns what is made in it: they go only when they are named.
+            # Like chmod(1), "=" keeps the set-ID bits of a directory unless it names them.
             named = value if "s" in letters else 0
             kept = ~affected | ((stat.S_ISUID | stat.S_ISGID) & ~named if directory else 0)
             bits = bits & kept | value
@@ -92,50 +94,56 @@ def _value(letters: str, bits: int, directory: bool) -> int:
 
 
 @dataclass(frozen=True)
-class Attributes:
-    """What becomes of owners, groups and modes. Without anything given they are those of the manifests."""
+class OwnershipRules:
+    """How a view changes owners, groups and modes. By default it shows those of the manifests."""
 
-    #: Who owns all that ``owner_map`` does not name; None for the owner in the manifest. The same for groups.
+    #: The uid of the owner of all entries that ``owner_map`` does not map; None keeps the uid in the manifest. Likewise for gids.
     owner: int | None = None
     group: int | None = None
-    owner_map: NumberMap = ()
-    group_map: NumberMap = ()
-    #: Changes of the modes of files and directories.
+    owner_map: IdMap = ()
+    group_map: IdMap = ()
+    #: Changes to the modes of files and directories.
     mode: tuple[ModeChange, ...] = ()
-    #: Leave set-ID bits and capabilities to files whose owner or group becomes another one.
+    #: Keep set-ID bits and capabilities of files whose owner or group changes.
     keep_setid: bool = False
 
     @property
     def strips(self) -> bool:
-        """Whether files can lose set-ID bits and capabilities."""
+        """True if files may lose set-ID bits and capabilities."""
         mapped = self.owner is not None or self.group is not None or self.owner_map or self.group_map
         return bool(mapped) and not self.keep_setid
 
     def uid(self, uid: int) -> int:
+        """Return the uid in the view for a uid in a manifest."""
         return dict(self.owner_map).get(uid, uid if self.owner is None else self.owner)
 
     def gid(self, gid: int) -> int:
+        """Return the gid in the view for a gid in a manifest."""
         return dict(self.group_map).get(gid, gid if self.group is None else self.group)
 
 
+#: The former name of OwnershipRules, for rooms that still import it.
+Attributes = OwnershipRules
+
+
 def is_privileged(mode: int, xattrs: Xattrs) -> bool:
-    """Tell whether a file is a regular one that gives rights to who runs it."""
+    """Return whether an entry is a regular file with set-ID bits or capabilities."""
     return stat.S_ISREG(mode) and bool(mode & SET_ID or any(name == CAPABILITY_XATTR for name, _value in xattrs))
 
 
 def without_privileges(mode: int, xattrs: Xattrs) -> tuple[int, Xattrs]:
-    """Return a regular file's mode and attributes as chown(2) leaves them.
+    """Return the mode and xattrs of a regular file as chown(2) leaves them.
 
-    Unlike there, the set-group-ID bit goes also where the group may not execute the file: ``mode`` may add that later.
+    Unlike chown(2), clear the set-group-ID bit also if the group may not execute the file, since a rule may add that permission later.
     """
     return mode & ~SET_ID, tuple(pair for pair in xattrs if pair[0] != CAPABILITY_XATTR)
 
 
 def changed_acls(xattrs: Xattrs, mode: int, owners: dict[int, int], groups: dict[int, int]) -> Xattrs:
-    """Return attributes with named users and groups of ACLs mapped, and the access ACL as chmod(2) to ``mode`` leaves it."""
+    """Return xattrs with the named users and groups of ACLs mapped, and the access ACL as chmod(2) with ``mode`` leaves it."""
     changed = []
     for name, value in xattrs:
-        if name in (posix_acl.ACCESS_XATTR, posix_acl.DEFAULT_XATTR):
+        if name in posix_acl.ACL_XATTRS:
             acl = posix_acl.mapped(posix_acl.parse(value), owners, groups)
             value = posix_acl.serialize(posix_acl.with_mode(acl, mode) if name == posix_acl.ACCESS_XATTR else acl)
         changed.append((name, value))

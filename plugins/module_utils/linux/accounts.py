@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Users and groups of this host, from their names to their numbers."""
+"""Resolve names of users and groups of this host to uids and gids."""
 
 from __future__ import annotations
 
@@ -14,28 +14,26 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors im
 
 LookUp = Callable[[str], int]
 
-#: The next number is -1, which means 'leave as it is' to chown(2).
+#: The largest uid and gid. The next number is -1, which means 'leave as it is' to chown(2).
 _LARGEST = (1 << 32) - 2
 
 
 def user(name: str) -> int:
-    """Return a user's number. Raises KeyError."""
+    """Return the uid of a user. Raises KeyError if there is no such user."""
     return pwd.getpwnam(name).pw_uid
 
 
 def group(name: str) -> int:
-    """Return a group's number. Raises KeyError."""
+    """Return the gid of a group. Raises KeyError if there is no such group."""
     return grp.getgrnam(name).gr_gid
 
 
 def number(given: str, option: str, look_up: LookUp) -> int:
-    """Return what a name or number stands for. Raises OverlayError, naming ``option``."""
+    """Return the uid or gid for a name or a number. Raises OverlayError naming ``option`` if there is none."""
     if given.isascii() and given.isdigit():
-        # Python makes no number of thousands of digits.
+        # int() refuses thousands of digits with a ValueError.
         if len(given) > 20 or int(given) > _LARGEST:
-            raise OverlayError(
-                f"{option} {given[:40]} is larger than the largest number of a user or group, {_LARGEST}"
-            )
+            raise OverlayError(f"{option} {given[:40]} is larger than the largest uid or gid, {_LARGEST}")
         return int(given)
     try:
         return look_up(given)
@@ -44,7 +42,7 @@ def number(given: str, option: str, look_up: LookUp) -> int:
 
 
 def number_map(given: Mapping[Any, Any], option: str, look_up: LookUp) -> tuple[tuple[int, int], ...]:
-    """Return pairs of numbers from a dictionary of names or numbers. Raises OverlayError when one of them is mapped twice."""
+    """Return pairs of uids or gids for a dictionary of names or numbers. Raises OverlayError if one is mapped twice."""
     found: dict[int, int] = {}
     for before, after in given.items():
         old, new = (number(str(one), option, look_up) for one in (before, after))

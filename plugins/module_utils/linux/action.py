@@ -17,17 +17,17 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors im
 
 
 class Action:
-    """A step of a plan. Its string is what the user reads."""
+    """A step of a plan. Its string is shown to the user."""
 
 
 Plan = tuple[Action, ...]
 
-#: Carries out the actions of each type.
+#: Maps each type of action to the function that carries it out.
 Handlers = Mapping[type[Action], Callable[[Any], None]]
 
 
 class UnknownActionError(TypeError):
-    """An action for which there is no handler: a bug of the module that planned it."""
+    """An action has no handler, which is a bug in the module that planned it."""
 
 
 def apply(action: Action, handlers: Handlers) -> None:
@@ -50,7 +50,7 @@ def _handler(action: Action, handlers: Handlers) -> Callable[[Any], None]:
 
 @dataclass(frozen=True)
 class CreateMountpoint(Action):
-    """Create a directory to mount on, and its missing parents."""
+    """Create a mountpoint and its missing parents."""
 
     path: bytes
 
@@ -60,7 +60,7 @@ class CreateMountpoint(Action):
 
 @dataclass(frozen=True)
 class RemoveMountpoint(Action):
-    """Remove an empty directory that was mounted on."""
+    """Remove an empty mountpoint."""
 
     path: bytes
 

@@ -3,8 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Work inside trees that other users may write to: by descriptor, never through a symbolic link, never out of the tree.
 
-A path is resolved once, to a descriptor. What is checked and what is changed afterwards is that descriptor, so exchanging a name in
-between changes nothing.
+A path is resolved once, to a descriptor. That descriptor is checked and then changed, so renaming files in between has no effect.
 """
 
 from __future__ import annotations
@@ -18,25 +17,25 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import pr
 
 _RESOLVE = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
 
-#: Flags to open a directory in order to list it.
 LISTING = syscalls.LIST_REAL_DIRECTORY
-#: Flags to hold whatever has a name, a symbolic link itself too, without opening it.
-HOLD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+HOLD = syscalls.HOLD
 
 
-def open_at(directory: int, path: bytes, flags: int = LISTING, same_mount: bool = False) -> int:
-    """Open ``path``, relative to the open ``directory``, and return the descriptor.
+def open_at(directory: int, path: bytes, flags: int = syscalls.LIST_REAL_DIRECTORY, same_mount: bool = False) -> int:
+    """Open ``path`` relative to the open ``directory`` and return the descriptor.
 
-    Raises OSError: ELOOP for a symbolic link anywhere in the path, EXDEV for a path that leads out of the directory, or to another
-    mount with ``same_mount``.
+    Raises OSError: ELOOP for a symbolic link anywhere in the path, EXDEV for a path that leads out of the directory and, with
+    ``same_mount``, for one that leads to another mount.
     """
     resolve = _RESOLVE | (syscalls.RESOLVE_NO_XDEV if same_mount else 0)
     return syscalls.openat2(directory, path or b".", flags, resolve)
 
 
 @contextlib.contextmanager
-def opened(directory: int, path: bytes, flags: int = LISTING, same_mount: bool = False) -> Iterator[int]:
-    """Give the descriptor that ``open_at`` returns while the block runs."""
+def opened(
+    directory: int, path: bytes, flags: int = syscalls.LIST_REAL_DIRECTORY, same_mount: bool = False
+) -> Iterator[int]:
+    """Provide the descriptor of ``open_at`` while the block runs."""
     fd = open_at(directory, path, flags, same_mount)
     try:
         yield fd
@@ -44,27 +43,27 @@ def opened(directory: int, path: bytes, flags: int = LISTING, same_mount: bool =
         os.close(fd)
 
 
-def open_root(path: bytes, flags: int = LISTING) -> int:
-    """Open the directory at an absolute path without symbolic links, in which a tree begins; return the descriptor.
+def open_root(path: bytes, flags: int = syscalls.LIST_REAL_DIRECTORY) -> int:
+    """Open the root of a tree, given as an absolute path without symbolic links, and return the descriptor.
 
-    Raises OSError: ELOOP where a link is in the path now.
+    Raises OSError: ELOOP if the path has a symbolic link now.
     """
     return syscalls.openat2(syscalls.AT_FDCWD, path, flags | os.O_DIRECTORY, syscalls.RESOLVE_NO_SYMLINKS)
 
 
 def open_layer(path: bytes) -> int:
-    """Open the directory of a layer, whose path the kernel reports as it was given, links included; return the descriptor."""
+    """Open the directory of a layer and return the descriptor. The kernel reports its path as given, so it may have symbolic links."""
     return open_root(os.path.realpath(path))
 
 
 def hold(directory: int, name: bytes) -> int:
-    """Return a descriptor of whatever ``name`` is in an open directory, a symbolic link itself too, without opening it."""
-    return os.open(name, HOLD, dir_fd=directory)
+    """Return an O_PATH descriptor of ``name`` in an open directory. A symbolic link is not followed."""
+    return os.open(name, syscalls.HOLD, dir_fd=directory)
 
 
 @contextlib.contextmanager
 def held(directory: int, name: bytes) -> Iterator[int]:
-    """Give the descriptor that ``hold`` returns while the block runs."""
+    """Provide the descriptor of ``hold`` while the block runs."""
     fd = hold(directory, name)
     try:
         yield fd
@@ -73,16 +72,16 @@ def held(directory: int, name: bytes) -> Iterator[int]:
 
 
 def enter(directory: int) -> None:
-    """Make an open directory the working directory, so that the functions ending in ``_here`` find names in it.
+    """Make an open directory the working directory, in which the functions ending in ``_here`` look up names.
 
-    These take half the time of the same by descriptor, which counts with millions of files.
+    They take half the time of those that take a descriptor, which matters for millions of files.
     """
     os.fchdir(directory)
 
 
 @contextlib.contextmanager
 def working_directory_kept() -> Iterator[None]:
-    """Return to the working directory afterwards: an overlay that a process stands in cannot be unmounted."""
+    """Restore the working directory after the block. An overlay that contains a process's working directory cannot be unmounted."""
     fd = os.open(".", syscalls.HOLD_DIRECTORY)
     try:
         yield
@@ -92,7 +91,7 @@ def working_directory_kept() -> Iterator[None]:
 
 
 def entries(directory: int) -> list[os.DirEntry[bytes]]:
-    """Return what is in an open directory, with names as bytes."""
+    """Return the entries of an open directory, with names as bytes."""
     with os.scandir(name_of(directory)) as found:
         return list(found)
 
@@ -103,12 +102,12 @@ def names(directory: int) -> set[bytes]:
 
 
 def status(directory: int, name: bytes) -> os.stat_result:
-    """Return the status of ``name`` in an open directory, of a symbolic link itself. Raises FileNotFoundError."""
+    """Return the status of ``name`` in an open directory. A symbolic link is not followed. Raises FileNotFoundError."""
     return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
 
 def has(directory: int, name: bytes) -> bool:
-    """Tell whether ``name`` is in an open directory."""
+    """Return whether an open directory contains ``name``."""
     try:
         status(directory, name)
     except FileNotFoundError:
@@ -117,45 +116,45 @@ def has(directory: int, name: bytes) -> bool:
 
 
 def mount_of(fd: int) -> int:
-    """Return the ID of the mount that a descriptor of this process was opened through. A bind mount has its own, unlike its device."""
+    """Return the mount ID of a descriptor of this process. Unlike a device number, it tells bind mounts apart."""
     return processes.mount_of(b"/proc/self/fdinfo/%d" % fd)
 
 
 def name_of(fd: int) -> bytes:
-    """Return a path that leads to what ``fd`` holds, whatever has become of its name, for calls that take no O_PATH descriptor.
+    """Return a path to the inode of ``fd``, for system calls that do not accept an O_PATH descriptor.
 
-    The kernel follows it straight to the inode, and through no symbolic link that this may be.
+    It stays valid when the file is renamed. If the inode is a symbolic link, that is not followed.
     """
     return b"/proc/self/fd/%d" % fd
 
 
 def change_mode(fd: int, mode: int) -> None:
-    """Set the mode of what ``fd`` holds; a symbolic link has none (EOPNOTSUPP)."""
+    """Set the mode of the inode of ``fd``. Raises OSError: EOPNOTSUPP for a symbolic link, which has no mode."""
     os.chmod(name_of(fd), mode)
 
 
 def change_owner(fd: int, uid: int, gid: int) -> None:
-    """Set the owner and group of what ``fd`` holds, a symbolic link too; -1 leaves one as it is."""
+    """Set the uid and gid of the inode of ``fd``, also of a symbolic link. -1 keeps the uid or gid."""
     syscalls.change_owner(fd, uid, gid)
 
 
 def set_times(fd: int, mtime_ns: int) -> None:
-    """Set the times of the last access and of the last change of an open directory or file."""
+    """Set atime and mtime of an open directory or file, in nanoseconds."""
     os.utime(fd, ns=(mtime_ns, mtime_ns))
 
 
 def keep_times(directory: int, name: bytes, atime_ns: int) -> None:
-    """Set the time of the last access of ``name`` to what it is: a change of metadata that changes nothing, of whichever file it is."""
+    """Set the atime of ``name`` to the value that it has, which copies up its metadata and changes nothing else."""
     syscalls.keep_times(directory, name, atime_ns)
 
 
 def keep_held_times(fd: int, atime_ns: int) -> None:
-    """Do the same for the file that ``fd`` holds, which may not be a symbolic link."""
+    """Set the atime of the inode of ``fd`` to the value that it has. The inode may not be a symbolic link."""
     syscalls.keep_times(syscalls.AT_FDCWD, name_of(fd), atime_ns, follow=True)
 
 
 def attribute(fd: int, name: bytes) -> bytes | None:
-    """Return one xattr of an open directory or file; None where there is none of that name."""
+    """Return the value of an xattr of an open directory or file; None if it has none of that name."""
     return xattrs.read(fd, name)
 
 
@@ -165,17 +164,17 @@ def attribute_names(fd: int) -> list[str]:
 
 
 def set_attribute(fd: int, name: bytes, value: bytes) -> None:
-    """Set one xattr of an open directory or file."""
+    """Set an xattr of an open directory or file."""
     xattrs.write(fd, name, value)
 
 
 def remove_attribute(fd: int, name: bytes) -> None:
-    """Remove one xattr of an open directory or file, if it is there."""
+    """Remove an xattr of an open directory or file, if it has it."""
     xattrs.remove(fd, name)
 
 
 def held_attribute(fd: int, name: bytes) -> bytes | None:
-    """Return one xattr of what a descriptor of ``hold`` stands for; None where there is none of that name."""
+    """Return the value of an xattr of the inode of an O_PATH descriptor; None if it has none of that name."""
     try:
         return os.getxattr(name_of(fd), name)
     except OSError as error:
@@ -185,12 +184,12 @@ def held_attribute(fd: int, name: bytes) -> bytes | None:
 
 
 def set_held_attribute(fd: int, name: bytes, value: bytes) -> None:
-    """Set one xattr of what a descriptor of ``hold`` stands for."""
+    """Set an xattr of the inode of an O_PATH descriptor."""
     os.setxattr(name_of(fd), name, value)
 
 
 def remove_held_attribute(fd: int, name: bytes) -> None:
-    """Remove one xattr of what a descriptor of ``hold`` stands for, if it is there."""
+    """Remove an xattr of the inode of an O_PATH descriptor, if it has it."""
     try:
         os.removexattr(name_of(fd), name)
     except OSError as error:
@@ -199,13 +198,13 @@ def remove_held_attribute(fd: int, name: bytes) -> None:
 
 
 def has_attribute_here(name: bytes, attribute_name: str) -> bool:
-    """Tell whether ``name`` in the directory that was entered has an xattr."""
+    """Return whether ``name`` in the working directory has an xattr of this name."""
     return attribute_name in os.listxattr(name, follow_symlinks=False)
 
 
 def attribute_here(name: bytes, attribute_name: bytes) -> bytes | None:
-    """Return one xattr of ``name`` in the directory that was entered; None where there is none."""
-    # Called for each file of a layer, so without what xattrs.read does around it.
+    """Return the value of an xattr of ``name`` in the working directory; None if it has none of that name."""
+    # Called for each file of a layer, so it avoids the overhead of xattrs.read.
     try:
         return os.getxattr(name, attribute_name, follow_symlinks=False)
     except OSError as error:
@@ -215,7 +214,7 @@ def attribute_here(name: bytes, attribute_name: bytes) -> bytes | None:
 
 
 def create_attribute_here(name: bytes, attribute_name: bytes, value: bytes) -> bool:
-    """Set one xattr of ``name`` in the directory that was entered, unless it is there; tell whether that is so."""
+    """Set an xattr of ``name`` in the working directory unless it exists, and return whether it was set."""
     try:
         os.setxattr(name, attribute_name, value, os.XATTR_CREATE, follow_symlinks=False)
     except FileExistsError:
@@ -224,14 +223,14 @@ def create_attribute_here(name: bytes, attribute_name: bytes, value: bytes) -> b
 
 
 def set_attribute_here(name: bytes, attribute_name: bytes, value: bytes) -> None:
-    """Set one xattr of ``name`` in the directory that was entered."""
+    """Set an xattr of ``name`` in the working directory."""
     xattrs.write(name, attribute_name, value)
 
 
 def make_directory(directory: int, name: bytes, mode: int) -> None:
     """Make a directory with exactly this mode, whatever the umask. Raises FileExistsError.
 
-    The mode cannot be set afterwards: the name might be that of another directory by then.
+    The mode is not set afterwards, since the name might refer to another directory by then.
     """
     mask = os.umask(0)
     try:
@@ -241,7 +240,7 @@ def make_directory(directory: int, name: bytes, mode: int) -> None:
 
 
 def make_directories(directory: int, path: bytes, mode: int = 0o755) -> int:
-    """Make the directories of a relative path that are missing; return a descriptor of the last one."""
+    """Make the missing directories of a relative path and return a descriptor of the last one."""
     here = open_at(directory, b"")
     for name in filter(None, path.split(b"/")):
         try:
@@ -255,35 +254,35 @@ def make_directories(directory: int, path: bytes, mode: int = 0o755) -> int:
 
 
 def unlink(directory: int, name: bytes) -> None:
-    """Remove a file, or a symbolic link itself, from an open directory."""
+    """Remove a file or symbolic link from an open directory."""
     os.unlink(name, dir_fd=directory)
 
 
 def remove_directory(directory: int, name: bytes) -> None:
-    """Remove an empty directory from an open one."""
+    """Remove an empty directory from an open directory."""
     os.rmdir(name, dir_fd=directory)
 
 
 def rename_new(directory: int, name: bytes, to_directory: int, to_name: bytes) -> None:
-    """Rename ``name`` to where nothing is (RENAME_NOREPLACE). EEXIST: there is something at the destination."""
+    """Rename ``name`` without replacing anything (RENAME_NOREPLACE). Raises OSError: EEXIST if the destination exists."""
     syscalls.rename_new(directory, name, to_directory, to_name)
 
 
 def is_directory_at(path: bytes) -> bool:
-    """Tell whether there is a directory at an absolute path, for a message that says so early: what is used is opened."""
+    """Return whether an absolute path leads to a directory. Only for an early message: open the directory before using it."""
     return os.path.isdir(path)
 
 
 def is_at(path: bytes) -> bool:
-    """Tell whether there is anything at an absolute path, a link itself too."""
+    """Return whether an absolute path exists. A symbolic link at its end is not followed."""
     return os.path.lexists(path)
 
 
 def status_at(path: bytes) -> os.stat_result:
-    """Return the status of what an absolute path leads to. Raises FileNotFoundError."""
+    """Return the status of the target of an absolute path. Raises FileNotFoundError."""
     return os.stat(path)
 
 
 def is_file_at(path: bytes) -> bool:
-    """Tell the same of a file."""
+    """Return whether an absolute path leads to a regular file. Only for an early message: open the file before using it."""
     return os.path.isfile(path)

@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Work that may hang, in a child process that is given up when it makes no progress.
+"""Run work that may hang in a child process, and give it up when it makes no progress.
 
-A process that waits for an NFS server that is gone cannot be interrupted from within, and a thread that waits keeps its process
-from ending. A child can be killed, or at worst left behind.
+A process that waits for an unreachable NFS server cannot be interrupted from within, and a waiting thread keeps its process alive. A child
+process can be killed, or at worst left behind.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _RESULT = b"="
 #: Seconds between two signs of progress that are really sent.
 _TICK_INTERVAL = 0.2
 
-#: Seconds that a killed child is waited for; one that sits in an uninterruptible wait is left behind.
+#: Seconds to wait for a killed child. One in an uninterruptible sleep is left behind.
 _REAP_SECONDS = 2.0
 
 Result = TypeVar("Result")
@@ -39,31 +39,33 @@ class TimeLimitError(OverlayError):
 
 
 class WorkError(Exception):
-    """The work failed in a way that nobody foresaw; the message is its traceback."""
+    """The work raised an unexpected exception. The message is its traceback."""
 
 
 class Note:
-    """A short text in memory that a child shares with its parent: what a child that was given up had been at."""
+    """A short text in memory that a child shares with its parent: the item being worked on, shown on timeout."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, mmap.PAGESIZE)
 
     def write(self, text: str) -> None:
+        """Replace the text. It is cut at one page."""
         self._memory[:] = text.encode("utf-8", "backslashreplace")[: mmap.PAGESIZE].ljust(mmap.PAGESIZE, b"\0")
 
     def read(self) -> str:
+        """Return the text; empty if none was written."""
         return self._memory[:].rstrip(b"\0").decode("utf-8", "replace")
 
 
 def no_progress() -> None:
-    """The progress callback of work that nobody watches."""
+    """Do nothing: the progress callback of work without a time limit."""
 
 
 def run(work: Callable[[Progress], Result], seconds: float) -> Result:
-    """Run ``work`` in a child process and return what it returns; the value has to be picklable.
+    """Run ``work`` in a child process and return its result, which must be picklable.
 
-    ``work`` is given a callback to call whenever it has got further. Raises TimeLimitError after ``seconds`` without such a call;
-    OverlayError and OSError as the work raised them; WorkError for any other exception.
+    ``work`` receives a callback to call whenever it makes progress. Raises TimeLimitError after ``seconds`` without such a call,
+    OverlayError and OSError as the work raised them, and WorkError for any other exception.
     """
     receiver, sender = os.pipe()
     parent = os.getpid()
@@ -82,7 +84,7 @@ def run(work: Callable[[Progress], Result], seconds: float) -> Result:
         os.close(receiver)
     status = _reap(child)
     if not answer:
-        raise OverlayError(f"the work was ended from outside (wait status {status})")
+        raise OverlayError(f"the worker process was killed (wait status {status}); run the task again")
     succeeded, value = pickle.loads(answer)  # noqa: S301 (it comes from our own child)
     if not succeeded:
         raise value
@@ -95,7 +97,7 @@ def _be_the_child(work: Callable[[Progress], Result], sender: int, parent: int) 
         syscalls.die_with_parent(signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
-        # A child that is left behind must not hold the output open that whoever started the parent reads to its end.
+        # Whoever started the parent reads its output to the end, so a child that is left behind must not hold that open.
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
@@ -107,6 +109,7 @@ def _be_the_child(work: Callable[[Progress], Result], sender: int, parent: int) 
 
 
 def _outcome(work: Callable[[Progress], Result], progress: Progress) -> tuple[bool, object]:
+    """Return whether the work succeeded, and its result or its error."""
     try:
         return True, work(progress)
     except (OverlayError, OSError) as error:
@@ -116,14 +119,16 @@ def _outcome(work: Callable[[Progress], Result], progress: Progress) -> tuple[bo
 
 
 def picklable(error: Exception) -> Exception:
-    """Return an error as it can be sent to another process."""
+    """Return a copy of an error that can be sent to another process."""
     if isinstance(error, OSError):
-        # Rebuilt, since subclasses and odd file names need not survive pickling as they are.
+        # Subclasses and unusual file names may not survive pickling.
         return OSError(error.errno, error.strerror, error.filename, None, error.filename2)
     return error
 
 
 def _ticker(sender: int) -> Progress:
+    """Return a progress callback that writes ticks to a pipe."""
+
     def tick() -> None:
         os.write(sender, _TICK)
 
@@ -131,7 +136,7 @@ def _ticker(sender: int) -> Progress:
 
 
 def at_intervals(tell: Callable[[], None]) -> Progress:
-    """Return a progress callback that calls ``tell``, but not more often than makes sense."""
+    """Return a progress callback that calls ``tell`` at most once in each interval."""
     last = time.monotonic()
 
     def progress() -> None:
@@ -145,7 +150,7 @@ def at_intervals(tell: Callable[[], None]) -> Progress:
 
 
 def _receive(receiver: int, seconds: float) -> bytes:
-    """Return the pickled outcome; empty when the child ended without one."""
+    """Return the pickled outcome; empty if the child ended without one. Raises TimeLimitError after ``seconds`` without a tick."""
     received = b""
     while True:
         readable, _writable, _exceptional = select.select([receiver], [], [], seconds)
@@ -158,7 +163,7 @@ def _receive(receiver: int, seconds: float) -> bytes:
 
 
 def _reap(child: int) -> int:
-    """Return the child's wait status, or -1 when it does not end."""
+    """Return the wait status of the child, or -1 if it does not end."""
     limit = time.monotonic() + _REAP_SECONDS
     while time.monotonic() < limit:
         pid, status = os.waitpid(child, os.WNOHANG)

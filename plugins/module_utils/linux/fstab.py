@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reading and writing fstab(5)."""
+"""Read and write /etc/fstab."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fi
 
 FSTAB = "/etc/fstab"
 
-#: To write the file takes a moment.
+#: Seconds to wait for another run that is writing the file, which takes a moment.
 _LOCK_SECONDS = 30.0
 
 
 def read() -> bytes:
-    """Return its text; empty where there is none."""
+    """Return the text of fstab; empty if there is no such file."""
     try:
         with open(FSTAB, "rb") as stream:
             return stream.read()
@@ -27,13 +27,13 @@ def read() -> bytes:
 
 
 def edit(edited: Callable[[bytes], bytes]) -> None:
-    """Write what ``edited`` makes of the text. Runs on other mountpoints, which change other lines, come before or after."""
+    """Replace the text of fstab by what ``edited`` returns for it, under a lock: runs for other mountpoints edit it too."""
     with mount_lock.held(os.fsencode(FSTAB), _LOCK_SECONDS):
-        write(edited(read()))
+        _write(edited(read()))
 
 
-def write(text: bytes) -> None:
-    # The file may be a link into a folder of settings.
+def _write(text: bytes) -> None:
+    # The file may be a symbolic link into a directory of settings.
     path = os.path.realpath(FSTAB)
     try:
         mode = stat.S_IMODE(os.stat(path).st_mode)

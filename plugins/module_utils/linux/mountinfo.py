@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reading /proc/self/mountinfo (proc_pid_mountinfo(5)), and what it says of overlays."""
+"""Read /proc/self/mountinfo (proc_pid_mountinfo(5)), and decode the options of overlays."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors im
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
-#: Options of an overlay that name layers; the rest are settings.
+#: Options of an overlay that name layers. All others are settings.
 LAYER_OPTIONS = frozenset((b"lowerdir", b"lowerdir+", b"datadir+", b"upperdir", b"workdir"))
 
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of mountinfo, with its escapes undone where they can be: in paths, not in the options."""
+    """A line of mountinfo. Escapes are undone in paths, and kept in the options of the file system."""
 
     id: int
     parent: int
     device: tuple[int, int]
-    #: The directory of the file system that is mounted here; ``/`` unless it is a bind mount.
+    #: The directory of the file system that is shown; ``/`` unless this is a bind mount.
     root: bytes
     path: bytes
     #: Options of this mount, such as ``ro`` and ``nosuid``.
     flags: tuple[bytes, ...]
-    #: Propagation, such as ``shared:12``; empty when private.
+    #: Propagation, such as ``shared:12``; empty for a private mount.
     propagation: tuple[bytes, ...]
     fstype: bytes
     source: bytes
-    #: Options of the file system as the kernel prints them: separated by commas, octal escapes in the values.
+    #: Options of the file system as the kernel prints them, with octal escapes in the values.
     super_options: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
 class Mountpoint:
-    """A path that something is, or may be, mounted on."""
+    """The state of a path that something is mounted on, or may be."""
 
     #: The topmost mount at the path itself.
     mount: Mount | None
-    #: Whether the directory has no entries; None if there is none, and below a mount, where it is not looked at.
+    #: Whether the directory is empty; None if it does not exist, and if a mount covers it.
     empty: bool | None
 
 
 @dataclass(frozen=True)
 class OverlayLayers:
-    """The layers of an overlay and its settings, decoded from its options."""
+    """The layers and settings of an overlay, decoded from its options."""
 
     lower: tuple[bytes, ...]
     data: tuple[bytes, ...]
@@ -60,30 +60,30 @@ class OverlayLayers:
 
 
 def unescape(field: bytes) -> bytes:
-    """Undo the octal escapes (``\\040`` for a space) that the kernel writes."""
+    """Return a field with its octal escapes undone, such as ``\\040`` for a space."""
     return _OCTAL.sub(lambda match: bytes((int(match.group(1), 8) & 0xFF,)), field)
 
 
 def parse(text: bytes) -> Iterator[Mount]:
-    """Yield the mounts in the order of mountinfo, in which a later mount on the same path covers an earlier one.
+    """Yield the mounts in the order of mountinfo, where a later mount on the same path covers an earlier one.
 
-    Raises OverlayError for a line that is none of mountinfo.
+    Raises OverlayError if a line does not have the format of mountinfo.
     """
     for line in text.split(b"\n"):
         if line:
             try:
                 yield _parsed(line)
             except ValueError:
-                raise OverlayError(f"{show(line[:200])!r} is no line of mountinfo") from None
+                raise OverlayError(f"line {show(line[:200])!r} does not have the format of mountinfo") from None
 
 
 def _parsed(line: bytes) -> Mount:
     before, _separator, after = line.partition(b" - ")
-    number, parent, device, root, path, flags, *propagation = before.split(b" ")
+    mount_id, parent, device, root, path, flags, *propagation = before.split(b" ")
     fstype, source, super_options = after.split(b" ", 2)
     major, minor = device.split(b":")
     return Mount(
-        id=int(number),
+        id=int(mount_id),
         parent=int(parent),
         device=(int(major), int(minor)),
         root=unescape(root),
@@ -97,29 +97,29 @@ def _parsed(line: bytes) -> Mount:
 
 
 def top_mount(mounts: Sequence[Mount], path: bytes) -> Mount | None:
-    """Return the mount that is seen at ``path`` itself: the one there that no other one there or above it covers."""
+    """Return the visible mount at ``path`` itself: the one that no mount there or above covers. None if there is none."""
     mount = containing_mount(mounts, path)
     return mount if mount and mount.path == path else None
 
 
 def stack(mounts: Sequence[Mount], path: bytes) -> list[Mount]:
-    """Return the mounts at ``path`` itself, from the one that is seen there to the lowest that it covers."""
-    by_number = {mount.id: mount for mount in mounts}
+    """Return the mounts at ``path`` itself, from the visible one down to the lowest that it covers."""
+    by_id = {mount.id: mount for mount in mounts}
     found: list[Mount] = []
     mount = top_mount(mounts, path)
     while mount is not None and mount.path == path and mount not in found:
         found.append(mount)
-        mount = by_number.get(mount.parent)
+        mount = by_id.get(mount.parent)
     return found
 
 
 def inside(mounts: Sequence[Mount], mount: Mount) -> list[Mount]:
-    """Return what is mounted inside of ``mount``, at any depth, by path, without what covers the whole of it."""
+    """Return the mounts inside ``mount``, at any depth, sorted by path; without those that cover all of it."""
     on: dict[int, list[Mount]] = {}
     for other in mounts:
         if other.id != other.parent:
             on.setdefault(other.parent, []).append(other)
-    # What covers the whole is at the same path.
+    # A mount that covers all of it has the same path.
     found = [other for other in on.get(mount.id, ()) if other.path != mount.path]
     for holder in found:
         found.extend(on.get(holder.id, ()))
@@ -127,9 +127,9 @@ def inside(mounts: Sequence[Mount], mount: Mount) -> list[Mount]:
 
 
 def droppable(mounts: Sequence[Mount], stacked: Sequence[Mount]) -> int:
-    """Return how many of the lowest mounts of a stack can be taken away beneath the others: read-only overlays with nothing inside.
+    """Return how many of the lowest mounts of a stack can be removed beneath the others: read-only overlays without inner mounts.
 
-    ``stacked`` is what ``stack`` returns.
+    ``stacked`` is the return value of ``stack``.
     """
     count = 0
     for mount in reversed(stacked[1:]):
@@ -140,7 +140,7 @@ def droppable(mounts: Sequence[Mount], stacked: Sequence[Mount]) -> int:
 
 
 def containing_mount(mounts: Sequence[Mount], path: bytes) -> Mount | None:
-    """Return the mount that a path without symbolic links is on, found as the kernel finds it: from the root down."""
+    """Return the mount that contains a path without symbolic links. Like the kernel, search from the root down."""
     ids = {mount.id for mount in mounts if mount.parent != mount.id}
     above = [
         mount for mount in mounts if mount.path == b"/" or path == mount.path or path.startswith(mount.path + b"/")
@@ -149,7 +149,7 @@ def containing_mount(mounts: Sequence[Mount], path: bytes) -> Mount | None:
     for place in sorted({mount.path for mount in above}, key=len):
         here = [mount for mount in above if mount.path == place]
         while True:
-            # In a chroot that is no mount nobody who is listed is the parent of the first ones.
+            # In a chroot that is not a mountpoint, the parents of the first mounts are not listed.
             on_top = [
                 mount
                 for mount in here
@@ -162,28 +162,28 @@ def containing_mount(mounts: Sequence[Mount], path: bytes) -> Mount | None:
 
 
 def goes_with(other: Mount, mount: Mount) -> bool:
-    """Tell whether a mount in another mount namespace is unmounted along with one, since mounting spreads there."""
+    """Return whether unmounting ``mount`` propagates to ``other``, a mount in another mount namespace."""
     peers = {word for word in mount.propagation if word.startswith(b"shared:")}
     follows = {word.replace(b"master:", b"shared:") for word in other.propagation}
     return other.path == mount.path and not follows.isdisjoint(peers)
 
 
 def check_absolute(overlay: str, paths: Iterable[bytes], role: str = "a layer") -> None:
-    """Raises OverlayError for a path of an overlay, which is named in words, that is not absolute."""
+    """Check that the paths of an overlay are absolute. ``overlay`` and ``role`` are for the message. Raises OverlayError if one is not."""
     for path in paths:
         if not path.startswith(b"/"):
             raise OverlayError(
-                f"{overlay} was mounted with the relative path {show(path)} as {role}, which says nothing to others: mount it with absolute"
-                " paths"
+                f"{overlay} was mounted with the relative path {show(path)} as {role}, which cannot be resolved afterwards: mount it with"
+                " absolute paths"
             )
 
 
 def overlay_layers(mount: Mount) -> OverlayLayers:
-    """Decode the layers of an overlay from its options.
+    """Return the layers and settings of an overlay, decoded from its options.
 
-    Layers given one at a time (``lowerdir+``, ``datadir+``) are printed one at a time. A list given as one ``lowerdir`` is printed
-    as it was given: colons separate, two colons start the data-only layers, and backslashes escape
-    (Documentation/filesystems/overlayfs.rst). So they do in ``upperdir`` and ``workdir``, which are printed as they were given, too.
+    The kernel prints layers that were given one at a time (``lowerdir+``, ``datadir+``) one at a time. It prints ``lowerdir``,
+    ``upperdir`` and ``workdir`` as they were given. In ``lowerdir``, colons separate layers and two colons start the data-only layers. In
+    all three, backslashes escape (Documentation/filesystems/overlayfs.rst, Linux 6.8).
     """
     lower: list[bytes] = []
     data: list[bytes] = []
@@ -209,7 +209,7 @@ def overlay_layers(mount: Mount) -> OverlayLayers:
 
 
 def split_lowerdir(value: bytes) -> tuple[list[bytes], list[bytes]]:
-    """Split the value of a ``lowerdir`` option into its ordinary and its data-only layers."""
+    """Return the ordinary and the data-only layers in the value of a ``lowerdir`` option."""
     layers = [b""]
     position = 0
     while position < len(value):
@@ -243,14 +243,14 @@ def escape_single(path: bytes) -> bytes:
 
 
 def shown_settings(settings: Sequence[tuple[bytes, bytes | None]]) -> dict[str, Any]:
-    """Return settings as users read them. That an overlay is read-only the kernel says among them too; it is left to the flags."""
+    """Return settings as modules return them, without ``ro`` and ``rw``, which the flags of the mount have too."""
     return {
         show(name): True if value is None else show(value) for name, value in settings if name not in (b"ro", b"rw")
     }
 
 
 def described(mount: Mount) -> dict[str, Any]:
-    """Return an overlay mount as modules return it."""
+    """Return the mount of an overlay as modules return it."""
     layers = overlay_layers(mount)
     return {
         "path": show(mount.path),
@@ -265,17 +265,17 @@ def described(mount: Mount) -> dict[str, Any]:
     }
 
 
-#: How many of the mounts inside of an overlay a message names.
+#: The most mounts that a message names.
 _MOST_NAMED = 10
 
 
 def in_namespace(pid: int | None) -> str:
-    """Return the words of a message that say in which process's mount namespace a mount is; empty for our own (None)."""
+    """Return the part of a message that names a mount namespace by one of its processes; empty for our own (None)."""
     return "" if pid is None else f" in the mount namespace of process {pid}"
 
 
 def listed(inner: Sequence[Mount]) -> str:
-    """Return mounts for a message: where they are, and what."""
+    """Return mounts for a message: the path and type of each."""
     named = [f"{show(mount.path)} ({mount.fstype.decode('ascii', 'replace')})" for mount in inner]
     more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
     return ", ".join(named[:_MOST_NAMED]) + more

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Directories that something is mounted on: look at one, create it, unmount it, and remove it."""
+"""Mountpoints: observe, create, unmount and remove one."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mountpoint, listed
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.namespaces import mounts_like, own_mounts
 
-#: How many of the processes that keep a mount busy are named.
+#: The most processes that a message names.
 _MOST_NAMED = 10
 
 
 def observe(path: bytes) -> Mountpoint:
-    """Return what is at a mountpoint. Raises OverlayError if it is neither a directory nor missing."""
+    """Return the state of a mountpoint. Raises OverlayError if the path is neither a directory nor missing."""
     mount = mountinfo.top_mount(own_mounts(), path)
     return Mountpoint(mount, None if mount else directory_state(path))
 
 
 def unmount(path: bytes) -> None:
-    """Unmount what is at ``path``. Raises OverlayError that names the processes which keep it busy."""
+    """Unmount the mount at ``path``. Raises OverlayError naming its users if it is busy."""
     try:
         syscalls.umount(path)
     except OSError as error:
@@ -46,19 +46,19 @@ def unmount(path: bytes) -> None:
 
 
 def busy(path: bytes) -> str:
-    """Return the sentence which says that a mount is in use, and by whom."""
+    """Return the message that the mount at ``path`` is busy, with the processes that use it and the mounts inside it."""
     live = own_mounts()
     mount = mountinfo.top_mount(live, path)
     found = processes.of_mounts(mounts_like(mount)) if mount else []
     users = ", ".join(f"{process.name} ({process.pid})" for process in found[:_MOST_NAMED])
     more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
     inside = mountinfo.inside(live, mount) if mount else []
-    mounted = f"; mounted inside of it: {listed(inside)}" if inside else ""
+    mounted = f"; mounted inside it: {listed(inside)}" if inside else ""
     return f"{show(path)} is in use{' by ' + users if users else ''}{more}{mounted}; nothing was unmounted"
 
 
 def directory_state(path: bytes) -> bool | None:
-    """Return whether the directory at ``path`` is empty; None where there is nothing. Raises OverlayError for anything else."""
+    """Return whether the directory ``path`` is empty; None if it does not exist. Raises OverlayError if it is not a directory."""
     try:
         with os.scandir(path) as listing:
             return next(listing, None) is None
@@ -68,13 +68,13 @@ def directory_state(path: bytes) -> bool | None:
         raise OverlayError(f"mountpoint {show(path)} is not a directory") from None
 
 
-#: The directories that actions have made, of those that are to go when the rest fails.
+#: The directories that actions have made since ``undone_on_failure`` was entered.
 _made: list[bytes] = []
 
 
 def make(path: bytes, mode: int) -> None:
-    """Make a directory, and those above it that are missing, and remember them."""
-    # One at a time, so that those are known that were made before one could not be.
+    """Make a directory and its missing parents, and remember them for ``undone_on_failure``."""
+    # Made one at a time: if one fails, the ones before it are remembered.
     above = os.path.dirname(path)
     if not os.path.isdir(above):
         make(above, 0o755)
@@ -83,7 +83,7 @@ def make(path: bytes, mode: int) -> None:
 
 @contextlib.contextmanager
 def undone_on_failure() -> Iterator[None]:
-    """Remove the directories that actions have made when the block, which carries them out, fails: nothing is to be half done."""
+    """Remove the directories that actions have made if the block, which carries the actions out, fails."""
     _made.clear()
     try:
         yield
@@ -92,7 +92,7 @@ def undone_on_failure() -> Iterator[None]:
         raise
 
 
-#: Carries out the actions that all kinds of mounts share.
+#: Handlers of the actions that all kinds of mounts share.
 HANDLERS: Handlers = {
     CreateMountpoint: lambda action: make(action.path, 0o755),
     RemoveMountpoint: lambda action: os.rmdir(action.path),

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Paths as values: between bytes and text, and compared without looking anything up."""
+"""Paths as values: converted between bytes and text, and compared without looking anything up."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def to_bytes(text: str) -> bytes:
 
 
 def overlap(one: bytes, other: bytes) -> bool:
-    """Return whether two paths are the same, or one is inside of the other."""
+    """Return whether two paths are equal, or one is inside the other."""
     return is_inside(one, other) or is_inside(other, one)
 
 
 def is_inside(path: bytes, directory: bytes) -> bool:
-    """Return whether a path is that of a directory or of something inside of it."""
+    """Return whether a path is a directory itself or inside it."""
     return path == directory or path.startswith(directory.rstrip(b"/") + b"/")

@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which processes use a mount: they stand in it, run a program of it, or have a file of it open or mapped.
+"""Run programs, and find the processes that use a mount: by their working directory, their program, or an open or mapped file.
 
-Mounts are told apart by their numbers (proc_pid_mountinfo(5)), which files keep when their mount is covered, bound elsewhere, or
-lazily detached, and paths do not. Nothing is ever looked up in, or read from, the files themselves: a file server may be gone.
+Mounts are identified by mount ID (proc_pid_mountinfo(5)). A file keeps its mount ID when its mount is covered, bound elsewhere or lazily
+detached; a path does not stay the same. The files themselves are never looked up or read, since their file server may be unreachable.
 """
 
 from __future__ import annotations
@@ -12,100 +12,129 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
+import subprocess
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-_NUMBER = re.compile(rb"^mnt_id:\s*([0-9]+)$", re.MULTILINE)
+_MOUNT_ID = re.compile(rb"^mnt_id:\s*([0-9]+)$", re.MULTILINE)
+
+
+def run(argv: list[str], seconds: float) -> tuple[int, bytes]:
+    """Run a program without input; return its exit status and its output, standard error included.
+
+    Raises FileNotFoundError if there is no such program. Kills it and its helpers after ``seconds``, and raises TimeoutError.
+    """
+    # The program gets its own session, so that its helpers can be killed as well. AnsibleModule.run_command has no time limit.
+    process = subprocess.Popen(  # pylint: disable=ansible-bad-function
+        argv,
+        env={**os.environ, "LC_ALL": "C"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            output, _none = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise TimeoutError from None
+    return process.returncode, output
 
 
 @dataclass(frozen=True, order=True)
 class Process:
+    """A process, by its PID and its command name (proc_pid_comm(5))."""
+
     pid: int
     name: str
 
     def as_dict(self) -> dict[str, int | str]:
+        """Return the process as modules return it."""
         return {"pid": self.pid, "name": self.name}
 
 
 def of_mounts(mounts: Collection[int]) -> list[Process]:
-    """Return the processes, but for this one, that use one of the mounts with these numbers."""
-    return [Process(pid, _name_of(pid)) for pid in _others() if not _held_by(pid).isdisjoint(mounts)]
+    """Return the processes, except this one, that use a mount with one of these mount IDs."""
+    return [Process(pid, _name_of(pid)) for pid in _others() if not _mounts_used_by(pid).isdisjoint(mounts)]
 
 
 def by_mount() -> dict[int, list[Process]]:
-    """Return for each mount number the processes, but for this one, that use it."""
+    """Map each mount ID to the processes, except this one, that use the mount."""
     found: dict[int, list[Process]] = {}
     for pid in _others():
         process = Process(pid, _name_of(pid))
-        for number in _held_by(pid):
-            found.setdefault(number, []).append(process)
+        for mount_id in _mounts_used_by(pid):
+            found.setdefault(mount_id, []).append(process)
     return found
 
 
 def paths() -> Iterator[tuple[Process, bytes]]:
-    """Yield the paths that processes, but for this one, hold: where they stand, what they run, and what they have open or mapped."""
+    """Yield the paths in use by each process, except this one: its working directory, root, program, and open and mapped files."""
     for pid in _others():
         process = Process(pid, _name_of(pid))
-        folder = b"%s/" % _folder_of(pid)
+        directory = b"%s/" % _directory_of(pid)
         names = [b"cwd", b"root", b"exe"]
         with contextlib.suppress(OSError):
-            names += [b"fd/" + name for name in os.listdir(folder + b"fd")]
-            names += _mapped(folder)
+            names += [b"fd/" + name for name in os.listdir(directory + b"fd")]
+            names += _mapped(directory)
         for link in names:
             with contextlib.suppress(OSError):
-                yield process, os.readlink(folder + link)
+                yield process, os.readlink(directory + link)
 
 
 def _others() -> list[int]:
     return sorted(int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid())
 
 
-def _held_by(pid: int) -> set[int]:
-    """Return the numbers of the mounts that a process uses; of one that has ended, or is not ours to look into, what is known."""
-    return {number for number, _link in links(pid)}
+def _mounts_used_by(pid: int) -> set[int]:
+    """Return the mount IDs of what a process uses. For a process that has ended or may not be inspected, return what is known."""
+    return {mount_id for mount_id, _link in links(pid)}
 
 
 def links(pid: int) -> Iterator[tuple[int, bytes]]:
-    """Yield a link in /proc to each file that a process uses, after the number of the mount that the file is on."""
-    folder = b"%s/" % _folder_of(pid)
+    """Yield the mount ID of each file that a process uses, and the link to it in /proc."""
+    directory = b"%s/" % _directory_of(pid)
     with contextlib.suppress(OSError):
-        for name in os.listdir(folder + b"fdinfo"):
+        for name in os.listdir(directory + b"fdinfo"):
             with contextlib.suppress(OSError):
-                yield mount_of(folder + b"fdinfo/" + name), folder + b"fd/" + name
+                yield mount_of(directory + b"fdinfo/" + name), directory + b"fd/" + name
     others = [b"cwd", b"root", b"exe"]
     with contextlib.suppress(OSError):
-        others.extend(_mapped(folder))
+        others.extend(_mapped(directory))
     for name in others:
         with contextlib.suppress(OSError):
-            # The link leads to the file without a path being walked, and with O_PATH the file itself is not opened.
-            fd = os.open(folder + name, os.O_PATH | os.O_CLOEXEC)
+            # The kernel follows the link without walking a path, and O_PATH does not open the file itself.
+            fd = os.open(directory + name, os.O_PATH | os.O_CLOEXEC)
             try:
-                yield mount_of(b"/proc/self/fdinfo/%d" % fd), folder + name
+                yield mount_of(b"/proc/self/fdinfo/%d" % fd), directory + name
             finally:
                 os.close(fd)
 
 
-def _folder_of(pid: int) -> bytes:
-    """Return the folder in /proc that tells what a process holds: where its first thread has ended, that of another thread."""
-    folder = b"/proc/%d" % pid
+def _directory_of(pid: int) -> bytes:
+    """Return the directory in /proc with the links of a process. If its first thread has ended, this is that of another thread."""
+    directory = b"/proc/%d" % pid
     with contextlib.suppress(OSError):
-        with open(folder + b"/stat", "rb") as stream:
+        with open(directory + b"/stat", "rb") as stream:
             state = stream.read().rpartition(b") ")[2][:1]
         if state == b"Z":
-            others = [name for name in os.listdir(folder + b"/task") if int(name) != pid]
-            # Links to mapped files are there only under the number of a process, and a thread has that too, though it is not listed.
-            return b"/proc/" + others[0] if others else folder
-    return folder
+            others = [name for name in os.listdir(directory + b"/task") if int(name) != pid]
+            # Only directories of /proc itself have map_files. /proc/TID exists for each thread, although it is not listed.
+            return b"/proc/" + others[0] if others else directory
+    return directory
 
 
-def _mapped(folder: bytes) -> Iterator[bytes]:
+def _mapped(directory: bytes) -> Iterator[bytes]:
     """Yield a link for each file that a process has mapped."""
-    with open(folder + b"maps", "rb") as stream:
+    with open(directory + b"maps", "rb") as stream:
         lines = stream.read().split(b"\n")
     seen = set()
     for line in lines:
         fields = line.split(None, 5)
-        # Device, inode and path. Several ranges are usually of one file; those without an inode are of none.
+        # The last three fields are device, inode and path. A file usually has several ranges; a range with inode 0 has no file.
         if len(fields) == 6 and fields[4] != b"0" and tuple(fields[3:]) not in seen:
             seen.add(tuple(fields[3:]))
             start, end = (int(address, 16) for address in fields[0].split(b"-"))
@@ -113,14 +142,13 @@ def _mapped(folder: bytes) -> Iterator[bytes]:
 
 
 def mount_of(fdinfo: bytes) -> int:
-    """Return the number of the mount that an open file is on."""
+    """Return the mount ID in a file below /proc/PID/fdinfo; -1 if it has none, as when the process is ending."""
     fd = os.open(fdinfo, os.O_RDONLY | os.O_CLOEXEC)
     try:
         text = os.read(fd, 4096)
     finally:
         os.close(fd)
-    found = _NUMBER.search(text)
-    # A process that ends may have no text any more, and no mount has this number.
+    found = _MOUNT_ID.search(text)
     return int(found.group(1)) if found else -1
 
 

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Open files that somebody else may have put there: regular ones only, never waiting, and never more of them than fits."""
+"""Read files that somebody else may have put there: only regular files, without blocking, and up to a length."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import BinaryIO
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 
-#: A FIFO is opened without waiting for a writer, and a terminal does not become that of this process.
+#: O_NONBLOCK opens a FIFO without waiting for a writer. O_NOCTTY keeps a terminal from becoming the controlling one.
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def open_regular(path: str) -> BinaryIO:
-    """Open a regular file to read it.
+    """Open a regular file for reading.
 
-    Raises OverlayError for anything else, a symbolic link too: opening some devices does something. Raises OSError for a file that is
-    not there or may not be read.
+    Raises OverlayError if it is anything else, a symbolic link too, since opening a device may have side effects. Raises OSError if the
+    file does not exist or may not be read.
     """
     shown = show(os.fsencode(path))
     try:
@@ -38,9 +38,9 @@ def open_regular(path: str) -> BinaryIO:
 
 
 def read(path: str, largest: int) -> bytes:
-    """Return the content of a regular file of up to ``largest`` bytes. Raises OverlayError for a longer one, as ``open_regular`` does."""
+    """Return the content of a regular file. Raises OverlayError if it is longer than ``largest`` bytes, or is not a regular file."""
     with open_regular(path) as stream:
         text = stream.read(largest + 1)
     if len(text) > largest:
-        raise OverlayError(f"{show(os.fsencode(path))} has more than {largest} bytes, so it is no record: remove it")
+        raise OverlayError(f"{show(os.fsencode(path))} has more than {largest} bytes, so it is not a record: remove it")
     return text

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Check records before anything in them is used: small JSON objects that somebody else may have written.
 
-A record is described by a check: a function that takes a value and returns what is wrong with it, or None. Checks of values are put
-together to checks of lists and objects. Every field has a type, a form and a largest length; a field that is not described is refused,
-since a newer version of the collection that adds one also raises the number of the format.
+A record is described by a check: a function that takes a value and returns what is wrong with it, or None. Checks of values are combined
+into checks of lists and objects. Every field has a type, a form and a largest length. An unknown field is refused, since a newer version
+of the collection that adds a field also raises the number of the format.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class RecordError(OverlayError):
-    """A record is not what it should be."""
+    """A record is malformed, or was written by a newer version of the collection."""
 
 
 class OutdatedError(OverlayError):
-    """A record was written by an older version of the collection, and what it describes has to be made again."""
+    """A record was written by an older version of the collection. What it describes must be made again."""
 
 
 @dataclass(frozen=True)
 class RecordKind:
-    """One kind of record: the form of its fields, the length of its text, and the number of its format."""
+    """A kind of record: the form of its fields, the length of its text, and the number of its format."""
 
     fields: Check
     #: Bytes of the longest text.
@@ -69,7 +69,7 @@ class RecordKind:
         return text
 
     def load(self, text: bytes) -> dict[str, Any]:
-        """Return the fields of a record, checked.
+        """Return the checked fields of a record.
 
         Raises OutdatedError naming the format if an older version of the collection wrote it, and RecordError if it is not a record of this
         kind.
@@ -204,7 +204,7 @@ def absolute(value: Any) -> str | None:
     return wrong or (None if value.startswith("/") else f"has to be an absolute path, and is {_shown(value)}")
 
 
-# Checks of what is made of values
+# Checks of lists and objects
 
 
 def nullable(described: Check) -> Check:
@@ -239,12 +239,12 @@ def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
 
 
 def _first(problems: Any) -> str | None:
-    """Return the first of named problems that is one, with its name."""
+    """Return the first problem, after the name of the value that has it; None if no value has one."""
     return next((f"{name} {problem}" for name, problem in problems if problem), None)
 
 
 def _encoded(value: Any) -> bytes | None:
-    """Return a text as bytes; None for what is none, or has lone surrogates that do not stand for bytes."""
+    """Return a text as bytes; None if the value is not a text, or has lone surrogates that do not stand for bytes."""
     if not isinstance(value, str):
         return None
     try:
@@ -255,7 +255,7 @@ def _encoded(value: Any) -> bytes | None:
 
 
 def _shown(value: Any) -> str:
-    """Return a value for a message, cut to a length that can be read."""
+    """Return a value for a message, cut to a readable length."""
     if isinstance(value, (list, tuple, dict)):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} elements"
     shown = show(repr(value).encode("utf-8", "backslashreplace"))

@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""System calls that Python's os module does not have, each raising OSError with the path it was about.
+"""System calls that Python's os module lacks. Each raises OSError with the path concerned.
 
-The mount calls are those of the 'new mount API' (Linux 5.2: fsopen(2), fsconfig(2), fsmount(2), open_tree(2), move_mount(2)). Their
-numbers are the same on every architecture.
+The mount calls belong to the 'new mount API' (Linux 5.2: fsopen(2), fsconfig(2), fsmount(2), open_tree(2), move_mount(2)). Their
+numbers are the same on all architectures.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
 _SYS_OPENAT2 = 437
 
-#: The working directory, where a descriptor of a directory is taken.
+#: Stands for the working directory in calls that take the descriptor of a directory.
 AT_FDCWD = -100
 _AT_RECURSIVE = 0x8000
 _AT_NO_AUTOMOUNT = 0x800
@@ -59,11 +59,6 @@ MOUNT_ATTR_NODIRATIME = 0x80
 MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 
 MS_RDONLY = 0x1
-MS_NOSUID = 0x2
-MS_NODEV = 0x4
-MS_NOEXEC = 0x8
-MS_NOATIME = 0x400
-MS_NODIRATIME = 0x800
 MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
@@ -82,33 +77,34 @@ _PR_SET_PDEATHSIG = 1
 
 _AT_SYMLINK_NOFOLLOW = 0x100
 _AT_EMPTY_PATH = 0x1000
+_AT_STATX_FORCE_SYNC = 0x2000
 _AT_STATX_DONT_SYNC = 0x4000
 _UTIME_OMIT = (1 << 30) - 2
-_AT_STATX_FORCE_SYNC = 0x2000
 _STATX_BASIC_STATS = 0x7FF
 #: Bytes of struct statx.
 _STATX_SIZE = 256
 
 _OVERLAYFS_SUPER_MAGIC = 0x794C7630
 
-#: What openat2(2) refuses to pass on the way: another file system, links like those of /proc, any symbolic link, and whatever leads
-#: above the directory that it starts from.
+#: Limits of openat2(2) on resolving a path: no other mount, no magic links (as in /proc), no symbolic links, and nothing above the
+#: starting directory.
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 
-#: Two struct timespec: the time of the last access, and that of the last change, which is left as it is.
+#: Two struct timespec: atime, and mtime, which is left as it is.
 _times = (ctypes.c_long * 4)(0, 0, 0, _UTIME_OMIT)
 
-#: Numbers of ustat(2), which newer architectures do not have.
+#: Numbers of ustat(2). Newer architectures lack the call.
 _SYS_USTAT = {"x86_64": 136, "s390x": 62, "ppc64le": 62}
-
 
 #: Flags of open(2) for a directory: to list it, to list it unless it is a symbolic link, and to hold it without reading it.
 LIST_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 LIST_REAL_DIRECTORY = LIST_DIRECTORY | os.O_NOFOLLOW
 HOLD_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+#: Flags of open(2) to hold an inode of any type without opening it. A symbolic link is not followed.
+HOLD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def _checked(result: int, what: bytes | None) -> int:
@@ -124,99 +120,101 @@ def _call(number: int, what: bytes | None, *arguments: int | bytes | None) -> in
 
 
 def fsopen(fstype: bytes) -> int:
-    """Return a file descriptor for configuring a new file system. ENODEV: the kernel has no such type."""
+    """Return a descriptor for configuring a new file system. Raises OSError: ENODEV if the kernel has no such type."""
     return _call(_SYS_FSOPEN, fstype, fstype, _FSOPEN_CLOEXEC)
 
 
 def fsconfig_flag(context: int, name: bytes) -> None:
+    """Set an option without a value."""
     _call(_SYS_FSCONFIG, name, context, _FSCONFIG_SET_FLAG, name, None, 0)
 
 
 def fsconfig_string(context: int, name: bytes, value: bytes) -> None:
-    """Set one option. EINVAL: the kernel does not know it, or the value is 256 bytes or longer where it may not be."""
+    """Set an option to a string. Raises OSError: EINVAL if the kernel does not know the option, or the value has 256 bytes or more."""
     _call(_SYS_FSCONFIG, name + b"=" + value, context, _FSCONFIG_SET_STRING, name, value, 0)
 
 
 def fsconfig_fd(context: int, name: bytes, fd: int) -> None:
-    """Set one option to an open file. EINVAL: the kernel does not take one for it (layers of overlays: Linux 6.13)."""
+    """Set an option to an open file. Raises OSError: EINVAL if the kernel does not take one (layers of overlays: Linux 6.13)."""
     _call(_SYS_FSCONFIG, name, context, _FSCONFIG_SET_FD, name, None, fd)
 
 
 def fsconfig_create(context: int) -> None:
+    """Create the file system that was configured."""
     _call(_SYS_FSCONFIG, None, context, _FSCONFIG_CMD_CREATE, None, None, 0)
 
 
 def fsmount(context: int, attributes: int) -> int:
-    """Return a file descriptor of a mount that is not attached anywhere; it goes when the descriptor is closed."""
+    """Return a descriptor of a new detached mount with ``attributes`` (MOUNT_ATTR_*). It ends with the descriptor unless it is attached."""
     return _call(_SYS_FSMOUNT, None, context, _FSMOUNT_CLOEXEC, attributes)
 
 
 def clone_tree(mount: int, path: bytes) -> int:
-    """Return a file descriptor of a new mount, attached nowhere, that shows a directory of ``mount``, which is attached somewhere."""
+    """Return a descriptor of a new detached mount that shows the directory ``path`` of ``mount``, an attached mount."""
     return _call(_SYS_OPEN_TREE, path, mount, path, _OPEN_TREE_CLONE | os.O_CLOEXEC)
 
 
 def clone_mounts(mount: int, inner: bool = True) -> int:
-    """Return a file descriptor of a copy, attached nowhere, of an attached mount, with all that is mounted inside of it if ``inner``.
+    """Return a descriptor of a detached copy of an attached mount, including the mounts inside it if ``inner``.
 
-    ``mount`` is a descriptor of its root. Each copy follows and leads others as its original does (mount_namespaces(7)). EINVAL: the mount
-    is unbindable, or not of this mount namespace. What is unbindable inside of it is left out.
+    ``mount`` is a descriptor of its root. Each copy has the propagation of its original (mount_namespaces(7)). Unbindable mounts inside it
+    are left out. Raises OSError: EINVAL if the mount is unbindable, or belongs to another mount namespace.
     """
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if inner else 0)
     return _call(_SYS_OPEN_TREE, None, mount, b"", flags)
 
 
 def hold_mount(directory: int, path: bytes) -> int:
-    """Return a file descriptor of the topmost mount at ``path`` below an open directory. Nothing is mounted by looking (autofs)."""
+    """Return a descriptor of the topmost mount at ``path`` below an open directory, without triggering an automount."""
     flags = os.O_CLOEXEC | _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT
     return _call(_SYS_OPEN_TREE, path, directory, path, flags)
 
 
 def move_mount(mount: int, path: bytes, beneath: bool = False) -> None:
-    """Attach a detached mount at ``path``: on top of what is there, or (Linux 6.5) beneath the mount that is there."""
+    """Attach a detached mount at ``path``, on top of the mount there, or with ``beneath`` below it (Linux 6.5)."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH | (_MOVE_MOUNT_BENEATH if beneath else 0)
     _call(_SYS_MOVE_MOUNT, path, mount, b"", AT_FDCWD, path, flags)
 
 
 def move_mount_to(mount: int, place: int) -> None:
-    """Attach a mount, detached or not, on what the descriptor ``place`` holds. EINVAL: one is a directory and the other is not."""
+    """Move a mount, attached or not, to the inode of the descriptor ``place``. Raises OSError: EINVAL if only one is a directory."""
     _call(_SYS_MOVE_MOUNT, None, mount, b"", place, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH)
 
 
 def share_like(mount: int, other: int) -> None:
-    """Have the private mount ``other`` follow and lead the same mounts as ``mount`` (Linux 5.15). Both are descriptors of roots.
+    """Give the private mount ``other`` the propagation of ``mount`` (Linux 5.15). Both are descriptors of roots.
 
-    Both have to be of one file system, and ``mount`` has to show all that ``other`` shows.
+    Both must be mounts of one file system, and ``mount`` must show all that ``other`` shows.
     """
     flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH | _MOVE_MOUNT_SET_GROUP
     _call(_SYS_MOVE_MOUNT, None, mount, b"", other, b"", flags)
 
 
 def set_propagation(mount: int, flags: int) -> None:
-    """Make the mount whose root the descriptor holds shared, a slave or private; with MS_REC all inside of it too."""
+    """Set the propagation of a mount, given a descriptor of its root: MS_SHARED, MS_SLAVE or MS_PRIVATE; with MS_REC also inside it."""
     path = b"/proc/self/fd/%d" % mount
     _checked(_libc.mount(b"none", path, None, flags, None), path)
 
 
 def detach_mount(mount: int) -> None:
-    """Detach the mount whose root the descriptor holds, wherever it is."""
+    """Detach a mount, given a descriptor of its root."""
     path = b"/proc/self/fd/%d" % mount
-    # The name is a link itself, so this is the one call that may follow one.
+    # The path itself is a magic link, so UMOUNT_NOFOLLOW would fail.
     _checked(_libc.umount2(path, MNT_DETACH), path)
 
 
 def knows_mount_beneath() -> bool:
-    """Tell whether move_mount(2) takes the flag for mounting beneath (Linux 6.5)."""
+    """Return whether move_mount(2) can mount beneath another mount (Linux 6.5)."""
     return _knows_flag(_MOVE_MOUNT_BENEATH)
 
 
 def knows_share_like() -> bool:
-    """Tell whether move_mount(2) takes the flag of ``share_like`` (Linux 5.15)."""
+    """Return whether move_mount(2) has the flag of ``share_like`` (Linux 5.15)."""
     return _knows_flag(_MOVE_MOUNT_SET_GROUP)
 
 
 def _knows_flag(flag: int) -> bool:
-    """Tell whether move_mount(2) takes a flag: of one that it does not know, it refuses the flags before all else."""
+    """Return whether move_mount(2) knows a flag: it checks the flags (EINVAL) before the descriptors (EBADF)."""
     try:
         _call(_SYS_MOVE_MOUNT, None, -1, b"", -1, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH | flag)
     except OSError as error:
@@ -225,35 +223,37 @@ def _knows_flag(flag: int) -> bool:
 
 
 def context_messages(context: int) -> str:
-    """Return what the kernel says about the last failure on a file system context; empty when it says nothing."""
+    """Return the messages of the kernel about the last failure on a file system context; empty if there are none."""
     messages = []
     while True:
         try:
             messages.append(os.read(context, 4096).decode("utf-8", "backslashreplace").strip())
-        except OSError:  # ENODATA: no message is left
+        except OSError:  # ENODATA: no further message
             return "; ".join(message.partition(" ")[2] or message for message in messages)
 
 
 def mount(source: bytes, path: bytes, fstype: bytes | None, flags: int, options: bytes | None = None) -> None:
-    """mount(2). ``options`` is cut off by the kernel at one page, so its length is the caller's to check."""
+    """Mount a file system, or change a mount, with mount(2). The kernel cuts ``options`` at one page: check the length first."""
     _checked(_libc.mount(source, path, fstype, flags, options), path)
 
 
 def umount(path: bytes, flags: int = 0) -> None:
+    """Unmount the topmost mount at ``path``. A symbolic link is not followed."""
     _checked(_libc.umount2(path, flags | UMOUNT_NOFOLLOW), path)
 
 
 def unshare(flags: int) -> None:
+    """Move this process to new namespaces (CLONE_NEW*)."""
     _checked(_libc.unshare(flags), None)
 
 
 def setns(fd: int, flags: int) -> None:
-    """Enter the namespaces of the process that ``fd``, a pidfd, stands for (Linux 5.8). For mounts, the root becomes that of all."""
+    """Enter namespaces of the process of the pidfd ``fd`` (Linux 5.8). With CLONE_NEWNS, the root becomes that of the namespace."""
     _checked(_libc.setns(fd, flags), None)
 
 
 def die_with_parent(signal: int) -> None:
-    """Have the kernel send this process ``signal`` when its parent ends."""
+    """Request that the kernel sends this process ``signal`` when its parent ends."""
     _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0), None)
 
 
@@ -264,9 +264,9 @@ class _OpenHow(ctypes.Structure):
 
 
 def openat2(directory: int, path: bytes, flags: int, resolve: int, mode: int = 0) -> int:
-    """Open ``path``, relative to an open directory, with limits on how it is resolved (Linux 5.6); return the descriptor.
+    """Open ``path`` relative to an open directory, within the limits ``resolve`` (RESOLVE_*), and return the descriptor (Linux 5.6).
 
-    Raises ELOOP for a symbolic link that ``resolve`` forbids, EXDEV for a path that leads out.
+    Raises OSError: ELOOP for a symbolic link that ``resolve`` forbids, EXDEV for a path that leads out.
     """
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     result = _libc.syscall(
@@ -280,35 +280,36 @@ def openat2(directory: int, path: bytes, flags: int, resolve: int, mode: int = 0
 
 
 def change_owner(fd: int, uid: int, gid: int) -> None:
-    """Set the owner and group of what ``fd`` stands for, also of a symbolic link opened with O_PATH; -1 leaves one as it is."""
+    """Set the uid and gid of the inode of ``fd``, also of a symbolic link opened with O_PATH. -1 keeps the uid or gid."""
     if _libc.fchownat(fd, b"", uid & 0xFFFFFFFF, gid & 0xFFFFFFFF, _AT_EMPTY_PATH):
         _checked(-1, None)
 
 
 def refresh(fd: int) -> None:
-    """Have a network file system ask its server for the attributes of what ``fd`` holds, whatever its caches have; others do nothing.
+    """Revalidate the inode of ``fd`` with its file server, whatever is cached. Does nothing on a local file system.
 
-    What fstat(2) says afterwards is fresh, and names of a directory that has changed are looked up anew. Raises ESTALE for what is gone.
+    Afterwards fstat(2) is up to date, and names in a directory that has changed are looked up again. Raises OSError: ESTALE if the inode
+    no longer exists.
     """
     answer = ctypes.create_string_buffer(_STATX_SIZE)
     _checked(_libc.statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_FORCE_SYNC, _STATX_BASIC_STATS, answer), None)
 
 
 def rename_new(directory: int, source: bytes, to_directory: int, destination: bytes) -> None:
-    """renameat2(2) with RENAME_NOREPLACE. EEXIST: there is something at the destination."""
+    """Rename a file without replacing another (RENAME_NOREPLACE of renameat2(2)). Raises OSError: EEXIST if the destination exists."""
     result = _libc.renameat2(directory, source, to_directory, destination, _RENAME_NOREPLACE)
     _checked(result, destination if ctypes.get_errno() == errno.EEXIST else source)
 
 
 def syncfs(fd: int, path: bytes) -> None:
-    """Write the file system that ``fd`` is on to its disk, as sync(1) does with ``-f``."""
+    """Write the file system of ``fd`` to its disk, as ``sync -f`` does."""
     _checked(_libc.syncfs(fd), path)
 
 
 def keep_times(directory: int, name: bytes, atime_ns: int, follow: bool = False) -> None:
-    """Set the time of the last access of a file in an open directory, or of a link itself, to what it is, which changes nothing.
+    """Set the atime of ``name`` in an open directory to the value that it has. A symbolic link is followed only with ``follow``.
 
-    That of the last change is left out, so that a write at the same moment keeps its own.
+    The mtime is omitted, so that a simultaneous write keeps its own.
     """
     _times[0], _times[1] = divmod(atime_ns, 1_000_000_000)
     if _libc.utimensat(directory, name, _times, 0 if follow else _AT_SYMLINK_NOFOLLOW):
@@ -316,7 +317,7 @@ def keep_times(directory: int, name: bytes, atime_ns: int, follow: bool = False)
 
 
 def has_superblock(device: tuple[int, int]) -> bool | None:
-    """Tell whether a file system with this device number is alive, mounted or not; None where the kernel cannot be asked."""
+    """Return whether a superblock with this device number is alive, mounted or not (ustat(2)); None if the kernel lacks the call."""
     number = _SYS_USTAT.get(os.uname().machine)
     if number is None:
         return None
@@ -330,15 +331,15 @@ def has_superblock(device: tuple[int, int]) -> bool | None:
 
 
 def device_of(fd: int) -> tuple[int, int]:
-    """Return the device number of what ``fd`` stands for, also with O_PATH; file servers are not asked (statx(2))."""
+    """Return the device number of the inode of ``fd``, also with O_PATH, without asking a file server (statx(2))."""
     status = (ctypes.c_uint32 * 64)()
     _checked(_libc.statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, 0, status), None)
-    # struct statx: stx_dev_major and stx_dev_minor, after 136 bytes.
+    # stx_dev_major and stx_dev_minor are at byte 136 of struct statx.
     return status[34], status[35]
 
 
 def is_on_overlay(fd: int) -> bool:
-    """Tell whether what ``fd`` stands for is on an overlay (statfs(2)), which asks the overlay's topmost layer. A dead server hangs it."""
+    """Return whether the inode of ``fd`` is on an overlay (fstatfs(2)). This asks the topmost layer, so it hangs if its server is dead."""
     status = (ctypes.c_uint32 * 64)()
     _checked(_libc.fstatfs(fd, status), None)
     return status[0] == _OVERLAYFS_SUPER_MAGIC

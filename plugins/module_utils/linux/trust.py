@@ -1,11 +1,11 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether nobody but root can exchange what a path leads to, as sshd asks with StrictModes.
+"""Check that only root can replace the target of a path, as sshd does with StrictModes.
 
-A layer decides which files a view shows, so whoever can write to one, or rename one of the directories above it, becomes root. Every run
-checks this, also one that changes nothing. Each directory on the way is opened below the one before, without following a link, and its
-descriptor is what is looked at. Below a directory that has passed, paths are safe: only root can change them.
+A layer decides which files a view shows. A user who can write to it, or rename a directory above it, can become root. Every run checks
+this, also a run that changes nothing. Each component of the path is opened below the one before, without following symbolic links, and the
+descriptor is what is checked. Paths below a directory that has passed are safe, since only root can change them.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 
-_HOLD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
-#: As many links as the kernel follows in a path.
+#: The most symbolic links that the kernel follows in one path (path_resolution(7)).
 _MOST_LINKS = 40
 
 
 @dataclass(frozen=True)
 class _Step:
-    """Something on the way of a path."""
+    """A component of a path."""
 
     path: bytes
     status: os.stat_result
@@ -34,12 +34,15 @@ class _Step:
 
 
 def check_state_dir(state_dir: str) -> bool:
-    """Return whether the state directory is there. Raises OverlayError when others than root can write to it, or exchange it."""
+    """Return whether the state directory exists. Raises OverlayError if others than root can write to it or replace it."""
     return check_way(os.fsencode(state_dir))
 
 
 def check_own(path: str, *kinds: int) -> bool:
-    """Return whether there is something of the module's own, in a directory that was checked; it has to be of one of the kinds."""
+    """Return whether ``path`` exists. Its directory has passed a check already.
+
+    Raises OverlayError if it has another type than ``kinds`` (such as stat.S_IFDIR), or if others than root can write to it.
+    """
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -48,22 +51,22 @@ def check_own(path: str, *kinds: int) -> bool:
     if kind not in kinds:
         if kind == stat.S_IFLNK:
             raise linked(os.fsencode(path))
-        raise OverlayError(f"{show(os.fsencode(path))} is in the way of what has to have this name: remove it")
+        raise OverlayError(f"{show(os.fsencode(path))} has the wrong file type, and the name is needed: remove it")
     if status.st_uid != os.geteuid() or (kind != stat.S_IFLNK and status.st_mode & _OTHERS_WRITE):
         raise _writable(os.fsencode(path), status)
     return True
 
 
 def check_way(path: bytes, unless_hidden: bool = False) -> bool:
-    """Return whether there is something at a path. Raises OverlayError when others than root can exchange it, or write to it.
+    """Return whether ``path`` exists. Raises OverlayError if others than root can write to it or replace it.
 
-    With ``unless_hidden`` nothing matters that is below a directory which only root may enter.
+    With ``unless_hidden``, the check ends at the first directory that only root may enter.
     """
     reached = False
     for step in _steps(path):
         mode, uid = step.status.st_mode, step.status.st_uid
         owned = uid == os.geteuid() or (uid == 0 and not step.is_last)
-        # In a sticky directory others may add names, and remove none.
+        # In a sticky directory others may add names, but not remove those of root.
         open_to_others = mode & _OTHERS_WRITE and not stat.S_ISLNK(mode) and (step.is_last or not mode & stat.S_ISVTX)
         if not owned or open_to_others:
             raise _writable(step.path, step.status)
@@ -74,11 +77,11 @@ def check_way(path: bytes, unless_hidden: bool = False) -> bool:
 
 
 def _steps(path: bytes) -> Iterator[_Step]:
-    """Yield what is on the way of a path, links as well as what they lead to, as far as there is anything."""
+    """Yield the components of a path as far as they exist: each symbolic link, followed by the components of its target."""
     left = [part for part in path.split(b"/") if part]
     links = 0
-    #: Descriptors of the directories that lead to where the walk is, and their names.
-    way = [(os.open(b"/", _HOLD), b"")]
+    #: Descriptors and names of the directories from the root to the current one.
+    way = [(os.open(b"/", syscalls.HOLD), b"")]
     try:
         yield _Step(b"/", os.fstat(way[0][0]), not left)
         while left:
@@ -88,7 +91,7 @@ def _steps(path: bytes) -> Iterator[_Step]:
             if part in (b".", b".."):
                 continue
             try:
-                fd = os.open(part, _HOLD, dir_fd=way[-1][0])
+                fd = os.open(part, syscalls.HOLD, dir_fd=way[-1][0])
             except (FileNotFoundError, NotADirectoryError):
                 return
             here = b"/".join((*(name for _fd, name in way), part))
@@ -104,7 +107,7 @@ def _steps(path: bytes) -> Iterator[_Step]:
             finally:
                 os.close(fd)
             if links > _MOST_LINKS:
-                raise OverlayError(f"{show(path)} leads through too many symbolic links")
+                raise OverlayError(f"{show(path)} has too many symbolic links: give a path with fewer")
             left = [part for part in target.split(b"/") if part] + left
             if target.startswith(b"/"):
                 while len(way) > 1:
@@ -116,14 +119,14 @@ def _steps(path: bytes) -> Iterator[_Step]:
 
 def _writable(path: bytes, status: os.stat_result) -> OverlayError:
     return OverlayError(
-        f"{show(path)} belongs to user {status.st_uid} and has mode {stat.S_IMODE(status.st_mode):04o}: nobody but root may be able to"
-        " write there, since a layer decides which files a view shows; chown it to root and chmod it to go-w, after you have looked at what"
-        " is in it"
+        f"{show(path)} belongs to uid {status.st_uid} and has mode {stat.S_IMODE(status.st_mode):04o}: only root may be able to write"
+        " there, since a layer decides which files a view shows; check its content, then chown it to root and chmod it to go-w"
     )
 
 
 def linked(path: bytes) -> OverlayError:
+    """Return the error about a symbolic link in a state directory."""
     return OverlayError(
-        f"{show(path)} is a symbolic link, and nothing below a state directory may be one but 'current' and 'previous': remove it, and"
-        " give another 'state_dir' where the files are to be elsewhere"
+        f"{show(path)} is a symbolic link: below a state directory only 'current' and 'previous' may be links; remove it, and give"
+        " another 'state_dir' to keep the files elsewhere"
     )

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Extended attributes by path or file descriptor, through pyxattr where it is installed and the os module elsewhere.
+"""Xattrs (xattr(7)) by path or file descriptor, through pyxattr if it is installed, else through the os module.
 
 Symbolic links are not followed.
 """
@@ -15,14 +15,14 @@ from typing import Union
 try:
     import xattr as pyxattr
 
-    # Another package of PyPI is imported under the same name and has other functions.
+    # Another package on PyPI has the same import name and different functions.
     HAS_PYXATTR = hasattr(pyxattr, "get_all")
 except ImportError:
     HAS_PYXATTR = False
 
 Target = Union[bytes, int]
 
-#: What a file system answers that has no attributes of this kind, or none at all.
+#: Errors of a file system without xattrs of this namespace, or without any.
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
@@ -43,7 +43,7 @@ def _write_os(target: Target, name: bytes, value: bytes) -> None:
 
 
 def read(target: Target, name: bytes) -> bytes | None:
-    """Return one attribute of a file, or None when it has none of that name."""
+    """Return the value of an xattr; None if the file has none of that name, or its file system does not support it."""
     try:
         return (_read_pyxattr if HAS_PYXATTR else _read_os)(target, name)
     except OSError as error:
@@ -53,7 +53,7 @@ def read(target: Target, name: bytes) -> bytes | None:
 
 
 def names(target: Target) -> list[str]:
-    """Return the names of a file's attributes; none where the file system has none."""
+    """Return the names of the xattrs of a file; none if its file system does not support xattrs."""
     try:
         return os.listxattr(target, **({} if isinstance(target, int) else {"follow_symlinks": False}))
     except OSError as error:
@@ -62,28 +62,12 @@ def names(target: Target) -> list[str]:
         raise
 
 
-def has(path: bytes, name: bytes) -> bool:
-    """Tell whether a file has an attribute of that name."""
-    return os.fsdecode(name) in os.listxattr(path, follow_symlinks=False)
-
-
-#: Sets one attribute. Raises OSError: EOPNOTSUPP where the file system has none of this kind, ENOSPC where it is too long.
+#: Set an xattr. Raises OSError: EOPNOTSUPP if the file system does not support it, ENOSPC if there is no room for it.
 write = _write_pyxattr if HAS_PYXATTR else _write_os
 
 
-def create(target: Target, name: bytes, value: bytes) -> bool:
-    """Set one attribute, unless the file has it; tell whether that is so. Raises OSError as ``write`` does."""
-    try:
-        os.setxattr(
-            target, name, value, os.XATTR_CREATE, **({} if isinstance(target, int) else {"follow_symlinks": False})
-        )
-    except FileExistsError:
-        return False
-    return True
-
-
 def remove(target: Target, name: bytes) -> None:
-    """Remove one attribute, if it is there."""
+    """Remove an xattr, if the file has it."""
     try:
         os.removexattr(target, name, **({} if isinstance(target, int) else {"follow_symlinks": False}))
     except OSError as error:

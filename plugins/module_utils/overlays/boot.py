@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writing what is mounted at boot: units of systemd and fstab."""
+"""Read and write the units of systemd and the lines of fstab that mount overlays at boot."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import os
 from collections.abc import Sequence
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
-    commands,
     files,
     fstab,
     namespaces,
+    processes,
     syscalls,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers
@@ -22,39 +22,39 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_entries, mounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
     ReloadSystemd,
-    RemoveFstab,
     RemovePart,
     RemoveUnit,
+    RemoveViewLines,
     Stored,
     Unit,
-    WriteFstab,
     WriteUnit,
+    WriteViewLines,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
 
 UNITS = "/etc/systemd/system"
 
-#: It is there while systemd runs (sd_booted(3)).
+#: This directory exists while systemd runs (sd_booted(3)).
 _RUNNING = "/run/systemd/system"
 
-#: Seconds for systemd to read its units again.
+#: Seconds to wait for systemd to reload its units.
 _RELOAD_SECONDS = 60.0
 
 
 def read() -> Stored:
-    """Return what is mounted at boot."""
+    """Return the mount units in the administrator's directory, and the text of fstab."""
     units = []
     with contextlib.suppress(FileNotFoundError):
         for name in sorted(os.listdir(UNITS)):
             if name.endswith(".mount"):
-                # A link that leads nowhere, or to /dev/null, is a unit as well: one without content.
+                # A link to /dev/null is a unit without content. A dangling link is skipped.
                 with contextlib.suppress(FileNotFoundError), open(os.path.join(UNITS, name), "rb") as stream:
                     units.append(Unit(name, stream.read(), os.path.lexists(_wants(name))))
     return Stored(tuple(units), fstab.read())
 
 
 def missing_places(spec: MountSpec) -> set[bytes]:
-    """Return the directories for mounting at boot that are not there."""
+    """Return the mountpoints of the parts of an overlay that do not exist."""
     return {place for place in boot_entries.places(spec) if not os.path.isdir(place)}
 
 
@@ -72,19 +72,22 @@ def _write_unit(unit: Unit) -> None:
 
 
 def _remove_unit(name: str) -> None:
-    # The unit itself last, since a run that is killed finds the rest by it.
+    # The unit itself goes last, since the run after a killed one finds the link by it.
     for path in (_wants(name), os.path.join(UNITS, name)):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 
 
 def _reload() -> None:
+    """Have systemd reload its units if it runs. Raises OverlayError if that fails, or takes too long."""
     if not os.path.isdir(_RUNNING):
         return
     try:
-        status, output = commands.run(["systemctl", "daemon-reload"], _RELOAD_SECONDS)
+        status, output = processes.run(["systemctl", "daemon-reload"], _RELOAD_SECONDS)
     except TimeoutError:
-        raise OverlayError(f"systemctl daemon-reload has not ended for {_RELOAD_SECONDS:g} seconds") from None
+        raise OverlayError(
+            f"systemctl daemon-reload has not ended for {_RELOAD_SECONDS:g} seconds: check systemd, and run the task again"
+        ) from None
     if status:
         raise OverlayError(f"systemctl daemon-reload failed (status {status}): {show(output.strip())}")
 
@@ -92,25 +95,25 @@ def _reload() -> None:
 def _remove_part(name: bytes) -> None:
     mount = top_mount(namespaces.own_mounts(), name)
     if mount and mount.fstype in (b"erofs", b"overlay"):
-        # The overlays over an image have copies of it, and mounts of a part do not need the whole, so nobody notices; who stands in it
-        # keeps it.
+        # This disturbs nobody: overlays hold their own copies of the mounts of their layers, a bind mount does not need the mount of the
+        # whole overlay, and processes inside keep the detached mount.
         syscalls.umount(name, syscalls.MNT_DETACH)
-    # Made for the mount alone; with something in it, or gone with its generation, it is none of ours.
+    # The directory was made for this mount. It is kept if it is not empty, and may have gone with its generation.
     with contextlib.suppress(OSError):
         os.rmdir(name)
 
 
 def _edit_fstab(path: bytes, lines: Sequence[bytes]) -> None:
-    fstab.edit(lambda text: boot_entries.edited_fstab(text, path, lines))
+    fstab.edit(lambda text: boot_entries.fstab_with_view(text, path, lines))
 
 
-#: Carries out the actions of a plan for an overlay that may be mounted at boot.
+#: Handlers of the actions for an overlay, including those for mounting it at boot.
 HANDLERS: Handlers = {
     **mounts.HANDLERS,
     WriteUnit: lambda action: _write_unit(action.unit),
     RemoveUnit: lambda action: _remove_unit(action.name),
-    WriteFstab: lambda action: _edit_fstab(action.path, action.lines),
-    RemoveFstab: lambda action: _edit_fstab(action.path, ()),
+    WriteViewLines: lambda action: _edit_fstab(action.path, action.lines),
+    RemoveViewLines: lambda action: _edit_fstab(action.path, ()),
     ReloadSystemd: lambda _action: _reload(),
     RemovePart: lambda action: _remove_part(action.name),
 }

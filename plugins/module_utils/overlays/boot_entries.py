@@ -1,13 +1,13 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Overlays that are mounted at boot: mount units of systemd (systemd.mount(5)) and lines of fstab(5), and plans for them.
+"""Mount overlays at boot: mount units of systemd (systemd.mount(5)), lines of fstab(5), and plans for them.
 
-At boot an image is mounted where it can be seen, at its name, the empty directory beside it, and the overlay over it. The kernel then
-reports the same layers as it does when the module has mounted the overlay. An overlay of which one directory is shown is mounted as a
-whole beside its layer, and the directory is bound to the mountpoint.
+At boot an image is mounted visibly, on the empty directory beside it that has its name without the suffix, and the overlay above it. The
+kernel then reports the same layers as for an overlay that the module has mounted. An overlay that shows one directory is mounted as a whole
+beside its layer, and the directory is bound to the mountpoint.
 
-What is ours is known by itself: units by their first line, lines of fstab by an option that everybody else passes over.
+Our units are recognised by their first line, our lines of fstab by an option that all other programs ignore.
 """
 
 from __future__ import annotations
@@ -17,32 +17,33 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fstab_lines
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action, CreateMountpoint, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.fstab_lines import FstabFields
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import (
     Mount,
     join_lowerdir,
     overlay_layers,
     top_mount,
-    unescape,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import without_suffix
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
 
-#: The first line of each unit of ours; the next ones name the view, its images, and where the whole is of which a part is shown.
+#: The first line of each of our units. The next lines name the view, its images, and the mountpoint of the whole overlay.
 MARKER = b"# Written by renderfarm.overlay, which writes over what is changed here."
 _VIEW = b"# view "
 _IMAGE = b"# image "
 _WHOLE = b"# whole "
 
-#: The option in each line of ours; its value is ``view``, ``image`` or ``whole``.
+#: The option in each of our lines. Its value is ``view``, ``image`` or ``whole``.
 _FSTAB_MARKER = b"x-renderfarm.overlay="
 _REQUIRES = b"x-systemd.requires-mounts-for="
 
-#: The target that wants the units of views: after the network, as data layers are on file servers.
+#: The target that wants the units of views. It comes after the network, since data layers are on file servers.
 WANTED_BY = "remote-fs.target"
 
-#: Bytes of one option that fsconfig(2) takes, of all options that mount(2) takes, and of the name of a file.
+#: The most bytes of an option of fsconfig(2), of all options of mount(2), and of a file name.
 _LONGEST_VALUE = 255
 _LONGEST_OPTIONS = 4095
 _LONGEST_NAME = 255
@@ -50,17 +51,17 @@ _LONGEST_NAME = 255
 
 @dataclass(frozen=True)
 class Unit:
-    """A file in the folder of units."""
+    """A unit file."""
 
     name: str
     text: bytes
-    #: Whether it is started at boot by itself.
+    #: Whether a target starts it at boot.
     wanted: bool
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What is there of mounts at boot: all mount units of the administrator's folder, ours and others, and the text of fstab."""
+    """The mounts at boot: all mount units in the administrator's directory, ours and others, and the text of fstab."""
 
     units: tuple[Unit, ...]
     fstab: bytes
@@ -68,6 +69,8 @@ class Stored:
 
 @dataclass(frozen=True)
 class WriteUnit(Action):
+    """Write a unit, and its link in the target that wants it."""
+
     unit: Unit
 
     def __str__(self) -> str:
@@ -76,6 +79,8 @@ class WriteUnit(Action):
 
 @dataclass(frozen=True)
 class RemoveUnit(Action):
+    """Remove a unit and its link."""
+
     name: str
 
     def __str__(self) -> str:
@@ -83,8 +88,8 @@ class RemoveUnit(Action):
 
 
 @dataclass(frozen=True)
-class WriteFstab(Action):
-    """Bring the lines of a view in fstab to what they should be."""
+class WriteViewLines(Action):
+    """Write the lines of a view to fstab."""
 
     path: bytes
     lines: tuple[bytes, ...]
@@ -94,7 +99,9 @@ class WriteFstab(Action):
 
 
 @dataclass(frozen=True)
-class RemoveFstab(Action):
+class RemoveViewLines(Action):
+    """Remove the lines of a view from fstab."""
+
     path: bytes
 
     def __str__(self) -> str:
@@ -103,13 +110,15 @@ class RemoveFstab(Action):
 
 @dataclass(frozen=True)
 class ReloadSystemd(Action):
+    """Reload the units of systemd."""
+
     def __str__(self) -> str:
         return "have systemd read its units again"
 
 
 @dataclass(frozen=True)
 class RemovePart(Action):
-    """Unmount what was mounted at boot for a view, an image or the whole overlay, and remove the directory that it was mounted on."""
+    """Unmount an image or a whole overlay that was mounted at boot for a view, and remove its mountpoint."""
 
     name: bytes
 
@@ -118,27 +127,28 @@ class RemovePart(Action):
 
 
 def whole_of(spec: MountSpec) -> bytes | None:
-    """Return where an overlay is mounted at boot of which only a directory is shown: beside its layer; None where all of it is.
+    """Return the mountpoint of the whole overlay, beside its layer, if the view shows only one directory of it; else None.
 
-    Raises OverlayError for one with images.
+    Raises OverlayError if the overlay has images.
     """
     if spec.root == b"/":
         return None
     if spec.images:
         raise OverlayError(
-            f"the overlay at {show(spec.path)} has strategy {spec.strategy} and images: such a one cannot be mounted at boot"
+            f"the overlay at {show(spec.path)} has strategy {spec.strategy} and images, so it cannot be mounted at boot: use layers that"
+            " are directories, or 'persist: none'"
         )
-    # The same layer may be seen at several mountpoints, with different options.
+    # Several mountpoints may show the same layer, with different options.
     return b"%s.whole-%s" % (spec.lower[0], hashlib.sha256(spec.path).hexdigest()[:8].encode())
 
 
-# What is written
+# Units
 
 
 def desired_units(spec: MountSpec, append: bool) -> tuple[Unit, ...]:
-    """Return the units of an overlay, those of its images first. ``append`` tells whether the kernel takes layers one at a time.
+    """Return the units of an overlay, those of its images first. ``append`` is whether the kernel takes layers one at a time.
 
-    Raises OverlayError for what a unit cannot express.
+    Raises OverlayError if a unit cannot express the overlay.
     """
     _check_outlives_boot(spec)
     for path in (spec.path, *spec.lower, *spec.data, *spec.images, *spec.kept):
@@ -172,8 +182,8 @@ def _unit(
     requires: Sequence[bytes],
     wanted: bool = False,
 ) -> bytes:
-    # Lists are split at spaces, where quotes and backslashes count; other values are taken as they are. Everywhere a percent sign starts
-    # a specifier (systemd.syntax(7), systemd.unit(5)).
+    # systemd splits lists at spaces, and interprets quotes and backslashes in them. It takes other values as they are. In all values a
+    # percent sign starts a specifier (systemd.syntax(7), systemd.unit(5)).
     listed = b" ".join(b'"' + path.replace(b"\\", b"\\\\") + b'"' for path in requires)
     lines = [
         MARKER,
@@ -199,7 +209,10 @@ def _percent(value: bytes) -> bytes:
 
 
 def unit_name(path: bytes) -> str:
-    """Return the name of the unit for a mountpoint, as systemd-escape(1) with ``--path --suffix=mount`` makes it."""
+    """Return the name of the unit for a mountpoint, as ``systemd-escape --path --suffix=mount`` prints it.
+
+    Raises OverlayError if it is too long for a file name.
+    """
     inner = path.strip(b"/")
     escaped = "".join(
         "-" if byte == b"/"
@@ -213,8 +226,11 @@ def unit_name(path: bytes) -> str:
     return name
 
 
+# Lines of fstab
+
+
 def desired_lines(spec: MountSpec, append: bool) -> tuple[bytes, ...]:
-    """Return the lines of an overlay in fstab, those of its images first. Raises OverlayError for what cannot be there."""
+    """Return the lines of fstab of an overlay, those of its images first. Raises OverlayError if fstab cannot express the overlay."""
     _check_outlives_boot(spec)
     for path in (*spec.lower, *spec.data, *spec.images, *spec.kept):
         _check_for_fstab(path)
@@ -222,32 +238,28 @@ def desired_lines(spec: MountSpec, append: bool) -> tuple[bytes, ...]:
     found = []
     for image in spec.images:
         options = b",".join((b"ro,_netdev,nofail", _REQUIRES + image, _FSTAB_MARKER + b"image"))
-        found.append(_line(image, without_suffix(image), b"erofs", options))
-    # A line with nofail is not waited for. With the order, what starts after the target finds the view, as it does with a unit.
+        found.append(fstab_lines.make_line(image, without_suffix(image), b"erofs", options))
+    # systemd does not wait for a mount with nofail. This order makes services that start after the target find the view, as with a unit.
     order = [b"_netdev", b"nofail", b"x-systemd.before=" + WANTED_BY.encode()]
     requires = [_REQUIRES + path for path in (*spec.lower, *spec.data, *spec.kept)]
     view = _FSTAB_MARKER + b"view"
     whole = whole_of(spec)
     if whole is None:
-        found.append(_line(b"overlay", spec.path, b"overlay", mount_options(spec, append, [*order, *requires, view])))
+        options = mount_options(spec, append, [*order, *requires, view])
+        found.append(fstab_lines.make_line(b"overlay", spec.path, b"overlay", options))
     else:
-        extra = [b"_netdev", b"nofail", *requires, _FSTAB_MARKER + b"whole"]
-        found.append(_line(b"overlay", whole, b"overlay", mount_options(spec, append, extra)))
+        options = mount_options(spec, append, [b"_netdev", b"nofail", *requires, _FSTAB_MARKER + b"whole"])
+        found.append(fstab_lines.make_line(b"overlay", whole, b"overlay", options))
         bind = b",".join((b"bind", *_flags(spec), *order, _REQUIRES + whole, view))
-        found.append(_line(whole + spec.root, spec.path, b"none", bind))
+        found.append(fstab_lines.make_line(whole + spec.root, spec.path, b"none", bind))
     return tuple(found)
 
 
-def _line(what: bytes, where: bytes, fstype: bytes, options: bytes) -> bytes:
-    return b" ".join((_mangle(what), _mangle(where), fstype, _mangle(options), b"0 0\n"))
-
-
-def _mangle(field: bytes) -> bytes:
-    return re.sub(rb"[ \t\n\\]", lambda match: b"\\%03o" % ord(match.group()), field)
+# Options of mount(8)
 
 
 def mount_options(spec: MountSpec, append: bool, extra: Sequence[bytes] = ()) -> bytes:
-    """Return the options of an overlay for mount(8); the layers come last. Raises OverlayError where they are too long for it."""
+    """Return the options of an overlay for mount(8), the layers last. Raises OverlayError if they are too long for mount(8)."""
     words = _flags(spec)
     words += [name if value is None else name + b"=" + value for name, value in spec.settings]
     words += _upper_options(spec)
@@ -268,21 +280,25 @@ def _flags(spec: MountSpec) -> list[bytes]:
 
 
 def _upper_options(spec: MountSpec) -> Iterator[bytes]:
+    """Yield the options for the upper and work directory. Raises OverlayError if mount(8) cannot take a path."""
     for option, path in zip((b"upperdir", b"workdir"), spec.kept):
         if b"," in path or b"\\" in path:
             raise OverlayError(
-                f"{show(path)} has a comma or a backslash in its path, which mount(8) cannot name as {option.decode()}"
+                f"{show(path)} has a comma or a backslash in its path, which mount(8) cannot take as {option.decode()}: use another path"
             )
         if len(path) > _LONGEST_VALUE:
-            raise OverlayError(f"{show(path)} has {len(path)} bytes, and mount(8) takes {_LONGEST_VALUE}")
+            raise OverlayError(
+                f"{show(path)} has {len(path)} bytes, and mount(8) takes {_LONGEST_VALUE}: use a shorter path"
+            )
         yield option + b"=" + path
 
 
 def _check_outlives_boot(spec: MountSpec) -> None:
-    """Raises OverlayError for an upper layer that cannot be mounted again when the host starts."""
+    """Check that an overlay can be mounted again after a reboot. Raises OverlayError if its upper layer cannot."""
     if spec.writable and spec.writable.scratch is not None:
         raise OverlayError(
-            f"the overlay at {show(spec.path)} has scratch space, which goes with it: 'persist' has to be none, so mount it by the playbook"
+            f"the overlay at {show(spec.path)} has scratch space, which is lost when it is unmounted: 'persist' has to be none; mount it"
+            " from a playbook after each boot"
         )
     if (b"volatile", None) in spec.settings:
         raise OverlayError(
@@ -292,43 +308,55 @@ def _check_outlives_boot(spec: MountSpec) -> None:
 
 
 def _one_by_one(spec: MountSpec, append: bool) -> Iterator[bytes]:
+    """Yield the options that name one layer each. Raises OverlayError if the kernel does not take them, or mount(8) cannot."""
     if not append:
         raise OverlayError(
             f"the layers of the overlay at {show(spec.path)} have more than {_LONGEST_VALUE} bytes together, which mount(8) can"
-            " give only to Linux 6.8 and later: use fewer layers or shorter paths"
+            " pass only to Linux 6.8 and later: use fewer layers or shorter paths"
         )
     for option, paths in zip((b"lowerdir+", b"datadir+"), spec.layers):
         for path in paths:
             if b"," in path or b"\\" in path:
                 raise OverlayError(
-                    f"layer {show(path)} has a comma or a backslash in its path: among layers of more than {_LONGEST_VALUE} bytes"
-                    " together, mount(8) cannot name it"
+                    f"layer {show(path)} has a comma or a backslash in its path, which mount(8) cannot take if the layers have more than"
+                    f" {_LONGEST_VALUE} bytes together: use another path"
                 )
             if len(path) > _LONGEST_VALUE:
                 raise OverlayError(
-                    f"the path of layer {show(path)} has {len(path)} bytes, and mount(8) takes {_LONGEST_VALUE}"
+                    f"the path of layer {show(path)} has {len(path)} bytes, and mount(8) takes {_LONGEST_VALUE}: use a shorter path"
                 )
             yield option + b"=" + path
 
 
+# Paths that cannot be mounted at boot
+
+
 def _check_characters(path: bytes) -> None:
+    """Check the characters of a path. Raises OverlayError if systemd does not take one of them."""
     if re.search(rb'[\x00-\x1f\x7f"]', path):
         raise OverlayError(
-            f"{show(path)} has a control character or a quotation mark in its name: what is mounted at boot cannot have these"
+            f"{show(path)} has a control character or a quotation mark in its name, so systemd cannot mount it at boot: use another path,"
+            " or 'persist: none'"
         )
     try:
         path.decode("utf-8")
     except UnicodeDecodeError:
-        raise OverlayError(f"{show(path)} is not UTF-8, and systemd takes nothing else") from None
+        raise OverlayError(
+            f"{show(path)} is not UTF-8, so systemd cannot mount it at boot: use another path, or 'persist: none'"
+        ) from None
 
 
 def _check_for_unit(path: bytes) -> None:
+    """Check a path for a unit. Raises OverlayError if a unit cannot name it."""
     _check_characters(path)
     if path.endswith((b" ", b"\\")):
-        raise OverlayError(f"{show(path)} ends in a space or a backslash, which systemd takes for something else")
+        raise OverlayError(
+            f"{show(path)} ends in a space or a backslash, which a unit of systemd cannot express: use another path"
+        )
 
 
 def _check_for_fstab(path: bytes) -> None:
+    """Check the path of a layer for fstab. Raises OverlayError if an option cannot name it."""
     _check_characters(path)
     if re.search(rb"[ ,\\']", path):
         raise OverlayError(
@@ -337,39 +365,36 @@ def _check_for_fstab(path: bytes) -> None:
         )
 
 
-# What is there
+# Existing units and lines
 
 
 def _notes(unit: Unit, kind: bytes) -> list[bytes]:
-    """Return what a unit of ours says about itself; nothing for one that is not."""
+    """Return what the comments of one of our units name; nothing for another unit."""
     lines = unit.text.split(b"\n")
     if lines[0] != MARKER:
         return []
     return [line[len(kind) :] for line in lines if line.startswith(kind)]
 
 
-def _fields(line: bytes, kind: bytes) -> tuple[bytes, list[bytes]] | None:
-    """Return mountpoint and options of a line of ours, of a view or of a part of one; None for another one."""
-    fields = line.split()
-    if len(fields) < 4 or fields[0].startswith(b"#"):
-        return None
-    options = unescape(fields[3]).split(b",")
-    return (unescape(fields[1]), options) if _FSTAB_MARKER + kind in options else None
+def _own_line(line: bytes, *kinds: bytes) -> FstabFields | None:
+    """Return the fields of one of our lines of these kinds; None for another line."""
+    fields = fstab_lines.read_line(line)
+    return fields if fields and any(_FSTAB_MARKER + kind in fields.options for kind in kinds) else None
 
 
 def _part(line: bytes) -> bytes | None:
-    """Return where a line of ours mounts an image or the whole of a view; None for another line."""
-    fields = _fields(line, b"image") or _fields(line, b"whole")
-    return fields[0] if fields else None
+    """Return the mountpoint of an image or a whole overlay in one of our lines; None for another line."""
+    fields = _own_line(line, b"image", b"whole")
+    return fields.path if fields else None
 
 
 def _parts(unit: Unit) -> set[bytes]:
-    """Return where the images and the whole of a view are that a unit mounts, or needs."""
+    """Return the mountpoints of the images and the whole overlay that a unit mounts or needs."""
     return {*map(without_suffix, _notes(unit, _IMAGE)), *_notes(unit, _WHOLE)}
 
 
 def _needed_units(path: bytes, units: Sequence[Unit]) -> set[bytes]:
-    """Return what units of views at other paths need."""
+    """Return the mountpoints that the units of views at other paths need."""
     found: set[bytes] = set()
     for unit in units:
         views = _notes(unit, _VIEW)
@@ -379,17 +404,17 @@ def _needed_units(path: bytes, units: Sequence[Unit]) -> set[bytes]:
 
 
 def _needed_lines(path: bytes, fstab: bytes) -> set[bytes]:
-    """Return what lines of views at other paths need: images and wholes among it."""
+    """Return the paths that the lines of views at other paths need: their layers, and so also images and whole overlays."""
     found: set[bytes] = set()
-    for line in fstab.splitlines():
-        view = _fields(line, b"view")
-        if view and view[0] != path:
-            found.update(option[len(_REQUIRES) :] for option in view[1] if option.startswith(_REQUIRES))
+    for line in fstab_lines.split(fstab):
+        view = _own_line(line, b"view")
+        if view and view.path != path:
+            found.update(option[len(_REQUIRES) :] for option in view.options if option.startswith(_REQUIRES))
     return found
 
 
 def _removable_units(path: bytes, units: Sequence[Unit], desired: Sequence[Unit]) -> Iterator[tuple[Unit, set[bytes]]]:
-    """Yield the units of a view, and of parts that nobody needs any more, each with where those are that it mounts."""
+    """Yield removable units with their mountpoints: those of the view, without mountpoints, and those of parts that are not needed."""
     names = {unit.name for unit in desired}
     needed = _needed_units(path, units)
     for unit in units:
@@ -402,31 +427,30 @@ def _removable_units(path: bytes, units: Sequence[Unit], desired: Sequence[Unit]
             yield unit, parts
 
 
-def edited_fstab(text: bytes, path: bytes, lines: Sequence[bytes]) -> bytes:
-    """Return fstab with these lines for a view, and none for parts that nobody needs; other lines are left as they are.
+def fstab_with_view(text: bytes, path: bytes, lines: Sequence[bytes]) -> bytes:
+    """Return the text of fstab with these lines for a view, and without lines for parts that are not needed. Other lines are kept.
 
-    The lines of parts come before that of the view, since mount(8) goes from the first to the last.
+    The lines of parts come before the line of the view, since ``mount --all`` mounts from the first line to the last.
     """
     needed = _needed_lines(path, text)
     missing = list(lines)
     found = []
-    for line in text.splitlines(keepends=True):
-        view, part = _fields(line, b"view"), _part(line)
+    for line in fstab_lines.split(text):
+        view, part = _own_line(line, b"view"), _part(line)
         if line in missing:
             missing.remove(line)
-        elif (view and view[0] == path) or (part and part not in needed):
+        elif (view and view.path == path) or (part and part not in needed):
             continue
         found.append(line)
-    if missing and found and not found[-1].endswith(b"\n"):
-        found[-1] += b"\n"
     if missing and lines[-1] in found:
         found.remove(lines[-1])
         missing.append(lines[-1])
-    return b"".join((*found, *missing))
+    return fstab_lines.join(found, missing)
 
 
 def _removed_parts(before: bytes, after: bytes) -> set[bytes]:
-    found = [{part for part in map(_part, text.splitlines()) if part} for text in (before, after)]
+    """Return the mountpoints of parts that one text of fstab has and another one lacks."""
+    found = [{part for part in map(_part, fstab_lines.split(text)) if part} for text in (before, after)]
     return found[0] - found[1]
 
 
@@ -434,14 +458,14 @@ def _removed_parts(before: bytes, after: bytes) -> set[bytes]:
 
 
 def plan_places(spec: MountSpec | None, persist: str, missing: Collection[bytes]) -> Plan:
-    """Plan the directories that parts of a view are mounted on at boot; ``missing`` are those that are not there."""
+    """Return the actions that create the mountpoints of the parts of a view. ``missing`` are those that do not exist."""
     if spec is None or persist == "none":
         return ()
     return tuple(CreateMountpoint(place) for place in places(spec) if place in missing)
 
 
 def places(spec: MountSpec) -> list[bytes]:
-    """Return the directories, besides the mountpoint, that an overlay needs to be mounted at boot."""
+    """Return the mountpoints of the parts of an overlay, its images and the whole overlay, at boot."""
     whole = whole_of(spec)
     return [*map(without_suffix, spec.images), *([whole] if whole else [])]
 
@@ -454,26 +478,26 @@ def plan_persistence(
     live: Sequence[Mount],
     append: bool,
 ) -> Plan:
-    """Plan what a view is mounted with at boot, after it was mounted as declared, or unmounted where ``spec`` is None.
+    """Return the actions that make the mounts at boot agree with the declaration of a view; ``spec`` is None for an unmounted view.
 
-    ``persist`` is ``none``, ``systemd`` or ``fstab``; ``live`` are the mounts before. Raises OverlayError for what cannot be expressed,
-    and where somebody else's unit or line is in the way.
+    ``persist`` is ``none``, ``systemd`` or ``fstab``. ``live`` are the mounts before the view was mounted or unmounted. Raises OverlayError
+    if the overlay cannot be mounted at boot, or if a unit or line of somebody else is in the way.
     """
     units = desired_units(spec, append) if spec and persist == "systemd" else ()
     lines = desired_lines(spec, append) if spec and persist == "fstab" else ()
     _check_nobody_else(path, units, lines, stored)
     removable = list(_removable_units(path, stored.units, units))
-    fstab = edited_fstab(stored.fstab, path, lines)
+    fstab = fstab_with_view(stored.fstab, path, lines)
     unneeded = _removed_parts(stored.fstab, fstab).union(*(names for _unit_, names in removable))
     kept = _needed_units(path, stored.units) | _needed_lines(path, stored.fstab)
 
     actions: list[Action] = [WriteUnit(unit) for unit in units if not _is_there(unit, stored)]
     if actions:
         actions.append(ReloadSystemd())
-    # Before their units and lines go: a run that is killed finds them again by those.
+    # Parts are removed before their units and lines, by which the run after a killed one finds them.
     actions += [RemovePart(name) for name in _to_unmount(path, spec, live, unneeded, kept)]
     if fstab != stored.fstab:
-        actions.append(WriteFstab(path, lines) if lines else RemoveFstab(path))
+        actions.append(WriteViewLines(path, lines) if lines else RemoveViewLines(path))
     actions += [RemoveUnit(unit.name) for unit, _names in removable]
     if removable:
         actions.append(ReloadSystemd())
@@ -483,7 +507,7 @@ def plan_persistence(
 def _to_unmount(
     path: bytes, spec: MountSpec | None, live: Sequence[Mount], unneeded: Collection[bytes], kept: Collection[bytes]
 ) -> list[bytes]:
-    """Return where images and wholes were mounted at boot that no overlay and no boot needs any more."""
+    """Return the mountpoints of images and whole overlays, mounted at boot, that no overlay uses and no unit or line needs."""
     here: set[bytes] = set()
     elsewhere = set(spec.lower if spec else ())
     for mount in live:
@@ -498,21 +522,24 @@ def _is_image(mount: Mount | None) -> bool:
 
 
 def _is_there(unit: Unit, stored: Stored) -> bool:
+    """Return whether a unit is stored as desired. One that a target wants without need is left so."""
     return any(
         (other.name, other.text) == (unit.name, unit.text) and other.wanted >= unit.wanted for other in stored.units
     )
 
 
 def _check_nobody_else(path: bytes, units: Sequence[Unit], lines: Sequence[bytes], stored: Stored) -> None:
+    """Check that units and lines for the mountpoint are ours. Raises OverlayError naming one that is not."""
     there = {unit.name: unit for unit in stored.units}
     for unit in units:
         other = there.get(unit.name)
         if other and other.text.split(b"\n")[0] != MARKER:
-            raise OverlayError(f"unit {unit.name} is there already and is not of this collection: it is left alone")
-    for line in stored.fstab.splitlines() if lines else ():
-        fields = line.split()
-        same = len(fields) > 1 and not fields[0].startswith(b"#") and unescape(fields[1]).rstrip(b"/") == path
-        if same and _fields(line, b"view") is None:
             raise OverlayError(
-                f"/etc/fstab has a line for {show(path)} that is not of this collection: it is left alone"
+                f"unit {unit.name} is there already and is not of this collection: it is left alone; remove it to use 'persist: systemd'"
+            )
+    for line in fstab_lines.split(stored.fstab) if lines else ():
+        if fstab_lines.is_of(line, path) and _own_line(line, b"view") is None:
+            raise OverlayError(
+                f"/etc/fstab has a line for {show(path)} that is not of this collection: it is left alone; remove it to use"
+                " 'persist: fstab'"
             )

@@ -1,9 +1,9 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The records of detached overlays below /run, which a reboot empties as it ends all processes.
+"""Record overlays that are detached, and find out which of them are in use.
 
-What a record is, overlays/detached_records.py says.
+The records are below /run, which a reboot empties. overlays/detached_records.py describes their format.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records i
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import detached_records
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.detached_records import DetachedMount
 
-#: Only root may know who uses what, or say so.
+#: The directory of the records. Only root may read or write them.
 FOLDER = "/run/renderfarm-overlay/detached"
 
 
 def record(mount: Mount, mounts: Collection[int]) -> DetachedMount:
-    """Note an overlay that is about to be detached, with the numbers of all its mounts in all namespaces."""
+    """Record an overlay that is about to be detached. ``mounts`` are the IDs of all its mounts in all mount namespaces."""
     now = time.time_ns()
     entry = detached_records.record_of(mount, mounts, now / 1e9)
     files.make_directories(os.path.dirname(FOLDER), 0o755)
     files.make_directories(FOLDER, 0o700)
     name = f"{mount.device[0]}-{mount.device[1]}-{now}.json"
     aside = os.path.join(FOLDER, ASIDE_PREFIX + name)
-    # Not synced: it need not outlive the processes.
+    # Not synced: the record need not outlive the processes.
     with open(files.open_or_make(aside, 0o600), "wb") as stream:
         stream.write(detached_records.to_json(entry))
     os.rename(aside, os.path.join(FOLDER, name))
@@ -50,61 +50,67 @@ def record(mount: Mount, mounts: Collection[int]) -> DetachedMount:
 
 @dataclass(frozen=True)
 class Observed:
-    """What is in use of overlays that were detached, and what was looked at for it."""
+    """The detached overlays that are in use, and what was read to find them."""
 
-    #: The recorded ones that are still in use, oldest first, each with its users.
+    #: The recorded overlays that are in use, oldest first, each with the processes that use it.
     recorded: list[tuple[DetachedMount, list[Process]]]
-    #: Processes by the numbers of mounts that are in no mount namespace, and in no record.
+    #: Processes by mount ID, of mounts that are in no mount namespace and in no record.
     unlisted: dict[int, list[Process]]
-    #: The mounts of each mount namespace, with a process in it; None for our own.
+    #: The mounts of each mount namespace, with a process in it, or None for the namespace of this process.
     live: list[tuple[int | None, list[Mount]]]
 
 
 def in_use(forget: bool = True) -> list[tuple[DetachedMount, list[Process]]]:
-    """Return the recorded overlays that are still in use, oldest first, each with its users, and forget the others if told so."""
+    """Return the recorded overlays that are in use, oldest first, each with the processes that use it.
+
+    With ``forget``, remove the records of the others.
+    """
     return look(forget).recorded if _read() else []
 
 
 def look(forget: bool = True) -> Observed:
-    """Find out what is in use of detached overlays, and forget the records of those that are not, if told so.
+    """Find the detached overlays that are in use. With ``forget``, remove the records of the recorded ones that are not.
 
-    An overlay without users is in use as long as it is mounted somewhere, such as in the mount namespace of a container.
+    An overlay that no process uses is in use while it is mounted anywhere, for example in the mount namespace of a container.
     """
-    # Read before the processes are looked at, so that a record that is written meanwhile is not taken for unused.
+    # The order matters. The records are read before the processes, so that the users of every record that is read are found. The mounts
+    # are read after the processes, so that a mount that has got a recorded mount ID in the meantime is seen.
     records = _read()
     holders = processes.by_mount()
-    # Read after the processes were looked at: what has got the number of a recorded mount since, and was found to be held, is seen now.
     everywhere = list(namespaces.everywhere())
     live = [mount for _pid, mounts in everywhere for mount in mounts]
     found = []
     current = detached_records.brought_up_to_date([entry for entry, _path in records], live)
     for entry, (_old, path) in zip(current, records):
-        # Without its file system it is gone, and what has the number of its mount is another one.
+        # Without its superblock the overlay is gone, and another mount may have its mount ID.
         exists = syscalls.has_superblock(entry.device) is not False
-        users = {process for number in entry.mounts if exists for process in holders.get(number, ())}
-        if users or detached_records.is_seen(entry, live):
+        users = {process for mount_id in entry.mounts if exists for process in holders.get(mount_id, ())}
+        if users or detached_records.is_mounted(entry, live):
             found.append((entry, sorted(users)))
         elif forget:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
     listed = {mount.id for mount in live}.union(*(entry.mounts for entry, _users in found))
-    unlisted = {number: users for number, users in holders.items() if number >= 0 and number not in listed}
+    unlisted = {mount_id: users for mount_id, users in holders.items() if mount_id >= 0 and mount_id not in listed}
     return Observed(found, unlisted, everywhere)
 
 
 def _entry(path: str) -> DetachedMount:
-    """Return a record. Raises OverlayError for what is none: layers that somebody may use would be taken for unused."""
+    """Return the record in a file.
+
+    Raises OverlayError if it is not a valid record: ignoring it could let the layers of an overlay in use be removed.
+    """
     try:
         return detached_records.from_json(record_files.read(path, detached_records.LARGEST_RECORD))
     except RecordError as error:
         raise OverlayError(
-            f"{path} should say which layers a detached overlay has, and does not: {error}; remove it when no process of an earlier"
-            " view is left"
+            f"{path} is not a valid record of a detached overlay: {error}; end the processes that still use an earlier view, and then"
+            " remove the file"
         ) from None
 
 
 def _read() -> list[tuple[DetachedMount, str]]:
-    """Return the records with their files, oldest first."""
+    """Return the records with their files, oldest first. Raises OverlayError if one is not valid."""
     found = []
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(FOLDER):

@@ -1,15 +1,15 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Records of overlays that were detached while processes may still use them.
+"""The records of detached overlays.
 
-The kernel lists such a mount nowhere, so what is needed to find its users, and to know which layers they keep, is noted before. A
-record is one JSON object::
+The kernel lists a detached mount nowhere. Its record, written before it is detached, is the only way to find the processes that use it
+and the layers that they keep in use. A record is one JSON object::
 
     {"path": "/software", "device": "0:42", "mounts": [90, 131], "lower": ["/var/lib/.../layer"], "time": 1767225600.0}
 
-``mounts`` are the numbers of all mounts of that overlay in all mount namespaces, ``lower`` the names of its lower layers, top first,
-as the kernel reports them, ``time`` the seconds since the epoch. Paths are UTF-8; other bytes are kept as lone surrogates.
+``mounts`` are the mount IDs of the overlay in all mount namespaces. ``lower`` are its lower layers, top first, as the kernel reports
+them. ``time`` is in seconds since the epoch. Paths are UTF-8; other bytes are kept as lone surrogates.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_bytes, to_text
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import RecordKind
 
-#: Bytes of a record that is read.
+#: The largest record that is read, in bytes.
 LARGEST_RECORD = 1 << 26
 
 
 @dataclass(frozen=True)
 class DetachedMount:
-    """An overlay that a switch took away from where it was seen."""
+    """An overlay that was detached."""
 
     path: bytes
     device: tuple[int, int]
@@ -38,10 +38,12 @@ class DetachedMount:
 
 
 def record_of(mount: Mount, mounts: Collection[int], time: float) -> DetachedMount:
+    """Return the record of an overlay. ``mounts`` are the IDs of all its mounts, ``time`` is in seconds since the epoch."""
     return DetachedMount(mount.path, mount.device, frozenset(mounts), overlay_layers(mount).lower, time)
 
 
 def to_json(record: DetachedMount) -> bytes:
+    """Return a record as JSON."""
     value = {
         "path": to_text(record.path),
         "device": f"{record.device[0]}:{record.device[1]}",
@@ -68,7 +70,7 @@ _RECORD = RecordKind(
 
 
 def from_json(text: bytes) -> DetachedMount:
-    """Return the record. Raises RecordError where the text is none."""
+    """Return the record that a text holds. Raises RecordError if it holds none."""
     value = _RECORD.load(text)
     major, minor = value["device"].split(":")
     return DetachedMount(
@@ -81,23 +83,25 @@ def from_json(text: bytes) -> DetachedMount:
 
 
 def brought_up_to_date(records: Sequence[DetachedMount], live: Sequence[Mount]) -> list[DetachedMount]:
-    """Return the records with the numbers of mounts that still are what they were; ``live`` are all mounts that are seen anywhere.
+    """Return the records with their current mount IDs. ``live`` are the mounts of all mount namespaces.
 
-    The kernel gives the number of a mount that is gone to the next new one. So a number that is seen at another overlay, or that a
-    later record has, is not the recorded mount any more. Where the overlay is still seen somewhere, its numbers there are added.
+    The kernel reuses the ID of a mount that is gone. A mount ID that another mount or a later record has is therefore removed from a
+    record. Where the overlay is still mounted, its mount IDs there are added.
     """
-    seen = {mount.id: mount for mount in live}
+    mounts = {mount.id: mount for mount in live}
     found = []
     for record in records:
-        later = {number for other in records if other.time > record.time for number in other.mounts}
-        kept = {number for number in record.mounts - later if number not in seen or _is_of(seen[number], record)}
+        later = {mount_id for other in records if other.time > record.time for mount_id in other.mounts}
+        kept = {
+            mount_id for mount_id in record.mounts - later if mount_id not in mounts or _is_of(mounts[mount_id], record)
+        }
         kept.update(mount.id for mount in live if _is_of(mount, record))
         found.append(replace(record, mounts=frozenset(kept)))
     return found
 
 
-def is_seen(record: DetachedMount, live: Sequence[Mount]) -> bool:
-    """Tell whether a recorded overlay is still mounted somewhere."""
+def is_mounted(record: DetachedMount, live: Sequence[Mount]) -> bool:
+    """Tell whether a recorded overlay is still mounted. ``live`` are the mounts of all mount namespaces."""
     return any(_is_of(mount, record) for mount in live)
 
 

@@ -1,32 +1,32 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The names of image files.
+"""The names of image files and of the layers that they are.
 
-A layer that is an image is known by its path without the suffix: that is where its content is mounted when the kernel is given the
-layers, so it is also what the kernel reports.
+The layer name of an image is its path without the suffix. The image is mounted there when the kernel takes the layers, so the kernel
+reports it under that name.
 """
 
 from __future__ import annotations
 
 from typing import AnyStr
 
-#: How the name of an image file ends.
+#: The suffix of an image file.
 IMAGE_SUFFIX = ".erofs"
 
 _SUFFIX_BYTES = IMAGE_SUFFIX.encode("ascii")
 
 
 def is_image_path(path: bytes) -> bool:
-    """Tell whether a path may be that of an image: its last part ends in the suffix and has something before it."""
+    """Tell whether a path has the name of an image: the suffix with something before it."""
     return path.endswith(_SUFFIX_BYTES) and not path.endswith(b"/" + _SUFFIX_BYTES) and path != _SUFFIX_BYTES
 
 
 def without_suffix(image: AnyStr) -> AnyStr:
-    """Return the path of an image without its suffix, under which it is known as a layer."""
+    """Return the layer name of an image: its path without the suffix."""
     return image[: -len(IMAGE_SUFFIX)]
 
 
 def image_path(name: bytes) -> bytes:
-    """Return the path of the image that is known by a name: the inverse of ``without_suffix``."""
+    """Return the path of the image with a layer name: the inverse of ``without_suffix``."""
     return name + _SUFFIX_BYTES

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Mounting EROFS images where nobody sees it, for overlays that have them as layers."""
+"""Mount EROFS images in a private mount namespace, for overlays that have them as layers."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _LO_FLAGS_READ_ONLY = 1
 _LO_FLAGS_AUTOCLEAR = 4
 _LOOP_BLOCK_SIZE = 512
 
-#: How often another program may take the loop device that was free a moment ago.
+#: How often to ask for a free loop device: another program may take it first.
 _LOOP_TRIES = 100
 
 
 def mount_unseen(images: Sequence[bytes], layers: Collection[bytes]) -> None:
-    """Enter a private mount namespace, and mount each image there under its name: its path without the suffix.
+    """Enter a private mount namespace, and mount each image there at its layer name.
 
-    ``layers`` are the paths of all layers of the overlay, which have to be what they are outside. To be run in a process of its
-    own. Raises OverlayError for an image that cannot be mounted.
+    ``layers`` are the paths of all layers of the overlay; those that are directories stay what they are outside. Call this in a child
+    process. Raises OverlayError if an image cannot be mounted.
     """
-    # Opened outside, so that the file system that an image is on is seen to be in use.
+    # Opened in the outer namespace, so that the file system that holds an image is busy there.
     files = {without_suffix(image): _open(image) for image in images}
     try:
         namespaces.make_private()
@@ -46,17 +46,17 @@ def mount_unseen(images: Sequence[bytes], layers: Collection[bytes]) -> None:
         raise OverlayError("mounting needs CAP_SYS_ADMIN: run the task as root (become: true)") from None
     covered = {os.path.dirname(name) for name in files if not os.path.isdir(name)}
     if b"/" in covered:
-        raise OverlayError("an image cannot lie in the root directory itself: put it into a folder")
+        raise OverlayError("an image cannot be in the root directory: move it into another directory")
     others = {}
     for layer in layers:
         if layer in covered and layer not in files:
-            raise OverlayError(f"the layer {show(layer)} has images in it: keep images outside of the other layers")
-        if layer not in files and any(layer.startswith(folder + b"/") for folder in covered):
+            raise OverlayError(f"layer {show(layer)} has images in it: move them out of it")
+        if layer not in files and any(layer.startswith(directory + b"/") for directory in covered):
             others[layer] = os.open(layer, syscalls.HOLD_DIRECTORY)
-    # The directories that images are mounted on are made in memory, since the image's own folder may be read-only.
-    for folder in sorted(covered):
-        make_directories(folder, 0o755)
-        syscalls.mount(b"tmpfs", folder, b"tmpfs", 0, b"mode=0700")
+    # Mountpoints for the images are made on a tmpfs, since the directory of an image may be read-only.
+    for directory in sorted(covered):
+        make_directories(directory, 0o755)
+        syscalls.mount(b"tmpfs", directory, b"tmpfs", 0, b"mode=0700")
     for layer, fd in sorted(others.items()):
         make_directories(layer, 0o755)
         syscalls.mount(b"/proc/self/fd/%d" % fd, layer, None, syscalls.MS_BIND)
@@ -68,15 +68,15 @@ def mount_unseen(images: Sequence[bytes], layers: Collection[bytes]) -> None:
 
 
 def among(layers: Sequence[bytes]) -> list[bytes]:
-    """Return those of an overlay's lower layers that are image files; for one that is not there its name tells."""
+    """Return those of the lower layers that are image files. A missing one counts as an image if it has the name of one."""
     return [layer for layer in layers if not os.path.isdir(layer) and (is_image_path(layer) or os.path.isfile(layer))]
 
 
 def _open(image: bytes) -> int:
-    # Not to be hung up by a named pipe.
+    # O_NONBLOCK, so that opening a named pipe does not hang.
     fd = os.open(image, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
-        raise OverlayError(f"image {show(image)} is not a regular file")
+        raise OverlayError(f"image {show(image)} is not a regular file: give the path of an EROFS image")
     return fd
 
 
@@ -87,7 +87,7 @@ def _mount(image: int, name: bytes) -> None:
     except OSError as error:
         if error.errno != errno.ENOTBLK:
             raise
-        # This kernel, or the file system that the image is on, has it only through a loop device.
+        # This kernel, or the file system that holds the image, can mount an image only through a loop device.
         loop = attach_loop(image)
         try:
             mount = _detached(b"/proc/self/fd/%d" % loop, name)
@@ -104,7 +104,7 @@ def _detached(source: bytes, name: bytes) -> int:
         context = syscalls.fsopen(b"erofs")
     except OSError as error:
         if error.errno == errno.ENODEV:
-            raise OverlayError("this kernel has no EROFS file system; load it with 'modprobe erofs'") from None
+            raise OverlayError("this kernel has no EROFS file system: load it with 'modprobe erofs'") from None
         raise
     try:
         syscalls.fsconfig_string(context, b"source", source)
@@ -116,14 +116,18 @@ def _detached(source: bytes, name: bytes) -> int:
             raise
         said = syscalls.context_messages(context)
         raise OverlayError(
-            f"image {show(image_path(name))}: the kernel cannot mount it: {error.strerror}{': ' + said if said else ''}"
+            f"image {show(image_path(name))}: the kernel cannot mount it: {error.strerror}{': ' + said if said else ''}; check that it is a"
+            " complete EROFS image"
         ) from None
     finally:
         os.close(context)
 
 
 def attach_loop(image: int) -> int:
-    """Return a descriptor of a read-only loop device on an open file. The device goes when nobody has it open or mounted."""
+    """Return a descriptor of a read-only loop device on an open file. The kernel frees the device when nothing has it open or mounted.
+
+    Raises OverlayError if there is no free loop device.
+    """
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
         for _try in range(_LOOP_TRIES):
@@ -142,4 +146,4 @@ def attach_loop(image: int) -> int:
             return loop
     finally:
         os.close(control)
-    raise OverlayError("no loop device is free: other programs take them as fast as they are made")
+    raise OverlayError("no loop device is free, since other programs take each free one first: run the task again")

@@ -1,11 +1,11 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Carry what is mounted inside of an overlay over to the one that takes its place, before that is attached.
+"""Carry the mounts inside an overlay over to the overlay that replaces it.
 
-The new tree is put together in a private mount namespace of a child process, and comes out of it whole and detached, so that it can be
-attached in one step, and a run that is killed leaves nothing. Each inner mount of it is a copy that follows and leads other mounts as
-its original does.
+A child process builds the new tree in a private mount namespace: the new overlay with copies of the inner mounts. It hands the tree out
+detached, so the switch attaches it in one step, and a killed run leaves nothing behind. Each copy keeps the peers and the master of its
+original.
 """
 
 from __future__ import annotations
@@ -13,32 +13,83 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import socket
 import stat
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     beneath,
-    deadline,
     mountinfo,
     namespaces,
     syscalls,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, listed
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import (
+    MountpointState,
+    SwitchOverlay,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
 
-#: Seconds for the child process; its parent has a shorter limit of its own.
-_LONGEST_WAIT = 86400.0
-
-#: Where the trees are in the private mount namespace, below the mountpoint.
+#: Directories below the mountpoint, in the private mount namespace, on which the trees are mounted.
 _OLD, _NEW, _MOVED = b"/old", b"/new", b"/moved"
 
+_SYMLINK = "has a symbolic link on its path in the new overlay"
 
-def carried(mount: int, old: Mount, inner: Sequence[Mount]) -> tuple[int, list[str]]:
-    """Return a detached tree of the detached ``mount`` with copies of what is mounted inside of ``old``, and what cannot be carried.
 
-    ``old`` is the topmost mount at its path, and ``inner`` what is inside of it. What cannot be carried is a sentence for each.
+@contextlib.contextmanager
+def new_tree(spec: MountSpec, old: Mount, inside: Sequence[Mount], inner: str) -> Iterator[tuple[int, list[str]]]:
+    """Provide a descriptor of a new, detached overlay with copies of the mounts inside ``old``, and the mounts that it lacks.
+
+    Each of these is a sentence. Raises OverlayError with them if there are any and ``inner`` is not ``drop``.
+    """
+    mount = creating.new_overlay(spec)
+    problems: list[str] = []
+    try:
+        if inside:
+            tree, problems = _with_copies(mount, old, inside)
+            os.close(mount)
+            mount = tree
+            if problems and inner != "drop":
+                raise OverlayError(
+                    f"the overlay at {show(spec.path)} is not switched, since mounts inside of it would be lost: {'; '.join(problems)}."
+                    " Unmount these, or give 'inner_mounts: drop' to switch without them"
+                )
+        yield mount, problems
+    finally:
+        os.close(mount)
+
+
+def not_carried(plan: Sequence[Action], state: MountpointState) -> list[str]:
+    """Return a sentence for each mount inside an overlay that the planned switch would leave behind. Change nothing.
+
+    Raises OverlayError if the switch would raise it.
+    """
+    for action in plan:
+        # Creating an overlay with an upper layer writes to that layer, so it is not tried.
+        if isinstance(action, SwitchOverlay) and not action.spec.writable and state.mount and state.inner:
+            with new_tree(action.spec, state.mount, state.inner, action.inner) as (_tree, problems):
+                return problems
+    return []
+
+
+def check_unchanged(old: Mount, inside: Sequence[Mount]) -> None:
+    """Check that nothing was mounted inside ``old`` since ``inside`` was observed. Raises OverlayError naming what was."""
+    known = {one.id for one in inside}
+    new = [one for one in mountinfo.inside(namespaces.own_mounts(), old) if one.id not in known]
+    if new:
+        raise OverlayError(
+            f"{listed(new)} was mounted while the overlay at {show(old.path)} was switched, so the old overlay is still mounted: run the"
+            " task again, which carries it over"
+        )
+
+
+def _with_copies(mount: int, old: Mount, inner: Sequence[Mount]) -> tuple[int, list[str]]:
+    """Return a detached tree: the detached ``mount`` with copies of the ``inner`` mounts of ``old``; and those that it lacks.
+
+    ``old`` is the topmost mount at its path. What the tree lacks is a sentence for each mount.
     """
     with held_root(old) as root:
         try:
@@ -46,29 +97,26 @@ def carried(mount: int, old: Mount, inner: Sequence[Mount]) -> tuple[int, list[s
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            return os.dup(mount), [f"{show(one.path)}: the overlay that it is in is unbindable" for one in inner]
+            return os.dup(mount), [f"{show(one.path)} is in an overlay that is unbindable" for one in inner]
     wanted = Counter(one.path[len(old.path) :] for one in inner)
-    receiver, sender = socket.socketpair()
 
-    def put_together(_progress: deadline.Progress) -> list[str]:
+    def build() -> tuple[int, list[str]]:
         namespaces.make_private()
-        problems = _put_together(mount, tree, old.path, wanted)
+        problems = _move_inner_mounts(mount, tree, old.path, wanted)
         with _held(old.path + _NEW) as new:
-            socket.send_fds(sender, [b"."], [syscalls.clone_mounts(new)])
-        return problems
+            return syscalls.clone_mounts(new), problems
 
     try:
-        with receiver, sender:
-            problems = deadline.run(put_together, _LONGEST_WAIT)
-            _message, descriptors, _flags, _address = socket.recv_fds(receiver, 1, 1)
+        return creating.mount_from_child(build)
     finally:
         os.close(tree)
-    os.set_inheritable(descriptors[0], False)
-    return descriptors[0], problems
 
 
-def _put_together(mount: int, tree: int, path: bytes, wanted: Counter[bytes]) -> list[str]:
-    """Move all that is mounted inside of ``tree`` to its place in ``mount``; return a sentence for each that has none there."""
+def _move_inner_mounts(mount: int, tree: int, path: bytes, wanted: Counter[bytes]) -> list[str]:
+    """Move the mounts inside ``tree`` to the same places in ``mount``; return a sentence for each that has no place there.
+
+    ``wanted`` counts the mounts at each place. Call this in a private mount namespace.
+    """
     syscalls.mount(b"tmpfs", path, b"tmpfs", 0, b"mode=0700")
     for place, one in ((_OLD, tree), (_NEW, mount)):
         os.mkdir(path + place)
@@ -78,23 +126,23 @@ def _put_together(mount: int, tree: int, path: bytes, wanted: Counter[bytes]) ->
     live = namespaces.mounts_of()
     old = mountinfo.stack(live, top)[0]
     inner = mountinfo.inside(live, old)
-    # What is taken out of it here stays in those that it follows or leads. The kernel moves nothing that is on a shared mount, such as
-    # one of several at the same path.
+    # The tree becomes private, so that moving mounts out of it does not take them from its peers. The kernel moves nothing off a shared
+    # mount, so where mounts cover each other the inner ones become private too.
     stacked = len({one.path for one in inner}) < len(inner)
     syscalls.set_propagation(tree, syscalls.MS_PRIVATE | (syscalls.MS_REC if stacked else 0))
     found = Counter(one.path[len(top) :] for one in inner)
     problems = [f"{show(path + one)} is unbindable, so the kernel does not copy it" for one in sorted(wanted - found)]
     with _held(path + _NEW) as new:
-        for place, moved in reversed(_taken_out(tree, old, path + _MOVED)):
-            problem = _put(moved, new, place)
+        for place, moved in reversed(_moved_aside(tree, old, path + _MOVED)):
+            problem = _attach_at(moved, new, place)
             if problem:
                 problems.append(f"{show(path + place)} {problem}")
             os.close(moved)
     return problems
 
 
-def _taken_out(tree: int, old: Mount, aside: bytes) -> list[tuple[bytes, int]]:
-    """Move all that is mounted directly on ``old`` aside, that which is seen first; return places and descriptors in that order."""
+def _moved_aside(tree: int, old: Mount, aside: bytes) -> list[tuple[bytes, int]]:
+    """Move the mounts directly on ``old`` aside, topmost first; return their places and descriptors in that order."""
     moved: list[tuple[bytes, int]] = []
     while True:
         live = namespaces.mounts_of()
@@ -105,16 +153,16 @@ def _taken_out(tree: int, old: Mount, aside: bytes) -> list[tuple[bytes, int]]:
         mount = syscalls.hold_mount(tree, place[1:])
         if beneath.mount_of(mount) != seen.id:
             raise OverlayError(
-                f"the way to {show(old.path + place)} was exchanged meanwhile: nothing was changed; run the task again"
+                f"the path to the mount {show(old.path + place)} changed during the run: nothing was changed; run the task again"
             )
-        # The kind of what it is moved to has to be its own, and that of an inner mount whose server is gone cannot be asked for.
+        # A directory is mounted on a directory and a file on a file. Asking an inner mount for its type would hang if its server is gone.
         slot = aside + b"/%d" % len(moved)
-        _move_aside(mount, slot)
+        _move_to_slot(mount, slot)
         moved.append((place, mount))
 
 
 def _movable(live: Sequence[Mount], old: Mount) -> Iterator[Mount]:
-    """Yield what can be moved now: what is on ``old``, or covers the whole of such a mount, and is not covered itself."""
+    """Yield the mounts that can be moved now: those on ``old``, and those that cover one of them, unless another one covers them."""
     direct = {one.id: one for one in live if one.parent == old.id and one.path != old.path}
     for one in direct.values():
         for top in reversed(mountinfo.stack(live, one.path)):
@@ -122,7 +170,8 @@ def _movable(live: Sequence[Mount], old: Mount) -> Iterator[Mount]:
                 yield top
 
 
-def _move_aside(mount: int, slot: bytes) -> None:
+def _move_to_slot(mount: int, slot: bytes) -> None:
+    """Move a mount to ``slot``, which is made a directory or a file, whichever the kernel accepts."""
     for make in (_make_directory, _make_file):
         make(slot)
         with _held(slot) as place:
@@ -143,29 +192,26 @@ def _make_file(path: bytes) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC))
 
 
-_LINK = "has a symbolic link in its way in the new overlay"
-
-
-def _put(mount: int, new: int, place: bytes) -> str:
-    """Attach a mount at its place in the new overlay; return why that cannot be, or nothing."""
+def _attach_at(mount: int, new: int, place: bytes) -> str:
+    """Attach a mount at its place in the new overlay; return why it has none, or an empty string."""
     try:
         target = beneath.open_at(new, place[1:], beneath.HOLD)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            return _LINK
+            return _SYMLINK
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise
-        return "has no place in the new overlay, where there is nothing of that name"
+        return "has no place in the new overlay, which has nothing of that name"
     try:
         mode = os.fstat(target).st_mode
         if stat.S_ISLNK(mode):
-            return _LINK
+            return _SYMLINK
         syscalls.move_mount_to(mount, target)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTDIR):
             raise
-        kind = "directory" if stat.S_ISDIR(mode) else "file"
-        return f"has no place in the new overlay, where there is a {kind} of that name, and what is mounted is none"
+        there, mounted = ("directory", "file") if stat.S_ISDIR(mode) else ("file", "directory")
+        return f"has no place in the new overlay, which has a {there} of that name, and the mount is of a {mounted}"
     finally:
         os.close(target)
     return ""
@@ -173,11 +219,11 @@ def _put(mount: int, new: int, place: bytes) -> str:
 
 @contextlib.contextmanager
 def held_root(mount: Mount) -> Iterator[int]:
-    """Give a descriptor of the root of the topmost mount at a path. Raises OverlayError when another mount is there by now."""
+    """Provide a descriptor of the root of ``mount``. Raises OverlayError if it is no longer the topmost mount at its path."""
     with _held(mount.path) as fd:
         if beneath.mount_of(fd) != mount.id:
             raise OverlayError(
-                f"something else was mounted at {show(mount.path)} meanwhile: nothing was changed; run the task again"
+                f"another program mounted at {show(mount.path)} during the run: nothing was changed; run the task again"
             )
         yield fd
 
@@ -192,38 +238,35 @@ def _held(path: bytes) -> Iterator[int]:
 
 
 def separate(root: int, old: Mount, inner: Collection[Mount]) -> None:
-    """Have the inner mounts of ``old``, whose root is given, be unmounted without unmounting anything elsewhere.
+    """Make the inner mounts of ``old`` that hold other mounts private. ``root`` is a descriptor of the root of ``old``.
 
-    What is unmounted in a shared mount goes from the mounts that it was bound from as well, so those inner mounts that hold others are
-    made private.
+    Unmounting propagates: without this, detaching ``old`` would unmount what is mounted in the places that these were bound from.
     """
     holders = {one.parent for one in inner}
-    for mount in _seen(root, old, inner):
+    for mount in _visible(root, old, inner):
         if beneath.mount_of(mount) in holders:
             syscalls.set_propagation(mount, syscalls.MS_PRIVATE | syscalls.MS_REC)
 
 
 def detach_all(root: int, old: Mount, inner: Collection[Mount]) -> None:
-    """Detach what is mounted inside of ``old``, whose root is given since others may cover it by now."""
+    """Detach the inner mounts of ``old``. ``root`` is a descriptor of the root of ``old``, which another mount may cover."""
     for _mount in inner:
         # Each may have covered another one.
-        for mount in _seen(root, old, inner):
+        for mount in _visible(root, old, inner):
             syscalls.detach_mount(mount)
 
 
 def keep_private(new: Mount, was: Collection[Mount], inner: Collection[Mount]) -> None:
-    """Make those of the ``inner`` mounts of the topmost mount ``new`` private that ``was`` says were.
+    """Make those of the ``inner`` mounts of ``new`` private that were private in ``was``. ``new`` is the topmost mount at its path.
 
-    What is attached to a shared mount becomes shared.
+    The kernel makes a mount shared that is attached to a shared mount.
     """
     private = {one.path for one in was if not one.propagation}
     with held_root(new) as root:
         for one in inner:
             if one.path in private and one.propagation:
-                with (
-                    contextlib.suppress(FileNotFoundError, NotADirectoryError),
-                    _mount_at(root, one.path[len(new.path) + 1 :]) as mount,
-                ):
+                place = one.path[len(new.path) + 1 :]
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError), _mount_at(root, place) as mount:
                     if beneath.mount_of(mount) == one.id:
                         syscalls.set_propagation(mount, syscalls.MS_PRIVATE)
 
@@ -237,11 +280,11 @@ def _mount_at(root: int, place: bytes) -> Iterator[int]:
         os.close(mount)
 
 
-def _seen(root: int, old: Mount, inner: Collection[Mount]) -> Iterator[int]:
-    """Yield a descriptor of each of the mounts directly on ``old`` that others do not cover, or of what covers the whole of it."""
+def _visible(root: int, old: Mount, inner: Collection[Mount]) -> Iterator[int]:
+    """Yield a descriptor of the topmost inner mount at each place directly on ``old``."""
     known = {one.id for one in inner}
     for place in sorted({one.path[len(old.path) + 1 :] for one in inner if one.parent == old.id}):
-        # Something may cover the way to it.
+        # A mount may cover the path to it.
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), _mount_at(root, place) as mount:
             if beneath.mount_of(mount) in known:
                 yield mount

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Plan how an overlay gets mounted, switched and unmounted."""
+"""Plan to mount, switch and unmount an overlay."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths imp
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import (
     SCRATCH_PLACE,
     MountSpec,
-    differences,
+    mount_differences,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.upper_rules import (
     UpperState,
@@ -36,7 +36,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.upper_
 
 @dataclass(frozen=True)
 class CreateUpper(Action):
-    """Make the directory for an upper layer, or its work directory."""
+    """Create the directory of an upper layer, or its work directory."""
 
     path: bytes
     mode: int
@@ -47,6 +47,8 @@ class CreateUpper(Action):
 
 @dataclass(frozen=True)
 class MountOverlay(Action):
+    """Mount an overlay where none is mounted."""
+
     spec: MountSpec
 
     def __str__(self) -> str:
@@ -55,10 +57,12 @@ class MountOverlay(Action):
 
 @dataclass(frozen=True)
 class SwitchOverlay(Action):
+    """Replace the overlay at a mountpoint by another one."""
+
     spec: MountSpec
     #: ``beneath``, ``over`` or ``replace``.
     method: str
-    #: What becomes of mounts inside that have no place in the new one: ``carry`` fails then, ``drop`` leaves them behind.
+    #: What to do if a mount inside the old overlay has no place in the new one: ``carry`` fails, ``drop`` leaves it behind.
     inner: str = "carry"
 
     def __str__(self) -> str:
@@ -67,7 +71,7 @@ class SwitchOverlay(Action):
 
 @dataclass(frozen=True)
 class DetachOverlay(Action):
-    """Take away the topmost of several overlays; whoever uses it keeps it."""
+    """Detach the topmost of several overlays. Processes that use it keep it."""
 
     path: bytes
 
@@ -77,7 +81,7 @@ class DetachOverlay(Action):
 
 @dataclass(frozen=True)
 class DropCovered(Action):
-    """Take away the overlays that the topmost one covers, which stays where it is; whoever uses them keeps them."""
+    """Detach the overlays that the topmost one covers, which stays in place. Processes that use them keep them."""
 
     path: bytes
 
@@ -87,6 +91,8 @@ class DropCovered(Action):
 
 @dataclass(frozen=True)
 class UnmountOverlay(Action):
+    """Unmount an overlay, and detach those that it covers."""
+
     path: bytes
 
     def __str__(self) -> str:
@@ -95,28 +101,38 @@ class UnmountOverlay(Action):
 
 @dataclass(frozen=True)
 class MountpointState(Mountpoint):
-    """A mountpoint of an overlay."""
+    """What is at a mountpoint of an overlay."""
 
-    #: The overlays at the path that the topmost one covers, highest first.
+    #: The overlays at the path that the topmost mount covers, highest first.
     below: tuple[Mount, ...] = ()
-    #: What is mounted inside of the topmost mount, and inside of the one that it covers.
+    #: The mounts inside the topmost mount, and inside the overlay directly below it.
     inner: tuple[Mount, ...] = ()
     inner_below: tuple[Mount, ...] = ()
-    #: Whether the kernel can take away a mount that others cover (Linux 5.15), and how many of the lowest ones it can be done with.
+    #: Whether the kernel can detach a covered mount (Linux 5.15), and how many of the lowest overlays can be detached so.
     can_drop: bool = False
     droppable: int = 0
 
 
 def check_places(spec: MountSpec) -> None:
-    """Raises OverlayError when the overlay would cover one of its own layers, or lie in the software root."""
+    """Check the mountpoint against the layers.
+
+    Raises OverlayError if it is inside a data layer, if it would cover a layer or is inside one, or if the upper layer, the work directory
+    and the other layers are not separate.
+    """
     for path in spec.data:
         if is_inside(spec.path, path):
             raise OverlayError(
-                f"mountpoint {show(spec.path)} is inside of the data layer {show(path)}: mount the view outside of the software root"
+                f"mountpoint {show(spec.path)} is inside of the data layer {show(path)}: choose a mountpoint outside of the software root"
             )
     for path in (*spec.lower, *spec.data):
-        if is_inside(path, spec.path) or is_inside(spec.path, path):
-            raise OverlayError(f"mountpoint {show(spec.path)} would cover its own layer {show(path)}")
+        if is_inside(path, spec.path):
+            raise OverlayError(
+                f"mountpoint {show(spec.path)} would cover its own layer {show(path)}: choose a mountpoint outside of all layers"
+            )
+        if is_inside(spec.path, path):
+            raise OverlayError(
+                f"mountpoint {show(spec.path)} is inside of its own layer {show(path)}: choose a mountpoint outside of all layers"
+            )
     check_separate(spec, (*spec.lower, *spec.data, *spec.images))
 
 
@@ -129,13 +145,13 @@ def plan_mounted(
     upper: UpperState | None = None,
     inner: str = "carry",
 ) -> Plan:
-    """Plan how the declared overlay comes to be what is seen at its mountpoint.
+    """Plan to make the declared overlay the topmost mount at its mountpoint.
 
-    ``beneath`` tells whether the kernel can mount beneath another mount; ``upper`` is what is there of an upper layer; ``inner`` is what
-    becomes of mounts inside (SwitchOverlay).
+    ``beneath`` says whether the kernel can mount beneath another mount. ``upper`` is the state of the upper layer, None if there is none or
+    scratch space. ``inner`` is the field of SwitchOverlay.
 
-    Raises OverlayError where something else is in the way, the live mount differs and may not or cannot be switched as told, or the
-    upper layer cannot be used.
+    Raises OverlayError if the mountpoint has another mount or is not empty, if the live overlay differs and ``switch`` does not allow to
+    switch it, or if the upper layer cannot be used.
     """
     check_places(spec)
     plan = _plan_mount(spec, state, defaults, switch, beneath, inner)
@@ -157,29 +173,33 @@ def _plan_mount(
         if state.empty is None:
             return CreateMountpoint(spec.path), MountOverlay(spec)
         if not state.empty:
-            raise OverlayError(f"mountpoint {show(spec.path)} is not empty: a mount there would hide what is in it")
+            raise OverlayError(
+                f"mountpoint {show(spec.path)} is not empty, and a mount would hide what is in it: empty it, or choose another one"
+            )
         return (MountOverlay(spec),)
     _check_is_overlay(spec.path, state.mount)
-    changes = differences(spec, state.mount, defaults)
+    changes = mount_differences(spec, state.mount, defaults)
     if not changes:
-        # An overlay that is written to is left as it is, with what it covers.
+        # A writable overlay stays as it is, and so do the overlays that it covers.
         return () if spec.writable or switch not in ("auto", "beneath") else _drop(spec, state.droppable)
     _check_may_switch(spec, state, changes, switch, beneath)
     if switch == "replace":
         return (SwitchOverlay(spec, "replace"),)
     method = "beneath" if beneath and switch != "over" else "over"
-    as_declared = [not differences(spec, mount, defaults) for mount in state.below]
+    as_declared = [not mount_differences(spec, mount, defaults) for mount in state.below]
     return _plan_switch(spec, state, as_declared, method, inner, switch == "over")
 
 
 def _plan_switch(
     spec: MountSpec, state: MountpointState, as_declared: Sequence[bool], method: str, inner: str, leave: bool
 ) -> Plan:
-    """Plan a switch that is never seen: the declared overlay comes first, and then those go that it covers, unless they are left.
+    """Plan a switch in which no other overlay is ever seen: put the declared overlay on top, and then detach those that it covers.
 
-    ``as_declared`` tells of each covered overlay, highest first, whether it is the declared one, as after a switch that was killed
-    half-way, or one with ``over``, which leaves what it covers. To uncover it, those above it would have to go one by one, so only one
-    that is covered by a single one is uncovered, and has to have the same mounts inside. Otherwise it is mounted anew, and is not left.
+    ``as_declared`` says for each covered overlay, highest first, whether it equals the declaration, for example after a killed switch or
+    after a switch with ``over``. If the one directly below does, and has the same mounts inside, the topmost is detached. One
+    further down is mounted again and the old one dropped, since uncovering it would show those between.
+
+    With ``leave``, as for ``over``, the overlays that are covered afterwards stay, unless one of them equals the declaration.
     """
     if as_declared[:1] == [True] and _inner_places(state.inner) == _inner_places(state.inner_below):
         return (DetachOverlay(spec.path), *(() if leave else _drop(spec, min(len(as_declared) - 1, state.droppable))))
@@ -205,56 +225,58 @@ def _check_may_switch(
     beneath: bool,
 ) -> None:
     if switch == "never":
-        listed = ", ".join(f"{name}: {now} -> {wanted}" for name, (now, wanted) in changes.items())
+        changed = ", ".join(f"{name}: {now} -> {wanted}" for name, (now, wanted) in changes.items())
         raise OverlayError(
-            f"the overlay at {show(spec.path)} differs from what is declared and 'switch' is never ({listed})"
+            f"the overlay at {show(spec.path)} differs from the declaration ({changed}), and 'switch' is never: declare what is"
+            " mounted, or give another value of 'switch'"
         )
     if switch == "replace":
-        check_nothing_inside(spec.path, state.inner)
+        _check_nothing_inside(spec.path, state.inner)
         return
     if state.mount is not None:
         _check_no_upper(spec, state.mount, changes)
     if switch == "beneath" and not beneath:
         raise OverlayError(
-            f"the overlay at {show(spec.path)} differs from what is declared and this kernel cannot mount beneath it (Linux 6.5):"
-            " 'switch: over' mounts on top of it"
+            f"the overlay at {show(spec.path)} differs from the declaration, and this kernel cannot mount beneath it, which needs Linux"
+            " 6.5: use 'switch: over', which mounts on top of it"
         )
 
 
-def check_nothing_inside(path: bytes, inner: Sequence[Mount]) -> None:
-    """Raises OverlayError that names what is mounted inside of an overlay which is to be unmounted."""
+def _check_nothing_inside(path: bytes, inner: Sequence[Mount]) -> None:
+    """Check that nothing is mounted inside an overlay, so that it can be unmounted. Raises OverlayError naming the mounts inside."""
     if inner:
         raise OverlayError(
-            f"{show(path)} cannot be unmounted, since there are mounts inside of it: {listed(inner)}; unmount these first"
+            f"the overlay at {show(path)} has mounts inside of it, so it cannot be unmounted: unmount {listed(inner)} first"
         )
 
 
 def _check_no_upper(spec: MountSpec, live: Mount, changes: Mapping[str, tuple[object, object]]) -> None:
-    """An overlay that is written to cannot be exchanged for another one while it is in use."""
+    """Check that an overlay which is switched while it is in use has no upper layer. Raises OverlayError if it has one."""
     upper = overlay_layers(live).upper
     if upper is None:
         return
-    lost = " (what was written to it is lost then)" if upper.startswith(SCRATCH_PLACE) else ""
+    lost = ", and loses what was written to it" if upper.startswith(SCRATCH_PLACE) else ""
     raise OverlayError(
-        f"the overlay at {show(spec.path)} differs from what is declared in {', '.join(changes)}, and has the upper layer {show(upper)}:"
-        " what is written through the old one would not reach the new one, so it is not switched while it is in use; 'switch: replace'"
-        f" unmounts it first{lost}"
+        f"the overlay at {show(spec.path)} differs from the declaration in {', '.join(changes)}, and has the upper layer {show(upper)}. It"
+        " cannot be switched while it is in use, since the new overlay would miss what is written through the old one: use 'switch:"
+        f" replace', which unmounts it first{lost}"
     )
 
 
 def plan_unmounted(path: bytes, state: MountpointState, absent: bool) -> Plan:
-    """Plan that no overlay is mounted at a path.
+    """Plan to unmount the overlay at a path, and with ``absent`` to remove the directory.
 
-    Raises OverlayError where something else than an overlay is mounted, something is mounted inside of it, or the directory to be
-    removed is not empty.
+    Raises OverlayError if the mount there is no overlay, if there are mounts inside it, or if the directory to remove is not empty.
     """
     actions: tuple[Action, ...] = ()
     if state.mount is not None:
         _check_is_overlay(path, state.mount)
-        check_nothing_inside(path, state.inner)
+        _check_nothing_inside(path, state.inner)
         actions += (UnmountOverlay(path),)
     elif absent and state.empty is False:
-        raise OverlayError(f"directory {show(path)} is not empty: it is not removed")
+        raise OverlayError(
+            f"directory {show(path)} is not empty, so it is not removed: empty it, or use 'state: unmounted'"
+        )
     if absent and (state.mount or state.empty):
         actions += (RemoveMountpoint(path),)
     return actions
@@ -263,4 +285,20 @@ def plan_unmounted(path: bytes, state: MountpointState, absent: bool) -> Plan:
 def _check_is_overlay(path: bytes, mount: Mount) -> None:
     if mount.fstype != b"overlay":
         kind = mount.fstype.decode("ascii", "replace")
-        raise OverlayError(f"{show(path)} has a mount of type {kind} from {show(mount.source)}: it is left alone")
+        raise OverlayError(
+            f"{show(path)} has a mount of type {kind} from {show(mount.source)}, which is left alone: unmount it, or choose another"
+            " mountpoint"
+        )
+
+
+def switch_method(plan: Plan) -> str | None:
+    """Return how a plan switches an overlay: ``beneath``, ``over`` or ``replace``; None if it does not.
+
+    Detaching the topmost overlay, which covers the declared one, finishes a switch with ``beneath``.
+    """
+    for action in reversed(plan):
+        if isinstance(action, SwitchOverlay):
+            return action.method
+        if isinstance(action, DetachOverlay):
+            return "beneath"
+    return None

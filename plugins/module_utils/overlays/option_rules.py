@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which settings of an overlay go together: one table of what the kernel refuses, what it passes over, and what loses data.
+"""The rules about settings of an overlay: one table of the combinations that are refused, and why.
 
-The sources are Documentation/filesystems/overlayfs.rst, fs/overlayfs/params.c and trials; tests/kernel holds each rule against real
-mounts. The rules are about a declaration after ``pinned`` has filled in what it left open.
+The sources are Documentation/filesystems/overlayfs.rst, fs/overlayfs/params.c and trials; tests/kernel tries each rule on real mounts.
+The rules apply to a declaration after ``pinned`` has set the missing settings.
 """
 
 from __future__ import annotations
@@ -14,33 +14,34 @@ from dataclasses import dataclass
 
 #: The kernel refuses the mount.
 CONFLICT = "conflict"
-#: The kernel mounts, and does something else than it was told.
+#: The kernel mounts the overlay and ignores a setting.
 IGNORED = "ignored"
-#: The kernel mounts as told, and files read as something else than they are.
+#: The kernel mounts the overlay, and files have the wrong content.
 DANGEROUS = "dangerous"
-#: Before Linux 6.16 the kernel mounts and the files cannot be opened.
+#: The kernel mounts the overlay, and before Linux 6.16 files cannot be opened.
 OLD_KERNELS = "old kernels"
 
-#: Settings by name; a bare word has the value None.
+#: Settings by name. A setting without a value has the value None.
 Given = Mapping[str, "str | None"]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One combination that is refused. It matches when all of its conditions hold."""
+    """A combination of settings that is refused. It matches if all of its conditions hold."""
 
     kind: str
-    #: Settings, each with the values that are meant.
+    #: The settings, each with the values that match.
     given: tuple[tuple[str, tuple[str | None, ...]], ...]
-    #: What users read after the settings.
+    #: What the message says after the settings: what is wrong, why, and what to do.
     reason: str
-    #: Whether there is an upper layer, and whether there are data-only layers; None where it does not matter.
+    #: Whether the overlay has an upper layer, and whether it has data layers. None matches both.
     upper: bool | None = None
     data: bool | None = None
-    #: A setting that makes it right.
+    #: A setting with which the rule does not match.
     unless: tuple[str, str | None] | None = None
 
     def matches(self, settings: Given, upper: bool, data: bool) -> bool:
+        """Tell whether the rule refuses these settings of an overlay with or without an upper layer and data layers."""
         if self.upper not in (None, upper) or self.data not in (None, data):
             return False
         if self.unless and self.unless in settings.items():
@@ -48,7 +49,7 @@ class Rule:
         return all(name in settings and settings[name] in values for name, values in self.given)
 
     def sentence(self, settings: Given) -> str:
-        """Return the reason, with the settings as they were given."""
+        """Return the message about these settings: their names and values, and the reason."""
         words = [name if settings[name] is None else f"{name}={settings[name]}" for name, _values in self.given]
         return f"option{'s' if len(words) > 1 else ''} {' and '.join(words)} {self.reason}"
 
@@ -57,97 +58,98 @@ _ON: tuple[str | None, ...] = ("on",)
 _WORD: tuple[str | None, ...] = (None,)
 _USERXATTR = ("userxattr", None)
 
-#: The first one that matches is told, so what loses data comes first.
+#: The message is that of the first rule that matches, so the rule about wrong content is first.
 RULES = (
     Rule(
         DANGEROUS,
         (("nfs_export", _ON),),
-        "cannot go with data layers: files opened by their NFS file handle would read zeros",
+        "excludes data layers, since a file opened by its NFS file handle would read zeros: leave nfs_export out",
         data=True,
     ),
     Rule(
         CONFLICT,
         (("userxattr", _WORD), ("metacopy", _ON)),
-        "exclude each other: attributes that users can set are not to say where content is",
+        "exclude each other, since xattrs that users can set must not say where content is: leave one of them out",
     ),
     Rule(
         CONFLICT,
         (("userxattr", _WORD), ("redirect_dir", ("on", "follow", "off"))),
-        "exclude each other: attributes that users can set are not to say where content is",
+        "exclude each other, since xattrs that users can set must not say where content is: leave one of them out",
     ),
     Rule(
         OLD_KERNELS,
         (("redirect_dir", ("nofollow",)),),
-        "cannot go with data layers: the content of files is found through redirects",
+        "excludes data layers, since the kernel finds the content of files through redirects: use redirect_dir=on",
         data=True,
         unless=_USERXATTR,
     ),
     Rule(
         OLD_KERNELS,
         (("redirect_dir", ("off",)),),
-        "cannot go with data layers: the content of files is found through redirects, which 'off' may leave unfollowed",
+        "excludes data layers, since the kernel finds the content of files through redirects, and 'off' may not follow them: use"
+        " redirect_dir=on",
         data=True,
         unless=_USERXATTR,
     ),
     Rule(
         OLD_KERNELS,
         (("metacopy", ("off",)),),
-        "cannot go with data layers: the files of the layer are metadata copies",
+        "excludes data layers, since the files of the metadata layer are metacopies: use metacopy=on",
         data=True,
         unless=_USERXATTR,
     ),
     Rule(
         CONFLICT,
         (("metacopy", _ON), ("redirect_dir", ("nofollow",))),
-        "exclude each other: a metadata copy that was renamed finds its content through a redirect",
+        "exclude each other, since a renamed metacopy finds its content through a redirect: use redirect_dir=on",
     ),
     Rule(
         CONFLICT,
         (("metacopy", _ON), ("redirect_dir", ("follow", "off"))),
-        "exclude each other with an upper layer: a metadata copy that is renamed gets a redirect",
+        "exclude each other with an upper layer, since a renamed metacopy gets a redirect: use redirect_dir=on",
         upper=True,
     ),
     Rule(
         CONFLICT,
         (("nfs_export", _ON), ("metacopy", _ON)),
-        "exclude each other: a file handle leads to the layer that has the metadata, and not to the content",
+        "exclude each other, since a file handle leads to the metadata of a file and not to its content: use metacopy=off",
         upper=True,
     ),
     Rule(
         CONFLICT,
         (("nfs_export", _ON), ("index", ("off",))),
-        "exclude each other: what was copied up is found by its file handle through the index",
+        "exclude each other, since the index is what leads from a file handle to a copied-up file: use index=on",
         upper=True,
     ),
     Rule(
         CONFLICT,
         (("nfs_export", _ON), ("index", ("off",)), ("redirect_dir", ("nofollow",))),
-        "exclude each other: leave index out where there is no upper layer",
+        "exclude each other without an upper layer: leave index out",
         upper=False,
     ),
-    Rule(IGNORED, (("index", _ON),), "is for overlays with an upper layer", upper=False),
-    Rule(IGNORED, (("volatile", _WORD),), "is for overlays with an upper layer", upper=False),
+    Rule(IGNORED, (("index", _ON),), "needs an upper layer: leave it out, or give 'upper'", upper=False),
+    Rule(IGNORED, (("volatile", _WORD),), "needs an upper layer: leave it out, or give 'upper'", upper=False),
     Rule(
         IGNORED,
         (("nfs_export", _ON),),
-        "needs redirect_dir=nofollow where there is no upper layer",
+        "needs redirect_dir=nofollow without an upper layer: give both",
         upper=False,
         unless=("redirect_dir", "nofollow"),
     ),
 )
 
-#: What the kernel falls back to by itself, by setting, and why. That depends on file systems, so it shows only once it is mounted.
+#: Why the kernel changes a setting to a value when it mounts. This depends on file systems, so only the live mount shows it.
 FALLBACKS = {
-    ("index", "off"): "the file system of a layer has no file handles, or that of the upper layer no attributes",
-    ("nfs_export", "off"): "the file system of a layer has no file handles, or that of the upper layer no attributes",
-    ("metacopy", "off"): "the file system of the upper layer has no attributes",
-    ("redirect_dir", "nofollow"): "the file system of the upper layer has no attributes",
-    ("redirect_dir", "follow"): "the file system of the upper layer has no attributes",
+    ("index", "off"): "the file system of a layer has no file handles, or that of the upper layer has no xattrs",
+    ("nfs_export", "off"): "the file system of a layer has no file handles, or that of the upper layer has no xattrs",
+    ("metacopy", "off"): "the file system of the upper layer has no xattrs",
+    ("redirect_dir", "nofollow"): "the file system of the upper layer has no xattrs",
+    ("redirect_dir", "follow"): "the file system of the upper layer has no xattrs",
 }
 
 
 def refusal(settings: Given, upper: bool, data: bool) -> str | None:
-    """Return the sentence about the first combination that cannot be; None where all is well."""
+    """Return the message of the first rule that refuses the settings; None if no rule does."""
     for rule in RULES:
         if rule.matches(settings, upper, data):
             return rule.sentence(settings)
@@ -155,17 +157,17 @@ def refusal(settings: Given, upper: bool, data: bool) -> str | None:
 
 
 def pinned(settings: Given, upper: bool, data: bool, redirect: bool = False) -> dict[str, str | None]:
-    """Return the settings with those made explicit on which it depends what files are: hosts have other defaults for them.
+    """Return the settings with those added that change what users see, since hosts have different defaults for them.
 
-    With data layers: metacopy and redirect_dir, through which content is found. With an upper layer: copying up of metadata alone and
-    renaming of directories, unless the overlay is exported, where the kernel can do only the latter; the index, which holds hard links
-    together and knows an upper layer that is in use or was used over another lower layer; and ``xino``, by which the kernel gives files
-    numbers that stay the same, and looks up each name in all layers for that when it lists a directory.
+    - ``metacopy`` and ``redirect_dir``: with data layers the kernel finds content through them. With an upper layer they copy up
+      metadata alone and allow renaming directories. ``nfs_export`` excludes ``metacopy`` there.
+    - ``index``, with an upper layer: it preserves hard links, and lets the kernel refuse an upper layer that is in use or was used over
+      another lower layer.
+    - ``xino``: it gives files constant inode numbers, for which listing a directory looks up each name in all layers. It is off where
+      that would reach a file server through ordinary lower layers: with an upper layer and no data layers, and with strategy redirect
+      (``redirect``). An exported overlay has it, since NFS clients rely on inode numbers.
 
-    So that listings do not reach a file server, ``xino`` is off where files are looked up in ordinary lower layers: without data layers,
-    and with strategy redirect (``redirect``). NFS clients go by the numbers, so an overlay that is exported has it.
-
-    With userxattr the kernel makes the choice of metacopy and redirect_dir.
+    With ``userxattr`` the kernel chooses ``metacopy`` and ``redirect_dir``.
     """
     chosen = dict(settings)
     if redirect:

@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The options of an overlay mount: what may be asked for, what goes together, and what a live mount really has.
+"""The declaration of an overlay mount and its options, and how a live mount differs from it.
 
-Which defaults apply is the host's business (module parameters, which distributions set differently), so every option that matters
-is given explicitly. What goes together, overlays/option_rules.py says.
+Distributions set different defaults for overlay options (module parameters), so options that change what users see are set explicitly.
+overlays/option_rules.py has the rules about which options exclude each other.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.strategies import (
     DATA_ONLY,
     REDIRECT,
-    SHOWN_FOLDER,
+    SHOWN_DIRECTORY,
 )
 
 Settings = tuple[tuple[bytes, Optional[bytes]], ...]
 OptionValue = Union[str, bool, int, None]
 
-#: Flags of the mount itself. They are given as true or false.
+#: Flags of the mount. Each takes true or false.
 MOUNT_FLAGS = ("nosuid", "nodev", "noexec", "noatime", "nodiratime")
 
-#: Settings of the overlay with the values that each takes; None stands for a bare word that is given as true or false.
+#: Settings of the overlay, each with its values. None stands for a setting without a value, which takes true or false.
 SETTINGS: dict[str, tuple[str, ...] | None] = {
     "metacopy": ("on", "off"),
     "redirect_dir": ("on", "follow", "nofollow", "off"),
@@ -50,60 +50,60 @@ SETTINGS: dict[str, tuple[str, ...] | None] = {
     "volatile": None,
 }
 
-#: Where the file systems in memory are that overlays have as their scratch space. Each is mounted where only its overlay sees it, so all
-#: of one size have the same name; the size is in the name since that is what the kernel reports.
+#: The start of the mountpoints of scratch space. The size follows, so that the kernel's report of the overlay shows it. Each scratch space
+#: is mounted in a private mount namespace, so several of one size have the same mountpoint.
 SCRATCH_PLACE = b"/run/renderfarm-overlay/scratch"
 
 
 @dataclass(frozen=True)
 class Writable:
-    """The part of an overlay that is written to."""
+    """The upper layer and work directory of an overlay."""
 
     upper: bytes
     work: bytes
-    #: Bytes of the file system in memory that both are on, mounted at ``place``; None where they are directories of the host.
+    #: The size in bytes of the tmpfs that both are on, which is mounted at ``place``; None if both are directories of the host.
     scratch: int | None = None
 
     @property
     def place(self) -> bytes:
-        """The folder that both are in, where they are on a file system of their own."""
+        """The directory that holds both, which is the mountpoint of scratch space."""
         return posixpath.dirname(self.upper)
 
 
 def scratch_space(size: int) -> Writable:
-    """Return the writable part of an overlay that forgets what was written; ``size`` in bytes."""
+    """Return the upper layer and work directory on a tmpfs of ``size`` bytes, which goes with the overlay."""
     place = b"%s-%d" % (SCRATCH_PLACE, size)
     return Writable(place + b"/upper", place + b"/work", size)
 
 
 @dataclass(frozen=True)
 class MountSpec:
-    """The declaration of an overlay mount; paths are absolute and without symbolic links."""
+    """The declaration of an overlay mount. Its paths are absolute and without symbolic links."""
 
     path: bytes
-    #: Names of the lower layers: a directory's path, or an image's path without its suffix.
+    #: The lower layers, top first: each the path of a directory, or the layer name of an image.
     lower: tuple[bytes, ...]
     data: tuple[bytes, ...]
     settings: Settings
     flags: frozenset[str]
-    #: The files of those lower layers that are images.
+    #: The paths of the image files among the lower layers.
     images: tuple[bytes, ...] = ()
     #: None for an overlay without an upper layer.
     writable: Writable | None = None
-    #: What the kernel is to call the file system; it has no other meaning.
+    #: The source that the kernel reports for the mount. It has no other meaning.
     source: bytes = b"overlay"
-    #: How the layers of ``data`` are used, ``data_only`` or ``redirect``.
+    #: How the kernel uses the data layers: ``data_only`` or ``redirect``.
     strategy: str = DATA_ONLY
 
     @property
     def layers(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-        """The ordinary lower layers and the data-only ones, as the kernel is given them."""
+        """The ordinary lower layers and the data-only layers, as the kernel takes them."""
         return ((*self.lower, *self.data), ()) if self.strategy == REDIRECT else (self.lower, self.data)
 
     @property
     def root(self) -> bytes:
-        """The directory of the overlay that is seen at the mountpoint."""
-        return b"/" + SHOWN_FOLDER.encode() if self.strategy == REDIRECT else b"/"
+        """The directory of the overlay that is shown at the mountpoint."""
+        return b"/" + SHOWN_DIRECTORY.encode() if self.strategy == REDIRECT else b"/"
 
     @property
     def upper(self) -> bytes | None:
@@ -115,32 +115,32 @@ class MountSpec:
 
     @property
     def kept(self) -> tuple[bytes, ...]:
-        """The upper layer and its work directory, where they are directories of the host."""
+        """The upper layer and its work directory, if they are directories of the host."""
         return (self.writable.upper, self.writable.work) if self.writable and self.writable.scratch is None else ()
 
     @property
     def directories(self) -> tuple[bytes, ...]:
-        """The layers that are directories."""
+        """The lower and data layers that are directories."""
         names = {without_suffix(image) for image in self.images}
         return tuple(layer for layer in self.lower if layer not in names) + self.data
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the declaration as the diff shows it."""
-        return _shown_state(self.path, self.root, *self.layers, (self.upper, self.work), self.settings, self.flags)
+        """Return the declaration for the diff."""
+        return _for_diff(self.path, self.root, *self.layers, (self.upper, self.work), self.settings, self.flags)
 
 
 def declared_by(live: Mount | None) -> dict[str, Any]:
-    """Return of a live overlay what a declaration would say; empty where there is none."""
+    """Return the declaration that a live overlay fulfils, for the diff; empty if there is no overlay."""
     if live is None or live.fstype != b"overlay":
         return {}
     layers = overlay_layers(live)
     flags = frozenset(show(flag) for flag in live.flags) & {"ro", *MOUNT_FLAGS}
-    return _shown_state(
+    return _for_diff(
         live.path, live.root, layers.lower, layers.data, (layers.upper, layers.work), layers.settings, flags
     )
 
 
-def _shown_state(
+def _for_diff(
     path: bytes,
     root: bytes,
     lower: Sequence[bytes],
@@ -153,8 +153,8 @@ def _shown_state(
     return {
         "path": show(path),
         "root": show(root),
-        "lower": shown(lower),
-        "data": shown(data),
+        "lower": [show(layer) for layer in lower],
+        "data": [show(layer) for layer in data],
         "upper": upper,
         "work": work,
         "options": shown_settings(settings),
@@ -172,28 +172,35 @@ def mount_spec(
     writable: Writable | None = None,
     strategy: str = DATA_ONLY,
 ) -> MountSpec:
-    """Return the declaration with every option that matters made explicit. Raises OverlayError for what cannot be.
+    """Return a declaration with the options set explicitly that change what users see.
 
-    ``images`` are those of ``lower`` that are image files, not directories.
+    ``images`` are those of ``lower`` that are image files. Raises OverlayError if there is no lower layer, if an image has no name of an
+    image, or if an option is unknown, has an invalid value or excludes another one.
     """
     if not lower:
         raise OverlayError(
-            f"overlay at {show(path)}: 'lower' needs at least one layer; data-only layers alone show nothing"
+            f"overlay at {show(path)}: 'lower' needs at least one layer, since data layers alone show no files"
         )
     for image in images:
         if not is_image_path(image):
             raise OverlayError(
-                f"lower layer {show(image)} is a file: an EROFS image has to have a name that ends in .erofs"
+                f"lower layer {show(image)} is a file and has no name of an image: give a directory, or an EROFS image whose name ends in"
+                " .erofs"
             )
     given, flags = _sorted_options(options)
     settings = option_rules.pinned(given, writable is not None, bool(data), strategy == REDIRECT)
     reason = option_rules.refusal(settings, writable is not None, bool(data))
     if strategy == REDIRECT and "userxattr" in settings:
-        reason = "option userxattr cannot go with strategy redirect: the kernel then follows redirects into data-only layers alone"
+        reason = (
+            "options userxattr and strategy=redirect exclude each other, since with userxattr the kernel follows redirects only into"
+            " data-only layers: leave userxattr out"
+        )
     if reason:
         raise OverlayError(f"overlay at {show(path)}: {reason}")
     if read_only and writable and writable.scratch is not None:
-        raise OverlayError(f"overlay at {show(path)}: 'scratch' is for writing, so it cannot go with 'read_only'")
+        raise OverlayError(
+            f"overlay at {show(path)}: 'scratch' and 'read_only' exclude each other, since scratch space is for writing: give one of them"
+        )
     if read_only:
         flags.append("ro")
     pairs = tuple(
@@ -214,21 +221,21 @@ def _sorted_options(options: Mapping[str, OptionValue]) -> tuple[dict[str, str |
                 flags.append(name)
         elif name not in SETTINGS:
             known = ", ".join((*MOUNT_FLAGS, *SETTINGS))
-            raise OverlayError(f"overlay option {name!r} is not known; known are {known}")
+            raise OverlayError(f"overlay option {name!r} is not known: use one of {known}")
         else:
             choices = SETTINGS[name]
             if choices is None:
                 if _truth(name, value):
                     settings[name] = None
             elif value not in choices:
-                raise OverlayError(f"overlay option {name} takes one of {', '.join(choices)}, not {value!r}")
+                raise OverlayError(f"overlay option {name} has the value {value!r}: use one of {', '.join(choices)}")
             else:
                 settings[name] = value
     return settings, flags
 
 
 def _word(value: OptionValue) -> str:
-    """Return an option's value as the kernel writes it: YAML makes true of a bare ``on``."""
+    """Return the value of an option as the kernel writes it. YAML reads a bare ``on`` as true."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return "on" if value is None else str(value).lower()
@@ -237,15 +244,17 @@ def _word(value: OptionValue) -> str:
 def _truth(name: str, value: str) -> bool:
     truths = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
     if value not in truths:
-        raise OverlayError(f"overlay option {name} is given as true or false, not {value!r}")
+        raise OverlayError(f"overlay option {name} has the value {value!r}: use true or false")
     return truths[value]
 
 
-def differences(spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]) -> dict[str, tuple[object, object]]:
-    """Return in what a live mount differs from its declaration: for each name what is there and what should be.
+def mount_differences(
+    spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]
+) -> dict[str, tuple[object, object]]:
+    """Return how a live mount differs from its declaration: the live and the declared value by name.
 
-    ``defaults`` are the host's defaults of overlay options (by name, ``Y``, ``N`` or a word): the kernel prints an option
-    only when it differs from them.
+    ``defaults`` are the host's defaults of overlay options by name, each ``Y``, ``N`` or a word. The kernel prints an option only if it
+    differs from its default.
     """
     if live.fstype != b"overlay":
         return {"type": (live.fstype.decode("ascii", "replace"), "overlay")}
@@ -253,22 +262,22 @@ def differences(spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]) -
     found: dict[str, tuple[object, object]] = {}
     for kind, live_layers, declared_layers in zip(("lower", "data"), (layers.lower, layers.data), spec.layers):
         if live_layers != declared_layers:
-            found[kind] = (shown(live_layers), shown(declared_layers))
-    for role, there, declared in (
+            found[kind] = ([show(layer) for layer in live_layers], [show(layer) for layer in declared_layers])
+    for role, actual_path, declared in (
         ("root", live.root, spec.root),
         ("upper", layers.upper, spec.upper),
         ("work", layers.work, spec.work),
     ):
-        if there != declared:
-            found[role] = (there and show(there), declared and show(declared))
+        if actual_path != declared:
+            found[role] = (actual_path and show(actual_path), declared and show(declared))
     for name, value in spec.settings:
         wanted = value or b"on"
         actual = live_setting(layers, name, defaults)
         if (name, wanted) == (b"redirect_dir", b"off"):
-            # 'off' is not to make any; whether those that are there are followed is the host's setting.
+            # 'off' creates no redirects. A parameter of the host decides whether the kernel follows those that exist.
             wanted = b"follow" if defaults.get(b"redirect_always_follow") == b"Y" else b"nofollow"
         if name == b"xino" and all(option != name for option, _value in layers.settings):
-            # The kernel leaves it out where all layers are on one file system, whatever it was given.
+            # The kernel omits xino if all layers are on one file system, whatever value it was given.
             continue
         if not _same_setting(name, wanted, actual, spec.writable is not None):
             found[show(name)] = (show(actual), show(wanted))
@@ -279,22 +288,25 @@ def differences(spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]) -
     return found
 
 
-def explained(changes: Mapping[str, tuple[object, object]]) -> str:
-    """Return in what a mount that was just made differs from its declaration, with the reason where it is known."""
+def explained_differences(changes: Mapping[str, tuple[object, object]]) -> str:
+    """Return, for a message, how a new mount differs from its declaration, with the reason if it is known.
+
+    ``changes`` is what ``mount_differences`` returned.
+    """
     words = []
     for name, (now, wanted) in changes.items():
         reason = option_rules.FALLBACKS.get((name, str(now)))
-        hint = f" ({reason}; give {name}={now} if that will do)" if reason else ""
+        hint = f" ({reason}; give {name}={now} to accept that)" if reason else ""
         words.append(f"{name} is {now}, not {wanted}{hint}")
     return ", ".join(words)
 
 
 def live_setting(layers: OverlayLayers, name: bytes, defaults: Mapping[bytes, bytes]) -> bytes:
-    """Return the value that a setting of a live overlay has; ``defaults`` are those of ``differences``."""
+    """Return the value of a setting of a live overlay. ``defaults`` are those of ``mount_differences``."""
     for option, value in layers.settings:
         if option == name:
             return b"on" if value is None else value
-        # As newer kernels print it (Linux 6.18).
+        # Linux 6.18 prints volatile so.
         if (name, option, value) == (b"volatile", b"fsync", b"volatile"):
             return b"on"
     by_default = defaults.get(name) == b"Y"
@@ -305,11 +317,11 @@ def live_setting(layers: OverlayLayers, name: bytes, defaults: Mapping[bytes, by
 
 def _same_setting(name: bytes, wanted: bytes, actual: bytes, upper: bool) -> bool:
     if name == b"redirect_dir" and not upper:
-        # Without an upper layer nothing is renamed, so that redirects are followed is all that 'on' can mean.
+        # Without an upper layer no redirect is created, so 'on' and 'follow' mean the same.
         return wanted == actual or {wanted, actual} <= {b"on", b"follow"}
-    # What becomes of 'auto' is the kernel's choice.
+    # For 'auto' the kernel chooses the value.
     return wanted in (actual, b"auto")
 
 
-def shown(paths: Sequence[bytes]) -> list[str]:
-    return [show(path) for path in paths]
+#: The name under which tests of other rooms know it.
+differences = mount_differences

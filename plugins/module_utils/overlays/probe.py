@@ -1,9 +1,9 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Finding out what this kernel can do by trying it, in a mount namespace that nobody else sees.
+"""Try which features this kernel has, in a private mount namespace.
 
-Versions tell little: distributions carry features back, and switch them off.
+The version of a kernel does not say this: distributions backport features, and disable them.
 """
 
 from __future__ import annotations
@@ -18,22 +18,21 @@ from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, namespaces, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts, strategies
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, strategies
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import mount_spec
 
 _CONTENT = b"content of the data layer"
 
-#: Any directory that is there on every host: the trials cover it with a file system in memory that only they see.
+#: Directories of which each host has one. The trials mount a tmpfs there, in their own mount namespace.
 _SCRATCH_PLACES = ("/tmp", "/run", "/mnt")  # noqa: S108 (covered, not used)
 
-
-#: A directory for temporary files that is on a disk.
+#: A directory for temporary files on a disk.
 _DISK_PLACE = "/var/tmp"  # noqa: S108 (its file has no name)
 
 
 @dataclass(frozen=True)
 class Feature:
-    """What was found out about one feature. ``supported`` is None where nothing was tried."""
+    """The result of trying one feature. ``supported`` is None if it was not tried."""
 
     supported: bool | None
     #: ``probe`` or ``none``.
@@ -41,6 +40,7 @@ class Feature:
     detail: str
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the result as a module returns it."""
         return {"supported": self.supported, "source": self.source, "detail": self.detail}
 
 
@@ -48,12 +48,12 @@ Trial = Callable[[str], str]
 
 
 class TrialError(Exception):
-    """What the kernel accepted does not work as it should."""
+    """Raised if the kernel accepts a mount that then does not work."""
 
 
-def _directories(folder: str) -> tuple[str, str, str]:
-    """Make an empty layer, a data layer with one file, and a mountpoint; return their paths."""
-    layer, data, view = (os.path.join(folder, name) for name in ("layer", "data", "view"))
+def _directories(scratch: str) -> tuple[str, str, str]:
+    """Create an empty layer, a data layer with one file, and a mountpoint; return their paths."""
+    layer, data, view = (os.path.join(scratch, name) for name in ("layer", "data", "view"))
     for path in (layer, data, view):
         files.make_directories(path, 0o755)
     with open(os.path.join(data, "file"), "wb") as stream:
@@ -61,15 +61,15 @@ def _directories(folder: str) -> tuple[str, str, str]:
     return layer, data, view
 
 
-def _layer(folder: str, namespace: str = "trusted") -> tuple[str, str, str]:
-    """The same, with a layer that has the file's metadata."""
-    layer, data, view = _directories(folder)
+def _layer(scratch: str, namespace: str = "trusted") -> tuple[str, str, str]:
+    """Create a layer with the metadata of a file, a data layer with its content, and a mountpoint; return their paths."""
+    layer, data, view = _directories(scratch)
     _add_metadata(layer, data, namespace)
     return layer, data, view
 
 
 def _add_metadata(layer: str, data: str, namespace: str = "trusted") -> None:
-    """Give a layer the file's metadata, and the data layer a second file that the layer does not know."""
+    """Add the file's metadata to a layer, and a second file to the data layer that the layer does not have."""
     with open(os.path.join(layer, "file"), "wb") as stream:
         os.setxattr(stream.fileno(), f"{namespace}.overlay.metacopy", b"")
         os.setxattr(stream.fileno(), f"{namespace}.overlay.redirect", b"/file")
@@ -81,98 +81,98 @@ def _add_metadata(layer: str, data: str, namespace: str = "trusted") -> None:
 def _check_view(view: str, hidden: bool) -> None:
     with open(os.path.join(view, "file"), "rb") as stream:
         if stream.read() != _CONTENT:
-            raise TrialError("a file does not read as the content of the data layer")
+            raise TrialError("a file does not have the content of the data layer")
     if hidden and os.path.exists(os.path.join(view, "hidden")):
-        raise TrialError("names of the data layer show in the view")
+        raise TrialError("the view shows names of the data layer")
 
 
-def _try_overlay(folder: str) -> str:
-    lower, other, view = _directories(folder)
+def _try_overlay(scratch: str) -> str:
+    lower, other, view = _directories(scratch)
     _mount_string(view, f"lowerdir={lower}:{other}")
     _check_view(view, hidden=False)
     return "two lower layers, mounted read-only"
 
 
-def _try_data_only(folder: str) -> str:
-    layer, data, view = _layer(folder)
+def _try_data_only(scratch: str) -> str:
+    layer, data, view = _layer(scratch)
     spec = mount_spec(view.encode(), [layer.encode()], [data.encode()], {}, read_only=True)
-    _attach(mounts.create_overlay(spec), view)
+    _attach(creating.create_overlay(spec), view)
     _check_view(view, hidden=True)
     return "one lower and one data-only layer, with metacopy=on"
 
 
-def _try_data_only_userxattr(folder: str) -> str:
-    layer, data, view = _layer(folder, "user")
+def _try_data_only_userxattr(scratch: str) -> str:
+    layer, data, view = _layer(scratch, "user")
     spec = mount_spec(view.encode(), [layer.encode()], [data.encode()], {"userxattr": True}, read_only=True)
-    _attach(mounts.create_overlay(spec), view)
+    _attach(creating.create_overlay(spec), view)
     _check_view(view, hidden=True)
     return "one lower and one data-only layer, with userxattr"
 
 
-def _try_redirect(folder: str) -> str:
-    layer, data, view = _directories(folder)
-    shown = os.path.join(layer, strategies.SHOWN_FOLDER)
+def _try_redirect(scratch: str) -> str:
+    layer, data, view = _directories(scratch)
+    shown = os.path.join(layer, strategies.SHOWN_DIRECTORY)
     files.make_directories(shown, 0o755)
     os.setxattr(shown, "trusted.overlay.opaque", b"y")
     _add_metadata(shown, data)
     spec = mount_spec(
         view.encode(), [layer.encode()], [data.encode()], {}, read_only=True, strategy=strategies.REDIRECT
     )
-    _attach(mounts.new_overlay(spec), view)
+    _attach(creating.new_overlay(spec), view)
     _check_view(view, hidden=True)
-    return "absolute redirects into an ordinary lower layer, from opaque directories"
+    return "absolute redirects from opaque directories into an ordinary lower layer"
 
 
-def _try_metadata_copy_up(folder: str) -> str:
-    _empty, lower, view = _directories(folder)
-    upper, work = (os.path.join(folder, name) for name in ("upper", "work"))
+def _try_metadata_copy_up(scratch: str) -> str:
+    _empty, lower, view = _directories(scratch)
+    upper, work = (os.path.join(scratch, name) for name in ("upper", "work"))
     files.make_directories(upper, 0o755)
     files.make_directories(work, 0o755)
     _mount_string(view, f"lowerdir={lower},upperdir={upper},workdir={work},metacopy=on,redirect_dir=on", flags=0)
     os.utime(os.path.join(view, "file"), ns=(0, 0))
     os.getxattr(os.path.join(upper, "file"), "trusted.overlay.metacopy")
-    return "a change of times copies up the metadata alone"
+    return "a change of times copies up only metadata"
 
 
-def _try_append_layers(folder: str) -> str:
-    del folder
-    if not mounts.takes_layers_one_by_one():
+def _try_append_layers(scratch: str) -> str:
+    del scratch
+    if not creating.takes_layers_one_by_one():
         raise TrialError("the kernel does not know lowerdir+")
     return "lowerdir+ and datadir+ name one layer each"
 
 
-def _try_mount_beneath(folder: str) -> str:
-    layer, data, view = _directories(folder)
+def _try_mount_beneath(scratch: str) -> str:
+    layer, data, view = _directories(scratch)
     first = mount_spec(view.encode(), [data.encode(), layer.encode()], [], {}, read_only=True)
     second = mount_spec(view.encode(), [layer.encode(), data.encode()], [], {}, read_only=True)
-    _attach(mounts.create_overlay(first), view)
-    mount = mounts.create_overlay(second)
+    _attach(creating.create_overlay(first), view)
+    mount = creating.create_overlay(second)
     try:
         syscalls.move_mount(mount, view.encode(), beneath=True)
         syscalls.umount(view.encode(), syscalls.MNT_DETACH)
     finally:
         os.close(mount)
-    return "a new overlay is put beneath the mounted one"
+    return "a new overlay is mounted beneath the mounted one"
 
 
-def _try_erofs(folder: str) -> str:
-    del folder
+def _try_erofs(scratch: str) -> str:
+    del scratch
     os.close(syscalls.fsopen(b"erofs"))
-    return "the file system type is known"
+    return "the kernel has the file system type"
 
 
-def _try_erofs_file(folder: str) -> str:
-    # The image has to lie on a disk: the kernel cannot mount one from a file in memory. It has no name and leaves no trace.
+def _try_erofs_file(scratch: str) -> str:
+    # The image is on a disk, since the kernel cannot mount one from a file on tmpfs. The file has no name, so nothing is left of it.
     with tempfile.TemporaryFile(dir=_DISK_PLACE) as image:
         image.write(empty_erofs_image())
         image.flush()
-        syscalls.mount(b"/proc/self/fd/%d" % image.fileno(), folder.encode(), b"erofs", syscalls.MS_RDONLY)
-    if os.listdir(folder):
-        raise TrialError("an empty image shows names")
+        syscalls.mount(b"/proc/self/fd/%d" % image.fileno(), scratch.encode(), b"erofs", syscalls.MS_RDONLY)
+    if os.listdir(scratch):
+        raise TrialError("an empty image shows files")
     return "an image is mounted from its file, without a loop device"
 
 
-#: Each feature and how it is tried. The trial is given an empty directory on a file system in memory and returns what it did.
+#: The trial of each feature. It takes an empty directory on a tmpfs, and returns what it did as words.
 TRIALS: dict[str, Trial] = {
     "overlay": _try_overlay,
     "data_only": _try_data_only,
@@ -187,13 +187,15 @@ TRIALS: dict[str, Trial] = {
 
 
 def not_tried() -> dict[str, Feature]:
+    """Return the result for each feature if none is tried."""
     return {name: Feature(None, "none", "not tried: 'probe' is false") for name in TRIALS}
 
 
 def probe(features: Collection[str] = tuple(TRIALS)) -> dict[str, Feature]:
-    """Try features, all of them by default. To be run in a process of its own: its mount namespace is not that of the host afterwards.
+    """Try features, by default all, and return their results. Call this in a child process: it enters a private mount namespace.
 
-    Without root the trials are made in a user namespace, and tell what can be done there.
+    Without root the trials run in a user namespace, and the results say what works there. Raises OverlayError if this user cannot create
+    one.
     """
     where = enter_namespace()
     scratch = next(place for place in _SCRATCH_PLACES if os.path.isdir(place))
@@ -202,29 +204,32 @@ def probe(features: Collection[str] = tuple(TRIALS)) -> dict[str, Feature]:
 
 
 def enter_namespace() -> str:
-    """Enter a private mount namespace, in a new user namespace where that is needed; return words that say so."""
+    """Enter a private mount namespace, in a new user namespace if this process may not create one otherwise.
+
+    Return words for a message, which are empty without a user namespace. Raises OverlayError if the kernel refuses both.
+    """
     try:
         namespaces.make_private()
         return ""
     except PermissionError:
-        user, group = os.geteuid(), os.getegid()
+        uid, gid = os.geteuid(), os.getegid()
         try:
             syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
         except OSError as error:
             raise OverlayError(
-                f"this user may neither mount nor make a user namespace ({error.strerror}): run the task as root (become: true)"
+                f"this user can neither mount nor create a user namespace ({error.strerror}): run the task as root (become: true)"
             ) from None
-        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
             with open(f"/proc/self/{name}", "w", encoding="ascii") as stream:
                 stream.write(text)
         syscalls.mount(b"none", b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
         return " (in a user namespace)"
 
 
-def _tried(trial: Trial, folder: str, where: str) -> Feature:
-    files.make_directories(folder, 0o755)
+def _tried(trial: Trial, scratch: str, where: str) -> Feature:
+    files.make_directories(scratch, 0o755)
     try:
-        return Feature(True, "probe", trial(folder) + where)
+        return Feature(True, "probe", trial(scratch) + where)
     except OSError as error:
         about = f": {error.filename}" if isinstance(error.filename, str) else ""
         return Feature(False, "probe", f"{error.strerror}{about}{where}")
@@ -238,7 +243,7 @@ def _mount_string(view: str, options: str, flags: int = syscalls.MS_RDONLY) -> N
 
 def _attach(mount: int, view: str) -> None:
     with _closing(mount):
-        mounts.attach(mount, view.encode())
+        creating.attach(mount, view.encode())
 
 
 @contextlib.contextmanager
@@ -250,14 +255,14 @@ def _closing(fd: int) -> Iterator[None]:
 
 
 def empty_erofs_image() -> bytes:
-    """Return an EROFS image, one block long, with nothing but its root (Documentation/filesystems/erofs.rst, erofs_fs.h).
+    """Return an EROFS image of one block with an empty root directory (Documentation/filesystems/erofs.rst, erofs_fs.h).
 
-    The superblock is at byte 1024, and the root is inode 40 (at 32 bytes each): a compact inode with its two names right behind it.
+    The superblock is at byte 1024. The root is inode 40, counted in units of 32 bytes: a compact inode, followed by its two names.
     """
     block_bits = 12
     root = 40
     names = struct.pack("<QHBBQHBB", root, 24, 2, 0, root, 25, 2, 0) + b"..."
-    # i_format 4: compact, content inline; then xattr count, mode, links, size, reserved, address, number, owner, group, reserved.
+    # i_format 4: compact, content inline; then xattr count, mode, nlink, size, reserved, address, inode, uid, gid, reserved.
     inode = struct.pack("<HHHHIIIIHHI", 4, 0, 0o40755, 2, len(names), 0, 0, 1, 0, 0, 0)
     superblock = struct.pack("<IIIBBHQQIIII", 0xE0F5E1E2, 0, 0, block_bits, 0, root, 1, 0, 0, 1, 0, 0)
     image = bytearray(1 << block_bits)

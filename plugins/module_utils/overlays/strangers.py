@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Overlays in use that are mounted nowhere and that no record is kept of, as after ``umount --lazy``.
+"""Find overlays in use that are mounted nowhere and have no record, for example after ``umount --lazy``.
 
-The kernel lists such a mount in no namespace. All that shows it is that a process has a file on a mount with an unlisted number. Which
-layers it has cannot be found out, unless the same overlay is mounted elsewhere as well.
+The kernel lists such a mount in no mount namespace. The only trace of it is a process that has a file on a mount with an unlisted mount
+ID. Its layers are unknown, unless the same overlay is also mounted elsewhere.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.processes import Process
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.still_paths import REMOTE
 
-#: Lists all NFS file systems of the network namespace, detached ones too.
+#: The NFS file systems of the network namespace, including detached ones.
 _NFS_VOLUMES = "/proc/fs/nfsfs/volumes"
 
-#: Seconds for a file system to tell its type.
+#: Time limit, in seconds, for asking a file system for its type.
 _ASKING_SECONDS = 3.0
 
-#: How many files of a mount are looked at, at most.
+#: How many open files of a mount are examined.
 _SAMPLES = 20
 
 
 def overlays(held: Mapping[int, Sequence[Process]], live: Collection[Mount]) -> Iterator[tuple[Process, Mount | None]]:
-    """Yield each process that uses an overlay, with a mount elsewhere of the same overlay or None where there is none.
+    """Yield each process that uses an unlisted overlay, with a mount of the same overlay elsewhere, or None if there is none.
 
-    ``held`` has the processes by the numbers of mounts that are not listed; most of these are the kernel's own, such as that of pipes.
-    What cannot be looked at in time counts as an overlay.
+    ``held`` maps unlisted mount IDs to processes; most of these mounts are the kernel's own, such as that of pipes. A file system that
+    does not answer in time counts as an overlay.
     """
     remote = {mount.device for mount in live if mount.fstype.startswith(REMOTE)} | _nfs_devices()
     known = {mount.device: mount for mount in live if mount.fstype == b"overlay"}
@@ -48,17 +48,17 @@ def overlays(held: Mapping[int, Sequence[Process]], live: Collection[Mount]) -> 
 
 
 def _held_on(mount_id: int, holders: Sequence[Process], opened: contextlib.ExitStack) -> Iterator[int]:
-    """Yield descriptors of files that processes have on a mount, which ``opened`` closes."""
+    """Yield descriptors of files that processes have open on a mount. ``opened`` closes them."""
     left = _SAMPLES
     for process in holders:
-        for there, link in processes.links(process.pid):
-            if there != mount_id or left == 0:
+        for link_mount_id, link in processes.links(process.pid):
+            if link_mount_id != mount_id or left == 0:
                 continue
             with contextlib.suppress(OSError):
-                # Pipes, sockets and the like have no path: 'pipe:[4711]'.
+                # Files without a path, such as pipes: 'pipe:[4711]'.
                 if not os.readlink(link).startswith(b"/"):
                     continue
-                # The process may have closed it, and opened something else under its number.
+                # The process may have reused the descriptor for another file in the meantime.
                 fd = os.open(link, os.O_PATH | os.O_CLOEXEC)
                 opened.callback(os.close, fd)
                 if beneath.mount_of(fd) == mount_id:
@@ -69,7 +69,7 @@ def _held_on(mount_id: int, holders: Sequence[Process], opened: contextlib.ExitS
 def _nfs_devices() -> set[tuple[int, int]]:
     found = set()
     with contextlib.suppress(OSError), open(_NFS_VOLUMES, encoding="ascii") as stream:
-        # A line has the version, server, port and device; the first one is a heading.
+        # The first line is a heading. The others have a version, server, port and device.
         for words in (line.split() for line in stream.readlines()[1:]):
             with contextlib.suppress(ValueError, IndexError):
                 major, minor = words[3].split(":")
@@ -83,5 +83,5 @@ def _is_on_overlay(fd: int) -> bool:
     except deadline.TimeLimitError:
         return True
     except OSError as error:
-        # Of a server or daemon that is gone, and so of no overlay of ours.
+        # Only a file system with a server or daemon fails so, and an overlay has none.
         return error.errno not in (errno.ESTALE, errno.ENOTCONN)

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Upper layers and work directories: what is there, making them, and noting what they were used with."""
+"""Observe upper layers and work directories, note the lower layers that they belong to, and mount scratch space."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, Writable
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.upper_rules import (
     RECORD,
-    Folder,
-    Place,
+    OwnedDirectory,
+    UpperDirectory,
     UpperState,
     record_of,
 )
 
-#: Where the kernel notes, below the work directory, that nothing is synced.
+#: The mark below a work directory that the kernel leaves when an overlay is mounted with ``volatile``.
 VOLATILE = b"work/incompat/volatile"
 
 
 def observe(spec: MountSpec) -> UpperState | None:
-    """Return what is there of an overlay's upper layer; None where it has none, or a scratch one."""
+    """Return the state of an overlay's upper layer and work directory; None if it has none, or scratch space.
+
+    Raises OverlayError if one of them is not a directory.
+    """
     if not spec.kept:
         return None
     everywhere = [(pid, mount) for pid, live in namespaces.everywhere() for mount in live]
     here = [mount for pid, mount in everywhere if pid is None]
-    upper, work = (_place(path, here) for path in spec.kept)
+    upper, work = (_observed(path, here) for path in spec.kept)
     volatile = os.path.join(work.path, VOLATILE)
     return UpperState(
         upper,
@@ -40,23 +43,27 @@ def observe(spec: MountSpec) -> UpperState | None:
     )
 
 
-def _place(path: bytes, live: list[Mount]) -> Place:
-    folders = []
+def _observed(path: bytes, live: list[Mount]) -> UpperDirectory:
+    directories = []
     parts = path.split(b"/")
     for number in range(1, len(parts) + 1):
-        folder = b"/".join(parts[:number]) or b"/"
+        directory = b"/".join(parts[:number]) or b"/"
         try:
-            status = beneath.status_at(folder)
+            status = beneath.status_at(directory)
         except FileNotFoundError:
             break
-        folders.append(Folder(folder, status.st_uid, status.st_mode))
-    exists = folders[-1].path == path
+        directories.append(OwnedDirectory(directory, status.st_uid, status.st_mode))
+    exists = directories[-1].path == path
     if exists and not beneath.is_directory_at(path):
-        raise OverlayError(f"{show(path)} is not a directory: it cannot be an upper layer or work directory")
-    mount = containing_mount(live, folders[-1].path)
+        raise OverlayError(
+            f"{show(path)} is not a directory, so it cannot be an upper layer or work directory: use another path"
+        )
+    mount = containing_mount(live, directories[-1].path)
     if mount is None:
-        raise OverlayError(f"{show(path)}: no mount is found that it is on")
-    return Place(path, exists, mount, tuple(folders))
+        raise OverlayError(
+            f"the mount that holds {show(path)} is not visible to this process: run the task outside of a chroot"
+        )
+    return UpperDirectory(path, exists, mount, tuple(directories))
 
 
 def _record(path: bytes) -> bytes | None:
@@ -68,7 +75,7 @@ def _record(path: bytes) -> bytes | None:
 
 
 def note(spec: MountSpec) -> None:
-    """Note in an upper layer which lower layers it is used with, once."""
+    """Note the lower layers of an overlay in an xattr of its upper layer, unless the upper layer has that xattr."""
     if not spec.kept:
         return
     fd = beneath.open_layer(spec.kept[0])
@@ -80,9 +87,10 @@ def note(spec: MountSpec) -> None:
 
 
 def mount_scratch(writable: Writable, like: bytes) -> None:
-    """Mount the file system in memory of a scratch upper layer. To be run in a mount namespace of its own.
+    """Mount the tmpfs of a scratch upper layer and make the directories in it. Call this in a private mount namespace.
 
-    The root of the overlay is that of its upper layer, so it gets owner and mode of ``like``, the uppermost lower layer.
+    ``like`` is the topmost lower layer. The upper layer gets its uid, gid and mode, since the root of the overlay shows those of the
+    upper layer.
     """
     status = beneath.status_at(like)
     files.make_directories(writable.place, 0o755)

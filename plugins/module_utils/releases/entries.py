@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The values that everything else is made of: tree entries, their counts, and releases."""
+"""Define the values that describe a release: tree entries, counts of entries, manifest records, and placements in a view."""
 
 from __future__ import annotations
 
@@ -11,45 +11,51 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.posix_acl import ACCESS_XATTR, DEFAULT_XATTR
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.posix_acl import ACCESS_XATTR, ACL_XATTRS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.rights import PathCount
 
 Xattrs = tuple[tuple[bytes, bytes], ...]
 
-#: Attribute of a manifest entry that holds the SHA-256 of the file's content, as hexadecimal text. It stays in the
-#: manifest: a layer does not carry it.
-CHECKSUM_XATTR = b"user.renderfarm.sha256"
 CAPABILITY_XATTR = b"security.capability"
-#: The attributes that change what a file does or who may use it, and so are carried from the release to the view.
-CARRIED_XATTRS = frozenset((CAPABILITY_XATTR, ACCESS_XATTR, DEFAULT_XATTR))
+#: Xattr of a manifest entry that holds the SHA-256 of the file's content as hexadecimal text. Views do not have it.
+CHECKSUM_XATTR = b"user.renderfarm.sha256"
+
+#: The xattrs that a view carries from its releases, by type of file: those that change what a program may do or who may use a file.
+#: Symbolic links carry none.
+FILE_XATTRS = frozenset((CAPABILITY_XATTR, ACCESS_XATTR))
+DIRECTORY_XATTRS = ACL_XATTRS
+CARRIED_XATTRS = FILE_XATTRS | DIRECTORY_XATTRS
+#: The xattrs that a manifest may have. Others are refused: with ``trusted.overlay.redirect`` whoever writes a manifest could show any
+#: file of the data layer under any name.
+MANIFEST_XATTRS = CARRIED_XATTRS | {CHECKSUM_XATTR}
 
 #: NAME_MAX of linux/limits.h.
 _LONGEST_NAME = 255
 
-#: Mode bits that make a program run as its owner or group.
+#: The set-user-ID and set-group-ID bits of a mode.
 SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
 class Entry(NamedTuple):
-    """One line of a composefs-dump: a name in a tree, and what it is.
+    """One line of composefs-dump text: a name in a tree, and the file it names.
 
-    A named tuple and not a dataclass because a view has a million of them.
+    A named tuple is faster than a dataclass, and a view may have a million entries.
     """
 
-    #: Absolute within the tree; ``/`` is the tree's root.
+    #: Absolute path within the tree; ``/`` is the root of the tree.
     path: bytes
-    #: Type and permission bits, as in ``st_mode``.
+    #: File type and permission bits, as in ``st_mode``.
     mode: int
-    #: Bytes of content; the length of the target for a symbolic link; 0 for a directory.
+    #: Bytes of content of a file, or of the target of a symbolic link; 0 for a directory.
     size: int
     nlink: int
     uid: int
     gid: int
     mtime_ns: int
-    #: Symbolic link: its target. Hard link: the path of the entry it is another name of. Regular file with content:
-    #: where the content is, relative to the root of the data layer. Otherwise None.
+    #: Symbolic link: its target. Hard link: path of the entry with the first name of the file. Regular file with content: path of the
+    #: content, relative to the root of the data layer. None for everything else.
     target: bytes | None
-    #: True for the second and every further name of a file.
+    #: True for every name of a file but its first.
     is_hardlink: bool
     xattrs: Xattrs
 
@@ -59,8 +65,8 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Counts:
-    """How many entries of each kind a tree has; ``hardlinks`` counts the further names of files."""
+class EntryCounts:
+    """The number of entries of each kind in a tree; ``hardlinks`` counts every name of a file but its first."""
 
     directories: int = 0
     files: int = 0
@@ -68,6 +74,7 @@ class Counts:
     hardlinks: int = 0
 
     def as_dict(self) -> dict[str, int]:
+        """Return the counts by kind, for return values and records."""
         return {
             "directories": self.directories,
             "files": self.files,
@@ -77,22 +84,24 @@ class Counts:
 
     @property
     def total(self) -> int:
+        """Return the number of all entries, which is the number of lines of the manifest."""
         return self.directories + self.files + self.symlinks + self.hardlinks
 
 
 @dataclass
 class Tally:
-    """Counts entries, and the bytes of the files among them, while they pass by."""
+    """Count entries, and the bytes of regular files, while entries are read or written."""
 
     directories: int = 0
     files: int = 0
     symlinks: int = 0
     hardlinks: int = 0
     bytes: int = 0
-    #: Set-ID files, and files with capabilities.
+    #: Files with set-ID bits or capabilities.
     privileged: PathCount = field(default_factory=PathCount)
 
     def add(self, entry: Entry) -> None:
+        """Count one entry."""
         if entry.is_hardlink:
             self.hardlinks += 1
         elif stat.S_ISREG(entry.mode):
@@ -105,58 +114,63 @@ class Tally:
         else:
             self.symlinks += 1
 
-    def counts(self) -> Counts:
-        return Counts(self.directories, self.files, self.symlinks, self.hardlinks)
+    def counts(self) -> EntryCounts:
+        """Return the counts of this moment."""
+        return EntryCounts(self.directories, self.files, self.symlinks, self.hardlinks)
 
 
 @dataclass(frozen=True)
 class ManifestRecord:
-    """What is known of a manifest without reading it: the content of the record file beside it."""
+    """The record of a manifest: a summary in a small file beside it."""
 
     #: Path of the release below the software root, for example ``houdini/20.5.410``.
     release: str
     #: ``sha256:`` and the hexadecimal SHA-256 of the uncompressed composefs-dump text.
     digest: str
-    #: Size of the gzipped manifest, in bytes: a truncated file is noticed without reading it.
+    #: Size of the gzipped manifest in bytes, which shows truncation without reading the manifest.
     stored_bytes: int
-    entries: Counts
-    #: Content of all regular files, in bytes, each hard-linked file once.
+    entries: EntryCounts
+    #: Bytes of content of all regular files. A file with several names is counted once.
     bytes: int
-    #: True when every file's SHA-256 is recorded.
+    #: True if the manifest has the SHA-256 of every file.
     checksums: bool
-    #: The identity of the software root: usually the path at which hosts mount it.
+    #: Identity of the software root: usually the path at which hosts mount it.
     root: str = ""
+
+
+#: The former name of EntryCounts, for rooms that still import it.
+Counts = EntryCounts
 
 
 @dataclass(frozen=True)
 class Placement:
-    """One release in a view: which manifest, where it appears, and where its data is in the data layer."""
+    """A release in a view: its manifest, its place in the view, and the path of its data in the data layer."""
 
     #: Path of the gzipped manifest.
     manifest: str
     record: ManifestRecord
-    #: Path within the view, relative to its root; empty for the root itself.
+    #: Path in the view, relative to its root; empty for the root itself.
     at: bytes
-    #: Path within the data layer, relative to its root.
+    #: Path in the data layer, relative to its root.
     source: bytes
-    #: Patterns, relative to the release, of what of it is shown (all when there are none) and of what is not.
+    #: Patterns of paths, relative to the release, that the view shows (all paths if there are none), and that it does not show.
     include: tuple[bytes, ...] = ()
     exclude: tuple[bytes, ...] = ()
 
 
 def root_identity(given: str) -> str:
-    """Return the identity of a software root in one form: a path without slashes at its end, or any other text as it is."""
+    """Return the identity of a software root in its normal form: a path without a trailing slash, or any other text unchanged."""
     return posixpath.normpath(given) if given.startswith("/") else given
 
 
 def relative_path(text: bytes, what: str) -> bytes:
-    """Return ``text`` as a clean path relative to some root; empty for the root itself.
+    """Return ``text`` as a normalised path relative to a root; empty for the root itself.
 
-    Raises OverlayError, naming ``what``, for anything that could lead out of the root.
+    Raises OverlayError naming ``what`` if the path could lead out of the root or has a name that is too long.
     """
     parts = text.split(b"/")
     if b".." in parts or b"\0" in text:
         raise OverlayError(f"{what} {show(text)!r} may not contain '..' or a NUL byte")
     if any(len(part) > _LONGEST_NAME for part in parts):
-        raise OverlayError(f"{what} {show(text)!r} has a name of more than {_LONGEST_NAME} bytes in it")
+        raise OverlayError(f"{what} {show(text)!r} has a component of more than {_LONGEST_NAME} bytes")
     return b"/".join(part for part in parts if part not in (b"", b"."))

@@ -1,11 +1,11 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reading and writing manifests: composefs-dump(5) text, and the small record kept beside each.
+"""Encode and decode manifests, which are composefs-dump(5) text, and the small record beside each manifest.
 
-The text has one line for each entry, in depth-first order with the names of a directory sorted by their bytes, so the
-same tree always gives the same bytes. What depends on the file system that the tree was scanned on is normalised:
-directories have size 0 and the link count that their subdirectories give them.
+The text has one line for each entry, in depth-first order. The names in a directory are sorted by their bytes, so the same tree always
+gives the same text. Properties that depend on the scanned file system are normalised: a directory has size 0 and a link count of 2 plus
+the number of its subdirectories.
 """
 
 from __future__ import annotations
@@ -22,26 +22,20 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records i
     RecordKind,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
-    CAPABILITY_XATTR,
-    CHECKSUM_XATTR,
-    Counts,
+    MANIFEST_XATTRS,
     Entry,
+    EntryCounts,
     ManifestRecord,
     Xattrs,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entry_check import check_entry, check_name
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.posix_acl import ACCESS_XATTR, DEFAULT_XATTR
 
-#: Raised whenever manifests carry more than before, or their records say more. Format 2 names the software root.
+#: Increased whenever manifests or their records gain information. Format 2 adds the software root.
 RECORD_FORMAT = 2
-#: Bytes of a record that is read.
+#: Bytes of the longest record.
 LARGEST_RECORD = 1 << 16
 
-#: The attributes that a manifest may carry. Others are refused: a ``trusted.overlay.redirect`` in a manifest would let
-#: whoever wrote it point a name at any file of the data layer.
-KNOWN_XATTRS = frozenset((CAPABILITY_XATTR, CHECKSUM_XATTR, ACCESS_XATTR, DEFAULT_XATTR))
-
-#: Bytes of a line, its newline not included: more than any entry takes whose paths and attributes are as long as they may be.
+#: Bytes of the longest line without its newline: more than an entry with the longest paths and xattrs needs.
 LONGEST_LINE = 1 << 17
 
 _FIXED_FIELDS = 11
@@ -51,13 +45,13 @@ _ESCAPE_KEY = re.compile(rb"[^!-~]|[\\=]")
 _UNESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|[\\nrt]|)")
 _UNESCAPE_SHORT = {b"\\": b"\\", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 
-#: A line up to its attributes. Python would read more as numbers than a manifest has: 1_0, +1 and the like.
+#: A line up to its xattrs. Numbers are matched here because int() accepts more than a manifest may have, such as 1_0 and +1.
 _LINE = re.compile(
     rb"([^ ]*) ([0-9]{1,19}) (@?)([0-7]{1,6}) ([0-9]{1,10}) ([0-9]{1,10}) ([0-9]{1,10}) 0"
     rb" (-?[0-9]{1,18})\.([0-9]{1,9}) ([^ ]*) - -(?: |$)"
 )
 _LARGEST_SIZE = (1 << 63) - 1
-#: The next number is -1, which means 'leave as it is' to chown(2).
+#: The next uid or gid is -1 as 32 bits, which chown(2) takes as "do not change".
 _LARGEST_OWNER = (1 << 32) - 2
 
 
@@ -67,23 +61,24 @@ def _escaped(match: re.Match[bytes]) -> bytes:
 
 
 def escape(field: bytes) -> bytes:
-    """Return a field as it stands in the text. A lone dash is escaped, since it means 'not set'."""
+    """Return a field with escapes, as in composefs-dump text. A field that is only a dash is escaped, since a dash means "not set"."""
     return b"\\x2d" if field == b"-" else _ESCAPE_FIELD.sub(_escaped, field)
 
 
 def _unescaped(match: re.Match[bytes]) -> bytes:
     code = match.group(1)
     if not code:
-        raise ManifestError("a backslash starts no known escape")
+        raise ManifestError("a backslash is not followed by a known escape")
     return bytes((int(code[1:], 16),)) if code[:1] == b"x" else _UNESCAPE_SHORT[code]
 
 
 def unescape(field: bytes) -> bytes:
+    """Return the bytes that an escaped field stands for. Raises ManifestError if an escape is unknown."""
     return _UNESCAPE.sub(_unescaped, field) if b"\\" in field else field
 
 
 def encode(entry: Entry) -> bytes:
-    """Return an entry as one line of composefs-dump text, with its newline."""
+    """Return an entry as one line of composefs-dump text, including the newline."""
     seconds, nanoseconds = divmod(entry.mtime_ns, 1_000_000_000)
     line = b"%s %d %s%o %d %d %d 0 %d.%d %s - -" % (
         escape(entry.path),
@@ -103,12 +98,12 @@ def encode(entry: Entry) -> bytes:
 
 
 def decode(line: bytes) -> Entry:
-    """Return the entry that one line (without its newline) describes. Raises ManifestError if it describes none."""
+    """Return the entry that one line, without its newline, describes. Raises ManifestError if the line is malformed."""
     if len(line) > LONGEST_LINE:
-        raise ManifestError(f"it has {len(line)} bytes, and {LONGEST_LINE} is the most")
+        raise ManifestError(f"it has {len(line)} bytes, and at most {LONGEST_LINE} are allowed")
     match = _LINE.match(line)
     if match is None:
-        raise _explained(line)
+        raise _decode_error(line)
     path, size, hardlink, mode, nlink, uid, gid, seconds, nanoseconds, payload = match.groups()
     entry = Entry(
         unescape(path),
@@ -123,18 +118,18 @@ def decode(line: bytes) -> Entry:
         _decode_xattrs(line[match.end() :].split(b" ")) if line[match.end() - 1 :] != b"-" else (),
     )
     if entry.size > _LARGEST_SIZE or entry.uid > _LARGEST_OWNER or entry.gid > _LARGEST_OWNER or entry.mode > 0o177777:
-        raise _explained(line)
+        raise _decode_error(line)
     return entry
 
 
-def _explained(line: bytes) -> ManifestError:
-    """Return why a line is none of a manifest."""
+def _decode_error(line: bytes) -> ManifestError:
+    """Return the error for a line that is not one of a manifest."""
     fields = line.split(b" ")
     if len(fields) < _FIXED_FIELDS:
-        return ManifestError(f"{len(fields)} fields where there are at least {_FIXED_FIELDS}")
+        return ManifestError(f"it has {len(fields)} fields, and at least {_FIXED_FIELDS} are required")
     if fields[6] != b"0" or fields[9:_FIXED_FIELDS] != [b"-", b"-"]:
-        return ManifestError("device numbers, inline content and fs-verity digests are not for release manifests")
-    return ManifestError(f"a number is malformed or out of its range in {show(line)[:200]!r}")
+        return ManifestError("a release manifest may not have device numbers, inline content or fs-verity digests")
+    return ManifestError(f"a number is malformed or out of range in {show(line)[:200]!r}")
 
 
 def _decode_xattrs(fields: list[bytes]) -> Xattrs:
@@ -142,14 +137,14 @@ def _decode_xattrs(fields: list[bytes]) -> Xattrs:
     for field in fields:
         name, separator, value = field.partition(b"=")
         name = unescape(name)
-        if not separator or name not in KNOWN_XATTRS:
-            raise ManifestError(f"attribute {show(name)!r} is not one that a release manifest may carry")
+        if not separator or name not in MANIFEST_XATTRS:
+            raise ManifestError(f"a release manifest may not have the xattr {show(name)!r}")
         xattrs.append((name, unescape(value)))
     return tuple(xattrs)
 
 
 def lines(text: bytes) -> list[bytes]:
-    """Return the lines of a part of a manifest, without their newlines; nothing else ends a line."""
+    """Return the lines of a part of a manifest without their newlines. Unlike splitlines(), split only at newlines."""
     found = text.split(b"\n")
     if not found[-1]:
         found.pop()
@@ -157,13 +152,13 @@ def lines(text: bytes) -> list[bytes]:
 
 
 def read_entries(lines: Iterable[bytes], release: bytes) -> Iterator[Entry]:
-    """Yield the entries of a manifest, each checked, so that what follows can trust paths and structure.
+    """Yield the entries of a manifest, with their paths and structure checked.
 
-    Checked are: the root comes first, every parent comes before its children, names are sorted and unique and none
-    leads out of the tree, hard links are as their first name, directories and files have as many links as there are names
-    of them, and each entry by itself (see entry_check.py).
+    The root comes first. Every directory comes before the entries in it. Names are sorted and unique, and no path leads out of the tree.
+    A hard link equals the entry of the first name of its file. Link counts of directories and files match their entries. Each entry is
+    also checked by itself (entry_check.py).
 
-    ``lines`` have no newlines. Raises ManifestError with the number of the line.
+    ``lines`` have no newlines; ``release`` is the path of the release. Raises ManifestError with the number of the line if a check fails.
     """
     check = StructureCheck(release)
     number = 0
@@ -181,18 +176,19 @@ def read_entries(lines: Iterable[bytes], release: bytes) -> Iterator[Entry]:
 
 
 class StructureCheck:
-    """Holds what must be remembered to check entries as they pass: the open directories, and files with more names."""
+    """Check the structure of a manifest entry by entry. Memory is needed for open directories and for files with several names only."""
 
     def __init__(self, release: bytes) -> None:
         self._release = release
-        #: For each open directory its path with a slash at the end, and the name that came last in it.
+        #: Each open directory: its path with a trailing slash, and the last name that was read in it.
         self._open: list[tuple[bytes, bytes]] = []
-        #: For each open directory how many subdirectories are still to come.
+        #: Each open directory: the number of its subdirectories that have not been read yet.
         self._subdirectories: list[int] = []
-        #: By the first name of a file with several: its entry, and how many names are still to come.
+        #: Files with several names, by the path of the first one: the entry, and the number of names that have not been read yet.
         self._names_missing: dict[bytes, tuple[Entry, int]] = {}
 
     def add(self, entry: Entry) -> None:
+        """Check the next entry. Raises ManifestError if it is invalid or may not come here."""
         path = entry.path
         if not self._open:
             if path != b"/" or not entry.is_directory or entry.is_hardlink:
@@ -214,25 +210,28 @@ class StructureCheck:
             self._names_missing[path] = entry, entry.nlink - 1
 
     def add_name(self, parent: bytes, name: bytes) -> None:
-        """Take the next name, which is a valid one, in ``parent``, a path that ends in a slash."""
+        """Check the place of the next name, a valid one, in the directory ``parent``, a path with a trailing slash.
+
+        Raises ManifestError if the name is out of order.
+        """
         while self._open[-1][0] != parent:
             if len(self._open) == 1:
                 raise ManifestError(f"{show(parent + name)!r} does not follow its parent directory")
             self._leave()
         if name <= self._open[-1][1]:
-            raise ManifestError(f"{show(parent + name)!r} is out of order or there twice")
+            raise ManifestError(f"{show(parent + name)!r} is out of order or duplicated")
         self._open[-1] = (parent, name)
 
     def position(self) -> tuple[bytes, bytes]:
-        """Return the directory that is listed, its path with a slash at the end, and the name that came last in it."""
+        """Return the path of the current directory, with a trailing slash, and the last name that was read in it."""
         return self._open[-1]
 
     def pass_names(self, last: bytes) -> None:
-        """Take names in the directory that is listed, up to ``last``: the caller has seen that they are in order."""
+        """Accept the names in the current directory up to ``last``, whose order the caller has checked."""
         self._open[-1] = (self._open[-1][0], last)
 
     def enter(self, path: bytes, nlink: int) -> None:
-        """Take the directory that the last name was."""
+        """Make the directory ``path``, whose name was read last, the current one."""
         self._subdirectories[-1] -= 1
         self._open.append((path + b"/", b""))
         self._subdirectories.append(nlink - 2)
@@ -241,47 +240,52 @@ class StructureCheck:
         path = self._open.pop()[0]
         if self._subdirectories.pop():
             raise ManifestError(
-                f"the directory {show(path)!r} has another number of links than its subdirectories give it"
+                f"the link count of directory {show(path)!r} does not match the number of its subdirectories"
             )
 
     def _check_hardlink(self, entry: Entry) -> None:
         first, missing = self._names_missing.get(entry.target or b"", (None, 0))
         if first is None:
-            raise ManifestError(f"the hard link {show(entry.path)!r} names no earlier file with names to come")
+            raise ManifestError(
+                f"hard link {show(entry.path)!r} does not refer to an earlier file that has further names"
+            )
         if first[1:7] != entry[1:7]:
-            raise ManifestError(f"the hard link {show(entry.path)!r} is not as the file {show(first.path)!r} is")
+            raise ManifestError(
+                f"hard link {show(entry.path)!r} differs from {show(first.path)!r}, the first name of its file"
+            )
         if missing == 1:
             del self._names_missing[first.path]
         else:
             self._names_missing[first.path] = first, missing - 1
 
     def end(self) -> None:
+        """Check that nothing is missing after the last entry. Raises ManifestError if something is."""
         if not self._open:
             raise ManifestError("the manifest is empty")
         while self._open:
             self._leave()
         for path in self._names_missing:
-            raise ManifestError(f"names are missing of the hard-linked file {show(path)!r}")
+            raise ManifestError(f"the hard-linked file {show(path)!r} has fewer names than its link count")
 
 
 def sibling_key(path: bytes) -> bytes:
-    """Return what paths sort by so that a tree comes in depth-first order: a slash sorts before every other byte."""
+    """Return a sort key that puts the paths of a tree in depth-first order: a slash sorts before every other byte."""
     return b"" if path == b"/" else path.replace(b"/", b"\0")
 
 
-def differences(old: Iterable[Entry], new: Iterable[Entry], limit: int = 100) -> tuple[list[str], int]:
+def listing_differences(old: Iterable[Entry], new: Iterable[Entry], limit: int = 100) -> tuple[list[str], int]:
     """Compare two listings of a tree, both in manifest order.
 
-    Returns the first ``limit`` differences as sentences, and how many there are in all.
+    Return descriptions of the first ``limit`` differences, and the number of all differences.
     """
     found: list[str] = []
     count = 0
     for before, after in _paired(iter(old), iter(new)):
-        sentence = _difference(before, after)
-        if sentence:
+        description = _difference(before, after)
+        if description:
             count += 1
             if len(found) < limit:
-                found.append(sentence)
+                found.append(description)
     return found, count
 
 
@@ -299,7 +303,7 @@ def _paired(old: Iterator[Entry], new: Iterator[Entry]) -> Iterator[tuple[Entry 
             before, after = next(old, None), next(new, None)
 
 
-#: What is compared of two entries with the same path, and how it is shown.
+#: The properties that are compared of two entries with the same path, each with the function that returns its text.
 _COMPARED: tuple[tuple[str, Callable[[Entry], object]], ...] = (
     ("mode", lambda entry: f"{entry.mode:o}"),
     ("size", lambda entry: entry.size),
@@ -308,7 +312,7 @@ _COMPARED: tuple[tuple[str, Callable[[Entry], object]], ...] = (
     ("owner", lambda entry: f"{entry.uid}:{entry.gid}"),
     ("mtime", lambda entry: "{}.{:09}".format(*divmod(entry.mtime_ns, 1_000_000_000))),
     ("target", lambda entry: show(entry.target or b"-")),
-    ("attributes", lambda entry: b" ".join(b"=".join(pair) for pair in entry.xattrs).hex()),
+    ("xattrs", lambda entry: b" ".join(b"=".join(pair) for pair in entry.xattrs).hex()),
 )
 
 
@@ -324,7 +328,7 @@ def _difference(before: Entry | None, after: Entry | None) -> str | None:
 
 
 _COUNT = records.integer(0, records.LARGEST_SIZE)
-COUNTS = records.fields(dict.fromkeys(Counts().as_dict(), _COUNT))
+COUNTS = records.fields(dict.fromkeys(EntryCounts().as_dict(), _COUNT))
 _RECORD = RecordKind(
     records.fields(
         {
@@ -345,7 +349,7 @@ _RECORD = RecordKind(
 
 
 def record_to_json(record: ManifestRecord) -> bytes:
-    """Return the record as the JSON that is kept beside the manifest. Raises ManifestError for what could not be read again."""
+    """Return a record as the JSON text beside the manifest. Raises ManifestError if ``record_from_json`` would refuse it."""
     fields = {
         "root": record.root,
         "release": record.release,
@@ -362,21 +366,21 @@ def record_to_json(record: ManifestRecord) -> bytes:
 
 
 def record_from_json(text: bytes) -> ManifestRecord:
-    """Return the record that ``record_to_json`` wrote.
+    """Return the record that ``text``, written by ``record_to_json``, holds.
 
-    Raises OutdatedError for one of an older version of the collection, and ManifestError for anything else.
+    Raises OutdatedError if an older version of the collection wrote it, and ManifestError if it is not the record of a manifest.
     """
     try:
         fields = _RECORD.load(text)
     except OutdatedError as error:
         raise OutdatedError(f"{error}: scan the release again with release_manifest") from None
     except RecordError as error:
-        raise ManifestError(f"not the record of a manifest: {error}") from None
+        raise ManifestError(f"it is not the record of a manifest: {error}") from None
     return ManifestRecord(
         release=fields["release"],
         digest=fields["digest"],
         stored_bytes=fields["stored_bytes"],
-        entries=Counts(**fields["entries"]),
+        entries=EntryCounts(**fields["entries"]),
         bytes=fields["bytes"],
         checksums=fields["checksums"],
         root=fields["root"],

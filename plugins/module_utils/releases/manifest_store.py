@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The manifest store: a folder with one gzipped composefs-dump and one small JSON record for each release.
+"""Read and write the manifest store: a directory with a gzipped composefs-dump and a small JSON record for each release.
 
-The record is written last and removed first, so a manifest counts only when it is whole. What comes out of a manifest is checked
-against the record's digest while it is read: nothing built from it may be used before the reading has ended without an error.
+The record is written last and removed first, so an incomplete manifest has no record. The text of a manifest is checked against the
+digest in the record while it is read. Do not use anything that was built from it before it has been read to its end without an error.
 """
 
 from __future__ import annotations
@@ -32,57 +32,64 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entrie
     root_identity,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern, Release
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.scan import Scan, ScanReport
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.scan import Scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.scan_report import ScanReport
 
 Parsed = TypeVar("Parsed")
 
 SUFFIX = ".dump.gz"
 RECORD_SUFFIX = ".json"
 
-#: Higher levels make manifests a few per cent smaller and take several times as long.
+#: gzip level. Higher levels make manifests a few per cent smaller and take several times as long.
 _COMPRESSION = 6
 _CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
 class Written:
-    """The outcome of writing a manifest."""
+    """A manifest that was written: its record, and the findings of the scan."""
 
     record: ManifestRecord
     report: ScanReport
 
 
 def check_store(store: str) -> None:
-    """Raises OverlayError when there is no manifest store at ``store``: one that is not mounted is never made as a local directory."""
+    """Check that the manifest store exists. It is never created, since a missing one is usually a share that is not mounted.
+
+    Raises OverlayError if there is no directory at ``store``.
+    """
     if os.path.isdir(store):
         return
     shown = show(os.fsencode(store))
     if os.path.lexists(store):
         raise OverlayError(f"manifest store {shown} is not a directory")
-    raise OverlayError(f"manifest store {shown} does not exist: is it mounted? A new one is made once, with mkdir")
+    raise OverlayError(f"manifest store {shown} does not exist: is it mounted? Create a new store once, with mkdir")
 
 
 def is_used(store: str) -> bool:
-    """Tell whether there is anything in the store, as there is not below a mountpoint at which nothing is mounted."""
+    """Return whether anything is in the store. A mountpoint without a mount is usually empty."""
     with os.scandir(store) as listing:
         return any(True for _item in listing)
 
 
 def manifest_path(store: str, release: str) -> str:
+    """Return the path of the manifest of a release."""
     return os.path.join(store, release + SUFFIX)
 
 
 def record_path(manifest_file: str) -> str:
-    """Return where the record of a manifest is. Raises ManifestError for a path that is no manifest's."""
+    """Return the path of the record of a manifest. Raises ManifestError if ``manifest_file`` does not have the name of a manifest."""
     if not manifest_file.endswith(SUFFIX):
-        raise ManifestError(f"{show(os.fsencode(manifest_file))} is not a manifest: their names end in {SUFFIX}")
+        raise ManifestError(
+            f"{show(os.fsencode(manifest_file))} is not a manifest: the name of a manifest ends in {SUFFIX}"
+        )
     return manifest_file[: -len(SUFFIX)] + RECORD_SUFFIX
 
 
 def find_record(manifest_file: str, release: str | None = None) -> ManifestRecord | None:
-    """Return the record of a manifest; None where there is no whole one, or one of an older version of the collection.
+    """Return the record of a manifest, or None if there is none or an older version of the collection wrote it.
 
-    ``release`` is the path of the release where the caller knows it.
+    ``release`` is the path of the release, if known. Raises ManifestError if the record is damaged or belongs to another release.
     """
     try:
         return _record(manifest_file, release)
@@ -91,7 +98,7 @@ def find_record(manifest_file: str, release: str | None = None) -> ManifestRecor
 
 
 def is_outdated(manifest_file: str) -> bool:
-    """Tell whether there is a record that an older version of the collection has written."""
+    """Return whether an older version of the collection wrote the record of a manifest."""
     try:
         _record(manifest_file, None)
     except OutdatedError:
@@ -102,6 +109,10 @@ def is_outdated(manifest_file: str) -> bool:
 
 
 def _record(manifest_file: str, release: str | None) -> ManifestRecord | None:
+    """Return the record of a manifest, None if there is none.
+
+    Raises OutdatedError if an older version of the collection wrote it, and ManifestError if it is damaged or belongs elsewhere.
+    """
     path = record_path(manifest_file)
     shown = show(os.fsencode(path))
     try:
@@ -112,7 +123,7 @@ def _record(manifest_file: str, release: str | None) -> ManifestRecord | None:
         raise OutdatedError(f"{shown}: {error}") from None
     except ManifestError as error:
         raise ManifestError(f"{shown}: {error}; {_REMEDY}") from None
-    # The record says which release it is of, and so does its place: what is built from it finds content by that path.
+    # Layers find content by the path of the release in the record, so it must be the path by which the manifest was found.
     is_there = os.path.abspath(manifest_file).endswith("/" + record.release + SUFFIX)
     if not is_there or release not in (None, record.release):
         raise ManifestError(
@@ -122,21 +133,21 @@ def _record(manifest_file: str, release: str | None) -> ManifestRecord | None:
 
 
 def remains(manifest_file: str) -> bool:
-    """Tell whether there is a manifest, or any part of one."""
+    """Return whether there is a manifest or any part of one."""
     return os.path.lexists(manifest_file) or os.path.lexists(record_path(manifest_file))
 
 
 def find_manifests(store: str, pattern: Pattern, progress: Progress = no_progress) -> Iterator[Release]:
-    """Yield the releases that have a manifest in the store. Raises OverlayError when there is no store."""
+    """Yield the releases that match ``pattern`` and have a manifest in the store. Raises OverlayError if there is no store."""
     check_store(store)
-    for folder, folders, names in os.walk(store):
+    for directory, directories, names in os.walk(store):
         progress()
-        parents = os.path.relpath(folder, store).split("/") if folder != store else []
+        parents = os.path.relpath(directory, store).split("/") if directory != store else []
         level = pattern.levels[len(parents)]
-        # Folders of other things, such as an image store, are not looked into.
-        folders[:] = [name for name in folders if level.fullmatch(name)]
+        # Directories that do not match the pattern, such as an image store, are skipped.
+        directories[:] = [name for name in directories if level.fullmatch(name)]
         if len(parents) + 1 == len(pattern.levels):
-            folders.clear()
+            directories.clear()
             for name in names:
                 if name.endswith(RECORD_SUFFIX):
                     release = pattern.release([*parents, name[: -len(RECORD_SUFFIX)]])
@@ -145,15 +156,15 @@ def find_manifests(store: str, pattern: Pattern, progress: Progress = no_progres
 
 
 def read_record(manifest_file: str, release: str | None = None) -> ManifestRecord:
-    """Return the record of a manifest that is taken to be whole: it has to be there, and as long as when it was written.
+    """Return the record of a manifest, having checked that the manifest exists and has the recorded length.
 
-    ``release`` is the path of the release where the caller knows it. Raises ManifestError, and OutdatedError for a manifest that has to be
-    made again.
+    ``release`` is the path of the release, if known. Raises OutdatedError if an older version of the collection wrote the manifest, and
+    ManifestError if it is missing, truncated or damaged.
     """
     record = _record(manifest_file, release)
     shown = show(os.fsencode(manifest_file))
     if record is None:
-        raise ManifestError(f"{shown}: there is no such manifest; make it with release_manifest")
+        raise ManifestError(f"{shown}: there is no such manifest; create it with release_manifest")
     try:
         stored = os.stat(manifest_file).st_size
     except FileNotFoundError:
@@ -169,10 +180,10 @@ _REMEDY = (
 
 
 def entries(placement: Placement) -> Iterator[Entry]:
-    """Yield the entries of a placement's manifest, checked.
+    """Yield the checked entries of a placement's manifest.
 
-    Raises ManifestError: for a malformed or truncated file where that shows, and after the last entry when the text as a whole does
-    not have the digest that was recorded.
+    Raises ManifestError at the first entry that is malformed or missing, or after the last entry if the text does not have the recorded
+    digest.
     """
 
     def parsed(chunks: Iterator[bytes]) -> Iterator[Entry]:
@@ -183,26 +194,25 @@ def entries(placement: Placement) -> Iterator[Entry]:
 
 
 def parse(placement: Placement, parser: Callable[[Iterator[bytes]], Iterator[Parsed]]) -> Iterator[Parsed]:
-    """Yield what ``parser`` makes of the text of a placement's manifest, which it is given in parts of whole lines.
+    """Yield the results of ``parser``, called with the text of a placement's manifest in parts of whole lines.
 
-    Raises ManifestError naming the manifest if the parser raises one, or if the text is not the one that was recorded.
+    Raises ManifestError naming the manifest if the parser raises one, or if the text does not match the record.
     """
-    with _explained(placement):
+    with _named(placement):
         yield from parser(_counted(placement))
 
 
 def text(placement: Placement) -> Iterator[bytes]:
-    """Yield a placement's manifest in parts of whole lines.
+    """Yield the text of a placement's manifest in parts of whole lines.
 
-    Raises ManifestError when it does not have the number of lines and the digest that were recorded. Nothing else is checked: neither
-    the lines nor their order.
+    The lines and their order are not checked. Raises ManifestError if the text does not have the recorded number of lines and digest.
     """
     return parse(placement, lambda chunks: chunks)
 
 
 @contextlib.contextmanager
-def _explained(placement: Placement) -> Iterator[None]:
-    """Name the manifest, and what can be done, in an error about it."""
+def _named(placement: Placement) -> Iterator[None]:
+    """Add the path of the manifest and the remedy to an error in the block."""
     try:
         yield
     except (ManifestError, EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -210,9 +220,9 @@ def _explained(placement: Placement) -> Iterator[None]:
 
 
 def _counted(placement: Placement) -> Iterator[bytes]:
-    """Yield the text of a manifest. Raises ManifestError when it has not as many lines as its record has entries.
+    """Yield the text of a manifest. Raises ManifestError if the number of lines is not the recorded number of entries.
 
-    Little that is compressed can be endless when it is not, so the lines are counted as they come.
+    A small compressed file can expand without end, so reading stops at the first line too many.
     """
     count = 0
     entries = placement.record.entries.total
@@ -228,7 +238,7 @@ def _counted(placement: Placement) -> Iterator[bytes]:
 
 
 def _chunks(placement: Placement) -> Iterator[bytes]:
-    """Yield the text of a manifest in parts of whole lines. Raises ManifestError when it does not have the digest recorded."""
+    """Yield the text of a manifest in parts of whole lines. Raises ManifestError if a line is too long or the digest is wrong."""
     digest = hashlib.sha256()
     with record_files.open_regular(placement.manifest) as stored, gzip.open(stored, "rb") as stream:
         rest = b""
@@ -244,11 +254,11 @@ def _chunks(placement: Placement) -> Iterator[bytes]:
             else:
                 rest += part
             if len(rest) > manifest.LONGEST_LINE:
-                raise ManifestError(f"a line of it has more than {manifest.LONGEST_LINE} bytes")
+                raise ManifestError(f"it has a line of more than {manifest.LONGEST_LINE} bytes")
         if rest:
             yield rest
     if "sha256:" + digest.hexdigest() != placement.record.digest:
-        raise ManifestError(f"it does not have the digest {placement.record.digest} that was recorded")
+        raise ManifestError(f"it does not have the recorded digest {placement.record.digest}")
 
 
 def write(
@@ -259,22 +269,23 @@ def write(
     progress: Progress = no_progress,
     root_name: str | None = None,
 ) -> Written:
-    """Scan a release and put its manifest into the store. A run that is killed leaves no manifest that counts.
+    """Scan a release and write its manifest to the store. An interrupted run leaves no record, and so no manifest.
 
-    ``root_name`` is the identity of the software root, its path by default.
+    With ``checksum`` the SHA-256 of every file is recorded. ``root_name`` is the identity of the software root, by default its path.
+    Raises OverlayError if the release cannot be described by a manifest.
     """
     check_store(store)
     path = manifest_path(store, release)
-    # Others may write to the store, and exchange its directories.
-    with files.directory_within(store, os.path.dirname(release), files.mode_within(store)) as folder:
-        inside = os.path.join(folder, os.path.basename(path))
+    # Other users may write to the store and replace directories in it meanwhile.
+    with files.directory_within(store, os.path.dirname(release), files.mode_within(store)) as directory:
+        inside = os.path.join(directory, os.path.basename(path))
         try:
             with files.written_aside(inside) as aside:
                 scanned, report = _scan_into(aside, root, release, checksum, progress)
                 record = replace(scanned, root=root_identity(root_name or root))
                 text = manifest.record_to_json(record)
         except BaseException:
-            _remove_empty_folders(store, release)
+            _remove_empty_directories(store, release)
             raise
         with files.written_aside(record_path(inside)) as aside:
             aside.write(text)
@@ -284,6 +295,7 @@ def write(
 def _scan_into(
     aside: BinaryIO, root: str, release: str, checksum: bool, progress: Progress
 ) -> tuple[ManifestRecord, ScanReport]:
+    """Scan a release and write its manifest to the open file ``aside``. Return the record and the findings of the scan."""
     scan = Scan(os.fsencode(root), os.fsencode(release), checksum, progress)
     writer = _ManifestWriter(aside)
     for entry in scan:
@@ -291,7 +303,7 @@ def _scan_into(
     record = writer.finish(release, checksum)
     if not scan.report.link_counts:
         return record, scan.report
-    # Files with names outside of the release are known only now, so their lines are written again.
+    # Only now is it known which files have names outside of the release, so the manifest is written again with their link counts.
     counts = scan.report.link_counts
     with files.unnamed_copy(aside) as first_version:
         aside.seek(0)
@@ -305,11 +317,11 @@ def _scan_into(
 
 
 class _ManifestWriter:
-    """Writes entries as gzipped text, and keeps what the record will say."""
+    """Write entries as gzipped text, and collect the fields of the record."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        # No file name and no time in the gzip header: the same tree gives the same bytes.
+        # Without a file name and time in the gzip header, the same tree gives the same bytes.
         self._gzip = gzip.GzipFile("", "wb", _COMPRESSION, stream, mtime=0)
         self._digest = hashlib.sha256()
         self._tally = Tally()
@@ -317,6 +329,7 @@ class _ManifestWriter:
         self._pending_bytes = 0
 
     def add(self, entry: Entry) -> None:
+        """Write one entry."""
         line = manifest.encode(entry)
         self._tally.add(entry)
         self._pending.append(line)
@@ -332,6 +345,7 @@ class _ManifestWriter:
         self._pending_bytes = 0
 
     def finish(self, release: str, checksum: bool) -> ManifestRecord:
+        """Write what is left, and return the record of the manifest without the software root."""
         self._flush()
         self._gzip.close()
         return ManifestRecord(
@@ -344,8 +358,11 @@ class _ManifestWriter:
         )
 
 
-def differences(placement: Placement, root: str, progress: Progress = no_progress) -> tuple[list[str], int]:
-    """Scan a release again and compare it with its manifest; see ``core.manifest.differences`` for what is returned."""
+def rescan_differences(placement: Placement, root: str, progress: Progress = no_progress) -> tuple[list[str], int]:
+    """Scan a release again and compare it with its manifest.
+
+    Return descriptions of the first differences, and the number of all differences, as ``manifest.listing_differences`` does.
+    """
     record = placement.record
     with tempfile.TemporaryFile() as aside:
         now, _report = _scan_into(aside, root, record.release, record.checksums, progress)
@@ -353,30 +370,30 @@ def differences(placement: Placement, root: str, progress: Progress = no_progres
             return [], 0
         aside.seek(0)
         with gzip.open(aside, "rb") as stream:
-            return manifest.differences(entries(placement), _decoded(stream))
+            return manifest.listing_differences(entries(placement), _decoded(stream))
 
 
 def _decoded(stream: gzip.GzipFile) -> Iterator[Entry]:
-    """Yield the entries of a manifest that this run has written itself."""
+    """Yield the entries of a manifest that this process wrote, without checks."""
     return map(manifest.decode, (line.rstrip(b"\n") for line in stream))
 
 
 def remove(store: str, release: str) -> None:
-    """Remove a manifest, its record first, and the folders that this leaves empty. Whatever is not there is passed over."""
+    """Remove a manifest, its record first, and the directories of the store that this leaves empty. Missing files are ignored."""
     path = manifest_path(store, release)
     with (
         contextlib.suppress(FileNotFoundError),
-        files.directory_within(store, os.path.dirname(release), None) as folder,
+        files.directory_within(store, os.path.dirname(release), None) as directory,
     ):
         for name in (record_path(path), path):
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(folder, os.path.basename(name)))
-    _remove_empty_folders(store, release)
+                os.unlink(os.path.join(directory, os.path.basename(name)))
+    _remove_empty_directories(store, release)
 
 
-def _remove_empty_folders(store: str, release: str) -> None:
-    """Remove the folders of a release's manifest in the store that have nothing in them."""
+def _remove_empty_directories(store: str, release: str) -> None:
+    """Remove the empty directories of the store that are above the manifest of a release."""
     for _level in release.split("/")[1:]:
         release = os.path.dirname(release)
-        with contextlib.suppress(OSError), files.directory_within(store, os.path.dirname(release), None) as folder:
-            os.rmdir(os.path.join(folder, os.path.basename(release)))
+        with contextlib.suppress(OSError), files.directory_within(store, os.path.dirname(release), None) as directory:
+            os.rmdir(os.path.join(directory, os.path.basename(release)))

@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""NFSv4 ACLs as an NFS client shows them: the attribute ``system.nfs4_acl`` (RFC 7530, section 6; nfs4_acl(5)).
+"""Reduce NFSv4 ACLs to permission bits. An NFS client shows an ACL as the xattr ``system.nfs4_acl`` (RFC 7530, section 6; nfs4_acl(5)).
 
-A layer cannot hold one, and the mode that a server sends beside it is only a summary. What is worked out here are permission bits
-that give nobody more than the ACL does.
+A layer cannot hold an NFSv4 ACL, and the mode that a server sends with it is only an approximation. The permission bits that this file
+computes grant no more than the ACL does.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import NamedTuple
 XATTR = b"system.nfs4_acl"
 
 _ALLOW, _DENY = 0, 1
-#: The entry is for what is made in the directory, and not for the directory.
+#: The entry applies to new files in the directory, not to the directory itself.
 _INHERIT_ONLY = 0x08
 _READ, _WRITE, _APPEND, _EXECUTE = 0x01, 0x02, 0x04, 0x20
 
 _OWNER, _GROUP, _EVERYONE = b"OWNER@", b"GROUP@", b"EVERYONE@"
 _NUMBERS = struct.Struct(">IIII")
-#: Entries are read up to here; servers send no more than fit into a reply.
+#: The largest number of entries that is accepted. A server cannot send more in one reply.
 _LARGEST = 4096
 
 
@@ -32,34 +32,34 @@ class _Ace(NamedTuple):
     who: bytes
 
 
-class Verdict(NamedTuple):
-    """What an NFSv4 ACL means for a layer, which has a mode instead."""
+class AclSummary(NamedTuple):
+    """The permission bits that stand for an NFSv4 ACL in a layer."""
 
-    #: Permission bits that give nobody more than the ACL.
+    #: Permission bits that grant no more than the ACL.
     permissions: int
-    #: True where the ACL names users or groups beyond the owner, the owning group and everybody.
+    #: True if the ACL has entries for users or groups other than the owner, the owning group and everyone.
     names_others: bool
 
 
-def judge(value: bytes) -> Verdict:
-    """Return what an ACL grants to owner, owning group and others, whoever else they may be.
+def summarize(value: bytes) -> AclSummary:
+    """Return the permissions that an ACL certainly grants to the owner, the owning group and others.
 
-    Users and groups that it names can be anybody: what they are denied is taken from all, and what they are granted is given to nobody.
-    Raises ValueError for what is no ACL.
+    A user or group that the ACL names may be any user. What it denies to them is denied to all; what it grants to them is ignored.
+    Raises ValueError if ``value`` is not an NFSv4 ACL.
     """
     aces = _parse(value)
     owner = _least(aces, {_OWNER, _EVERYONE}, set())
     group = _least(aces, {_GROUP, _EVERYONE}, {_OWNER})
     other = _least(aces, {_EVERYONE}, {_OWNER, _GROUP})
     named = any(ace.who not in (_OWNER, _GROUP, _EVERYONE) and ace.mask & _ASKED for ace in aces)
-    return Verdict(owner << 6 | group << 3 | other, named)
+    return AclSummary(owner << 6 | group << 3 | other, named)
 
 
 _ASKED = _READ | _WRITE | _APPEND | _EXECUTE
 
 
 def _least(aces: list[_Ace], certain: Collection[bytes], impossible: Collection[bytes]) -> int:
-    """Return the permissions of everybody who is surely ``certain`` and surely not ``impossible``, and may be all others."""
+    """Return the permissions of a user to whom entries for ``certain`` apply, for ``impossible`` do not, and for all others may apply."""
     allowed = denied = 0
     for kind, mask, who in aces:
         if kind == _DENY and who not in impossible:
@@ -72,12 +72,12 @@ def _least(aces: list[_Ace], certain: Collection[bytes], impossible: Collection[
 
 
 def _parse(value: bytes) -> list[_Ace]:
-    """Return the entries that are for the file itself and allow or deny something."""
+    """Return the entries that allow or deny access to the file itself. Raises ValueError if ``value`` is malformed."""
     if len(value) < 4:
         raise ValueError("it is too short")
     count = int.from_bytes(value[:4], "big")
     if count > _LARGEST:
-        raise ValueError(f"it says that it has {count} entries")
+        raise ValueError(f"it claims {count} entries, and at most {_LARGEST} are allowed")
     position = 4
     found = []
     for _number in range(count):

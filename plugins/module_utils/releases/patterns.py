@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Releases by their place: the pattern that says where they are below the software root."""
+"""Match the paths of releases with the pattern that describes the layout of the software root."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.versio
 _WILDCARD = re.compile(r"\{(\w*)\}|\*")
 _FIELDS = ("package", "version")
 
-#: Limits of a pattern. The time to match a name grows with its length to the power of the wildcards in one level.
+#: Limits of a pattern. The time to match a name may grow as its length to the power of the number of wildcards in one level.
 _MOST_LEVELS = 32
 _MOST_WILDCARDS = 4
 
 
 @dataclass(frozen=True)
 class Release:
-    """A release that was found."""
+    """A release whose path matches a pattern."""
 
     package: str
     version: str
-    #: Below the software root.
+    #: Path below the software root.
     path: str
 
     def sort_key(self) -> tuple[str, tuple[Token, ...], str]:
+        """Return a key that sorts by package, then by version, oldest first."""
         return self.package, version_key(self.version), self.path
 
 
@@ -40,7 +41,7 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """Raises OverlayError when the pattern does not name a package and a version once each."""
+        """Return the parsed pattern. Raises OverlayError if ``text`` is not a relative path with one package and one version."""
         fields = [match.group(1) for match in _WILDCARD.finditer(text) if match.group(1) is not None]
         if sorted(fields) != sorted(_FIELDS):
             raise OverlayError(
@@ -59,7 +60,7 @@ class Pattern:
         return cls(tuple(re.compile(_expression(part), re.DOTALL) for part in parts))
 
     def release(self, names: list[str]) -> Release | None:
-        """Return the release that the names of its levels make, or None when one of them does not match."""
+        """Return the release at the path that consists of ``names``, or None if the path does not match."""
         if len(names) != len(self.levels):
             return None
         fields = {}
@@ -72,6 +73,7 @@ class Pattern:
 
 
 def _expression(part: str) -> str:
+    """Return the regular expression for one component of a pattern. Wildcards do not match a leading dot."""
     expression = "" if part.startswith(".") else r"(?!\.)"
     position = 0
     for match in _WILDCARD.finditer(part):

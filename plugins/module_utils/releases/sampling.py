@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Looking whether a release is still what its manifest says, by a sample of its entries.
+"""Compare a sample of the entries of a release with its manifest.
 
-A directory's mtime tells of names that were added, removed or replaced in it, a file's mtime and size of content that was
-overwritten. Which entries are looked at is drawn anew in each run.
+The mtime of a directory changes when a name in it is added, removed or replaced. The mtime and size of a file change when its content is
+overwritten. Each run draws another sample.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entrie
 
 _DIRECTORY = re.compile(rb"[^ ]* [0-9]+ 4[0-7]{4} ")
 
-#: Differences of a release that are told.
-_TOLD = 5
+#: The number of differences of a release that are reported.
+_REPORTED = 5
 
-#: A name that is no longer there, or no longer reached without a symbolic link or a mount on the way.
+#: Errors for a path that no longer exists, or now has a symbolic link or a mount in it.
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ESTALE)
 
 _KINDS = {stat.S_IFDIR: "a directory", stat.S_IFREG: "a file", stat.S_IFLNK: "a symbolic link"}
 
 
-def differences(
+def sample_differences(
     placement: Placement, root: str, count: int, marker: str = "", progress: Progress = no_progress
 ) -> list[str]:
-    """Compare ``count`` entries of a release, and its own directory, with its manifest; return the first differences as sentences.
+    """Compare the directory of a release and ``count`` entries in it with the manifest. Return descriptions of the first differences.
 
-    Half of the entries are directories. One whose mtime differs is listed and all names in it are compared, so that a directory that was
-    only touched, as by ``marker``, is no difference. Owners and modes are not compared: a file server may show them to each host in
-    another way. What this host may not look at is passed over.
+    Half of the entries are directories. If the mtime of a directory differs, all names in it are compared, so a directory that was only
+    touched, for example by writing the ready ``marker``, is not a difference. Owners and modes are not compared, because a file server may
+    show different ones to each host. Entries that this host may not read are skipped. Raises OverlayError if the release does not exist.
     """
     top = scan.open_release(os.fsencode(root), os.fsencode(placement.record.release))
     try:
@@ -50,48 +50,52 @@ def differences(
 
 
 class _Comparison:
+    """One comparison of a release, whose directory is open as ``top``, with its manifest."""
+
     def __init__(self, top: int, placement: Placement, marker: bytes, progress: Progress) -> None:
         self._top = top
         self._placement = placement
         self._marker = b"/" + marker.strip(b"/")
         self._progress = progress
         self._found: list[str] = []
-        #: Directories whose mtime differs, by their escaped paths.
+        #: Paths of the directories whose mtime differs, by the escaped path.
         self._touched: dict[bytes, bytes] = {}
 
     def run(self, count: int) -> list[str]:
+        """Compare ``count`` entries and return descriptions of the first differences."""
         for line in _picked(self._placement, count):
             self._compare(line)
-        if self._touched and len(self._found) < _TOLD:
+        if self._touched and len(self._found) < _REPORTED:
             self._compare_touched()
-        return self._found[:_TOLD]
+        return self._found[:_REPORTED]
 
     def _compare(self, line: bytes) -> None:
+        """Compare the entry of a manifest line with the file on the software root, and remember a directory whose mtime differs."""
         entry = manifest.decode(line)
-        if entry.path == self._marker or len(self._found) >= _TOLD:
+        if entry.path == self._marker or len(self._found) >= _REPORTED:
             return
         self._progress()
         try:
-            fd = self._held(entry.path)
+            fd = self._hold(entry.path)
         except PermissionError:
             return
         except OSError as error:
             if error.errno not in _GONE:
                 raise
-            self._tell(entry.path, "it is gone")
+            self._report(entry.path, "it is gone")
             return
         try:
             status = os.fstat(fd)
             changes = _changes(fd, status, entry)
             if changes:
-                self._tell(entry.path, changes)
+                self._report(entry.path, changes)
             elif entry.is_directory and status.st_mtime_ns != entry.mtime_ns:
                 self._touched[_field(line)] = entry.path
         finally:
             os.close(fd)
 
-    def _held(self, path: bytes) -> int:
-        """Return a descriptor of an entry, with attributes that are fresh from the file server."""
+    def _hold(self, path: bytes) -> int:
+        """Return an O_PATH descriptor of an entry, whose attributes were just fetched from the file server."""
         fd = beneath.open_at(self._top, path.lstrip(b"/"), beneath.HOLD, same_mount=True)
         try:
             syscalls.refresh(fd)
@@ -101,7 +105,7 @@ class _Comparison:
         return fd
 
     def _compare_touched(self) -> None:
-        """Compare all that is in the directories whose mtime differs."""
+        """Compare all entries in the directories whose mtime differs."""
         recorded: dict[bytes, dict[bytes, bytes]] = {path: {} for path in self._touched}
         for line in _lines(self._placement):
             parent, _slash, name = _field(line).rpartition(b"/")
@@ -111,12 +115,13 @@ class _Comparison:
         for escaped, inner in recorded.items():
             path = self._touched[escaped]
             for name in sorted(self._names(path) - set(inner)):
-                self._tell(os.path.join(path, name), "it has been added")
+                self._report(os.path.join(path, name), "it has been added")
             for line in inner.values():
-                # What is deeper is for the sample to find.
+                # Entries further down are compared only if they are in the sample.
                 self._compare(line)
 
     def _names(self, path: bytes) -> set[bytes]:
+        """Return the names in a directory without the ready marker; none if this host may not list it."""
         try:
             fd = beneath.open_at(self._top, path.lstrip(b"/"), beneath.LISTING, same_mount=True)
         except PermissionError:
@@ -127,12 +132,12 @@ class _Comparison:
             os.close(fd)
         return {name for name in names if os.path.join(path, name) != self._marker}
 
-    def _tell(self, path: bytes, what: str) -> None:
+    def _report(self, path: bytes, what: str) -> None:
         self._found.append(f"{show(path)}: {what}")
 
 
 def _changes(fd: int, status: os.stat_result, entry: Entry) -> str:
-    """Return in words how what ``fd`` holds differs from its entry, but for the mtime of a directory; empty when it does not."""
+    """Return a description of how the file ``fd`` differs from its entry, empty if it does not. The mtime of a directory is ignored."""
     kind, recorded = stat.S_IFMT(status.st_mode), stat.S_IFMT(entry.mode)
     if kind != recorded:
         return f"it is {_KINDS.get(kind, 'something else')} and was {_KINDS.get(recorded, 'something else')}"
@@ -155,27 +160,28 @@ def _lines(placement: Placement) -> Iterator[bytes]:
 
 
 def _field(line: bytes) -> bytes:
-    """Return the path of a line as it stands there, escaped."""
+    """Return the first field of a line: the escaped path."""
     return line.partition(b" ")[0]
 
 
 def _picked(placement: Placement, count: int) -> list[bytes]:
-    """Return the line of the release's own directory, and ``count`` others at random, in their order."""
+    """Return the manifest line of the release's own directory and ``count`` random others, in manifest order."""
     counts = placement.record.entries
     directories, others = max(counts.directories - 1, 0), counts.total - counts.directories
     of_directories = min(directories, max(count // 2, count - others))
     of_others = min(others, count - of_directories)
-    # The first line is a directory, and always taken.
+    # The first line is the release's own directory, which is always picked.
     wanted = {True: {0, *_drawn(1, directories, of_directories)}, False: _drawn(0, others, of_others)}
-    passed = {True: 0, False: 0}
+    seen = {True: 0, False: 0}
     picked = []
     for line in _lines(placement):
         is_directory = _DIRECTORY.match(line) is not None
-        if passed[is_directory] in wanted[is_directory]:
+        if seen[is_directory] in wanted[is_directory]:
             picked.append(line)
-        passed[is_directory] += 1
+        seen[is_directory] += 1
     return picked
 
 
 def _drawn(first: int, among: int, count: int) -> set[int]:
+    """Return ``count`` random numbers of the ``among`` numbers from ``first`` on."""
     return set(random.sample(range(first, first + among), count))

@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Scanning a release: one walk of its tree, entry by entry, in the order of a manifest.
+"""Scan a release: walk its tree once and yield its entries in manifest order. Find releases on the software root.
 
-The walk uses descriptors of directories and never follows a symbolic link, so it cannot be led out of the release. It remembers
-the names of the directories it is in, and files that have more than one name; nothing else.
+The walk uses directory descriptors and never follows a symbolic link, so it cannot leave the release. Memory is needed for the names in
+open directories and for files with several names only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, files, namespaces, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
@@ -28,14 +28,11 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entry_
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entry_rights import RightsReader
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern, Release
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.rights import PathCount
-
-#: How many unreadable files and directories are kept by name; all are counted.
-UNREADABLE_KEPT = 100
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.scan_report import ScanReport
 
 _READ_SIZE = 1 << 20
 
-#: What a name is that is not there, or that nobody here may look at.
+#: Errors for a path that does not exist or that this process may not access.
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.EACCES)
 
 _REFUSED_KINDS = {
@@ -47,45 +44,32 @@ _REFUSED_KINDS = {
 
 
 @dataclass
-class ScanReport:
-    """What a scan found besides the entries."""
-
-    #: Files with content that not everybody may read, and directories that not everybody may enter, these with a slash at the end and
-    #: without what is in them. Where the file server takes root for nobody, no view can read them, whoever scans them.
-    unreadable: PathCount = field(default_factory=lambda: PathCount(kept=UNREADABLE_KEPT))
-    #: Directories that are recorded without what is in them, which root of this host may not list or enter.
-    unlisted: PathCount = field(default_factory=PathCount)
-    #: Entries whose ACL is not carried.
-    narrowed: PathCount = field(default_factory=PathCount)
-    #: Link counts to be put right: path of the file, and how many names it has within the release, where that differs
-    #: from the link count that the file system reports.
-    link_counts: dict[bytes, int] = field(default_factory=dict)
-
-
-@dataclass
 class _Directory:
+    """An open directory of the walk."""
+
     fd: int
-    #: Path within the release with a slash at its end.
+    #: Path within the release, with a trailing slash.
     path: bytes
-    #: Names still to come, last one first.
+    #: Names that have not been visited yet, in reverse order.
     names: list[bytes]
-    #: Not everybody may enter it, or a directory above it.
+    #: True if not everybody may enter this directory or one above it.
     closed: bool
 
 
 @dataclass
 class _Linked:
-    """A file with several names: the entry of the first one met, and how many names were met."""
+    """A file with several names: the entry of its first name, and the number of its names that were found."""
 
     first: Entry
     seen: int = 1
 
 
 class Scan:
-    """One walk of a release. Iterate over it, then read ``report``.
+    """One walk of a release. Iterate over its entries, then read ``report``.
 
-    ``root`` is the software root and ``release`` the path of the release below it. Raises OverlayError for what a manifest cannot
-    describe, and OSError where something cannot be read; both name the path.
+    ``root`` is the software root, ``release`` the path of the release below it. With ``checksum`` the content of every file is read and its
+    SHA-256 recorded. Iterating raises OverlayError naming the path if a manifest cannot describe the release, and OSError if it cannot be
+    read.
     """
 
     def __init__(self, root: bytes, release: bytes, checksum: bool = False, progress: Progress = no_progress) -> None:
@@ -122,7 +106,7 @@ class Scan:
         self._settle_link_counts()
 
     def _is_closed_above(self) -> bool:
-        """Tell whether there is a directory above the release, from the software root on, that not everybody may enter."""
+        """Return whether not everybody may enter the software root or a directory between it and the release."""
         path = self._root
         for name in self._release.split(b"/"):
             if not os.stat(path).st_mode & stat.S_IXOTH:
@@ -132,17 +116,18 @@ class Scan:
         return False
 
     def _refuse_mounts_inside(self) -> None:
-        # The kernel lists mounts by their real paths, and a root may be given by another one.
+        """Raises OverlayError if anything is mounted inside the release."""
+        # The kernel lists mounts by their real paths. The given path of the root may have symbolic links in it.
         inside = os.path.realpath(self._top) + b"/"
         for mount in namespaces.own_mounts():
             if mount.path.startswith(inside):
                 raise OverlayError(
-                    f"{show(mount.path)} is a mount inside the release: a view cannot reach data across it; make it a"
-                    " release of a software root of its own"
+                    f"{show(mount.path)} is a mount inside the release: a view cannot read data across a mount; make it a"
+                    " release of a separate software root"
                 )
 
     def _enter(self, stack: list[_Directory], fd: int, path: bytes, closed: bool) -> Entry:
-        """Open a directory's listing, put it on the stack and return its entry. ``closed`` is what holds of its parent."""
+        """List the open directory ``fd``, push it onto the stack and return its entry. ``closed`` is that of its parent."""
         try:
             status = os.fstat(fd)
             names = []
@@ -153,11 +138,11 @@ class Scan:
                     subdirectories += item.is_dir(follow_symlinks=False)
             self._check_device(status, path)
             if not status.st_mode & stat.S_IXOTH and not _can_enter(fd, names):
-                return self._shut(fd, status, path, closed)
+                return self._unlisted(fd, status, path, closed)
             entry = self._directory(fd, status, path, 2 + subdirectories)
         except OSError as error:
             os.close(fd)
-            raise self._at(error, path) from None
+            raise self._with_path(error, path) from None
         except OverlayError:
             os.close(fd)
             raise
@@ -167,11 +152,11 @@ class Scan:
         self._progress()
         return entry
 
-    def _shut(self, directory: int | bytes, status: os.stat_result, path: bytes, closed: bool) -> Entry:
-        """Return the entry of a directory that this process may not list or enter.
+    def _unlisted(self, directory: int | bytes, status: os.stat_result, path: bytes, closed: bool) -> Entry:
+        """Return the entry of a directory that this process may not list or enter, given its descriptor or a path.
 
-        Raises OverlayError where the readers of a view could: it would lack the files in the directory. Raises PermissionError for
-        users other than root, whose views are read by root.
+        Raises OverlayError if the users of a view could enter the directory, since the files in it would be missing. Raises
+        PermissionError if this process is not root, because root could list the directory.
         """
         if os.geteuid() != 0:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -179,7 +164,7 @@ class Scan:
         if not self._note_closed(entry, closed):
             raise OverlayError(
                 f"{self._show(path)} has mode {stat.S_IMODE(entry.mode):04o}: everybody may enter it, and this host may not list it,"
-                " so a view would lack what is in it; let everybody list it (chmod o+r), or scan the release on the file server"
+                " so its content would be missing in a view; let everybody list it (chmod o+r), or scan the release on the file server"
             )
         self.report.unlisted.add(path)
         if isinstance(directory, int):
@@ -187,21 +172,25 @@ class Scan:
         return entry
 
     def _note_closed(self, entry: Entry, closed: bool) -> bool:
-        """Tell whether a directory is closed to somebody, and report the topmost one that is."""
+        """Return whether not everybody may enter a directory or one above it, and report the topmost such directory."""
         if not closed and not entry.mode & stat.S_IXOTH:
             self.report.unreadable.add(entry.path.rstrip(b"/") + b"/")
             return True
         return closed
 
     def _directory(self, target: int | bytes, status: os.stat_result, path: bytes, nlink: int) -> Entry:
+        """Return the entry of a directory, given its descriptor or a path. Raises OverlayError if its path is too long."""
         length = len(self._release) + len(path)
         if length > LONGEST_DIRECTORY:
-            raise OverlayError(f"{self._show(path)} lies too deep: {length} bytes, {LONGEST_DIRECTORY} at most")
+            raise OverlayError(
+                f"{self._show(path)} is nested too deeply: {length} bytes, and at most {LONGEST_DIRECTORY} are allowed"
+            )
         mode, found = self._rights.read(target, status, path)
         mtime_ns = self._mtime(status, path)
         return Entry(path, mode, 0, nlink, status.st_uid, status.st_gid, mtime_ns, None, False, found)
 
     def _entry(self, stack: list[_Directory], here: _Directory, name: bytes) -> Entry:
+        """Return the entry of a name in the directory ``here``. A subdirectory is pushed onto the stack."""
         path = here.path + name
         try:
             status = os.stat(name, dir_fd=here.fd, follow_symlinks=False)
@@ -212,15 +201,17 @@ class Scan:
                 try:
                     fd = os.open(name, syscalls.LIST_REAL_DIRECTORY, dir_fd=here.fd)
                 except PermissionError:
-                    return self._shut(_path_of(here, name), status, path, here.closed)
+                    return self._unlisted(_path_of(here, name), status, path, here.closed)
                 return self._enter(stack, fd, path, here.closed)
         except OSError as error:
-            raise self._at(error, path) from None
+            raise self._with_path(error, path) from None
         kind = _REFUSED_KINDS.get(stat.S_IFMT(status.st_mode), "of an unknown type")
-        raise OverlayError(f"{self._show(path)} is {kind}: releases are made of directories, files and symbolic links")
+        raise OverlayError(
+            f"{self._show(path)} is {kind}: a release may have only directories, regular files and symbolic links"
+        )
 
     def _leaf(self, here: _Directory, name: bytes, path: bytes, status: os.stat_result) -> Entry:
-        """Return the entry of a regular file or symbolic link, or of a further name of one."""
+        """Return the entry of a regular file or symbolic link. Every name of a file but the first one is a hard link."""
         linked = self._linked.get(status.st_ino) if status.st_nlink != 1 else None
         if linked:
             linked.seen += 1
@@ -230,11 +221,11 @@ class Scan:
         found: Xattrs = ()
         if stat.S_ISLNK(mode):
             target = os.readlink(name, dir_fd=here.fd)
-            # Other systems, as file servers, give links modes of their own, which mean nothing.
+            # File servers with other systems send modes of symbolic links, which have no meaning.
             mode, size = SYMLINK_MODE, len(target)
         else:
             if size > LARGEST_SIZE:
-                raise OverlayError(f"{self._show(path)} has {size} bytes, and a layer shows {LARGEST_SIZE} at most")
+                raise OverlayError(f"{self._show(path)} has {size} bytes, and a layer can show at most {LARGEST_SIZE}")
             target = self._release + path if size else None
             mode, found = self._attributes(here, name, path, status)
         mtime_ns = self._mtime(status, path)
@@ -244,6 +235,7 @@ class Scan:
         return entry
 
     def _mtime(self, status: os.stat_result, path: bytes) -> int:
+        """Return the mtime in nanoseconds since 1970. Raises OverlayError if layers cannot hold it."""
         if not is_mtime(status.st_mtime_ns):
             raise OverlayError(
                 f"{self._show(path)} has an mtime of {status.st_mtime:.0f} seconds since 1970, which layers cannot hold: touch it"
@@ -251,10 +243,11 @@ class Scan:
         return status.st_mtime_ns
 
     def _attributes(self, here: _Directory, name: bytes, path: bytes, status: os.stat_result) -> tuple[int, Xattrs]:
+        """Return the mode and xattrs of a regular file for the manifest, and report the file if not everybody may read it."""
         mode, found = self._rights.read(_path_of(here, name), status, path)
         readable = bool(mode & stat.S_IROTH) or not status.st_size
         if self._checksum:
-            digest = self._read(here, name)
+            digest = self._digest(here, name)
             if digest is None:
                 readable = False
             else:
@@ -263,8 +256,8 @@ class Scan:
             self.report.unreadable.add(path)
         return mode, found
 
-    def _read(self, here: _Directory, name: bytes) -> bytes | None:
-        """Return the SHA-256 of a file's content; None for a file that may not be read."""
+    def _digest(self, here: _Directory, name: bytes) -> bytes | None:
+        """Return the SHA-256 of a file's content as hexadecimal text, or None if this process may not read the file."""
         try:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here.fd)
         except PermissionError:
@@ -280,14 +273,15 @@ class Scan:
         return digest.hexdigest().encode("ascii")
 
     def _check_device(self, status: os.stat_result, path: bytes) -> None:
+        """Raises OverlayError if a file is on another file system than the release."""
         if status.st_dev != self._device:
             raise OverlayError(
-                f"{self._show(path)} is on another file system than the release: a view cannot reach data across a mount;"
-                " make it a release of a software root of its own"
+                f"{self._show(path)} is on another file system than the release: a view cannot read data across a mount;"
+                " make it a release of a separate software root"
             )
 
     def _settle_link_counts(self) -> None:
-        """Find the files with names outside of the release: their link count is that of their names inside."""
+        """Report files with names outside of the release: only the names in the release are counted as links."""
         for linked in self._linked.values():
             if linked.seen != linked.first.nlink:
                 self.report.link_counts[linked.first.path] = linked.seen
@@ -295,17 +289,17 @@ class Scan:
     def _show(self, path: bytes) -> str:
         return show(self._top + path)
 
-    def _at(self, error: OSError, path: bytes) -> OSError:
+    def _with_path(self, error: OSError, path: bytes) -> OSError:
         return OSError(error.errno, error.strerror, os.fsdecode(self._top + path))
 
 
 def _path_of(here: _Directory, name: bytes) -> bytes:
-    """Return a path of an entry: there is no call that takes a directory's descriptor and a name and reads attributes."""
+    """Return a path of an entry for reading xattrs, since no system call for that takes a directory descriptor and a name."""
     return b"/proc/self/fd/%d/%s" % (here.fd, name)
 
 
 def _can_enter(fd: int, names: list[bytes]) -> bool:
-    """Tell whether what is in a directory that was listed can be looked at, by trying it with one name."""
+    """Return whether this process may enter a directory that it could list, by calling stat(2) for one name in it."""
     try:
         for name in names[:1]:
             os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -317,7 +311,7 @@ def _can_enter(fd: int, names: list[bytes]) -> bool:
 
 
 def open_root(root: bytes) -> int:
-    """Return a descriptor of the software root's directory. Raises OverlayError when there is none."""
+    """Return an open descriptor of the software root. Raises OverlayError if it does not exist or is not a directory."""
     try:
         return os.open(root, syscalls.LIST_DIRECTORY)
     except FileNotFoundError:
@@ -327,10 +321,10 @@ def open_root(root: bytes) -> int:
 
 
 def open_release(root: bytes, release: bytes) -> int:
-    """Return a descriptor of a release's directory.
+    """Return an open descriptor of the directory of a release.
 
-    Raises OverlayError when there is none, or a symbolic link or a mount on the way: a view finds content by a path in its data
-    layer, and the kernel follows neither there.
+    Raises OverlayError if the release does not exist, or its path has a symbolic link or a mount in it: the kernel finds content by its
+    path in the data layer and follows neither there.
     """
     fd = open_root(root)
     path = root
@@ -345,15 +339,15 @@ def open_release(root: bytes, release: bytes) -> int:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise OSError(error.errno, error.strerror, os.fsdecode(path)) from None
             kind = "a symbolic link" if stat.S_ISLNK(os.lstat(path).st_mode) else "not a directory"
-            raise OverlayError(f"{show(path)} is {kind}: name the release by its own path") from None
+            raise OverlayError(f"{show(path)} is {kind}: give the path of the release itself") from None
         finally:
             os.close(fd)
         fd = inner
         if beneath.mount_of(fd) != mount:
             os.close(fd)
             raise OverlayError(
-                f"{show(path)} is a mount below the software root, such as a nested export: a view cannot reach data across"
-                " it; make it a software root of its own, with a manifest store, a view and a mountpoint of its own"
+                f"{show(path)} is a mount below the software root, such as a nested export: a view cannot read data across a mount;"
+                " make it a separate software root, with its own manifest store, view and mountpoint"
             )
     return fd
 
@@ -361,30 +355,31 @@ def open_release(root: bytes, release: bytes) -> int:
 def find_releases(
     root: str, pattern: Pattern, unlisted: list[str], progress: Progress = no_progress
 ) -> Iterator[Release]:
-    """Yield the releases below a software root, listing only the directories that can lead to one.
+    """Yield the releases below a software root that match ``pattern``. Directories that cannot contain a release are not listed.
 
-    Directories below the root that may not be listed, as ``lost+found``, are passed over and added to ``unlisted``.
+    Directories that this process may not list, such as ``lost+found``, are skipped and added to ``unlisted``. Raises OSError if the root
+    cannot be listed.
     """
     yield from _find(root, [], pattern, unlisted, progress)
 
 
 def _find(
-    folder: str, names: list[str], pattern: Pattern, unlisted: list[str], progress: Progress
+    directory: str, names: list[str], pattern: Pattern, unlisted: list[str], progress: Progress
 ) -> Iterator[Release]:
     level = pattern.levels[len(names)]
     try:
-        with os.scandir(folder) as listing:
+        with os.scandir(directory) as listing:
             inner = [item.name for item in listing if level.fullmatch(item.name) and item.is_dir(follow_symlinks=False)]
     except PermissionError:
         if not names:
             raise
-        unlisted.append(folder)
+        unlisted.append(directory)
         return
     progress()
     for name in inner:
         here = [*names, name]
         if len(here) < len(pattern.levels):
-            yield from _find(os.path.join(folder, name), here, pattern, unlisted, progress)
+            yield from _find(os.path.join(directory, name), here, pattern, unlisted, progress)
         else:
             release = pattern.release(here)
             if release:
@@ -392,9 +387,9 @@ def _find(
 
 
 def is_ready(root: bytes, release: bytes, marker: bytes) -> bool:
-    """Tell whether the file that marks a finished release is there; an empty ``marker`` means that all are finished.
+    """Return whether a release has its ready marker. With an empty ``marker`` every release is ready.
 
-    An NFS client asks its server, so that a release whose marker was removed a moment ago is not taken for finished.
+    An NFS client is made to ask its server, so that a marker that was just removed is noticed.
     """
     if not marker:
         return True

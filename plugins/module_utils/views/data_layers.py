@@ -1,10 +1,11 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which data layer answers: the kernel looks a redirect up in one data layer after the other, and takes the first that has the path.
+"""Check that the data layers of an overlay are copies of one software root.
 
-A redirect has no word for which data layer it means. So the data layers of one overlay have to be copies of one software root, whole or
-in part: where two of them have different files at one path, a view shows one root's name with the other root's content.
+A redirect does not name a data layer: the kernel looks its path up in each data layer in order, and takes the first file that it finds.
+So each data layer must be a copy of one software root, whole or in part. If two have different files at one path, a view shows the name
+of one root with the content of the other.
 """
 
 from __future__ import annotations
@@ -32,15 +33,16 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.option
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation as names
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import Generation
 
-#: Files that are compared between two data layers, of one release and, but for a few of each, of all; names that are read to find them.
+#: How many files of a release are compared between two data layers, and of all releases together. Of each release at least a few are.
 _MOST_FILES = 32
 _MOST_FILES_OF_ALL = 2000
 _FEWEST_FILES = 4
+#: How many names of a release are read to find these files.
 _MOST_NAMES = 1000
-#: Names that are read where nothing says which releases a layer has.
+#: How many names are read if no record says which releases a layer has.
 _MOST_COMMON_NAMES = 10_000
 
-#: File systems that no server is asked for. Others are left alone by whoever may not wait for one.
+#: File systems without a server. No other file system is examined if the caller must not wait for one.
 _LOCAL = frozenset(
     (b"btrfs", b"erofs", b"ext2", b"ext3", b"ext4", b"f2fs", b"ramfs", b"squashfs", b"tmpfs", b"xfs", b"zfs")
 )
@@ -50,14 +52,17 @@ _IN_IMAGE_STORE = re.compile(rb"[0-9a-f]{16}")
 
 @dataclass(frozen=True)
 class _DataLayer:
+    """A directory of a data layer, open."""
+
     path: bytes
     fd: int
 
 
 def check(spec: MountSpec, plan: Plan) -> None:
-    """Raises OverlayError where data layers of an overlay that is to be mounted can answer for each other with different files.
+    """Check the data layers of an overlay, if the plan mounts it.
 
-    Nothing is looked at where the plan mounts nothing.
+    Raises OverlayError if its layers show releases of different software roots, if two data layers have different files of a release or at
+    one path, or if a data layer that is not empty has none of the releases.
     """
     if not any(isinstance(action, (MountOverlay, SwitchOverlay)) for action in plan):
         return
@@ -68,7 +73,7 @@ def check(spec: MountSpec, plan: Plan) -> None:
     with contextlib.ExitStack() as stack:
         data = []
         for path in dict.fromkeys(spec.data):
-            # In check mode one may not be there yet.
+            # In check mode a data layer may not exist yet.
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 data.append(_DataLayer(path, os.open(path, beneath.LISTING)))
                 stack.callback(os.close, data[-1].fd)
@@ -80,13 +85,13 @@ def check(spec: MountSpec, plan: Plan) -> None:
 
 
 def generation_of(layer: bytes) -> Generation | None:
-    """Return which generation a lower layer is; None for one that no record of ours is beside.
+    """Return the generation that a lower layer is, from the record next to it; None if there is no record.
 
-    Raises OverlayError for a record that is none.
+    Raises OverlayError if the record is not valid.
     """
-    folder, name = os.path.split(layer)
+    directory, name = os.path.split(layer)
     if name == b"layer":
-        path = names.record_path(os.fsdecode(folder))
+        path = names.record_path(os.fsdecode(directory))
     elif _IN_IMAGE_STORE.fullmatch(name):
         path = os.fsdecode(layer) + ".json"
     else:
@@ -105,8 +110,8 @@ def _check_roots(spec: MountSpec, known: Sequence[tuple[bytes, Generation | None
     if len(of_root) > 1:
         listed = ", ".join(f"{show(layer)} of {show(os.fsencode(root))}" for root, layer in of_root.items())
         raise OverlayError(
-            f"the layers of the overlay at {show(spec.path)} show releases of different software roots ({listed}): give each root a"
-            " mountpoint of its own"
+            f"the layers of the overlay at {show(spec.path)} show releases of different software roots ({listed}): mount a view of each"
+            " root at its own mountpoint"
         )
 
 
@@ -129,22 +134,22 @@ def _check_releases(spec: MountSpec, data: Sequence[_DataLayer], sources: Sequen
     for layer in data:
         if layer.path in unused and not _is_empty(layer.fd):
             raise OverlayError(
-                f"data layer {show(layer.path)} of the overlay at {show(spec.path)} has none of the releases that the view shows. A release"
-                " that appears there later would be read instead of that of the view: leave it out, and mount a view of another software"
-                " root at a mountpoint of its own"
+                f"data layer {show(layer.path)} of the overlay at {show(spec.path)} has none of the releases that the view shows. If such a"
+                " release appears there later, its files would be read instead of those of the view: leave this data layer out, and mount"
+                " a view of another software root at its own mountpoint"
             )
 
 
 def _ambiguous(spec: MountSpec, one: _DataLayer, other: _DataLayer, path: bytes) -> str:
     return (
-        f"data layers {show(one.path)} and {show(other.path)} of the overlay at {show(spec.path)} do not have the same {show(path)}, and"
-        " the kernel reads what the first of them has. Data layers of one overlay have to be copies of one software root: mount a view of"
-        " another root at a mountpoint of its own"
+        f"data layers {show(one.path)} and {show(other.path)} of the overlay at {show(spec.path)} have different files at {show(path)}, and"
+        " the kernel reads that of the first one. Data layers of one overlay must be copies of one software root: mount a view of another"
+        " root at its own mountpoint"
     )
 
 
 def _release_in(layer: _DataLayer, source: bytes) -> int | None:
-    """Return a descriptor of a release's directory in a data layer; None where the kernel would find nothing there."""
+    """Return a descriptor of a release's directory in a data layer; None if the kernel would find no files there."""
     try:
         return beneath.open_at(layer.fd, source, same_mount=True)
     except OSError:
@@ -157,9 +162,9 @@ def _is_empty(fd: int) -> bool:
 
 
 def _unlike(one: int, other: int, files: int) -> bytes | None:
-    """Return the path of a file that tells two directories apart; None where one of them looks like a copy of the other, or of a part.
+    """Compare two directories; return the path of a file that differs, or None if one looks like a copy of the other or of a part of it.
 
-    So many ``files`` of each are looked at.
+    ``files`` is how many files of each are compared.
     """
     if os.path.samestat(os.fstat(one), os.fstat(other)):
         return None
@@ -176,7 +181,7 @@ def _unlike(one: int, other: int, files: int) -> bytes | None:
 
 
 def _check_common(spec: MountSpec, one: _DataLayer, other: _DataLayer) -> None:
-    """Raises OverlayError for a file that both data layers have, and that is not the same, as far as a number of names tells."""
+    """Compare files that two data layers have at the same path, within a number of names. Raises OverlayError if two differ."""
     if os.path.samestat(os.fstat(one.fd), os.fstat(other.fd)):
         return
     for path, status in _files(one.fd, _MOST_COMMON_NAMES, other.fd):
@@ -186,7 +191,7 @@ def _check_common(spec: MountSpec, one: _DataLayer, other: _DataLayer) -> None:
 
 
 def _alike(one: os.stat_result, other: os.stat_result) -> bool:
-    """Tell whether two files look like copies; not all programs that copy keep the fraction of a second."""
+    """Tell whether two files look like copies. Some programs that copy files drop the fraction of a second of the mtime."""
     return stat.S_ISREG(other.st_mode) and (one.st_size, int(one.st_mtime)) == (other.st_size, int(other.st_mtime))
 
 
@@ -202,17 +207,17 @@ def _status(top: int, path: bytes) -> os.stat_result | None:
 
 
 def _files(top: int, most_names: int, common_with: int | None = None) -> Iterator[tuple[bytes, os.stat_result]]:
-    """Yield regular files below a directory, with paths relative to it, those near the top first, from so many names.
+    """Yield the regular files below a directory, breadth first, with paths relative to it. Read at most ``most_names`` names.
 
-    With ``common_with``, directories that are not there too are not listed.
+    With ``common_with``, a descriptor of another directory, skip directories that this one does not have.
     """
     waiting = [b""]
     while waiting:
-        folder = waiting.pop(0)
-        if common_with is not None and not _has_directory(common_with, folder):
+        directory = waiting.pop(0)
+        if common_with is not None and not _has_directory(common_with, directory):
             continue
         try:
-            fd = beneath.open_at(top, folder, same_mount=True)
+            fd = beneath.open_at(top, directory, same_mount=True)
         except OSError:
             continue
         try:
@@ -221,7 +226,7 @@ def _files(top: int, most_names: int, common_with: int | None = None) -> Iterato
                     most_names -= 1
                     if most_names < 0:
                         return
-                    path = os.path.join(folder, os.fsencode(item.name))
+                    path = os.path.join(directory, os.fsencode(item.name))
                     if item.is_dir(follow_symlinks=False):
                         waiting.append(path)
                     elif item.is_file(follow_symlinks=False):
@@ -236,15 +241,16 @@ def _has_directory(top: int, path: bytes) -> bool:
 
 
 def answers(mount: Mount, live: Sequence[Mount]) -> dict[str, object]:
-    """Return what the records of a mounted overlay's layers tell of its data layers; nothing that a server could be asked is looked at.
+    """Return the software roots of a mounted overlay and how its data layers relate, from the records of its layers. Ask no file server.
 
-    ``roots`` are the software roots of the releases, None where a layer has no record that may be read. ``data_layers`` is ``one``,
-    ``copies`` where several data layers answer for one software root, ``ambiguous`` where they do for several, and ``unknown``.
+    ``roots`` are the software roots of the releases, or None if a layer has no record on a local file system. ``data_layers`` is ``none``
+    or ``one`` for fewer than two data layers. For several it is ``copies`` if the releases are of one software root, ``ambiguous`` if they
+    are of several, and ``unknown`` without a record.
     """
     layers = overlay_layers(mount)
     lower, data = layers.lower, layers.data
-    if not data and mount.root == b"/" + strategies.SHOWN_FOLDER.encode():
-        # Strategy redirect, of which the kernel does not tell where the data layers begin.
+    if not data and mount.root == b"/" + strategies.SHOWN_DIRECTORY.encode():
+        # With strategy redirect the kernel reports data layers as lower layers. The first one is the metadata layer.
         lower, data = layers.lower[:1], layers.lower[1:]
     found = [_read_locally(layer, live) for layer in lower]
     known = all(one is not None for one in found)
@@ -256,7 +262,7 @@ def answers(mount: Mount, live: Sequence[Mount]) -> dict[str, object]:
 
 
 def _upwards(path: bytes) -> Iterator[bytes]:
-    """Yield a path and all directories above it, up to the root."""
+    """Yield a path and all directories above it."""
     yield path
     while path not in (b"/", b""):
         path = os.path.dirname(path)
@@ -264,18 +270,18 @@ def _upwards(path: bytes) -> Iterator[bytes]:
 
 
 def _is_local(live: Sequence[Mount], path: bytes) -> bool:
-    """Tell whether looking a name up at ``path`` asks no server. The root itself may be an overlay, and nothing works without it."""
+    """Tell whether a lookup at ``path`` asks no file server. An overlay that is the root counts as local: nothing works without it."""
     mount = containing_mount(live, path)
     return mount is not None and (mount.fstype in _LOCAL or (mount.path, mount.fstype) == (b"/", b"overlay"))
 
 
 def _read_locally(layer: bytes, live: Sequence[Mount]) -> Generation | None:
-    """Return which generation a layer is, where that can be told without asking a server."""
+    """Return the generation that a layer is; None if that is unknown without asking a file server."""
     place = os.path.dirname(layer)
     if not layer.startswith(b"/") or not all(_is_local(live, path) for path in _upwards(place)):
         return None
     try:
-        # No link may lead to where a server has to be asked.
+        # A symbolic link could lead to a file server, so none is followed.
         top = os.open("/", beneath.LISTING)
         try:
             os.close(beneath.open_at(top, place[1:]))

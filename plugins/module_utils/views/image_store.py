@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The image store: a folder, usually on the file server, with one EROFS image and one small JSON record for each generation.
+"""Publish images in an image store, and install them from there.
 
-An image is built once, on one host, and installed on the others by its digest. The record is written last, so an image counts only
-when it is whole.
+An image store is a directory, usually on the file server, with one image and one small JSON record for each generation. An image is built
+once, on one host, and the other hosts install it by its digest. The record is written last, so an image without one is not whole.
 """
 
 from __future__ import annotations
@@ -16,134 +16,164 @@ import os
 from dataclasses import replace
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.compose import Composition
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.erofs_layer import Builder
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import Image
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_build import LayerBuilder
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import (
+    FORMATS,
+    Image,
+    LayerFormat,
+    published_format,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, record_files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import (
-    IMAGE_SUFFIX,
-    without_suffix,
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
+    generation_files,
+    generations,
+    removal,
+    usage,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation as names
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations, removal, usage
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import (
-    Generation,
-    LayerSpec,
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import Generation
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_spec import LayerSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import (
     ViewPaths,
+    layer_path,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import (
+    record_path as generation_record_path,
 )
 
 _CHUNK = 1 << 20
 
 
 def check_store(store: str, manifests: str | None) -> None:
-    """Raises OverlayError when there is no image store at ``store``. One directly inside the manifest store is made when it is needed."""
+    """Check that there is an image store at ``store``. Raises OverlayError if there is none.
+
+    An image store directly inside the manifest store ``manifests`` may be missing: ``publish`` creates it.
+    """
     if os.path.isdir(store):
         return
-    shown = show(os.fsencode(store))
+    path = _printable(store)
     if os.path.lexists(store):
-        raise OverlayError(f"image store {shown} is not a directory")
+        raise OverlayError(f"image store {path} is not a directory: give the path of a directory")
     above = os.path.dirname(store.rstrip("/"))
     if manifests is None or not os.path.isdir(above) or os.path.realpath(above) != os.path.realpath(manifests):
-        raise OverlayError(f"image store {shown} does not exist: is it mounted? A new one is made once, with mkdir")
+        raise OverlayError(f"image store {path} does not exist: is it mounted? Create a new store once, with mkdir")
 
 
-def image_path(store: str, generation_id: str) -> str:
-    return os.path.join(store, generation_id + IMAGE_SUFFIX)
+def image_path(store: str, generation: str) -> str:
+    """Return the path of the image of a generation in a store, given the generation's ID."""
+    return os.path.join(store, generation + published_format().suffix)
+
+
+def format_of(image: str) -> LayerFormat:
+    """Return the format of an image, given its path. Raises OverlayError if the path is not that of an image."""
+    formats = [one for one in FORMATS.values() if one.is_image]
+    for one in formats:
+        if image.endswith(one.suffix):
+            return one
+    suffixes = " or ".join(one.suffix for one in formats)
+    raise OverlayError(f"{_printable(image)} is not an image: give a path that ends in {suffixes}")
 
 
 def record_path(image: str) -> str:
-    """Return where the record of an image is. Raises OverlayError for a path that is no image's."""
-    if not image.endswith(IMAGE_SUFFIX):
-        raise OverlayError(f"{show(os.fsencode(image))} is not an image: their names end in {IMAGE_SUFFIX}")
-    return without_suffix(image) + ".json"
+    """Return the path of the record of an image. Raises OverlayError if the path is not that of an image."""
+    return image[: -len(format_of(image).suffix)] + ".json"
 
 
 def find(image: str) -> Generation | None:
-    """Return what the record of an image says, or None where there is no whole image."""
+    """Return the generation whose image is at a path; None if there is no whole image of this version of the collection.
+
+    A record without its image is not read. Raises OverlayError if the record of an image is damaged or belongs to another generation.
+    """
     path = record_path(image)
     try:
-        generation = names.generation_from_json(record_files.read(path, names.LARGEST_RECORD), path)
         size = os.stat(image).st_size
     except FileNotFoundError:
         return None
-    if generation.image is None or generation.image.bytes != size:
+    generation = generation_files.find(path)
+    if generation is None or generation.image is None or generation.image.bytes != size:
         return None
-    if os.path.basename(image) != generation.id + IMAGE_SUFFIX:
+    expected = generation.id + FORMATS[generation.format].suffix
+    if os.path.basename(image) != expected:
         raise OverlayError(
-            f"{show(os.fsencode(path))} is the record of generation {generation.id}, whose image is called {generation.id}{IMAGE_SUFFIX}:"
-            " remove both files and build the image again"
+            f"{_printable(path)} is the record of generation {generation.id}, whose image is called {expected}: remove both files and build"
+            " the image again"
         )
     return generation
 
 
 def read(image: str, digest: str) -> Generation:
-    """Return the generation that an image is. Raises OverlayError when it is not there, or is not the one with ``digest``."""
+    """Return the generation whose image is at a path.
+
+    Raises OverlayError if there is no whole image, if its record cannot be used, or if its digest is not ``digest``.
+    """
     found = find(image)
-    if found is None:
+    if found is None or found.image is None:
         raise OverlayError(
-            f"{show(os.fsencode(image))}: there is no whole image; build it with metadata_layer and 'image_store'"
+            f"image {_printable(image)} is missing, incomplete or of an older version of the collection: build it again with metadata_layer"
+            " and 'image_store'"
         )
-    recorded = found.image.digest if found.image else "none"
-    if recorded != digest:
+    if found.image.digest != digest:
         raise OverlayError(
-            f"image {show(os.fsencode(image))} has the digest {recorded}, and {digest} was asked for: nothing was installed"
+            f"image {_printable(image)} has the digest {found.image.digest}, but image_digest is {digest}: nothing was installed"
         )
     return found
 
 
 def publish(
-    store: str, spec: LayerSpec, builder: Builder, composition: Composition, progress: Progress = no_progress
+    store: str, spec: LayerSpec, builder: LayerBuilder, composition: Composition, progress: Progress = no_progress
 ) -> Generation:
-    """Build an image and put it into the store, which is made where ``check_store`` lets it. A killed run leaves no image that counts."""
+    """Build an image and publish it in a store. A killed run leaves no image that looks whole.
+
+    The store is created if only its own directory is missing. Raises OverlayError if an image that is in use would be replaced.
+    """
     if os.path.isdir(os.path.dirname(store.rstrip("/"))):
-        # Only the directory itself: what is above is mounted, or it is an error.
+        # A missing directory above is a share that is not mounted, so it is not created.
         files.make_directories(store, 0o755)
     with files.made_aside(store) as aside:
         files.remove_abandoned(store, uid=aside.uid)
         generation, _report = generations.build_layer(aside.path, spec, builder, composition, progress)
-        built = names.layer_path(aside.path, spec.format)
+        built = layer_path(aside.path, spec.format)
         with open(built, "rb") as stream:
             os.fchmod(stream.fileno(), 0o644)
             os.fsync(stream.fileno())
         image = image_path(store, generation.id)
         _check_replaceable(image)
         with contextlib.suppress(FileNotFoundError):
-            # While the image is exchanged it has no record, and counts for nobody.
+            # Without its record the image is not whole, whatever happens while it is replaced.
             os.unlink(record_path(image))
         os.rename(built, image)
-        with files.written_aside(record_path(image)) as record:
-            record.write(names.generation_to_json(generation))
+        generation_files.write(record_path(image), generation)
     return generation
 
 
 def _check_replaceable(image: str) -> None:
-    """Raises OverlayError where an image without its record, or of another length, is in use on this host."""
+    """Check that an image that is not whole is not in use on this host. Raises OverlayError if it is."""
     uses = usage.of_image(image) if os.path.lexists(image) else []
     if uses:
         raise OverlayError(
-            f"image {show(os.fsencode(image))} has lost its record or a part, and is in use, so it is not replaced"
+            f"image {_printable(image)} has lost its record or a part of its content, but it is in use, so it is not replaced"
             f" ({'; '.join(uses)}): unmount it, then build it again"
         )
 
 
 def install(paths: ViewPaths, image: str, generation: Generation, progress: Progress = no_progress) -> Generation:
-    """Copy an image to this host and make it a generation of the view. The view's lock has to be held.
+    """Copy an image to this host and make it a generation of the view. The caller has to hold the lock of the view.
 
-    A copy that was interrupted goes on where it ended, but nothing is left of one for which there was no room. Raises OverlayError when
-    what was copied has not the digest that was recorded.
+    An interrupted copy continues where it ended, but a copy that did not fit on the disk is removed. Raises OverlayError if the copy does
+    not have the recorded digest.
     """
     if generation.image is None:
-        raise OverlayError(f"{show(os.fsencode(image))} is not recorded as an image")
+        raise OverlayError(f"{_printable(image)} is not recorded as an image: build it again")
     part = os.path.join(paths.incoming, generation.image.digest.partition(":")[2])
     removal.clear(paths, paths.incoming, progress, keep=[os.path.basename(part)])
     try:
         _bring(image, part, generation.image, progress)
-        with generations.staged(paths, generation.folder, progress) as folder:
-            layer = names.layer_path(folder, generation.format)
+        with generations.staged(paths, generation.directory, progress) as directory:
+            layer = layer_path(directory, generation.format)
             os.rename(part, layer)
             here = replace(generation, bytes_on_disk=os.stat(layer).st_blocks * 512)
-            generations.write_record(folder, here)
+            generation_files.write(generation_record_path(directory), here)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             removal.clear(paths, paths.incoming, progress)
@@ -153,21 +183,21 @@ def install(paths: ViewPaths, image: str, generation: Generation, progress: Prog
 
 
 def _bring(image: str, part: str, recorded: Image, progress: Progress) -> None:
-    """Copy an image. Raises OverlayError when the copy has not the digest that was recorded."""
+    """Copy an image to ``part``. Raises OverlayError if the copy does not have the recorded digest."""
     files.make_directories(os.path.dirname(part), 0o755)
     if not _copied(image, part, recorded, progress):
-        # What an earlier run had left may have been damaged: once more, all of it.
+        # What an earlier run has left may be damaged, so copy everything once more.
         os.unlink(part)
         if not _copied(image, part, recorded, progress):
             os.unlink(part)
             raise OverlayError(
-                f"image {show(os.fsencode(image))} does not have the digest {recorded.digest} that was recorded: nothing was installed;"
-                " remove it and build it again"
+                f"image {_printable(image)} does not have the recorded digest {recorded.digest}: nothing was installed; remove it and build"
+                " it again"
             )
 
 
 def _copied(image: str, part: str, recorded: Image, progress: Progress) -> bool:
-    """Copy what is missing of an image, and tell whether all of it has the digest recorded."""
+    """Copy the missing part of an image, and return whether the whole copy has the recorded digest."""
     digest = hashlib.sha256()
     with (
         open(files.open_or_make(part, 0o600), "a+b", buffering=0) as target,
@@ -185,3 +215,7 @@ def _copied(image: str, part: str, recorded: Image, progress: Progress) -> bool:
         os.fchmod(target.fileno(), 0o644)
         os.fsync(target.fileno())
     return "sha256:" + digest.hexdigest() == recorded.digest
+
+
+def _printable(path: str) -> str:
+    return show(os.fsencode(path))

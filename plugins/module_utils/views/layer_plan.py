@@ -13,11 +13,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action im
     Plan,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import id_of
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import generation_of
 
 
 @dataclass(frozen=True)
 class RecordReleases(Action):
+    """Record which releases a view declares, and which are leaving it."""
+
     view: str
 
     def __str__(self) -> str:
@@ -26,6 +28,8 @@ class RecordReleases(Action):
 
 @dataclass(frozen=True)
 class ForgetReleases(Action):
+    """Remove the record of the releases of a view."""
+
     view: str
 
     def __str__(self) -> str:
@@ -34,8 +38,11 @@ class ForgetReleases(Action):
 
 @dataclass(frozen=True)
 class BuildGeneration(Action):
+    """Build a generation from manifests."""
+
+    #: The ID of the generation.
     generation: str
-    #: ``directory`` or ``erofs``.
+    #: The name of the layer's format.
     format: str
 
     def __str__(self) -> str:
@@ -44,8 +51,11 @@ class BuildGeneration(Action):
 
 @dataclass(frozen=True)
 class InstallGeneration(Action):
+    """Copy a generation from an image store."""
+
+    #: The ID of the generation.
     generation: str
-    #: Path of the image that it is installed from.
+    #: The path of the image in the image store.
     image: str
 
     def __str__(self) -> str:
@@ -54,6 +64,8 @@ class InstallGeneration(Action):
 
 @dataclass(frozen=True)
 class PublishImage(Action):
+    """Build an image in an image store."""
+
     image: str
 
     def __str__(self) -> str:
@@ -62,17 +74,21 @@ class PublishImage(Action):
 
 @dataclass(frozen=True)
 class MakeCurrent(Action):
-    #: The generation's folder.
-    folder: str
-    #: That of the generation that becomes the previous one; None when there was none or it is the same.
+    """Make a generation the current one."""
+
+    #: The name of the generation's directory.
+    directory: str
+    #: The directory of the generation that is current until now; None if there is none.
     previous: str | None
 
     def __str__(self) -> str:
-        return f"make generation {id_of(self.folder)} current"
+        return f"make generation {generation_of(self.directory)} current"
 
 
 @dataclass(frozen=True)
 class RemoveView(Action):
+    """Remove a view with all of its generations."""
+
     name: str
 
     def __str__(self) -> str:
@@ -81,15 +97,20 @@ class RemoveView(Action):
 
 @dataclass(frozen=True)
 class RemoveGeneration(Action):
+    """Remove one generation."""
+
     view: str
-    folder: str
+    #: The name of the generation's directory.
+    directory: str
 
     def __str__(self) -> str:
-        return f"remove generation {id_of(self.folder)} of view {self.view}"
+        return f"remove generation {generation_of(self.directory)} of view {self.view}"
 
 
 @dataclass(frozen=True)
 class RemoveRemains(Action):
+    """Remove a file or directory that a killed run has left."""
+
     view: str
     path: str
 
@@ -99,34 +120,39 @@ class RemoveRemains(Action):
 
 @dataclass(frozen=True)
 class ViewState:
-    """What is there of a view: its finished generations, and which of them is current and was before."""
+    """What exists of a view on this host."""
 
+    #: Whether the view has a directory.
     exists: bool
-    #: By the names of their folders, as are the two below.
+    #: The names of the directories of finished generations.
     generations: frozenset[str]
+    #: The directories of the current and of the previous generation.
     current: str | None
     previous: str | None
 
 
-def plan_layer(folder: str, provide: Action | None, state: ViewState) -> Plan:
-    """``provide`` is how a generation that is not there is made; None for one that has to be.
+def plan_layer(directory: str, provide: Action | None, state: ViewState) -> Plan:
+    """Plan how the generation in a directory gets there and becomes the current one.
 
-    Raises OverlayError for one that has to be there and is not, as when another run has removed it meanwhile.
+    ``provide`` is the action that makes a missing generation; None if the generation has to be there. Raises OverlayError if it has to be
+    there and is missing, as when another run has just removed it.
     """
     actions: tuple[Action, ...] = ()
-    if provide is None and folder not in state.generations:
-        raise OverlayError(f"generation {id_of(folder)} is not on this host any more")
-    if provide and folder not in state.generations:
+    if directory not in state.generations:
+        if provide is None:
+            raise OverlayError(
+                f"generation {generation_of(directory)} is no longer on this host: another run has removed it; run the task again"
+            )
         actions += (provide,)
-    if folder != state.current:
-        actions += (MakeCurrent(folder, state.current),)
+    if directory != state.current:
+        actions += (MakeCurrent(directory, state.current),)
     return actions
 
 
 def plan_view_removal(name: str, state: ViewState, uses: Mapping[str, Sequence[str]]) -> Plan:
-    """``uses`` are the reasons why generations are in use, by their folders.
+    """Plan how the view ``name`` is removed.
 
-    Raises OverlayError while one of them is.
+    ``uses`` maps the directory of each generation to the reasons why it is in use. Raises OverlayError if one is in use.
     """
     if not state.exists:
         return ()
@@ -135,9 +161,11 @@ def plan_view_removal(name: str, state: ViewState, uses: Mapping[str, Sequence[s
 
 
 def check_unused(name: str, uses: Mapping[str, Sequence[str]]) -> None:
-    """Raises OverlayError, which tells who uses what, where something of view ``name`` is in use."""
+    """Check that nothing of the view ``name`` is in use. Raises OverlayError with the reasons if something is."""
     listed = "; ".join(
-        f"generation {id_of(folder)}: {', '.join(reasons)}" for folder, reasons in sorted(uses.items()) if reasons
+        f"generation {generation_of(directory)}: {', '.join(reasons)}"
+        for directory, reasons in sorted(uses.items())
+        if reasons
     )
     if listed:
         raise OverlayError(

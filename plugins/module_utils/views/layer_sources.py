@@ -1,109 +1,222 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where a view's generation comes from: its releases, an image that was built elsewhere, or the generations that are there."""
+"""Find where the generation of a view comes from: its releases, an image that another host built, or the generations on this host."""
 
 from __future__ import annotations
 
-import errno
 import functools
-import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import erofs_layer, layer_formats
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import erofs_layer, inode_space
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.compose import Composition
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.erofs_layer import Builder
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, syscalls
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_build import LayerBuilder
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action, Handlers, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import probe, strategies
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.probe import Feature
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.rights import Rights
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation as names
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations, image_store
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import (
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
+    generations,
+    image_store,
+    layer_choice,
+    layer_parameters,
+    view_state,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import (
     Generation,
-    LayerSpec,
-    ViewPaths,
+    content_for_diff,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import (
     BuildGeneration,
     InstallGeneration,
+    MakeCurrent,
+    PublishImage,
     ViewState,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_spec import (
+    LayerSpec,
+    links_of,
+    releases_of,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import (
+    PREVIOUS,
+    ViewPaths,
+    generation_of,
+    layer_path,
 )
 
 Provide = Callable[[ViewPaths, Progress], "list[str]"]
 
+#: The former name.
+_cannot_mount = erofs_layer.mount_obstacle
+
 
 @dataclass(frozen=True)
 class Source:
-    """A generation, and how it comes to be on this host."""
+    """A generation, and how this host gets it."""
 
-    folder: str
+    #: The name of the generation's directory.
+    directory: str
     format: str
+    #: Why the layer has this format.
+    format_reason: str
     strategy: str
-    releases: tuple[dict[str, Any], ...]
-    links: tuple[dict[str, str], ...]
-    #: None where it is there.
+    releases: Sequence[Mapping[str, Any]]
+    links: Sequence[Mapping[str, str]]
+    #: The action that makes the generation; None if it is on this host.
     action: Action | None
-    #: Makes the generation and returns warnings. The view's lock has to be held.
+    #: Make the generation, and return warnings. The caller has to hold the lock of the view.
     provide: Provide
-    #: Finds the conflicts of what is to be built; None where nothing is.
+    #: Compose what is to be built; None if nothing is built.
     compose: Callable[[], Composition] | None = None
+    #: The path of its image in an image store; None if it does not come from there.
+    image: str | None = None
 
-    def shown(self) -> dict[str, Any]:
-        return names.shown(names.id_of(self.folder), self.releases, self.links)
+    @property
+    def generation(self) -> str:
+        """The ID of the generation."""
+        return generation_of(self.directory)
+
+    def content(self) -> dict[str, Any]:
+        """Return what the generation shows, for the diff."""
+        return content_for_diff(self.generation, self.releases, self.links)
+
+    def composed_for(self, plan: Plan) -> Composition | None:
+        """Return the composition if the plan builds it; else None. Raises OverlayError if a conflict has no rule."""
+        builds = any(isinstance(action, (BuildGeneration, PublishImage)) for action in plan)
+        return self.compose() if self.compose and builds else None
+
+    def handlers(self, paths: ViewPaths, progress: Progress, warnings: list[str]) -> Handlers:
+        """Return what carries out a plan that makes the generation and makes it current. Warnings are appended to ``warnings``."""
+
+        def provide(_action: Action) -> None:
+            warnings.extend(self.provide(paths, progress))
+
+        def make_current(action: MakeCurrent) -> None:
+            view_state.make_current(paths, action.directory, action.previous)
+
+        return {BuildGeneration: provide, InstallGeneration: provide, MakeCurrent: make_current}
+
+    def values(self, composition: Composition | None, generation: Generation | None) -> dict[str, Any]:
+        """Return the return values that describe the layer, with those of its ``composition`` and of the finished ``generation``."""
+        values: dict[str, Any] = {
+            "generation": self.generation,
+            "format": self.format,
+            "format_reason": self.format_reason,
+            "strategy": self.strategy,
+            "releases": list(self.releases),
+            "image_digest": generation.image.digest if generation and generation.image else None,
+        }
+        if composition:
+            values.update(
+                conflicts=[conflict.as_dict() for conflict in composition.conflicts],
+                conflict_count=composition.conflict_count,
+            )
+        if generation:
+            values.update(
+                entries=generation.entries.as_dict(),
+                bytes=generation.bytes,
+                bytes_on_disk=generation.bytes_on_disk,
+                conflicts=list(generation.conflicts),
+                conflict_count=generation.conflict_count,
+                **generation.rights.as_dict(),
+            )
+        return values
+
+    def values_on_host(self, paths: ViewPaths, state: ViewState, composition: Composition | None) -> dict[str, Any]:
+        """Return the return values that describe the layer on this host, given the state of the view after the run."""
+        there = self.directory in state.generations
+        previous = state.previous if state.current == self.directory else state.current
+        return {
+            **self.values(composition, view_state.read_generation(paths, self.directory) if there else None),
+            "layer": layer_path(paths.generation(self.directory), self.format),
+            "previous": generation_of(previous) if previous else None,
+            **({"image": self.image} if self.image else {}),
+        }
 
 
-def from_releases(spec: LayerSpec, builder: Builder | None, progress: Progress) -> Source:
-    """``builder`` makes the image; None for a directory."""
+def from_parameters(
+    params: Mapping[str, Any], paths: ViewPaths, state: ViewState, seconds: float, progress: Progress
+) -> Source:
+    """Return the source that the parameters of metadata_layer declare. What the kernel can do is tried for up to ``seconds``.
+
+    Raises OverlayError if a parameter or this host does not allow it.
+    """
+    if params["image"] is not None:
+        layer_format = image_store.format_of(params["image"])
+        layer_choice.check_mountable(params["name"], layer_format.name, params["strategy"], seconds)
+        return installed(paths, state, params["image"], params["image_digest"]) or from_image(
+            params["image"], image_store.read(params["image"], params["image_digest"])
+        )
+    strategy = layer_choice.choose_strategy(params["strategy"], params["xattr_namespace"], seconds)
+    if params["generation"] is not None:
+        return existing(paths, state, params["generation"], strategy)
+    spec = replace(layer_parameters.layer_spec(params), strategy=strategy)
+    choice = layer_choice.choose_format(params["format"], spec, state)
+    return from_releases(replace(spec, format=choice.format), choice.builder, choice.reason, progress)
+
+
+def from_releases(spec: LayerSpec, builder: LayerBuilder | None, reason: str, progress: Progress) -> Source:
+    """Return the source of a layer that is built from its releases. ``reason`` is why it has its format."""
     compose = functools.lru_cache(maxsize=None)(lambda: generations.composed(spec, progress))
 
     def provide(paths: ViewPaths, progress: Progress) -> list[str]:
         generation, report = generations.build(paths, spec, builder, progress, compose())
-        return [*generations.spill_warning(paths, report), *rights_warnings(generation.rights)]
+        spilled = inode_space.spill_warning(paths.root, report.tally.files, report.spilled, report.bytes_on_disk)
+        return [*spilled, *rights_warnings(generation.rights)]
 
-    releases, links = names.releases_of(spec.placements), names.links_of(spec.links)
-    action = BuildGeneration(names.id_of(spec.folder), spec.format)
-    return Source(spec.folder, spec.format, spec.strategy, releases, links, action, provide, compose)
+    return Source(
+        spec.directory,
+        spec.format,
+        reason,
+        spec.strategy,
+        releases_of(spec.placements),
+        links_of(spec.links),
+        BuildGeneration(spec.generation, spec.format),
+        provide,
+        compose,
+    )
 
 
 def rights_warnings(rights: Rights) -> list[str]:
-    """Return warnings about rights that a new layer does not give as its releases do."""
+    """Return a warning for each kind of rights that files have in their release but not in the layer."""
     warnings = []
     if rights.stripped.count:
         warnings.append(
-            f"{rights.stripped.count} files lose their set-ID bits or capabilities, since their owner or group is another one in the view"
-            f" (keep_setid keeps them): {rights.stripped.listed()}"
+            f"{rights.stripped.count} files lose their set-ID bits or capabilities, because their owner or group is another one in the"
+            f" view; keep_setid keeps them: {rights.stripped.listed()}"
         )
     if rights.narrowed.count:
         warnings.append(
-            f"the ACLs of {rights.narrowed.count} files and directories cannot be kept on the file system of the layer; nobody may do more"
-            f" with them, and some may do less: {rights.narrowed.listed()}"
+            f"the ACLs of {rights.narrowed.count} files and directories cannot be kept on the file system of the layer. No user gets more"
+            f" access than before, and some get less: {rights.narrowed.listed()}"
         )
     return warnings
 
 
 def from_image(image: str, generation: Generation) -> Source:
-    """``image`` is its path in an image store."""
+    """Return the source of a generation that is installed from ``image``, a path in an image store."""
 
     def provide(paths: ViewPaths, progress: Progress) -> list[str]:
         image_store.install(paths, image, generation, progress)
         return []
 
-    return _of(generation, InstallGeneration(generation.id, image), provide)
+    source = _source_of(generation, InstallGeneration(generation.id, image), "the image was built elsewhere", provide)
+    return replace(source, image=image)
 
 
-def on_disk(generation: Generation) -> Source:
-    return _of(generation, None, lambda _paths, _progress: [])
-
-
-def _of(generation: Generation, action: Action | None, provide: Provide) -> Source:
+def _source_of(
+    generation: Generation,
+    action: Action | None,
+    reason: str,
+    provide: Provide = lambda _paths, _progress: [],
+) -> Source:
     return Source(
-        generation.folder,
+        generation.directory,
         generation.format,
+        reason,
         generation.strategy,
         generation.releases,
         generation.links,
@@ -112,148 +225,37 @@ def _of(generation: Generation, action: Action | None, provide: Provide) -> Sour
     )
 
 
-def choose_strategy(wanted: str, xattr_namespace: str, seconds: float) -> str:
-    """Return the strategy for a layer. Raises OverlayError when one is asked for that cannot be.
-
-    ``auto`` is ``redirect`` only where this kernel, which is tried, can do that and has no data-only layers. ``seconds`` is the time
-    limit for trying.
-    """
-    if wanted == strategies.REDIRECT and xattr_namespace != strategies.TRUSTED:
-        raise OverlayError(
-            "strategy redirect needs the xattr_namespace trusted: with userxattr the kernel follows redirects into data-only layers alone"
-        )
-    if wanted != "auto":
-        return wanted
-    if xattr_namespace == strategies.TRUSTED and _without_data_only(seconds):
-        return strategies.REDIRECT
-    return strategies.DATA_ONLY
-
-
-def _without_data_only(seconds: float) -> str | None:
-    """Return why this kernel, which can do without, has no data-only layers; None when it has, or when nothing can be tried."""
-
-    def tried(feature: str) -> Feature:
-        return deadline.run(lambda _progress: probe.probe((feature,))[feature], seconds)
-
-    try:
-        data_only = tried("data_only")
-        return None if data_only.supported or not tried("redirect").supported else data_only.detail
-    except deadline.TimeLimitError:
-        raise
-    except OverlayError:  # whoever may not mount may build
-        return None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The format that a layer will have, and why."""
-
-    format: str
-    builder: Builder | None
-    reason: str
-
-
-def choose_format(wanted: str, spec: LayerSpec, state: ViewState) -> Choice:
-    """Return the format for a layer. Raises OverlayError when one is asked for that cannot be.
-
-    ``auto`` keeps the form that a generation is there in; else it is an image where this host can build and mount one.
-    """
-    if wanted == layer_formats.DIRECTORY:
-        return Choice(layer_formats.DIRECTORY, None, "asked for")
-    if wanted == layer_formats.EROFS:
-        folder = as_image(spec).folder
-        # What is there already needs no program to build it.
-        return Choice(
-            layer_formats.EROFS, None if folder in state.generations else erofs_layer.find_builder(), "asked for"
-        )
-    forms = {replace(spec, format=one).folder: one for one in (layer_formats.EROFS, layer_formats.DIRECTORY)}
-    there = [folder for folder in forms if folder in state.generations]
-    if there:
-        kept = state.current if state.current in there else there[0]
-        return Choice(forms[kept], None, "the generation is there in this format")
-    if obstacle := _unfit(spec) or _cannot_mount():
-        return Choice(layer_formats.DIRECTORY, None, f"no image, since {obstacle}")
-    try:
-        builder = erofs_layer.find_builder()
-    except OverlayError as error:
-        return Choice(layer_formats.DIRECTORY, None, f"no image, since {error}")
-    return Choice(layer_formats.EROFS, builder, f"this host can mount images, and {builder.path} makes them")
-
-
-def as_image(spec: LayerSpec) -> LayerSpec:
-    """Return the declaration of the same layer as an image. Raises OverlayError when it cannot be one."""
-    if obstacle := _unfit(spec):
-        raise OverlayError(f"view {spec.name} cannot be an image: {obstacle}")
-    return replace(spec, format=layer_formats.EROFS)
-
-
-def _unfit(spec: LayerSpec) -> str | None:
-    """Return why a layer of this declaration cannot be an image."""
-    if spec.strategy == strategies.REDIRECT:
-        return "strategy redirect needs opaque directories, which mkcomposefs cannot make; use the format directory or auto"
-    if spec.xattr_namespace != strategies.TRUSTED:
-        return "images carry the overlay attributes of the namespace trusted only"
-    return None
-
-
-def check_mountable(view: str, strategy: str, seconds: float) -> None:
-    """Raises OverlayError where this host cannot mount images, or not as a strategy asks for it.
-
-    ``seconds`` is the time limit for trying.
-    """
-    if strategy == strategies.REDIRECT:
-        obstacle: str | None = "strategy redirect needs opaque directories, which images do not have"
-    else:
-        obstacle = _cannot_mount()
-        if obstacle is None and strategy == "auto" and (lacking := _without_data_only(seconds)):
-            obstacle = f"images need data-only layers, which its kernel lacks ({lacking})"
-    if obstacle:
-        raise OverlayError(
-            f"view {view} cannot be an image on this host: {obstacle}; build it on this host as a directory instead"
-            " (metadata_layer with 'releases'; of the role view, view_build: local)"
-        )
-
-
-def _cannot_mount() -> str | None:
-    """Return why this host cannot mount EROFS images; the kernel loads what it needs when it is asked."""
-    try:
-        context = syscalls.fsopen(b"erofs")
-    except OSError as error:
-        if error.errno == errno.ENODEV:
-            return "the kernel has no EROFS"
-        return f"mounting EROFS is refused ({error.strerror})"
-    try:
-        # Without them it would take a mode that only sums up an ACL for all there is. It passes over the option then, and says so.
-        syscalls.fsconfig_flag(context, b"acl")
-        said = syscalls.context_messages(context)
-    except OSError as error:
-        said = f"{error.strerror}"
-    finally:
-        os.close(context)
-    return f"the kernel's EROFS has no POSIX ACLs ({said})" if said else None
-
-
-def installed(paths: ViewPaths, state: ViewState, digest: str) -> Source | None:
-    """Return the generation whose image has the digest; None when it is not on this host."""
-    for folder in sorted(state.generations):
-        generation = generations.read_generation(paths, folder)
-        if generation.image and generation.image.digest == digest and generation.folder == folder:
-            return on_disk(generation)
+def installed(paths: ViewPaths, state: ViewState, image: str, digest: str) -> Source | None:
+    """Return the generation whose image has this digest; None if it is not on this host. ``image`` is not read."""
+    for directory in sorted(state.generations):
+        generation = view_state.read_generation(paths, directory)
+        if generation.image and generation.image.digest == digest:
+            return replace(_source_of(generation, None, "the image was built elsewhere"), image=image)
     return None
 
 
 def existing(paths: ViewPaths, state: ViewState, wanted: str, strategy: str) -> Source:
-    """Return the generation called ``wanted``, a name or ``previous``. Raises OverlayError, which lists what there is, without one.
+    """Return the generation ``wanted``: an ID, the name of a directory, or ``previous``.
 
-    Of several forms of it the one is taken that is current, else one of ``strategy``.
+    If a generation exists in several forms, the current one is returned, else one of ``strategy``. Raises OverlayError that lists the
+    generations on this host if it has no such generation.
     """
-    folder = state.previous if wanted == names.PREVIOUS else None
-    if wanted != names.PREVIOUS:
-        named = sorted(there for there in state.generations if wanted in (there, names.id_of(there)))
-        fitting = [there for there in named if generations.read_generation(paths, there).strategy == strategy]
-        folder = state.current if state.current in named else next(iter((*fitting, *named)), None)
-    if folder is None or folder not in state.generations:
-        there = ", ".join(sorted({names.id_of(one) for one in state.generations})) or "none"
-        what = "has no previous generation" if wanted == names.PREVIOUS else f"has no generation {wanted!r}"
-        raise OverlayError(f"view {os.path.basename(paths.root)} {what} on this host; there are: {there}")
-    return on_disk(generations.read_generation(paths, folder))
+    if wanted == PREVIOUS:
+        directory = state.previous
+        problem = "has no previous generation"
+    else:
+        directory = _form_of(paths, state, wanted, strategy)
+        problem = f"has no generation {wanted!r}"
+    if directory is None or directory not in state.generations:
+        there = ", ".join(sorted({generation_of(one) for one in state.generations})) or "none"
+        raise OverlayError(f"view {paths.name} {problem} on this host; there are: {there}")
+    return _source_of(view_state.read_generation(paths, directory), None, "the generation is there in this format")
+
+
+def _form_of(paths: ViewPaths, state: ViewState, wanted: str, strategy: str) -> str | None:
+    """Return the directory of the generation ``wanted``, in the form that is current or that fits ``strategy`` if there are several."""
+    named = sorted(one for one in state.generations if wanted in (one, generation_of(one)))
+    if state.current in named:
+        return state.current
+    fitting = [one for one in named if view_state.read_generation(paths, one).strategy == strategy]
+    return next(iter((*fitting, *named)), None)

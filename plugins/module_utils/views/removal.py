@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Removing what is below a view's directory, unless it is in use.
+"""Remove what is below a view's directory, unless it is in use.
 
-A generation is renamed away first, so that nobody can begin to use it, and looked at once more; if it is in use it gets its name back.
-What in use means, views/usage.py decides. The view's lock has to be held.
+A generation is renamed aside first, so that nothing can begin to use it, and checked once more; if it is in use then, it gets its name
+back. views/usage.py decides what is in use. The caller has to hold the lock of the view.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fi
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import usage
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import CURRENT, PREVIOUS, ViewPaths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import check_unused
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import CURRENT, PREVIOUS, ViewPaths
 
 
-def remove_generation(paths: ViewPaths, folder: str, progress: Progress = no_progress) -> str | None:
-    """Remove a generation, unless somebody has come to need it meanwhile; then return who, in words."""
-    aside = os.path.join(paths.removing, folder)
+def remove_generation(paths: ViewPaths, directory: str, progress: Progress = no_progress) -> str | None:
+    """Remove a generation, given its directory's name. If it has come into use meanwhile, keep it and return the reasons."""
+    aside = os.path.join(paths.removing, directory)
     if os.path.lexists(aside):
-        uses = usage.of_generations(paths, forget=False).get(folder)
+        uses = usage.of_generations(paths, forget=False).get(directory)
         if uses:
             return "; ".join(uses)
         files.remove(aside, progress)
-    _put_aside(paths, [folder])
-    uses = usage.of_generations(paths, forget=False).get(folder)
+    _put_aside(paths, [directory])
+    uses = usage.of_generations(paths, forget=False).get(directory)
     if uses:
-        _put_back(paths, [folder])
+        _put_back(paths, [directory])
         return "; ".join(uses)
     files.remove(aside, progress)
     _remove_empty(paths.removing)
@@ -40,20 +40,19 @@ def remove_generation(paths: ViewPaths, folder: str, progress: Progress = no_pro
 
 
 def remove_view(paths: ViewPaths, progress: Progress = no_progress) -> None:
-    """Remove all of a view. Raises OverlayError, naming the users, when something of it is in use; all is as it was then.
+    """Remove a view with everything in it. Raises OverlayError with the reasons, and removes nothing, if a part of it is in use.
 
-    A run that is killed may leave links that lead nowhere, but no part of a generation under its name.
+    A killed run may leave links without a target, but never a partial generation under its name.
     """
-    name = os.path.basename(paths.root)
-    check_unused(name, usage.lasting(paths, progress))
-    # What killed runs have left here is not in use either, and may have the name of a generation.
+    check_unused(paths.name, usage.lasting(paths, progress))
+    # What killed runs have left here is not in use, but it may have the name of a generation.
     files.remove_tree(paths.removing, progress)
-    folders = _names_in(paths.generations)
-    _put_aside(paths, folders)
+    directories = _names_in(paths.generations)
+    _put_aside(paths, directories)
     try:
-        check_unused(name, usage.lasting(paths, progress))
+        check_unused(paths.name, usage.lasting(paths, progress))
     except OverlayError:
-        _put_back(paths, folders)
+        _put_back(paths, directories)
         raise
     for link in (CURRENT, PREVIOUS):
         with contextlib.suppress(FileNotFoundError):
@@ -62,44 +61,44 @@ def remove_view(paths: ViewPaths, progress: Progress = no_progress) -> None:
 
 
 def restore_used(paths: ViewPaths, uses: Mapping[str, Sequence[str]]) -> bool:
-    """Give generations that are in use their names back, which a killed run had put aside; return whether there were any."""
-    free = [
+    """Give generations that are in use, and that a killed run had moved aside, their names back. Return whether there were any."""
+    directories = [
         name for name in _names_in(paths.removing) if uses.get(name) and not os.path.lexists(paths.generation(name))
     ]
-    if free:
-        _put_back(paths, free)
-    return bool(free)
+    if directories:
+        _put_back(paths, directories)
+    return bool(directories)
 
 
 def clear(paths: ViewPaths, place: str, progress: Progress = no_progress, keep: Collection[str] = ()) -> None:
-    """Empty and remove a directory of the view, such as ``staging``, but for the names in ``keep``.
+    """Remove a directory of the view, such as ``staging``, with everything in it except for the names in ``keep``.
 
-    Raises OverlayError when something in it is in use.
+    Raises OverlayError if something in it is in use.
     """
     found = [name for name in _names_in(place) if name not in keep]
     if found:
         uses = usage.lasting(paths, progress)
-        check_unused(os.path.basename(paths.root), {name: uses[name] for name in found if name in uses})
+        check_unused(paths.name, {name: uses[name] for name in found if name in uses})
     for name in found:
         files.remove(os.path.join(place, name), progress)
     _remove_empty(place)
 
 
-def _put_aside(paths: ViewPaths, folders: Sequence[str]) -> None:
-    """Rename generations so that nothing leads to them any more."""
-    if not folders:
+def _put_aside(paths: ViewPaths, directories: Sequence[str]) -> None:
+    """Rename generations aside, so that nothing refers to them any more."""
+    if not directories:
         return
     files.make_directories(paths.removing, 0o755)
-    for folder in folders:
-        os.rename(paths.generation(folder), os.path.join(paths.removing, folder))
+    for name in directories:
+        os.rename(paths.generation(name), os.path.join(paths.removing, name))
     files.sync_directory(paths.generations)
 
 
-def _put_back(paths: ViewPaths, folders: Sequence[str]) -> None:
-    for folder in folders:
-        os.rename(os.path.join(paths.removing, folder), paths.generation(folder))
+def _put_back(paths: ViewPaths, directories: Sequence[str]) -> None:
+    for name in directories:
+        os.rename(os.path.join(paths.removing, name), paths.generation(name))
     _remove_empty(paths.removing)
-    if folders:
+    if directories:
         files.sync_directory(paths.generations)
 
 
@@ -111,6 +110,6 @@ def _names_in(place: str) -> list[str]:
 
 
 def _remove_empty(place: str) -> None:
-    """Remove a directory unless there is something in it, or there is none."""
+    """Remove a directory if it exists and is empty."""
     with contextlib.suppress(OSError):
         os.rmdir(place)

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which generations of a view may be removed, and why the others may not."""
+"""Decide which generations of a view are removed, and why the others are kept."""
 
 from __future__ import annotations
 
@@ -13,59 +13,57 @@ from dataclasses import dataclass
 class Candidate:
     """A generation on this host."""
 
-    folder: str
-    #: When it was built or installed here, in seconds since the epoch.
+    #: The name of its directory.
+    directory: str
+    #: When it was built or installed on this host, in seconds since the epoch.
     built_at: float
-    #: Room that its layer takes, besides inodes.
+    #: Disk space that its layer uses besides inodes, in bytes.
     bytes: int
-    #: Who needs it, in words; empty when nobody does.
+    #: The reasons why it is in use; empty if it is not.
     uses: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Retention:
+    """What happens to a generation."""
+
     candidate: Candidate
-    #: Why it is kept; None when it is to be removed.
+    #: Why it is kept; None if it is removed.
     reason: str | None
 
 
-def judge(
-    candidates: Sequence[Candidate],
-    current: str | None,
-    previous: str | None,
-    keep: int,
-    min_age: float,
-    now: float,
-) -> list[Verdict]:
-    """Return what becomes of each generation, newest first.
+@dataclass(frozen=True)
+class RetentionRules:
+    """Which generations are kept, besides those that are in use."""
 
-    ``keep`` is how many of the newest stay in any case, ``min_age`` how many seconds a generation has to have been there. A time in
-    the future, as after a clock that was set back, counts as young.
-    """
-    newest_first = sorted(candidates, key=lambda one: (one.built_at, one.folder), reverse=True)
-    return [
-        Verdict(candidate, _reason(candidate, place, current, previous, keep, min_age, now))
-        for place, candidate in enumerate(newest_first)
-    ]
+    #: The directories of the current and of the previous generation.
+    current: str | None
+    previous: str | None
+    #: How many of the newest generations are kept.
+    keep: int
+    #: For how many seconds a generation is kept in any case.
+    min_age: float
 
+    def decide(self, candidates: Sequence[Candidate], now: float) -> list[Retention]:
+        """Return what happens to each generation, newest first. ``now`` is in seconds since the epoch.
 
-def _reason(
-    candidate: Candidate,
-    place: int,
-    current: str | None,
-    previous: str | None,
-    keep: int,
-    min_age: float,
-    now: float,
-) -> str | None:
-    if candidate.uses:
-        return "; ".join(candidate.uses)
-    if candidate.folder == current:
-        return "it is the current generation"
-    if candidate.folder == previous:
-        return "it is the previous generation"
-    if place < keep:
-        return f"it is among the {keep} newest"
-    if now - candidate.built_at < min_age:
-        return f"it is younger than {min_age:g} seconds"
-    return None
+        A generation whose time is in the future counts as young: the clock may have been set back.
+        """
+        newest_first = sorted(candidates, key=lambda one: (one.built_at, one.directory), reverse=True)
+        return [
+            Retention(candidate, self._reason(candidate, position, now))
+            for position, candidate in enumerate(newest_first)
+        ]
+
+    def _reason(self, candidate: Candidate, position: int, now: float) -> str | None:
+        if candidate.uses:
+            return "; ".join(candidate.uses)
+        if candidate.directory == self.current:
+            return "it is the current generation"
+        if candidate.directory == self.previous:
+            return "it is the previous generation"
+        if position < self.keep:
+            return f"it is among the {self.keep} newest"
+        if now - candidate.built_at < self.min_age:
+            return f"it is younger than {self.min_age:g} seconds"
+        return None

@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who needs the generations of a view: mounts in any mount namespace, processes, loop devices, and what is mounted at boot.
+"""Find what uses the generations of a view: mounts in any mount namespace, processes, loop devices, and mounts at boot.
 
-Everything that removes something of a view asks here first. Only what the kernel says of paths is looked at, never a file of a data
-layer: its server may be gone. Where it cannot be told which generation somebody uses, all of them count as used.
+Call this before anything of a view is removed. It reads what the kernel reports about paths, and never looks up a file in a data layer,
+whose server may not answer. If it is unknown which generation is in use, all of them count as used.
 """
 
 from __future__ import annotations
@@ -26,52 +26,54 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
     overlay_layers,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot, detached, strangers
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import without_suffix
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import CURRENT, PREVIOUS, ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import (
+    is_image_path,
+    without_suffix,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import CURRENT, PREVIOUS, ViewPaths
 
-#: Seconds in which a mount that is being made gets its place.
+#: Seconds within which a new mount is attached after its creation.
 _MOMENT_SECONDS = 2.0
 POLL_SECONDS = 0.1
-#: Seconds after which a use is not one that ends by itself.
+#: Seconds after which a use is taken for one that does not end by itself.
 _LASTING_SECONDS = 3.0
 
-#: What a process has open that is about to mount something.
+#: What a process that is about to mount something has open.
 _MOUNTING = b"anon_inode:[fscontext]"
 
 
 @dataclass(frozen=True)
 class _Use:
-    #: Who uses it and where, as a clause of a sentence.
-    words: str
-    #: What is used; None where that cannot be told.
+    #: The reason, as a clause: what uses it, and where.
+    reason: str
+    #: What is used; None if that is unknown.
     path: bytes | None
-    #: Whether the path may be one of another mount namespace.
+    #: Whether the path may be that of another mount namespace.
     foreign: bool = False
 
 
 def of_generations(paths: ViewPaths, forget: bool) -> dict[str, list[str]]:
-    """Return for the folder of each generation that is in use by whom, in words.
+    """Map the directory of each generation that is in use to the reasons.
 
-    A generation that is being made or removed counts as well, under the same name. ``forget`` tells whether records of detached
-    overlays that nobody uses any more may be removed.
+    Generations that are being built or removed are included, by the same names. If ``forget`` is true, records of detached overlays that
+    are not in use any more are removed.
     """
     view = _View(paths)
     found: dict[str, list[str]] = {}
     for use in (*_settled(forget), *_bound(view)):
-        for folder in view.folders_of(use):
-            known = found.setdefault(os.fsdecode(folder), [])
-            if use.words not in known:
-                known.append(use.words)
-    for folder in _at_boot(view):
-        found.setdefault(os.fsdecode(folder), []).append("it is mounted at boot")
+        for name in view.directories_of(use):
+            reasons = found.setdefault(os.fsdecode(name), [])
+            if use.reason not in reasons:
+                reasons.append(use.reason)
+    for name in _at_boot(view):
+        found.setdefault(os.fsdecode(name), []).append("it is mounted at boot")
     return found
 
 
 def lasting(paths: ViewPaths, progress: Progress = no_progress) -> dict[str, list[str]]:
-    """Return who uses the generations of a view, as ``of_generations`` does, once uses that end in a moment have ended.
+    """Map generations to reasons as ``of_generations`` does, after waiting for uses that end by themselves.
 
-    A module that mounts something has a copy of all mounts in a mount namespace of its own while it does that, and one that looks at what
-    is in use opens it.
+    A module that mounts something holds a copy of all mounts in a private mount namespace meanwhile, and this function may see it.
     """
     end = time.monotonic() + _LASTING_SECONDS
     while True:
@@ -83,48 +85,49 @@ def lasting(paths: ViewPaths, progress: Progress = no_progress) -> dict[str, lis
 
 
 def of_image(image: str) -> list[str]:
-    """Return who on this host uses an image in an image store, in words."""
-    found = {os.fsencode(image), os.fsencode(os.path.realpath(image))}
-    # The kernel reports an image that is a layer under its path without the suffix.
-    found |= {without_suffix(path) for path in found}
-    return sorted({use.words for use in _all(forget=False) if use.path in found})
+    """Return the reasons why an image in an image store is in use on this host."""
+    paths = {os.fsencode(image), os.fsencode(os.path.realpath(image))}
+    # The kernel reports an image that is a layer by its path without the suffix.
+    paths |= {without_suffix(path) for path in paths if is_image_path(path)}
+    return sorted({use.reason for use in _all(forget=False) if use.path in paths})
 
 
 class _View:
-    """Where the generations of a view are, by each name that they may have."""
+    """The generations of a view, by every path that they may have."""
 
     def __init__(self, paths: ViewPaths) -> None:
         self.paths = paths
         self.tops = {os.fsencode(path) + b"/" for path in (paths.root, os.path.realpath(paths.root))}
-        self.folders: set[bytes] = set()
-        for place in (paths.generations, paths.removing, paths.staging, paths.incoming):
+        #: The names of the directories of generations, also of those that are being built or removed.
+        self.directories: set[bytes] = set()
+        places = (paths.generations, paths.removing, paths.staging, paths.incoming)
+        for place in places:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                self.folders.update(os.listdir(os.fsencode(place)))
-        self._places = {os.fsencode(os.path.basename(place)) for place in (paths.generations, paths.removing)}
-        self._places |= {os.fsencode(os.path.basename(place)) for place in (paths.staging, paths.incoming)}
+                self.directories.update(os.listdir(os.fsencode(place)))
+        self._places = {os.fsencode(os.path.basename(place)) for place in places}
 
-    def folders_of(self, use: _Use) -> set[bytes]:
-        """Return the folders that a use is of."""
+    def directories_of(self, use: _Use) -> set[bytes]:
+        """Return the names of the directories that are used."""
         if use.path is None:
-            return self.folders
+            return self.directories
         rest = self._within(use)
         if rest is None:
             return set()
         place, _slash, inner = rest.partition(b"/")
         if place in self._places:
-            folder = inner.partition(b"/")[0]
-            return self.folders & {folder} if folder else self.folders
-        # A link, which may have led elsewhere when it was used.
-        return self.folders if place in (CURRENT.encode(), PREVIOUS.encode()) else set()
+            name = inner.partition(b"/")[0]
+            return self.directories & {name} if name else self.directories
+        # The target of the link may have been another one when it was used.
+        return self.directories if place in (CURRENT.encode(), PREVIOUS.encode()) else set()
 
     def _within(self, use: _Use) -> bytes | None:
-        """Return the path of what is used within the view's own folder; None where it is outside."""
+        """Return the path of what is used, relative to the view's directory; None if it is outside."""
         path = use.path or b""
         for top in self.tops:
             if path.startswith(top):
                 return path[len(top) :]
-        # The end of the path is the same wherever the state directory is, or is reached through a link.
-        tail = b"/views/" + os.fsencode(os.path.basename(self.paths.root)) + b"/"
+        # The end of the path is the same, whatever path leads to the state directory.
+        tail = b"/views/" + os.fsencode(self.paths.name) + b"/"
         above, found, rest = path.partition(tail)
         if not found or not (use.foreign or self._is_root(above + tail)):
             return None
@@ -138,7 +141,7 @@ class _View:
 
 
 def _settled(forget: bool) -> list[_Use]:
-    """Return what is in use. A use of which it cannot be told what it is of is given a moment to end: another mount may just be made."""
+    """Return what is in use, after waiting a moment for uses of something unknown to end: another mount may be under way."""
     end = time.monotonic() + _MOMENT_SECONDS
     while True:
         found = list(_all(forget))
@@ -152,26 +155,26 @@ def _all(forget: bool) -> Iterator[_Use]:
     yield from _mounted(observed.live)
     for record, users in observed.recorded:
         listed = ", ".join(f"{process.name} ({process.pid})" for process in users[:10])
-        words = f"it is used by {listed}" if users else "it is mounted elsewhere"
+        reason = f"it is used by {listed}" if users else "it is mounted elsewhere"
         for path in record.lower:
-            yield _Use(words, path)
+            yield _Use(reason, path)
     yield from _unrecorded(observed)
     yield from _on_loop_devices()
     yield from _held_open()
 
 
 def _mounted(live: Sequence[tuple[int | None, Sequence[Mount]]]) -> Iterator[_Use]:
-    # A file system that is seen here too names its parts as they are called here.
+    # The layers of an overlay that is mounted here as well are reported by their paths in this mount namespace.
     here = {mount.device for pid, mounts in live if pid is None for mount in mounts}
     for pid, mounts in live:
         for mount in mounts:
-            where = f"it is mounted at {show(mount.path)}{in_namespace(pid)}"
+            reason = f"it is mounted at {show(mount.path)}{in_namespace(pid)}"
             for path in _layers(mount):
-                yield _Use(where, path, foreign=mount.device not in here)
+                yield _Use(reason, path, foreign=mount.device not in here)
 
 
 def _layers(mount: Mount) -> tuple[bytes, ...]:
-    """Return the paths that a mount needs; of an image that is mounted where it can be seen that is the place."""
+    """Return the paths that a mount needs. For a visible mount of an image, that is its mountpoint."""
     if mount.fstype == b"overlay":
         layers = overlay_layers(mount)
         return (*layers.lower, *layers.data)
@@ -179,7 +182,7 @@ def _layers(mount: Mount) -> tuple[bytes, ...]:
 
 
 def _unrecorded(observed: detached.Observed) -> Iterator[_Use]:
-    """Yield the uses of overlays that were detached by others."""
+    """Yield the uses of detached overlays that have no record, because a user detached them."""
     live = [mount for _pid, mounts in observed.live for mount in mounts]
     for process, mount in strangers.overlays(observed.unlisted, live):
         who = f"{process.name} ({process.pid})"
@@ -197,18 +200,18 @@ def _on_loop_devices() -> Iterator[_Use]:
 
 
 def _held_open() -> Iterator[_Use]:
-    """Yield what processes hold of the layers themselves, not through an overlay."""
+    """Yield what processes have open in the layers themselves, not through an overlay."""
     for process, path in processes.paths():
         who = f"{process.name} ({process.pid})"
         if path != _MOUNTING:
             yield _Use(f"it is open in {who}", path, foreign=_is_elsewhere(process.pid, "mnt"))
         elif not _is_elsewhere(process.pid, "user"):
-            # Whoever may mount things only in a user namespace cannot reach the state directory.
+            # A process in another user namespace cannot reach the state directory.
             yield _Use(f"it may be about to be mounted by {who}", None)
 
 
 def _is_elsewhere(pid: int, kind: str) -> bool:
-    """Tell whether a process is in another namespace of a kind; one that has ended is not."""
+    """Return whether a process is in another namespace of a kind. A process that has ended is not."""
     try:
         return os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
     except OSError:
@@ -216,7 +219,7 @@ def _is_elsewhere(pid: int, kind: str) -> bool:
 
 
 def _bound(view: _View) -> Iterator[_Use]:
-    """Yield the bind mounts that show a generation's files at another place."""
+    """Yield the bind mounts that show files of a generation at another path."""
     live = list(namespaces.everywhere())
     top = os.fsencode(os.path.realpath(view.paths.root))
     own = containing_mount(live[0][1], top)
@@ -233,13 +236,13 @@ def _bound(view: _View) -> Iterator[_Use]:
 
 
 def _at_boot(view: _View) -> set[bytes]:
-    """Return the folders that are mounted at boot."""
+    """Return the names of the directories that are mounted at boot."""
     stored = boot.read()
     texts = [stored.fstab, *(unit.text for unit in stored.units)]
-    # The name of a folder is a digest, so nothing else has it in it.
-    found = {folder for folder in view.folders if any(folder in text for text in texts)}
+    # A name contains a digest, so it cannot be a part of anything else.
+    found = {name for name in view.directories if any(name in text for text in texts)}
     for name in (CURRENT, PREVIOUS):
-        link = f"views/{os.path.basename(view.paths.root)}/{name}/".encode()
+        link = f"views/{view.paths.name}/{name}/".encode()
         if any(link in text for text in texts):
             with contextlib.suppress(OSError):
                 found.add(os.fsencode(os.path.basename(os.readlink(view.paths.link(name)))))

@@ -1,4 +1,4 @@
-"""Writes the result of every task, on every host, to the file RENDERFARM_RECORD names: one JSON object a line."""
+"""Write the result of every task on every host to the file in RENDERFARM_RECORD, one JSON object a line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ansible.plugins.callback import CallbackBase
 DOCUMENTATION = r"""
 name: farm_record
 type: aggregate
-short_description: Record results for the farm's tests
+short_description: Record task results for the farm's tests
 version_added: 0.1.0
 description:
   - Writes each task's result as a line of JSON.
@@ -19,7 +19,7 @@ description:
 
 
 class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible ships no types
-    """Results as the tests read them: host, task, status and what the module returned."""
+    """Record host, task, status and return values of each task for the tests."""
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "aggregate"

@@ -1,4 +1,4 @@
-"""A second farm beside the checkout's own one, of the same images, in a process of its own."""
+"""Run a second farm beside the checkout's own one, with the same images, in a separate process."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from pathlib import Path
 from farmlib import host
 
 VARIABLE = "RENDERFARM_FARM_BUILD"
-#: What farms of one checkout share.
+#: Directories that all farms of a checkout share.
 MADE = ("images", "software", "wheels")
-#: Two farms side by side want as much; with less, the second one starts when the first has ended.
+#: Free memory that two farms side by side need. With less, the second one starts after the first has ended.
 MEMORY = 9 << 30
-PATIENCE = 30  # seconds in which a farm that was told to stop has to be gone
+PATIENCE = 30  # seconds within which a farm must end after a signal
 
 
-def use_what_is_made(folder: Path) -> None:
-    """Let the farm in a folder below the own farm's one take images and downloads from there."""
+def use_what_is_made(directory: Path) -> None:
+    """Link images and downloads of the checkout's own farm into the directory of another farm below it."""
     for name in MADE:
-        (folder / name).symlink_to(f"../{name}")
+        (directory / name).symlink_to(f"../{name}")
 
 
 class Other:
-    """The second farm's process; what it says is kept until it ends."""
+    """Run the process of the second farm, and keep its output until it ends."""
 
-    def __init__(self, folder: Path, arguments: Sequence[str]) -> None:
-        self._log = folder / "output"
+    def __init__(self, directory: Path, arguments: Sequence[str]) -> None:
+        self._log = directory / "output"
         self._argv = [sys.executable, str(host.FARM_SOURCE / "run"), *arguments, "beside"]
-        self._environment = {**os.environ, VARIABLE: str(folder), "PYTHONUNBUFFERED": "1"}
+        self._environment = {**os.environ, VARIABLE: str(directory), "PYTHONUNBUFFERED": "1"}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -42,7 +42,7 @@ class Other:
             )
 
     def wait(self) -> int:
-        """Wait until it has done everything, print what it said, and return its exit status."""
+        """Wait until it has ended, print its output, and return its exit status."""
         if self._process is None:
             self.start()
         assert self._process is not None
@@ -61,18 +61,18 @@ class Other:
 
 @contextmanager
 def farm(arguments: Sequence[str]) -> Iterator[Other]:
-    """Start a second farm where there is memory for it; it ends with the block, whatever happens in it."""
-    folder = host.BUILD / "beside"
-    host.remove_tree(folder)
-    folder.mkdir(parents=True)
-    use_what_is_made(folder)
-    other = Other(folder, arguments)
+    """Start a second farm if there is enough memory. It ends with the block, whatever happens."""
+    directory = host.BUILD / "beside"
+    host.remove_tree(directory)
+    directory.mkdir(parents=True)
+    use_what_is_made(directory)
+    other = Other(directory, arguments)
     try:
         if host.available_memory() >= MEMORY:
             other.start()
         yield other
     finally:
         other.stop()
-        # Where it had no time to: the tests' own tidying runs playbooks, which nobody who stops a farm wants to wait for.
+        # A killed farm leaves these: its tests would clean up with playbooks, which takes too long when a farm is stopped.
         for name in ("run", "stop", "tmp"):
-            host.remove_tree(folder / name)
+            host.remove_tree(directory / name)

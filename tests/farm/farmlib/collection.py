@@ -1,4 +1,4 @@
-"""The collection at work on the farm, as a studio runs it: its playbooks and its modules, through Ansible over ssh."""
+"""Run the collection's playbooks and modules on the farm, through Ansible over ssh, as a studio does."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from farmlib.machines import MANIFESTS, SOFTWARE, Farm, Machine
 
 COLLECTION = "renderfarm.overlay"
 
-# On the nodes.
+# Paths on the nodes.
 ROOT = "/net/software"
 STORE = "/net/manifests"
 VIEW = "/software"
 STATE_DIR = "/var/lib/renderfarm-overlay"
 COUNT = "/usr/local/lib/farm/count.py"
 
-#: What a studio would keep as its variables.
+#: The variables of a studio.
 SITE: Mapping[str, Any] = {
     "overlay_root": ROOT,
     "overlay_source": f"server:{SOFTWARE}",
@@ -31,21 +31,21 @@ SITE: Mapping[str, Any] = {
     "overlay_ready_marker": software.READY_MARKER,
     "overlay_scan_host": "new",
     "overlay_views": [{"name": "software", "mountpoint": VIEW, "query": "@"}],
-    # The guests have the NFS client, and no network to install anything from.
+    # The guests have the NFS client, and no network to install packages.
     "host_install_packages": False,
-    # The login is root's, and there is no sudo.
+    # Ansible logs in as root, and there is no sudo.
     "overlay_become": False,
 }
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a task came to on one host."""
+    """Hold the result of a task on one host."""
 
     host: str
     task: str
     action: str
-    status: str  # ok, failed, ignored, skipped, unreachable; for each turn of a loop: item, item failed
+    status: str  # ok, failed, ignored, skipped, unreachable; in a loop, for each item: item, item failed
     values: Mapping[str, Any]
 
     @property
@@ -72,7 +72,7 @@ class Run:
     results: tuple[Result, ...]
 
     def of(self, machine: str | Machine, module: str = "") -> list[Result]:
-        """The results on one host of what was not skipped, of one module of the collection where it is named."""
+        """Return the results on one host that were not skipped, or only those of one module of the collection."""
         name = machine if isinstance(machine, str) else machine.name
         return [
             result
@@ -83,7 +83,7 @@ class Run:
         ]
 
     def changed(self, machine: str | Machine) -> list[str]:
-        """Names of the tasks that changed something on a host."""
+        """Return the names of the tasks that changed something on a host."""
         return [result.task for result in self.of(machine) if result.changed and not result.status.startswith("item")]
 
     def failures(self, machine: str | Machine) -> list[str]:
@@ -96,7 +96,7 @@ def _why(result: Result) -> str:
 
 @dataclass(frozen=True)
 class Deployment:
-    """The view of all releases on the render nodes, and the run that brought it about."""
+    """Hold the run that deployed the view of all releases to the render nodes."""
 
     run: Run
 
@@ -105,7 +105,7 @@ _deployment: list[Deployment] = []
 
 
 def deployment(farm: Farm) -> Deployment:
-    """Deploy the site to all render nodes, once; later only what has been lost since, as by a reboot."""
+    """Deploy the site to all render nodes once, and again only after a view was lost, for example by a reboot."""
     for node in farm.nodes.values():
         mount_store(node)
     if not _deployment:
@@ -116,7 +116,7 @@ def deployment(farm: Farm) -> Deployment:
 
 
 def calls(machine: Machine, mountpoint: str) -> dict[str, int]:
-    """What a machine has sent for an NFS mount since it was mounted, by operation."""
+    """Return the calls that a machine sent for an NFS mount since it was mounted, by operation."""
     machine.copy(host.FARM_SOURCE / "guest" / "count.py", COUNT)
     script = (
         "import json, os, sys; sys.path.insert(0, os.path.dirname(sys.argv[1])); import count\n"
@@ -127,7 +127,7 @@ def calls(machine: Machine, mountpoint: str) -> dict[str, int]:
 
 
 def mount_store(machine: Machine) -> None:
-    """Mount the share with the manifests, which is the studio's and not the collection's to do."""
+    """Mount the share with the manifests. The studio does this, not the collection."""
     machine.ssh(f"mkdir -p {STORE}; mountpoint -q {STORE} || mount -t nfs -o vers=4.2 server:{MANIFESTS} {STORE}")
 
 
@@ -139,7 +139,7 @@ def deploy(
     check: bool = True,
     arguments: Sequence[str] = (),
 ) -> Run:
-    """Deploy views as the site declares them."""
+    """Deploy the given views, or those of the site."""
     variables = {**SITE, "overlay_hosts": hosts}
     if views is not None:
         variables["overlay_views"] = list(views)
@@ -155,7 +155,10 @@ def playbook(
     check: bool = True,
     timeout: float = 1800,
 ) -> Run:
-    """Run a playbook: one of the collection's by its name, or a file. A failure raises unless `check` is false."""
+    """Run a playbook of the collection by its name, or a file.
+
+    Raises FarmError if it fails and `check` is true, or if it does not end in time.
+    """
     source = str(name) if isinstance(name, Path) else f"{COLLECTION}.{name}"
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
         json.dump(dict(variables or {}), file)
@@ -176,7 +179,10 @@ def module(
     check: bool = True,
     timeout: float = 300,
 ) -> Result:
-    """Call a module of the collection on one machine. A failure raises unless `check` is false."""
+    """Call a module of the collection on one machine.
+
+    Raises FarmError if it fails and `check` is true, if it gives no result, or if it does not end in time.
+    """
     argv = ["ansible", machine.name, "-i", str(farm.hosts_file), "-m", f"{COLLECTION}.{name}"]
     run = _run([*argv, "-a", json.dumps(dict(options))], timeout)
     if len(run.results) != 1:
@@ -188,23 +194,23 @@ def module(
 
 
 def _run(argv: Sequence[str], timeout: float) -> Run:
-    with tempfile.TemporaryDirectory() as folder:
-        record = Path(folder) / "results"
+    with tempfile.TemporaryDirectory() as directory:
+        record = Path(directory) / "results"
         record.touch()
-        settings = Path(folder) / "ansible.cfg"
+        settings = Path(directory) / "ansible.cfg"
         settings.write_text("[defaults]\n", encoding="ascii")
         environment = {
             **os.environ,
             "LC_ALL": "C.UTF-8",
             "ANSIBLE_CONFIG": str(settings),
-            "ANSIBLE_LOCAL_TEMP": folder,
+            "ANSIBLE_LOCAL_TEMP": directory,
             "ANSIBLE_NOCOLOR": "1",
             "ANSIBLE_CALLBACK_PLUGINS": str(host.FARM_SOURCE / "callbacks"),
             "ANSIBLE_CALLBACKS_ENABLED": "farm_record",
             "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",
             "RENDERFARM_RECORD": str(record),
         }
-        # Ansible's workers have sessions of their own.
+        # Ansible's workers start separate sessions, so only a namespace contains them.
         process = host.spawn(
             host.contained(argv),
             stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""A cpio (newc) archive, as the kernel unpacks it for an initramfs."""
+"""Write cpio (newc) archives, which the kernel unpacks for an initramfs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 def archive(files: Mapping[str, tuple[int, bytes]]) -> bytes:
-    """Files by path, each as (mode with its type bits, content). The folders above a file must stand before it."""
+    """Return an archive of files by path, each as (mode with type bits, content). A directory must precede its entries."""
     parts = [_entry(number, name, mode, content) for number, (name, (mode, content)) in enumerate(files.items(), 1)]
     parts.append(_entry(0, "TRAILER!!!", 0, b""))
     return b"".join(parts)

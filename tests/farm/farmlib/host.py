@@ -1,4 +1,4 @@
-"""What the farm asks of the host: its folders, its tools, and child processes that never outlive it."""
+"""Provide directories, tools, and child processes that never outlive the farm."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PR_SET_PDEATHSIG = 1
 
 FARM_SOURCE = Path(__file__).resolve().parent.parent
 CHECKOUT = FARM_SOURCE.parent.parent
-#: What is made and kept. The variable is for farms beside the checkout's own one, as `make farm ARGS=stop` starts them.
+#: Output that is kept. The variable is for farms beside the checkout's own one, such as those of `make farm ARGS=stop`.
 BUILD = Path(os.environ.get("RENDERFARM_FARM_BUILD") or CHECKOUT / ".build" / "farm")
 
-# Program, and the Debian package that brings it.
+# Programs, and the Debian packages that provide them.
 TOOLS = {
     "qemu-system-x86_64": "qemu-system-x86",
     "mmdebstrap": "mmdebstrap",
@@ -39,11 +39,11 @@ _libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
 
 
 class FarmError(Exception):
-    """Something the reader can act upon: printed as one line, without a traceback."""
+    """Raised for an error that the user can act on. It is printed as one line, without a traceback."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked us to end. A KeyboardInterrupt, which no test runner takes for the failure of a test."""
+    """Raised when a signal asks the farm to end. As a KeyboardInterrupt, it is not taken for a failed test."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -55,12 +55,12 @@ def say(text: str) -> None:
 
 
 def shown(path: Path) -> str:
-    """A path as the reader of a message can use it."""
+    """Return a path relative to the working directory, for messages."""
     return os.path.relpath(path)
 
 
 def tool_path(name: str) -> str | None:
-    # mke2fs lives in sbin, which is not on the PATH of an ordinary Debian user.
+    # mke2fs is in sbin, which is not on the PATH of an ordinary Debian user.
     return shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
 
 
@@ -77,26 +77,26 @@ def require_tools() -> None:
 
 
 def available_memory() -> int:
-    """Bytes that programs can have without swapping."""
+    """Return the bytes of memory that are available without swapping."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 def signal_when_parent_ends(signum: int) -> None:
-    """Have the kernel send this process a signal when the one that started it ends, however it ends."""
+    """Make the kernel send this process a signal when its parent ends, however it ends. Raises OSError if prctl(2) fails."""
     if _libc.prctl(PR_SET_PDEATHSIG, int(signum), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
 
 
 def spawn(argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-    """Start a child that is killed when the thread that started it ends, however it ends.
+    """Start a child in a new session. The kernel kills it when the thread that started it ends, however it ends.
 
-    It has a session of its own, so that Ctrl-C reaches us first.
+    The session keeps Ctrl-C from the child. Raises FarmError if the program is missing.
     """
     tool = tool_path(argv[0])
     if tool is None:
-        raise FarmError(f"{argv[0]} is not on this machine")
-    # setpriv makes the request in the child: Python's own way (preexec_fn) is unsafe beside threads.
+        raise FarmError(f"{argv[0]} is not installed")
+    # setpriv makes the request in the child: preexec_fn is unsafe with threads.
     return subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", "--", tool, *argv[1:]], start_new_session=True, **options
     )
@@ -110,7 +110,10 @@ def run(
     purpose: str = "",
     **options: Any,
 ) -> str:
-    """Run a command to its end; give its output, or fail with what it was for and the last lines that it wrote."""
+    """Run a command and return its output.
+
+    Raises FarmError with its purpose and its last lines if it fails, or if it does not end within `timeout` seconds.
+    """
     what = f"{purpose}: {argv[0]}" if purpose else argv[0]
     process = spawn(
         argv,
@@ -135,7 +138,7 @@ def run(
 
 
 def kill_session(process: subprocess.Popen[Any]) -> None:
-    """Kill what a child left running in its session, and the child."""
+    """Kill all processes in the session of a child, and the child."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -146,27 +149,27 @@ def kill_session(process: subprocess.Popen[Any]) -> None:
 
 
 def contained(argv: Sequence[str]) -> list[str]:
-    """A command in mount and process namespaces of its own: no mount and no process of it can be left behind."""
+    """Return the command with a prefix that runs it in new mount and PID namespaces, so that none of its mounts or processes remain."""
     return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--", *argv]
 
 
 @contextmanager
 def only_one() -> Iterator[None]:
-    """One farm at a time in a checkout: the second fails at once instead of disturbing the first."""
+    """Allow one farm at a time in a checkout. Raises FarmError if another one is running."""
     BUILD.mkdir(parents=True, exist_ok=True)
     with open(BUILD / "lock", "w", encoding="ascii") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise FarmError("a farm of this checkout is already running") from None
+            raise FarmError("a farm of this checkout is already running: stop it first") from None
         yield
 
 
 @contextmanager
 def signals_end_the_block() -> Iterator[None]:
-    """Signals become an exception, so that everything is taken down as after any failure.
+    """Turn signals into an exception, so that everything is cleaned up as after a failure.
 
-    SIGINT too: a shell starts its background jobs with that one ignored, and a farm may be one.
+    This includes SIGINT, which a shell ignores in its background jobs, and a farm may be one.
     """
 
     def end(number: int, _frame: Any) -> None:
@@ -187,7 +190,7 @@ def remove_tree(path: Path) -> None:
 
 @contextmanager
 def built_aside(target: Path) -> Iterator[Path]:
-    """A folder to build in, which takes its name only when everything in it is there."""
+    """Yield a temporary directory to build in, and rename it to `target` when the block has succeeded."""
     aside = BUILD / "tmp" / target.name
     remove_tree(aside)
     aside.mkdir(parents=True)

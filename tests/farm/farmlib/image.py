@@ -1,4 +1,4 @@
-"""The guests' root image and kernels, made of Debian packages, and kept until one of their inputs changes."""
+"""Build the guests' root image and kernels from Debian packages, and keep them until one of their inputs changes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pathlib import Path
 from farmlib import cpio, host
 
 SUITE = "bookworm"
-# Fixes the times of all files, and with them the image.
+# The mtime of all files, so that the image is reproducible.
 EPOCH = 1735689600
 ROOT_SIZE = "4G"
 
 
 @dataclass(frozen=True)
 class KernelSource:
-    """The Debian meta package that brings the newest kernel of a series, and the suite where it is not in SUITE."""
+    """Name the Debian meta package of the newest kernel of a series, and its suite if it is not SUITE."""
 
     package: str
     suite: str = ""
@@ -34,9 +34,9 @@ KERNELS = {
     "6.1": KernelSource("linux-image-cloud-amd64"),
     "6.12": KernelSource("linux-image-6.12-cloud-amd64"),
 }
-# By option only: it is of another suite, and changes whenever that one does.
+# Only by option: it comes from another suite and changes with it.
 KERNELS_BY_OPTION = {NEWEST: KernelSource("linux-image-cloud-amd64", "trixie-backports")}
-# What the initramfs needs to reach the root disk; those that are built in are left out by themselves.
+# Modules that the initramfs needs to reach the root disk. Built-in ones are skipped.
 BOOT_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 
 _INIT = b"""#!/bin/busybox sh
@@ -79,7 +79,7 @@ def _words(path: Path) -> list[str]:
 
 
 def _guest_files() -> Iterator[tuple[Path, Path]]:
-    """Files that we add to the guests: (where it is here, where it goes below the root)."""
+    """Yield the files to add to the guests: path here, and path below the guest's root."""
     base = host.FARM_SOURCE / "guest" / "rootfs"
     for path in sorted(base.rglob("*")):
         if path.is_symlink() or path.is_file():
@@ -97,42 +97,42 @@ def inputs_digest(kernels: Mapping[str, KernelSource]) -> str:
 
 
 def build(newest: bool = False) -> Image:
-    """The image for the present inputs; made now if it is not there, and those for other inputs dropped.
+    """Return the image for the current inputs. Build it if it is missing, and remove images for other inputs.
 
-    With `newest` it has one kernel more, which is not of the guests' Debian.
+    With `newest` it has one more kernel, which is not from the guests' Debian. Raises FarmError if it must be built without root.
     """
     choices = (KERNELS, {**KERNELS, **KERNELS_BY_OPTION})
     chosen = choices[newest]
-    folder = host.BUILD / "images" / inputs_digest(chosen)
-    if not folder.exists():
+    directory = host.BUILD / "images" / inputs_digest(chosen)
+    if not directory.exists():
         if os.geteuid() != 0:
             raise host.FarmError("making the guests' root image needs root: run the farm as root")
         host.say("making the guests' root image")
-        with host.built_aside(folder) as aside:
+        with host.built_aside(directory) as aside:
             _make(aside, chosen)
         kept = {inputs_digest(choice) for choice in choices}
-        for other in folder.parent.iterdir():
+        for other in directory.parent.iterdir():
             if other.name not in kept:
                 host.remove_tree(other)
     kernels = {}
     for name in chosen:
-        place = folder / name
+        place = directory / name
         kernels[name] = Kernel(
             name, (place / "release").read_text(encoding="ascii").strip(), place / "vmlinuz", place / "initrd"
         )
-    return Image(folder / "root.ext4", kernels)
+    return Image(directory / "root.ext4", kernels)
 
 
 def _fetch_kernels(kernels: Mapping[str, KernelSource]) -> str:
-    """A shell script for the guests' tree that unpacks the kernels and notes their packages, in this order.
+    """Return a shell script for the guests' tree that unpacks the kernels and records their packages, in this order.
 
-    They are unpacked, not installed: that spares initramfs-tools and its runs.
+    Unpacking instead of installing avoids initramfs-tools and its runs.
     """
     lines = ["set -e", "mkdir /kernels", "cd /kernels"]
     for source in kernels.values():
         options = f"-o APT::Default-Release={source.suite}" if source.suite else ""
         if source.suite:
-            # From where the guests' Debian comes, with its other suite.
+            # The mirror of the guests' Debian, with the other suite.
             choose = f"sed -n 's/ {SUITE} / {source.suite} /p' /etc/apt/sources.list | head -n 1"
             lines += [f"{choose} >/etc/apt/sources.list.d/{source.suite}.list", "apt-get -q update"]
         newest = "sed -n 's/.*Depends: \\(linux-image-[0-9]\\)/\\1/p' | head -n 1"
@@ -140,9 +140,9 @@ def _fetch_kernels(kernels: Mapping[str, KernelSource]) -> str:
         lines += [
             f"p=$(apt-cache {options} depends {source.package} | {newest})",
             f'[ -n "$p" ] || {{ echo "no kernel in {source.package} of {source.suite or SUITE}"; exit 1; }}',
-            # Newer ones come in several packages.
+            # Newer kernels consist of several packages.
             f"apt-get -q download $p $(apt-cache {options} depends $p | {parts})",
-            # /lib is a symlink, which a plain unpack would replace by a folder.
+            # /lib is a symlink. A plain unpack would replace it by a directory.
             "for deb in *.deb; do dpkg-deb --fsys-tarfile $deb | tar -x --keep-directory-symlink -C /; done",
             "rm *.deb",
             "echo $p >>/kernel-packages",
@@ -220,7 +220,7 @@ def _configure(tree: Path) -> None:
             os.chmod(place, 0o755 if path.stat().st_mode & 0o111 else 0o644)
     for account, number in (("manifests", 990), ("artist", 1000)):
         host.run(["chroot", str(tree), "useradd", "--uid", str(number), "--user-group", "--shell", "/bin/sh", account])
-    # Keys come with each start; what differs from one making to the next goes.
+    # Each start supplies keys. Remove them and everything else that differs between builds.
     for pattern in (
         "etc/ssh/ssh_host_*",
         "var/log/*",
@@ -271,7 +271,7 @@ def _boot_files(tree: Path, release: str, place: Path) -> None:
     place.mkdir()
     (place / "release").write_text(release + "\n", encoding="ascii")
     modules = tree / "lib" / "modules" / release
-    # Newer packages have it beside its modules.
+    # Newer packages have vmlinuz beside the modules.
     vmlinuz = next(path for path in (tree / "boot" / f"vmlinuz-{release}", modules / "vmlinuz") if path.exists())
     shutil.copyfile(vmlinuz, place / "vmlinuz")
     vmlinuz.unlink()
@@ -296,7 +296,7 @@ def _boot_files(tree: Path, release: str, place: Path) -> None:
 
 
 def _load_order(modules: Path, wanted: tuple[str, ...]) -> list[str]:
-    """Module files to load, each after those that it needs."""
+    """Return the module files to load, each after its dependencies."""
     needs: dict[str, list[str]] = {}
     for line in (modules / "modules.dep").read_text(encoding="ascii").splitlines():
         module, _, needed = line.partition(":")
@@ -317,8 +317,8 @@ def _load_order(modules: Path, wanted: tuple[str, ...]) -> list[str]:
 
 
 def _settle_times(tree: Path) -> None:
-    for base, folders, files in os.walk(tree):
-        for name in [*folders, *files, "."]:
+    for base, directories, files in os.walk(tree):
+        for name in [*directories, *files, "."]:
             path = os.path.join(base, name)
             if os.lstat(path).st_mtime > EPOCH:
                 os.utime(path, (EPOCH, EPOCH), follow_symlinks=False)

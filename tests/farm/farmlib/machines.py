@@ -1,4 +1,4 @@
-"""The farm: a server and its render nodes, started together, spoken to over ssh, and gone when the block ends.
+"""Run a farm: start a server and its render nodes, control them over ssh, and stop them when the block ends.
 
 with Farm() as farm:
     farm.nodes["new"].ssh("mount -t nfs server:/srv/software /mnt")
@@ -27,7 +27,7 @@ from farmlib.vm import VM, choose_accelerator
 BUSYBOX_INIT = "/usr/lib/render-farm/init"
 SYSTEMD = "/lib/systemd/systemd"
 
-#: A script that leaves nothing of any file system in memory that is not in use.
+#: A script that drops all unused inodes, directory entries and pages from memory.
 DROP_CACHES = "for again in 1 2 3; do echo 3 >/proc/sys/vm/drop_caches; done"
 
 SOFTWARE = "/srv/software"
@@ -46,7 +46,7 @@ class Spec:
 
 SERVER = Spec("server", "server", "10.77.0.1", "6.12", BUSYBOX_INIT)
 NODES = (
-    # One kernel without data-only layers and one with them; one guest with a plain init and one with systemd.
+    # One kernel without data-only layers and one with them; one guest with busybox init and one with systemd.
     Spec("old", "node", "10.77.0.11", "6.1", BUSYBOX_INIT, 1536),
     Spec("new", "node", "10.77.0.12", "6.12", SYSTEMD, 1536),
 )
@@ -76,10 +76,10 @@ class Machine:
         check: bool = True,
         stdin: bytes | str = b"",
     ) -> subprocess.CompletedProcess[str]:
-        """Run a script (str, for sh) or one command (its argv) as root.
+        """Run a script (str, for sh) or one command (its argv) as root, and return its output and errors as text.
 
-        Output and errors come as text. A command that fails raises CalledProcessError with its output in the message
-        unless `check` is false; one that does not end in time raises TimeoutExpired, and may go on in the guest.
+        Raises CommandFailed with the output in its message if the command fails and `check` is true, and TimeoutExpired if it
+        does not end in time. It may then continue in the guest.
         """
         script = command if isinstance(command, str) else shlex.join(command)
         argv = ["ssh", "-F", str(self._ssh_config), self.name, script]
@@ -100,7 +100,7 @@ class Machine:
         return self.ssh(command, **options).stdout.strip()
 
     def copy(self, source: Path, target: str) -> None:
-        """Copy a file or a whole folder to this path of the guest."""
+        """Copy a file or a directory tree to this path of the guest."""
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as archive:
             archive.add(source, arcname=target.lstrip("/"), filter=_as_root)
@@ -114,17 +114,17 @@ class Machine:
         self.ssh(DROP_CACHES)
 
     def wait_for(self, condition: str, seconds: float = 60) -> None:
-        """Wait until a script succeeds."""
+        """Wait until a script succeeds. Raises AssertionError after `seconds`."""
         end = time.monotonic() + seconds
         while self.ssh(condition, check=False).returncode != 0:
-            assert time.monotonic() < end, f"{self.name}: still not so: {condition}"
+            assert time.monotonic() < end, f"{self.name}: not true within {seconds:.0f} s: {condition}"
             time.sleep(0.3)
 
     def boot_id(self) -> str:
         return self.output("cat /proc/sys/kernel/random/boot_id")
 
     def reboot(self, timeout: float = 240) -> None:
-        """Shut down in order and start again; returns when ssh answers."""
+        """Reboot the machine in an orderly way, and wait until ssh answers. Raises FarmError on timeout."""
         before = self.boot_id()
         self.ssh(
             "(sleep 0.2; [ -d /run/systemd/system ] && exec systemctl reboot || exec busybox reboot) "
@@ -133,7 +133,7 @@ class Machine:
         self._wait_for_new_boot(before, timeout)
 
     def crash(self, timeout: float = 240) -> None:
-        """Reset the machine without any warning, and wait until it is back."""
+        """Reset the machine without a shutdown, and wait until ssh answers. Raises FarmError on timeout."""
         before = self.boot_id()
         self.vm.reset()
         self._wait_for_new_boot(before, timeout)
@@ -150,10 +150,10 @@ class Machine:
                 pass
             self.disconnect()
             time.sleep(0.5)
-        raise host.FarmError(f"{self.name} did not come back within {timeout:.0f} s")
+        raise host.FarmError(f"{self.name} did not reboot within {timeout:.0f} s; see {host.shown(self.vm.log)}")
 
     def wait_ready(self, timeout: float = 240) -> None:
-        """Until ssh answers; the connection is kept for all later commands."""
+        """Wait until ssh answers, and keep the connection for all later commands. Raises FarmError on timeout."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             self.vm.check()
@@ -168,13 +168,15 @@ class Machine:
         raise host.FarmError(f"{self.name} does not answer after {timeout:.0f} s; see {host.shown(self.vm.log)}")
 
     def _connect(self) -> None:
-        # A handshake costs a second of an emulated processor: one connection serves all commands, Ansible's too.
-        # It is a child of ours, where ControlPersist would leave a process behind.
+        # A handshake costs a second of an emulated processor, so one connection serves all commands, Ansible's too.
+        # It is a child of this process; ControlPersist would leave a process behind.
         if self._master is not None and self._master.poll() is None:
             return
         control = self.vm.run_dir / f"{self.name}.ssh"
         control.unlink(missing_ok=True)
-        if len(str(control)) > 85:  # a socket's path ends at 108, and ssh adds to it while it makes it
+        if (
+            len(str(control)) > 85
+        ):  # the limit of a socket's path is 108 bytes, and ssh appends a suffix while it creates the socket
             return
         self._master = host.spawn(
             ["ssh", "-F", str(self._ssh_config), "-M", "-N", self.name],
@@ -194,22 +196,22 @@ class Machine:
             (self.vm.run_dir / f"{self.name}.ssh").unlink(missing_ok=True)
 
     def latency(self, milliseconds: float) -> None:
-        """Delay what this machine sends on the farm's network; 0 takes the delay away."""
+        """Delay the packets that this machine sends on the farm's network; 0 removes the delay."""
         if milliseconds:
             self.ssh(f"modprobe sch_netem; tc qdisc replace dev farm0 root netem delay {milliseconds}ms limit 10000")
         else:
             self.ssh("tc qdisc delete dev farm0 root 2>/dev/null || true")
 
     def trouble(self) -> list[str]:
-        """Oopses, warnings and hung tasks that the kernel has reported since its start."""
+        """Return the oopses, warnings and hung tasks that the kernel has reported since its start."""
         return self.vm.trouble()
 
 
 class Server(Machine):
-    """The NFS server, and what a studio's software administrator does to it."""
+    """Control the NFS server as a studio's software administrator does."""
 
     def add_release(self, path: str, files: Mapping[str, str] | None = None, *, copy_of: str | None = None) -> None:
-        """A new release at `path` below the software root: of these files, or as a copy of another release."""
+        """Publish a release at `path` below the software root, with these files or as a copy of another release."""
         target = shlex.quote(f"{SOFTWARE}/{path}")
         if copy_of is not None:
             source = shlex.quote(f"{SOFTWARE}/{copy_of}")
@@ -222,7 +224,7 @@ class Server(Machine):
         self.ssh(["rm", "-rf", f"{SOFTWARE}/{path}"], timeout=300)
 
     def export_nested(self, path: str) -> None:
-        """A file system of its own (a tmpfs) below the software root, exported like it."""
+        """Mount a tmpfs below the software root and export it like the root."""
         target = shlex.quote(f"{SOFTWARE}/{path}")
         self.ssh(
             f"mkdir -p {target} && mount -t tmpfs -o mode=755 nested {target} && "
@@ -231,7 +233,7 @@ class Server(Machine):
 
     def unexport_nested(self, path: str) -> None:
         target = shlex.quote(f"{SOFTWARE}/{path}")
-        # nfsd keeps files open for a while after their last use.
+        # nfsd keeps files open for a while after their last use, so umount may have to wait.
         self.ssh(
             f"exportfs -u 10.77.0.0/24:{target}; exportfs -f; "
             f"for second in $(seq 30); do umount {target} 2>/dev/null && break; sleep 1; done; "
@@ -240,7 +242,7 @@ class Server(Machine):
 
     @contextmanager
     def nfsd_stopped(self) -> Iterator[None]:
-        """The machine answers, its NFS service does not."""
+        """Stop the NFS service. The machine itself still answers."""
         self.ssh("/usr/lib/render-farm/nfs stop")
         try:
             yield
@@ -249,7 +251,7 @@ class Server(Machine):
 
     @contextmanager
     def unreachable(self) -> Iterator[None]:
-        """Nothing of the farm's network reaches the server, as if its cable were pulled."""
+        """Cut the server off from the farm's network, as if its cable were pulled."""
         self.ssh("ip link set farm0 down")
         try:
             yield
@@ -258,7 +260,7 @@ class Server(Machine):
 
 
 def on_all(machines: Sequence[Machine], work: Callable[[Machine], Any]) -> dict[str, Any]:
-    """Do something on several machines at once; results by name. The first failure is raised when all have ended."""
+    """Run `work` on several machines at once and return the results by name. Raise the first failure when all have ended."""
     results: dict[str, Any] = {}
     failures: list[BaseException] = []
 
@@ -268,7 +270,7 @@ def on_all(machines: Sequence[Machine], work: Callable[[Machine], Any]) -> dict[
         except BaseException as error:
             failures.append(error)
 
-    # Daemons: where we are interrupted they are not waited for, and what they started ends with them.
+    # Daemon threads, so that an interrupt does not wait for them. Their children end with them.
     threads = [threading.Thread(target=one, args=(machine,), daemon=True) for machine in machines]
     for thread in threads:
         thread.start()
@@ -291,7 +293,7 @@ class CommandFailed(subprocess.CalledProcessError):
 
 
 class Farm:
-    """All machines. Entering builds what is missing and starts them; leaving stops them, whatever happened."""
+    """Run all machines. Entering the block builds missing images and starts them; leaving it always stops them."""
 
     running: ClassVar[Farm | None] = None
 
@@ -312,7 +314,7 @@ class Farm:
 
     @property
     def view_nodes(self) -> list[Machine]:
-        """The render nodes whose kernels have data-only layers: all tests are made on these."""
+        """Return the render nodes whose kernels have data-only layers. All tests run on these."""
         return [node for node in self.nodes.values() if node.name != "old"]
 
     def __enter__(self) -> Farm:
@@ -346,7 +348,7 @@ class Farm:
         ports = _free_ports(len(specs))
         self._write_ssh_files(specs, ports, keys)
         hosts = "127.0.0.1 localhost\n" + "".join(f"{spec.address} {spec.name}\n" for spec in specs)
-        # The nodes' network cards reach the server's through sockets that no one else can open.
+        # The network cards of the nodes reach that of the server through sockets that no other process can open.
         pairs = [socket.socketpair() for _node in nodes]
         machines: list[Machine] = []
         with ExitStack() as sockets:
@@ -419,7 +421,7 @@ class Farm:
 def _network(number: int, spec: Spec, port: int, sockets: Sequence[int]) -> tuple[list[str], str]:
     login_mac, farm_mac = f"52:54:00:77:00:{number:02x}", f"52:54:00:77:01:{number:02x}"
     argv = [
-        # restrict: the guest reaches nothing through it, only the port on loopback reaches the guest.
+        # restrict: the guest can reach nothing through it; only the port on loopback reaches the guest.
         "-netdev",
         f"user,id=login,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22",
         "-device",
@@ -440,10 +442,10 @@ def _network(number: int, spec: Spec, port: int, sockets: Sequence[int]) -> tupl
     return argv, f"login_mac={login_mac}\nfarm_mac={farm_mac}\n"
 
 
-def _keys(folder: Path) -> dict[str, Path]:
-    """The key that logs in and the one that the guests show; made once."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    keys = {kind: folder / kind for kind in ("login", "host")}
+def _keys(directory: Path) -> dict[str, Path]:
+    """Return the login key and the host key of the guests. Create them once."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    keys = {kind: directory / kind for kind in ("login", "host")}
     for kind, path in keys.items():
         if not path.with_suffix(".pub").exists():
             path.unlink(missing_ok=True)

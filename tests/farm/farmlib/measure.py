@@ -1,4 +1,4 @@
-"""The NFS calls of fixed work, for each way to show the release tree to applications."""
+"""Measure the NFS calls of a fixed set of work, for each way to show the release tree to applications."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from farmlib import collection, host, report, software
 from farmlib.collection import COUNT
 from farmlib.machines import DROP_CACHES, SOFTWARE, Farm, Machine, on_all
 
-# On the nodes.
+# Paths on the nodes.
 NFS = "/mnt/farm/nfs"
 VIEW = "/mnt/farm/view"
 LAYERS = "/var/tmp/farm-layers"
@@ -28,20 +28,19 @@ MOUNT_VIEW = (
 OPENS = 200
 UNMOUNT = f"for path in {VIEW} {NFS}; do while mountpoint -q $path; do umount $path; done; done"
 
-#: Which lines are measured: those that every run is to show, the same with NFS 3, those of an overlay that has NFS as a normal
-#: lower layer, before and after the chown and readdir passes (each walks the whole tree), and those about the mount options of the
-#: software root. Under emulation a line takes minutes.
+#: Groups of lines: those of every run; the same with NFS 3; an overlay with NFS as a normal lower layer, before and after the chown
+#: and readdir passes (each walks the whole tree); and the mount options of the software root. Under emulation a line takes minutes.
 GROUPS = ("core", "nfs3", "overlay", "options")
-#: Other names for several of them.
+#: Names for several groups.
 ALIASES = {"calls": GROUPS[:-1], "all": GROUPS}
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One way to present the tree.
+    """Describe one way to present the tree.
 
-    `setup` is a shell script that mounts everything (run before each piece of work, with cold caches), `teardown` one
-    that unmounts whatever is mounted, `prepare` what is done once on a node before. Calls are those of the mount `nfs`.
+    The shell script `setup` mounts everything before each piece of work, with cold caches. `teardown` unmounts everything.
+    `prepare` runs once on each node before. The calls of the mount `nfs` are counted.
     """
 
     name: str
@@ -52,11 +51,11 @@ class Configuration:
     teardown: str = UNMOUNT
     prepare: Callable[[Machine], None] | None = None
     nodes: tuple[str, ...] = ("old", "new")
-    work: tuple[str, ...] = ()  # all of it where empty
+    work: tuple[str, ...] = ()  # empty: all work
     group: str = "core"
     delegations: bool = True
-    block_size: int = 0  # the largest READ that the server takes; 0: what it chooses, which depends on its memory
-    package: str = ""  # `root` shows this package of the tree alone
+    block_size: int = 0  # the largest READ that the server accepts; 0: its default, which depends on its memory
+    package: str = ""  # `root` shows only this package of the tree
 
 
 def _overlay(upper: str) -> str:
@@ -81,7 +80,7 @@ def _deployed(node: Machine) -> None:
 
 
 def _nothing_mounted(node: Machine) -> None:
-    """With nothing of the server mounted, as what some options ask for belongs to the client's first mount of a server."""
+    """Unmount everything of the server, because some options only apply to a client's first mount of a server."""
     if node.ssh(f"test -d {LAYER}", check=False).returncode != 0:
         collection.deployment(_farm())
     paths = f"{VIEW} {NFS} {collection.VIEW} {collection.ROOT} {collection.STORE}"
@@ -94,9 +93,9 @@ def _farm() -> Farm:
 
 
 def kept(mountpoint: str) -> str:
-    """A set-up for what stays mounted, as on a farm.
+    """Return a setup script for a mount that stays, as on a farm.
 
-    What makes it cold is that no inode, directory entry or page of it or below it is in memory any more.
+    It makes the mount cold by dropping all its inodes, directory entries and pages, and those below it, from memory.
     """
     return f"mountpoint -q {mountpoint}; {DROP_CACHES}"
 
@@ -115,11 +114,11 @@ COLLECTION = Configuration(
 
 @dataclass(frozen=True)
 class Variant:
-    """Options of the software root, besides `ro`.
+    """Describe options of the software root, besides `ro`.
 
-    With `delegations` the server hands them out: a client that has one need not ask again whether a file has changed, but
-    many file servers give none. `block_size` is the largest READ that it takes, 128 KiB where nothing is said, since the
-    farm's server has little memory. `after` is a shell command for what is no option of mount, or checks one.
+    With `delegations` the server gives them. A client with a delegation need not revalidate the file, but many file servers give
+    none. `block_size` is the largest READ that the server accepts; the default is 128 KiB, because the farm's server has little
+    memory. `after` is a shell command that makes a setting which is not a mount option, or checks an option.
     """
 
     options: str
@@ -145,7 +144,7 @@ VARIANTS = (
     Variant(f"{_CHOSEN},lookupcache=positive"),
     Variant(f"{_CHOSEN},noatime"),
     Variant(f"{_CHOSEN},nconnect=4", after=f"[ $({_CONNECTIONS}) = 4 ]"),
-    # What is set at once after the mount, udev would set back.
+    # Wait a second, because udev resets a value that is set right after the mount.
     Variant(_CHOSEN, block_size=1 << 20, title="READs up to 1 MiB"),
     Variant(
         _CHOSEN,
@@ -205,12 +204,12 @@ CONFIGURATIONS = (
         "the same, and `ls -lR` once more after the mount",
         f"{_overlay('finalized')}; ls -lR {VIEW} >/dev/null",
         nodes=("old",),
-        # Each piece of work costs a walk of the whole tree here: only what tells it from the line above.
+        # Each piece of work walks the whole tree here, so run only those that differ from the line above.
         work=("missing", "stat", "readdir", "start-usd"),
         group="overlay",
     ),
     COLLECTION,
-    # The same layer on the same data, but with nothing that role host chooses.
+    # The same layer and data, without the options that role host sets.
     Configuration(
         "view-3",
         "the same layer over NFS 3 with the kernel's default options",
@@ -224,7 +223,7 @@ CONFIGURATIONS = (
 
 
 def install(farm: Farm, nodes: Sequence[Machine], package: str = "") -> None:
-    """Put the counter on nodes that lack it, and the same plan of work, chosen from the tree on the server."""
+    """Install count.py and one plan of work, chosen from the tree on the server, on nodes without them."""
     plan_file = _plan_file(package)
     nodes = [node for node in nodes if node.ssh(f"test -s {plan_file}", check=False).returncode != 0]
     if not nodes:
@@ -246,7 +245,7 @@ _measured: dict[tuple[str, str], list[dict[str, Any]]] = {}
 
 
 def rows(farm: Farm, node: Machine, configuration: Configuration) -> list[dict[str, Any]]:
-    """What was measured, by a test or for the table: once in a run."""
+    """Measure a configuration once in a run, for a test or for the table, and return its rows."""
     key = (node.name, configuration.name)
     if key not in _measured:
         install(farm, [node], configuration.package)
@@ -255,11 +254,11 @@ def rows(farm: Farm, node: Machine, configuration: Configuration) -> list[dict[s
 
 
 def _with_server(farm: Farm, node: Machine, configuration: Configuration) -> list[dict[str, Any]]:
-    """The same, with the server as the configuration wants it."""
+    """Configure the server as the configuration says, and return the rows."""
     place = "/proc/fs/nfsd/max_block_size"
 
     def restart(block_size: str) -> None:
-        # It can only be set while the service is stopped.
+        # The kernel accepts it only while the service is stopped.
         farm.server.ssh(f"nfs=/usr/lib/render-farm/nfs; $nfs stop; sleep 1; echo {block_size} >{place}; $nfs start")
 
     own = farm.server.output(["cat", place])
@@ -276,7 +275,7 @@ def _with_server(farm: Farm, node: Machine, configuration: Configuration) -> lis
 
 
 def measure(node: Machine, configuration: Configuration, work: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Rows of work, state (cold, warm), calls, operations and seconds."""
+    """Run the work on a node. Return rows with work, state (cold, warm), calls, operations and seconds."""
     began = time.monotonic()
     if configuration.prepare is not None:
         configuration.prepare(node)
@@ -304,14 +303,14 @@ def measure(node: Machine, configuration: Configuration, work: Sequence[str] = (
 def run(
     farm: Farm, results: Path, nodes: Sequence[Machine], names: Sequence[str], document: Path | None = None
 ) -> None:
-    """Measure, print the tables, and write them and the counts into `results`, and into `document` where there is one.
+    """Measure, print the tables, and write them and the counts to `results`. Also write the tables to `document` if given.
 
-    `names` are configurations, groups, or aliases of several.
+    `names` are configurations, groups or aliases. Raises FarmError if one is unknown.
     """
     configurations = chosen(names)
     install(farm, nodes)
     if any(configuration.prepare in (_deployed, _nothing_mounted) for configuration in configurations):
-        # Its manifests are needed on every node.
+        # Every node needs its manifests.
         collection.deployment(farm)
     found: dict[str, dict[str, list[dict[str, Any]]]] = {node.name: {} for node in nodes}
     options: dict[str, dict[str, list[dict[str, Any]]]] = {node.name: {} for node in nodes}
@@ -321,9 +320,9 @@ def run(
             if _fits(configuration, node) and configuration.group != "options":
                 found[node.name][configuration.title] = rows(farm, node, configuration)
 
-    # Together: it changes the seconds, which are not compared, and not the calls.
+    # All nodes at once. This affects the seconds, which are not compared, but not the calls.
     on_all(nodes, on_node)
-    # One after the other, since some of them change the server.
+    # One after the other, because some of them reconfigure the server.
     for configuration in configurations:
         for node in nodes:
             if _fits(configuration, node) and configuration.group == "options":
@@ -350,7 +349,7 @@ def run(
 
 
 def _fits(configuration: Configuration, node: Machine) -> bool:
-    # What is measured where data-only layers are is measured on the newest kernel as well.
+    # Everything for kernels with data-only layers is also measured on the newest kernel.
     return node.name in configuration.nodes or (node.name == "newest" and "new" in configuration.nodes)
 
 
@@ -364,11 +363,11 @@ def _about(farm: Farm) -> str:
 
 
 def chosen(names: Sequence[str]) -> list[Configuration]:
-    """The configurations of these names; a name that there is not is refused."""
+    """Return the configurations of these names, groups or aliases. Raises FarmError if one is unknown."""
     known = {*GROUPS, *ALIASES, *(configuration.name for configuration in CONFIGURATIONS)}
     if unknown := set(names) - known:
         raise host.FarmError(
-            f"no such configuration: {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}"
+            f"unknown configuration: {', '.join(sorted(unknown))}; choose from {', '.join(sorted(known))}"
         )
     wanted = {name for given in names for name in (given, *ALIASES.get(given, ()))}
     return [configuration for configuration in CONFIGURATIONS if {configuration.name, configuration.group} & wanted]

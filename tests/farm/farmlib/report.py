@@ -1,4 +1,4 @@
-"""Measured calls as tables for the documentation."""
+"""Write measured calls as tables for the documentation."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ WORKS = {
 }
 QUIET_WORKS = ("missing", "stat", "readdir")
 
-#: For each line of a table the rows that were measured, as count.py gives them.
+#: The measured rows of count.py, for each line of a table.
 Lines = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def calls(machine: str, lines: Lines, view: str) -> str:
-    """The tables of one machine: all calls, and what the software starts are made of. `view` is the line that has bars."""
+    """Return the tables of one machine: all calls, and details of the software starts. `view` is the line that has bars."""
     starts = [work for work in _done(lines) if work.startswith("start")]
     parts = [f"### {machine}", "", "NFS calls, cold / warm:", "", *_table(lines, lambda row: int(row["calls"]))]
     if starts:
-        parts += ["", "Of the software starts, calls besides READs, cold / warm:", ""]
+        parts += ["", "Software starts, calls other than READs, cold / warm:", ""]
         parts += _table(lines, _besides_reads, starts)
-        parts += ["", "Of these, LOOKUPs and OPENs that ended in an error, cold / warm:", ""]
+        parts += ["", "Software starts, LOOKUPs and OPENs that ended in an error, cold / warm:", ""]
         parts += _table(lines, _failed_lookups, starts)
     if view in lines:
         parts += ["", *_bars(lines[view])]
@@ -39,17 +39,19 @@ def calls(machine: str, lines: Lines, view: str) -> str:
 
 
 def options(machine: str, lines: Lines) -> str:
-    """The table of mount options."""
+    """Return the table of mount options."""
     return "\n".join([f"### {machine}", "", "NFS calls, cold / warm:", "", *_options_table(lines), ""])
 
 
 def replace(path: Path, name: str, text: str) -> None:
-    """Put `text` between the two lines of a document that say where the part of this name begins and ends."""
+    """Replace the text between the begin and end lines of `name` in a document. Raises FarmError if it lacks these lines."""
     content = path.read_text(encoding="utf-8")
     before, begin, rest = content.partition(f"<!-- {name}: begin -->\n")
     _, end, after = rest.partition(f"<!-- {name}: end -->\n")
     if not begin or not end:
-        raise host.FarmError(f"{host.shown(path)} has no lines <!-- {name}: begin --> and <!-- {name}: end -->")
+        raise host.FarmError(
+            f"{host.shown(path)} lacks the lines <!-- {name}: begin --> and <!-- {name}: end -->: add them where the tables belong"
+        )
     path.write_text(f"{before}{begin}\n{text.strip()}\n\n{end}{after}", encoding="utf-8")
 
 
@@ -99,7 +101,7 @@ def _table(lines: Lines, count: Callable[[Mapping[str, Any]], int], works: Seque
 
 
 def _options_table(lines: Lines) -> list[str]:
-    """As the other tables, and of each first piece of work the READs, which read-ahead is about."""
+    """Return the table of calls, with columns for the cold READs, which read-ahead affects."""
     reads = ("later", "start-usd")
     table = _table(lines, lambda row: int(row["calls"]))
     heads = [f"READs of {WORKS[work]}, cold" for work in reads]

@@ -1,4 +1,4 @@
-"""The release tree: real software from PyPI wheels, laid out as a studio would, on a disk of its own."""
+"""Build the disk with the release tree: real software from PyPI wheels, laid out as in a studio."""
 
 from __future__ import annotations
 
@@ -44,13 +44,15 @@ def releases() -> list[Release]:
         if line and not line.startswith("#"):
             match = re.fullmatch(r"(\S+)==(\S+) --hash=sha256:([0-9a-f]{64})", line)
             if match is None:
-                raise host.FarmError(f"tests/farm/releases.txt: not understood: {line}")
+                raise host.FarmError(
+                    f"tests/farm/releases.txt: write PACKAGE==VERSION --hash=sha256:DIGEST instead of: {line}"
+                )
             found.append(Release(*match.groups()))
     return found
 
 
 def newest(all_releases: Iterable[Release]) -> list[Release]:
-    """One release of each package, the newest."""
+    """Return the newest release of each package."""
     chosen: dict[str, Release] = {}
     for release in all_releases:
         kept = chosen.get(release.package)
@@ -64,13 +66,13 @@ def _version_key(version: str) -> list[int]:
 
 
 def build() -> Path:
-    """The disk with the release tree; made now if it is not there."""
+    """Return the disk with the release tree. Build it if it is missing. Raises FarmError if a wheel cannot be downloaded."""
     inputs = Path(__file__).read_bytes() + "\n".join(release.requirement for release in releases()).encode()
-    folder = host.BUILD / "software" / hashlib.sha256(inputs).hexdigest()[:16]
-    if not folder.exists():
+    directory = host.BUILD / "software" / hashlib.sha256(inputs).hexdigest()[:16]
+    if not directory.exists():
         wheels = _wheels(releases())
         host.say("making the disk with the release tree")
-        with host.built_aside(folder) as aside:
+        with host.built_aside(directory) as aside:
             tree = aside / "tree"
             for release in releases():
                 _lay_out(wheels[release], tree / release.path, release)
@@ -98,16 +100,16 @@ def build() -> Path:
                 ],
                 env={"E2FSPROGS_FAKE_TIME": str(EPOCH)},
             )
-            # Readable for nobody but root, and so in the way of whoever walks the export.
+            # Only root can read lost+found, so a walk of the export would fail there.
             host.run(
                 ["debugfs", "-w", "-R", "rmdir lost+found", str(aside / "software.ext4")],
                 env={"E2FSPROGS_FAKE_TIME": str(EPOCH)},
             )
             host.remove_tree(tree)
-        for other in folder.parent.iterdir():
-            if other != folder:
+        for other in directory.parent.iterdir():
+            if other != directory:
                 host.remove_tree(other)
-    return folder / "software.ext4"
+    return directory / "software.ext4"
 
 
 def _digest(path: Path) -> str:
@@ -119,7 +121,7 @@ def _digest(path: Path) -> str:
 
 
 def _wheels(wanted: list[Release]) -> dict[Release, Path]:
-    """A wheel for each release, from the cache or downloaded; never one with another digest."""
+    """Return a wheel with the pinned digest for each release, from the cache or downloaded."""
     cache = host.BUILD / "wheels"
     cache.mkdir(parents=True, exist_ok=True)
     by_digest = {release.sha256: release for release in wanted}
@@ -136,7 +138,7 @@ def _wheels(wanted: list[Release]) -> dict[Release, Path]:
     if missing:
         host.say(f"downloading {len(missing)} wheels")
     while missing:
-        # pip takes one version of a package at a time.
+        # pip accepts one version of a package at a time.
         batch = {release.package: release for release in reversed(missing)}
         missing = [release for release in missing if batch[release.package] != release]
         listing = host.BUILD / "wheels" / "batch.txt"
@@ -174,7 +176,7 @@ def _wheels(wanted: list[Release]) -> dict[Release, Path]:
 
 
 def _lay_out(wheel: Path, root: Path, release: Release) -> None:
-    """python/ as the wheel has it, bin/ with its programs, lib/ with links to its libraries, and a ready marker."""
+    """Lay out python/ as in the wheel, bin/ with its programs, lib/ with links to its libraries, and a ready marker."""
     python = root / "python"
     programs: dict[str, str] = {}
     with zipfile.ZipFile(wheel) as archive:
@@ -187,7 +189,7 @@ def _lay_out(wheel: Path, root: Path, release: Release) -> None:
                 below = {"scripts": "bin", "data": "."}.get(parts[1], "python")
                 place = root.joinpath(below, *parts[2:])
             if root not in Path(os.path.normpath(place)).parents:
-                raise host.FarmError(f"{wheel.name}: {member.filename} leaves the release")
+                raise host.FarmError(f"{wheel.name}: {member.filename} is outside of the release")
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(archive.read(member))
             executable = (member.external_attr >> 16) & 0o111 or place.parent == root / "bin"
@@ -215,12 +217,12 @@ def _program(path: Path, target: str, release: Release) -> None:
         encoding="ascii",
     )
     path.chmod(0o755)
-    # The same program under its versioned name: a hard link, as release trees have them.
+    # A hard link under the versioned name, since release trees have hard links.
     os.link(path, path.with_name(f"{path.name}-{release.version}"))
 
 
 def _library_links(root: Path) -> None:
-    """lib/libX.so.N for each shared library of the release, and lib/libX.so for the linker."""
+    """Link lib/libX.so.N to each shared library of the release, and lib/libX.so for the linker."""
     for library in sorted((root / "python").rglob("*.so*")):
         match = re.fullmatch(r"(lib.+?)(-[0-9a-f]{8})?\.so((?:\.\d+)*)", library.name)
         if match is None or not library.is_file():
@@ -236,10 +238,10 @@ def _library_links(root: Path) -> None:
 
 
 def _settle(tree: Path) -> None:
-    for base, folders, files in os.walk(tree, topdown=False):
+    for base, directories, files in os.walk(tree, topdown=False):
         for name in files:
             os.utime(os.path.join(base, name), (EPOCH, EPOCH), follow_symlinks=False)
-        for name in folders:
+        for name in directories:
             path = os.path.join(base, name)
             if not stat.S_ISLNK(os.lstat(path).st_mode):
                 os.chmod(path, 0o755)

@@ -1,10 +1,10 @@
-"""What a tree holds, told in one line, so that what a node shows can be compared with what is on the server."""
+"""Summarise a tree in one line, to compare the tree on a node with the one on the server."""
 
 from __future__ import annotations
 
 from farmlib.machines import Machine
 
-# Everything of an entry but the size of a folder.
+# All attributes of an entry, except the size of a directory.
 _LISTING = r"""
 cd {root} && find . -name lost+found -prune -o -mindepth {depth} \
     \( -type d -printf '%P\0%y %m %U:%G %T@\0' -o -printf '%P\0%y %m %U:%G %T@ %s %n %l\0' \) |
@@ -27,10 +27,10 @@ print(len(names), digest.hexdigest())
 
 
 def listing(machine: Machine, root: str, depth: int = 3) -> str:
-    """The number of entries from `depth` on, and a digest of their names, kinds, modes, owners, times, sizes and links."""
+    """Return the number of entries from `depth` on, and a digest of their names, kinds, modes, owners, times, sizes and links."""
     return machine.output(_LISTING.format(root=root, depth=depth), timeout=600)
 
 
 def content(machine: Machine, root: str, number: int = 400) -> str:
-    """How many of so many entries are files, and a digest of what is in them; the same ones wherever names are the same."""
+    """Choose `number` entries, the same for the same names. Return how many are files, and a digest of their content."""
     return machine.output(["python3", "-c", _CONTENT, root, str(number)], timeout=600)

@@ -1,4 +1,4 @@
-"""One virtual machine: a QEMU process with its console in a file and its control on its standard streams."""
+"""Run one virtual machine: a QEMU process with its console in a file and its QMP on standard input and output."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import Any
 from farmlib import cpio, host
 from farmlib.image import Kernel
 
-# Lines of a kernel's log that no test of ours may bring about.
+# Lines of a kernel log that no test may cause.
 TROUBLE = re.compile(
     r"BUG:|Oops|kernel BUG at|Kernel panic|general protection fault|WARNING: CPU|INFO: task .* blocked|Unable to handle"
 )
 _ACCELERATORS: dict[str, list[str]] = {
     "kvm": ["-accel", "kvm", "-cpu", "host"],
-    # Without -cx16 Debian's kernels oops now and then at boot under TCG, without -la57 too.
+    # With cx16 or la57, Debian kernels sometimes oops at boot under TCG.
     "tcg": ["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,-cx16,-la57"],
 }
 _MACHINE = ["-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc"]
@@ -33,7 +33,7 @@ echo farm-alive
 
 
 def choose_accelerator(kernel: Kernel, scratch: Path) -> str:
-    """KVM where a guest really starts with it (it may be there and not work), else TCG."""
+    """Return kvm if a guest really starts with it (/dev/kvm may exist and not work), else tcg."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
     initrd = scratch / "probe.initrd"
@@ -71,7 +71,7 @@ def choose_accelerator(kernel: Kernel, scratch: Path) -> str:
 
 @dataclass
 class VM:
-    """What is written to the disks goes when the process ends; a reboot of the guest keeps it."""
+    """Run one guest. Its writes to disks survive a reboot and are discarded when the process ends."""
 
     name: str
     kernel: Kernel
@@ -79,7 +79,7 @@ class VM:
     memory_mb: int
     disks: Sequence[Path]
     init: str
-    farm_files: Mapping[str, tuple[int, bytes]]  # what the guest finds in /run/farm
+    farm_files: Mapping[str, tuple[int, bytes]]  # files in the guest's /run/farm
     network: Sequence[str]
     sockets: Sequence[int] = ()
     run_dir: Path = host.BUILD / "run"
@@ -137,7 +137,7 @@ class VM:
         self.control("qmp_capabilities")
 
     def control(self, command: str, **arguments: Any) -> Any:
-        """Give QEMU a command (its QMP) and return its answer."""
+        """Send QEMU a QMP command and return its answer. Raises FarmError if QEMU refuses it or does not answer."""
         process = self._alive()
         assert process.stdin is not None
         process.stdin.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
@@ -148,7 +148,7 @@ class VM:
         return answer["return"]
 
     def _answer(self, kinds: set[str], timeout: float = 60) -> dict[str, Any]:
-        """QEMU's next message of one of these kinds; events in between are passed over."""
+        """Return QEMU's next message of one of these kinds, and skip events."""
         process = self._alive()
         assert process.stdout is not None
         end = time.monotonic() + timeout
@@ -166,7 +166,7 @@ class VM:
 
     def _alive(self, grace: float = 0) -> subprocess.Popen[bytes]:
         if self._process is None:
-            raise host.FarmError(f"{self.name} is not started")
+            raise host.FarmError(f"{self.name} was not started")
         try:
             code = self._process.wait(grace) if grace else self._process.poll()
         except subprocess.TimeoutExpired:
@@ -178,13 +178,13 @@ class VM:
         return self._process
 
     def check(self) -> None:
-        """Fail where the process has ended or the kernel has panicked."""
+        """Check the machine. Raises FarmError if the process has ended or the kernel has panicked."""
         self._alive()
         if "Kernel panic" in self.console():
             raise host.FarmError(f"{self.name}: the kernel panicked; see {host.shown(self.log)}")
 
     def reset(self) -> None:
-        """As if the power had gone and come back."""
+        """Reset the machine, as after a power failure."""
         self.control("system_reset")
 
     def console(self) -> str:
@@ -200,5 +200,5 @@ class VM:
 
 
 def _comma(path: Path) -> str:
-    """QEMU's options are separated by commas, and a comma in a value is written twice."""
+    """Escape a path for QEMU, which separates options by commas: a comma in a value is written twice."""
     return str(path).replace(",", ",,")

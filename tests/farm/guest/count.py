@@ -1,9 +1,9 @@
-"""Count the NFS calls that fixed work makes this client send. Runs on a render node; the standard library only.
+"""Count the NFS calls that this client sends for a fixed set of work. Runs on a render node with the standard library only.
 
-    python3 count.py plan ROOT                     choose the work from a tree, once; prints it as JSON
-    python3 count.py measure PLAN --root VIEW ...  do it, cold and warm, and print the counts as JSON
+    python3 count.py plan ROOT                     choose the work from a tree, once, and print it as JSON
+    python3 count.py measure PLAN --root VIEW ...  do the work, cold and warm, and print the counts as JSON
 
-Calls are what /proc/self/mountstats says (Documentation/filesystems/nfs, fs/nfs/super.c: statvers 1.1).
+The counts come from /proc/self/mountstats (Documentation/filesystems/nfs, fs/nfs/super.c: statvers 1.1).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from typing import Any
 MISSING_NAMES, MISSING_DIRECTORIES = 5000, 40
 STATS = 5000
 OPENS, OPEN_LIMIT = 200, 1 << 20
-ATTRIBUTES_EXPIRE = 4  # seconds; acregmin is 3 where nobody says otherwise
-SETTLE, SETTLE_LIMIT = 0.25, 30  # seconds in which no call may have ended, and how long that is waited for
+ATTRIBUTES_EXPIRE = 4  # seconds; the default of acregmin is 3
+SETTLE, SETTLE_LIMIT = 0.25, 30  # seconds without an ended call that count as settled, and the time limit for that
 
 STARTS = {
     "start-usd": "from pxr import Usd",
     "start-qt": "import PySide6.QtCore",
     "start-numpy": "import numpy",
 }
-# What a session sends on its own, whatever is done with the mount.
+# A session sends these by itself, independent of the work.
 KEEP_ALIVE = frozenset({"SEQUENCE", "RENEW"})
 
 
@@ -44,7 +44,7 @@ class Calls:
 
 
 def parse_mountstats(text: str) -> dict[str, dict[str, Calls]]:
-    """For each NFS mount, by its mountpoint, the calls sent and how many failed, by operation."""
+    """Return the calls and errors of each operation, for each NFS mount by its mountpoint."""
     mounts: dict[str, dict[str, Calls]] = {}
     current: dict[str, Calls] | None = None
     in_operations = False
@@ -59,13 +59,13 @@ def parse_mountstats(text: str) -> dict[str, dict[str, Calls]]:
         elif in_operations and current is not None and ":" in line:
             name, _, numbers = line.strip().partition(":")
             fields = numbers.split()
-            # The ninth number, calls that ended in an error, is there from kernel 5.3 on.
+            # The ninth number, the calls that ended in an error, exists since Linux 5.3.
             current[name] = Calls(int(fields[0]), int(fields[8]) if len(fields) > 8 else 0)
     return mounts
 
 
 def _device(line: str) -> tuple[str, str]:
-    """(mountpoint, type) of a line `device SOURCE mounted on MOUNTPOINT with fstype TYPE [statvers=…]`."""
+    """Return mountpoint and type from a line `device SOURCE mounted on MOUNTPOINT with fstype TYPE [statvers=…]`."""
     _, _, rest = line.partition(" mounted on ")
     mountpoint, _, filesystem = rest.rpartition(" with fstype ")
     return _unescaped(mountpoint), filesystem.split(" ")[0]
@@ -78,7 +78,7 @@ def _unescaped(name: str) -> str:
 
 
 def difference(before: Mapping[str, Calls], after: Mapping[str, Calls]) -> dict[str, Calls]:
-    """What was sent between two readings of one mount; operations that were not sent are left out."""
+    """Return the calls between two readings of one mount, without operations that were not sent."""
     none = Calls(0, 0)
     found = {}
     for name, now in after.items():
@@ -96,11 +96,11 @@ def total(calls: Mapping[str, Calls]) -> int:
 
 
 def make_plan(root: str) -> dict[str, Any]:
-    """Names below `root`, always the same for the same tree."""
+    """Choose names below `root`. Return the same names for the same tree."""
     chance = random.Random("renderfarm")
     directories, files, small = [], [], []
-    for base, folders, names in os.walk(root):
-        folders.sort()
+    for base, subdirectories, names in os.walk(root):
+        subdirectories.sort()
         relative = os.path.relpath(base, root)
         if relative.count("/") >= 1:
             directories.append(relative)
@@ -146,21 +146,21 @@ def work_open(root: str, plan: Mapping[str, Any]) -> str:
 
 
 def work_later(root: str, plan: Mapping[str, Any]) -> str:
-    """The files of `open` are looked at and opened again when attributes have expired that live as long as by default."""
+    """Stat and open the files of `open` again, after attributes with the default lifetime have expired."""
     time.sleep(ATTRIBUTES_EXPIRE)
     return f"{sum(os.stat(f'{root}/{name}').st_size for name in plan['open'])}, {work_open(root, plan)}"
 
 
 def work_readdir(root: str, _plan: Mapping[str, Any]) -> str:
-    """What `find` does: every name and its type, without a stat."""
+    """List every name and its type without a stat, as `find` does."""
     entries = 0
-    folders = [root]
-    while folders:
-        with os.scandir(folders.pop()) as listing:
+    directories = [root]
+    while directories:
+        with os.scandir(directories.pop()) as listing:
             for entry in listing:
                 entries += 1
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
+                    directories.append(entry.path)
     return f"{entries} entries"
 
 
@@ -201,7 +201,10 @@ def mount_calls(mountpoint: str) -> dict[str, Calls]:
 
 
 def settled_calls(mountpoint: str) -> dict[str, Calls]:
-    """The calls when all have been answered: nobody waits for a CLOSE, so the last ones of some work are counted after it."""
+    """Wait until no more calls are sent, and return the counts. Nothing waits for a CLOSE, so some calls follow the work.
+
+    Raises RuntimeError if calls are still sent after SETTLE_LIMIT seconds.
+    """
     end = time.monotonic() + SETTLE_LIMIT
     found = mount_calls(mountpoint)
     while True:
@@ -210,9 +213,7 @@ def settled_calls(mountpoint: str) -> dict[str, Calls]:
         if total(before) == total(found):
             return found
         if time.monotonic() > end:
-            raise RuntimeError(
-                f"{mountpoint}: calls go on being sent {SETTLE_LIMIT} s after the work: {before} {found}"
-            )
+            raise RuntimeError(f"{mountpoint}: calls are still sent {SETTLE_LIMIT} s after the work: {before} {found}")
 
 
 def script(text: str) -> None:
@@ -260,10 +261,10 @@ def main() -> None:
     planning.add_argument("root")
     measuring = actions.add_parser("measure")
     measuring.add_argument("plan")
-    measuring.add_argument("--root", required=True, help="the tree as applications see it")
-    measuring.add_argument("--nfs", required=True, help="mountpoint of the NFS mount whose calls are counted")
+    measuring.add_argument("--root", required=True, help="the tree that applications see")
+    measuring.add_argument("--nfs", required=True, help="mountpoint of the NFS mount whose calls to count")
     measuring.add_argument("--setup", required=True, help="shell commands that mount")
-    measuring.add_argument("--teardown", required=True, help="shell commands that unmount what is mounted")
+    measuring.add_argument("--teardown", required=True, help="shell commands that unmount everything")
     measuring.add_argument(
         "--work", nargs="+", choices=list(WORKS), default=[name for name in WORKS if name != "later"]
     )

@@ -1,4 +1,4 @@
-"""Merged and filtered views on the kernel: what is mounted is what copies of the releases, one over the other, would be."""
+"""A merged and filtered view, when mounted, equals copies of its releases made one over the other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LINK = ("tool/current", "2.0")
 
 
 def copy_over(release: Path, top: Path, without: Sequence[str]) -> None:
-    """Copy a release over what is there, as one who unpacks one after the other would."""
+    """Copy a release over ``top``, as if it were unpacked there, except for the paths ``without``."""
     top.mkdir(parents=True, exist_ok=True)
     aside = top.parent / f"{top.name}.aside"
     support.command("cp", "-a", release, aside)
@@ -40,13 +40,14 @@ def copy_over(release: Path, top: Path, without: Sequence[str]) -> None:
 
 
 def change_owners_and_modes(top: Path) -> None:
+    """Change owners and modes of a tree by the rules OWNERS and MODE."""
     for path in support.listing(top):
         full = os.fsencode(top) + path
         status = os.lstat(full)
         owner = OWNERS.get(status.st_uid, status.st_uid)
         capability = None if stat.S_ISLNK(status.st_mode) else support.capability_of(full)
         os.chown(full, owner, -1, follow_symlinks=False)
-        # The kernel takes set-ID bits and capabilities away from files, also from those whose owner stays the same.
+        # chown(2) clears set-ID bits and capabilities even if the owner stays the same.
         if not stat.S_ISLNK(status.st_mode) and owner == status.st_uid:
             os.chmod(full, stat.S_IMODE(status.st_mode))
             if capability is not None:
@@ -55,18 +56,18 @@ def change_owners_and_modes(top: Path) -> None:
 
 
 def count_subdirectories(top: Path) -> list[str]:
-    """Return the directories whose number of links is not what find(1) takes it for."""
+    """Return the directories whose link count does not match their subdirectories, as find(1) expects it to."""
     found = []
-    for folder, folders, _files in os.walk(os.fsencode(top)):
-        inside = [name for name in folders if not os.path.islink(os.path.join(folder, name))]
-        # Of a directory that is merged from several layers the kernel says 1.
-        if os.lstat(folder).st_nlink not in (1, 2 + len(inside)):
-            found.append(f"{folder!r}: {os.lstat(folder).st_nlink} links")
+    for directory, directories, _files in os.walk(os.fsencode(top)):
+        inside = [name for name in directories if not os.path.islink(os.path.join(directory, name))]
+        # The kernel reports a link count of 1 for a directory that is merged from several layers.
+        if os.lstat(directory).st_nlink not in (1, 2 + len(inside)):
+            found.append(f"{directory!r}: {os.lstat(directory).st_nlink} links")
     return found
 
 
 @pytest.mark.parametrize("on_conflict", ["first", "last"])
-def test_a_merged_view_is_what_copies_of_the_releases_would_be(
+def test_a_merged_view_equals_copies_of_the_releases(
     folder: Path, root: Path, odd: Placement, tools: Sequence[Placement], on_conflict: str
 ) -> None:
     everything_odd = replace(
@@ -108,7 +109,7 @@ def test_a_merged_view_is_what_copies_of_the_releases_would_be(
     os.utime(expected / LINK[0], ns=(newest, newest), follow_symlinks=False)
     os.utime(expected / "tool", ns=(newest, newest))
     os.chmod(expected / "tool", 0o755)
-    # The root is that of the only release there; the copies in it have touched it.
+    # The root has the mtime of the only release placed there, which the copies have changed.
     os.utime(expected, ns=(0, (root / "tool/1.0").stat().st_mtime_ns))
     change_owners_and_modes(expected)
     with support.mounted(support.declared(folder / "view", [layer], [root])) as view:
@@ -118,7 +119,7 @@ def test_a_merged_view_is_what_copies_of_the_releases_would_be(
         assert (view / LINK[0] / "version").read_text() == "two"
 
 
-def test_conflicts_are_reported_alike_before_and_after_the_build(folder: Path, tools: Sequence[Placement]) -> None:
+def test_conflicts_are_the_same_in_check_mode_and_after_the_build(folder: Path, tools: Sequence[Placement]) -> None:
     releases = [{"manifest": one.manifest, "at": "/"} for one in tools]
     arguments: dict[str, Any] = {"name": "v", "state_dir": str(folder / "state"), "releases": releases}
     before = everything(folder)
@@ -126,16 +127,16 @@ def test_conflicts_are_reported_alike_before_and_after_the_build(folder: Path, t
     assert "3 conflicts: '/bin/tool' of tool/1.0 and of tool/2.0; '/version' of" in refused
     assert support.module("metadata_layer", check=True, **arguments).message == refused
     assert everything(folder) == before
-    said = support.module("metadata_layer", check=True, on_conflict="last", **arguments).ok
+    checked = support.module("metadata_layer", check=True, on_conflict="last", **arguments).ok
     done = four_runs("metadata_layer", on_conflict="last", **arguments)
     again = support.module("metadata_layer", on_conflict="last", **arguments).ok
-    assert said["conflicts"] == done["conflicts"] == again["conflicts"]
+    assert checked["conflicts"] == done["conflicts"] == again["conflicts"]
     assert done["conflicts"][0] == {"path": "/bin/tool", "kept": "tool/2.0", "hidden": "tool/1.0"}
-    assert (said["conflict_count"], done["conflict_count"], again["conflict_count"]) == (3, 3, 3)
-    # The same view, declared the other way round.
+    assert (checked["conflict_count"], done["conflict_count"], again["conflict_count"]) == (3, 3, 3)
+    # The reverse order with "first" is the same view.
     arguments["releases"] = releases[::-1]
     assert not support.module("metadata_layer", on_conflict="first", **arguments).ok["changed"]
-    # And what would fail does not pass because a view of the same releases is there.
+    # Conflicts are still refused by default although a generation of the same releases exists.
     assert "3 conflicts" in support.module("metadata_layer", **arguments).message
 
 
@@ -165,7 +166,7 @@ def test_a_thousand_releases_are_merged_at_one_place(folder: Path) -> None:
     assert built.ok["entries"] == {"directories": 1_102, "files": 1_100, "hardlinks": 0, "symlinks": 0}
 
 
-def test_a_damaged_manifest_is_noticed_before_anything_is_built(folder: Path, tools: Sequence[Placement]) -> None:
+def test_a_damaged_manifest_is_refused_before_anything_is_built(folder: Path, tools: Sequence[Placement]) -> None:
     store = folder / "damaged"
     store.mkdir()
     support.command("cp", "-a", Path(tools[0].manifest).parent, store)

@@ -1,4 +1,4 @@
-"""Damaged manifests: both formats refuse the same ones by name, and show the same of those that they take."""
+"""Layers of all formats refuse the same damaged manifests, and are equal for those that are accepted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import ManifestError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
-    Counts,
+    EntryCounts,
     ManifestRecord,
     Placement,
 )
@@ -31,7 +31,7 @@ from ansible_collections.renderfarm.overlay.tests.unit.random_cases import Recor
 BUILDERS = ("mkcomposefs", "mkfs.erofs")
 RELEASE = "pkg/1"
 SEEDS = 1_000
-#: Damaged manifests that one test takes.
+#: The number of damaged manifests in one test.
 AT_ONCE = 100
 
 ACL = acl((OWNER, 7), (USER, 4, 5001), (OWNING_GROUP, 0), (MASK, 5), (OTHER, 5))
@@ -41,11 +41,11 @@ def _escaped(value: bytes) -> bytes:
     return b"".join(b"\\x%02x" % byte for byte in value)
 
 
-def _attribute(name: bytes, value: bytes) -> bytes:
+def _xattr(name: bytes, value: bytes) -> bytes:
     return name + b"=" + _escaped(value)
 
 
-#: What each field of a line is exchanged for.
+#: Values to replace each field of a line with.
 FIELDS: list[Sequence[bytes]] = [
     [b"/" + b"n" * 255, b"/" + b"n" * 256, b"/a\\x00b", b"/..", b"/.", b"//", b"/a/b", b"\\", b"/\\xff", b"/~~"],
     [b"0", b"1", b"4", b"9007199254740991", b"9007199254740992", b"9223372036854775807", b"-1", b"00"],
@@ -59,24 +59,24 @@ FIELDS: list[Sequence[bytes]] = [
     [b"-", b"content"],
     [b"-", b"0" * 64],
 ]
-#: What is added behind a line.
-ATTRIBUTES = [
-    _attribute(b"security.capability", support.CAPABILITY),
-    _attribute(b"security.capability", b"garbage"),
-    _attribute(b"security.capability", b"\x01\x00\x00\x03" + bytes(16) + b"\xe8\x03\x00\x00"),
-    _attribute(b"security.capability", b"\x01\x00\x00\x03" + bytes(20)),
-    _attribute(b"security.capability", b""),
-    _attribute(b"user.renderfarm.sha256", b"0123456789abcdef" * 4),
-    _attribute(b"user.renderfarm.sha256", b"none"),
-    _attribute(b"system.posix_acl_access", ACL),
-    _attribute(b"system.posix_acl_access", acl((OWNER, 6), (OWNING_GROUP, 4), (OTHER, 4))),
-    _attribute(b"system.posix_acl_access", acl((OWNER, 6), (OWNING_GROUP, 4), (MASK, 4), (OTHER, 4))),
-    _attribute(b"system.posix_acl_access", ACL[:-1]),
-    _attribute(b"system.posix_acl_default", ACL),
-    _attribute(b"system.posix_acl_default", acl((OWNER, 6), (OWNING_GROUP, 4), (OTHER, 4))),
-    _attribute(b"system.posix_acl_default", b""),
-    _attribute(b"trusted.overlay.redirect", b"/etc/shadow"),
-    _attribute(b"trusted.overlay.opaque", b"y"),
+#: Xattrs to append to a line.
+XATTRS = [
+    _xattr(b"security.capability", support.CAPABILITY),
+    _xattr(b"security.capability", b"garbage"),
+    _xattr(b"security.capability", b"\x01\x00\x00\x03" + bytes(16) + b"\xe8\x03\x00\x00"),
+    _xattr(b"security.capability", b"\x01\x00\x00\x03" + bytes(20)),
+    _xattr(b"security.capability", b""),
+    _xattr(b"user.renderfarm.sha256", b"0123456789abcdef" * 4),
+    _xattr(b"user.renderfarm.sha256", b"none"),
+    _xattr(b"system.posix_acl_access", ACL),
+    _xattr(b"system.posix_acl_access", acl((OWNER, 6), (OWNING_GROUP, 4), (OTHER, 4))),
+    _xattr(b"system.posix_acl_access", acl((OWNER, 6), (OWNING_GROUP, 4), (MASK, 4), (OTHER, 4))),
+    _xattr(b"system.posix_acl_access", ACL[:-1]),
+    _xattr(b"system.posix_acl_default", ACL),
+    _xattr(b"system.posix_acl_default", acl((OWNER, 6), (OWNING_GROUP, 4), (OTHER, 4))),
+    _xattr(b"system.posix_acl_default", b""),
+    _xattr(b"trusted.overlay.redirect", b"/etc/shadow"),
+    _xattr(b"trusted.overlay.opaque", b"y"),
     b"security.capability",
     b"",
 ]
@@ -84,7 +84,7 @@ ATTRIBUTES = [
 
 @pytest.fixture(scope="module")
 def whole(arena: Path) -> list[bytes]:
-    """The lines of a manifest that has entries of all kinds."""
+    """Return the lines of a manifest with entries of all kinds."""
     root = arena / "damaged"
     top = root / RELEASE
     (top / "directory" / "inner").mkdir(parents=True)
@@ -103,7 +103,7 @@ def whole(arena: Path) -> list[bytes]:
 
 
 def damaged(whole: Sequence[bytes], seed: int) -> bytes:
-    """Return the text of a manifest with one or two things wrong, or just unusual."""
+    """Return the text of a manifest with one or two random changes, which may leave it valid."""
     dice = random.Random(seed)
     text = list(whole)
     for _change in range(dice.choice((1, 1, 2))):
@@ -115,7 +115,7 @@ def damaged(whole: Sequence[bytes], seed: int) -> bytes:
             fields[which] = dice.choice(FIELDS[which])
             text[number] = b" ".join(fields)
         elif kind < 7:
-            text[number] += b" " + dice.choice(ATTRIBUTES)
+            text[number] += b" " + dice.choice(XATTRS)
         elif kind == 7:
             other = dice.randrange(len(text))
             text[number], text[other] = text[other], text[number]
@@ -131,7 +131,7 @@ def damaged(whole: Sequence[bytes], seed: int) -> bytes:
 
 
 def stored(folder: Path, text: bytes, like: str = RELEASE) -> Placement:
-    """Write a manifest whose record agrees with it."""
+    """Write a manifest and return a placement whose record matches it."""
     folder.mkdir()
     path = folder / "1.dump.gz"
     path.write_bytes(gzip.compress(text, 1, mtime=0))
@@ -140,17 +140,17 @@ def stored(folder: Path, text: bytes, like: str = RELEASE) -> Placement:
         RECORD,
         digest="sha256:" + hashlib.sha256(text).hexdigest(),
         stored_bytes=path.stat().st_size,
-        entries=Counts(files=lines),
+        entries=EntryCounts(files=lines),
     )
     place = like.encode()
     return Placement(str(path), record, place, place)
 
 
-RECORD = ManifestRecord(RELEASE, "", 0, Counts(), 0, False, "/net/software")
+RECORD = ManifestRecord(RELEASE, "", 0, EntryCounts(), 0, False, "/net/software")
 
 
 def outcome(state: Path, placement: Placement, name: str | None) -> Path | str:
-    """Return the layer, or why there is none, which has to be that the manifest is wrong."""
+    """Return the path of the layer, or the message if the manifest is refused."""
     try:
         return support.build(state, [placement], builder=builder(name) if name else None)[0]
     except ManifestError as error:
@@ -161,29 +161,29 @@ Shown = dict[bytes, tuple[object, ...]]
 
 
 def shown(top: Path) -> Shown:
-    """Return all that there is to see of a layer."""
+    """Return the visible properties of each file in a layer, by path."""
     found: Shown = {}
     first: dict[int, bytes] = {}
     for path, status in sorted(support.listing(top).items()):
         if stat.S_ISCHR(status.st_mode):
-            # mkcomposefs puts whiteouts into the root, for layers below that we have none of.
+            # mkcomposefs adds whiteouts to the root, to hide names of lower layers. There are none here.
             continue
         full = os.fsencode(top) + path
         names = sorted(set(os.listxattr(full, follow_symlinks=False)) - {"trusted.overlay.opaque"})
-        attributes = [(name, os.getxattr(full, name, follow_symlinks=False)) for name in names]
+        values = [(name, os.getxattr(full, name, follow_symlinks=False)) for name in names]
         is_directory = stat.S_ISDIR(status.st_mode)
         found[path] = (
             *(status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, status.st_nlink),
             0 if is_directory else status.st_size,
             os.readlink(full) if stat.S_ISLNK(status.st_mode) else None,
             b"" if is_directory else first.setdefault(status.st_ino, path),
-            attributes,
+            values,
         )
     return found
 
 
 @pytest.mark.parametrize("start", range(0, SEEDS, AT_ONCE))
-def test_both_formats_take_and_refuse_the_same_manifests(
+def test_all_formats_accept_and_refuse_the_same_manifests(
     folder: Path, whole: list[bytes], start: int, record_testsuite_property: Record
 ) -> None:
     seen: Counter[str] = Counter()
@@ -191,7 +191,7 @@ def test_both_formats_take_and_refuse_the_same_manifests(
         place = folder / str(seed)
         placement = stored(place, damaged(whole, seed))
         if seed % 3 == 0:
-            # Patterns take the way of views that are merged.
+            # A release with patterns is composed as in a merged view.
             placement = replace(placement, exclude=(b"nothing",))
         directory = outcome(place / "directory", placement, None)
         for name in BUILDERS:
@@ -207,17 +207,17 @@ def test_both_formats_take_and_refuse_the_same_manifests(
                 assert shown(mounted) == shown(directory), (seed, name)
             finally:
                 support.command("umount", mounted)
-        seen["refused" if isinstance(directory, str) else "taken"] += 1
-    # Both happen, or the damage is too little or too much.
-    assert min(seen["refused"], seen["taken"]) >= AT_ONCE // 10, seen
+        seen["refused" if isinstance(directory, str) else "accepted"] += 1
+    # Both outcomes must occur, otherwise the changes are too weak or too strong.
+    assert min(seen["refused"], seen["accepted"]) >= AT_ONCE // 10, seen
     record_testsuite_property("cases", AT_ONCE)
 
 
 @pytest.mark.parametrize("letter", [b"a", b"\\", b"/a", b" ", b"\xff"])
-def test_an_endless_line_is_refused_at_once(folder: Path, letter: bytes) -> None:
+def test_a_very_long_line_is_refused_without_reading_all_of_it(folder: Path, letter: bytes) -> None:
     text = b"/ 0 40755 2 0 0 0 1.0 - - -\n/" + letter * 50_000_000
     placement = stored(folder / "endless", text)
-    # What is read of it is no more than a line may have, and little beyond that.
+    # Little more is read than the longest allowed line.
     started = time.process_time()
     refused = [outcome(folder / str(name), placement, name) for name in (None, *BUILDERS)]
     assert len(set(refused)) == 1

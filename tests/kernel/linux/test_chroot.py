@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Hosts that are prepared in a chroot, as images are."""
+"""Probing in a chroot whose root is not a mountpoint, as in a host that is being installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_a_probe_in_a_chroot_tells_what_the_kernel_can_do(tmp_path: Path) -> None:
+def test_a_probe_in_a_chroot_finds_the_features_of_the_kernel(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     (tmp_path / "outside").touch()
 
@@ -27,6 +27,6 @@ def test_a_probe_in_a_chroot_tells_what_the_kernel_can_do(tmp_path: Path) -> Non
     found = deadline.run(probe_there, 30)
     assert found["data_only"]
     assert found["mount_beneath"]
-    # Nothing is left, and nothing was tried outside.
+    # The probe leaves nothing behind, inside or outside.
     assert sorted(os.listdir(tmp_path)) == ["outside", "tmp"]
     assert os.listdir(tmp_path / "tmp") == []

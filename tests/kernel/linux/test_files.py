@@ -1,4 +1,4 @@
-"""Files that are replaced whole, and trees that are removed."""
+"""Files are replaced whole, directories get the requested mode, and trees are removed without following links."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 
 @pytest.fixture
 def folder(folder: Path) -> Path:
-    """An empty directory."""
+    """Provide an empty directory."""
     path = folder / "empty"
     path.mkdir()
     return path
@@ -25,13 +26,13 @@ def test_a_file_is_replaced_whole_or_not_at_all(folder: Path) -> None:
     path = folder / "record"
     path.write_text("old")
 
-    def break_off() -> None:
+    def write_half() -> None:
         with files.written_aside(str(path)) as stream:
             stream.write(b"half of the new")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        break_off()
+        write_half()
     assert path.read_text() == "old"
     assert os.listdir(folder) == ["record"]
     with files.written_aside(str(path), 0o640) as stream:
@@ -41,7 +42,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [10, 1 << 20])
-def test_a_file_that_finds_no_room_is_named(folder: Path, size: int) -> None:
+def test_the_error_on_a_full_disk_names_the_file(folder: Path, size: int) -> None:
     place = folder / "full"
     place.mkdir()
     support.command("mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", place)
@@ -57,7 +58,7 @@ def test_a_file_that_finds_no_room_is_named(folder: Path, size: int) -> None:
     assert os.listdir(place) == ["all"]
 
 
-def test_what_a_killed_run_left_aside_is_removed_when_it_is_old(folder: Path) -> None:
+def test_old_leftovers_of_a_killed_run_are_removed(folder: Path) -> None:
     old, young, other = (folder / name for name in (".new-record.old", ".new-record.young", ".new-else.old"))
     for path in (old, young, other):
         path.touch()
@@ -69,13 +70,25 @@ def test_what_a_killed_run_left_aside_is_removed_when_it_is_old(folder: Path) ->
     assert sorted(os.listdir(folder)) == [".new-else.old", ".new-record.young", "record"]
 
 
-def test_a_link_is_replaced(folder: Path) -> None:
+def test_a_link_is_replaced_despite_a_leftover_of_a_killed_run(folder: Path) -> None:
     link = str(folder / "current")
     (folder / ".new-current").symlink_to("left by a killed run")
     for target in ("a", "b"):
         files.replace_link(link, target)
         assert os.readlink(link) == target
     assert os.listdir(folder) == ["current"]
+
+
+def test_a_tree_with_an_inner_mount_is_not_removed(folder: Path) -> None:
+    inner = folder / "top" / "a" / "mounted"
+    inner.mkdir(parents=True)
+    (folder / "top" / "file").touch()
+    support.command("mount", "-t", "tmpfs", "tmpfs", inner)
+    with pytest.raises(
+        OverlayError, match=f"something is mounted at {inner}, which is to be removed: unmount it first"
+    ):
+        files.remove_tree(str(folder / "top"))
+    assert sorted(os.listdir(folder / "top")) == ["a", "file"]
 
 
 def test_a_tree_is_removed_without_following_links(folder: Path) -> None:
@@ -111,7 +124,7 @@ def test_each_directory_is_listed_once_when_a_tree_is_removed(folder: Path, monk
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-def test_directories_have_the_mode_given_whatever_the_umask(folder: Path, umask: int) -> None:
+def test_new_directories_have_the_requested_mode_whatever_the_umask(folder: Path, umask: int) -> None:
     (folder / "there").mkdir(mode=0o700)
     top = folder / "there" / "one"
     before = os.umask(umask)
@@ -132,7 +145,7 @@ def test_a_default_acl_does_not_change_the_mode_of_a_new_directory(folder: Path)
     assert (folder / "state").stat().st_mode & 0o7777 == 0o700
 
 
-def test_what_is_no_directory_is_not_taken_for_one(folder: Path) -> None:
+def test_a_file_or_dangling_link_above_a_new_directory_is_an_error(folder: Path) -> None:
     (folder / "file").write_text("x")
     (folder / "nowhere").symlink_to("missing")
     for name in ("file", "nowhere"):

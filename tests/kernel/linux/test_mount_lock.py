@@ -1,4 +1,4 @@
-"""Runs on the same mountpoint at the same time come one after the other."""
+"""Simultaneous runs on the same mountpoint wait for each other."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ def test_runs_at_other_mountpoints_do_not_wait() -> None:
 
 @pytest.mark.parametrize("umask", [0o000, 0o077])
 def test_only_root_can_reach_the_locks(umask: int) -> None:
-    support.command("rm", "-rf", mount_lock.FOLDER)
+    support.command("rm", "-rf", mount_lock.DIRECTORY)
     before = os.umask(umask)
     try:
         with mount_lock.held(b"/some/view", 1):
-            assert stat.S_IMODE(os.stat(mount_lock.FOLDER).st_mode) == 0o700
-            (name,) = os.listdir(mount_lock.FOLDER)
-            assert stat.S_IMODE(os.stat(os.path.join(mount_lock.FOLDER, name)).st_mode) == 0o600
+            assert stat.S_IMODE(os.stat(mount_lock.DIRECTORY).st_mode) == 0o700
+            (name,) = os.listdir(mount_lock.DIRECTORY)
+            assert stat.S_IMODE(os.stat(os.path.join(mount_lock.DIRECTORY, name)).st_mode) == 0o600
     finally:
         os.umask(before)
 
 
 def test_a_directory_that_others_can_enter_is_refused() -> None:
-    support.command("rm", "-rf", mount_lock.FOLDER)
-    os.makedirs(mount_lock.FOLDER)
-    os.chmod(mount_lock.FOLDER, 0o755)
+    support.command("rm", "-rf", mount_lock.DIRECTORY)
+    os.makedirs(mount_lock.DIRECTORY)
+    os.chmod(mount_lock.DIRECTORY, 0o755)
     try:
         with (
             pytest.raises(OverlayError, match=r"has mode 0755: only root may be able to enter it"),
@@ -64,11 +64,11 @@ def test_a_directory_that_others_can_enter_is_refused() -> None:
         ):
             pass
     finally:
-        os.rmdir(mount_lock.FOLDER)
+        os.rmdir(mount_lock.DIRECTORY)
 
 
-def test_who_may_not_write_to_run_locks_the_mounts_of_a_namespace_of_its_own() -> None:
-    support.command("rm", "-rf", mount_lock.FOLDER)
+def test_root_of_a_user_namespace_locks_its_own_mount_namespace() -> None:
+    support.command("rm", "-rf", mount_lock.DIRECTORY)
 
     def as_a_user(unshared: int) -> None:
         os.setresuid(65534, 65534, 65534)
@@ -82,20 +82,20 @@ def test_who_may_not_write_to_run_locks_the_mounts_of_a_namespace_of_its_own() -
             pass
 
     deadline.run(lambda _progress: as_a_user(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS), 30)
-    # In the mount namespace of the host nobody but root takes a lock.
+    # In the mount namespace of the host, only root can take a lock.
     with pytest.raises(PermissionError):
         deadline.run(lambda _progress: as_a_user(0), 30)
-    assert not os.path.exists(mount_lock.FOLDER)
+    assert not os.path.exists(mount_lock.DIRECTORY)
 
 
-# ---- the bad moment, made certain: one run is stopped between what it has seen and what it mounts
+# ---- the race, made certain: one run is stopped between observing and mounting
 
 
 @contextlib.contextmanager
 def stopped_before_attaching(
     arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[support.ForkedModule]:
-    """Have a run of overlay_mount that has planned, and stopped when it was about to attach its overlay."""
+    """Start a run of overlay_mount that stops before it attaches its overlay."""
     move = syscalls.move_mount
     place = os.fsencode(arguments["path"])
 
@@ -112,7 +112,7 @@ def stopped_before_attaching(
 
 
 def the_stopped_child(run: support.ForkedModule) -> int:
-    """Return the process that does the work of a module, when it has stopped."""
+    """Wait until the worker process of a module has stopped, and return its PID."""
     for _try in range(600):
         with contextlib.suppress(OSError, IndexError):
             child = int(Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()[0])
@@ -138,7 +138,7 @@ def test_two_runs_at_once_on_one_mountpoint_leave_one_overlay(
         child = the_stopped_child(first)
         with support.forked_module("overlay_mount", wanted) as other:
             other.go()
-            # It has looked by now, and waits.
+            # Wait until the other run has observed, and waits for the lock.
             for _try in range(600):
                 if str(child) in locked_by(other):
                     break
@@ -156,16 +156,16 @@ def test_two_runs_at_once_on_one_mountpoint_leave_one_overlay(
 
 
 def locked_by(run: support.ForkedModule) -> str:
-    """Return which processes hold, or wait for, the locks that the child of a module has open."""
+    """Return /proc/locks if the worker process of a module has a lock file open; else an empty text."""
     with contextlib.suppress(OSError, IndexError):
         child = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()[0]
-        folder = f"/proc/{child}/fd"
-        if any(os.readlink(os.path.join(folder, name)).startswith(mount_lock.FOLDER) for name in os.listdir(folder)):
+        links = f"/proc/{child}/fd"
+        if any(os.readlink(os.path.join(links, name)).startswith(mount_lock.DIRECTORY) for name in os.listdir(links)):
             return Path("/proc/locks").read_text()
     return ""
 
 
-def test_a_run_that_waits_in_vain_says_for_what_and_changes_nothing(
+def test_a_run_that_does_not_get_the_lock_names_the_mountpoint_and_changes_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     view = folder / "view"
@@ -175,7 +175,7 @@ def test_a_run_that_waits_in_vain_says_for_what_and_changes_nothing(
         child = the_stopped_child(first)
         message = support.module("overlay_mount", timeout=6, **arguments_of(specs[2])).message
         assert f"another run has been at work on the mountpoint {view} for 6 seconds" in message
-        # What need not be changed does not wait, nor does check mode.
+        # A run without changes does not wait, and neither does check mode.
         assert not support.module("overlay_mount", timeout=6, **arguments_of(specs[0])).ok["changed"]
         assert support.module("overlay_mount", True, True, timeout=6, **arguments_of(specs[2])).ok["changed"]
         os.kill(child, signal.SIGCONT)
@@ -183,13 +183,13 @@ def test_a_run_that_waits_in_vain_says_for_what_and_changes_nothing(
     assert overlays_at(view) == [specs[1].lower[0]]
 
 
-def test_lines_of_fstab_that_are_written_at_once_are_all_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simultaneous_edits_of_fstab_are_all_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fstab, "FSTAB", str(folder / "fstab"))
     both_have_read = threading.Barrier(2, timeout=1)
 
     def add(line: bytes) -> None:
         def added(text: bytes) -> bytes:
-            # Without a lock both come here before either writes.
+            # Without a lock, both threads read before either writes.
             with contextlib.suppress(threading.BrokenBarrierError):
                 both_have_read.wait()
             return text + line

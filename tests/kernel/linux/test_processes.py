@@ -1,4 +1,4 @@
-"""Who uses a mount, wherever it is, and what is remembered of mounts that were detached."""
+"""The users of a mount are found wherever it is mounted, and also after it was detached."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ HOLDING = {
 
 @contextmanager
 def holding(what: str, view: Path) -> Iterator[int]:
-    # In a chroot there is no encoding to be found any more.
+    """Provide the PID of a process that uses a view in one of the ways of HOLDING."""
+    # In the chroot Python cannot load encodings, so the program writes bytes.
     code = f"import mmap, os, sys\n{HOLDING[what]}\nos.write(1, b'ready\\n')\nos.read(0, 1)"
     with support.background(code, view) as process:
         yield process.pid
@@ -61,11 +62,11 @@ def test_a_user_is_found_before_and_after_the_mount_was_detached(folder: Path, w
         assert [one.pid for one in processes.of_mounts([live.id])] == [pid]
         assert pids_in_use()[layer] == [pid]
     assert layer not in pids_in_use()
-    # Its note is forgotten; what other tests have left is none of this one.
+    # Its note is removed. Notes of other tests may remain.
     assert not any(layer in Path(note).read_bytes() for note in glob.glob(f"{detached.FOLDER}/*.json"))
 
 
-def test_a_program_that_runs_from_the_mount_is_a_user(folder: Path) -> None:
+def test_a_process_whose_program_is_on_the_mount_is_a_user(folder: Path) -> None:
     view = view_of(folder, 1)
     support.command("umount", view)
     support.command("cp", "/bin/sleep", folder / "layer1" / "sleep")
@@ -77,7 +78,7 @@ def test_a_program_that_runs_from_the_mount_is_a_user(folder: Path) -> None:
         process.kill()
 
 
-def test_users_of_other_places_are_told_apart_by_the_mount(folder: Path) -> None:
+def test_users_of_a_bind_mount_are_told_apart_by_mount_id(folder: Path) -> None:
     view = view_of(folder, 1)
     (folder / "bound").mkdir()
     support.command("mount", "--bind", view, folder / "bound")
@@ -97,12 +98,12 @@ def test_a_mount_that_another_namespace_shows_is_in_use(folder: Path) -> None:
         view_of(folder, 2)
         assert pids_in_use()[layer] == []
         with support.namespace("private", f"os.chdir({str(view)!r})") as pid:
-            # That one has the new generation, and stands in it.
+            # This process has the new generation as its working directory.
             assert pid not in pids_in_use()[layer]
     assert layer not in pids_in_use()
 
 
-def test_the_folder_of_records_is_for_root_alone(folder: Path) -> None:
+def test_only_root_can_reach_the_notes_of_detached_overlays(folder: Path) -> None:
     view_of(folder, 1)
     view_of(folder, 2)
     assert os.stat(detached.FOLDER).st_mode & 0o777 == 0o700

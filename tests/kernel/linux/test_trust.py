@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whatever others than root can write to, or exchange, is not used as a layer, also when there is nothing to do."""
+"""A layer or state directory that others than root can write to or replace is refused, also when there is nothing to do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def state_dir(folder: Path, tools: tuple[Placement, ...]) -> Path:
-    """A state directory with a view, as this collection makes it."""
+    """Provide a state directory with a view, as this collection makes it."""
     (folder / "above").mkdir()
     support.build(folder / "above" / "state", [tools[0]])
     return folder / "above" / "state"
@@ -34,7 +34,7 @@ def layer_module(state_dir: Path, root: Path, **more: Any) -> Callable[[bool], s
 
 
 def modules(state_dir: Path, root: Path) -> dict[str, Callable[[bool], support.Ran]]:
-    """Return the modules that read a state directory, none of which has anything to do."""
+    """Return the modules that read a state directory. None of them has anything to do."""
     return {
         "present": layer_module(state_dir, root, releases=[{"release": "tool/1.0"}], format="directory"),
         "generation": layer_module(state_dir, root, generation=os.listdir(state_dir / "views/view/generations")[0]),
@@ -46,7 +46,7 @@ def modules(state_dir: Path, root: Path) -> dict[str, Callable[[bool], support.R
 
 MODULES = ["present", "generation", "absent", "prune", "prune one"]
 
-#: What is below the state directory; GENERATION stands for the name of the only one.
+#: Directories and files below the state directory. GENERATION stands for the name of the only generation.
 PLACES = ["..", ".", "views", "views/view", "views/view/generations", "views/view/generations/GENERATION"]
 FILES = ["views/view/generations/GENERATION/view.json", "views/view/lock"]
 
@@ -66,12 +66,12 @@ def test_what_others_can_write_to_is_refused(state_dir: Path, root: Path, name: 
     for mode in (0o777, 0o775, 0o1777):
         place.chmod(mode)
         if (name, mode) == ("..", 0o1777):
-            # Like /tmp: others can add names, and exchange none.
+            # As in /tmp, others can add names, but not replace those of root.
             continue
-        assert f"{place} belongs to user 0 and has mode {mode:04o}: nobody but root" in run(check).message
+        assert f"{place} belongs to uid 0 and has mode {mode:04o}: only root" in run(check).message
     place.chmod(before)
     os.chown(place, NOBODY, NOBODY)
-    assert f"{place} belongs to user {NOBODY} and has mode" in run(check).message
+    assert f"{place} belongs to uid {NOBODY} and has mode" in run(check).message
     os.chown(place, 0, 0)
     assert run(True).ok["changed"] == (module == "absent")
 
@@ -100,7 +100,7 @@ def test_what_is_emptied_is_no_link(state_dir: Path, root: Path, name: str, fold
 
 
 def test_a_planted_generation_is_not_made_current(state_dir: Path, root: Path) -> None:
-    """As a user did in a state directory of mode 1777: the declared generation was there, so nothing was to be done."""
+    """In a state directory of mode 1777, a user can copy the declared generation, so that a run finds nothing to do."""
     shutil.copytree(state_dir / "views", state_dir.parent / "copy", symlinks=True)
     shutil.rmtree(state_dir / "views")
     (state_dir.parent / "copy").rename(state_dir / "views")
@@ -109,10 +109,10 @@ def test_a_planted_generation_is_not_made_current(state_dir: Path, root: Path) -
     state_dir.chmod(0o1777)
     for place in (state_dir, state_dir / "views"):
         for module in MODULES:
-            assert f"{place} belongs to user" in modules(state_dir, root)[module](False).message
+            assert f"{place} belongs to uid" in modules(state_dir, root)[module](False).message
         os.chown(place, 0, 0)
         place.chmod(0o700)
-    assert f"{state_dir}/views/view belongs to user {NOBODY}" in modules(state_dir, root)["present"](False).message
+    assert f"{state_dir}/views/view belongs to uid {NOBODY}" in modules(state_dir, root)["present"](False).message
 
 
 @pytest.mark.usefixtures("state_dir")
@@ -121,7 +121,7 @@ def test_a_state_directory_may_be_reached_through_links_that_root_made(root: Pat
     assert not modules(folder / "link" / "state", root)["present"](False).ok["changed"]
     os.chown(folder / "link", NOBODY, NOBODY, follow_symlinks=False)
     assert (
-        f"{folder}/link belongs to user {NOBODY}" in modules(folder / "link" / "state", root)["present"](False).message
+        f"{folder}/link belongs to uid {NOBODY}" in modules(folder / "link" / "state", root)["present"](False).message
     )
     (folder / "circle").symlink_to("circle")
     assert "too many symbolic links" in layer_module(folder / "circle", root, state="absent")(False).message
@@ -129,7 +129,7 @@ def test_a_state_directory_may_be_reached_through_links_that_root_made(root: Pat
 
 @pytest.fixture
 def layers(folder: Path) -> dict[str, Path]:
-    """What an overlay may be made of, all of it root's."""
+    """Provide the directories of an overlay, all owned by root."""
     found = {name: folder / "place" / name for name in ("lower", "data", "upper", "work")}
     for path in (folder / "place", *found.values()):
         path.mkdir()
@@ -144,30 +144,30 @@ def mount(folder: Path, **options: Any) -> support.Ran:
 def test_a_layer_over_data_that_others_can_write_to_is_refused(
     folder: Path, layers: dict[str, Path], mounted: bool
 ) -> None:
-    """With an attribute it decides which data anybody may read."""
+    """A layer over data layers decides with an xattr which data users can read."""
     options = {"lower": [str(layers["lower"])], "data": [str(layers["data"])]}
     if mounted:
         assert mount(folder, **options).ok["changed"]
     for place in (layers["lower"], folder / "place"):
         place.chmod(0o777)
-        assert f"{place} belongs to user 0 and has mode 0777" in mount(folder, **options).message
+        assert f"{place} belongs to uid 0 and has mode 0777" in mount(folder, **options).message
         place.chmod(0o755)
-    # Software itself is the publishers'.
+    # The data layer is the software itself, which its publishers may write to.
     layers["data"].chmod(0o2775)
     assert mount(folder, **options).ok["changed"] is not mounted
 
 
-def test_the_places_of_an_upper_layer_are_looked_at_when_it_is_mounted_already(
+def test_the_directories_of_an_upper_layer_are_checked_also_when_it_is_mounted(
     folder: Path, layers: dict[str, Path]
 ) -> None:
     options: dict[str, Any] = {name: str(layers[name]) for name in ("upper", "work")}
     options["lower"] = [str(layers["lower"])]
-    layers["lower"].chmod(0o777)  # without data layers, what is in it belongs to whom it belongs
+    layers["lower"].chmod(0o777)  # without data layers, a lower layer cannot redirect anywhere
     assert mount(folder, **options).ok["changed"]
     for place in (folder / "place", layers["upper"], layers["work"]):
         before = place.stat().st_mode
         place.chmod(0o777)
-        assert f"{place} belongs to user 0 and has mode 0777" in mount(folder, **options).message
+        assert f"{place} belongs to uid 0 and has mode 0777" in mount(folder, **options).message
         place.chmod(before)
     (folder / "place").chmod(0o1777)
     assert not mount(folder, **options).ok["changed"]
@@ -179,12 +179,12 @@ def test_an_image_that_others_can_write_to_is_refused(folder: Path, layers: dict
     for mode, uid in ((0o664, 0), (0o644, NOBODY)):
         image.chmod(mode)
         os.chown(image, uid, 0)
-        assert re.search(f"{image} belongs to user {uid} and has mode {mode:04o}", mount(folder, **options).message)
+        assert re.search(f"{image} belongs to uid {uid} and has mode {mode:04o}", mount(folder, **options).message)
     os.chown(image, 0, 0)
     assert mount(folder, **options).ok["changed"]
 
 
-def test_the_layer_of_a_generation_may_belong_to_whom_the_view_says(folder: Path, state_dir: Path, root: Path) -> None:
+def test_the_layer_of_a_generation_may_have_the_owner_of_the_view(folder: Path, state_dir: Path, root: Path) -> None:
     layer = place_of(state_dir, "views/view/generations/GENERATION/layer")
     os.chown(layer, 1234, 1234)
     layer.chmod(0o775)

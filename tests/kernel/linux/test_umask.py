@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What modules make has the same modes whatever the umask is: neither open to all nor unreadable for those who use it."""
+"""Files and directories that modules make have the same modes whatever the umask."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def umask(number: int) -> Iterator[None]:
 
 
 def all_modules(folder: Path, root: Path) -> None:
-    """Have every module make all kinds of things that it makes, below the folder."""
+    """Run every module so that it makes each kind of file and directory that it can make, below ``folder``."""
     store, state, images = (str(folder / name) for name in ("store", "state", "store/.images"))
     layer: dict[str, Any] = {"name": "view", "state_dir": state, "store": store}
-    # Stores have to exist.
+    # A store must exist before a module uses it.
     os.mkdir(store)
     os.chmod(store, 0o755)
     one, both = [{"release": "tool/1.0"}], [{"release": "tool/1.0"}, {"release": "tool/2.0"}]
@@ -53,7 +53,7 @@ def all_modules(folder: Path, root: Path) -> None:
     mount: dict[str, Any] = {"path": str(folder / "shows" / "dragon"), "data": [str(root)]}
     run("overlay_mount", **mount, lower=[first["layer"]])
     with support.background(f"import os, sys\nos.chdir({mount['path']!r})\n{support.WAIT}"):
-        # The old one is in use, and so is noted.
+        # The old overlay is in use, so that the switch writes a note.
         run("overlay_mount", **mount, lower=[second["layer"]])
         upper = {name: str(folder / "uppers" / name) for name in ("upper", "work")}
         run("overlay_mount", path=str(folder / "written" / "here"), lower=[str(root)], **upper)
@@ -61,7 +61,7 @@ def all_modules(folder: Path, root: Path) -> None:
 
 def modes(folder: Path) -> dict[bytes, str]:
     found = {path: stat.filemode(status.st_mode) for path, status in support.listing(folder).items()}
-    # The software itself is nothing that a module makes.
+    # The software in a view is not made by a module.
     views = (b"/shows/dragon/", b"/written/here/")
     return {path: mode for path, mode in found.items() if not path.startswith(views)}
 

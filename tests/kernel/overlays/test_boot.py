@@ -1,4 +1,4 @@
-"""What is written for mounting at boot, mounted by mount(8) as a boot would, is what the module wants."""
+"""Units and lines of fstab, mounted by mount(8) as at boot, give the declared overlay."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fstab, namespaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import apply
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot, mounts
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_entries as core
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot, boot_entries, mounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
@@ -47,26 +46,26 @@ ODD = [
 
 @pytest.fixture(autouse=True)
 def etc(arena: Path) -> Iterator[None]:
-    """An /etc of the test's own, over that of the machine."""
+    """Mount a private /etc over that of the machine."""
     for name in ("upper", "work"):
         (arena / "etc" / name).mkdir(parents=True)
     options = f"lowerdir=/etc,upperdir={arena}/etc/upper,workdir={arena}/etc/work"
     support.command("mount", "-t", "overlay", "-o", options, "etc", "/etc")
     FSTAB.write_text("# a comment\nfiler:/x /net/x nfs noauto,ro 0 0\n")
     UNITS.mkdir(parents=True, exist_ok=True)
-    # Without the units of this machine, which others may be writing at the same time.
+    # The units of this machine are hidden, since other programs may write them at the same time.
     support.command("mount", "-t", "tmpfs", "tmpfs", UNITS)
     yield
     support.command("umount", "--lazy", "/etc")
     support.command("rm", "-r", arena / "etc")
 
 
-#: What a layer may be.
+#: The kinds of layers.
 KINDS = ["image", "directory", "redirect"]
 
 
 def view_of(folder: Path, number: int = 1, kind: str = "image", view: str = "view", **options: Any) -> MountSpec:
-    """Make a generation with one file, of an image, a directory, or one for kernels without data-only layers, and declare it."""
+    """Make a generation with one file, and declare its view. ``kind`` is one of KINDS; ``redirect`` is the strategy of that name."""
     layer, data = folder / f"g{number}" / "layer", folder / "data"
     top = layer / "view" if kind == "redirect" else layer
     data.mkdir(parents=True, exist_ok=True)
@@ -99,8 +98,8 @@ def settings(unit: bytes) -> dict[str, str]:
     return {name.decode(): value.decode().replace("%%", "%") for name, value in found}
 
 
-def mount_units(units: tuple[core.Unit, ...]) -> None:
-    """Mount what units say, as systemd does: with mount(8), and making the mountpoint."""
+def mount_units(units: tuple[boot_entries.Unit, ...]) -> None:
+    """Mount units as systemd does: make the mountpoint and run mount(8)."""
     for unit in units:
         said = settings(unit.text)
         os.makedirs(said["Where"], exist_ok=True)
@@ -113,18 +112,18 @@ def is_as_declared(spec: MountSpec) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ODD)
-def test_a_unit_mounts_what_is_declared(folder: Path, name: str, kind: str) -> None:
+def test_a_unit_mounts_the_declared_overlay(folder: Path, name: str, kind: str) -> None:
     spec = view_of(folder / name, kind=kind, view=f"view {name}", nodev=True, noatime=True)
-    mount_units(core.desired_units(spec, append=True))
+    mount_units(boot_entries.desired_units(spec, append=True))
     assert is_as_declared(spec)
 
 
 @pytest.mark.parametrize("name", [name for name in ODD if not re.search(r"[ ,\\']", name)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_line_of_fstab_mounts_what_is_declared(folder: Path, name: str, kind: str) -> None:
+def test_a_line_of_fstab_mounts_the_declared_overlay(folder: Path, name: str, kind: str) -> None:
     spec = view_of(folder / name, kind=kind, view=f"view \\ {name}", nosuid=True)
-    lines = core.desired_lines(spec, append=True)
-    for where in (spec.path, *core.places(spec)):
+    lines = boot_entries.desired_lines(spec, append=True)
+    for where in (spec.path, *boot_entries.places(spec)):
         os.makedirs(where, exist_ok=True)
     (folder / "fstab").write_bytes(b"".join(lines))
     support.command("mount", "-a", "-T", folder / "fstab")
@@ -134,18 +133,18 @@ def test_a_line_of_fstab_mounts_what_is_declared(folder: Path, name: str, kind: 
 def test_layers_too_long_for_one_option_are_mounted_one_by_one(folder: Path) -> None:
     assert mounts.takes_layers_one_by_one()
     spec = view_of(folder / ("x" * 120) / ("y" * 40))
-    units = core.desired_units(spec, append=True)
+    units = boot_entries.desired_units(spec, append=True)
     assert b"lowerdir+=" in units[-1].text
     mount_units(units)
     assert is_as_declared(spec)
 
 
-def test_systemd_finds_nothing_wrong_with_the_units(folder: Path) -> None:
-    # Colons are left out: on its command line systemd-analyze takes what follows one for another name of the unit.
+def test_systemd_analyze_finds_no_fault_in_the_units(folder: Path) -> None:
+    # No name has a colon: on the command line of systemd-analyze, an alias of the unit follows a colon.
     for number, name in enumerate(["plain", "a b,c\\e", "%n ü '"]):
         spec = view_of(folder / name, number, KINDS[number])
         paths = []
-        for unit in core.desired_units(spec, append=True):
+        for unit in boot_entries.desired_units(spec, append=True):
             paths.append(folder / unit.name)
             paths[-1].write_bytes(unit.text)
         done = subprocess.run(
@@ -164,26 +163,26 @@ GENERATOR = "/usr/lib/systemd/system-generators/systemd-fstab-generator"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_systemd_makes_units_of_the_lines_of_fstab_that_mount_what_is_declared(folder: Path, kind: str) -> None:
+def test_units_that_systemd_generates_from_fstab_mount_the_declared_overlay(folder: Path, kind: str) -> None:
     spec = view_of(folder / "e:%n#ü=", kind=kind, view="v w\\x", nodev=True)
-    (folder / "fstab").write_bytes(b"".join(core.desired_lines(spec, append=True)))
-    folders = [folder / name for name in ("normal", "early", "late")]
-    for path in folders:
+    (folder / "fstab").write_bytes(b"".join(boot_entries.desired_lines(spec, append=True)))
+    directories = [folder / name for name in ("normal", "early", "late")]
+    for path in directories:
         path.mkdir()
     environment = {**os.environ, "SYSTEMD_FSTAB": str(folder / "fstab")}
-    subprocess.run([GENERATOR, *folders], check=True, env=environment)
+    subprocess.run([GENERATOR, *directories], check=True, env=environment)
     units = {name: (folder / "normal" / name).read_bytes() for name in os.listdir(folder / "normal") if "mount" in name}
-    names = [core.unit_name(path) for path in (*core.places(spec), spec.path)]
+    names = [boot_entries.unit_name(path) for path in (*boot_entries.places(spec), spec.path)]
     assert sorted(units) == sorted(names)
     for name in names:
         assert (folder / "normal" / "remote-fs.target.wants" / name).is_symlink()
     required = settings(units[names[0] if kind == "redirect" else names[-1]])["RequiresMountsFor"].split(" ")
     assert required == [os.fsdecode(path) for path in (*spec.lower, *spec.data)]
     if kind == "redirect":
-        assert settings(units[names[-1]])["RequiresMountsFor"] == os.fsdecode(core.places(spec)[0])
-    # What is started after the target, such as a render service, finds the view.
-    assert core.WANTED_BY in settings(units[names[-1]])["Before"].split(" ")
-    mount_units(tuple(core.Unit(name, units[name], True) for name in names))
+        assert settings(units[names[-1]])["RequiresMountsFor"] == os.fsdecode(boot_entries.places(spec)[0])
+    # A service that starts after the target, such as a render service, finds the view.
+    assert boot_entries.WANTED_BY in settings(units[names[-1]])["Before"].split(" ")
+    mount_units(tuple(boot_entries.Unit(name, units[name], True) for name in names))
     assert is_as_declared(spec)
 
 
@@ -199,23 +198,23 @@ def four_runs(**arguments: Any) -> dict[str, Any]:
 
 
 def own_units() -> set[str]:
-    return {path.name for path in UNITS.glob("*.mount") if path.read_bytes().startswith(core.MARKER)}
+    return {path.name for path in UNITS.glob("*.mount") if path.read_bytes().startswith(boot_entries.MARKER)}
 
 
 def test_units_follow_the_view(folder: Path) -> None:
     specs = [view_of(folder, number) for number in range(2)]
-    names = [{core.unit_name(spec.lower[0]), core.unit_name(spec.path)} for spec in specs]
-    view_unit = core.unit_name(specs[0].path)
+    names = [{boot_entries.unit_name(spec.lower[0]), boot_entries.unit_name(spec.path)} for spec in specs]
+    view_unit = boot_entries.unit_name(specs[0].path)
     four_runs(**arguments_of(specs[0], "systemd"))
     assert own_units() == names[0]
     assert os.path.samefile(WANTS / view_unit, UNITS / view_unit)
     assert (folder / "g0" / "layer").is_dir()
-    # Now it is as after a boot: the image is mounted where it can be seen.
+    # This is the state after a boot: the image is mounted visibly.
     support.unmount_all(specs[0].path)
     stored = {unit.name: unit for unit in boot.read().units}
-    mount_units(tuple(stored[unit.name] for unit in core.desired_units(specs[0], append=True)))
+    mount_units(tuple(stored[unit.name] for unit in boot_entries.desired_units(specs[0], append=True)))
     assert not support.module("overlay_mount", **arguments_of(specs[0], "systemd")).ok["changed"]
-    # A switch takes the old image away, and its unit and directory.
+    # A switch unmounts the old image, and removes its unit and mountpoint.
     done = four_runs(**arguments_of(specs[1], "systemd"))
     assert done["switched"]
     assert own_units() == names[1]
@@ -223,7 +222,7 @@ def test_units_follow_the_view(folder: Path) -> None:
     assert os.listdir(folder / "g0") == ["layer.erofs"]
     assert os.listdir(folder / "g1/layer") == []
     assert (folder / "view" / "file").read_bytes() == b"content"
-    # Not at boot any more, and then not now either.
+    # The view is not mounted at boot any more, and then it is removed.
     assert support.module("overlay_mount", **arguments_of(specs[1], "none")).ok["changed"]
     assert own_units() == set()
     assert not os.path.lexists(WANTS / view_unit)
@@ -244,7 +243,7 @@ def test_lines_of_fstab_follow_the_view(folder: Path) -> None:
     assert is_as_declared(specs[0])
     assert not support.module("overlay_mount", **arguments_of(specs[0], "fstab")).ok["changed"]
     four_runs(**arguments_of(specs[1], "fstab"))
-    assert FSTAB.read_bytes() == before.encode() + b"".join(core.desired_lines(specs[1], append=True))
+    assert FSTAB.read_bytes() == before.encode() + b"".join(boot_entries.desired_lines(specs[1], append=True))
     assert [one.path for one in namespaces.own_mounts() if one.fstype == b"erofs"] == []
     four_runs(**arguments_of(specs[1], "systemd"))
     assert FSTAB.read_text() == before
@@ -255,25 +254,25 @@ def test_lines_of_fstab_follow_the_view(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("persist", ["systemd", "fstab"])
-def test_the_whole_of_a_view_of_which_a_part_is_shown_follows_it(folder: Path, persist: str) -> None:
+def test_the_whole_overlay_of_a_view_that_shows_one_directory_follows_it(folder: Path, persist: str) -> None:
     before = FSTAB.read_bytes(), own_units()
     specs = [view_of(folder, number, "redirect") for number in range(2)]
     second = view_of(folder, 2, "redirect", "other")
     support.module("overlay_mount", **arguments_of(second, persist))
     kept = FSTAB.read_bytes(), own_units()
     four_runs(**arguments_of(specs[0], persist))
-    # The module itself needs no place for the whole.
-    (place,) = core.places(specs[0])
+    # The module itself does not mount the whole overlay visibly.
+    (place,) = boot_entries.places(specs[0])
     assert os.listdir(place) == []
     support.unmount_all(specs[0].path)
     if persist == "fstab":
         support.command("mount", "-a", "-T", FSTAB)
     else:
-        mount_units(core.desired_units(specs[0], append=True))
+        mount_units(boot_entries.desired_units(specs[0], append=True))
     assert is_as_declared(specs[0])
     assert sorted(os.listdir(place)) == [b"file", b"view"]
     assert not support.module("overlay_mount", **arguments_of(specs[0], persist)).ok["changed"]
-    # A switch takes the old whole away, and is no other place where the old one is seen.
+    # A switch removes the old whole overlay, and does not report it as another place that shows the old layers.
     done = four_runs(**arguments_of(specs[1], persist))
     assert (done["switched"], done["elsewhere"], done.get("warnings")) == (True, [], None)
     assert os.listdir(folder / "g0") == ["layer"]
@@ -287,7 +286,7 @@ def test_the_whole_of_a_view_of_which_a_part_is_shown_follows_it(folder: Path, p
 
 def test_an_image_that_another_overlay_uses_stays_mounted(folder: Path) -> None:
     specs = [view_of(folder, number) for number in range(2)]
-    mount_units(core.desired_units(specs[0], append=True))
+    mount_units(boot_entries.desired_units(specs[0], append=True))
     (folder / "other").mkdir()
     layers = f"lowerdir={folder}/g0/layer::{folder}/data"
     support.command("mount", "-t", "overlay", "-o", f"ro,metacopy=on,{layers}", "overlay", folder / "other")
@@ -297,13 +296,13 @@ def test_an_image_that_another_overlay_uses_stays_mounted(folder: Path) -> None:
     assert not support.live(folder / "g0" / "layer")
 
 
-def test_what_cannot_be_written_is_refused_before_anything_is_mounted(folder: Path) -> None:
+def test_a_view_that_cannot_be_mounted_at_boot_is_refused_before_it_is_mounted(folder: Path) -> None:
     (folder / "a b").mkdir()
     spec = view_of(folder / "a b", kind="directory")
     ran = support.module("overlay_mount", **arguments_of(spec, "fstab"))
     assert "use 'persist: systemd'" in ran.message
     assert support.live(spec.path) is None
-    (UNITS / core.unit_name(spec.path)).write_text("[Mount]\n")
+    (UNITS / boot_entries.unit_name(spec.path)).write_text("[Mount]\n")
     ran = support.module("overlay_mount", **arguments_of(spec, "systemd"))
     assert "not of this collection" in ran.message
     assert support.live(spec.path) is None
@@ -319,31 +318,33 @@ def test_check_mode_writes_no_unit_and_no_line(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["image", "redirect"])
 @pytest.mark.parametrize("persist", ["systemd", "fstab"])
-def test_a_run_that_ends_after_any_of_its_steps_is_made_good_by_the_next(folder: Path, persist: str, kind: str) -> None:
+def test_a_run_that_ends_after_any_of_its_actions_is_completed_by_the_next(
+    folder: Path, persist: str, kind: str
+) -> None:
     before = FSTAB.read_bytes()
     number = 0
     done = 0
     while True:
-        # As after a boot: the image or the whole of the first one is mounted visibly.
+        # As after a boot, the image or the whole overlay of the first one is mounted visibly.
         specs = [view_of(folder, number, kind), view_of(folder, number + 1, kind)]
         number += 2
         support.module("overlay_mount", **arguments_of(specs[0], persist))
         support.unmount_all(specs[0].path)
-        mount_units(core.desired_units(specs[0], append=True))
+        mount_units(boot_entries.desired_units(specs[0], append=True))
         stored, live = boot.read(), namespaces.own_mounts()
         plan = (
-            *core.plan_places(specs[1], persist, boot.missing_places(specs[1])),
+            *boot_entries.plan_places(specs[1], persist, boot.missing_places(specs[1])),
             *support.planned(specs[1]),
-            *core.plan_persistence(specs[1].path, specs[1], persist, stored, live, append=True),
+            *boot_entries.plan_persistence(specs[1].path, specs[1], persist, stored, live, append=True),
         )
         for action in plan[:done]:
             apply(action, boot.HANDLERS)
         support.module("overlay_mount", **arguments_of(specs[1], persist))
         assert not support.module("overlay_mount", **arguments_of(specs[1], persist)).ok["changed"]
         assert is_as_declared(specs[1])
-        expected = {core.unit_name(path) for path in (specs[1].path, *core.places(specs[1]))}
+        expected = {boot_entries.unit_name(path) for path in (specs[1].path, *boot_entries.places(specs[1]))}
         assert own_units() == (expected if persist == "systemd" else set())
-        lines = core.desired_lines(specs[1], append=True) if persist == "fstab" else ()
+        lines = boot_entries.desired_lines(specs[1], append=True) if persist == "fstab" else ()
         assert FSTAB.read_bytes() == before + b"".join(lines)
         assert [one.path for one in namespaces.own_mounts() if one.path.startswith(os.fsencode(folder) + b"/g")] == []
         if done >= len(plan):

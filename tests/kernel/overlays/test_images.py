@@ -1,4 +1,4 @@
-"""EROFS images as lower layers: seen by the overlay alone, and gone with it."""
+"""EROFS images as lower layers: only the overlay sees their mounts, and they go with it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 @pytest.fixture
 def on_disk() -> Iterator[Path]:
-    """A folder on a disk: from a file in memory the kernel mounts an image only through a loop device."""
+    """Provide a directory on a disk. The kernel can mount an image on tmpfs only through a loop device."""
     with tempfile.TemporaryDirectory(prefix="kernel-", dir="/var/tmp") as name:
         path = Path(name)
         yield path
@@ -32,6 +32,7 @@ def on_disk() -> Iterator[Path]:
 
 
 def make_layer(path: Path, content: dict[str, bytes]) -> Path:
+    """Create a metadata layer of files with this content; return its path."""
     path.mkdir(parents=True)
     for name, text in content.items():
         support.write(path / name)
@@ -42,6 +43,7 @@ def make_layer(path: Path, content: dict[str, bytes]) -> Path:
 
 
 def make_data(path: Path, content: dict[str, bytes]) -> Path:
+    """Create a data layer of files with this content; return its path."""
     path.mkdir(parents=True)
     for name, text in content.items():
         support.write(path / name, text)
@@ -49,17 +51,18 @@ def make_data(path: Path, content: dict[str, bytes]) -> Path:
 
 
 def make_image(image: Path, content: dict[str, bytes]) -> Path:
-    layer = make_layer(image.parent / "made-from-this", content)
+    """Build an image of a metadata layer of files with this content; return its path."""
+    layer = make_layer(image.parent / "source", content)
     support.image_of(layer, image)
     support.command("rm", "-r", layer)
     return image
 
 
-def over_nothing(view: Path, image: Path) -> MountSpec:
-    """Declare an overlay of an image alone; the kernel wants a second layer."""
-    nothing = view.parent / "nothing"
-    nothing.mkdir(exist_ok=True)
-    return support.declared(view, [image, nothing])
+def over_empty(view: Path, image: Path) -> MountSpec:
+    """Declare an overlay of an image over an empty directory, since the kernel needs two layers."""
+    empty = view.parent / "empty"
+    empty.mkdir(exist_ok=True)
+    return support.declared(view, [image, empty])
 
 
 def erofs_mounts() -> list[bytes]:
@@ -70,7 +73,7 @@ CONTENT = {"one": b"content one", "two": b"the second"}
 
 
 @pytest.mark.parametrize("place", ["disk", "memory"])
-def test_an_image_is_mounted_and_only_the_overlay_shows(folder: Path, on_disk: Path, place: str) -> None:
+def test_only_the_overlay_of_an_image_is_visible(folder: Path, on_disk: Path, place: str) -> None:
     base = on_disk if place == "disk" else folder
     image = make_image(base / "generations" / "layer.erofs", CONTENT)
     data = make_data(folder / "data", CONTENT)
@@ -84,13 +87,13 @@ def test_an_image_is_mounted_and_only_the_overlay_shows(folder: Path, on_disk: P
     assert overlay_layers(live).lower == (os.fsencode(base / "generations" / "layer"),)
     assert len(namespaces.own_mounts()) == before + 1
     assert os.listdir(image.parent) == ["layer.erofs"]
-    # From a disk, Linux 6.12 needs no loop device.
+    # On a disk, Linux 6.12 needs no loop device.
     assert len(support.loops_on(base)) == (0 if place == "disk" else 1)
     support.unmount_all(folder / "view")
     assert support.loops_gone(base)
 
 
-def test_a_loop_device_goes_with_the_last_overlay_on_it(folder: Path) -> None:
+def test_a_loop_device_is_freed_with_the_last_overlay_on_it(folder: Path) -> None:
     first, second = (make_image(folder / f"g{n}" / "layer.erofs", {"file": b"x" * n}) for n in (1, 2))
     data = make_data(folder / "data", {"file": b"xx"})
     support.carried_out(support.declared(folder / "view", [first], [data]))
@@ -99,7 +102,7 @@ def test_a_loop_device_goes_with_the_last_overlay_on_it(folder: Path) -> None:
         assert support.carried_out(support.declared(folder / "view", [second], [data])) == ["SwitchOverlay"]
         assert len(support.loops_on(folder)) == 2
         assert held.readable()
-    for _try in range(100):
+    for _attempt in range(100):
         if len(support.loops_on(folder)) == 1:
             break
         time.sleep(0.05)
@@ -108,7 +111,7 @@ def test_a_loop_device_goes_with_the_last_overlay_on_it(folder: Path) -> None:
     assert support.loops_gone(folder)
 
 
-def test_directories_images_and_data_may_lie_side_by_side(folder: Path) -> None:
+def test_directories_images_and_data_layers_may_share_a_directory(folder: Path) -> None:
     both = folder / "layers"
     one = make_image(both / "one.erofs", {"one": b"content one"})
     two = make_image(both / "inner" / "two.erofs", {"two": b"the second"})
@@ -127,7 +130,7 @@ def test_directories_images_and_data_may_lie_side_by_side(folder: Path) -> None:
     support.unmount_all(folder / "view")
 
 
-def test_an_image_beside_its_empty_directory_is_mounted_too(folder: Path) -> None:
+def test_an_image_next_to_an_empty_directory_of_its_layer_name_is_mounted(folder: Path) -> None:
     image = make_image(folder / "g" / "layer.erofs", CONTENT)
     (folder / "g" / "layer").mkdir()
     support.carried_out(support.declared(folder / "view", [image], [make_data(folder / "data", CONTENT)]))
@@ -140,27 +143,27 @@ def test_an_image_on_a_read_only_file_system_is_mounted(folder: Path) -> None:
     support.command("mount", "-t", "tmpfs", "tmpfs", folder / "share")
     image = make_image(folder / "share" / "layer.erofs", {"one": b""})
     support.command("mount", "-o", "remount,ro", folder / "share")
-    support.carried_out(over_nothing(folder / "view", image))
+    support.carried_out(over_empty(folder / "view", image))
     assert os.listdir(folder / "view") == ["one"]
 
 
-def test_in_shared_mounts_nothing_spreads_but_the_overlay(folder: Path) -> None:
+def test_only_the_overlay_propagates_from_a_shared_mount(folder: Path) -> None:
     place = folder / "place"
     place.mkdir()
     support.command("mount", "-t", "tmpfs", "tmpfs", place)
     support.command("mount", "--make-shared", place)
     image = make_image(place / "g" / "layer.erofs", {"one": b""})
     with support.namespace() as pid:
-        support.carried_out(over_nothing(place / "view", image))
+        support.carried_out(over_empty(place / "view", image))
         with open(f"/proc/{pid}/mountinfo", "rb") as stream:
             seen = [one.path for one in mountinfo.parse(stream.read())]
     assert [os.fsdecode(path) for path in seen if path.startswith(os.fsencode(place) + b"/")] == [f"{place}/view"]
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.001, 0.002, 0.004, 0.006, 0.008])
-def test_a_killed_run_leaves_no_mount_and_no_loop_device(folder: Path, moment: float) -> None:
+def test_a_run_that_is_killed_leaves_no_mount_and_no_loop_device(folder: Path, moment: float) -> None:
     image = make_image(folder / "g" / "layer.erofs", {"one": b""})
-    spec = over_nothing(folder / "view", image)
+    spec = over_empty(folder / "view", image)
     (folder / "view").mkdir()
     child = os.fork()
     if child == 0:
@@ -176,7 +179,7 @@ def test_a_killed_run_leaves_no_mount_and_no_loop_device(folder: Path, moment: f
     assert erofs_mounts() == []
 
 
-def test_what_happens_to_a_mounted_image_file_is_no_matter(folder: Path) -> None:
+def test_a_mounted_image_may_be_replaced_or_removed(folder: Path) -> None:
     image = make_image(folder / "g" / "layer.erofs", {"one": b"1"})
     (folder / "data").mkdir()
     arguments: dict[str, Any] = {"path": str(folder / "view"), "lower": [str(image)], "data": [str(folder / "data")]}
@@ -188,12 +191,12 @@ def test_what_happens_to_a_mounted_image_file_is_no_matter(folder: Path) -> None
     assert not again["changed"]
     assert "does not exist" in str(again["warnings"])
     assert os.listdir(folder / "view") == ["one"]
-    # But it cannot be mounted any more.
+    # It cannot be mounted again.
     support.unmount_all(folder / "view")
     assert "layer.erofs of the overlay" in support.module("overlay_mount", **arguments).message
 
 
-def test_a_layer_directory_that_is_removed_below_a_live_mount_is_no_matter(folder: Path) -> None:
+def test_a_removed_layer_of_a_live_overlay_is_only_a_warning(folder: Path) -> None:
     for name in ("layer", "data"):
         (folder / name).mkdir()
     arguments: dict[str, Any] = {
@@ -208,7 +211,7 @@ def test_a_layer_directory_that_is_removed_below_a_live_mount_is_no_matter(folde
     assert "does not exist" in str(again["warnings"])
 
 
-def test_what_is_no_image_is_refused_by_name(folder: Path) -> None:
+def test_a_file_that_is_no_image_is_refused_by_name(folder: Path) -> None:
     support.write(folder / "noise.erofs", b"x" * 8192)
     support.write(folder / "empty.erofs")
     support.write(folder / "layer.img", b"x")
@@ -216,22 +219,22 @@ def test_what_is_no_image_is_refused_by_name(folder: Path) -> None:
     for name in ("noise.erofs", "empty.erofs"):
         with pytest.raises(OverlayError, match=rf"image .*/{name}: the kernel cannot mount it"):
             support.carried_out(support.declared(folder / "view", [folder / name], [data]))
-    with pytest.raises(OverlayError, match=r"layer\.img is a file: .* ends in \.erofs"):
+    with pytest.raises(OverlayError, match=r"layer\.img is a file and has no name of an image: .* ends in \.erofs"):
         support.declared(folder / "view", [folder / "layer.img"])
     assert support.loops_gone(folder)
 
 
-def test_an_image_inside_of_another_layer_is_refused_by_name(folder: Path) -> None:
+def test_a_layer_with_an_image_in_it_is_refused_by_name(folder: Path) -> None:
     image = make_image(folder / "g" / "layer.erofs", {"one": b""})
-    with pytest.raises(OverlayError, match=r"layer .*/g has images in it"):
+    with pytest.raises(OverlayError, match=r"layer .*/g has images in it: move them out"):
         support.carried_out(support.declared(folder / "view", [image], [folder / "g"]))
 
 
-def test_a_directory_of_the_same_name_with_something_in_it_is_refused(folder: Path) -> None:
+def test_an_image_next_to_a_directory_of_its_layer_name_with_entries_is_refused(folder: Path) -> None:
     image = make_image(folder / "g" / "layer.erofs", {"one": b""})
     (folder / "g" / "layer" / "else").mkdir(parents=True)
     ran = support.module("overlay_mount", path=str(folder / "view"), lower=[str(image)])
-    assert "both an image" in ran.message
+    assert f"image {image} is next to directory {folder}/g/layer, which is not empty" in ran.message
     assert not (folder / "view").exists()
 
 
@@ -247,7 +250,7 @@ def test_an_image_is_mounted_in_a_chroot(folder: Path) -> None:
     def mount_there(_progress: deadline.Progress) -> list[str]:
         os.chroot(top)
         os.chdir("/")
-        support.carried_out(over_nothing(Path("/view"), inside))
+        support.carried_out(over_empty(Path("/view"), inside))
         return os.listdir("/view")
 
     assert deadline.run(mount_there, 30) == ["one"]
@@ -256,7 +259,7 @@ def test_an_image_is_mounted_in_a_chroot(folder: Path) -> None:
     assert support.loops_gone(folder)
 
 
-def test_a_private_namespace_in_a_chroot_keeps_to_the_chroot(folder: Path) -> None:
+def test_a_private_namespace_keeps_the_chroot(folder: Path) -> None:
     top = folder / "top"
     (top / "below").mkdir(parents=True)
 
@@ -269,7 +272,7 @@ def test_a_private_namespace_in_a_chroot_keeps_to_the_chroot(folder: Path) -> No
     assert deadline.run(look, 30) == (["below"], "/below")
 
 
-def test_an_image_among_directories_is_found_by_its_kind(folder: Path) -> None:
+def test_images_are_the_files_and_the_missing_paths_with_the_suffix(folder: Path) -> None:
     (folder / "directory.erofs").mkdir()
     support.write(folder / "file")
     layers = [os.fsencode(folder / name) for name in ("directory.erofs", "gone.erofs", "gone", "file")]

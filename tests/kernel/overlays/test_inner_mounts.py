@@ -1,4 +1,4 @@
-"""What is mounted inside of a view stays there when the view is switched."""
+"""Mounts inside a view are carried over when the view is switched."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ansible_collections.renderfarm.overlay.tests.kernel.overlays.test_switch im
 
 
 def switched(spec: MountSpec, **more: Any) -> dict[str, Any]:
-    """Switch to a declaration, after check mode has said the same; a second run changes nothing."""
+    """Switch to a declaration; return the result. Check that check mode plans the same, and that a second run changes nothing."""
     arguments = arguments_of(spec, **more)
     before = [mount.id for mount in namespaces.own_mounts()]
     checked = support.module("overlay_mount", True, True, **arguments).ok
@@ -43,6 +43,7 @@ def switched(spec: MountSpec, **more: Any) -> dict[str, Any]:
 
 
 def inside(view: Path) -> list[tuple[str, bytes]]:
+    """Return the mounts inside a view: their paths below it and their sources."""
     live = namespaces.own_mounts()
     top = mountinfo.top_mount(live, os.fsencode(view))
     assert top
@@ -51,12 +52,13 @@ def inside(view: Path) -> list[tuple[str, bytes]]:
 
 @pytest.fixture
 def view(folder: Path) -> Path:
+    """Provide the mountpoint of the view."""
     return folder / "view"
 
 
 @pytest.fixture
 def specs(folder: Path, view: Path) -> list[MountSpec]:
-    """Two generations with places for mounts, and the first one mounted."""
+    """Provide two generations with mountpoints inside. The first one is mounted."""
     for number in range(2):
         for name in ("a/b/c", "empty"):
             (folder / f"g{number}" / "layer" / name).mkdir(parents=True)
@@ -69,7 +71,7 @@ def specs(folder: Path, view: Path) -> list[MountSpec]:
 
 
 def mount_inside(folder: Path, view: Path) -> None:
-    """Mount what sites mount: a file system in memory, bind mounts of a directory and of a file, an overlay, and something in these."""
+    """Mount inside a view what sites do: a tmpfs, bind mounts of a directory and a file, an overlay, and a mount inside a mount."""
     site = folder / "site"
     (site / "plugins" / "deep").mkdir(parents=True)
     support.write(site / "plugins" / "plugin", b"plugin")
@@ -87,7 +89,7 @@ def mount_inside(folder: Path, view: Path) -> None:
 
 @pytest.mark.parametrize("propagation", ["private", "shared"])
 @pytest.mark.parametrize("switch", ["beneath", "over"])
-def test_a_switch_carries_over_what_is_mounted_inside(
+def test_a_switch_carries_over_the_mounts_inside(
     folder: Path, view: Path, specs: list[MountSpec], switch: str, propagation: str
 ) -> None:
     support.command("mount", f"--make-{propagation}", view)
@@ -107,16 +109,16 @@ def test_a_switch_carries_over_what_is_mounted_inside(
     live = support.live(view / "empty")
     assert live
     assert {b"ro", b"nosuid"} <= set(live.flags)
-    # Back again, as often as one likes.
+    # Also on further switches.
     for turn in (0, 1, 0):
         switched(specs[turn], switch=switch)
         assert inside(view) == before
-    # Nothing of it is anywhere else.
+    # No copy is left anywhere else.
     assert len([one for one in namespaces.own_mounts() if one.source in (b"deep", b"memory")]) == 2
 
 
 def refused(spec: MountSpec, **more: Any) -> str:
-    """Have a switch refused, also in check mode, with nothing changed; return the message."""
+    """Check that a switch fails and changes nothing, also in check mode; return the message."""
     before = [(mount.id, mount.parent, mount.propagation) for mount in namespaces.own_mounts()]
     message = support.module("overlay_mount", **arguments_of(spec, **more)).message
     assert support.module("overlay_mount", True, True, **arguments_of(spec, **more)).message == message
@@ -128,9 +130,9 @@ def refused(spec: MountSpec, **more: Any) -> str:
 @pytest.mark.parametrize(
     ("place", "reason"),
     [
-        ("only0", "has no place in the new overlay, where there is nothing of that name"),
-        ("turned", "has a symbolic link in its way in the new overlay"),
-        ("other", "has no place in the new overlay, where there is a file of that name, and what is mounted is none"),
+        ("only0", "has no place in the new overlay, which has nothing of that name"),
+        ("link", "has a symbolic link on its path in the new overlay"),
+        ("other", "has no place in the new overlay, which has a file of that name, and the mount is of a directory"),
         ("unbound", "is unbindable, so the kernel does not copy it"),
     ],
 )
@@ -138,9 +140,9 @@ def test_what_has_no_place_in_the_new_view_is_refused_by_name(
     folder: Path, view: Path, specs: list[MountSpec], place: str, reason: str, switch: str
 ) -> None:
     support.unmount_all(view)
-    for name in ("turned", "other", "unbound"):
+    for name in ("link", "other", "unbound"):
         (folder / "g0" / "layer" / name).mkdir()
-    (folder / "g1" / "layer" / "turned").symlink_to("empty")
+    (folder / "g1" / "layer" / "link").symlink_to("empty")
     (folder / "g1" / "layer" / "other").touch()
     (folder / "g1" / "layer" / "unbound").mkdir()
     support.carried_out(specs[0])
@@ -150,8 +152,8 @@ def test_what_has_no_place_in_the_new_view_is_refused_by_name(
         support.command("mount", "--make-unbindable", view / place)
     message = refused(specs[1], switch=switch)
     assert f"{view}/{place} {reason}" in message
-    assert "'inner_mounts: drop' to go on without it" in message
-    # What can be carried is carried then, and what cannot is named.
+    assert "'inner_mounts: drop' to switch without them" in message
+    # With drop, the other mounts are carried over, and this one is named.
     done = switched(specs[1], switch=switch, inner_mounts="drop")
     assert f"{view}/{place} has no place" in str(done["warnings"])
     assert len(done["carried"]) == 5
@@ -159,9 +161,7 @@ def test_what_has_no_place_in_the_new_view_is_refused_by_name(
 
 
 @pytest.mark.parametrize("switch", ["beneath", "over"])
-def test_mounts_that_cover_each_other_are_carried_in_their_order(
-    view: Path, specs: list[MountSpec], switch: str
-) -> None:
+def test_mounts_that_cover_each_other_keep_their_order(view: Path, specs: list[MountSpec], switch: str) -> None:
     for source, place in (("one", "a/b"), ("two", "a/b"), ("three", "a"), ("four", "a"), ("five", "empty")):
         support.command("mount", "-t", "tmpfs", source, view / place)
     before = inside(view)
@@ -177,9 +177,7 @@ def test_mounts_that_cover_each_other_are_carried_in_their_order(
     assert os.listdir(view / "a" / "b") == ["c"]
 
 
-def test_a_carried_mount_goes_on_following_what_it_was_bound_from(
-    folder: Path, view: Path, specs: list[MountSpec]
-) -> None:
+def test_a_carried_mount_keeps_following_its_master(folder: Path, view: Path, specs: list[MountSpec]) -> None:
     site = folder / "site"
     site.mkdir()
     support.command("mount", "-t", "tmpfs", "site", site)
@@ -189,7 +187,7 @@ def test_a_carried_mount_goes_on_following_what_it_was_bound_from(
     support.command("mount", "-t", "tmpfs", "here", site / "here")
     support.command("mount", "--rbind", site, view / "a")
     switched(specs[1])
-    # Detaching the old view has not unmounted what the site has.
+    # Detaching the old view has not unmounted the mounts of the site.
     assert support.live(site / "here")
     assert support.live(view / "a" / "here")
     support.command("mount", "-t", "tmpfs", "later", site / "later")
@@ -199,7 +197,7 @@ def test_a_carried_mount_goes_on_following_what_it_was_bound_from(
 
 
 @pytest.mark.parametrize("switch", ["beneath", "over"])
-def test_each_mount_inside_spreads_as_it_did(folder: Path, switch: str) -> None:
+def test_each_carried_mount_keeps_its_propagation(folder: Path, switch: str) -> None:
     place = folder / "place"
     place.mkdir()
     support.command("mount", "-t", "tmpfs", "tmpfs", place)
@@ -227,7 +225,7 @@ def test_each_mount_inside_spreads_as_it_did(folder: Path, switch: str) -> None:
         switched(there[turn], switch=switch)
         assert kinds()["private"] == set()
         assert kinds()["shared"] == {b"shared"}
-        # As any mount that is attached to a shared one, it is followed itself.
+        # The kernel also makes it shared, since it is attached to a shared mount.
         assert kinds()["slave"] >= {b"master"}
         (leader / f"new{turn}").mkdir()
         support.command("mount", "-t", "tmpfs", "new", leader / f"new{turn}")
@@ -236,7 +234,7 @@ def test_each_mount_inside_spreads_as_it_did(folder: Path, switch: str) -> None:
 
 @pytest.mark.parametrize("outside", ["unchanged", "slave"])
 @pytest.mark.parametrize("switch", ["beneath", "over"])
-def test_what_is_carried_is_carried_wherever_the_switch_spreads(folder: Path, outside: str, switch: str) -> None:
+def test_inner_mounts_are_carried_wherever_the_switch_propagates(folder: Path, outside: str, switch: str) -> None:
     place = folder / "place"
     place.mkdir()
     support.command("mount", "-t", "tmpfs", "tmpfs", place)
@@ -285,12 +283,12 @@ def test_a_namespace_that_follows_loses_no_mount_in_a_mount(folder: Path, outsid
             assert (place / "view" / "plugins" / "deep" / "file").read_text() == "deep"
             assert len(overlays_at(place / "view")) == (1 if switch == "beneath" else 1 + turn)
             shown = support.command(*enter, place / "view/bin/file0")
-            # Where it keeps the old view, that is said.
+            # If the namespace keeps the old view, the result names it.
             kept = [one["pid"] for one in done["elsewhere"]]
             assert shown == f"generation {turn}" or kept == [pid]
 
 
-def test_who_uses_an_inner_overlay_is_known_after_it_was_carried_and_switched(
+def test_users_of_an_inner_overlay_are_known_after_it_was_carried_and_switched(
     folder: Path, view: Path, specs: list[MountSpec]
 ) -> None:
     inner = [generation(folder / "inner", number, view / "empty") for number in range(2)]
@@ -307,7 +305,7 @@ def test_who_uses_an_inner_overlay_is_known_after_it_was_carried_and_switched(
 
 
 @pytest.mark.parametrize("state", ["unmounted", "absent", "replaced"])
-def test_unmounting_names_what_is_mounted_inside(view: Path, specs: list[MountSpec], state: str) -> None:
+def test_unmounting_names_the_mounts_inside(view: Path, specs: list[MountSpec], state: str) -> None:
     support.command("mount", "-t", "tmpfs", "memory", view / "empty")
     if state == "replaced":
         message = refused(specs[1], switch="replace")
@@ -315,10 +313,10 @@ def test_unmounting_names_what_is_mounted_inside(view: Path, specs: list[MountSp
         before = [mount.id for mount in namespaces.own_mounts()]
         message = support.module("overlay_mount", path=str(view), state=state).message
         assert [mount.id for mount in namespaces.own_mounts()] == before
-    assert f"{view} cannot be unmounted, since there are mounts inside of it: {view}/empty (tmpfs)" in message
+    assert f"{view} has mounts inside of it, so it cannot be unmounted: unmount {view}/empty (tmpfs) first" in message
 
 
-def test_what_is_mounted_inside_during_a_switch_is_not_lost(
+def test_a_mount_that_appears_during_a_switch_is_not_lost(
     view: Path, specs: list[MountSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     move = syscalls.move_mount
@@ -340,7 +338,7 @@ def test_what_is_mounted_inside_during_a_switch_is_not_lost(
     assert overlays_at(view) == [specs[1].lower[0]]
 
 
-def test_readers_of_an_inner_mount_notice_nothing(folder: Path, view: Path, specs: list[MountSpec]) -> None:
+def test_readers_of_an_inner_mount_do_not_notice_switches(folder: Path, view: Path, specs: list[MountSpec]) -> None:
     mount_inside(folder, view)
     found: list[str] = []
     support.write(view / "a" / "deep" / "file", b"5")
@@ -351,17 +349,15 @@ def test_readers_of_an_inner_mount_notice_nothing(folder: Path, view: Path, spec
     assert found[1:] == ["0", "5"]
 
 
-def test_a_switch_with_inner_mounts_that_is_killed_anywhere_loses_none(
-    folder: Path, view: Path, specs: list[MountSpec]
-) -> None:
+def test_a_switch_killed_at_any_moment_loses_no_inner_mount(folder: Path, view: Path, specs: list[MountSpec]) -> None:
     mount_inside(folder, view)
     before, others = inside(view), len(namespaces.own_mounts())
     started = time.monotonic()
     support.carried_out(specs[1])
     longest = time.monotonic() - started
-    chance = random.Random(7)
+    generator = random.Random(7)
     for turn in range(40):
-        switch_and_kill(specs[turn % 2], chance.uniform(0, longest))
+        switch_and_kill(specs[turn % 2], generator.uniform(0, longest))
         assert inside(view) == before
         support.carried_out(specs[turn % 2])
         assert inside(view) == before
@@ -369,31 +365,31 @@ def test_a_switch_with_inner_mounts_that_is_killed_anywhere_loses_none(
         assert len(namespaces.own_mounts()) == others
 
 
-def test_a_mount_on_demand_inside_goes_on_mounting(view: Path, specs: list[MountSpec]) -> None:
-    waiting, asked = os.pipe()
-    # The process group of who mounts it is the daemon's, for which nothing is mounted on demand.
-    options = b"fd=%d,minproto=5,maxproto=5,indirect" % asked
+def test_a_carried_autofs_still_mounts_on_demand(view: Path, specs: list[MountSpec]) -> None:
+    requests, sender = os.pipe()
+    # The process group that mounts autofs is that of the daemon, which gets no mount on demand.
+    options = b"fd=%d,minproto=5,maxproto=5,indirect" % sender
     syscalls.mount(b"demand", os.fsencode(view / "empty"), b"autofs", 0, options)
     control = os.open(view / "empty", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    os.close(asked)
+    os.close(sender)
     try:
         switched(specs[1])
         assert inside(view) == [("/empty", b"demand")]
-        # A process of another group asks, and this one is the daemon.
-        asking = subprocess.Popen(
+        # A process of another group requests a mount; this process is the daemon.
+        client = subprocess.Popen(
             ["ls", view / "empty" / "show"], start_new_session=True, stdout=subprocess.PIPE, text=True
         )
-        packet = os.read(waiting, 4096)
+        packet = os.read(requests, 4096)
         (token,) = struct.unpack_from("=I", packet, 8)
         assert b"show\0" in packet
         (view / "empty" / "show").mkdir()
         support.command("mount", "-t", "tmpfs", "show", view / "empty" / "show")
         (view / "empty" / "show" / "asset").touch()
         fcntl.ioctl(control, 0x9360, token)  # AUTOFS_IOC_READY
-        assert asking.communicate(timeout=30)[0] == "asset\n"
-        # And once more with something mounted in it.
+        assert client.communicate(timeout=30)[0] == "asset\n"
+        # Also with a mount inside it.
         switched(specs[0])
         assert inside(view) == [("/empty", b"demand"), ("/empty/show", b"show")]
     finally:
         os.close(control)
-        os.close(waiting)
+        os.close(requests)

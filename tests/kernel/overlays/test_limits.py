@@ -1,4 +1,4 @@
-"""Servers that do not answer, memory, and trying features without a trace."""
+"""Unreachable file servers, memory, and trials of features that leave no trace."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ LIMIT = 1.5
 
 @contextmanager
 def dead_server(path: Path, reads: bool) -> Iterator[None]:
-    """Mount a FUSE file system that never answers, as a file server that is gone.
+    """Mount a FUSE file system that never answers, like an unreachable file server.
 
-    Without ``reads`` it never takes a request, and who waits can be killed. With it requests are taken and kept, and who waits
-    cannot even be killed.
+    Without ``reads`` it takes no request, and a waiting process can be killed. With ``reads`` it takes requests and does not answer, and a
+    waiting process cannot be killed.
     """
     path.mkdir(parents=True)
     fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
@@ -42,10 +42,10 @@ def dead_server(path: Path, reads: bool) -> Iterator[None]:
         if reads:
             reader = os.fork()
             if reader == 0:
-                _answer_nothing_but_hello(fd)
+                _answer_only_init(fd)
         yield
     finally:
-        # Closing the device ends all waiting.
+        # Closing the device ends all requests.
         if reader:
             os.kill(reader, signal.SIGKILL)
             os.waitpid(reader, 0)
@@ -53,8 +53,8 @@ def dead_server(path: Path, reads: bool) -> Iterator[None]:
         support.unmount_all(path)
 
 
-def _answer_nothing_but_hello(fd: int) -> None:
-    """Serve FUSE_INIT (include/uapi/linux/fuse.h), then take requests and keep them."""
+def _answer_only_init(fd: int) -> None:
+    """Answer FUSE_INIT (include/uapi/linux/fuse.h), then take requests and answer none."""
     try:
         request = os.read(fd, 1 << 20)
         unique = request[8:16]
@@ -67,7 +67,7 @@ def _answer_nothing_but_hello(fd: int) -> None:
 
 
 def children_of_modules() -> set[str]:
-    """Return the processes that run a module and whose parent is gone."""
+    """Return the IDs of orphaned processes that run a module."""
     found = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -81,6 +81,7 @@ def children_of_modules() -> set[str]:
 
 
 def calls(folder: Path, dead: Path) -> dict[str, Callable[[], support.Ran]]:
+    """Return calls of modules that access a dead server, by name."""
     root, store = str(dead), str(folder / "store")
     limit: dict[str, Any] = {"timeout": LIMIT}
     return {
@@ -104,7 +105,7 @@ def calls(folder: Path, dead: Path) -> dict[str, Callable[[], support.Ran]]:
 
 @pytest.mark.parametrize("reads", [False, True])
 @pytest.mark.parametrize("what", ["scan", "list", "store", "decide", "record", "build", "mount"])
-def test_a_server_that_does_not_answer_ends_in_a_message_in_time(folder: Path, what: str, reads: bool) -> None:
+def test_an_unreachable_server_ends_in_a_message_within_the_time_limit(folder: Path, what: str, reads: bool) -> None:
     (folder / "layer").mkdir()
     left_before = children_of_modules()
     with dead_server(folder / "dead", reads):
@@ -116,7 +117,7 @@ def test_a_server_that_does_not_answer_ends_in_a_message_in_time(folder: Path, w
         assert support.live(folder / "view") is None
         if not reads:
             assert children_of_modules() == left_before
-    # With the server gone for good, nobody is left waiting for it.
+    # When the server is unmounted, no process is left waiting for it.
     limit = time.monotonic() + 5
     while children_of_modules() != left_before and time.monotonic() < limit:
         time.sleep(0.01)
@@ -124,7 +125,7 @@ def test_a_server_that_does_not_answer_ends_in_a_message_in_time(folder: Path, w
     assert list((folder / "store").iterdir()) == []
 
 
-def test_the_release_that_does_not_answer_is_named(folder: Path) -> None:
+def test_the_release_on_an_unreachable_server_is_named(folder: Path) -> None:
     for number in (1, 3):
         support.make_small_release(folder / "root" / "tool" / str(number), "one")
     with dead_server(folder / "root" / "tool" / "2", reads=False):
@@ -138,7 +139,7 @@ def test_the_release_that_does_not_answer_is_named(folder: Path) -> None:
     assert "gave up: no progress for 1.5 seconds at release tool/2. A file server that does not answer" in ran.message
 
 
-def test_work_that_gets_on_may_take_longer_than_its_limit() -> None:
+def test_work_with_progress_may_take_longer_than_its_limit() -> None:
     def work(progress: deadline.Progress) -> str:
         for _ in range(15):
             time.sleep(0.1)
@@ -148,7 +149,7 @@ def test_work_that_gets_on_may_take_longer_than_its_limit() -> None:
     assert deadline.run(work, 0.6) == "done"
 
 
-def test_work_that_hangs_is_killed_with_its_own_children_told() -> None:
+def test_work_without_progress_is_given_up_at_its_limit() -> None:
     started = time.monotonic()
     with pytest.raises(deadline.TimeLimitError, match=r"no progress for 0\.3 seconds"):
         deadline.run(lambda _progress: time.sleep(60), 0.3)
@@ -172,7 +173,9 @@ def fail_with(error: BaseException) -> Callable[[deadline.Progress], None]:
         (SystemExit(3), OverlayError, "ended from outside"),
     ],
 )
-def test_what_went_wrong_comes_back(error: BaseException, expected: type[Exception], said: str) -> None:
+def test_an_error_in_the_child_process_is_raised_in_the_parent(
+    error: BaseException, expected: type[Exception], said: str
+) -> None:
     with pytest.raises(expected, match=said) as caught:
         deadline.run(fail_with(error), 10)
     if isinstance(error, OSError):
@@ -180,12 +183,12 @@ def test_what_went_wrong_comes_back(error: BaseException, expected: type[Excepti
         assert (caught.value.errno, caught.value.filename) == (error.errno, error.filename)
 
 
-def test_work_that_is_killed_from_outside_is_told() -> None:
+def test_killed_work_is_an_error() -> None:
     with pytest.raises(OverlayError, match=r"ended from outside \(wait status 9\)"):
         deadline.run(lambda _progress: os.kill(os.getpid(), signal.SIGKILL), 10)
 
 
-def test_a_large_result_comes_whole() -> None:
+def test_a_large_result_is_complete() -> None:
     text = ".=" * 5_000_000
     assert deadline.run(lambda _progress: text, 10) == text
 
@@ -194,7 +197,7 @@ def test_a_large_result_comes_whole() -> None:
 
 
 def peak(work: Callable[[], object]) -> int:
-    """Return how many kilobytes a child process needed at most for some work."""
+    """Return the peak memory, in KiB, of a child process that does some work."""
 
     def measured(_progress: deadline.Progress) -> int:
         work()
@@ -204,14 +207,14 @@ def peak(work: Callable[[], object]) -> int:
 
 
 def many(root: Path, count: int) -> str:
-    """Make a release of empty files, a hundred to a folder."""
+    """Create a release of files of one byte, a hundred in each directory; return its name."""
     name = f"many/{count}"
     for number in range(count // 100):
-        folder = root / name / f"{number:04d}"
-        folder.mkdir(parents=True)
+        directory = root / name / f"{number:04d}"
+        directory.mkdir(parents=True)
         for index in range(100):
-            os.close(os.open(folder / f"{index}", os.O_CREAT | os.O_WRONLY))
-            os.truncate(folder / f"{index}", 1)
+            os.close(os.open(directory / f"{index}", os.O_CREAT | os.O_WRONLY))
+            os.truncate(directory / f"{index}", 1)
     return name
 
 
@@ -223,7 +226,7 @@ def test_memory_does_not_grow_with_the_number_of_files(folder: Path) -> None:
         scans[count] = peak(partial(support.scanned, store, root, name))
         placement = support.scanned(store, root, name)
         builds[count] = peak(partial(support.build, folder / f"state{count}", [placement]))
-    # Kept in a list, the entries of 45,000 more files would take 20 MB and more.
+    # A list of the entries of 45,000 more files would take over 20 MB.
     assert scans[50_000] - scans[5_000] < 3_000
     assert builds[50_000] - builds[5_000] < 3_000
 
@@ -232,12 +235,12 @@ def test_memory_does_not_grow_with_the_number_of_files(folder: Path) -> None:
 
 
 def host() -> tuple[bytes, list[set[str]]]:
-    """What trials could leave: mounts, and folders named like them. Other programs have files in these places too."""
+    """Return what trials could leave: the mounts, and the directories named like a feature in the places of trials."""
     places = [set(os.listdir(place)) & set(probe.TRIALS) for place in ("/tmp", "/var/tmp", "/run", "/mnt")]
     return Path("/proc/self/mountinfo").read_bytes(), places
 
 
-def test_every_feature_is_found_and_the_host_is_as_before() -> None:
+def test_all_features_are_found_and_the_trials_leave_no_trace() -> None:
     before = host()
     features = deadline.run(lambda _progress: probe.probe(), 60)
     assert host() == before
@@ -246,14 +249,14 @@ def test_every_feature_is_found_and_the_host_is_as_before() -> None:
 
 
 def test_without_root_features_are_tried_in_a_user_namespace() -> None:
-    # Python's own files need not be readable for everybody.
+    # Loaded now, since others may be unable to read the files of Python.
     codecs.lookup("ascii")
 
     def as_nobody(_progress: deadline.Progress) -> dict[str, probe.Feature]:
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
-        # As a program that a user starts is, and one that changed its user is not.
+        # A program that a user starts is dumpable; one that changed its uid is not.
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
         return probe.probe()
 
@@ -263,11 +266,11 @@ def test_without_root_features_are_tried_in_a_user_namespace() -> None:
     assert features["overlay"].supported
     assert features["data_only_userxattr"].supported, features["data_only_userxattr"].detail
     assert "in a user namespace" in features["data_only_userxattr"].detail
-    # Trusted attributes need the initial user namespace.
+    # Trusted xattrs need the initial user namespace.
     assert features["data_only"].supported is False
 
 
-def test_a_module_tells_what_the_host_can_do(disks: dict[str, Path]) -> None:
+def test_overlay_info_reports_features_and_the_layer_file_system(disks: dict[str, Path]) -> None:
     before = host()
     fits = {}
     for kind in ("xfs", "ext4-256", "ext4-512", "tmpfs"):
@@ -281,5 +284,5 @@ def test_a_module_tells_what_the_host_can_do(disks: dict[str, Path]) -> None:
     assert host() == before
 
 
-def test_no_process_of_ours_is_left() -> None:
+def test_no_process_of_a_module_is_left() -> None:
     assert children_of_modules() == set()

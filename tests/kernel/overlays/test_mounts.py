@@ -1,4 +1,4 @@
-"""Mounting, switching and unmounting on the real kernel."""
+"""Mount, switch and unmount overlays on the real kernel."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import CreateMountpoint, apply
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import overlay_layers
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, mounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import plan_unmounted
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import (
     MOUNT_FLAGS,
     SETTINGS,
     MountSpec,
     OptionValue,
-    differences,
+    mount_differences,
 )
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
@@ -59,7 +59,7 @@ def metadata_layer(path: Path | bytes, content: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_any_path_can_be_layer_data_and_mountpoint(folder: Path, name: bytes) -> None:
+def test_layers_and_mountpoints_may_have_any_path(folder: Path, name: bytes) -> None:
     base = os.fsencode(folder) + b"/" + name
     metadata_layer(base + b"/layer" + name, {"file": b"content"})
     data_layer(base + b"/data" + name, {"file": b"content"})
@@ -74,7 +74,7 @@ def test_any_path_can_be_layer_data_and_mountpoint(folder: Path, name: bytes) ->
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_layers_in_one_option_read_back_the_same(folder: Path, name: bytes) -> None:
+def test_layers_given_in_one_option_are_reported_as_declared(folder: Path, name: bytes) -> None:
     base = os.fsencode(folder) + b"/" + name
     lower, data = [base + b"/l1", base + b"/l2"], [base + b"/d1", base + b"/d2"]
     metadata_layer(lower[0], {"file": b"content"})
@@ -83,27 +83,27 @@ def test_layers_in_one_option_read_back_the_same(folder: Path, name: bytes) -> N
         data_layer(path, {"file": b"content"})
     spec = support.declared(base + b"/view", lower, data)
     os.mkdir(spec.path)
-    mount = mounts.create_overlay(spec, one_by_one=False)
-    mounts.attach(mount, spec.path)
+    mount = creating.create_overlay(spec, one_by_one=False)
+    creating.attach(mount, spec.path)
     os.close(mount)
     live = support.live(spec.path)
     assert live
-    assert differences(spec, live, mounts.overlay_defaults()) == {}
+    assert mount_differences(spec, live, creating.overlay_defaults()) == {}
     assert support.carried_out(spec) == []
     with open(spec.path + b"/file", "rb") as stream:
         assert stream.read() == b"content"
 
 
-def test_layers_too_long_for_one_option_are_refused_where_the_kernel_takes_no_other(folder: Path) -> None:
+def test_layers_that_are_too_long_for_one_option_are_refused(folder: Path) -> None:
     layers = [folder / f"{number}{'x' * 120}" for number in range(2)]
     for layer in layers:
         layer.mkdir()
     spec = support.declared(folder / "view", layers)
     with pytest.raises(OverlayError, match=r"have \d+ bytes together, and this kernel takes 255 .* shorter paths"):
-        mounts.create_overlay(spec, one_by_one=False)
+        creating.create_overlay(spec, one_by_one=False)
 
 
-def test_many_lower_layers_and_data_layers_are_taken_in_order(folder: Path) -> None:
+def test_many_lower_layers_and_data_layers_keep_their_order(folder: Path) -> None:
     lower, data = [], []
     for number in range(70):
         name = f"only{number}"
@@ -117,7 +117,7 @@ def test_many_lower_layers_and_data_layers_are_taken_in_order(folder: Path) -> N
     assert support.carried_out(spec) == ["CreateMountpoint", "MountOverlay"]
     for index in range(1, 70):
         assert (folder / "view" / f"only{index}").read_bytes() == b"data%d only" % (index % 5)
-    # The topmost layer says what it is, the first data layer what is in it.
+    # The metadata is that of the topmost layer, the content that of the first data layer.
     assert (folder / "view" / "top").stat().st_size == 2
     assert (folder / "view" / "top").read_bytes() == b"data0 only"
     assert support.carried_out(spec) == []
@@ -132,7 +132,8 @@ def test_a_layer_with_a_long_path_is_mounted(folder: Path) -> None:
     assert (folder / "view" / "file").read_bytes() == b"content"
 
 
-def tries() -> Iterator[tuple[str, OptionValue]]:
+def single_options() -> Iterator[tuple[str, OptionValue]]:
+    """Yield each option with each of its values."""
     for name, choices in SETTINGS.items():
         for choice in choices or (True,):
             yield name, choice
@@ -141,8 +142,10 @@ def tries() -> Iterator[tuple[str, OptionValue]]:
 
 
 @pytest.mark.parametrize("with_data", [False, True])
-@pytest.mark.parametrize(("name", "value"), list(tries()))
-def test_every_option_is_mounted_and_found_again(folder: Path, name: str, value: OptionValue, with_data: bool) -> None:
+@pytest.mark.parametrize(("name", "value"), list(single_options()))
+def test_every_option_is_refused_or_reported_as_declared(
+    folder: Path, name: str, value: OptionValue, with_data: bool
+) -> None:
     for layer in ("a", "b", "data"):
         (folder / layer).mkdir()
     data = [folder / "data"] if with_data else []
@@ -150,22 +153,22 @@ def test_every_option_is_mounted_and_found_again(folder: Path, name: str, value:
         options: dict[str, Any] = {name: value}
         spec = support.declared(folder / "view", [folder / "a", folder / "b"], data, **options)
     except OverlayError as error:
-        # Said before the kernel is asked: without an upper layer it takes these and does something else.
+        # The rules refuse what the kernel would ignore.
         assert with_data or (name, value) in {("index", "on"), ("nfs_export", "on"), ("volatile", True)}, error  # noqa: PT017
         return
     support.carried_out(spec)
 
 
 @pytest.mark.parametrize("read_only", [True, False])
-def test_a_mount_that_is_not_as_declared_is_found(folder: Path, read_only: bool) -> None:
+def test_a_mount_that_differs_from_its_declaration_is_switched(folder: Path, read_only: bool) -> None:
     for layer in ("a", "b"):
         (folder / layer).mkdir()
     spec = support.declared(folder / "view", [folder / "a", folder / "b"], read_only=read_only)
     assert support.carried_out(spec) == ["CreateMountpoint", "MountOverlay"]
     other = support.declared(folder / "view", [folder / "b", folder / "a"], read_only=read_only)
     assert support.carried_out(other) == ["SwitchOverlay"]
-    turned = support.declared(folder / "view", [folder / "b", folder / "a"], read_only=not read_only)
-    assert support.carried_out(turned) == ["SwitchOverlay"]
+    inverted = support.declared(folder / "view", [folder / "b", folder / "a"], read_only=not read_only)
+    assert support.carried_out(inverted) == ["SwitchOverlay"]
     assert support.carried_out(support.declared(folder / "view", [folder / "b"], [folder / "a"])) == ["SwitchOverlay"]
     assert support.carried_out(support.declared(folder / "view", [folder / "b"], [folder / "a"], nosuid=True)) == [
         "SwitchOverlay"
@@ -179,22 +182,23 @@ import os, sys, time
 path = sys.argv[1]
 held = open(path)
 first = held.read()
-tries = 0
+reads = 0
 print("ready", flush=True)
 deadline = time.monotonic() + 60
 while time.monotonic() < deadline and not os.path.exists(sys.argv[2]):
     with open(path) as stream:
         assert stream.read() in ("generation 0", "generation 1"), "other content"
     os.listdir(os.path.dirname(path))
-    tries += 1
+    reads += 1
 held.seek(0)
 assert held.read() == first, "an open file changed"
-print(tries, flush=True)
+print(reads, flush=True)
 """
 
 
 @contextmanager
 def reader(path: Path, stop: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run a process that reads a file until ``stop`` exists."""
     with support.background(READER, path, stop) as process:
         try:
             yield process
@@ -203,6 +207,7 @@ def reader(path: Path, stop: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def two_generations(folder: Path, view: Path) -> list[MountSpec]:
+    """Create the layers of two overlays, whose file says its generation; return their declarations."""
     specs = []
     for number in range(2):
         content = {"file": b"generation %d" % number}
@@ -213,7 +218,7 @@ def two_generations(folder: Path, view: Path) -> list[MountSpec]:
 
 
 @pytest.mark.parametrize("propagation", ["private", "shared"])
-def test_switching_beneath_is_not_seen_by_those_who_open_files(folder: Path, propagation: str) -> None:
+def test_readers_do_not_notice_a_switch_beneath(folder: Path, propagation: str) -> None:
     place = folder / "place"
     place.mkdir()
     support.command("mount", "-t", "tmpfs", "tmpfs", place)
@@ -224,7 +229,7 @@ def test_switching_beneath_is_not_seen_by_those_who_open_files(folder: Path, pro
     specs = two_generations(folder, place / "view")
     support.carried_out(specs[0])
     with ExitStack() as stack:
-        # Not only where it is mounted, but also where a shared mount spreads it to.
+        # Also where the mount propagates to.
         readers = [stack.enter_context(reader(place / "view" / "file", folder / "stop"))]
         if propagation == "shared":
             readers.append(stack.enter_context(reader(peer / "view" / "file", folder / "stop")))
@@ -236,7 +241,7 @@ def test_switching_beneath_is_not_seen_by_those_who_open_files(folder: Path, pro
             output, _ = process.communicate(timeout=30)
             assert process.returncode == 0, output
             assert int(output) > 60
-    # One overlay is left, and not sixty.
+    # The old overlays are gone.
     found = [mount for mount in namespaces.own_mounts() if mount.path == specs[0].path]
     assert len(found) == 1
     if propagation == "shared":
@@ -244,7 +249,7 @@ def test_switching_beneath_is_not_seen_by_those_who_open_files(folder: Path, pro
         assert [overlay_layers(mount).lower for mount in found] == [specs[0].lower]
 
 
-def test_replace_unmounts_first_and_fails_while_it_is_in_use(folder: Path) -> None:
+def test_replace_fails_while_the_overlay_is_in_use(folder: Path) -> None:
     specs = two_generations(folder, folder / "view")
     support.carried_out(specs[0])
     with reader(folder / "view" / "file", folder / "stop") as process:
@@ -258,10 +263,10 @@ def test_replace_unmounts_first_and_fails_while_it_is_in_use(folder: Path) -> No
     assert (folder / "view" / "file").read_text() == "generation 1"
 
 
-def test_never_says_what_differs_and_changes_nothing(folder: Path) -> None:
+def test_never_names_what_differs_and_changes_nothing(folder: Path) -> None:
     specs = two_generations(folder, folder / "view")
     support.carried_out(specs[0])
-    with pytest.raises(OverlayError, match=r"'switch' is never .*lower: .*layer0.* -> .*layer1"):
+    with pytest.raises(OverlayError, match=r"differs .*lower: .*layer0.* -> .*layer1.*, and 'switch' is never"):
         support.carried_out(specs[1], "never")
     assert (folder / "view" / "file").read_text() == "generation 0"
 
@@ -291,7 +296,7 @@ def test_a_mount_of_another_type_is_left_alone(folder: Path) -> None:
     (folder / "view").mkdir()
     support.command("mount", "-t", "tmpfs", "mine", folder / "view")
     for switch in ("auto", "replace"):
-        with pytest.raises(OverlayError, match="mount of type tmpfs from mine: it is left alone"):
+        with pytest.raises(OverlayError, match="mount of type tmpfs from mine, which is left alone"):
             support.carried_out(spec, switch)
     with pytest.raises(OverlayError, match="left alone"):
         plan_unmounted(spec.path, mounts.observe(spec.path), absent=False)
@@ -300,7 +305,7 @@ def test_a_mount_of_another_type_is_left_alone(folder: Path) -> None:
     assert live.fstype == b"tmpfs"
 
 
-def test_an_overlay_that_is_covered_is_not_the_one_that_is_seen(folder: Path) -> None:
+def test_an_overlay_below_a_covered_directory_does_not_count_as_mounted(folder: Path) -> None:
     (spec, _) = two_generations(folder, folder / "place" / "view")
     support.carried_out(spec)
     support.command("mount", "-t", "tmpfs", "tmpfs", folder / "place")
@@ -313,24 +318,25 @@ def test_an_overlay_that_is_covered_is_not_the_one_that_is_seen(folder: Path) ->
 
 
 def test_layers_inside_of_each_other_are_refused(folder: Path) -> None:
-    # The data layer inside of the lower one.
     data_layer(folder / "lower" / "data", {"file": b"x"})
     spec = support.declared(folder / "view", [folder / "lower"], [folder / "lower" / "data"])
     (folder / "view").mkdir()
-    with pytest.raises(OverlayError, match=r"overlay at .*/view: the kernel refuses it: .*inside of another one"):
+    with pytest.raises(
+        OverlayError, match=r"overlay at .*/view: the kernel refuses it: .*one layer is inside another one"
+    ):
         support.carried_out(spec)
     assert support.live(folder / "view") is None
 
 
-def test_a_layer_that_is_gone_is_named(folder: Path) -> None:
+def test_a_missing_layer_is_named(folder: Path) -> None:
     (folder / "view").mkdir()
     (folder / "there").mkdir()
     spec = support.declared(folder / "view", [folder / "there", folder / "gone"])
-    with pytest.raises(OverlayError, match=r"the layer .*/gone is not there"):
+    with pytest.raises(OverlayError, match=r"layer .*/gone does not exist or is not a directory"):
         support.carried_out(spec)
 
 
-def test_too_many_layers_are_refused_with_the_kernels_words(folder: Path) -> None:
+def test_too_many_layers_are_refused_with_the_message_of_the_kernel(folder: Path) -> None:
     layers = [folder / f"l{number}" for number in range(501)]
     for layer in layers:
         layer.mkdir()
@@ -349,7 +355,7 @@ def test_a_mountpoint_that_is_a_file_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("there", ["", "a", "a/b"])
-def test_a_mount_that_fails_leaves_no_directory_that_it_made(folder: Path, there: str) -> None:
+def test_a_failed_mount_leaves_no_new_directory(folder: Path, there: str) -> None:
     data_layer(folder / "lower" / "data", {"file": b"x"})
     (folder / there).mkdir(parents=True, exist_ok=True)
     before = sorted(folder.rglob("*"))
@@ -357,14 +363,14 @@ def test_a_mount_that_fails_leaves_no_directory_that_it_made(folder: Path, there
     message = support.module("overlay_mount", **arguments, data=[str(folder / "lower" / "data")]).message
     assert "the kernel refuses it" in message
     assert sorted(folder.rglob("*")) == before
-    # Nor those of an upper layer, or what the kernel has mounted otherwise than declared.
+    # Neither does one with an upper layer.
     kept = {"upper": str(folder / "u" / "v" / "upper"), "work": str(folder / "u" / "v" / "work")}
     layers = [str(folder / "lower")] * 501
     assert "the kernel refuses it" in support.module("overlay_mount", **{**arguments, **kept, "lower": layers}).message
     assert sorted(folder.rglob("*")) == before
 
 
-def test_what_somebody_else_has_put_into_a_directory_meanwhile_stays(folder: Path) -> None:
+def test_a_failed_mount_keeps_a_new_directory_that_others_have_filled(folder: Path) -> None:
     before = set(folder.rglob("*"))
 
     def fail() -> None:

@@ -1,4 +1,4 @@
-"""The table of option rules is what the kernel does: each rule, and that nothing else is in the way."""
+"""The option rules describe the kernel: each rule holds, and the kernel mounts everything that no rule refuses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts, option_rules
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, option_rules
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.option_rules import (
     CONFLICT,
     DANGEROUS,
@@ -24,7 +24,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.option
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import (
     MountSpec,
     Writable,
-    differences,
+    mount_differences,
 )
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
@@ -35,12 +35,13 @@ Settings = dict[str, "str | None"]
 
 @pytest.fixture
 def layers(folder: Path) -> Path:
-    """Layers below a folder: one of metadata and its data, and two normal ones."""
+    """Provide a directory with a metadata layer, its data layer, and two ordinary layers."""
     make_layers(folder)
     return folder
 
 
 def make_layers(folder: Path) -> None:
+    """Create the layers of the fixture ``layers``."""
     for name in ("meta", "data", "normal", "other", "view"):
         (folder / name).mkdir(parents=True)
     for name in ("data", "normal"):
@@ -53,7 +54,7 @@ def make_layers(folder: Path) -> None:
 
 
 def bare(folder: Path, settings: Settings, upper: bool, data: bool) -> MountSpec:
-    """Return an overlay with just these settings, whatever the table says; its upper layer is new."""
+    """Return an overlay with exactly these settings, without any rule. Its upper layer is new."""
     writable = None
     if upper:
         number = sum(name.startswith("upper") for name in os.listdir(folder))
@@ -64,6 +65,7 @@ def bare(folder: Path, settings: Settings, upper: bool, data: bool) -> MountSpec
 
 
 def spec_of(folder: Path, settings: Settings, writable: Writable | None, data: bool) -> MountSpec:
+    """Return an overlay with exactly these settings and this upper layer."""
     lower = [folder / "meta"] if data else [folder / "normal", folder / "other"]
     return MountSpec(
         os.fsencode(folder / "view"),
@@ -76,7 +78,7 @@ def spec_of(folder: Path, settings: Settings, writable: Writable | None, data: b
 
 
 def cases(*kinds: str) -> Iterator[tuple[Rule, Settings, bool, bool]]:
-    """Yield each rule with each of the overlays that it is about."""
+    """Yield each rule of some kinds with all settings and layers that it matches."""
     for rule in RULES:
         if rule.kind in kinds:
             names = [name for name, _values in rule.given]
@@ -88,36 +90,36 @@ def cases(*kinds: str) -> Iterator[tuple[Rule, Settings, bool, bool]]:
 
 
 def named(case: object) -> str:
+    """Return the ID of a test for a part of a case."""
     return case.reason[:30] if isinstance(case, Rule) else str(case)
 
 
 @pytest.mark.parametrize(("rule", "settings", "upper", "data"), list(cases(CONFLICT)), ids=named)
-def test_the_kernel_refuses_what_the_table_calls_a_conflict(
-    layers: Path, rule: Rule, settings: Settings, upper: bool, data: bool
-) -> None:
+def test_the_kernel_refuses_a_conflict(layers: Path, rule: Rule, settings: Settings, upper: bool, data: bool) -> None:
     with pytest.raises(OverlayError, match="the kernel refuses it: Invalid argument"):
-        os.close(mounts.create_overlay(bare(layers, settings, upper, data)))
+        os.close(creating.create_overlay(bare(layers, settings, upper, data)))
     assert rule.sentence(settings).startswith("option")
 
 
 @pytest.mark.parametrize(("rule", "settings", "upper", "data"), list(cases(IGNORED)), ids=named)
-def test_the_kernel_passes_over_what_the_table_calls_ignored(
+def test_the_kernel_ignores_an_ignored_setting(
     layers: Path, rule: Rule, settings: Settings, upper: bool, data: bool
 ) -> None:
     spec = bare(layers, settings, upper, data)
     with support.mounted(spec):
         live = support.live(spec.path)
         assert live
-        assert set(differences(spec, live, mounts.overlay_defaults())) == {name for name, _values in rule.given}
+        assert set(mount_differences(spec, live, creating.overlay_defaults())) == {name for name, _values in rule.given}
 
 
 def userxattr_works(folder: Path) -> bool:
-    """Whether the kernel finds content in data layers without metacopy (Linux 6.16)."""
+    """Tell whether the kernel finds content in data layers without metacopy (Linux 6.16)."""
     with support.mounted(bare(folder, {"userxattr": None}, upper=False, data=True)) as view:
         return read(view / "file") == CONTENT
 
 
 def read(path: Path) -> bytes | None:
+    """Return the content of a file; None if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError:
@@ -125,7 +127,7 @@ def read(path: Path) -> bytes | None:
 
 
 @pytest.mark.parametrize(("rule", "settings", "upper", "data"), list(cases(OLD_KERNELS)), ids=named)
-def test_old_kernels_do_not_find_content_without_redirects(
+def test_before_linux_6_16_content_is_not_found_without_redirects(
     layers: Path, rule: Rule, settings: Settings, upper: bool, data: bool
 ) -> None:
     assert rule.unless == ("userxattr", None)
@@ -134,7 +136,7 @@ def test_old_kernels_do_not_find_content_without_redirects(
         assert (read(view / "file") == CONTENT) == works
 
 
-# What the kernel asks for besides, to mount it.
+# Further settings with which the kernel mounts an exported overlay, by whether it has an upper layer.
 ACCEPTED: dict[bool, list[Settings]] = {
     False: [{"redirect_dir": "nofollow"}],
     True: [
@@ -162,8 +164,8 @@ def test_files_opened_by_handle_read_zeros_over_data_layers(
             assert (view / "file").read_bytes() == CONTENT
 
 
-def test_files_opened_by_handle_read_right_where_the_table_lets_them(disks: dict[str, Path]) -> None:
-    """An exported overlay: handles last through dropped caches, copying up, renaming and mounting again."""
+def test_files_opened_by_handle_have_their_content_if_no_rule_refuses_the_overlay(disks: dict[str, Path]) -> None:
+    """Handles of an exported overlay stay valid after dropping caches, copying up, renaming and mounting again."""
     folder = disks["ext4-512"] / "right"
     make_layers(folder)
     (folder / "normal" / "sub").mkdir()
@@ -205,6 +207,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
 
 
 def combinations() -> Iterator[Settings]:
+    """Yield all combinations of settings, each with one of its values or missing."""
     given = [[{}, *({name: value} for value in values)] for name, values in CHOICES.items()]
     for chosen in itertools.product(*given):
         yield {name: value for one in chosen for name, value in one.items()}
@@ -212,22 +215,22 @@ def combinations() -> Iterator[Settings]:
 
 @pytest.mark.parametrize("data", [False, True])
 @pytest.mark.parametrize("upper", [False, True])
-def test_whatever_the_table_lets_through_is_mounted_as_declared(layers: Path, upper: bool, data: bool) -> None:
+def test_what_no_rule_refuses_is_mounted_as_declared(layers: Path, upper: bool, data: bool) -> None:
     works = not data or userxattr_works(layers)
-    defaults = mounts.overlay_defaults()
-    let_through = 0
+    defaults = creating.overlay_defaults()
+    mounted = 0
     for given in combinations():
         settings = option_rules.pinned(given, upper, data)
         if option_rules.refusal(settings, upper, data) or ("userxattr" in settings and not works):
             continue
-        let_through += 1
+        mounted += 1
         spec = bare(layers, settings, upper, data)
         with support.mounted(spec) as view:
             live = support.live(spec.path)
             assert live
-            assert differences(spec, live, defaults) == {}, settings
+            assert mount_differences(spec, live, defaults) == {}, settings
             assert (view / "file").read_bytes() == CONTENT
-    assert let_through > 10
+    assert mounted > 10
 
 
 # ---- file handles
@@ -238,7 +241,7 @@ _AT_FDCWD = -100
 
 
 def handle_of(path: Path) -> bytes:
-    """name_to_handle_at(2)"""
+    """Return the file handle of a path (name_to_handle_at(2))."""
     buffer = ctypes.create_string_buffer(struct.pack("=Ii", _HANDLE_BYTES, 0) + bytes(_HANDLE_BYTES))
     mount = ctypes.c_int()
     if _LIBC.name_to_handle_at(_AT_FDCWD, os.fsencode(path), buffer, ctypes.byref(mount), 0) < 0:
@@ -247,7 +250,7 @@ def handle_of(path: Path) -> bytes:
 
 
 def open_by_handle(place: Path, handle: bytes) -> bytes:
-    """open_by_handle_at(2), which is what an NFS server does; return the content of the file."""
+    """Open a file by its handle, as an NFS server does (open_by_handle_at(2)); return its content."""
     mount = os.open(place, os.O_RDONLY)
     try:
         fd = _LIBC.open_by_handle_at(mount, handle, os.O_RDONLY)
@@ -260,5 +263,6 @@ def open_by_handle(place: Path, handle: bytes) -> bytes:
 
 
 def drop_caches() -> None:
+    """Evict all caches of the kernel that can be evicted."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3", encoding="ascii")

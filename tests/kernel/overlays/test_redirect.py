@@ -1,4 +1,4 @@
-"""Views on kernels without data-only layers: the software root is an ordinary lower layer, and none of its names is looked up."""
+"""Views on kernels without data-only layers: the software root is an ordinary lower layer, and no name is looked up in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, syscalls
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts, probe
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, probe
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
 from ansible_collections.renderfarm.overlay.tests.kernel import support
@@ -25,28 +25,29 @@ PROGRAMS = Path(__file__).resolve().parents[3] / ".build" / "images" / "bin"
 
 
 def declared(path: Path, layer: Path, *data: Path, **options: Any) -> MountSpec:
+    """Return the declaration of a view with strategy redirect."""
     return support.declared(path, [layer], data, strategy="redirect", **options)
 
 
 @pytest.fixture
 def no_data_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Try for data-only layers what this kernel refuses in the words of those that have none."""
+    """Replace the trial of data-only layers by a mount that this kernel refuses as older kernels refuse data-only layers."""
 
-    def trial(folder: str) -> str:
-        syscalls.mount(b"overlay", folder.encode(), b"overlay", syscalls.MS_RDONLY, b"lowerdir=/::,metacopy=on")
+    def trial(scratch: str) -> str:
+        syscalls.mount(b"overlay", scratch.encode(), b"overlay", syscalls.MS_RDONLY, b"lowerdir=/::,metacopy=on")
         return ""
 
     monkeypatch.setitem(probe.TRIALS, "data_only", trial)
 
 
 def run(name: str, /, **arguments: Any) -> support.Ran:
-    """Run a module in a process that knows what this one knows of the kernel."""
+    """Run a module in a child process, which keeps the patched trial."""
     with support.forked_module(name, arguments) as child:
         child.go()
         return child.finish()
 
 
-# ---- what is shown
+# ---- content
 
 
 @pytest.mark.parametrize("kind", FILESYSTEMS)
@@ -68,9 +69,9 @@ def test_a_view_equals_its_releases_and_the_view_over_data_only_layers(
         assert support.compare_trees(view, other) == []
 
 
-def test_no_name_of_the_software_root_shows_whenever_it_came(folder: Path) -> None:
+def test_names_of_the_software_root_never_show(folder: Path) -> None:
     root = folder / "root"
-    # The names that the layer and the view have themselves among them.
+    # Also names that the layer and the view have themselves.
     for name in ("view", "tool"):
         support.make_small_release(root / name / "1.0", name)
     support.write(root / "file", b"of the root")
@@ -91,12 +92,12 @@ def test_no_name_of_the_software_root_shows_whenever_it_came(folder: Path) -> No
 
 
 @pytest.mark.parametrize("one_by_one", [True, False])
-def test_a_file_is_read_in_the_first_data_layer_that_has_it(folder: Path, one_by_one: bool) -> None:
+def test_a_file_has_the_content_of_the_first_data_layer_that_has_it(folder: Path, one_by_one: bool) -> None:
     for name, words in (("nfs", ("one", "two")), ("local", ("one",))):
         for word in words:
             support.make_small_release(folder / name / "tool" / word, f"{name} {word}")
     support.make_small_release(folder / "other" / "lib" / "1", "other")
-    # One software root, of which each data layer has a part.
+    # Each data layer has a part of one software root.
     at = [("nfs", "tool/one"), ("nfs", "tool/two"), ("other", "lib/1")]
     placements = [
         support.scanned(folder / "store", folder / name, release, root_name="/net/software") for name, release in at
@@ -106,14 +107,14 @@ def test_a_file_is_read_in_the_first_data_layer_that_has_it(folder: Path, one_by
     (folder / "view").mkdir()
 
     def make() -> None:
-        whole = mounts.create_overlay(spec, one_by_one)
-        mounts.attach(whole, os.fsencode(folder / "view"))
+        whole = creating.create_overlay(spec, one_by_one)
+        creating.attach(whole, os.fsencode(folder / "view"))
         os.close(whole)
 
     make()
     shown = folder / "view" / "view"
     for path, text in (("tool/one", "local one"), ("tool/two", "nfs two"), ("lib/1", "other")):
-        # Its length is that of the manifest.
+        # Its size is that in the manifest.
         assert text.startswith((shown / path / "version").read_text())
         assert (shown / path / "version-again").stat().st_nlink == 2
     support.unmount_all(folder / "view")
@@ -121,7 +122,7 @@ def test_a_file_is_read_in_the_first_data_layer_that_has_it(folder: Path, one_by
     assert text.startswith((folder / "view" / "lib" / "1" / "version").read_text())
 
 
-def test_of_a_release_that_is_gone_names_stay_and_stat_fails(folder: Path) -> None:
+def test_names_of_a_removed_release_stay_and_stat_fails(folder: Path) -> None:
     support.make_small_release(folder / "root" / "tool" / "1.0", "one")
     placement = support.scanned(folder / "store", folder / "root", "tool/1.0")
     layer, _generation, _report = support.build(folder / "state", [placement], strategy="redirect")
@@ -138,10 +139,10 @@ def test_of_a_release_that_is_gone_names_stay_and_stat_fails(folder: Path) -> No
         assert raised.value.errno == errno.EIO
 
 
-# ---- what is refused
+# ---- refusals
 
 
-def test_a_layer_that_is_not_made_for_it_is_refused_and_nothing_is_mounted(
+def test_a_layer_of_another_strategy_is_refused_and_nothing_is_mounted(
     folder: Path, root: Path, tools: Sequence[Placement]
 ) -> None:
     layer, _generation, _report = support.build(folder / "state", [tools[0]])
@@ -153,12 +154,12 @@ def test_a_layer_that_is_not_made_for_it_is_refused_and_nothing_is_mounted(
     assert support.module("overlay_mount", lower=[str(layer)], **arguments).message == said
     (layer / "view").rmdir()
     said = support.module("overlay_mount", lower=[str(layer)], options={"userxattr": True}, **arguments).message
-    assert "userxattr cannot go with strategy redirect" in said
+    assert "userxattr and strategy=redirect exclude each other" in said
     assert everything(folder).keys() == before.keys()
 
 
 def test_the_kernel_follows_no_redirect_with_userxattr(folder: Path, root: Path, tools: Sequence[Placement]) -> None:
-    """The reason why that is refused."""
+    """This is why the module refuses it."""
     layer, _generation, _report = support.build(folder / "state", [tools[0]], "user", strategy="redirect")
     (folder / "whole").mkdir()
     options = f"ro,userxattr,lowerdir={layer}:{root}"
@@ -175,7 +176,7 @@ def test_the_kernel_follows_no_redirect_with_userxattr(folder: Path, root: Path,
         ({"xattr_namespace": "user"}, "strategy redirect needs the xattr_namespace trusted"),
     ],
 )
-def test_what_such_a_layer_cannot_be_is_refused(
+def test_a_redirect_layer_that_is_an_image_or_has_user_xattrs_is_refused(
     folder: Path, tools: Sequence[Placement], more: dict[str, Any], said: str
 ) -> None:
     arguments: dict[str, Any] = {"name": "v", "state_dir": str(folder / "state"), "strategy": "redirect", **more}
@@ -199,7 +200,7 @@ def test_modules_build_mount_switch_and_take_down(folder: Path, root: Path, tool
         assert mounted["mount"]["root"] == "/view"
         assert mounted["elsewhere"] == []
         assert os.listdir(place / "tool") == [tool.record.release.partition("/")[2]]
-    # The same generation for data-only layers is another layer, and another mount.
+    # The same generation with strategy data_only is another layer and another mount.
     arguments["strategy"] = "data_only"
     releases = [{"manifest": tools[1].manifest}]
     other = support.module("metadata_layer", releases=releases, format="directory", **arguments).ok
@@ -213,17 +214,19 @@ def test_modules_build_mount_switch_and_take_down(folder: Path, root: Path, tool
 
 
 @pytest.mark.parametrize("kind", ["upper", "scratch"])
-def test_a_view_that_can_be_written_to(folder: Path, root: Path, tools: Sequence[Placement], kind: str) -> None:
+def test_a_view_with_an_upper_layer_is_writable(
+    folder: Path, root: Path, tools: Sequence[Placement], kind: str
+) -> None:
     layer, _generation, _report = support.build(folder / "state", [tools[0]], strategy="redirect")
     place = folder / "view"
     mount: dict[str, Any] = {"path": str(place), "lower": [str(layer)], "data": [str(root)], "strategy": "redirect"}
-    folders = {"upper": str(folder / "writable" / "upper"), "work": str(folder / "writable" / "work")}
-    mount.update(folders if kind == "upper" else {"scratch": "16M"})
+    directories = {"upper": str(folder / "writable" / "upper"), "work": str(folder / "writable" / "work")}
+    mount.update(directories if kind == "upper" else {"scratch": "16M"})
     done = four_runs("overlay_mount", **mount)
     assert done["mount"]["root"] == "/view"
     release = place / "tool" / "1.0"
     assert support.compare_trees(release, root / "tool" / "1.0") == []
-    # A change of metadata alone, a change of content, a new name, and a directory that is renamed.
+    # Change metadata and content, create names, and rename a directory.
     (release / "bin" / "tool").chmod(0o700)
     (release / "version-again").write_text("changed")
     (place / "tool" / "2.0").mkdir()
@@ -235,14 +238,14 @@ def test_a_view_that_can_be_written_to(folder: Path, root: Path, tools: Sequence
         assert sorted(os.listdir(release)) == ["latest", "version", "version-again"]
         moved = place / "tool" / "2.0" / "bin" / "tool"
         assert moved.read_bytes() == (root / "tool" / "1.0" / "bin" / "tool").read_bytes()
-        # The names of one file, still.
+        # They are still hard links.
         assert (release / "version").read_text() == "changed"
         return moved.stat().st_mode & 0o777 == 0o700
 
     assert is_as_written()
     assert (root / "tool" / "1.0" / "version").read_text() == "one"
     assert not support.module("overlay_mount", **mount).ok["changed"]
-    # Its upper layer has another root than what is seen.
+    # The root of its upper layer is not the directory that is shown.
     assert "shows a part of an overlay, /view" in support.module("overlay_finalize", path=str(place)).message
     assert is_as_written()
     if kind == "upper":
@@ -251,7 +254,7 @@ def test_a_view_that_can_be_written_to(folder: Path, root: Path, tools: Sequence
         assert is_as_written()
 
 
-def test_who_uses_it_keeps_it_and_is_named(folder: Path, root: Path, tools: Sequence[Placement]) -> None:
+def test_users_keep_the_old_overlay_and_are_named(folder: Path, root: Path, tools: Sequence[Placement]) -> None:
     layer, generation, _report = support.build(folder / "state", [tools[0]], strategy="redirect")
     (folder / "state").chmod(0o700)
     spec = declared(folder / "view", layer, root)
@@ -290,10 +293,10 @@ def test_a_mounted_generation_is_neither_removed_nor_pruned(
     assert reasons[generation.id] == f"it is mounted at {folder}/view"
 
 
-# ---- what auto chooses
+# ---- strategy auto
 
 
-def test_auto_takes_data_only_layers_where_the_kernel_has_them(folder: Path, tools: Sequence[Placement]) -> None:
+def test_auto_is_data_only_if_the_kernel_has_data_only_layers(folder: Path, tools: Sequence[Placement]) -> None:
     arguments: dict[str, Any] = {"name": "v", "state_dir": str(folder / "state")}
     built = support.module("metadata_layer", releases=[{"manifest": tools[0].manifest}], **arguments).ok
     assert built["strategy"] == "data_only"
@@ -312,7 +315,7 @@ def test_auto_is_redirect_on_a_kernel_without_data_only_layers(
     assert "no image, since strategy redirect needs opaque directories" in built["format_reason"]
     assert not run("metadata_layer", releases=releases, **state).ok["changed"]
     assert [mount.path for mount in namespaces.own_mounts()] == mounted_before
-    # What is for others is not made for this kernel.
+    # An image, and a layer with user xattrs, are for other hosts.
     user = run("metadata_layer", releases=releases, xattr_namespace="user", **{**state, "name": "u"}).ok
     assert user["strategy"] == "data_only"
     (folder / "images").mkdir()
@@ -327,7 +330,7 @@ def test_auto_is_redirect_on_a_kernel_without_data_only_layers(
     assert "opaque directories" in run("metadata_layer", strategy="redirect", **given, **state).message
 
 
-def test_going_back_takes_the_form_that_is_there(folder: Path, tools: Sequence[Placement]) -> None:
+def test_going_back_uses_the_layer_that_exists(folder: Path, tools: Sequence[Placement]) -> None:
     state_dir = folder / "state"
     arguments: dict[str, Any] = {"name": "view", "state_dir": str(state_dir)}
     only_redirect, first, _report = support.build(state_dir, [tools[0]], strategy="redirect")
@@ -341,6 +344,6 @@ def test_going_back_takes_the_form_that_is_there(folder: Path, tools: Sequence[P
     support.module("metadata_layer", generation=first.id, **arguments)
     forth = support.module("metadata_layer", generation=second.id, strategy="redirect", **arguments).ok
     assert (forth["strategy"], forth["layer"]) == ("redirect", str(both_redirect))
-    # The form that is current stays.
+    # The current layer stays.
     again = support.module("metadata_layer", generation=second.id, **arguments).ok
     assert (again["changed"], again["strategy"]) == (False, "redirect")

@@ -1,4 +1,4 @@
-"""Switching a view under those who use it: what they see, how mounts spread, and what a run that is killed leaves."""
+"""Switch views in use: what readers see, where the switch propagates, and what a killed run leaves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import de
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import apply
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, overlay_layers
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import detached, mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, detached, mounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import (
     SwitchOverlay,
     plan_unmounted,
@@ -33,7 +33,7 @@ FILES = 20
 
 
 def generation(folder: Path, number: int, view: Path, image: bool = False, strategy: str = "data_only") -> MountSpec:
-    """Make a layer, or an image, of some files that all say the generation, and the data layer behind it."""
+    """Create a layer or an image, and its data layer, with files whose content is the generation; return the declaration."""
     layer, data = folder / f"g{number}" / "layer", folder / f"g{number}" / "data"
     top = layer / "view" if strategy == "redirect" else layer
     for path in (top, data):
@@ -57,7 +57,7 @@ def generation(folder: Path, number: int, view: Path, image: bool = False, strat
 
 
 def overlays_at(path: Path | bytes, pid: int | str = "self") -> list[bytes]:
-    """Return the uppermost layers of the overlays at a path, highest first, as a process sees them."""
+    """Return the topmost layer of each overlay at a path, highest overlay first, as a process sees them."""
     with open(f"/proc/{pid}/mountinfo", "rb") as stream:
         live = list(mountinfo.parse(stream.read()))
     return [
@@ -66,7 +66,7 @@ def overlays_at(path: Path | bytes, pid: int | str = "self") -> list[bytes]:
 
 
 def arguments_of(spec: MountSpec, **more: Any) -> dict[str, Any]:
-    """Return a declaration as the module takes it."""
+    """Return the arguments of overlay_mount for a declaration."""
     lower = [os.fsdecode(path) for path in spec.images or spec.lower]
     data = [os.fsdecode(path) for path in spec.data]
     return {"path": os.fsdecode(spec.path), "lower": lower, "data": data, "strategy": spec.strategy, **more}
@@ -75,34 +75,35 @@ def arguments_of(spec: MountSpec, **more: Any) -> dict[str, Any]:
 READER = """
 import os, sys, time
 view, stop, count = sys.argv[1:]
-folder = os.path.join(view, "bin")
-held = open(os.path.join(folder, "file0"))
+directory = os.path.join(view, "bin")
+held = open(os.path.join(directory, "file0"))
 first = held.read()
-os.chdir(folder)
+os.chdir(directory)
 texts = ("generation 0", "generation 1")
-tries = 0
+reads = 0
 print("ready", flush=True)
 while not os.path.exists(stop):
-    names = os.listdir(folder)
+    names = os.listdir(directory)
     assert len(names) == int(count), names
     for name in names:
-        path = os.path.join(folder, name)
+        path = os.path.join(directory, name)
         assert os.stat(path).st_size == 12
         with open(path) as stream:
             assert stream.read() in texts, "other content"
-        # By the working directory, which stays in the generation that it was entered in.
+        # The working directory stays in the generation in which it was entered.
         with open(name) as stream:
             assert stream.read() == first
-        tries += 1
+        reads += 1
     assert os.listdir(".") and os.stat("../bin").st_nlink
 held.seek(0)
 assert held.read() == first, "an open file changed"
-print(tries, flush=True)
+print(reads, flush=True)
 """
 
 
 @contextmanager
 def reader(view: Path, stop: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run a process that reads all files of a view until ``stop`` exists."""
     with support.background(READER, view, stop, FILES) as process:
         try:
             yield process
@@ -111,7 +112,7 @@ def reader(view: Path, stop: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def stopped(readers: list[subprocess.Popen[str]], stop: Path) -> list[int]:
-    """End the readers, none of which has failed; return how often each has read."""
+    """Stop the readers, check that none has failed, and return how many files each has read."""
     stop.touch()
     counts = []
     for process in readers:
@@ -121,7 +122,7 @@ def stopped(readers: list[subprocess.Popen[str]], stop: Path) -> list[int]:
     return counts
 
 
-# ---- under readers
+# ---- readers
 
 
 @pytest.mark.parametrize(
@@ -129,12 +130,12 @@ def stopped(readers: list[subprocess.Popen[str]], stop: Path) -> list[int]:
     [
         ("beneath", {}, {"image": True}),
         ("over", {}, {"image": True}),
-        # As on kernels without data-only layers, and when such a host gets another kernel.
+        # As on a host without data-only layers, and after its kernel was upgraded.
         ("over", {"strategy": "redirect"}, {"strategy": "redirect"}),
         ("beneath", {"strategy": "redirect"}, {}),
     ],
 )
-def test_two_hundred_switches_are_not_noticed_by_readers(
+def test_readers_do_not_notice_two_hundred_switches(
     folder: Path, method: str, first: dict[str, Any], second: dict[str, Any]
 ) -> None:
     view = folder / "view"
@@ -150,18 +151,18 @@ def test_two_hundred_switches_are_not_noticed_by_readers(
             time.sleep(0.002)
         counts = stopped(readers, folder / "stop")
     assert min(counts) > 200
-    # Measured under four readers on few processors, so with much to spare; `make bench` has the figure.
+    # A generous limit, since four readers share few processors. `make bench` measures it.
     assert statistics.median(seconds) < 0.5
-    # 'over' goes back to what it has covered, so it does not pile up either.
+    # 'over' detaches the topmost overlay if the declared one is below, so overlays do not pile up.
     assert len(overlays_at(view)) == 1
     support.unmount_all(view)
     assert support.loops_gone(folder)
 
 
-# ---- the ways to switch
+# ---- methods
 
 
-def test_over_covers_the_old_one_and_says_so(folder: Path) -> None:
+def test_over_covers_the_old_overlay_and_warns(folder: Path) -> None:
     view = folder / "view"
     specs = [generation(folder, number, view) for number in range(3)]
     support.carried_out(specs[0])
@@ -172,7 +173,7 @@ def test_over_covers_the_old_one_and_says_so(folder: Path) -> None:
     assert overlays_at(view) == [specs[1].lower[0], specs[0].lower[0]]
     again = support.module("overlay_mount", **arguments_of(specs[1], switch="over")).ok
     assert (again["changed"], again["switched"], "warnings" in again) == (False, False, False)
-    # Back to the one below: nothing is mounted for that.
+    # Declaring the covered overlay detaches the topmost one and mounts nothing.
     done = support.module("overlay_mount", **arguments_of(specs[0], switch="over")).ok
     assert (done["changed"], done["switched"]) == (True, True)
     assert overlays_at(view) == [specs[0].lower[0]]
@@ -183,7 +184,7 @@ def test_over_covers_the_old_one_and_says_so(folder: Path) -> None:
     assert not view.exists()
 
 
-def test_what_over_has_covered_is_taken_away_beneath_the_declared_one(folder: Path) -> None:
+def test_overlays_covered_by_over_are_dropped_and_the_topmost_stays(folder: Path) -> None:
     view = folder / "view"
     specs = [generation(folder, number, view) for number in range(3)]
     for number, count in ((0, 1), (1, 2), (2, 3)):
@@ -192,7 +193,7 @@ def test_what_over_has_covered_is_taken_away_beneath_the_declared_one(folder: Pa
     mount_id = support.live(view)
     done = support.module("overlay_mount", **arguments_of(specs[2])).ok
     assert done["actions"] == [f"detach the overlays that the one at {view} covers"]
-    # What is seen was there before, and is there still.
+    # The topmost overlay is the same mount as before.
     assert (done["changed"], done["switched"], done["method"], done["elsewhere"]) == (True, False, None, [])
     assert "warnings" not in done
     assert overlays_at(view) == [specs[2].lower[0]]
@@ -203,12 +204,12 @@ def test_what_over_has_covered_is_taken_away_beneath_the_declared_one(folder: Pa
 
 
 def refuse_mounting_beneath() -> None:
-    """Have the kernel refuse the flag of move_mount(2) from now on, as one before 6.5 does."""
+    """Make the kernel refuse MOVE_MOUNT_BENEATH in this process, as kernels before 6.5 do."""
     load, jump_if, jump_set, give = 0x20, 0x15, 0x45, 0x06  # BPF_LD|W|ABS, JMP|JEQ|K, JMP|JSET|K, RET|K
     program = b"".join(
         struct.pack("=HBBI", *instruction)
         for instruction in (
-            (load, 0, 0, 0),  # the number of the call
+            (load, 0, 0, 0),  # the number of the system call
             (jump_if, 0, 3, 429),
             (load, 0, 0, 16 + 4 * 8),  # its fifth argument
             (jump_set, 0, 1, 0x200),
@@ -234,7 +235,7 @@ def test_a_kernel_that_cannot_mount_beneath_mounts_over(folder: Path) -> None:
     def there(_progress: deadline.Progress) -> None:
         refuse_mounting_beneath()
         assert not mounts.can_mount_beneath()
-        with pytest.raises(OverlayError, match=r"cannot mount beneath it \(Linux 6\.5\): 'switch: over'"):
+        with pytest.raises(OverlayError, match=r"cannot mount beneath it, which needs Linux 6\.5: use 'switch: over'"):
             planned("beneath")
         assert planned("auto") == ["over", f"detach the overlays that the one at {view} covers"]
         for action in support.planned(specs[1], "auto"):
@@ -246,12 +247,12 @@ def test_a_kernel_that_cannot_mount_beneath_mounts_over(folder: Path) -> None:
     assert overlays_at(view) == [specs[1].lower[0]]
 
 
-# ---- how mounts spread
+# ---- propagation
 
 
 @contextmanager
-def spread(folder: Path, propagation: str, outside: str) -> Iterator[tuple[Path, int]]:
-    """Have a view on a mount that is shared or not, and a namespace that has it in one way or another; give the view and the process."""
+def propagated(folder: Path, propagation: str, outside: str) -> Iterator[tuple[Path, int]]:
+    """Mount a view on a mount with a propagation, and create another mount namespace; provide the view and a process there."""
     place = folder / "place"
     place.mkdir()
     support.command("mount", "-t", "tmpfs", "tmpfs", place)
@@ -264,14 +265,15 @@ def spread(folder: Path, propagation: str, outside: str) -> Iterator[tuple[Path,
 
 
 def other(folder: Path) -> dict[str, Any]:
+    """Return the arguments of overlay_mount for the second generation."""
     layer, data = folder / "g1" / "layer", folder / "g1" / "data"
     return {"path": str(folder / "place" / "view"), "lower": [str(layer)], "data": [str(data)]}
 
 
 @pytest.mark.parametrize("switch", ["auto", "over"])
 @pytest.mark.parametrize("outside", ["unchanged", "shared", "slave"])
-def test_a_switch_spreads_to_namespaces_that_follow(folder: Path, outside: str, switch: str) -> None:
-    with spread(folder, "shared", outside) as (view, pid):
+def test_a_switch_propagates_to_namespaces_that_follow(folder: Path, outside: str, switch: str) -> None:
+    with propagated(folder, "shared", outside) as (view, pid):
         done = support.module("overlay_mount", switch=switch, **other(folder)).ok
         assert done["elsewhere"] == []
         count = 1 if switch == "auto" else 2
@@ -282,19 +284,19 @@ def test_a_switch_spreads_to_namespaces_that_follow(folder: Path, outside: str, 
 
 
 @pytest.mark.parametrize("propagation", ["shared", "private"])
-def test_a_namespace_of_its_own_keeps_the_old_one_and_is_named(folder: Path, propagation: str) -> None:
-    with spread(folder, propagation, "private") as (view, pid):
+def test_a_private_namespace_keeps_the_old_overlay_and_is_named(folder: Path, propagation: str) -> None:
+    with propagated(folder, propagation, "private") as (view, pid):
         done = support.module("overlay_mount", **other(folder)).ok
         assert done["elsewhere"] == [{"path": str(view), "pid": pid}]
         assert f"still mounted at {view} in the mount namespace of process {pid}" in str(done["warnings"])
         assert overlays_at(view) == [os.fsencode(folder / "g1" / "layer")]
         assert overlays_at(view, pid) == [os.fsencode(folder / "g0" / "layer")]
-        # It is not a user unless it stands in it, and is no difference for the next run.
+        # A process that only has the mount in its namespace is no user, and does not matter to the next run.
         assert done["users"] == []
         assert not support.module("overlay_mount", **other(folder)).ok["changed"]
 
 
-def test_a_place_that_the_view_was_bound_to_keeps_the_old_one_and_is_named(folder: Path) -> None:
+def test_a_bind_mount_of_the_view_keeps_the_old_overlay_and_is_named(folder: Path) -> None:
     view = folder / "view"
     specs = [generation(folder, number, view) for number in range(2)]
     support.carried_out(specs[0])
@@ -311,7 +313,7 @@ def test_a_place_that_the_view_was_bound_to_keeps_the_old_one_and_is_named(folde
 
 
 @pytest.mark.parametrize("mode", ["shared", "slave", "private", "unbindable"])
-def test_a_view_that_is_itself_shared_is_switched(folder: Path, mode: str) -> None:
+def test_a_view_of_any_propagation_is_switched(folder: Path, mode: str) -> None:
     view = folder / "view"
     specs = [generation(folder, number, view) for number in range(2)]
     support.carried_out(specs[0])
@@ -321,8 +323,8 @@ def test_a_view_that_is_itself_shared_is_switched(folder: Path, mode: str) -> No
         assert overlays_at(view) == [specs[turn % 2].lower[0]]
 
 
-def test_a_follower_that_has_mounted_over_the_view_keeps_its_own(folder: Path) -> None:
-    with spread(folder, "shared", "slave") as (view, pid):
+def test_a_follower_that_has_mounted_over_the_view_keeps_its_mount(folder: Path) -> None:
+    with propagated(folder, "shared", "slave") as (view, pid):
         support.command("nsenter", "--mount", f"--target={pid}", "mount", "-t", "tmpfs", "own", view)
         done = support.module("overlay_mount", **other(folder)).ok
         assert done["method"] == "beneath"
@@ -333,33 +335,33 @@ def test_a_follower_that_has_mounted_over_the_view_keeps_its_own(folder: Path) -
         assert top.source == b"own"
 
 
-# ---- runs that are killed
+# ---- killed runs
 
 
-def test_a_switch_that_was_killed_half_way_is_finished(folder: Path) -> None:
+def test_a_killed_switch_is_finished_by_the_next_run(folder: Path) -> None:
     view = folder / "view"
     specs = [generation(folder, number, view) for number in range(3)]
 
-    def half_way(old: int, new: int) -> None:
+    def switch_halfway(old: int, new: int) -> None:
         support.carried_out(specs[old])
-        mount = mounts.new_overlay(specs[new])
+        mount = creating.new_overlay(specs[new])
         syscalls.move_mount(mount, specs[new].path, beneath=True)
         os.close(mount)
         assert overlays_at(view) == [specs[old].lower[0], specs[new].lower[0]]
 
-    # The declaration is still that of the killed run, that of the run before, or another one.
+    # The next run declares what the killed run declared, what was mounted before, or another overlay.
     for declared in (1, 0, 2):
-        half_way(0, 1)
+        switch_halfway(0, 1)
         checked = support.module("overlay_mount", True, True, **arguments_of(specs[declared])).ok
         done = support.module("overlay_mount", **arguments_of(specs[declared])).ok
-        # The old one is what is seen, so declaring it again switches nothing.
+        # The old overlay is the topmost one, so declaring it again switches nothing.
         assert (done["changed"], done["switched"]) == (True, declared != 0)
         assert done["method"] == ("beneath" if declared else None)
         assert checked["actions"] == done["actions"]
         assert overlays_at(view) == [specs[declared].lower[0]]
         assert not support.module("overlay_mount", **arguments_of(specs[declared])).ok["changed"]
-    # To finish is all that has to be done where the declared one is there.
-    half_way(0, 1)
+    # If the killed run had mounted the declared overlay, nothing is mounted again.
+    switch_halfway(0, 1)
     plan = support.planned(specs[1])
     assert not any(isinstance(action, SwitchOverlay) for action in plan)
     for action in plan_unmounted(specs[0].path, mounts.observe(specs[0].path), absent=True):
@@ -371,7 +373,7 @@ def erofs_mounts() -> list[Mount]:
     return [one for one in namespaces.own_mounts() if one.fstype == b"erofs"]
 
 
-def test_a_switch_that_is_killed_anywhere_leaves_the_old_or_the_new_one(folder: Path) -> None:
+def test_a_switch_killed_at_any_moment_leaves_the_old_or_the_new_overlay(folder: Path) -> None:
     view = folder / "view"
     specs = [generation(folder, number, view, image=number % 2 == 1) for number in range(4)]
     random.seed(4)
@@ -385,7 +387,7 @@ def test_a_switch_that_is_killed_anywhere_leaves_the_old_or_the_new_one(folder: 
     longest = max(times)
     before = 0
     ended = {"old": 0, "new": 0}
-    for _kill in range(120):
+    for _run in range(120):
         after = random.choice([number for number in range(4) if number != before])
         switch_and_kill(specs[after], random.uniform(0, longest))
         (text,) = {path.read_text() for path in (view / "bin").iterdir()}
@@ -393,7 +395,7 @@ def test_a_switch_that_is_killed_anywhere_leaves_the_old_or_the_new_one(folder: 
         ended["new" if text.endswith(str(after)) else "old"] += 1
         assert len(list((view / "bin").iterdir())) == FILES
         assert len(overlays_at(view)) <= 2
-        # The next run wants the same, or what was there before.
+        # The next run declares the new overlay, or the old one.
         wanted = random.choice([before, after])
         support.carried_out(specs[wanted])
         assert overlays_at(view) == [specs[wanted].lower[0]]
@@ -406,7 +408,7 @@ def test_a_switch_that_is_killed_anywhere_leaves_the_old_or_the_new_one(folder: 
 
 
 def switch_and_kill(spec: MountSpec, seconds: float) -> None:
-    """Start a switch in a process of its own, and kill that after a while."""
+    """Switch in a child process, and kill that after some seconds."""
     child = os.fork()
     if child == 0:
         try:
@@ -425,7 +427,7 @@ def switch_and_kill(spec: MountSpec, seconds: float) -> None:
 WATCHER = """
 import os, sys
 path, stop = sys.argv[1:]
-tries = failed = 0
+reads = failed = 0
 seen = []
 print("ready", flush=True)
 while not os.path.exists(stop):
@@ -436,14 +438,14 @@ while not os.path.exists(stop):
             seen.append(text)
     except OSError as error:
         failed += 1
-    tries += 1
-print(tries, failed, ",".join(text[-1] for text in seen), flush=True)
+    reads += 1
+print(reads, failed, ",".join(text[-1] for text in seen), flush=True)
 """
 
 
 @contextmanager
 def watched(file: Path, stop: Path, found: list[str]) -> Iterator[None]:
-    """Have a file read without a pause; add how often it was, how often that failed, and what was seen, in this order."""
+    """Read a file in a loop while the block runs; append the number of reads, of failures, and the generations read to ``found``."""
     with support.background(WATCHER, file, stop) as process:
         try:
             yield
@@ -457,7 +459,7 @@ def watched(file: Path, stop: Path, found: list[str]) -> Iterator[None]:
 @pytest.mark.parametrize("propagation", ["private", "shared", "slave"])
 @pytest.mark.parametrize("below", [[2], [3, 2], [1], [2, 1], [1, 2], [3, 1, 2, 1]])
 @pytest.mark.parametrize("kernel", ["beneath", "without"])
-def test_of_a_stack_the_declared_one_comes_first_and_then_the_old_ones_go(
+def test_in_a_stack_readers_see_only_the_old_and_then_the_declared_overlay(
     folder: Path, propagation: str, below: list[int], kernel: str
 ) -> None:
     place = folder / "place"
@@ -473,8 +475,8 @@ def test_of_a_stack_the_declared_one_comes_first_and_then_the_old_ones_go(
     specs = [generation(folder, number, view) for number in range(4)]
     view.mkdir()
     for number in (*reversed(below), 0):
-        mount = mounts.new_overlay(specs[number])
-        mounts.attach(mount, specs[number].path)
+        mount = creating.new_overlay(specs[number])
+        creating.attach(mount, specs[number].path)
         os.close(mount)
     assert len(overlays_at(view)) == len(below) + 1
     before = [(one.path, one.propagation) for one in namespaces.own_mounts() if one.path == os.fsencode(place)]
@@ -489,7 +491,7 @@ def test_of_a_stack_the_declared_one_comes_first_and_then_the_old_ones_go(
     found: list[str] = []
     with watched(view / "bin" / "file0", folder / "stop", found):
         deadline.run(declare, 60)
-    # No read fails, and none goes back in time.
+    # No read fails, and none sees a covered overlay.
     assert int(found[0]) > 10
     assert found[1:] == ["0", "0,1"]
     assert overlays_at(view) == [specs[1].lower[0]]
@@ -497,8 +499,8 @@ def test_of_a_stack_the_declared_one_comes_first_and_then_the_old_ones_go(
     assert not support.module("overlay_mount", **arguments_of(specs[1])).ok["changed"]
 
 
-def test_a_stack_goes_wherever_mounts_spread(folder: Path) -> None:
-    with spread(folder, "shared", "slave") as (view, pid):
+def test_a_stack_is_dropped_wherever_the_switch_propagates(folder: Path) -> None:
+    with propagated(folder, "shared", "slave") as (view, pid):
         specs = [generation(folder, number, view) for number in (2, 3)]
         for spec in specs:
             support.carried_out(spec, "over")
@@ -508,7 +510,7 @@ def test_a_stack_goes_wherever_mounts_spread(folder: Path) -> None:
         assert overlays_at(view) == overlays_at(view, pid) == [os.fsencode(folder / "g1" / "layer")]
 
 
-def test_who_uses_what_was_covered_is_known_when_it_has_gone(folder: Path) -> None:
+def test_users_of_a_dropped_overlay_are_still_known(folder: Path) -> None:
     view = folder / "view"
     specs = [generation(folder, number, view) for number in range(3)]
     support.carried_out(specs[0])
@@ -520,16 +522,16 @@ def test_who_uses_what_was_covered_is_known_when_it_has_gone(folder: Path) -> No
         assert used[specs[0].lower] == [process.pid]
 
 
-def test_a_stack_is_unmounted_without_showing_what_was_covered(folder: Path) -> None:
+def test_unmounting_a_stack_does_not_show_covered_overlays(folder: Path) -> None:
     view = folder / "view"
     specs = [generation(folder, number, view) for number in range(3)]
     for spec in specs:
         support.carried_out(spec, "over")
     found: list[str] = []
     with watched(view / "bin" / "file0", folder / "stop", found):
-        # Who reads at that very moment keeps it busy.
+        # A read at that moment keeps it busy, so try again.
         assert any(
-            support.module("overlay_mount", path=str(view), state="unmounted").status == 0 for _try in range(100)
+            support.module("overlay_mount", path=str(view), state="unmounted").status == 0 for _attempt in range(100)
         )
     assert found[2] == "2"
     assert overlays_at(view) == []

@@ -1,4 +1,4 @@
-"""Overlays that are written to: upper layers, scratch space, and what is refused before anything is done."""
+"""Writable overlays: upper layers, scratch space, and what is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MEGABYTE = 1 << 20
 
 @pytest.fixture
 def parts(folder: Path) -> Path:
-    """A data layer, a layer of its metadata, a normal lower layer with hard links, and a folder that only root enters."""
+    """Provide a data layer, its metadata layer, an ordinary lower layer with hard links, and a directory that only root can enter."""
     for name in ("data", "lower/bin", "layer", "kept"):
         (folder / name).mkdir(parents=True)
     support.write(folder / "data" / "file", b"content")
@@ -47,11 +47,13 @@ def parts(folder: Path) -> Path:
 
 
 def over_data(parts: Path, **options: Any) -> MountSpec:
+    """Return a writable overlay over the data layer."""
     kept = support.writable(parts / "kept" / "upper", parts / "kept" / "work")
     return support.declared(parts / "view", [parts / "layer"], [parts / "data"], writable=kept, **options)
 
 
 def over_lower(parts: Path, name: str = "kept", **options: Any) -> MountSpec:
+    """Return a writable overlay over the ordinary lower layer."""
     kept = support.writable(parts / name / "upper", parts / name / "work")
     return support.declared(parts / "view", [parts / "lower"], writable=kept, **options)
 
@@ -64,7 +66,7 @@ def unmount(spec: MountSpec) -> None:
 FIRST = ["CreateUpper", "CreateUpper", "CreateMountpoint", "MountOverlay"]
 
 
-def test_a_view_is_written_to_and_keeps_what_was_written(parts: Path) -> None:
+def test_a_writable_view_keeps_what_was_written(parts: Path) -> None:
     spec = over_data(parts)
     assert support.carried_out(spec) == FIRST
     view = parts / "view"
@@ -78,12 +80,12 @@ def test_a_view_is_written_to_and_keeps_what_was_written(parts: Path) -> None:
     assert (view / "renamed").stat().st_mode & 0o777 == 0o600
     assert (view / "new").read_bytes() == b"new"
     assert sorted(os.listdir(view)) == ["new", "renamed"]
-    # Of the content nothing was copied.
+    # No content was copied up.
     assert (parts / "kept" / "upper" / "renamed").stat().st_blocks == 0
     assert (parts / "data" / "file").read_bytes() == b"content"
 
 
-def test_over_a_normal_layer_metadata_alone_is_copied_and_hard_links_hold(parts: Path) -> None:
+def test_over_an_ordinary_layer_only_metadata_is_copied_and_hard_links_are_preserved(parts: Path) -> None:
     spec = over_lower(parts)
     assert support.carried_out(spec) == FIRST
     view = parts / "view"
@@ -98,7 +100,7 @@ def test_over_a_normal_layer_metadata_alone_is_copied_and_hard_links_hold(parts:
     assert (view / "programs" / "again").stat().st_nlink == 2
 
 
-def test_the_settings_are_those_declared_whatever_the_host_has(parts: Path) -> None:
+def test_the_live_settings_are_the_declared_ones(parts: Path) -> None:
     spec = over_lower(parts)
     support.carried_out(spec)
     live = support.live(spec.path)
@@ -109,7 +111,7 @@ def test_the_settings_are_those_declared_whatever_the_host_has(parts: Path) -> N
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_any_path_can_be_an_upper_layer(parts: Path, name: bytes) -> None:
+def test_an_upper_layer_may_have_any_path(parts: Path, name: bytes) -> None:
     base = os.fsencode(parts) + b"/kept/" + name
     kept = support.writable(base + b"/upper" + name, base + b"/work" + name)
     spec = support.declared(parts / "view", [parts / "lower"], writable=kept)
@@ -118,7 +120,7 @@ def test_any_path_can_be_an_upper_layer(parts: Path, name: bytes) -> None:
     assert os.listdir(kept.upper) == [b"new"]
 
 
-def test_a_long_path_can_be_an_upper_layer(parts: Path) -> None:
+def test_an_upper_layer_may_have_a_long_path(parts: Path) -> None:
     base = parts / "kept" / ("a" * 200) / ("b" * 200)
     kept = support.writable(base / "upper", base / "work")
     support.carried_out(support.declared(parts / "view", [parts / "lower"], writable=kept))
@@ -128,7 +130,7 @@ def test_a_long_path_can_be_an_upper_layer(parts: Path) -> None:
 
 
 @pytest.mark.parametrize("image", [False, True])
-def test_scratch_space_is_seen_by_its_overlay_alone_and_forgets(parts: Path, image: bool) -> None:
+def test_only_the_overlay_sees_its_scratch_space_which_goes_with_it(parts: Path, image: bool) -> None:
     layer = support.image_of(parts / "layer", parts / "images" / "layer.erofs") if image else parts / "layer"
     (parts / "layer").chmod(0o751)
     spec = support.declared(
@@ -149,7 +151,7 @@ def test_scratch_space_is_seen_by_its_overlay_alone_and_forgets(parts: Path, ima
     assert os.listdir(view) == ["file"]
 
 
-def test_two_overlays_have_scratch_space_of_the_same_size(parts: Path) -> None:
+def test_two_overlays_may_have_scratch_space_of_one_size(parts: Path) -> None:
     for name in ("view", "other"):
         spec = support.declared(parts / name, [parts / "lower"], writable=scratch_space(MEGABYTE))
         support.carried_out(spec)
@@ -157,13 +159,15 @@ def test_two_overlays_have_scratch_space_of_the_same_size(parts: Path) -> None:
     assert (parts / "view" / "mine").read_text() == "view"
 
 
-def test_another_size_is_another_overlay(parts: Path) -> None:
+def test_another_size_of_scratch_space_is_another_overlay(parts: Path) -> None:
     spec = support.declared(parts / "view", [parts / "lower"], writable=scratch_space(MEGABYTE))
     support.carried_out(spec)
     support.write(parts / "view" / "new", b"new")
     larger = support.declared(parts / "view", [parts / "lower"], writable=scratch_space(2 * MEGABYTE))
     for switch in ("auto", "beneath", "over"):
-        with pytest.raises(OverlayError, match=r"differs .* in upper, work, .*'switch: replace' .*is lost then"):
+        with pytest.raises(
+            OverlayError, match=r"differs .* in upper, work, .*'switch: replace', .*loses what was written"
+        ):
             support.carried_out(larger, switch)
     assert (parts / "view" / "new").exists()
     assert support.carried_out(larger, "replace") == ["SwitchOverlay"]
@@ -178,7 +182,7 @@ def test_a_volatile_upper_layer_is_mounted_once(parts: Path) -> None:
     mark = parts / "kept" / "work" / "work" / "incompat" / "volatile"
     with pytest.raises(OverlayError, match=rf"was used with 'volatile'.*remove {re.escape(str(mark))}"):
         support.carried_out(spec)
-    # What the message says.
+    # Do what the message says.
     support.command("sync")
     support.command("rm", "-r", mark)
     support.carried_out(spec)
@@ -188,22 +192,22 @@ def test_a_volatile_upper_layer_is_mounted_once(parts: Path) -> None:
 # ---- switching
 
 
-def test_an_overlay_with_an_upper_layer_is_switched_by_replacing_alone(parts: Path) -> None:
+def test_an_overlay_with_an_upper_layer_is_only_switched_with_replace(parts: Path) -> None:
     spec = over_lower(parts)
     support.carried_out(spec)
-    turned = over_lower(parts, noatime=True)
+    changed = over_lower(parts, noatime=True)
     for switch in ("auto", "beneath", "over"):
         with pytest.raises(
-            OverlayError, match=r"differs from what is declared in noatime, and has the upper layer .*/kept/upper"
+            OverlayError, match=r"differs from the declaration in noatime, and has the upper layer .*/kept/upper"
         ):
-            support.carried_out(turned, switch)
+            support.carried_out(changed, switch)
     held = (parts / "view" / "file").open()
     with held, pytest.raises(OverlayError, match="is in use; nothing was unmounted"):
-        support.carried_out(turned, "replace")
-    assert support.carried_out(turned, "replace") == ["SwitchOverlay"]
+        support.carried_out(changed, "replace")
+    assert support.carried_out(changed, "replace") == ["SwitchOverlay"]
 
 
-def test_an_overlay_without_an_upper_layer_gets_one_beneath(parts: Path) -> None:
+def test_an_overlay_with_an_upper_layer_is_mounted_beneath_one_without(parts: Path) -> None:
     support.carried_out(support.declared(parts / "view", [parts / "layer"], [parts / "data"]))
     with (parts / "view" / "file").open() as held:
         assert support.carried_out(over_data(parts)) == ["CreateUpper", "CreateUpper", "SwitchOverlay"]
@@ -215,37 +219,37 @@ def test_an_overlay_without_an_upper_layer_gets_one_beneath(parts: Path) -> None
 
 
 def refused(spec: MountSpec, reason: str) -> None:
-    """A declaration is refused, and nothing has changed."""
+    """Check that a declaration is refused and nothing changes."""
     before = sorted(support.listing(Path(os.fsdecode(spec.path)).parent))
     with pytest.raises(OverlayError, match=reason):
         support.planned(spec)
     assert sorted(support.listing(Path(os.fsdecode(spec.path)).parent)) == before
 
 
-def test_an_upper_layer_of_other_layers_is_refused(parts: Path) -> None:
+def test_an_upper_layer_of_other_lower_layers_is_refused(parts: Path) -> None:
     spec = over_lower(parts)
     support.carried_out(spec)
     support.write(parts / "lower" / "added", b"added")
     unmount(spec)
-    refused(over_data(parts), r"was used over other lower layers \(.*/lower\) than .*/layer, .*empty one")
-    # A layer that has gained something is the same layer.
+    refused(over_data(parts), r"was used over other lower layers \(.*/lower\) than .*/layer, .*empty upper layer")
+    # A lower layer with new entries is still the same layer.
     support.carried_out(spec)
     assert (parts / "view" / "added").read_bytes() == b"added"
 
 
-def test_layers_that_were_moved_are_taken_when_the_note_is_removed(parts: Path) -> None:
+def test_moved_lower_layers_are_accepted_after_the_record_is_removed(parts: Path) -> None:
     spec = over_lower(parts)
     support.carried_out(spec)
     unmount(spec)
     os.rename(parts / "lower", parts / "moved")
     kept = support.writable(parts / "kept" / "upper", parts / "kept" / "work")
     moved = support.declared(parts / "view", [parts / "moved"], writable=kept)
-    refused(moved, "only been moved, remove its attribute trusted.renderfarm-overlay.lower")
+    refused(moved, "only moved, you may remove its xattr trusted.renderfarm-overlay.lower")
     os.removexattr(parts / "kept" / "upper", RECORD)
     support.carried_out(moved)
 
 
-def test_another_layer_at_the_same_path_is_found_by_the_index(parts: Path) -> None:
+def test_the_index_finds_another_lower_layer_at_the_same_path(parts: Path) -> None:
     spec = over_lower(parts)
     support.carried_out(spec)
     unmount(spec)
@@ -256,8 +260,8 @@ def test_another_layer_at_the_same_path_is_found_by_the_index(parts: Path) -> No
     assert support.live(spec.path) is None
 
 
-def test_metadata_without_its_content_cannot_be_opened(parts: Path) -> None:
-    """Why the lower layers are noted: without index the kernel mounts others, and files are lost one by one."""
+def test_a_metacopy_without_its_content_cannot_be_opened(parts: Path) -> None:
+    """This is why the lower layers are recorded: without an index the kernel mounts other layers, and files lose their content."""
     spec = over_lower(parts, index="off")
     support.carried_out(spec)
     os.chmod(parts / "view" / "file", 0o600)
@@ -305,17 +309,19 @@ def test_an_overlay_that_another_namespace_keeps_is_not_replaced(parts: Path) ->
     support.carried_out(other, "replace")
 
 
-def test_an_upper_layer_of_a_detached_overlay_is_refused_by_the_kernel(parts: Path) -> None:
+def test_the_kernel_refuses_the_upper_layer_of_a_detached_overlay_in_use(parts: Path) -> None:
     spec = over_lower(parts)
     support.carried_out(spec)
     with (parts / "view" / "file").open():
         mounts.detach(spec.path)
-        with pytest.raises(OverlayError, match="in use by another overlay, perhaps one that was detached"):
+        with pytest.raises(
+            OverlayError, match=r"another overlay uses the upper layer .*, perhaps one that was detached"
+        ):
             support.carried_out(spec)
     support.carried_out(spec)
 
 
-def test_upper_and_work_have_to_be_separate_trees_of_one_file_system(parts: Path) -> None:
+def test_upper_and_work_must_be_separate_trees_on_one_mount(parts: Path) -> None:
     kept = parts / "kept"
     for upper, work in (("u", "u"), ("u", "u/w"), ("w/u", "w")):
         spec = support.declared(parts / "view", [parts / "lower"], writable=support.writable(kept / upper, kept / work))
@@ -336,11 +342,11 @@ def test_upper_and_work_have_to_be_separate_trees_of_one_file_system(parts: Path
 @pytest.mark.parametrize(
     ("path", "mode", "reason"),
     [
-        ("upper", 0o777, "upper layer .*/upper can be written to by others .mode 0777"),
-        ("upper", 0o775, "upper layer .*/upper can be written to by others .mode 0775"),
-        ("upper", 0o1777, "upper layer .*/upper can be written to by others"),
-        ("work", 0o733, "work directory .*/work can be written to by others"),
-        (".", 0o757, "folder .*/open, above upper layer .*, can be written to by others"),
+        ("upper", 0o777, "upper layer .*/upper is writable by others .mode 0777"),
+        ("upper", 0o775, "upper layer .*/upper is writable by others .mode 0775"),
+        ("upper", 0o1777, "upper layer .*/upper is writable by others"),
+        ("work", 0o733, "work directory .*/work is writable by others"),
+        (".", 0o757, "directory .*/open, above upper layer .*, is writable by others"),
     ],
 )
 def test_an_upper_layer_that_others_can_write_to_is_refused(parts: Path, path: str, mode: int, reason: str) -> None:
@@ -348,15 +354,15 @@ def test_an_upper_layer_that_others_can_write_to_is_refused(parts: Path, path: s
         (parts / name).mkdir(mode=0o755)
     (parts / "open" / path).chmod(mode)
     refused(over_lower(parts, "open"), reason)
-    # Behind a door that only root can open it may be: users may write to the root of the view then.
+    # Below a directory that only root can enter it may be writable, so users may write to the root of the view.
     (parts / "open").chmod(0o700)
     support.carried_out(over_lower(parts, "open"))
 
 
-def test_an_upper_layer_that_belongs_to_somebody_else_is_refused(parts: Path) -> None:
+def test_an_upper_layer_below_a_directory_of_another_user_is_refused(parts: Path) -> None:
     (parts / "open").mkdir()
     os.chown(parts / "open", 1000, 0)
-    refused(over_lower(parts, "open"), "folder .*/open, above upper layer .*, belongs to user 1000")
+    refused(over_lower(parts, "open"), "directory .*/open, above upper layer .*, belongs to uid 1000")
 
 
 def test_a_file_system_that_cannot_hold_an_upper_layer_is_refused(parts: Path) -> None:
@@ -364,7 +370,7 @@ def test_a_file_system_that_cannot_hold_an_upper_layer_is_refused(parts: Path) -
     inner = support.declared(
         parts / "other", [parts / "data"], writable=support.writable(parts / "view" / "u", parts / "view" / "w")
     )
-    refused(inner, "upper layer .* is on a file system of type overlay, which cannot hold one: .*ext4")
+    refused(inner, "upper layer .* is on a file system of type overlay, which lacks .*: use a directory on ext4")
     (parts / "ro").mkdir()
     support.command("mount", "-t", "tmpfs", "-o", "ro", "tmpfs", parts / "ro")
     on_it = support.declared(
@@ -373,8 +379,8 @@ def test_a_file_system_that_cannot_hold_an_upper_layer_is_refused(parts: Path) -
     refused(on_it, "mounted read-only")
 
 
-def test_what_the_kernel_falls_back_to_is_named_and_undone(parts: Path) -> None:
-    """An overlay has no file handles, so one over it has no index."""
+def test_a_setting_that_the_kernel_changes_is_named_and_the_mount_undone(parts: Path) -> None:
+    """An overlay has no file handles, so an overlay over it has no index."""
     (parts / "nested").mkdir()
     support.command("mount", "-t", "overlay", "-o", f"lowerdir={parts}/lower:{parts}/data", "overlay", parts / "nested")
     arguments: dict[str, Any] = {
@@ -386,7 +392,7 @@ def test_what_the_kernel_falls_back_to_is_named_and_undone(parts: Path) -> None:
     message = support.module("overlay_mount", **arguments).message
     assert "index is off, not on (the file system of a layer has no file handles" in message
     assert "give index=off" in message
-    assert "unmounted again" in message
+    assert "to accept that); it was unmounted again" in message
     assert support.live(parts / "view") is None
     assert support.module("overlay_mount", **arguments, options={"index": False}).ok["changed"]
     assert not support.module("overlay_mount", **arguments, options={"index": False}).ok["changed"]
@@ -395,7 +401,7 @@ def test_what_the_kernel_falls_back_to_is_named_and_undone(parts: Path) -> None:
 # ---- the module
 
 
-def test_the_module_mounts_four_times_the_same(parts: Path) -> None:
+def test_four_runs_of_the_module_agree(parts: Path) -> None:
     arguments: dict[str, Any] = {
         "path": str(parts / "view"),
         "lower": [str(parts / "layer")],
@@ -418,7 +424,7 @@ def test_the_module_mounts_four_times_the_same(parts: Path) -> None:
     assert not (parts / "view").exists()
 
 
-def test_a_run_that_fails_leaves_no_directories(parts: Path) -> None:
+def test_a_refused_declaration_creates_no_directories(parts: Path) -> None:
     arguments: dict[str, Any] = {
         "path": str(parts / "view"),
         "lower": [str(parts / "lower")],
@@ -432,8 +438,8 @@ def test_a_run_that_fails_leaves_no_directories(parts: Path) -> None:
     assert not (parts / "view").exists()
 
 
-def test_mount_takes_the_options_of_a_unit(parts: Path) -> None:
-    """What is written for mounting at boot is what the module would mount."""
+def test_mount_accepts_the_options_of_a_unit(parts: Path) -> None:
+    """What is mounted at boot equals what the module mounts."""
     spec = over_data(parts)
     support.carried_out(spec)
     unmount(spec)

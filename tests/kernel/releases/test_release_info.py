@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Finding releases below a software root, as root and as a user that the server does not let in everywhere."""
+"""Find releases on a software root, also as a user who may not list all of it, and in a manifest store."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ NOBODY = 65534
 
 @pytest.fixture
 def software_root() -> Iterator[Path]:
-    """A software root that everybody may read, unlike pytest's own temporary folders."""
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+    """Yield a software root that everybody may read, unlike the temporary directories of pytest."""
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
         root.chmod(0o755)
         for release in ("usd/25.05", "usd/.staging", "houdini/20.5.410", ".snapshot/hourly"):
             (root / release).mkdir(parents=True)
@@ -37,6 +37,8 @@ def software_root() -> Iterator[Path]:
 
 
 def as_nobody(root: Path) -> tuple[list[str], list[str]]:
+    """Return the releases that an unprivileged user finds, and the directories that this user may not list."""
+
     def find(_progress: deadline.Progress) -> tuple[list[str], list[str]]:
         os.setgroups([])
         os.setgid(NOBODY)
@@ -48,7 +50,7 @@ def as_nobody(root: Path) -> tuple[list[str], list[str]]:
     return deadline.run(find, 30)
 
 
-def test_a_directory_that_may_not_be_listed_does_not_hide_the_other_releases(software_root: Path) -> None:
+def test_a_directory_that_may_not_be_listed_does_not_hide_other_releases(software_root: Path) -> None:
     found, unlisted = as_nobody(software_root)
     assert found == ["houdini/20.5.410", "usd/25.05"]
     assert unlisted == [str(software_root / "lost+found")]
@@ -61,15 +63,15 @@ def test_a_root_that_may_not_be_listed_is_an_error_and_not_an_empty_list(softwar
     assert caught.value.filename == str(software_root)
 
 
-def test_an_image_store_inside_of_the_manifest_store_is_not_looked_into(tmp_path: Path) -> None:
+def test_an_image_store_in_the_manifest_store_is_not_listed(tmp_path: Path) -> None:
     (tmp_path / "software" / "usd" / "25.05").mkdir(parents=True)
     store = tmp_path / "manifests"
     store.mkdir()
     manifest_store.write(str(store), str(tmp_path / "software"), "usd/25.05", checksum=False)
     (store / ".images" / ".new").mkdir(parents=True)
     (store / ".images" / "4ff24b6d8e0c11a7.json").write_text("{}")
-    looked_into: list[None] = []
+    listed: list[None] = []
     pattern = Pattern.parse("{package}/{version}")
-    found = list(manifest_store.find_manifests(str(store), pattern, lambda: looked_into.append(None)))
+    found = list(manifest_store.find_manifests(str(store), pattern, lambda: listed.append(None)))
     assert [release.path for release in found] == ["usd/25.05"]
-    assert len(looked_into) == len(["the store", "usd"])
+    assert len(listed) == len(["the store", "usd"])

@@ -1,4 +1,4 @@
-"""Who may do what in a view: never more than in the release, and no less where ACLs can be carried."""
+"""A view never grants more rights than its releases, and grants the same if the layer can carry the ACLs."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ from ansible_collections.renderfarm.overlay.tests.unit.releases.test_nfs4_acl im
 
 __all__ = ["disk"]
 
-#: None for a directory.
+#: The program that builds an image; None for a directory layer.
 FORMATS = (None, "mkcomposefs", "mkfs.erofs")
 
 ALICE, BOB, CAROL, DAVE = 5001, 5002, 5003, 5004
 STAFF, ARTISTS, GUESTS = 6001, 6002, 6003
 
-#: Users, each with the groups that they are in.
+#: Users, each with a set of groups.
 PEOPLE = [
     (ALICE, [STAFF]),
     (ALICE, [GUESTS]),
@@ -66,7 +66,7 @@ PEOPLE = [
 
 Entries = Sequence["tuple[int, int] | tuple[int, int, int]"]
 
-#: ACLs of files and directories of ALICE and STAFF.
+#: Access ACLs of files and directories that belong to ALICE and STAFF.
 ACLS: dict[str, Entries] = {
     "a user is denied": [(OWNER, 7), (USER, 0, BOB), (OWNING_GROUP, 5), (MASK, 5), (OTHER, 5)],
     "the owning group is denied": [(OWNER, 7), (USER, 5, BOB), (OWNING_GROUP, 0), (MASK, 5), (OTHER, 0)],
@@ -90,13 +90,13 @@ ACLS: dict[str, Entries] = {
 
 @pytest.fixture
 def release(folder: Path) -> Placement:
-    """A release with a file and a directory for each of the ACLs."""
+    """Return a scanned release with a file and a directory for each of the ACLs."""
     make(folder)
     return support.scanned(folder / "store", folder / "root", "pkg/1")
 
 
 def make(folder: Path, more: Entries = ()) -> None:
-    """Make the release; its ACLs have some more entries for groups."""
+    """Make the release. ``more`` are entries to add to each ACL."""
     top = folder / "root" / "pkg" / "1"
     top.mkdir(parents=True)
     for number, rules in enumerate(ACLS.values()):
@@ -113,7 +113,7 @@ Access = dict[tuple[int, str, str], bool]
 
 
 def access(top: Path) -> Access:
-    """Return who, by number in PEOPLE, may read, run, list and enter what."""
+    """Return whether each user, given by the index in PEOPLE, may read, run, list and enter each file and directory."""
 
     def tried(uid: int, groups: list[int]) -> dict[tuple[str, str], bool]:
         os.setgroups(groups[1:])
@@ -130,11 +130,11 @@ def access(top: Path) -> Access:
             )
         return found
 
-    all_of_it: Access = {}
+    found: Access = {}
     for number, (uid, groups) in enumerate(PEOPLE):
         one = deadline.run(lambda _progress, uid=uid, groups=groups: tried(uid, groups), 60)  # type: ignore[misc]
-        all_of_it.update({(number, name, what): may for (name, what), may in one.items()})
-    return all_of_it
+        found.update({(number, name, what): may for (name, what), may in one.items()})
+    return found
 
 
 def _succeeds(call: object) -> bool:
@@ -153,7 +153,7 @@ def build(place: Path, placements: list[Placement], name: str | None, **more: An
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_everybody_may_in_a_view_what_they_may_in_the_release(
+def test_every_user_has_the_same_rights_in_a_view_as_in_the_release(
     folder: Path, disk: Path, release: Placement, name: str | None
 ) -> None:
     layer, generation = build(disk, [release], name)
@@ -163,17 +163,17 @@ def test_everybody_may_in_a_view_what_they_may_in_the_release(
         assert support.compare_trees(view / "pkg/1", root / "pkg/1") == []
         expected = access(root / "pkg/1")
         assert access(view / "pkg/1") == expected
-    # Otherwise the table would show nothing.
+    # The cases must include both granted and denied access.
     assert 0.2 < sum(expected.values()) / len(expected) < 0.8
 
 
-#: Entries for groups that nobody is in, more than fit into a block of 1 KiB.
+#: ACL entries for groups without members, more than fit into a block of 1 KiB.
 PADDING = [(GROUP, 7, 700_000 + number) for number in range(200)]
 
 
 @contextmanager
 def small_blocks(folder: Path) -> Iterator[Path]:
-    """A file system that cannot hold long ACLs."""
+    """Mount a file system that cannot hold long ACLs, and give its path."""
     image = folder / "small.image"
     with image.open("wb") as stream:
         stream.truncate(64 << 20)
@@ -189,22 +189,22 @@ def small_blocks(folder: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def padded(folder: Path) -> Placement:
-    """The release of ``release`` with ACLs that such a file system cannot hold."""
+    """Return the release of ``release`` with ACLs that a file system with small blocks cannot hold."""
     make(folder, PADDING)
     return support.scanned(folder / "store", folder / "root", "pkg/1")
 
 
-def test_where_acls_cannot_be_kept_nobody_gains(folder: Path, padded: Placement) -> None:
+def test_no_user_gains_rights_if_the_layer_cannot_hold_the_acls(folder: Path, padded: Placement) -> None:
     root = folder / "root"
     with small_blocks(folder) as place:
         layer, generation = build(place / "state", [padded], None)
         assert generation.rights.narrowed.count == 2 * len(ACLS)
         assert generation.rights.narrowed.first[:2] == ["/pkg/1/directory0", "/pkg/1/directory1"]
         with support.mounted(support.declared(folder / "view", [layer], [root])) as view:
-            real, shown = access(root / "pkg/1"), access(view / "pkg/1")
-    assert [key for key, may in shown.items() if may and not real[key]] == []
-    # The narrowing takes no more than it has to: these lose, and most do not.
-    assert sum(real.values()) - sum(shown.values()) < sum(real.values()) / 2
+            real, in_view = access(root / "pkg/1"), access(view / "pkg/1")
+    assert [key for key, may in in_view.items() if may and not real[key]] == []
+    # Most rights are kept.
+    assert sum(real.values()) - sum(in_view.values()) < sum(real.values()) / 2
 
 
 def test_a_narrowed_layer_is_reported_by_the_module(folder: Path, padded: Placement) -> None:
@@ -223,7 +223,7 @@ def test_a_narrowed_layer_is_reported_by_the_module(folder: Path, padded: Placem
     assert "warnings" not in again
 
 
-def test_acls_of_the_state_directory_do_not_get_into_a_layer(folder: Path, release: Placement) -> None:
+def test_a_layer_does_not_inherit_acls_of_the_state_directory(folder: Path, release: Placement) -> None:
     state = folder / "state"
     state.mkdir(mode=0o700)
     os.setxattr(state, "system.posix_acl_default", acl(*ACLS["a user is denied"]))
@@ -246,7 +246,7 @@ def test_an_acl_that_is_too_long_narrows_the_mode(folder: Path) -> None:
     ran = support.module("release_manifest", root=str(folder / "root"), release="pkg/1", store=str(folder / "store")).ok
     assert (ran["narrowed"], ran["narrowed_count"]) == (["/file"], 1)
     assert ran["unreadable"] == ["/file"]
-    assert "the ACLs of 1 files and directories cannot be kept" in str(ran["warnings"])
+    assert "a layer cannot hold the ACLs of 1 files and directories" in str(ran["warnings"])
     placement = support.scanned(folder / "store", folder / "root", "pkg/1")
     layer, _generation = build(folder / "state", [placement], None)
     assert stat.S_IMODE((layer / "pkg/1/file").stat().st_mode) == 0o700
@@ -259,7 +259,7 @@ def nfs4(mode: int, aces: Sequence[Ace], *children: tuple[str, Node]) -> Node:
     return Node(mode, xdr(*aces), ALICE, STAFF, dict(children))
 
 
-def test_nobody_gains_where_a_server_decides_by_an_nfsv4_acl(folder: Path) -> None:
+def test_no_user_gains_rights_from_an_nfsv4_acl(folder: Path) -> None:
     denied = [(DENY, 0, R, "bob@studio"), *of_linux_server(0o644)]
     named = [*of_linux_server(0o640)[:-1], (ALLOW, 0, R, "bob@studio"), *of_linux_server(0o640)[-1:]]
     closed = [(DENY, 0, X, "artists@studio"), *of_linux_server(0o755)]
@@ -297,7 +297,7 @@ def test_nobody_gains_where_a_server_decides_by_an_nfsv4_acl(folder: Path) -> No
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_root_of_a_view_has_the_acls_of_its_release(folder: Path, disk: Path, name: str | None) -> None:
+def test_the_root_of_a_view_has_the_acls_of_a_release_placed_there(folder: Path, disk: Path, name: str | None) -> None:
     make(folder)
     top = folder / "root" / "pkg" / "1"
     os.setxattr(
@@ -314,7 +314,7 @@ def test_the_root_of_a_view_has_the_acls_of_its_release(folder: Path, disk: Path
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_modes_change_acls_as_chmod_does(folder: Path, disk: Path, release: Placement, name: str | None) -> None:
+def test_mode_rules_change_acls_as_chmod_does(folder: Path, disk: Path, release: Placement, name: str | None) -> None:
     layer, _generation = build(disk, [release], name, mode="g-w,o=g,u+x")
     root, copy = folder / "root", folder / "copy" / "pkg"
     copy.mkdir(parents=True)
@@ -325,7 +325,9 @@ def test_modes_change_acls_as_chmod_does(folder: Path, disk: Path, release: Plac
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_named_users_and_groups_are_mapped_and_never_gain_by_it(folder: Path, disk: Path, name: str | None) -> None:
+def test_named_users_and_groups_of_acls_are_mapped_and_gain_no_rights(
+    folder: Path, disk: Path, name: str | None
+) -> None:
     top = folder / "root" / "pkg" / "1"
     top.mkdir(parents=True)
     support.write(top / "file", b"x", 0o755)
@@ -340,18 +342,18 @@ def test_named_users_and_groups_are_mapped_and_never_gain_by_it(folder: Path, di
     ]
     os.setxattr(top / "file", "system.posix_acl_access", acl(*rules))
     placement = support.scanned(folder / "store", folder / "root", "pkg/1")
-    # Two become one, and a blanket owner is nobody's name in an ACL.
+    # Two users are mapped to one. 'owner' does not apply to named users.
     layer, _generation = build(disk, [placement], name, owner=7, owner_map=((BOB, CAROL),), group_map=((ARTISTS, 8),))
     expected: Entries = [(OWNER, 7), (USER, 4, CAROL), (OWNING_GROUP, 5), (GROUP, 4, 8), (MASK, 7), (OTHER, 0)]
     with support.mounted(support.declared(folder / "view", [layer], [folder / "root"])) as view:
-        shown = view / "pkg/1/file"
-        assert support.attribute(os.fsencode(shown), "system.posix_acl_access") == acl(*expected)
-        assert shown.stat().st_uid == 7
+        file = view / "pkg/1/file"
+        assert support.attribute(os.fsencode(file), "system.posix_acl_access") == acl(*expected)
+        assert file.stat().st_uid == 7
 
 
 @pytest.fixture
 def programs(folder: Path) -> Placement:
-    """A release of programs that a publisher has given rights."""
+    """Return a scanned release of programs with set-ID bits and capabilities."""
     top = folder / "root" / "pkg" / "1"
     top.mkdir(parents=True)
     for name, mode in (("plain", 0o755), ("setuid", 0o4755), ("setgid", 0o2755), ("both", 0o6711), ("locking", 0o2644)):
@@ -371,8 +373,8 @@ def programs(folder: Path) -> Placement:
 PRIVILEGED = {"both", "capable", "locking", "setgid", "setuid"}
 
 
-def with_rights(top: Path) -> set[str]:
-    """Return the files in a directory that have set-ID bits or capabilities."""
+def privileged_files(top: Path) -> set[str]:
+    """Return the names of the files in a directory that have set-ID bits or capabilities."""
     return {
         path.name
         for path in top.iterdir()
@@ -400,14 +402,14 @@ def with_rights(top: Path) -> set[str]:
     ],
     ids=str,
 )
-def test_no_program_gets_rights_of_another_owner(
+def test_a_program_whose_owner_changes_loses_set_id_bits_and_capabilities(
     folder: Path, disk: Path, programs: Placement, name: str | None, options: dict[str, object], kept: set[str]
 ) -> None:
     merged = replace(programs, exclude=(b"nothing",))
     for number, placement in enumerate((programs, merged)):
         layer, generation = build(disk / str(number), [placement], name, **options)
         with support.mounted(support.declared(folder / "view", [layer], [folder / "root"])) as view:
-            assert with_rights(view / "pkg/1") == kept
+            assert privileged_files(view / "pkg/1") == kept
             assert (view / "pkg/1/setuid-too").stat().st_ino == (view / "pkg/1/setuid").stat().st_ino
             assert stat.S_IMODE((view / "pkg/1/directory").stat().st_mode) & 0o2000
         assert generation.rights.privileged.count == len(kept)
@@ -416,7 +418,7 @@ def test_no_program_gets_rights_of_another_owner(
         assert generation.rights.stripped.count == len(gone)
 
 
-def test_what_loses_rights_is_returned_and_warned_of(folder: Path, programs: Placement) -> None:
+def test_files_that_lose_privileges_are_returned_with_a_warning(folder: Path, programs: Placement) -> None:
     releases = [{"manifest": programs.manifest}]
     arguments: dict[str, Any] = {"name": "v", "state_dir": str(folder / "state"), "releases": releases}
     plain = support.module("metadata_layer", **arguments).ok
@@ -427,10 +429,10 @@ def test_what_loses_rights_is_returned_and_warned_of(folder: Path, programs: Pla
     assert "5 files lose their set-ID bits or capabilities" in str(mapped["warnings"])
     kept = support.module("metadata_layer", owner="root", keep_setid=True, **arguments).ok
     assert (kept["privileged"], kept["stripped"]) == (5, 0)
-    # Without a mapping the option changes nothing, not even the name.
+    # Without a change of owners keep_setid has no effect, so the generation is the same.
     assert support.module("metadata_layer", keep_setid=True, **arguments).ok["generation"] == plain["generation"]
     assert len({plain["generation"], mapped["generation"], kept["generation"]}) == 3
 
 
-def test_this_kernels_images_have_acls() -> None:
+def test_images_have_acls_on_this_kernel() -> None:
     assert layer_sources._cannot_mount() is None

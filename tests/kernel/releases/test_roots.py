@@ -1,4 +1,4 @@
-"""Software roots that have releases at the same path: one never shows for the other."""
+"""Software roots may have releases at equal paths. A view never shows files of the wrong root."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def put(path: Path, content: bytes = b"") -> None:
 
 @dataclass
 class Roots:
-    """Two software roots, each with a release of one name, and a store of each."""
+    """Two software roots with a release at the same path, each with its own store."""
 
     folder: Path
 
@@ -66,7 +66,7 @@ def roots(folder: Path) -> Roots:
     return Roots(folder)
 
 
-def test_releases_of_two_roots_are_no_layer(roots: Roots) -> None:
+def test_a_layer_with_releases_of_two_roots_is_refused(roots: Roots) -> None:
     both = [
         {"manifest": roots.scanned(name)["manifest"], "at": f"{name}/{RELEASE}", "source": RELEASE}
         for name in ("max", "maya")
@@ -77,7 +77,7 @@ def test_releases_of_two_roots_are_no_layer(roots: Roots) -> None:
     assert not (roots.folder / "state").exists()
 
 
-def test_a_store_has_manifests_of_one_root_for_one_path(roots: Roots) -> None:
+def test_a_manifest_of_another_root_is_refused_and_not_replaced(roots: Roots) -> None:
     roots.scanned("max")
     store = roots.store("max")
     for state in ("present", "absent"):
@@ -93,8 +93,8 @@ def test_a_store_has_manifests_of_one_root_for_one_path(roots: Roots) -> None:
     assert [one["manifest"] for one in named["releases"]] == [None]
 
 
-def test_the_identity_of_a_root_does_not_depend_on_where_a_host_has_it(roots: Roots) -> None:
-    """Scanned on the file server and on a node, releases of one root become one view."""
+def test_a_root_may_be_scanned_at_different_paths_with_one_identity(roots: Roots) -> None:
+    """One view can show releases that were scanned on the file server and on a render node."""
     (roots.folder / "elsewhere").symlink_to(roots.root("max"))
     put(roots.folder / "max" / "2026" / "file", b"x")
     here = roots.scanned("max", root_name="/net/max/")
@@ -113,7 +113,7 @@ def test_the_identity_of_a_root_does_not_depend_on_where_a_host_has_it(roots: Ro
 
 @pytest.mark.parametrize("strategy", ["data_only", "redirect"])
 @pytest.mark.parametrize("check", [False, True])
-def test_two_roots_are_no_data_layers_of_one_overlay(roots: Roots, strategy: str, check: bool) -> None:
+def test_two_roots_as_data_layers_of_one_overlay_are_refused(roots: Roots, strategy: str, check: bool) -> None:
     roots.scanned("maya")
     layer = roots.layer("maya", {"release": RELEASE}, store=roots.store("maya"), strategy=strategy).ok["layer"]
     more = {"strategy": strategy, "check": check}
@@ -126,13 +126,13 @@ def test_two_roots_are_no_data_layers_of_one_overlay(roots: Roots, strategy: str
         assert not (roots.folder / "view").exists()
     assert roots.mounted([layer], [roots.root("maya")], strategy=strategy).ok["changed"]
     assert roots.program == "this is maya\n"
-    # Nor does a switch bring them in, and what is mounted stays.
+    # A switch to them is refused too, and the mounted overlay stays.
     message = roots.mounted([layer], [roots.root("max"), roots.root("maya")], **more).message
     assert PROGRAM in message
     assert roots.program == "this is maya\n"
 
 
-def test_layers_of_two_roots_are_no_overlay(roots: Roots) -> None:
+def test_an_overlay_with_layers_of_two_roots_is_refused(roots: Roots) -> None:
     layers = []
     for name in ("max", "maya"):
         roots.scanned(name)
@@ -142,7 +142,7 @@ def test_layers_of_two_roots_are_no_overlay(roots: Roots) -> None:
         assert word in message
 
 
-def test_a_data_layer_without_any_of_the_releases_is_refused_and_an_empty_one_is_not(roots: Roots) -> None:
+def test_a_data_layer_without_any_of_the_releases_is_refused_unless_it_is_empty(roots: Roots) -> None:
     roots.scanned("maya")
     layer = roots.layer("maya", {"release": RELEASE}, store=roots.store("maya")).ok["layer"]
     local = roots.folder / "local"
@@ -155,7 +155,7 @@ def test_a_data_layer_without_any_of_the_releases_is_refused_and_an_empty_one_is
     assert "has none of the releases" in message
 
 
-def test_a_local_copy_of_a_part_of_a_release_answers_before_the_root(roots: Roots) -> None:
+def test_a_local_copy_of_files_is_read_instead_of_the_root(roots: Roots) -> None:
     roots.scanned("maya")
     layer = roots.layer("maya", {"release": RELEASE}, store=roots.store("maya")).ok["layer"]
     local = roots.folder / "local" / RELEASE / "bin"
@@ -165,7 +165,7 @@ def test_a_local_copy_of_a_part_of_a_release_answers_before_the_root(roots: Root
     assert roots.mounted([layer], data).ok["changed"]
     assert roots.program == "this is maya\n"
     assert not roots.mounted([layer], data).ok["changed"]
-    # Other content at the same path is found by its size, and by its time where that is the same.
+    # Other content at the same path is found by its size, or by its mtime if the size is the same.
     for text in (b"longer than the original\n", b"THIS IS MAYA\n"):
         (local / "run").write_bytes(text)
         os.utime(local / "run", (5, 5))
@@ -173,7 +173,7 @@ def test_a_local_copy_of_a_part_of_a_release_answers_before_the_root(roots: Root
         assert PROGRAM in message
 
 
-def test_an_unchanged_overlay_looks_at_no_data_layer(roots: Roots) -> None:
+def test_the_data_layers_of_an_unchanged_overlay_are_not_compared(roots: Roots) -> None:
     roots.scanned("maya")
     layer = roots.layer("maya", {"release": RELEASE}, store=roots.store("maya")).ok["layer"]
     copy = roots.folder / "copy"
@@ -184,7 +184,7 @@ def test_an_unchanged_overlay_looks_at_no_data_layer(roots: Roots) -> None:
     assert not roots.mounted([layer], data).ok["changed"]
 
 
-def test_a_layer_of_somebody_else_takes_data_layers_without_a_file_in_two_forms(roots: Roots) -> None:
+def test_data_layers_of_a_layer_without_record_may_not_have_different_files(roots: Roots) -> None:
     layer = roots.folder / "other" / "layer"
     put(layer / "run")
     os.setxattr(layer / "run", "trusted.overlay.metacopy", b"")
@@ -196,7 +196,7 @@ def test_a_layer_of_somebody_else_takes_data_layers_without_a_file_in_two_forms(
     assert roots.mounted([str(layer)], data).ok["changed"]
 
 
-def test_overlay_info_tells_what_the_records_say(roots: Roots) -> None:
+def test_overlay_info_returns_the_roots_in_the_records_of_layers(roots: Roots) -> None:
     layers = []
     for name in ("max", "maya"):
         roots.scanned(name)
@@ -218,14 +218,14 @@ def test_overlay_info_tells_what_the_records_say(roots: Roots) -> None:
             assert (found["roots"], found["data_layers"]) == (found_roots, kind), name
 
 
-def test_overlay_info_reads_no_record_where_a_server_could_be_asked(roots: Roots) -> None:
+def test_overlay_info_reads_no_record_through_a_network_file_system_or_link(roots: Roots) -> None:
     roots.scanned("max")
     layer = Path(roots.layer("max", {"release": RELEASE}, store=roots.store("max")).ok["layer"])
     link = roots.folder / "link"
     link.symlink_to(layer.parent)
 
     def answers(kind: bytes = b"") -> object:
-        """Ask with the file system that the layer is on said to be of another kind."""
+        """Return the roots, as if the file system of the layer had the type ``kind``."""
         live = namespaces.own_mounts()
         mount = top_mount(live, os.fsencode(roots.folder / "view"))
         assert mount

@@ -1,4 +1,4 @@
-"""What a release may not have in it, and what a scan says of it."""
+"""A scan refuses what a manifest cannot describe, and reports what views cannot read."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def scan(root: Path, release: str = "pkg/1") -> list[Entry]:
 
 
 def plain(folder: Path) -> Path:
+    """Make a release with one directory and one file; return its path."""
     top = folder / "root" / "pkg" / "1"
     (top / "sub").mkdir(parents=True)
     support.write(top / "sub" / "file", b"content")
@@ -32,7 +33,7 @@ def plain(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "description"),
     [
         (stat.S_IFIFO, "a named pipe"),
         (stat.S_IFSOCK, "a socket"),
@@ -40,20 +41,20 @@ def plain(folder: Path) -> Path:
         (stat.S_IFBLK, "a block device"),
     ],
 )
-def test_what_is_no_file_is_refused_by_name(folder: Path, kind: int, said: str) -> None:
+def test_a_special_file_is_refused_by_name(folder: Path, kind: int, description: str) -> None:
     path = plain(folder) / "sub" / "odd\nname"
     if kind == stat.S_IFSOCK:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
     else:
         os.mknod(path, kind | 0o644, os.makedev(1, 3))
-    with pytest.raises(OverlayError, match=rf"/pkg/1/sub/odd\\nname is {said}: releases are made of"):
+    with pytest.raises(OverlayError, match=rf"/pkg/1/sub/odd\\nname is {description}: a release may have only"):
         scan(folder / "root")
 
 
 @pytest.mark.parametrize("what", ["tmpfs", "bind directory", "bind file", "bind of itself"])
 @pytest.mark.parametrize("through", ["root", "link", "root/../root", "root//."])
-def test_a_mount_inside_of_a_release_is_refused_by_name(folder: Path, what: str, through: str) -> None:
+def test_a_mount_inside_a_release_is_refused_by_name(folder: Path, what: str, through: str) -> None:
     top = plain(folder)
     (folder / "link").symlink_to("root")
     (folder / "root" / "else").mkdir()
@@ -72,7 +73,7 @@ def test_a_mount_inside_of_a_release_is_refused_by_name(folder: Path, what: str,
 @pytest.mark.parametrize("place", ["pkg", "pkg/1"])
 @pytest.mark.parametrize("kind", ["tmpfs", "bind"])
 def test_a_mount_between_the_root_and_a_release_is_refused_by_name(folder: Path, place: str, kind: str) -> None:
-    # A redirect does not cross it: the view would list every file and open none.
+    # The kernel follows no redirect across a mount. A view would list every file and could open none.
     plain(folder)
     path = folder / "root" / place
     if kind == "tmpfs":
@@ -86,23 +87,23 @@ def test_a_mount_between_the_root_and_a_release_is_refused_by_name(folder: Path,
         scan(folder / "root")
 
 
-def test_the_root_itself_may_be_a_mount(folder: Path) -> None:
+def test_the_software_root_may_be_a_mount(folder: Path) -> None:
     plain(folder)
     support.command("mount", "--bind", folder / "root", folder / "root")
     assert len(scan(folder / "root")) == 3
 
 
 @pytest.mark.parametrize("link", ["pkg", "pkg/1"])
-def test_a_release_that_is_a_link_is_refused_by_name(folder: Path, link: str) -> None:
+def test_a_symbolic_link_in_the_path_of_a_release_is_refused_by_name(folder: Path, link: str) -> None:
     plain(folder)
     path = folder / "root" / link
     path.rename(folder / "root" / "real")
     path.symlink_to(folder / "root" / "real")
-    with pytest.raises(OverlayError, match=rf"/root/{link} is a symbolic link: name the release by its own path"):
+    with pytest.raises(OverlayError, match=rf"/root/{link} is a symbolic link: give the path of the release itself"):
         scan(folder / "root")
 
 
-def test_the_root_may_be_a_link(folder: Path) -> None:
+def test_the_software_root_may_be_a_symbolic_link(folder: Path) -> None:
     plain(folder)
     (folder / "link").symlink_to("root")
     assert len(scan(folder / "link")) == 3
@@ -118,14 +119,14 @@ def test_the_root_may_be_a_link(folder: Path) -> None:
         ("root", "pkg/1/sub/file", "/sub/file is not a directory"),
     ],
 )
-def test_what_is_not_there_is_named(folder: Path, root: str, release: str, reason: str) -> None:
+def test_a_missing_root_or_release_is_refused_by_name(folder: Path, root: str, release: str, reason: str) -> None:
     plain(folder)
     with pytest.raises(OverlayError, match=reason):
         scan(folder / root, release)
 
 
-def recorded(folder: Path, privileged: bool = True, **more: Any) -> support.Ran:
-    """Record the release of ``plain``; without privileges as root of a host whose file server takes it for nobody."""
+def scanned(folder: Path, privileged: bool = True, **more: Any) -> support.Ran:
+    """Run release_manifest for the release of ``plain``; without ``privileged`` as root with the rights of nobody, as with root_squash."""
     store = folder / "store"
     store.mkdir(exist_ok=True)
     store.chmod(0o777)
@@ -140,11 +141,11 @@ def recorded(folder: Path, privileged: bool = True, **more: Any) -> support.Ran:
 
 
 @pytest.mark.parametrize("privileged", [True, False])
-def test_what_not_everybody_may_read_is_named_whoever_scans(folder: Path, privileged: bool) -> None:
+def test_files_that_not_everybody_may_read_are_named_whoever_scans(folder: Path, privileged: bool) -> None:
     top = plain(folder)
     support.write(top / "secret \udcff", b"x", 0o600)
     support.write(top / "of-a-group", b"x", 0o640)
-    support.write(top / "needs no reading", b"", 0o640)
+    support.write(top / "empty, so not read", b"", 0o640)
     support.write(top / "denied-to-others", b"x", 0o644)
     granted = (
         (support.OWNER, 6),
@@ -160,7 +161,7 @@ def test_what_not_everybody_may_read_is_named_whoever_scans(folder: Path, privil
     support.write(top / "closed" / "inner" / "file", b"x")
     os.chown(top / "closed", NOBODY, NOBODY)
     (top / "closed").chmod(0o750)
-    ran = recorded(folder, privileged).ok
+    ran = scanned(folder, privileged).ok
     assert ran["unreadable"] == ["/closed/", "/denied-to-others", "/of-a-group", "/secret \\xff"]
     assert ran["unreadable_count"] == 4
     assert "not everybody may read 4 of its files and directories" in str(ran["warnings"][0])
@@ -168,24 +169,24 @@ def test_what_not_everybody_may_read_is_named_whoever_scans(folder: Path, privil
 
 
 @pytest.mark.parametrize("place", ["", "pkg", "pkg/1"])
-def test_a_release_below_a_directory_that_not_everybody_may_enter_is_named(folder: Path, place: str) -> None:
+def test_a_release_below_a_directory_that_not_everybody_may_enter_is_reported(folder: Path, place: str) -> None:
     plain(folder)
     (folder / "root" / place).chmod(0o750)
-    ran = recorded(folder).ok
+    ran = scanned(folder).ok
     assert ran["unreadable"] == ["/"]
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o704, 0o750])
-def test_a_directory_that_no_reader_may_enter_is_kept_without_what_is_in_it(folder: Path, mode: int) -> None:
+def test_a_directory_that_users_may_not_enter_is_recorded_without_its_content(folder: Path, mode: int) -> None:
     top = plain(folder)
     (top / "sub" / "inner").mkdir()
     (top / "sub").chmod(mode)
     os.chown(top / "sub", NOBODY, NOBODY)
-    ran = recorded(folder, privileged=False).ok
+    ran = scanned(folder, privileged=False).ok
     assert (ran["unreadable"], ran["unlisted"], ran["unlisted_count"]) == (["/sub/"], ["/sub"], 1)
     assert "root of this host may not list 1 directories" in str(ran["warnings"])
     assert ran["entries"] == {"directories": 2, "files": 0, "symlinks": 0, "hardlinks": 0}
-    assert not recorded(folder, privileged=False, rescan=True).ok["changed"]
+    assert not scanned(folder, privileged=False, rescan=True).ok["changed"]
     place = Placement(
         f"{folder}/store/pkg/1.dump.gz", manifest_store.read_record(f"{folder}/store/pkg/1.dump.gz"), b"", b""
     )
@@ -193,11 +194,11 @@ def test_a_directory_that_no_reader_may_enter_is_kept_without_what_is_in_it(fold
     assert (sub.path, sub.mode, sub.nlink, sub.uid) == (b"/sub", stat.S_IFDIR | mode, 2, NOBODY)
 
 
-def test_a_directory_that_readers_may_enter_and_the_scan_may_not_list_fails_with_its_path(folder: Path) -> None:
+def test_a_directory_that_users_may_enter_and_the_scan_may_not_list_is_refused_by_name(folder: Path) -> None:
     top = plain(folder)
     (top / "sub").chmod(0o711)
     os.chown(top / "sub", NOBODY, NOBODY)
-    message = recorded(folder, privileged=False).message
+    message = scanned(folder, privileged=False).message
     assert message.startswith(f"{top}/sub has mode 0711: everybody may enter it, and this host may not list it")
     assert [path for path in (folder / "store").rglob("*") if path.is_file()] == []
 
@@ -215,30 +216,30 @@ def test_a_user_who_may_not_list_a_directory_is_refused(folder: Path) -> None:
     assert raised.value.filename == str(top / "sub")
 
 
-def test_root_is_not_told_to_run_as_root(folder: Path) -> None:
+def test_the_message_does_not_tell_root_to_run_as_root(folder: Path) -> None:
     top = plain(folder)
     os.chown(top, NOBODY, NOBODY)
     top.chmod(0o700)
-    message = recorded(folder, privileged=False).message
+    message = scanned(folder, privileged=False).message
     assert message.startswith(f"{top}: Permission denied: root itself is refused, as happens in a user namespace")
 
 
-def test_content_that_lies_too_deep_for_a_redirect_is_refused_by_name(folder: Path) -> None:
+def test_a_directory_too_deep_for_redirects_is_refused_by_name(folder: Path) -> None:
     top = plain(folder)
     support.command(
         "python3", "-c", "import os, sys\nos.chdir(sys.argv[1])\nfor _ in range(17):\n os.mkdir('d' * 250)\n os.chdir('d' * 250)\n"
         "open('f', 'w').write('x')", top,
     )  # fmt: skip
-    with pytest.raises(OverlayError, match=r"/d+ lies too deep: \d+ bytes, 3838 at most"):
+    with pytest.raises(OverlayError, match=r"/d+ is nested too deeply: \d+ bytes, and at most 3838"):
         scan(folder / "root")
 
 
-# ---- attributes, with both ways to read and write them
+# ---- xattrs, read and written with pyxattr and with os
 
 
 @pytest.fixture(params=["pyxattr", "os"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    assert xattrs.HAS_PYXATTR, "pyxattr is not installed: half of this would go untested"
+    assert xattrs.HAS_PYXATTR, "pyxattr is not installed, so these tests would not cover it"
     if request.param == "os":
         monkeypatch.setattr(xattrs, "HAS_PYXATTR", False)
         monkeypatch.setattr(xattrs, "write", xattrs._write_os)
@@ -246,7 +247,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.usefixtures("way")
-def test_attributes_are_read_and_written(folder: Path) -> None:
+def test_xattrs_are_read_and_written(folder: Path) -> None:
     path = os.fsencode(folder) + b"/file \xff"
     support.write(path, b"x")
     os.symlink(path, path + b"-link")
@@ -257,7 +258,7 @@ def test_attributes_are_read_and_written(folder: Path) -> None:
         assert xattrs.read(stream.fileno(), b"user.empty") == b""
         assert xattrs.read(stream.fileno(), b"trusted.overlay.redirect") == b"/\xff\x00"
     assert xattrs.read(path, b"trusted.overlay.redirect") == b"/\xff\x00"
-    # Those of the link, not of what it leads to.
+    # The xattrs of the symbolic link, not of its target.
     assert xattrs.read(path + b"-link", b"trusted.overlay.redirect") is None
     xattrs.write(path + b"-link", b"trusted.own", b"1")
     assert xattrs.read(path + b"-link", b"trusted.own") == b"1"
@@ -268,15 +269,15 @@ def test_attributes_are_read_and_written(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("way")
-def test_a_file_system_without_attributes_has_none() -> None:
+def test_a_file_on_a_file_system_without_xattrs_has_none() -> None:
     assert xattrs.read(b"/proc/self/status", b"user.x") is None
 
 
 @pytest.mark.usefixtures("way")
-def test_both_ways_make_the_same_manifest_and_layer(folder: Path, root: Path, way: str) -> None:
+def test_a_scan_with_pyxattr_or_os_carries_the_same_xattrs(folder: Path, root: Path, way: str) -> None:
     placement = support.scanned(folder / "store", root, "odd/1")
-    capable = [entry.path for entry in manifest_store.entries(placement) if entry.xattrs]
-    assert capable == [
+    with_xattrs = [entry.path for entry in manifest_store.entries(placement) if entry.xattrs]
+    assert with_xattrs == [
         b"/special/acl",
         b"/special/acl-default",
         b"/special/acl-directory",

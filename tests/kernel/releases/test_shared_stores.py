@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Stores that publishers write to lead root nowhere: links are not followed, and what is exchanged meanwhile makes no difference."""
+"""Publishers who may write to a store cannot make root write elsewhere, with links or by replacing directories meanwhile."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OLD = (1_000_000_000, 1_000_000_000)
 
 @pytest.fixture
 def home(folder: Path) -> Path:
-    """What a publisher wants root to overwrite or remove."""
+    """Make files that a publisher wants root to overwrite or remove; return their directory."""
     place = folder / "home"
     (place / "inner").mkdir(parents=True)
     for path in (place / "layer.erofs", place / "1.0.json", place / "1.0.dump.gz", place / "inner" / "letter"):
@@ -51,7 +51,7 @@ def shared(folder: Path) -> Path:
     return place
 
 
-def test_only_private_directories_of_our_own_are_taken_for_remains(shared: Path, home: Path) -> None:
+def test_only_private_directories_of_root_are_removed_as_abandoned(shared: Path, home: Path) -> None:
     ours, theirs, moved, public = (shared / f".new-{name}" for name in ("ours", "theirs", "moved", "public"))
     for path, uid, mode in ((ours, 0, 0o700), (theirs, NOBODY, 0o700), (public, 0, 0o755)):
         path.mkdir()
@@ -69,13 +69,13 @@ def test_only_private_directories_of_our_own_are_taken_for_remains(shared: Path,
     assert (theirs / "file").exists()
 
 
-def test_an_image_is_not_written_where_a_publisher_wants_it(
+def test_an_image_is_not_written_through_a_link_in_its_directory(
     shared: Path, home: Path, tools: tuple[Placement, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The directory that it is built in is exchanged for another one, with a link in it, as soon as it is there."""
+    """The directory in which the image is built is replaced, as soon as it exists, by one with a link in it."""
     build = generations.build_layer
 
-    def exchange_first(aside: str, *more: Any) -> Any:
+    def replace_first(aside: str, *more: Any) -> Any:
         (made,) = shared.iterdir()
         made.rename(shared / "away")
         made.mkdir()
@@ -83,7 +83,7 @@ def test_an_image_is_not_written_where_a_publisher_wants_it(
         (made / "inner").symlink_to(home / "inner")
         return build(aside, *more)
 
-    monkeypatch.setattr(generations, "build_layer", exchange_first)
+    monkeypatch.setattr(generations, "build_layer", replace_first)
     monkeypatch.setenv("PATH", f"{support.PROGRAMS}{os.pathsep}{os.environ['PATH']}")
     spec = LayerSpec("view", (tools[0],), "erofs", "data_only", "trusted")
     generation = image_store.publish(str(shared), spec, erofs_layer.find_builder(), generations.composed(spec))
@@ -91,12 +91,12 @@ def test_an_image_is_not_written_where_a_publisher_wants_it(
     image = image_store.image_path(str(shared), generation.id)
     assert generation.image
     assert erofs_layer.file_digest(image, lambda: None) == generation.image.digest
-    # It could be renamed, but not entered.
+    # The publisher could rename the directory but not enter it.
     assert os.listdir(shared / "away") == []
 
 
 @pytest.mark.parametrize("action", ["present", "absent"])
-def test_a_directory_of_a_manifest_store_that_is_a_link_is_refused(
+def test_a_symbolic_link_to_a_directory_in_a_manifest_store_is_refused(
     shared: Path, home: Path, root: Path, action: str
 ) -> None:
     (shared / "tool").symlink_to(home)
@@ -112,23 +112,23 @@ def test_a_directory_of_a_manifest_store_that_is_a_link_is_refused(
     assert untouched(home)
 
 
-def test_a_directory_that_becomes_a_link_while_a_release_is_scanned_makes_no_difference(
+def test_a_directory_replaced_by_a_link_during_a_scan_is_not_followed(
     shared: Path, home: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scan = getattr(manifest_store, "_scan_into")  # noqa: B009 (mypy)
 
-    def exchange_first(*arguments: Any) -> Any:
+    def replace_first(*arguments: Any) -> Any:
         (shared / "tool").rename(shared / "away")
         (shared / "tool").symlink_to(home)
         return scan(*arguments)
 
-    monkeypatch.setattr(manifest_store, "_scan_into", exchange_first)
+    monkeypatch.setattr(manifest_store, "_scan_into", replace_first)
     manifest_store.write(str(shared), str(root), "tool/1.0", checksum=False)
     assert untouched(home)
     assert sorted(os.listdir(shared / "away")) == ["1.0.dump.gz", "1.0.json"]
 
 
-def test_what_is_mounted_in_a_tree_is_not_removed_with_it(folder: Path, home: Path) -> None:
+def test_a_tree_with_a_mount_in_it_is_not_removed(folder: Path, home: Path) -> None:
     for name in ("a", "b"):
         (folder / "tree" / name).mkdir(parents=True)
     support.command("mount", "--bind", home, folder / "tree" / "a")

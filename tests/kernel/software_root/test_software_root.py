@@ -1,4 +1,4 @@
-"""What the module does besides mounting, on a file system of this machine."""
+"""Read-ahead of a mount and lines of fstab for a software root, on local file systems."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import apply
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root import nfs_mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root.nfs_options import SetReadAhead
+from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root.root_plan import SetReadAhead
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 
-def test_the_kernel_reads_ahead_as_much_as_it_is_told(folder: Path) -> None:
+def test_read_ahead_is_set_in_the_kernel(folder: Path) -> None:
     with support.filesystem(folder, "xfs") as place:
         live = support.live(place)
         assert live
@@ -24,12 +24,12 @@ def test_the_kernel_reads_ahead_as_much_as_it_is_told(folder: Path) -> None:
             apply(SetReadAhead(os.fsencode(place), before * 2), nfs_mount.handlers(10))
             assert nfs_mount.read_ahead(live) == before * 2
         finally:
-            # It is the loop device's, which the next test may get.
+            # The value belongs to the loop device, which the next test may use.
             apply(SetReadAhead(os.fsencode(place), before), nfs_mount.handlers(10))
 
 
-def test_where_the_kernel_does_not_say_it_cannot_be_set(folder: Path) -> None:
+def test_read_ahead_that_the_kernel_does_not_report_is_an_error(folder: Path) -> None:
     (folder / "memory").mkdir()
     support.command("mount", "-t", "tmpfs", "memory", folder / "memory")
-    with pytest.raises(OverlayError, match="memory: the kernel does not say how much it reads ahead there"):
+    with pytest.raises(OverlayError, match="memory: the kernel does not report the read-ahead of this mount"):
         apply(SetReadAhead(os.fsencode(folder / "memory"), 1024), nfs_mount.handlers(10))

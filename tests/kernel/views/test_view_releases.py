@@ -1,4 +1,4 @@
-"""Which releases a view shows: those that leave it linger, withdrawn ones do not, and changed ones are noticed."""
+"""Releases that leave a view linger, withdrawn ones do not, and releases that were changed in place are refused."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ TWO_DAYS = 172_800
 
 
 def done(name: str, /, **arguments: Any) -> dict[str, Any]:
-    """Run a module, which succeeds."""
+    """Run a module, which must succeed, and return its values."""
     return support.module(name, **arguments).ok
 
 
 class Farm:
-    """A software root with three releases of one package, a store with their manifests, and a view of them."""
+    """A software root with three releases of one package, a store with their manifests, and a mountpoint of a view."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -45,11 +45,11 @@ class Farm:
         done("release_manifest", root=str(self.root), store=str(self.store), release=release)
 
     def decide(self, *releases: str | dict[str, Any], check: bool = False, **options: Any) -> dict[str, Any]:
-        """Run the module, which succeeds."""
+        """Run view_releases, which must succeed, and return its values."""
         return self.ran(*releases, check=check, **options).ok
 
     def refusal(self, *releases: str | dict[str, Any], check: bool = False, **options: Any) -> str:
-        """Run the module, which fails; return the reason."""
+        """Run view_releases, which must fail, and return the message."""
         return self.ran(*releases, check=check, **options).message
 
     def ran(self, *releases: str | dict[str, Any], check: bool = False, **options: Any) -> support.Ran:
@@ -61,7 +61,7 @@ class Farm:
         return {"name": "view", "root": str(self.root), "store": str(self.store), "ready_marker": ".ready"}
 
     def deploy(self, *releases: str | dict[str, Any], **options: Any) -> dict[str, Any]:
-        """Decide, build and mount, as the role does; return what was decided."""
+        """Decide, build and mount, as the role does. Return the values of view_releases and the generation."""
         decided = self.decide(*releases, **options)
         state_dir, releases = str(self.folder / "state"), decided["releases"]
         layer = done("metadata_layer", name="view", store=str(self.store), state_dir=state_dir, releases=releases)
@@ -86,7 +86,7 @@ def names(entries: list[dict[str, Any]]) -> list[str]:
     return [one["release"] for one in entries]
 
 
-#: Imports one module of its release, and another one when it is told to.
+#: Imports a Python module of its release, and another one after it has read a line.
 JOB = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
@@ -102,8 +102,8 @@ print(early.word, late.word, flush=True)
 # ---- lingering
 
 
-def test_a_process_that_imports_late_still_finds_its_release_after_a_switch(farm: Farm) -> None:
-    """The README's own case: newest(@), a job on usd/1, and the deployment of usd/2."""
+def test_a_process_still_finds_its_lingering_release_after_a_switch(farm: Farm) -> None:
+    """The case in the README: a job runs from usd/1 while newest(@) deploys usd/2."""
     farm.deploy("usd/1")
     with support.background(JOB, farm.view / "usd" / "1" / "lib") as job:
         assert names(farm.deploy("usd/2")["leaving"]) == ["usd/1"]
@@ -115,14 +115,14 @@ def test_a_process_that_imports_late_still_finds_its_release_after_a_switch(farm
     assert farm.shown() == ["1", "2"]
 
 
-def test_without_lingering_it_does_not(farm: Farm) -> None:
+def test_with_linger_0_the_old_release_is_removed_at_once(farm: Farm) -> None:
     farm.deploy("usd/1", linger=0)
     assert farm.deploy("usd/2", linger=0)["leaving"] == []
     assert farm.shown() == ["2"]
     assert not farm.record.exists()
 
 
-def test_the_first_deployment_after_its_time_leaves_it_out(farm: Farm) -> None:
+def test_the_first_deployment_after_the_linger_time_removes_the_release(farm: Farm) -> None:
     farm.deploy("usd/1", now=1000)
     farm.deploy("usd/2", now=2000)
     decided = farm.deploy("usd/3", now=2000 + TWO_DAYS - 1)
@@ -136,7 +136,7 @@ def test_the_first_deployment_after_its_time_leaves_it_out(farm: Farm) -> None:
     assert farm.shown() == ["2", "3"]
 
 
-def test_four_runs(farm: Farm) -> None:
+def test_check_and_real_runs_agree_and_the_second_run_changes_nothing(farm: Farm) -> None:
     farm.decide("usd/1", now=1000)
     given = {**farm.options, "releases": [{"release": "usd/2"}], "now": 2000}
     ran = four_runs("view_releases", **given)
@@ -148,19 +148,19 @@ def test_four_runs(farm: Farm) -> None:
     }
 
 
-def test_a_later_batch_and_a_host_that_is_deployed_later_have_the_same_generation(farm: Farm) -> None:
+def test_later_batches_and_hosts_have_the_same_generation(farm: Farm) -> None:
     farm.decide("usd/1", now=1000)
     first = farm.deploy("usd/2", now=2000)
-    # Nearly at the end of its time: the later batch decides as the first one did, whatever the time is by then.
+    # A later batch with the same "now" decides as the first one, and so does a run just before the linger time ends.
     assert farm.deploy("usd/2", now=first["now"])["generation"] == first["generation"]
     assert farm.deploy("usd/2", now=2000 + TWO_DAYS - 1)["generation"] == first["generation"]
-    # Once a run has left it out, it is not shown again, by whatever clock.
+    # A release that was removed does not come back, even if the clock is set back.
     last = farm.deploy("usd/2", now=2000 + TWO_DAYS)
     assert last["generation"] != first["generation"]
     assert farm.deploy("usd/2", now=3000)["generation"] == last["generation"]
 
 
-def test_a_release_at_a_place_that_is_not_its_own_is_replaced_at_once(farm: Farm) -> None:
+def test_a_release_at_another_place_than_its_own_path_is_replaced_at_once(farm: Farm) -> None:
     farm.deploy({"release": "usd/1", "at": "usd/current"})
     decided = farm.deploy({"release": "usd/2", "at": "usd/current"})
     assert decided["leaving"] == []
@@ -168,14 +168,14 @@ def test_a_release_at_a_place_that_is_not_its_own_is_replaced_at_once(farm: Farm
     assert (farm.view / "usd/current/lib/late.py").read_text() == "word = 'late 2'\n"
 
 
-def test_a_link_of_the_view_takes_the_place_at_once(farm: Farm) -> None:
+def test_a_declared_link_replaces_a_release_at_once(farm: Farm) -> None:
     farm.decide("usd/1")
     decided = farm.decide("usd/2", links=[{"path": "usd/1", "target": "2"}])
     assert decided["leaving"] == []
     assert names(decided["releases"]) == ["usd/2"]
 
 
-def test_it_lingers_as_it_was_declared(farm: Farm) -> None:
+def test_a_release_lingers_with_its_patterns(farm: Farm) -> None:
     farm.decide({"release": "usd/1", "exclude": ["**/late.py"]})
     decided = farm.deploy("usd/2")
     assert decided["releases"][1] == {"release": "usd/1", "at": "usd/1", "source": "usd/1", "exclude": ["**/late.py"]}
@@ -183,7 +183,7 @@ def test_it_lingers_as_it_was_declared(farm: Farm) -> None:
 
 
 @pytest.mark.parametrize("how", ["withdrawn", "deleted", "without a manifest"])
-def test_a_release_that_cannot_be_shown_any_more_does_not_linger(farm: Farm, how: str) -> None:
+def test_an_unusable_release_does_not_linger(farm: Farm, how: str) -> None:
     farm.deploy("usd/1")
     farm.deploy("usd/2")
     if how == "withdrawn":
@@ -196,7 +196,7 @@ def test_a_release_that_cannot_be_shown_any_more_does_not_linger(farm: Farm, how
     assert decided["leaving"] == []
     assert names(decided["left"]) == ["usd/1"]
     assert farm.shown() == ["2"]
-    # It is not shown again when it comes back, unless it is declared.
+    # It does not come back with its directory unless it is declared.
     (farm.root / "usd/1").mkdir(exist_ok=True)
     (farm.root / "usd/1/.ready").touch()
     assert farm.decide("usd/2", sample=0)["leaving"] == []
@@ -215,7 +215,7 @@ def test_a_withdrawn_release_is_refused_by_name_although_it_was_scanned(farm: Fa
         assert "usd/1" not in message
     (farm.root / "usd/2/.ready").touch()
     assert everything(farm.store) == before
-    # Touching the marker has changed the directory's mtime, and is no change of the release.
+    # Writing the marker again changed the mtime of the directory, which is not a change of the release.
     assert farm.decide("usd/1", "usd/2", sample=1000)["leaving"] == []
 
 
@@ -266,7 +266,7 @@ def lead_elsewhere(farm: Farm) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         (overwrite, ["/lib/late.py: size 16 -> 34, mtime"]),
         (rewrite_with_the_same_size, ["/lib/late.py: mtime"]),
@@ -280,7 +280,7 @@ def lead_elsewhere(farm: Farm) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_release_that_was_changed_in_place_is_refused_by_name(farm: Farm, change: Any, told: list[str]) -> None:
+def test_a_release_that_was_changed_in_place_is_refused_by_name(farm: Farm, change: Any, reported: list[str]) -> None:
     farm.decide("usd/1", "usd/2")
     recorded = farm.record.read_bytes()
     time.sleep(0.02)
@@ -288,29 +288,29 @@ def test_a_release_that_was_changed_in_place_is_refused_by_name(farm: Farm, chan
     message = farm.refusal("usd/1", "usd/2", "usd/3", sample=1000)
     assert "release usd/1 is no longer what its manifest says" in message
     assert "publish this under a new version" in message
-    assert [text for text in told if text not in message] == []
+    assert [text for text in reported if text not in message] == []
     assert "usd/2" not in message
     assert farm.record.read_bytes() == recorded
     assert farm.decide("usd/1", "usd/2", sample=0)["changed"] is False
-    # What the message says helps.
+    # The remedy in the message works.
     done("release_manifest", root=str(farm.root), store=str(farm.store), release="usd/1", state="absent")
     farm.scan("usd/1")
     assert farm.decide("usd/1", "usd/2", sample=1000)["changed"] is False
 
 
-def test_directories_that_were_only_touched_are_no_difference(farm: Farm) -> None:
+def test_a_touched_directory_is_not_a_difference(farm: Farm) -> None:
     os.utime(farm.root / "usd/1/lib")
     os.utime(farm.root / "usd/1")
     farm.decide("usd/1", sample=1000)
 
 
-def test_a_release_of_every_oddity_is_what_its_manifest_says(root: Path, odd: Any) -> None:
+def test_an_unchanged_release_with_entries_of_all_kinds_equals_its_manifest(root: Path, odd: Any) -> None:
     store = Path(odd.manifest).parents[1]
     given = {"name": "odd", "root": str(root), "store": str(store), "releases": [{"release": "odd/1"}]}
     done("view_releases", sample=10**6, **given)
 
 
-def test_over_time_every_entry_is_looked_at_and_each_run_looks_at_few(farm: Farm) -> None:
+def test_each_run_compares_another_random_sample(farm: Farm) -> None:
     release = farm.root / "many" / "1"
     for number in range(10):
         (release / f"{number}").mkdir(parents=True)
@@ -320,11 +320,11 @@ def test_over_time_every_entry_is_looked_at_and_each_run_looks_at_few(farm: Farm
     farm.scan("many/1")
     support.write(release / "7" / "2", b"longer than it was")
     noticed = [bool(farm.ran("many/1", sample=10).result.get("failed")) for _run in range(60)]
-    # 5 of 40 files a run.
+    # Each run compares 5 of 40 files.
     assert 0 < sum(noticed) < 60
 
 
-def test_a_release_that_was_largely_overwritten_is_noticed_by_the_default(farm: Farm) -> None:
+def test_the_default_sample_notices_a_mostly_overwritten_release(farm: Farm) -> None:
     release = farm.root / "many" / "1"
     release.mkdir(parents=True)
     (release / ".ready").touch()
@@ -339,7 +339,7 @@ def test_a_release_that_was_largely_overwritten_is_noticed_by_the_default(farm: 
 # ---- the record and the stores
 
 
-def test_the_record_has_its_mode_whatever_the_umask(farm: Farm) -> None:
+def test_the_mode_of_the_record_does_not_depend_on_the_umask(farm: Farm) -> None:
     for mask in (0o000, 0o077):
         before = os.umask(mask)
         try:
@@ -350,7 +350,7 @@ def test_the_record_has_its_mode_whatever_the_umask(farm: Farm) -> None:
         assert [path.stat().st_mode & 0o7777 for path in (farm.record.parent, farm.record)] == [0o755, 0o644]
 
 
-def test_no_link_in_the_store_leads_a_record_elsewhere(farm: Farm) -> None:
+def test_symbolic_links_to_the_record_or_its_directory_are_refused(farm: Farm) -> None:
     outside = farm.folder / "outside"
     outside.mkdir()
     (farm.store / ".views").symlink_to(outside)
@@ -366,7 +366,7 @@ def test_no_link_in_the_store_leads_a_record_elsewhere(farm: Farm) -> None:
 
 
 @pytest.mark.parametrize("kind", ["garbage", "pipe", "device", "directory", "deep"])
-def test_what_is_no_record_is_refused_by_its_path(farm: Farm, kind: str) -> None:
+def test_an_invalid_record_is_refused_by_its_path(farm: Farm, kind: str) -> None:
     farm.record.parent.mkdir()
     if kind == "garbage":
         farm.record.write_bytes(b"{")
@@ -384,13 +384,13 @@ def test_what_is_no_record_is_refused_by_its_path(farm: Farm, kind: str) -> None
     assert "file server" not in message
 
 
-def test_a_run_that_is_killed_while_it_writes_leaves_the_record_as_it_was(farm: Farm) -> None:
+def test_a_run_that_is_killed_during_the_write_leaves_the_old_record(farm: Farm) -> None:
     farm.decide("usd/1")
     before = farm.record.read_bytes()
     code = (
         "import os, signal, sys\n"
-        "from ansible_collections.renderfarm.overlay.plugins.module_utils.core.linger import Record\n"
-        "from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import view_record\n"
+        "from ansible_collections.renderfarm.overlay.plugins.module_utils.views.linger import Record\n"
+        "from ansible_collections.renderfarm.overlay.plugins.module_utils.views import view_record\n"
         "os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)\n"
         "view_record.write(sys.argv[1], 'view', Record(()))\n"
     )
@@ -401,7 +401,7 @@ def test_a_run_that_is_killed_while_it_writes_leaves_the_record_as_it_was(farm: 
     assert names(farm.decide("usd/2")["leaving"]) == ["usd/1"]
 
 
-def test_a_store_that_may_not_be_written_to_is_named_and_needs_no_writing_without_lingering(farm: Farm) -> None:
+def test_a_read_only_store_is_refused_by_name_unless_nothing_lingers(farm: Farm) -> None:
     support.command("mount", "--bind", farm.store, farm.store)
     support.command("mount", "-o", "remount,bind,ro", farm.store)
     message = farm.refusal("usd/1")
@@ -412,7 +412,7 @@ def test_a_store_that_may_not_be_written_to_is_named_and_needs_no_writing_withou
 
 
 @pytest.mark.parametrize("module", ["view_releases", "release_manifest", "release_info", "metadata_layer"])
-def test_a_store_that_is_missing_is_an_error_and_never_made(farm: Farm, module: str) -> None:
+def test_a_missing_store_is_an_error_and_is_never_created(farm: Farm, module: str) -> None:
     missing = farm.folder / "net" / "manifests"
     given = {
         "view_releases": {**farm.options, "releases": [{"release": "usd/1"}]},
@@ -427,8 +427,8 @@ def test_a_store_that_is_missing_is_an_error_and_never_made(farm: Farm, module: 
     assert not (farm.folder / "state").exists()
 
 
-def test_a_store_that_was_empty_is_told(farm: Farm) -> None:
-    """A mountpoint without its share looks like a new store."""
+def test_an_empty_store_causes_a_warning(farm: Farm) -> None:
+    """A mountpoint whose share is not mounted looks like a new store."""
     given = {"root": str(farm.root), "release": "usd/1"}
     (farm.folder / "other").mkdir()
     first = done("release_manifest", store=str(farm.folder / "other"), **given)
@@ -438,7 +438,7 @@ def test_a_store_that_was_empty_is_told(farm: Farm) -> None:
 
 
 @pytest.mark.usefixtures("with_programs")
-def test_an_image_store_is_made_only_inside_the_manifest_store(farm: Farm) -> None:
+def test_an_image_store_is_created_only_as_images_in_the_manifest_store(farm: Farm) -> None:
     given: dict[str, Any] = {"name": "view", "store": str(farm.store), "releases": [{"release": "usd/1"}]}
     for missing in (farm.folder / "missing", farm.folder / "net" / "images", farm.store / "some" / "images"):
         ran = support.module("metadata_layer", **given, image_store=str(missing))
@@ -454,8 +454,10 @@ def test_an_image_store_is_made_only_inside_the_manifest_store(farm: Farm) -> No
 
 
 @pytest.mark.parametrize(("propagation", "kept"), [("private", True), ("slave", False)])
-def test_a_process_in_a_private_mount_namespace_never_sees_a_switch(farm: Farm, propagation: str, kept: bool) -> None:
-    """A slave one, as systemd's PrivateMounts makes, follows the switch: unmounting spreads into it."""
+def test_a_private_mount_namespace_does_not_follow_a_switch_and_a_slave_does(
+    farm: Farm, propagation: str, kept: bool
+) -> None:
+    """In a slave mount namespace, as PrivateMounts of systemd creates, the unmount of the old overlay propagates."""
     support.command("mount", "--bind", farm.folder, farm.folder)
     support.command("mount", "--make-shared", farm.folder)
     farm.deploy("usd/1", linger=0)
@@ -469,7 +471,7 @@ def test_a_process_in_a_private_mount_namespace_never_sees_a_switch(farm: Farm, 
     assert farm.shown() == ["2"]
 
 
-def test_the_record_is_json_that_people_can_read(farm: Farm) -> None:
+def test_the_record_omits_fields_that_have_their_default(farm: Farm) -> None:
     farm.decide({"release": "usd/1", "at": "usd/current"}, "usd/2", now=1000)
     farm.decide("usd/3", now=2000)
     assert json.loads(farm.record.read_bytes()) == {

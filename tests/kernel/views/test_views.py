@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import inode_space
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import ViewPaths
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.conftest import FILESYSTEMS
 
@@ -48,7 +47,8 @@ def test_a_view_equals_its_releases(
         assert support.compare_trees(view / "odd" / "1", root / "odd" / "1") == []
         assert support.compare_trees(view / "tool" / "1.0", root / "tool" / "1.0") == []
         assert support.compare_trees(view / "else" / "where", root / "tool" / "2.0") == []
-    warnings = generations.spill_warning(ViewPaths.of(str(state_dir), "view"), report)
+    tally = report.tally
+    warnings = inode_space.spill_warning(str(state_dir), tally.files, report.spilled, report.bytes_on_disk)
     if kind == "ext4-256":
         (warning,) = warnings
         assert "inodes of ext4" in warning
@@ -57,7 +57,7 @@ def test_a_view_equals_its_releases(
     else:
         assert warnings == []
         assert report.bytes_on_disk < 40_000_000
-    assert generations.attributes_fit(str(disks[kind]), namespace) == (kind != "ext4-256")
+    assert inode_space.attributes_fit(str(disks[kind]), namespace) == (kind != "ext4-256")
 
 
 def test_the_same_tree_has_the_same_manifest_on_every_file_system(

@@ -1,4 +1,4 @@
-"""Patterns that choose what of a release a view shows."""
+"""Patterns select the entries of a release that a view shows."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ ALL = [one.path for one in map(entry, TREE)]
         ([b"no/such"], []),
     ],
 )
-def test_what_is_included_is_shown_with_the_directories_above_it(include: list[bytes], shown: list[bytes]) -> None:
+def test_included_entries_are_shown_with_the_directories_above_them(include: list[bytes], shown: list[bytes]) -> None:
     assert chosen(include, []) == shown
 
 
@@ -90,24 +90,24 @@ def test_what_is_included_is_shown_with_the_directories_above_it(include: list[b
         ([b"no/such"], []),
     ],
 )
-def test_what_is_excluded_is_not_shown_and_nothing_in_it(exclude: list[bytes], gone: list[bytes]) -> None:
+def test_excluded_entries_are_not_shown_nor_anything_below_them(exclude: list[bytes], gone: list[bytes]) -> None:
     assert chosen([], exclude) == [path for path in ALL if path not in gone]
 
 
-def test_exclude_wins_over_include() -> None:
+def test_exclude_takes_precedence_over_include() -> None:
     assert chosen([b"lib", b"bin/a"], [b"**/deep", b"bin"]) == [b"/", b"/lib", b"/lib/f.so"]
     assert chosen([b"bin/a"], [b"bin/a"]) == []
 
 
-def test_all_of_the_entries_are_read_even_when_none_is_wanted() -> None:
-    # The reader tells at the end whether they were what it had to read.
+def test_the_manifest_is_read_to_its_end_even_if_nothing_is_shown() -> None:
+    # The digest of a manifest is checked only at its end.
     for include, exclude in (([b"x"], []), ([], [b"**"]), ([], [b"bin"])):
         entries = iter([entry(b"/"), entry(b"/bin/"), entry(b"/bin/a")])
         list(filtered(entries, include, exclude))
         assert next(entries, None) is None
 
 
-def test_a_pattern_with_many_wildcards_takes_no_time() -> None:
+def test_a_pattern_with_many_wildcards_is_matched_in_seconds() -> None:
     long = [entry(b"/"), entry(b"/" + b"a" * 255), entry(b"/" + b"b" * 255 + b"/")]
     deep = [entry(b"/" + b"/".join([b"b" * 255, *[b"a"] * depth]) + b"/") for depth in range(1, 200)]
     started = time.monotonic()
@@ -117,14 +117,14 @@ def test_a_pattern_with_many_wildcards_takes_no_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "clean"),
+    ("given", "normalised"),
     [(b"a", b"a"), (b"/a/*", b"a/*"), (b"a//b/", b"a/b"), (b"./a/./**", b"a/**"), (b"..a", b"..a"), (b"\xff", b"\xff")],
 )
-def test_patterns_are_relative_to_the_release(given: bytes, clean: bytes) -> None:
-    assert clean_glob(given, "'include' of release a") == clean
+def test_patterns_are_normalised_as_paths_relative_to_the_release(given: bytes, normalised: bytes) -> None:
+    assert clean_glob(given, "'include' of release a") == normalised
 
 
 @pytest.mark.parametrize("given", [b"", b"/", b".", b"..", b"a/../b", b"a\0"])
-def test_patterns_that_name_nothing_or_lead_out_are_refused_by_name(given: bytes) -> None:
+def test_a_pattern_that_is_empty_or_leads_out_of_the_release_is_refused_by_name(given: bytes) -> None:
     with pytest.raises(OverlayError, match=r"^'include' of release a '.*' (is empty|may not contain)"):
         clean_glob(given, "'include' of release a")

@@ -1,4 +1,4 @@
-"""Merged and filtered views: what streams through is what a plain model of the view in memory says."""
+"""Merged and filtered views are compared with a simple model that holds whole trees in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.compose 
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import Link, declared_links
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.ownership import (
-    Attributes,
+    OwnershipRules,
     changed_mode,
     parse_mode,
 )
@@ -30,8 +30,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
     CAPABILITY_XATTR,
     CHECKSUM_XATTR,
-    Counts,
     Entry,
+    EntryCounts,
     ManifestRecord,
     Placement,
     Xattrs,
@@ -43,17 +43,17 @@ from ansible_collections.renderfarm.overlay.tests.unit.random_cases import Recor
 
 
 class Node(NamedTuple):
-    """What is at a path: of a release, or of a view."""
+    """A file of a release or of a view."""
 
     mode: int
     uid: int
     gid: int
     mtime_ns: int
     size: int = 0
-    #: Of a link its target, of a file with content where that is.
+    #: Target of a symbolic link, or path of the content of a file.
     target: bytes | None = None
     xattrs: Xattrs = ()
-    #: Same for all names of a file.
+    #: The same for all names of a file with several; None for a file with one name.
     file: object = None
 
     @property
@@ -72,7 +72,7 @@ class Release:
     nodes: Nodes = field(repr=False)
 
     def entries(self) -> list[Entry]:
-        """Return the entries of its manifest."""
+        """Return the entries of the manifest of the release."""
         names: dict[object, list[bytes]] = {}
         ordered = sorted(self.nodes, key=sibling_key)
         for path in ordered:
@@ -108,16 +108,16 @@ def random_release(dice: random.Random, number: int) -> Release:
     name = f"tool/{number}"
     at = dice.choice([b"", b"", b"a", b"a", b"a/b", b"a/b/c.so", b"b", b"x/y", name.encode()])
     nodes: Nodes = {b"/": random_directory(dice)}
-    folders = [b""]
+    directories = [b""]
     files: list[bytes] = []
     for _turn in range(dice.randrange(14)):
-        path = dice.choice(folders) + b"/" + dice.choice(NAMES)
+        path = dice.choice(directories) + b"/" + dice.choice(NAMES)
         if path in nodes:
             continue
         kind = dice.randrange(8)
         if kind < 3:
             nodes[path] = random_directory(dice)
-            folders.append(path)
+            directories.append(path)
         elif kind == 3:
             target = dice.choice([b"a", b"../b"])
             nodes[path] = Node(stat.S_IFLNK | 0o777, dice.randrange(3), 0, dice.randrange(9), len(target), target)
@@ -131,7 +131,7 @@ def random_release(dice: random.Random, number: int) -> Release:
         else:
             nodes[path] = random_file(dice, name.encode() + path)
             files.append(path)
-    # Content is at the first name of a file.
+    # The content of a file with several names is at its first name.
     for path in sorted(files, key=sibling_key, reverse=True):
         if nodes[path].size:
             for other in files:
@@ -140,7 +140,7 @@ def random_release(dice: random.Random, number: int) -> Release:
             nodes[path] = nodes[path]._replace(target=name.encode() + path)
     include = random_globs(dice) if dice.random() < 0.3 else ()
     exclude = random_globs(dice) if dice.random() < 0.3 else ()
-    record = ManifestRecord(name, f"sha256:{number}", 1, Counts(), 0, True)
+    record = ManifestRecord(name, f"sha256:{number}", 1, EntryCounts(), 0, True)
     return Release(Placement(f"/store/{name}.dump.gz", record, at, name.encode(), include, exclude), nodes)
 
 
@@ -171,9 +171,9 @@ def random_globs(dice: random.Random) -> tuple[bytes, ...]:
 
 
 def random_rules(dice: random.Random) -> Rules:
-    attributes = Attributes()
+    ownership = OwnershipRules()
     if dice.random() < 0.4:
-        attributes = Attributes(
+        ownership = OwnershipRules(
             dice.choice([None, 7]),
             dice.choice([None, 8]),
             dice.choice([(), ((1, 71), (0, 70))]),
@@ -186,12 +186,12 @@ def random_rules(dice: random.Random) -> Rules:
         for _link in range(dice.choice([0, 0, 0, 1, 2]))
     ]
     try:
-        return Rules(attributes, dice.choice(["error", "error", "first", "last"]), declared_links(links))
+        return Rules(ownership, dice.choice(["error", "error", "first", "last"]), declared_links(links))
     except OverlayError:
-        return Rules(attributes, "first")
+        return Rules(ownership, "first")
 
 
-# ---- the model: whole trees in memory, merged as a list of them
+# ---- the model: whole trees in memory, merged path by path
 
 
 def matches(pattern: Sequence[bytes], parts: Sequence[bytes]) -> bool:
@@ -217,8 +217,8 @@ def chosen(release: Release) -> set[bytes]:
     return paths
 
 
-def below(folder: bytes, path: bytes) -> bool:
-    return path != folder and path.startswith(folder.rstrip(b"/") + b"/")
+def below(directory: bytes, path: bytes) -> bool:
+    return path != directory and path.startswith(directory.rstrip(b"/") + b"/")
 
 
 def parents(path: bytes) -> list[bytes]:
@@ -228,7 +228,7 @@ def parents(path: bytes) -> list[bytes]:
 
 @dataclass
 class Layer:
-    """One tree of the model, the whole view around it included."""
+    """One tree of the model, with paths in the view."""
 
     label: str
     nodes: Nodes
@@ -236,7 +236,7 @@ class Layer:
 
 
 class Model:
-    """What a view is, told without streams."""
+    """A view, built without streams."""
 
     def __init__(self, releases: Sequence[Release], rules: Rules) -> None:
         self.rules = rules
@@ -254,13 +254,13 @@ class Model:
         self._merge(b"/", layers)
 
     def _owned(self, node: Node) -> Node:
-        attributes = self.rules.attributes
-        uid, gid = attributes.uid(node.uid), attributes.gid(node.gid)
+        ownership = self.rules.ownership
+        uid, gid = ownership.uid(node.uid), ownership.gid(node.gid)
         mode, xattrs = node.mode, node.xattrs
-        if attributes.strips and (uid, gid) != (node.uid, node.gid) and stat.S_ISREG(mode):
+        if ownership.strips and (uid, gid) != (node.uid, node.gid) and stat.S_ISREG(mode):
             mode &= ~(stat.S_ISUID | stat.S_ISGID)
             xattrs = tuple(pair for pair in xattrs if pair[0] != CAPABILITY_XATTR)
-        return node._replace(mode=changed_mode(mode, attributes.mode), uid=uid, gid=gid, xattrs=xattrs)
+        return node._replace(mode=changed_mode(mode, ownership.mode), uid=uid, gid=gid, xattrs=xattrs)
 
     def _implied(self, path: bytes) -> Node:
         times = [mtime_ns for at, mtime_ns in self._roots if below(path, at)]
@@ -312,7 +312,7 @@ class Model:
         return same and (one.size == 0 or (sums[0] is not None and sums[0] == sums[1]))
 
     def listing(self) -> dict[bytes, tuple[object, ...]]:
-        """Return all that can be seen of each entry."""
+        """Return the visible properties of each entry, by path."""
         found: dict[bytes, tuple[object, ...]] = {}
         for path, node in self.nodes.items():
             names = [path]
@@ -328,7 +328,7 @@ class Model:
 
 
 def listed(entries: Sequence[Entry]) -> dict[bytes, tuple[object, ...]]:
-    """Return the same of composed entries, which have to be what a manifest may hold."""
+    """Return the same of composed entries, after checking their order and hard links."""
     assert [entry.path for entry in entries] == sorted({entry.path for entry in entries}, key=sibling_key)
     files: dict[bytes, Entry] = {}
     names: dict[bytes, list[bytes]] = {}
@@ -359,7 +359,7 @@ def random_view(seed: int) -> tuple[list[Release], Rules]:
     return [random_release(dice, number) for number in range(dice.randrange(1, 5))], random_rules(dice)
 
 
-def test_a_view_is_what_the_model_says(record_testsuite_property: Record) -> None:
+def test_a_random_view_equals_the_model(record_testsuite_property: Record) -> None:
     each_seed(SEEDS, _check_view, record_testsuite_property)
 
 
@@ -385,14 +385,14 @@ def _check_view(seed: int) -> None:
     assert list(view.entries()) == list(view.entries())
 
 
-def test_the_random_views_have_what_they_are_to_test() -> None:
+def test_enough_random_views_have_each_feature_under_test() -> None:
     seen: Counter[str] = Counter()
     for seed in range(SEEDS):
         releases, rules = random_view(seed)
         model = Model(releases, rules)
         nodes = model.nodes.values()
         globs = any(one.placement.include or one.placement.exclude for one in releases)
-        # A file whose first name, where its release has the content, is not in the view.
+        # The first name of the file, which is the path of its content, is not in the view.
         first: dict[object, bytes] = {}
         for path in sorted(model.nodes, key=sibling_key):
             first.setdefault(model.nodes[path].file, path)
@@ -416,8 +416,8 @@ def test_the_random_views_have_what_they_are_to_test() -> None:
 
 
 def release(name: str, at: bytes, files: Mapping[bytes, bytes | None], **more: tuple[bytes, ...]) -> Release:
-    """Return a release of files, by their paths with their content's checksum, and of directories (None)."""
-    record = ManifestRecord(name, f"sha256:{name}", 1, Counts(), 0, True)
+    """Return a release with the given files. The value is the checksum of the file, or None for a directory."""
+    record = ManifestRecord(name, f"sha256:{name}", 1, EntryCounts(), 0, True)
     mtime_ns = len(name)
     nodes = {b"/": Node(stat.S_IFDIR | 0o755, 1, 1, mtime_ns)}
     for path, content in files.items():
@@ -431,7 +431,7 @@ def release(name: str, at: bytes, files: Mapping[bytes, bytes | None], **more: t
     return Release(Placement(f"/store/{name}.dump.gz", record, at, name.encode(), **more), nodes)
 
 
-def shown(releases: Sequence[Release], rules: Rules | None = None) -> dict[bytes, Entry]:
+def composed(releases: Sequence[Release], rules: Rules | None = None) -> dict[bytes, Entry]:
     manifests = reader(releases)
     placements = [one.placement for one in releases]
     return {entry.path: entry for entry in compose(placements, lambda one: iter(manifests[one.manifest]), rules)}
@@ -442,33 +442,33 @@ TWO = release("second", b"", {b"/bin/two": b"2", b"/share/doc": b"2"})
 
 
 def test_releases_at_one_place_are_merged() -> None:
-    view = shown([ONE, replace(TWO, placement=replace(TWO.placement, exclude=(b"share",)))])
+    view = composed([ONE, replace(TWO, placement=replace(TWO.placement, exclude=(b"share",)))])
     assert list(view) == [b"/", b"/bin", b"/bin/one", b"/bin/two", b"/share", b"/share/doc"]
     assert view[b"/bin/two"].target == b"second/bin/two"
     assert view[b"/"].nlink == 4
 
 
 @pytest.mark.parametrize(("on_conflict", "kept"), [("first", b"one"), ("last", b"second")])
-def test_the_order_of_declaration_decides(on_conflict: str, kept: bytes) -> None:
-    view = shown([ONE, TWO], Rules(on_conflict=on_conflict))
+def test_on_conflict_decides_by_the_order_of_the_declaration(on_conflict: str, kept: bytes) -> None:
+    view = composed([ONE, TWO], Rules(on_conflict=on_conflict))
     assert view[b"/share/doc"].target == kept + b"/share/doc"
     assert view[b"/share"].mtime_ns == len(kept)
     other = {"first": "last", "last": "first"}[on_conflict]
-    assert shown([TWO, ONE], Rules(on_conflict=other)) == view
+    assert composed([TWO, ONE], Rules(on_conflict=other)) == view
 
 
 def test_a_conflict_is_named_with_its_path_and_both_releases() -> None:
     with pytest.raises(
         OverlayError, match=r"has 1 conflict: '/share/doc' of one and of second\. .*exclude.*on_conflict"
     ):
-        shown([ONE, TWO])
+        composed([ONE, TWO])
 
 
-def test_of_many_conflicts_the_first_are_named_and_all_counted() -> None:
+def test_the_first_conflicts_are_named_and_all_are_counted() -> None:
     many = {b"/f%03d" % number: b"1" for number in range(150)}
     releases = [release("one", b"", many), release("two", b"", dict.fromkeys(many, b"2"))]
     with pytest.raises(OverlayError, match="has 150 conflicts, the first 20 of which are: ") as raised:
-        shown(releases)
+        composed(releases)
     assert "/f019" in str(raised.value)
     assert "/f020" not in str(raised.value)
     manifests = reader(releases)
@@ -478,9 +478,9 @@ def test_of_many_conflicts_the_first_are_named_and_all_counted() -> None:
     assert view.conflicts[0].as_dict() == {"path": "/f000", "kept": "one", "hidden": "two"}
 
 
-def test_equal_content_is_no_conflict_and_without_checksums_it_is() -> None:
+def test_files_conflict_unless_checksum_size_mode_and_xattrs_are_equal() -> None:
     equal = release("two", b"", {b"/share/doc": b"1"})
-    assert shown([ONE, equal])[b"/share/doc"].target == b"one/share/doc"
+    assert composed([ONE, equal])[b"/share/doc"].target == b"one/share/doc"
     doc = equal.nodes[b"/share/doc"]
     for changed in (
         doc._replace(xattrs=()),
@@ -489,14 +489,14 @@ def test_equal_content_is_no_conflict_and_without_checksums_it_is() -> None:
         doc._replace(xattrs=((CAPABILITY_XATTR, b"cap"), *doc.xattrs)),
     ):
         with pytest.raises(OverlayError, match="'/share/doc' of one and of two"):
-            shown([ONE, replace(equal, nodes={**equal.nodes, b"/share/doc": changed})])
+            composed([ONE, replace(equal, nodes={**equal.nodes, b"/share/doc": changed})])
 
 
-def test_a_file_that_wins_over_a_directory_hides_all_that_is_in_it() -> None:
-    folder = release("two", b"", {b"/share/doc/a/b": b"2", b"/share/doc/c": b"2", b"/share/doc-": b"2"})
+def test_a_file_that_takes_precedence_hides_a_directory_and_its_content() -> None:
+    directory = release("two", b"", {b"/share/doc/a/b": b"2", b"/share/doc/c": b"2", b"/share/doc-": b"2"})
     rules = Rules(on_conflict="first")
-    assert list(shown([ONE, folder], rules))[4:] == [b"/share/doc", b"/share/doc-"]
-    assert list(shown([folder, ONE], rules))[4:] == [
+    assert list(composed([ONE, directory], rules))[4:] == [b"/share/doc", b"/share/doc-"]
+    assert list(composed([directory, ONE], rules))[4:] == [
         b"/share/doc",
         b"/share/doc/a",
         b"/share/doc/a/b",
@@ -505,40 +505,42 @@ def test_a_file_that_wins_over_a_directory_hides_all_that_is_in_it() -> None:
     ]
 
 
-def test_a_release_inside_of_another_goes_by_the_order_and_not_by_the_places() -> None:
+def test_precedence_of_nested_releases_depends_on_the_order_and_not_on_the_place() -> None:
     inside = release("inner", b"share/doc", {b"/x": b"2"})
-    assert list(shown([ONE, inside], Rules(on_conflict="first")))[-1] == b"/share/doc"
-    assert list(shown([inside, ONE], Rules(on_conflict="first")))[-1] == b"/share/doc/x"
+    assert list(composed([ONE, inside], Rules(on_conflict="first")))[-1] == b"/share/doc"
+    assert list(composed([inside, ONE], Rules(on_conflict="first")))[-1] == b"/share/doc/x"
     with pytest.raises(OverlayError, match="'/share/doc' of one and of inner"):
-        shown([inside, ONE])
+        composed([inside, ONE])
 
 
-def test_a_directory_that_a_release_describes_is_as_described() -> None:
+def test_a_directory_that_a_release_describes_replaces_an_implied_one() -> None:
     inside = release("inside-of-it", b"share/deep", {b"/x": b"2"})
-    view = shown([inside, ONE], Rules(on_conflict="first"))
+    view = composed([inside, ONE], Rules(on_conflict="first"))
     assert (view[b"/share"].mtime_ns, view[b"/share"].uid) == (len("one"), 1)
     assert view[b"/share/deep"].mtime_ns == len("inside-of-it")
 
 
-def test_the_next_name_of_a_file_stands_for_it() -> None:
+def test_the_next_name_of_a_file_replaces_an_excluded_first_name() -> None:
     one = release("one", b"x", {b"/a": b"1", b"/b": b"1", b"/c/d": b"1"})
     file = one.nodes[b"/a"]._replace(file="f", xattrs=((CAPABILITY_XATTR, b"cap"), (CHECKSUM_XATTR, b"1")))
     one = replace(one, nodes={**one.nodes, b"/a": file, b"/b": file, b"/c/d": file})
-    view = shown([replace(one, placement=replace(one.placement, exclude=(b"a",)))])
+    view = composed([replace(one, placement=replace(one.placement, exclude=(b"a",)))])
     assert view[b"/x/b"] == Entry(b"/x/b", file.mode, 3, 2, 1, 1, 1, b"one/a", False, ((CAPABILITY_XATTR, b"cap"),))
     assert (view[b"/x/c/d"].target, view[b"/x/c/d"].is_hardlink, view[b"/x/c/d"].nlink) == (b"/x/b", True, 2)
 
 
-def test_what_is_included_nowhere_is_not_there_and_neither_are_directories_above() -> None:
+def test_a_release_without_included_entries_adds_no_directories() -> None:
     nothing = release("two", b"deep/er", {b"/f": b"1"}, include=(b"no-such-name",))
-    assert list(shown([ONE, nothing])) == list(shown([ONE]))
-    assert list(shown([nothing])) == [b"/"]
-    assert shown([nothing])[b"/"].nlink == 2
+    assert list(composed([ONE, nothing])) == list(composed([ONE]))
+    assert list(composed([nothing])) == [b"/"]
+    assert composed([nothing])[b"/"].nlink == 2
 
 
-def test_a_link_has_its_directories_and_the_latest_time() -> None:
+def test_a_declared_link_has_parent_directories_and_the_latest_mtime() -> None:
     tool = release("tool", b"tool/1", {b"/f": b"1"})
-    view = shown([tool], Rules(Attributes(7, 8), links=declared_links([(b"tool/current", b"1"), (b"/new/l", b"x")])))
+    view = composed(
+        [tool], Rules(OwnershipRules(7, 8), links=declared_links([(b"tool/current", b"1"), (b"/new/l", b"x")]))
+    )
     assert list(view) == [b"/", b"/new", b"/new/l", b"/tool", b"/tool/1", b"/tool/1/f", b"/tool/current"]
     assert view[b"/tool/current"] == Entry(
         b"/tool/current", stat.S_IFLNK | 0o777, 1, 1, 7, 8, len("tool"), b"1", False, ()
@@ -550,13 +552,13 @@ def test_a_link_has_its_directories_and_the_latest_time() -> None:
     ("path", "named"),
     [(b"tool", "'/tool'"), (b"tool/1", "'/tool/1'"), (b"tool/1/f", "'/tool/1/f'"), (b"tool/1/f/x", "'/tool/1/f'")],
 )
-def test_a_link_is_in_the_way_of_whatever_else_is_there(path: bytes, named: str) -> None:
+def test_a_declared_link_conflicts_with_and_replaces_any_entry_at_its_path(path: bytes, named: str) -> None:
     tool = release("tool", b"tool/1", {b"/f": b"1"})
     links = declared_links([(path, b"target")])
     with pytest.raises(OverlayError, match=f"{named} of link -> target and of tool"):
-        shown([tool], Rules(links=links))
+        composed([tool], Rules(links=links))
     for on_conflict in ("first", "last"):
-        view = shown([tool], Rules(links=links, on_conflict=on_conflict))
+        view = composed([tool], Rules(links=links, on_conflict=on_conflict))
         assert view[b"/" + path].target == b"target"
         assert not any(one.startswith(b"/" + path + b"/") for one in view)
 
@@ -569,22 +571,22 @@ def test_a_link_is_in_the_way_of_whatever_else_is_there(path: bytes, named: str)
         ([(b"a/../b", b"x")], r"path of the link 'a/\.\./b' may not contain"),
         ([(b"a", b"")], "target of link 'a' has 0 bytes"),
         ([(b"a", b"x" * 4096)], "target of link 'a' has 4096 bytes"),
-        ([(b"a", b"x\0")], "none of them NUL"),
+        ([(b"a", b"x\0")], "1 to 4095 bytes without NUL"),
         ([(b"a", b"x"), (b"/a/", b"y")], "link '/a/' is declared with two targets, 'x' and 'y'"),
-        ([(b"a/b/c", b"x"), (b"a", b"x"), (b"a-", b"x")], "link 'a/b/c' would be inside of link 'a'"),
+        ([(b"a/b/c", b"x"), (b"a", b"x"), (b"a-", b"x")], "link 'a/b/c' would be below link 'a'"),
     ],
 )
-def test_impossible_links_are_refused_by_name(given: list[tuple[bytes, bytes]], message: str) -> None:
+def test_an_invalid_link_is_refused_by_name(given: list[tuple[bytes, bytes]], message: str) -> None:
     with pytest.raises(OverlayError, match=message):
         declared_links(given)
 
 
-def test_links_are_put_in_order_and_equal_ones_are_one() -> None:
+def test_declared_links_are_sorted_and_deduplicated() -> None:
     given = [(b"b", b"x"), (b"a-", b"x"), (b"/a/c/", b"x" * 4095), (b"b", b"x")]
     assert [link.path for link in declared_links(given)] == [b"a/c", b"a-", b"b"]
 
 
-def test_the_order_counts_only_among_releases_that_overlap() -> None:
+def test_precedence_lists_only_releases_that_overlap() -> None:
     def order(*places: bytes, on_conflict: str = "first", links: tuple[Link, ...] = ()) -> list[list[int]] | None:
         placements = [release(f"r{place.decode()}", place, {}).placement for place in places]
         return precedence(placements, Rules(on_conflict=on_conflict, links=links))
@@ -594,7 +596,7 @@ def test_the_order_counts_only_among_releases_that_overlap() -> None:
     assert order(b"a", b"a/b", on_conflict="error") is None
     assert order(b"a", b"a/b") == order(b"a/b", b"a", on_conflict="last") == [[0, 1]]
     assert order(b"a/b", b"a") == order(b"a", b"a/b", on_conflict="last") == [[1, 0]]
-    # Two releases inside of a third one are no matter to each other.
+    # Two releases below a third one do not overlap with each other.
     assert order(b"", b"a", b"b") == order(b"", b"b", b"a") == [[0, 1], [0, 2]]
     assert order(b"a", b"", b"b") == [[1, 0], [0, 2]]
     assert order(b"a", links=declared_links([(b"b", b"x")])) is None
@@ -606,10 +608,10 @@ def test_the_order_counts_only_among_releases_that_overlap() -> None:
 
 
 def large(name: bytes, files: int) -> Iterator[Entry]:
-    """Yield a release of so many files in always the same number of directories."""
+    """Yield a release with ``files`` files in ten directories."""
     yield Entry(b"/", stat.S_IFDIR | 0o755, 0, 12, 1, 1, 1, None, False, ())
-    for folder in range(10):
-        top = b"/folder%d" % folder
+    for index in range(10):
+        top = b"/directory%d" % index
         yield Entry(top, stat.S_IFDIR | 0o755, 0, 2, 1, 1, 1, None, False, ())
         for number in range(files // 10):
             path = top + b"/file%06d" % number
@@ -617,11 +619,12 @@ def large(name: bytes, files: int) -> Iterator[Entry]:
 
 
 def peak(files: int) -> int:
+    """Return the peak memory in bytes of merging two releases with ``files`` files each."""
     placements = [
-        replace(release(name, b"x", {}).placement, exclude=(b"**/file*7",), include=(b"folder*/*",))
+        replace(release(name, b"x", {}).placement, exclude=(b"**/file*7",), include=(b"directory*/*",))
         for name in ("one", "two")
     ]
-    rules = Rules(Attributes(owner=5), "last", declared_links([(b"x/folder3/file000001", b"target")]))
+    rules = Rules(OwnershipRules(owner=5), "last", declared_links([(b"x/directory3/file000001", b"target")]))
     tracemalloc.start()
     try:
         view = compose(placements, lambda one: large(one.source, files), rules)

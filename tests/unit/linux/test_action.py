@@ -1,4 +1,4 @@
-"""Carrying out plans: each action has a handler, and one without is an error before anything is changed."""
+"""Every action has a handler, and an action without one is an error before anything is changed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root i
 
 @dataclass(frozen=True)
 class CreateSpecialMountpoint(CreateMountpoint):
-    """An action that no room knows, although its base class is known."""
+    """An action without a handler, although its base class has one."""
 
 
 @pytest.mark.parametrize("handlers", [{}, mounts.HANDLERS, boot.HANDLERS, nfs_mount.handlers(1.0)])

@@ -1,4 +1,4 @@
-"""What works inside trees that others may write to names nothing by a path: only beneath a descriptor, as linux/beneath.py does."""
+"""Code that works inside trees that others may write to uses descriptors only (linux/beneath.py), and no paths."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 
 ROOMS = Path(__file__).resolve().parents[3] / "plugins" / "module_utils"
 
-#: The files that work in there: one of overlays, and all of finalize.
+#: The files with such code: one of overlays, and all of finalize.
 FOREIGN = sorted(
     str(path.relative_to(ROOMS))
     for path in (ROOMS / "overlays" / "uppers.py", *(ROOMS / "finalize").glob("*.py"))
     if path.name != "__init__.py"
 )
-#: Their functions that use paths of root's own: below /run, /proc and /sys.
+#: Their functions that use paths which only root can change: below /run, /proc and /sys.
 OWN_PATHS = {
     "finalize/moving.py": {"_longest_redirect"},
     "finalize/parallel.py": {"held"},
@@ -67,19 +67,19 @@ PATHED = {
         "fwalk",
     ),
 }
-#: Those of os.path that only handle text.
+#: Functions of os.path that only handle text.
 TEXTUAL = {"join", "split", "basename", "dirname", "isabs", "normpath"}
-#: What another file of the room may be asked for with a path, since it works in places of root's alone or opens the path safely.
+#: Functions of linux/ that may be called with a path: they work where only root can write, or open the path safely.
 HARMLESS = {
     "files": {"allow_deep_trees", "make_directories", "remove_tree", "written_aside"},
     "syscalls": {"has_superblock", "mount", "syncfs", "umount", "die_with_parent"},
 }
-#: Modules that know paths alone.
+#: Modules whose functions take paths only.
 BANNED = {"glob", "pathlib", "shutil", "tempfile", "xattr"}
 
 
 def complaints(source: str, exempt: set[str]) -> list[str]:
-    """Return the calls that name something by a path, each with its line."""
+    """Return the calls that take a path, each with its line."""
     tree = ast.parse(source)
     return [text for node in tree.body for text in _of(node, exempt)]
 
@@ -146,7 +146,7 @@ def test_a_path_is_noticed(statement: str) -> None:
     assert complaints(statement, set())
 
 
-def test_what_is_harmless_is_not() -> None:
+def test_calls_without_paths_of_others_are_allowed() -> None:
     assert (
         complaints(
             "os.path.join(a, b)\nos.fstat(fd)\nos.fchmod(fd, 1)\nbeneath.open_at(fd, name)\nfiles.remove_tree(x)", set()

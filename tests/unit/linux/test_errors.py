@@ -1,4 +1,4 @@
-"""Paths in messages: readable, on one line, and telling different paths apart."""
+"""Paths in messages are readable and on one line, and a denied permission comes with advice."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def test_a_path_is_shown_on_one_line_without_control_characters(path: bytes, sho
     [
         (False, True, b"nfs4", "run the task as root"),
         (False, False, None, "run the task as root"),
-        (True, True, b"nfs4", "the file server does not let root of this host in, as an export with root_squash"),
-        (True, True, b"nfs", "the file server does not let root"),
+        (True, True, b"nfs4", "the file server denies access to root of this host, as an export with root_squash"),
+        (True, True, b"nfs", "the file server denies access to root"),
         (True, True, b"ext4", "root itself is refused"),
         (True, True, None, "root itself is refused"),
         (True, False, b"nfs4", "^$"),
     ],
 )
-def test_what_to_do_about_a_refusal_depends_on_who_refuses_whom(
+def test_the_hint_depends_on_the_user_the_error_and_the_file_system(
     as_root: bool, no_access: bool, fstype: bytes | None, hint: str
 ) -> None:
     assert re.search(hint, refusal_hint(as_root, no_access, fstype))

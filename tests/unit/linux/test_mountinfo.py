@@ -1,4 +1,4 @@
-"""Reading what the kernel says is mounted, from lines that kernels wrote."""
+"""Mountinfo is read as the kernel writes it. The lines come from real kernels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
 META = b"/mnt/me,ta:a b\\c=d\xff\n\"'#"
 DATA = b"/mnt/da,ta:a b\\c=d\xff"
 
-# Linux 6.18, mounted through lowerdir+ and datadir+, and the same through lowerdir alone.
+# Linux 6.18: layers given through lowerdir+ and datadir+, and the same layers through lowerdir alone.
 ONE_BY_ONE = (
     rb"66 63 0:40 / /mnt/v rw,relatime - overlay ren\040der "
     b"ro,lowerdir+=/mnt/me\\054ta:a\\040b\\134c=d\xff\\012\"'#,datadir+=/mnt/da\\054ta:a\\040b\\134c=d\xff,"
@@ -42,7 +42,7 @@ def only(text: bytes) -> Mount:
 
 
 @pytest.mark.parametrize("line", [ONE_BY_ONE, IN_ONE])
-def test_the_layers_of_an_overlay_are_read_whatever_bytes_they_have(line: bytes) -> None:
+def test_the_layers_of_an_overlay_are_decoded_whatever_bytes_they_have(line: bytes) -> None:
     mount = only(line)
     assert (mount.id, mount.parent, mount.device, mount.path) == (66, 63, (0, 40), b"/mnt/v")
     assert (mount.fstype, mount.source, mount.propagation) == (b"overlay", b"ren der", ())
@@ -50,7 +50,7 @@ def test_the_layers_of_an_overlay_are_read_whatever_bytes_they_have(line: bytes)
     assert overlay_layers(mount) == OverlayLayers((META,), (DATA,), None, None, settings)
 
 
-def test_an_overlay_is_described_for_the_user() -> None:
+def test_an_overlay_is_returned_with_its_layers_and_options() -> None:
     assert described(only(ONE_BY_ONE)) == {
         "path": "/mnt/v",
         "root": "/",
@@ -136,7 +136,7 @@ PATHS = st.lists(st.binary(min_size=1).map(lambda name: b"/" + name), max_size=4
 
 
 @given(PATHS.filter(bool), PATHS)
-def test_any_layers_survive_being_joined(lower: list[bytes], data: list[bytes]) -> None:
+def test_joined_layers_are_split_again(lower: list[bytes], data: list[bytes]) -> None:
     assert split_lowerdir(join_lowerdir(lower, data)) == (lower, data)
 
 
@@ -158,14 +158,14 @@ ROOT = (1, 0, b"/")
         ([ROOT, (2, 1, b"/a")], b"/a", 2),
         ([ROOT, (2, 1, b"/a")], b"/a/b", None),
         ([ROOT, (2, 1, b"/a"), (3, 2, b"/a")], b"/a", 3),
-        # What was mounted beneath comes last and is covered.
+        # A mount that was mounted beneath is listed last, and is covered.
         ([ROOT, (3, 4, b"/a"), (4, 1, b"/a")], b"/a", 3),
         ([ROOT, (2, 1, b"/a"), (3, 2, b"/a"), (4, 3, b"/a")], b"/a", 4),
-        # The folder above has been covered: what is mounted below it cannot be reached any more.
+        # A mount covers the parent directory, so that a mount inside that is unreachable.
         ([ROOT, (2, 1, b"/a/b"), (3, 1, b"/a")], b"/a/b", None),
         ([ROOT, (2, 1, b"/a/b"), (3, 1, b"/a"), (4, 3, b"/a/b")], b"/a/b", 4),
         ([ROOT, (2, 1, b"/a"), (3, 2, b"/a/b"), (4, 2, b"/a")], b"/a/b", None),
-        # As in a chroot whose root is no mount: nobody listed is the parent.
+        # In a chroot that is not a mountpoint, the parent is not listed.
         ([(2, 9, b"/a"), (3, 2, b"/a/b")], b"/a/b", 3),
         ([(2, 9, b"/a")], b"/", None),
         # The root of the first mount namespace is its own parent.
@@ -173,7 +173,7 @@ ROOT = (1, 0, b"/")
         ([(1, 1, b"/"), (2, 1, b"/"), (3, 2, b"/a")], b"/a", 3),
     ],
 )
-def test_the_mount_that_is_seen_is_the_top_one(
+def test_the_top_mount_is_the_visible_one(
     listed: list[tuple[int, int, bytes]], path: bytes, expected: int | None
 ) -> None:
     found = top_mount(mounts(*listed), path)
@@ -184,19 +184,19 @@ def test_the_mount_that_is_seen_is_the_top_one(
     ("path", "expected"),
     [(b"/", 1), (b"/x", 1), (b"/a", 2), (b"/a/x/y", 2), (b"/ab", 1), (b"/a/b", 3), (b"/a/b/c", 3)],
 )
-def test_a_path_is_on_the_mount_that_is_closest_above(path: bytes, expected: int) -> None:
+def test_a_path_is_contained_in_the_nearest_mount_above_it(path: bytes, expected: int) -> None:
     found = containing_mount(mounts(ROOT, (2, 1, b"/a"), (3, 2, b"/a/b")), path)
     assert found
     assert found.id == expected
 
 
-def test_what_is_hidden_contains_nothing() -> None:
+def test_a_covered_mount_contains_no_path() -> None:
     found = containing_mount(mounts(ROOT, (2, 1, b"/a/b"), (3, 1, b"/a")), b"/a/b/c")
     assert found
     assert found.id == 3
 
 
-def test_a_stack_is_listed_from_what_is_seen_downwards() -> None:
+def test_a_stack_is_listed_from_the_visible_mount_down() -> None:
     text = b"""\
 1 0 8:1 / / rw - ext4 disk rw
 2 1 0:40 / /v ro - overlay overlay ro

@@ -1,4 +1,4 @@
-"""Mounting at boot: units and lines of fstab, and which of them are ours to touch."""
+"""Units and lines of fstab for mounting at boot, and which of the existing ones may be changed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, parse
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
     MARKER,
-    RemoveFstab,
+    RemoveViewLines,
     Stored,
     Unit,
-    WriteFstab,
     WriteUnit,
+    WriteViewLines,
     desired_lines,
     desired_units,
-    edited_fstab,
+    fstab_with_view,
     mount_options,
     plan_persistence,
     plan_places,
@@ -68,7 +68,7 @@ def test_a_line_names_the_upper_layer_and_needs_it() -> None:
 @pytest.mark.parametrize(
     ("writable", "options", "reason"),
     [
-        (scratch_space(1 << 30), {}, "has scratch space, which goes with it: 'persist' has to be none"),
+        (scratch_space(1 << 30), {}, "has scratch space, which is lost .*: 'persist' has to be none"),
         (KEPT, {"volatile": True}, "is volatile: .* 'persist' has to be none"),
         (Writable(b"/var/a,b", b"/var/work"), {}, "/var/a,b has a comma or a backslash .* as upperdir"),
         (Writable(b"/var/upper", b"/var/a\\b"), {}, "has a comma or a backslash .* as workdir"),
@@ -127,7 +127,7 @@ PART = mount_spec(b"/software", [b"/g/1/layer"], [b"/d"], {"nodev": True}, True,
 WHOLE = b"/g/1/layer.whole-a7dc95e2"
 
 
-def test_of_an_overlay_that_a_part_is_shown_of_the_whole_is_mounted_beside_its_layer() -> None:
+def test_an_overlay_that_shows_one_directory_is_mounted_as_a_whole_beside_its_layer() -> None:
     whole, view = desired_units(PART, append=True)
     assert (whole.name, whole.wanted) == (unit_name(WHOLE), False)
     assert b"# whole " + WHOLE in whole.text.split(b"\n")
@@ -151,16 +151,16 @@ def test_of_an_overlay_that_a_part_is_shown_of_the_whole_is_mounted_beside_its_l
     )
 
 
-def test_the_same_layer_has_a_whole_for_each_mountpoint() -> None:
+def test_each_mountpoint_of_the_same_layer_has_its_own_whole_overlay() -> None:
     other = mount_spec(b"/other", [b"/g/1/layer"], [b"/d"], {}, True, strategy="redirect")
     assert whole_of(other) not in (None, WHOLE, whole_of(PART), whole_of(PLAIN))
     assert whole_of(PART) == WHOLE
-    with pytest.raises(OverlayError, match="and images: such a one cannot be mounted at boot"):
+    with pytest.raises(OverlayError, match="and images, so it cannot be mounted at boot"):
         whole_of(mount_spec(b"/v", [b"/l.erofs"], [b"/d"], {}, True, [b"/l.erofs"], strategy="redirect"))
 
 
 @pytest.mark.parametrize("persist", ["systemd", "fstab"])
-def test_a_whole_goes_with_its_view(persist: str) -> None:
+def test_a_whole_overlay_is_removed_with_its_view_only(persist: str) -> None:
     stored = {
         "systemd": Stored(desired_units(PART, append=True), b""),
         "fstab": Stored((), b"".join(desired_lines(PART, append=True))),
@@ -185,13 +185,13 @@ def test_a_whole_goes_with_its_view(persist: str) -> None:
         (b"/", "-.mount"),
     ],
 )
-def test_the_name_of_a_unit_is_what_systemd_makes_of_the_path(path: bytes, name: str) -> None:
+def test_the_name_of_a_unit_is_that_of_systemd_escape(path: bytes, name: str) -> None:
     assert unit_name(path) == name
     argv = ["systemd-escape", "--path", "--suffix=mount", "--", path.decode()]
     assert subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout.strip() == name
 
 
-def test_odd_paths_are_escaped_where_systemd_wants_it() -> None:
+def test_odd_paths_are_escaped_for_systemd() -> None:
     spec = mount_spec(b"/v 1%", [b"/l a,b:c"], [b"/d\\e%"], {}, True)
     (unit,) = desired_units(spec, append=True)
     lines = unit.text.split(b"\n")
@@ -210,7 +210,7 @@ def test_odd_paths_are_escaped_where_systemd_wants_it() -> None:
         (b"/\xff", "not UTF-8"),
     ],
 )
-def test_what_cannot_be_mounted_at_boot_is_refused_by_name(path: bytes, reason: str, persist: str) -> None:
+def test_a_path_that_systemd_cannot_mount_is_refused_with_the_reason(path: bytes, reason: str, persist: str) -> None:
     for spec in (
         mount_spec(path, [b"/l"], [b"/d"], {}, True),
         mount_spec(b"/v", [path], [b"/d"], {}, True),
@@ -231,7 +231,9 @@ def test_what_cannot_be_mounted_at_boot_is_refused_by_name(path: bytes, reason: 
         (b"/a'b", "fstab", "fstab cannot tell systemd"),
     ],
 )
-def test_what_only_one_of_them_cannot_do_is_refused_there(layer: bytes, persist: str, reason: str) -> None:
+def test_a_path_that_only_units_or_only_fstab_cannot_express_is_refused_there(
+    layer: bytes, persist: str, reason: str
+) -> None:
     spec = mount_spec(b"/software", [layer], [b"/d"], {}, True)
     with pytest.raises(OverlayError, match=reason):
         actions(spec, persist, NOTHING)
@@ -245,7 +247,7 @@ def test_a_mountpoint_too_long_for_a_unit_is_refused() -> None:
 # ---- options
 
 
-def test_long_layers_are_given_one_by_one_where_the_kernel_takes_that() -> None:
+def test_long_layers_are_given_one_by_one_if_the_kernel_takes_them_so() -> None:
     long = b"/" + b"x" * 200
     spec = mount_spec(b"/v", [long], [b"/d/" + b"y" * 200], {}, True)
     assert mount_options(spec, append=True).endswith(b",lowerdir+=" + long + b",datadir+=/d/" + b"y" * 200)
@@ -291,10 +293,10 @@ FOREIGN = b"# comment\nfiler:/software /net/software nfs ro 0 0\n\nUUID=1 / ext4
 
 def edited(text: bytes, spec: MountSpec | None, path: bytes = b"/software") -> bytes:
     lines = desired_lines(spec, append=True) if spec else ()
-    return edited_fstab(text, path, lines)
+    return fstab_with_view(text, path, lines)
 
 
-def test_only_own_lines_of_fstab_are_touched() -> None:
+def test_only_lines_of_this_collection_are_changed() -> None:
     both = b"".join(desired_lines(SPEC, append=True))
     assert edited(FOREIGN, SPEC) == FOREIGN + both
     assert edited(FOREIGN + both, SPEC) == FOREIGN + both
@@ -306,13 +308,20 @@ def test_only_own_lines_of_fstab_are_touched() -> None:
     assert edited(FOREIGN.rstrip(b"\n"), SPEC) == FOREIGN + both
 
 
-def test_an_image_of_two_views_keeps_its_line_until_both_are_gone() -> None:
+def test_the_line_of_an_image_stays_until_both_of_its_views_are_gone() -> None:
     image, view = desired_lines(SPEC, append=True)
     text = edited(image + view, OTHER_VIEW, b"/other")
     assert text == image + view + desired_lines(OTHER_VIEW, append=True)[1]
     text = edited(text, None)
     assert text == image + desired_lines(OTHER_VIEW, append=True)[1]
     assert edited(text, None, b"/other") == b""
+
+
+def test_lines_of_others_are_kept_with_carriage_returns_and_bytes_that_are_not_utf8() -> None:
+    text = b"# old:\roverlay /software overlay x-renderfarm.overlay=view 0 0\n\xff:/x /\xfe nfs ro\r\n"
+    both = b"".join(desired_lines(SPEC, append=True))
+    assert edited(text, SPEC) == text + both
+    assert edited(text + both, None) == text
 
 
 def test_the_line_of_an_image_comes_before_that_of_the_view() -> None:
@@ -341,9 +350,9 @@ GONE = ["remove unit g-1-layer.mount", "remove unit software.mount", RELOAD]
         (PLAIN, "systemd", NOTHING, ["write unit software.mount", RELOAD]),
         (SPEC, "fstab", NOTHING, ["write the overlay at /software into /etc/fstab"]),
         (SPEC, "fstab", IN_FSTAB, []),
-        # Its link is missing.
+        # The link of the unit is missing.
         (SPEC, "systemd", Stored((UNITS[0], Unit(UNITS[1].name, UNITS[1].text, False)), b""), ["write unit software.mount", RELOAD]),
-        # Switched to the next generation: the old image is not needed any more.
+        # After a switch to the next generation, the old image is not needed.
         (
             NEXT,
             "systemd",
@@ -351,12 +360,12 @@ GONE = ["remove unit g-1-layer.mount", "remove unit software.mount", RELOAD]
             ["write unit g-2-layer.mount", "write unit software.mount", RELOAD, UNMOUNT, "remove unit g-1-layer.mount", RELOAD],
         ),
         (NEXT, "fstab", IN_FSTAB, [UNMOUNT, "write the overlay at /software into /etc/fstab"]),
-        # No longer wanted, or unmounted. The image of a view that stays is used.
+        # Not mounted at boot any more, or unmounted. The image of a view that stays mounted is in use.
         (SPEC, "none", WRITTEN, GONE),
         (None, "systemd", WRITTEN, [UNMOUNT, *GONE]),
         (None, "none", WRITTEN, [UNMOUNT, *GONE]),
         (None, "none", IN_FSTAB, [UNMOUNT, "remove the overlay at /software from /etc/fstab"]),
-        # From one to the other.
+        # From units to fstab, and back.
         (SPEC, "fstab", WRITTEN, ["write the overlay at /software into /etc/fstab", *GONE]),
         (
             SPEC,
@@ -364,12 +373,12 @@ GONE = ["remove unit g-1-layer.mount", "remove unit software.mount", RELOAD]
             IN_FSTAB,
             ["write unit g-1-layer.mount", "write unit software.mount", RELOAD, "remove the overlay at /software from /etc/fstab"],
         ),
-        # What another view needs stays.
+        # The image of another view stays.
         (None, "none", Stored((*UNITS, desired_units(OTHER_VIEW, append=True)[1]), b""), ["remove unit software.mount", RELOAD]),
         (NEXT, "none", Stored((Unit("x.mount", b"[Mount]\nWhere=/x\n", False),), FOREIGN), []),
     ],
 )  # fmt: skip
-def test_plans(spec: MountSpec | None, persist: str, stored: Stored, expected: list[str]) -> None:
+def test_the_plan_of_mounts_at_boot(spec: MountSpec | None, persist: str, stored: Stored, expected: list[str]) -> None:
     assert actions(spec, persist, stored) == expected
 
 
@@ -393,19 +402,19 @@ USED = b"4 1 0:41 / /elsewhere ro - overlay overlay ro,lowerdir=/g/1/layer::/net
         (NEXT, (), []),
     ],
 )
-def test_an_image_that_was_mounted_at_boot_goes_when_no_overlay_uses_it(
+def test_an_image_mounted_at_boot_is_unmounted_when_no_overlay_uses_it(
     spec: MountSpec | None, mounts: tuple[bytes, ...], expected: list[str]
 ) -> None:
     assert actions(spec, "none", NOTHING, live(*mounts)) == expected
 
 
-def test_directories_for_images_are_made_where_they_are_missing() -> None:
+def test_missing_mountpoints_of_images_are_created() -> None:
     assert [str(one) for one in plan_places(SPEC, "systemd", {b"/g/1/layer"})] == ["create directory /g/1/layer"]
     assert plan_places(SPEC, "systemd", ()) == plan_places(SPEC, "none", {b"/g/1/layer"}) == ()
     assert plan_places(None, "systemd", ()) == ()
 
 
-def test_units_and_lines_of_others_are_left_alone() -> None:
+def test_units_and_lines_of_others_are_refused_or_left_alone() -> None:
     theirs = Stored((Unit("software.mount", b"[Mount]\nWhere=/software\n", True),), b"")
     with pytest.raises(OverlayError, match=r"software\.mount is there already and is not of this collection"):
         actions(SPEC, "systemd", theirs)
@@ -416,11 +425,11 @@ def test_units_and_lines_of_others_are_left_alone() -> None:
     assert actions(None, "none", line) == []
 
 
-def test_actions_carry_what_is_to_be_written() -> None:
+def test_actions_have_the_units_and_lines_to_write() -> None:
     plan = plan_persistence(b"/software", SPEC, "systemd", NOTHING, (), append=True)
     assert [action.unit for action in plan if isinstance(action, WriteUnit)] == list(UNITS)
     (write,) = plan_persistence(b"/software", SPEC, "fstab", NOTHING, (), append=True)
-    assert isinstance(write, WriteFstab)
+    assert isinstance(write, WriteViewLines)
     assert write.lines == desired_lines(SPEC, append=True)
     (_unmount, remove) = plan_persistence(b"/software", None, "none", IN_FSTAB, (), append=True)
-    assert isinstance(remove, RemoveFstab)
+    assert isinstance(remove, RemoveViewLines)

@@ -1,4 +1,4 @@
-"""Records of detached overlays: what they say, and what becomes of the numbers in them."""
+"""Records of detached overlays, and the mount IDs in them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.detach
     DetachedMount,
     brought_up_to_date,
     from_json,
-    is_seen,
+    is_mounted,
     record_of,
     to_json,
 )
 
 
-def mount(number: int, device: str = "0:42", lower: bytes = b"/old", fstype: bytes = b"overlay") -> Mount:
-    line = b"%d 1 %s / /v ro - %s overlay ro,lowerdir+=%s" % (number, device.encode(), fstype, lower)
+def mount(mount_id: int, device: str = "0:42", lower: bytes = b"/old", fstype: bytes = b"overlay") -> Mount:
+    line = b"%d 1 %s / /v ro - %s overlay ro,lowerdir+=%s" % (mount_id, device.encode(), fstype, lower)
     (found,) = parse(line)
     return found
 
@@ -32,31 +32,31 @@ def test_a_record_reads_back_the_same() -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b"null", to_json(RECORD)[:-5], b'{"device": 3}', b"\xff"])
-def test_what_is_no_record_is_refused(text: bytes) -> None:
+def test_a_text_that_is_no_record_is_refused(text: bytes) -> None:
     with pytest.raises(RecordError):
         from_json(text)
 
 
 @pytest.mark.parametrize(
-    ("live", "numbers", "seen"),
+    ("live", "mount_ids", "mounted"),
     [
         ([], {90, 131}, False),
-        # Mounted in another namespace still, or again bound to another place.
+        # Still mounted in another namespace, or bound to another place.
         ([mount(131)], {90, 131}, True),
         ([mount(200)], {90, 131, 200}, True),
-        # The number was given to another mount, whose device may even be the same.
+        # Another mount has the mount ID; it may have the same device.
         ([mount(90, lower=b"/new")], {131}, False),
         ([mount(90, "0:43")], {131}, False),
         ([mount(90, fstype=b"tmpfs"), mount(131, "0:43")], set(), False),
         ([mount(5, "0:43")], {90, 131}, False),
     ],
 )
-def test_numbers_that_the_kernel_has_given_away_are_left_out(live: list[Mount], numbers: set[int], seen: bool) -> None:
+def test_reused_mount_ids_are_removed_from_a_record(live: list[Mount], mount_ids: set[int], mounted: bool) -> None:
     (current,) = brought_up_to_date([RECORD], live)
-    assert current.mounts == numbers
-    assert is_seen(current, live) == seen
+    assert current.mounts == mount_ids
+    assert is_mounted(current, live) == mounted
 
 
-def test_a_number_belongs_to_the_latest_record() -> None:
+def test_a_mount_id_belongs_to_the_latest_record() -> None:
     later = record_of(mount(90, "0:50"), {90}, 2.5)
     assert [entry.mounts for entry in brought_up_to_date([RECORD, later], [])] == [{131}, {90}]

@@ -1,4 +1,4 @@
-"""Plans: from a state to the actions that are needed, and none when all is as declared."""
+"""Plans: the actions that lead from a state to the declaration."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_
     check_places,
     plan_mounted,
     plan_unmounted,
+    switch_method,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import mount_spec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Counts, ManifestRecord
@@ -119,15 +120,15 @@ DROP = "detach the overlays that the one at /v covers"
         ("beneath", [OTHER], [BENEATH], None),
         ("over", [OTHER], [OVER], [OVER]),
         ("replace", [OTHER], [REPLACE], [REPLACE]),
-        # Killed between the two halves of a switch: the declared one is there already, below the old one.
+        # A switch was killed between its two steps: the declared overlay is already there, below the old one.
         ("auto", [OTHER, SAME], [DETACH], [DETACH]),
         ("beneath", [OTHER, SAME], [DETACH], None),
         ("over", [OTHER, SAME], [DETACH], [DETACH]),
         ("replace", [OTHER, SAME], [REPLACE], [REPLACE]),
-        # Killed likewise, and then something else was declared: that comes first, and then what is there goes, and is never seen.
+        # The same, and then another overlay was declared: it is put on top, and then the others are dropped without being seen.
         ("auto", [OTHER, NEITHER], [BENEATH, DROP], [OVER, DROP]),
         ("over", [OTHER, NEITHER], [OVER], [OVER]),
-        # Killed likewise, and then what was there before was declared again; or covered by 'over' before.
+        # The same, and then the old overlay was declared again; or 'over' has covered another one.
         ("auto", [SAME, OTHER], [DROP], [DROP]),
         ("beneath", [SAME, OTHER], [DROP], [DROP]),
         ("over", [SAME, OTHER], [], []),
@@ -136,7 +137,7 @@ DROP = "detach the overlays that the one at /v covers"
         ("auto", [SAME, SAME], [DROP], [DROP]),
         ("over", [NEITHER, SAME, OTHER], [DETACH], [DETACH]),
         ("auto", [NEITHER, SAME, OTHER], [DETACH, DROP], [DETACH, DROP]),
-        # What is between would be seen while those above the declared one go.
+        # Uncovering the lowest overlay would show the one in the middle.
         ("auto", [NEITHER, OTHER, SAME], [BENEATH, DROP], [OVER, DROP]),
         ("over", [NEITHER, OTHER, SAME], [OVER, DROP], [OVER, DROP]),
         ("over", [NEITHER, OTHER, OTHER], [OVER], [OVER]),
@@ -149,7 +150,7 @@ def test_switching(switch: str, stack: list[Mount], actions: list[str], without_
         return [str(action) for action in plan_mounted(SPEC, there, DEFAULTS, switch, beneath)]
 
     assert planned(there, True) == actions
-    # A kernel before 5.15 leaves what is covered.
+    # A kernel before 5.15 cannot drop covered overlays.
     cannot = replace(there, can_drop=False, droppable=0)
     assert planned(cannot, True) == [action for action in actions if action != DROP]
     if without_beneath is None:
@@ -159,6 +160,29 @@ def test_switching(switch: str, stack: list[Mount], actions: list[str], without_
         assert planned(there, False) == without_beneath
 
 
+@pytest.mark.parametrize(
+    ("stack", "switch", "method"),
+    [
+        ([OTHER], "auto", "beneath"),
+        ([OTHER], "over", "over"),
+        ([OTHER], "replace", "replace"),
+        ([OTHER, NEITHER], "auto", "beneath"),
+        # The killed switch of an earlier run is finished.
+        ([OTHER, SAME], "auto", "beneath"),
+        ([NEITHER, SAME, OTHER], "auto", "beneath"),
+        # The topmost overlay stays.
+        ([SAME, OTHER], "auto", None),
+        ([SAME], "auto", None),
+    ],
+)
+def test_the_method_is_that_by_which_the_topmost_overlay_changes(
+    stack: list[Mount], switch: str, method: str | None
+) -> None:
+    there = MountpointState(stack[0], None, tuple(stack[1:]), can_drop=True, droppable=len(stack) - 1)
+    assert switch_method(plan_mounted(SPEC, there, DEFAULTS, switch)) == method
+    assert switch_method(plan_mounted(SPEC, MountpointState(None, True), DEFAULTS, switch)) is None
+
+
 INSIDE = replace(SAME, id=7, parent=1, path=b"/v/plugins", fstype=b"tmpfs")
 
 
@@ -166,44 +190,56 @@ INSIDE = replace(SAME, id=7, parent=1, path=b"/v/plugins", fstype=b"tmpfs")
     ("inner", "inner_below", "actions"),
     [
         ((INSIDE,), (INSIDE,), [DETACH]),
-        # What is mounted inside has changed since: the one below would go back in time.
+        # The mounts inside have changed since, so the overlay below has outdated ones.
         ((INSIDE,), (), [BENEATH, DROP]),
         ((), (INSIDE,), [BENEATH, DROP]),
         ((INSIDE,), (replace(INSIDE, device=(0, 99)),), [BENEATH, DROP]),
     ],
 )
-def test_what_is_below_is_only_taken_with_the_same_mounts_inside(
+def test_a_covered_overlay_is_uncovered_only_with_the_same_mounts_inside(
     inner: tuple[Mount, ...], inner_below: tuple[Mount, ...], actions: list[str]
 ) -> None:
     there = MountpointState(OTHER, None, (SAME,), inner, inner_below, can_drop=True, droppable=1)
     assert [str(action) for action in plan_mounted(SPEC, there, DEFAULTS, "auto")] == actions
-    # Nor does 'over' pile up.
+    # The same with 'over', which leaves no copy of the declared overlay below.
     over = [OVER if action == BENEATH else action for action in actions]
     assert [str(action) for action in plan_mounted(SPEC, there, DEFAULTS, "over")] == over
 
 
-def test_what_has_mounts_inside_is_not_unmounted_and_these_are_named() -> None:
-    reason = r"/v cannot be unmounted, since there are mounts inside of it: /v/plugins \(tmpfs\); unmount these first"
+def test_an_overlay_with_mounts_inside_is_not_unmounted_and_these_are_named() -> None:
+    reason = r"overlay at /v has mounts inside of it, so it cannot be unmounted: unmount /v/plugins \(tmpfs\) first"
     there = MountpointState(OTHER, None, inner=(INSIDE,))
     with pytest.raises(OverlayError, match=reason):
         plan_mounted(SPEC, there, DEFAULTS, "replace")
     for absent in (False, True):
         with pytest.raises(OverlayError, match=reason):
             plan_unmounted(b"/v", there, absent)
-    # The same overlay is left as it is.
+    # An overlay that equals the declaration is not unmounted.
     assert plan_mounted(SPEC, replace(there, mount=SAME), DEFAULTS, "replace") == ()
 
 
 @pytest.mark.parametrize(
     ("there", "switch", "reason"),
     [
-        (MountpointState(None, False), "auto", "mountpoint /v is not empty"),
-        (MountpointState(live(b"rw", b"nfs4"), None), "replace", "mount of type nfs4 from somewhere: it is left alone"),
-        (MountpointState(OTHER, None), "never", "'switch' is never .*lower: .*/old.* -> .*/meta"),
-        (MountpointState(OTHER, None, (SAME,)), "never", "'switch' is never .*lower: .*/old.* -> .*/meta"),
+        (MountpointState(None, False), "auto", "mountpoint /v is not empty, .*: empty it, or choose another"),
+        (
+            MountpointState(live(b"rw", b"nfs4"), None),
+            "replace",
+            "mount of type nfs4 from somewhere, which is left alone: unmount it, or choose another mountpoint",
+        ),
+        (
+            MountpointState(OTHER, None),
+            "never",
+            r"differs .* \(lower: .*/old.* -> .*/meta.*\), and 'switch' is never: declare",
+        ),
+        (
+            MountpointState(OTHER, None, (SAME,)),
+            "never",
+            r"\(lower: .*/old.* -> .*/meta.*\), and 'switch' is never: declare",
+        ),
     ],
 )
-def test_what_is_in_the_way_is_refused_by_name(there: MountpointState, switch: str, reason: str) -> None:
+def test_a_mountpoint_that_cannot_be_used_is_refused_by_name(there: MountpointState, switch: str, reason: str) -> None:
     with pytest.raises(OverlayError, match=reason):
         plan_mounted(SPEC, there, DEFAULTS, switch)
 
@@ -216,17 +252,19 @@ def test_what_is_in_the_way_is_refused_by_name(there: MountpointState, switch: s
         (b"/v", b"/meta", b"/", "inside of the data layer /"),
         (b"/v", b"/v/meta", b"/data", "would cover its own layer /v/meta"),
         (b"/v", b"/meta", b"/v/data", "would cover its own layer /v/data"),
-        (b"/meta/v", b"/meta", b"/data", "would cover its own layer /meta"),
+        (b"/meta/v", b"/meta", b"/data", "mountpoint /meta/v is inside of its own layer /meta"),
         (b"/", b"/meta", b"/data", "would cover its own layer /meta"),
     ],
 )
-def test_a_mountpoint_in_its_own_layers_is_refused_by_name(path: bytes, lower: bytes, data: bytes, reason: str) -> None:
+def test_a_mountpoint_inside_or_above_a_layer_is_refused_by_name(
+    path: bytes, lower: bytes, data: bytes, reason: str
+) -> None:
     with pytest.raises(OverlayError, match=reason):
         check_places(mount_spec(path, [lower], [data], {}, True))
 
 
 @pytest.mark.parametrize("path", [b"/database", b"/dat", b"/v", b"/metadata", b"/x/data"])
-def test_a_mountpoint_beside_its_layers_is_fine(path: bytes) -> None:
+def test_a_mountpoint_beside_its_layers_is_accepted(path: bytes) -> None:
     check_places(mount_spec(path, [b"/meta"], [b"/data"], {}, True))
 
 
@@ -250,9 +288,9 @@ def test_unmounting(there: MountpointState, absent: bool, actions: list[str]) ->
     ("there", "reason"),
     [
         (MountpointState(live(b"rw", b"tmpfs"), None), "mount of type tmpfs .* left alone"),
-        (MountpointState(None, False), "/v is not empty: it is not removed"),
+        (MountpointState(None, False), "/v is not empty, so it is not removed: empty it, or use 'state: unmounted'"),
     ],
 )
-def test_what_is_not_ours_is_not_removed(there: MountpointState, reason: str) -> None:
+def test_another_mount_and_a_directory_with_entries_are_not_removed(there: MountpointState, reason: str) -> None:
     with pytest.raises(OverlayError, match=reason):
         plan_unmounted(b"/v", there, absent=True)

@@ -1,4 +1,4 @@
-"""Option rules: what is filled in, and that each rule has a reason. What the kernel does, tests/kernel holds them against."""
+"""Rules about settings: the settings that are added, and the messages. tests/kernel tries each rule on real mounts."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ WRITABLE = {"index": "on", "metacopy": "on", "nfs_export": "off", "redirect_dir"
         ),
     ],
 )
-def test_what_is_left_open_is_filled_in(
+def test_missing_settings_are_added_and_no_rule_refuses_them(
     given: dict[str, str | None], upper: bool, data: bool, expected: dict[str, str | None]
 ) -> None:
     assert pinned(given, upper, data) == expected
     assert refusal(expected, upper, data) is None
 
 
-def test_where_data_layers_are_ordinary_ones_listings_look_up_nothing_in_them() -> None:
+def test_xino_is_off_with_strategy_redirect_unless_it_is_given() -> None:
     read_only = {"metacopy": "on", "redirect_dir": "on", "xino": "off"}
     assert pinned({}, upper=False, data=True, redirect=True) == read_only
     assert pinned({}, upper=True, data=True, redirect=True) == WRITABLE
@@ -48,7 +48,12 @@ def test_where_data_layers_are_ordinary_ones_listings_look_up_nothing_in_them() 
 @pytest.mark.parametrize(
     ("given", "upper", "data", "reason"),
     [
-        ({"nfs_export": "on"}, True, True, "option nfs_export=on cannot go with data layers: .*read zeros"),
+        (
+            {"nfs_export": "on"},
+            True,
+            True,
+            "option nfs_export=on excludes data layers, .*read zeros: leave nfs_export out",
+        ),
         (
             {"nfs_export": "on", "metacopy": "on"},
             True,
@@ -63,17 +68,23 @@ def test_where_data_layers_are_ordinary_ones_listings_look_up_nothing_in_them() 
             "options metacopy=on and redirect_dir=follow exclude",
         ),
         ({"userxattr": None, "redirect_dir": "on"}, False, False, "options userxattr and redirect_dir=on exclude"),
-        ({"volatile": None}, False, True, "option volatile is for overlays with an upper layer"),
+        ({"volatile": None}, False, True, "option volatile needs an upper layer: leave it out, or give 'upper'"),
     ],
 )
-def test_the_reason_names_the_options(given: dict[str, str | None], upper: bool, data: bool, reason: str) -> None:
+def test_the_message_names_the_options(given: dict[str, str | None], upper: bool, data: bool, reason: str) -> None:
     found = refusal(pinned(given, upper, data), upper, data)
     assert found
     assert re.match(reason, found)
 
 
-def test_rules_are_about_settings_that_there_are() -> None:
+def test_rules_name_known_settings_and_values() -> None:
     for rule in RULES:
         for name, values in rule.given:
             choices = SETTINGS[name] or (None,)
             assert set(values) <= set(choices)
+
+
+def test_every_message_says_what_to_do() -> None:
+    for rule in RULES:
+        assert ": " in rule.reason
+        assert rule.reason.rpartition(": ")[2].split()[0] in ("give", "leave", "use")

@@ -1,4 +1,4 @@
-"""Options of an overlay: what may be asked for, and what a live mount has."""
+"""Options of an overlay mount: declarations, and how a live mount differs from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.option
     OptionValue,
     Settings,
     declared_by,
-    differences,
+    explained_differences,
+    mount_differences,
     mount_spec,
 )
 
@@ -54,7 +55,9 @@ def spec(options: Mapping[str, OptionValue] | None = None, data: bool = True, re
         ({"metacopy": False}, False, ((b"metacopy", b"off"),)),
     ],
 )
-def test_every_setting_that_matters_is_given(options: dict[str, OptionValue], data: bool, settings: Settings) -> None:
+def test_settings_that_change_what_users_see_are_explicit(
+    options: dict[str, OptionValue], data: bool, settings: Settings
+) -> None:
     assert spec(options, data).settings == settings
 
 
@@ -68,7 +71,7 @@ def test_every_setting_that_matters_is_given(options: dict[str, OptionValue], da
         ({"noexec": "yes", "noatime": "true", "nodiratime": None}, False, {"noexec", "noatime", "nodiratime"}),
     ],
 )
-def test_flags_of_the_mount_are_kept_apart(options: dict[str, OptionValue], read_only: bool, flags: set[str]) -> None:
+def test_flags_of_the_mount_are_no_settings(options: dict[str, OptionValue], read_only: bool, flags: set[str]) -> None:
     assert spec(options, data=False, read_only=read_only).flags == flags
     assert spec(options, data=False, read_only=read_only).settings == ()
 
@@ -76,26 +79,26 @@ def test_flags_of_the_mount_are_kept_apart(options: dict[str, OptionValue], read
 @pytest.mark.parametrize(
     ("options", "data", "reason"),
     [
-        ({"lowerdir": "/x"}, False, "'lowerdir' is not known; known are nosuid, .*metacopy"),
+        ({"lowerdir": "/x"}, False, "'lowerdir' is not known: use one of nosuid, .*metacopy"),
         ({"ro": True}, False, "'ro' is not known"),
         ({"": True}, False, "'' is not known"),
-        ({"metacopy": "maybe"}, False, "metacopy takes one of on, off, not 'maybe'"),
-        ({"xino": 1}, False, "xino takes one of"),
-        ({"nosuid": "perhaps"}, False, "nosuid is given as true or false, not 'perhaps'"),
-        ({"userxattr": "x"}, False, "userxattr is given as true or false"),
-        ({"nfs_export": "on"}, True, "nfs_export=on cannot go with data layers: .*zeros"),
-        ({"nfs_export": True}, True, "nfs_export=on cannot go with data layers"),
-        ({"redirect_dir": "nofollow"}, True, "redirect_dir=nofollow cannot go with data layers"),
-        ({"redirect_dir": "off"}, True, "redirect_dir=off cannot go with data layers"),
-        ({"metacopy": "off"}, True, "metacopy=off cannot go with data layers"),
+        ({"metacopy": "maybe"}, False, "metacopy has the value 'maybe': use one of on, off"),
+        ({"xino": 1}, False, "xino has the value '1': use one of on, off, auto"),
+        ({"nosuid": "perhaps"}, False, "nosuid has the value 'perhaps': use true or false"),
+        ({"userxattr": "x"}, False, "userxattr has the value 'x': use true or false"),
+        ({"nfs_export": "on"}, True, "nfs_export=on excludes data layers, .*zeros"),
+        ({"nfs_export": True}, True, "nfs_export=on excludes data layers"),
+        ({"redirect_dir": "nofollow"}, True, "redirect_dir=nofollow excludes data layers"),
+        ({"redirect_dir": "off"}, True, "redirect_dir=off excludes data layers"),
+        ({"metacopy": "off"}, True, "metacopy=off excludes data layers"),
         ({"nfs_export": True}, False, "nfs_export=on needs redirect_dir=nofollow"),
-        ({"index": True}, False, "index=on is for overlays with an upper layer"),
+        ({"index": True}, False, "index=on needs an upper layer"),
         ({"userxattr": True, "metacopy": "on"}, True, "userxattr and metacopy=on exclude each other"),
         ({"userxattr": True, "redirect_dir": "on"}, True, "userxattr and redirect_dir=on exclude each other"),
         ({"userxattr": True, "metacopy": "on"}, False, "userxattr and metacopy=on exclude each other"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(options: dict[str, OptionValue], data: bool, reason: str) -> None:
+def test_an_invalid_option_is_refused_by_name(options: dict[str, OptionValue], data: bool, reason: str) -> None:
     with pytest.raises(OverlayError, match=reason):
         spec(options, data)
 
@@ -127,7 +130,7 @@ NO_FOLLOW = {**ALL_OFF, b"redirect_always_follow": b"N"}
     [
         (LAYERS + b",redirect_dir=on,metacopy=on", ALL_OFF, {}),
         (b"ro,lowerdir=/meta::/data,redirect_dir=on,metacopy=on", ALL_OFF, {}),
-        (LAYERS + b",metacopy=on", ALL_OFF, {}),  # follow is all that 'on' can mean without upper
+        (LAYERS + b",metacopy=on", ALL_OFF, {}),  # without an upper layer 'on' means 'follow'
         (LAYERS + b",redirect_dir=follow,metacopy=on", NO_FOLLOW, {}),
         (LAYERS + b",metacopy=on", NO_FOLLOW, {"redirect_dir": ("nofollow", "on")}),
         (LAYERS, METACOPY_ON, {}),
@@ -146,7 +149,7 @@ NO_FOLLOW = {**ALL_OFF, b"redirect_always_follow": b"N"}
 def test_a_live_mount_is_compared_with_its_declaration(
     options: bytes, defaults: dict[bytes, bytes], expected: Differences
 ) -> None:
-    assert differences(spec(), live(options), defaults) == expected
+    assert mount_differences(spec(), live(options), defaults) == expected
 
 
 @pytest.mark.parametrize(
@@ -173,7 +176,7 @@ def test_a_live_mount_is_compared_with_its_declaration(
 def test_settings_are_compared_with_the_defaults_of_the_host(
     wanted: dict[str, OptionValue], options: bytes, defaults: dict[bytes, bytes], expected: Differences
 ) -> None:
-    assert differences(spec(wanted, data=False), live(b"ro,lowerdir+=/meta" + options), defaults) == expected
+    assert mount_differences(spec(wanted, data=False), live(b"ro,lowerdir+=/meta" + options), defaults) == expected
 
 
 @pytest.mark.parametrize(
@@ -187,14 +190,14 @@ def test_settings_are_compared_with_the_defaults_of_the_host(
     ],
 )
 def test_flags_are_compared(wanted: dict[str, OptionValue], flags: bytes, expected: Differences) -> None:
-    assert differences(spec(wanted, data=False), live(b"ro,lowerdir+=/meta", flags), ALL_OFF) == expected
+    assert mount_differences(spec(wanted, data=False), live(b"ro,lowerdir+=/meta", flags), ALL_OFF) == expected
 
 
 def test_another_type_is_the_one_difference() -> None:
-    assert differences(spec(), live(b"rw", fstype=b"tmpfs"), ALL_OFF) == {"type": ("tmpfs", "overlay")}
+    assert mount_differences(spec(), live(b"rw", fstype=b"tmpfs"), ALL_OFF) == {"type": ("tmpfs", "overlay")}
 
 
-def test_the_diff_shows_both_sides_alike() -> None:
+def test_the_diff_shows_a_live_mount_as_its_declaration() -> None:
     assert declared_by(live(LAYERS + b",redirect_dir=on,metacopy=on")) == spec().as_dict()
     assert declared_by(None) == {}
     assert declared_by(live(b"rw", fstype=b"tmpfs")) == {}
@@ -233,18 +236,21 @@ def test_with_strategy_redirect_data_layers_are_ordinary_and_one_directory_is_sh
 )
 def test_the_directory_that_is_shown_is_compared(root: bytes, layers: bytes, expected: Differences) -> None:
     (mount,) = parse(REDIRECTED % (root, layers))
-    assert differences(REDIRECT, mount, ALL_OFF) == expected
+    assert mount_differences(REDIRECT, mount, ALL_OFF) == expected
     # The kernel does not print what is this host's default.
     printed = {**REDIRECT.as_dict(), "options": {"metacopy": "on", "redirect_dir": "on"}}
     assert (declared_by(mount) == printed) == (not expected)
 
 
-def test_strategy_redirect_cannot_go_with_userxattr() -> None:
-    with pytest.raises(OverlayError, match=r"userxattr cannot go with strategy redirect: .* data-only layers alone"):
+def test_strategy_redirect_excludes_userxattr() -> None:
+    with pytest.raises(
+        OverlayError,
+        match=r"userxattr and strategy=redirect exclude each other, .* only into data-only layers: leave userxattr out",
+    ):
         mount_spec(b"/v", [b"/meta"], [b"/data"], {"userxattr": True}, True, strategy="redirect")
 
 
-def test_an_image_is_known_by_its_path_without_the_suffix() -> None:
+def test_the_layer_name_of_an_image_is_its_path_without_the_suffix() -> None:
     spec = mount_spec(b"/v", [b"/g/1.erofs", b"/g/2.erofs"], [b"/data"], {}, True, [b"/g/1.erofs"])
     assert spec.lower == (b"/g/1", b"/g/2.erofs")
     assert spec.images == (b"/g/1.erofs",)
@@ -252,6 +258,17 @@ def test_an_image_is_known_by_its_path_without_the_suffix() -> None:
 
 
 @pytest.mark.parametrize("name", [b"/g/layer", b"/g/layer.img", b"/g/.erofs", b"/g/layer.erofs.gz"])
-def test_a_file_with_another_name_is_no_image(name: bytes) -> None:
-    with pytest.raises(OverlayError, match=r"is a file: an EROFS image has to have a name that ends in \.erofs"):
+def test_a_file_without_the_name_of_an_image_is_refused(name: bytes) -> None:
+    with pytest.raises(
+        OverlayError,
+        match=r"is a file and has no name of an image: give a directory, or an EROFS image whose name ends in \.erofs",
+    ):
         mount_spec(b"/v", [name], [b"/data"], {}, True, [name])
+
+
+def test_a_message_explains_why_the_kernel_changed_a_setting() -> None:
+    words = explained_differences({"index": ("off", "on"), "nosuid": (False, True)})
+    assert words == (
+        "index is off, not on (the file system of a layer has no file handles, or that of the upper layer has no xattrs; give index=off to"
+        " accept that), nosuid is False, not True"
+    )

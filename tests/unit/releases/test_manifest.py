@@ -1,4 +1,4 @@
-"""Manifests: what is written is read back, and what is not a manifest is refused by name."""
+"""Manifests are decoded as they were encoded, and invalid ones are refused with the reason."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records i
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
     CAPABILITY_XATTR,
     CHECKSUM_XATTR,
-    Counts,
     Entry,
+    EntryCounts,
     ManifestRecord,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.manifest import (
     decode,
-    differences,
     encode,
     escape,
+    listing_differences,
     read_entries,
     record_from_json,
     record_to_json,
@@ -44,7 +44,7 @@ def file(path: bytes, size: int = 1, nlink: int = 1) -> Entry:
 
 
 def read(*listed: bytes) -> list[Entry]:
-    """Read lines below a root that has as many links as they have subdirectories of it."""
+    """Read ``listed`` as the lines after a root whose link count matches the directories among them."""
     inside = sum(line.count(b"/") == 1 and line.split(b" ")[2:3] in ([b"40755"], [b"40000"]) for line in listed)
     return list(read_entries([ROOT.replace(b" 2 ", b" %d " % (2 + inside)), *listed], RELEASE))
 
@@ -69,13 +69,13 @@ def test_fields_are_escaped_as_composefs_does(field: bytes, text: bytes) -> None
 
 
 @pytest.mark.parametrize("text", [b"\\", b"a\\", b"\\q", b"\\x", b"\\x1", b"\\xg0", b"\\012"])
-def test_an_escape_that_is_none_is_refused(text: bytes) -> None:
+def test_an_unknown_escape_is_refused(text: bytes) -> None:
     with pytest.raises(ManifestError, match="escape"):
         unescape(text)
 
 
 @given(st.binary())
-def test_any_bytes_survive_escaping(field: bytes) -> None:
+def test_unescaping_any_escaped_bytes_returns_them(field: bytes) -> None:
     text = escape(field)
     assert unescape(text) == field
     assert not set(text) & set(b" \n\t\r")
@@ -104,7 +104,7 @@ ENTRIES = st.builds(
 
 @settings(deadline=None)
 @given(ENTRIES)
-def test_an_entry_survives_its_line(entry: Entry) -> None:
+def test_decoding_an_encoded_entry_returns_it(entry: Entry) -> None:
     line = encode(entry)
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
@@ -122,21 +122,21 @@ def test_an_entry_survives_its_line(entry: Entry) -> None:
         (b"-2.999999999", -1_000_000_001),
     ],
 )
-def test_nanoseconds_are_a_number_and_no_fraction(mtime: bytes, nanoseconds: int) -> None:
+def test_digits_after_the_point_of_an_mtime_are_a_number_of_nanoseconds(mtime: bytes, nanoseconds: int) -> None:
     assert decode(b"/a 0 100644 1 0 0 0 " + mtime + b" - - -").mtime_ns == nanoseconds
 
 
-def test_times_before_1970_have_positive_nanoseconds() -> None:
+def test_mtimes_before_1970_have_positive_nanoseconds() -> None:
     assert b" -1.999999999 " in encode(file(b"/a")._replace(mtime_ns=-1))
 
 
-def test_a_link_to_a_dash_is_not_a_link_to_nothing() -> None:
+def test_a_symbolic_link_whose_target_is_a_dash_keeps_its_target() -> None:
     link = Entry(b"/l", stat.S_IFLNK | 0o777, 1, 1, 0, 0, 0, b"-", False, ())
     assert b" \\x2d - -" in encode(link)
     assert decode(encode(link)[:-1]).target == b"-"
 
 
-def test_equal_signs_are_escaped_in_the_names_of_attributes_alone() -> None:
+def test_equal_signs_are_not_escaped_in_paths_and_xattr_values() -> None:
     entry = file(b"/a=b")._replace(xattrs=((CAPABILITY_XATTR, b"x=y"),))
     assert encode(entry).startswith(b"/a=b ")
     assert b" security.capability=x=y" in encode(entry)
@@ -146,8 +146,8 @@ def test_equal_signs_are_escaped_in_the_names_of_attributes_alone() -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"", "1 fields"),
-        (b"/a 0 100644", "3 fields"),
+        (b"", "has 1 fields"),
+        (b"/a 0 100644", "has 3 fields"),
         (b"/a 0 100644 1 0 0 5 1.0 - - -", "device numbers"),
         (b"/a 0 100644 1 0 0 0 1.0 - content -", "inline content"),
         (b"/a 0 100644 1 0 0 0 1.0 - - abcd", "fs-verity"),
@@ -173,11 +173,11 @@ def test_equal_signs_are_escaped_in_the_names_of_attributes_alone() -> None:
         (b"/a 0 100644 1 0 0 0 1.0 - - - trusted.overlay.redirect=/etc/shadow", r"trusted\.overlay\.redirect"),
         (b"/a 0 100644 1 0 0 0 1.0 - - - user.overlay.redirect=/etc/shadow", r"user\.overlay\.redirect"),
         (b"/a 0 100644 1 0 0 0 1.0 - - - system.nfs4_acl=x", "nfs4_acl"),
-        (b"/a 0 100644 1 0 0 0 1.0 - - - security.capability", "attribute"),
-        (b"/a 0 100644 1 0 0 0 1.0 - - - ", "attribute"),
+        (b"/a 0 100644 1 0 0 0 1.0 - - - security.capability", "xattr"),
+        (b"/a 0 100644 1 0 0 0 1.0 - - - ", "xattr"),
     ],
 )
-def test_a_malformed_line_is_refused_with_its_number_and_reason(line: bytes, reason: str) -> None:
+def test_a_malformed_line_is_refused_with_line_number_and_reason(line: bytes, reason: str) -> None:
     with pytest.raises(ManifestError, match=rf"^line 2: .*{reason}"):
         read(line)
 
@@ -192,37 +192,40 @@ def entry_line(path: bytes, kind: bytes = b"100644", nlink: int = 0, payload: by
     ("listed", "reason"),
     [
         ([entry_line(b"/b"), entry_line(b"/a")], "'/a' is out of order"),
-        ([entry_line(b"/a"), entry_line(b"/a")], "'/a' is out of order or there twice"),
-        ([entry_line(b"/..")], "no valid name"),
-        ([entry_line(b"/.")], "no valid name"),
-        ([entry_line(b"/a\\x00b")], "no valid name"),
+        ([entry_line(b"/a"), entry_line(b"/a")], "'/a' is out of order or duplicated"),
+        ([entry_line(b"/..")], "not a valid name"),
+        ([entry_line(b"/.")], "not a valid name"),
+        ([entry_line(b"/a\\x00b")], "not a valid name"),
         ([entry_line(b"/d", b"40755"), entry_line(b"/d/../x")], "parent"),
-        ([entry_line(b"/d", b"40755"), entry_line(b"/d/")], "no valid name"),
+        ([entry_line(b"/d", b"40755"), entry_line(b"/d/")], "not a valid name"),
         ([entry_line(b"//a")], "parent"),
         ([entry_line(b"a")], "parent"),
         ([entry_line(b"/d/a")], "'/d/a' does not follow its parent"),
         ([entry_line(b"/d"), entry_line(b"/d/a")], "'/d/a' does not follow its parent"),
         ([entry_line(b"/l", b"120777", payload=b"d"), entry_line(b"/l/a")], "'/l/a' does not follow its parent"),
         ([entry_line(b"/d", b"40755"), entry_line(b"/e"), entry_line(b"/d/a")], "'/d/a' does not follow its parent"),
-        ([ROOT], "no valid name|parent"),
+        ([ROOT], "not a valid name|parent"),
         ([entry_line(b"/a", b"20644")], "'/a' is neither"),
         ([entry_line(b"/a", b"60644")], "'/a' is neither"),
         ([entry_line(b"/a", b"10644")], "'/a' is neither"),
         ([entry_line(b"/a", b"140644")], "'/a' is neither"),
         ([entry_line(b"/a", b"644")], "'/a' is neither"),
-        ([entry_line(b"/a", size=5)], "content of '/a'"),
-        ([entry_line(b"/a", size=5, payload=b"pkg/1/b")], "content of '/a'"),
-        ([entry_line(b"/a", size=5, payload=b"pkg/2/a")], "content of '/a'"),
-        ([entry_line(b"/a", size=5, payload=b"/pkg/1/a")], "content of '/a'"),
-        ([entry_line(b"/a", payload=b"pkg/1/a")], "content of '/a'"),
+        ([entry_line(b"/a", size=5)], "content path of '/a' is not the path of the file"),
+        ([entry_line(b"/a", size=5, payload=b"pkg/1/b")], "content path of '/a' is not the path of the file"),
+        ([entry_line(b"/a", size=5, payload=b"pkg/2/a")], "content path of '/a' is not the path of the file"),
+        ([entry_line(b"/a", size=5, payload=b"/pkg/1/a")], "content path of '/a' is not the path of the file"),
+        ([entry_line(b"/a", payload=b"pkg/1/a")], "content path of '/a' is not the path of the file"),
         ([entry_line(b"/l", b"120777")], "'/l' has no target"),
-        ([entry_line(b"/a").replace(b" 1 0 0 0 ", b" 0 0 0 0 ")], "'/a' has no link"),
-        ([entry_line(b"/h", b"@100644", 2, b"/a")], "hard link '/h' names no earlier file"),
-        ([entry_line(b"/a"), entry_line(b"/h", b"@100644", 2, b"/a")], "hard link '/h' names no earlier file"),
-        ([entry_line(b"/h", b"@100644", 2)], "hard link '/h' names no earlier file"),
+        ([entry_line(b"/a").replace(b" 1 0 0 0 ", b" 0 0 0 0 ")], "'/a' has a link count of 0"),
+        ([entry_line(b"/h", b"@100644", 2, b"/a")], "hard link '/h' does not refer to an earlier file"),
+        (
+            [entry_line(b"/a"), entry_line(b"/h", b"@100644", 2, b"/a")],
+            "hard link '/h' does not refer to an earlier file",
+        ),
+        ([entry_line(b"/h", b"@100644", 2)], "hard link '/h' does not refer to an earlier file"),
         (
             [entry_line(b"/d", b"40755", 2), entry_line(b"/h", b"@40755", 2, b"/d")],
-            "hard link '/h' names no earlier file",
+            "hard link '/h' does not refer to an earlier file",
         ),
         (
             [
@@ -230,36 +233,42 @@ def entry_line(path: bytes, kind: bytes = b"100644", nlink: int = 0, payload: by
                 entry_line(b"/h", b"@100644", 2, b"/a"),
                 entry_line(b"/i", b"@100644", 2, b"/a"),
             ],
-            "hard link '/i' names no earlier file",
+            "hard link '/i' does not refer to an earlier file",
         ),
-        ([entry_line(b"/a", nlink=2), entry_line(b"/h", b"@100755", 2, b"/a")], "'/h' is not as the file '/a' is"),
+        ([entry_line(b"/a", nlink=2), entry_line(b"/h", b"@100755", 2, b"/a")], "hard link '/h' differs from '/a'"),
         ([entry_line(b"/d", b"40755", size=5)], "'/d' has a size"),
         ([entry_line(b"/d", b"40755", payload=b"pkg/1/d")], "'/d' has a size, content"),
-        ([entry_line(b"/d", b"40755", 3)], "'/d/' has another number of links"),
-        ([entry_line(b"/d", b"40755", 1)], "less than two links"),
-        ([entry_line(b"/" + b"n" * 256)], "has 256 bytes, and 255"),
-        ([entry_line(b"/l", b"120777", payload=b"a\\x00b", size=3)], "target of the symbolic link '/l' has a NUL"),
-        ([entry_line(b"/l", b"120777", payload=b"ab", size=3)], "target of the symbolic link '/l'"),
-        ([entry_line(b"/l", b"120777", payload=b"t" * 4096)], "target of the symbolic link '/l'"),
-        ([entry_line(b"/l", b"120755", payload=b"ab")], "'/l' has a mode of its own"),
+        ([entry_line(b"/d", b"40755", 3)], "link count of directory '/d/' does not match"),
+        ([entry_line(b"/d", b"40755", 1)], "a link count below 2"),
+        ([entry_line(b"/" + b"n" * 256)], "has 256 bytes, and at most 255"),
+        ([entry_line(b"/l", b"120777", payload=b"a\\x00b", size=3)], "target of symbolic link '/l' has a NUL"),
+        ([entry_line(b"/l", b"120777", payload=b"ab", size=3)], "target of symbolic link '/l'"),
+        ([entry_line(b"/l", b"120777", payload=b"t" * 4096)], "target of symbolic link '/l'"),
+        ([entry_line(b"/l", b"120755", payload=b"ab")], "'/l' has a mode other than 0777"),
         ([entry_line(b"/a", size=1 << 53, payload=b"pkg/1/a")], "'/a' has 9007199254740992 bytes"),
         ([entry_line(b"/a").replace(b" 1.0 ", b" -2147483649.0 ")], "mtime of '/a' is out of the range"),
         ([entry_line(b"/a").replace(b" 1.0 ", b" 15032385536.0 ")], "mtime of '/a' is out of the range"),
-        ([entry_line(b"/a") + b" security.capability=garbage"], "security.capability of '/a' is malformed: 7 bytes"),
+        (
+            [entry_line(b"/a") + b" security.capability=garbage"],
+            "security.capability of '/a' is malformed: .* and 7 bytes",
+        ),
         ([entry_line(b"/a") + b" user.renderfarm.sha256=none"], "sha256 of '/a' is malformed"),
         ([entry_line(b"/a") + b" system.posix_acl_access=garbage"], "posix_acl_access of '/a' is malformed"),
-        ([entry_line(b"/a") + b" system.posix_acl_default=x"], "'/a' may not have the attribute"),
-        ([entry_line(b"/d", b"40755") + b" security.capability=x"], "'/d' may not have the attribute"),
+        ([entry_line(b"/a") + b" system.posix_acl_default=x"], "'/a' may not have the xattr"),
+        ([entry_line(b"/d", b"40755") + b" security.capability=x"], "'/d' may not have the xattr"),
         (
             [entry_line(b"/l", b"120777", payload=b"a") + b" system.posix_acl_access=x"],
-            "'/l' may not have the attribute",
+            "'/l' may not have the xattr",
         ),
         ([entry_line(b"/a") + b" user.renderfarm.sha256=%s" % (b"0" * 64) * 2], "or has it twice"),
-        ([entry_line(b"/a" * 100_000)], r"it has \d+ bytes, and 131072 is the most"),
-        ([entry_line(b"/a", nlink=3), entry_line(b"/h", b"@100644", 3, b"/a")], "names are missing .*'/a'"),
+        ([entry_line(b"/a" * 100_000)], r"it has \d+ bytes, and at most 131072"),
+        (
+            [entry_line(b"/a", nlink=3), entry_line(b"/h", b"@100644", 3, b"/a")],
+            "'/a' has fewer names than its link count",
+        ),
     ],
 )
-def test_a_listing_that_is_no_tree_is_refused_by_name(listed: Sequence[bytes], reason: str) -> None:
+def test_an_invalid_tree_is_refused_with_the_entry_and_reason(listed: Sequence[bytes], reason: str) -> None:
     with pytest.raises(ManifestError, match=reason):
         read(*listed)
 
@@ -273,19 +282,19 @@ def test_a_listing_that_is_no_tree_is_refused_by_name(listed: Sequence[bytes], r
         ([entry_line(b"", b"40755")], "first entry"),
     ],
 )
-def test_a_listing_starts_with_its_root(first: list[bytes], reason: str) -> None:
+def test_a_manifest_that_does_not_start_with_the_root_is_refused(first: list[bytes], reason: str) -> None:
     with pytest.raises(ManifestError, match=reason):
         list(read_entries(first, RELEASE))
 
 
-def test_a_listing_that_ends_before_its_hard_links_is_truncated() -> None:
+def test_a_manifest_that_ends_before_a_hard_link_is_refused_as_truncated() -> None:
     whole = [entry_line(b"/a", nlink=2), entry_line(b"/b", b"@100644", 2, b"/a")]
     assert len(read(*whole)) == 3
     with pytest.raises(ManifestError, match=r"^after line 2: "):
         read(*whole[:-1])
 
 
-def test_a_whole_tree_is_read() -> None:
+def test_a_valid_tree_is_read_entry_by_entry() -> None:
     entries = read(
         entry_line(b"/a", b"40755"),
         entry_line(b"/a/x", size=3, payload=b"pkg/1/a/x"),
@@ -305,9 +314,9 @@ NAMES = st.binary(min_size=1, max_size=4).filter(lambda name: not set(name) & se
 
 
 @given(st.lists(st.lists(NAMES, min_size=1, max_size=4), max_size=20))
-def test_the_order_of_siblings_is_that_of_a_depth_first_walk(paths: list[list[bytes]]) -> None:
+def test_sibling_key_sorts_paths_as_a_depth_first_walk_visits_them(paths: list[list[bytes]]) -> None:
     tree = {tuple(parts[:depth]) for parts in paths for depth in range(1, len(parts) + 1)}
-    # Tuples compare as such a walk goes: by the first name that differs, and a directory before what is in it.
+    # Tuples of names sort as such a walk visits them: by the first name that differs, a directory before its content.
     walked = [b"/" + b"/".join(parts) for parts in sorted(tree)]
     assert sorted(walked, key=sibling_key) == walked
 
@@ -316,7 +325,7 @@ A = [directory(b"/"), file(b"/a"), file(b"/b")]
 
 
 @pytest.mark.parametrize(
-    ("new", "sentences"),
+    ("new", "expected"),
     [
         (A, []),
         (A[:2], ["/b: removed"]),
@@ -328,39 +337,41 @@ A = [directory(b"/"), file(b"/a"), file(b"/b")]
         ([A[0], A[1]._replace(nlink=2), A[2]], ["/a: links 1 -> 2"]),
         (
             [A[0], A[1]._replace(xattrs=((CHECKSUM_XATTR, b"a"),)), A[2]],
-            [f"/a: attributes  -> {(CHECKSUM_XATTR + b'=a').hex()}"],
+            [f"/a: xattrs  -> {(CHECKSUM_XATTR + b'=a').hex()}"],
         ),
         ([directory(b"/", 3), directory(b"/a"), file(b"/a/b"), file(b"/b")], None),
         ([], ["/: removed", "/a: removed", "/b: removed"]),
     ],
 )
-def test_differences_say_what_changed(new: list[Entry], sentences: list[str] | None) -> None:
-    found, count = differences(A, new)
+def test_each_difference_says_what_changed(new: list[Entry], expected: list[str] | None) -> None:
+    found, count = listing_differences(A, new)
     assert count == len(found)
-    if sentences is None:
+    if expected is None:
         assert found == [
             "/: links 2 -> 3",
             "/a: mode 100644 -> 40755, size 1 -> 0, links 1 -> 2, target pkg/1/a -> -",
             "/a/b: added",
         ]
     else:
-        assert found == sentences
+        assert found == expected
 
 
 def test_a_file_that_became_a_hard_link_is_a_difference() -> None:
-    found, _count = differences(A, [A[0], A[1], A[2]._replace(is_hardlink=True)])
+    found, _count = listing_differences(A, [A[0], A[1], A[2]._replace(is_hardlink=True)])
     assert found == ["/b: hard link no -> yes"]
 
 
-def test_differences_are_limited_but_counted() -> None:
-    found, count = differences([], [directory(b"/"), *(file(b"/%03d" % number) for number in range(300))], limit=10)
+def test_the_first_differences_are_returned_and_all_are_counted() -> None:
+    found, count = listing_differences(
+        [], [directory(b"/"), *(file(b"/%03d" % number) for number in range(300))], limit=10
+    )
     assert (len(found), count) == (10, 301)
 
 
-RECORD = ManifestRecord("pkg/1", "sha256:" + "0" * 64, 123, Counts(1, 2, 3, 4), 5, True, "/net/software")
+RECORD = ManifestRecord("pkg/1", "sha256:" + "0" * 64, 123, EntryCounts(1, 2, 3, 4), 5, True, "/net/software")
 
 
-def test_a_record_survives_its_json() -> None:
+def test_a_record_is_read_as_it_was_written() -> None:
     assert record_from_json(record_to_json(RECORD)) == RECORD
 
 
@@ -381,12 +392,12 @@ def test_a_record_survives_its_json() -> None:
         record_to_json(RECORD).replace(b'"checksums"', b'"bytes": 5, "checksums"'),
     ],
 )
-def test_what_is_no_record_is_refused(text: bytes) -> None:
+def test_an_invalid_record_is_refused(text: bytes) -> None:
     with pytest.raises(ManifestError):
         record_from_json(text)
 
 
-def test_a_record_of_an_older_version_is_told_apart() -> None:
+def test_a_record_of_an_older_version_is_outdated_and_not_damaged() -> None:
     for text in (b'{"format": 1}', record_to_json(RECORD).replace(b'"format": 2', b'"format": 1')):
         with pytest.raises(OutdatedError, match="scan the release again with release_manifest"):
             record_from_json(text)
@@ -398,6 +409,6 @@ LINE = st.binary(max_size=60) | st.lists(FIELD | st.binary(max_size=8), min_size
 
 @settings(deadline=None)
 @given(st.lists(LINE, max_size=5), st.booleans())
-def test_whatever_a_manifest_is_it_is_read_or_refused(listed: list[bytes], with_root: bool) -> None:
+def test_any_lines_are_read_or_refused_with_a_manifest_error(listed: list[bytes], with_root: bool) -> None:
     with contextlib.suppress(ManifestError):
         list(read_entries([ROOT, *listed] if with_root else listed, RELEASE))

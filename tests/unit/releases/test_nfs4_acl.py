@@ -1,4 +1,4 @@
-"""NFSv4 ACLs: a mode that gives nobody more, and no change where the ACL is only another form of the mode."""
+"""The permissions computed from an NFSv4 ACL grant no more than the ACL, and equal the mode if the ACL is equivalent to one."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.nfs4_acl import Verdict, judge
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.nfs4_acl import AclSummary, summarize
 
 ALLOW, DENY, AUDIT = 0, 1, 2
 INHERIT_ONLY, IS_GROUP = 0x08, 0x40
 R, W, X = 0x01, 0x02 | 0x04, 0x20
-#: Reading attributes and the ACL, and the like, which every entry has.
+#: Rights that every allow entry has, such as reading attributes and the ACL.
 ALWAYS = 0x00120088
 
 Ace = tuple[int, int, int, str]
 
 
 def xdr(*aces: Ace) -> bytes:
-    """Return the value of system.nfs4_acl."""
+    """Return the value of the xattr system.nfs4_acl."""
     value = struct.pack(">I", len(aces))
     for kind, flags, mask, who in aces:
         name = who.encode()
@@ -31,11 +31,12 @@ def xdr(*aces: Ace) -> bytes:
 
 
 def bits(permissions: int) -> int:
+    """Return the NFSv4 access mask for permission bits."""
     return (R if permissions & 4 else 0) | (W if permissions & 2 else 0) | (X if permissions & 1 else 0)
 
 
 def of_linux_server(mode: int) -> list[Ace]:
-    """Return the ACL of a file without one, as knfsd makes it of the mode (fs/nfsd/nfs4acl.c, _posix_to_nfsv4_one)."""
+    """Return the ACL that knfsd derives from the mode of a file without an ACL (fs/nfsd/nfs4acl.c, _posix_to_nfsv4_one)."""
     owner, group, other = mode >> 6, mode >> 3 & 7, mode & 7
     aces = [(DENY, 0, bits(~owner & (group | other)), "OWNER@")] if ~owner & (group | other) else []
     aces.append((ALLOW, 0, bits(owner) | ALWAYS, "OWNER@"))
@@ -47,7 +48,7 @@ def of_linux_server(mode: int) -> list[Ace]:
 
 
 def of_other_servers(mode: int) -> list[Ace]:
-    """Return a trivial ACL as ZFS and storage systems have them: what each class lacks is denied to it."""
+    """Return a trivial ACL as ZFS and storage appliances send: each class is denied the permissions that it lacks."""
     return [
         ace
         for who, shift in (("OWNER@", 6), ("GROUP@", 3), ("EVERYONE@", 0))
@@ -59,15 +60,15 @@ def of_other_servers(mode: int) -> list[Ace]:
 
 
 @pytest.mark.parametrize("server", [of_linux_server, of_other_servers])
-def test_an_acl_that_is_a_mode_changes_nothing(server: object) -> None:
+def test_an_acl_that_is_equivalent_to_a_mode_gives_that_mode(server: object) -> None:
     assert callable(server)
-    assert all(judge(xdr(*server(mode))) == Verdict(mode, False) for mode in range(0o1000))
+    assert all(summarize(xdr(*server(mode))) == AclSummary(mode, False) for mode in range(0o1000))
 
 
 @pytest.mark.parametrize(
     ("aces", "permissions", "named"),
     [
-        # What knfsd makes of user:5001:r--, group::---, mask::r--: the mode that it sends is 0644.
+        # The ACL that knfsd derives from user:5001:r--, group::---, mask::r--. It sends mode 0644 with it.
         (
             [
                 (ALLOW, 0, R | W | ALWAYS, "OWNER@"),
@@ -91,8 +92,10 @@ def test_an_acl_that_is_a_mode_changes_nothing(server: object) -> None:
         ([], 0, False),
     ],
 )
-def test_nobody_is_given_more_than_the_acl_gives(aces: Sequence[Ace], permissions: int, named: bool) -> None:
-    assert judge(xdr(*aces)) == Verdict(permissions, named)
+def test_only_permissions_that_the_acl_certainly_grants_are_returned(
+    aces: Sequence[Ace], permissions: int, named: bool
+) -> None:
+    assert summarize(xdr(*aces)) == AclSummary(permissions, named)
 
 
 WHO = ("OWNER@", "GROUP@", "EVERYONE@", "bob@studio", "artists@studio")
@@ -103,15 +106,15 @@ ACES = st.lists(
 
 @settings(deadline=None, max_examples=200)
 @given(ACES)
-def test_whoever_somebody_is_the_server_would_let_him(aces: list[Ace]) -> None:
-    mode = judge(xdr(*aces)).permissions
+def test_no_user_gets_a_permission_that_the_server_would_deny(aces: list[Ace]) -> None:
+    mode = summarize(xdr(*aces)).permissions
     for is_owner, in_group, *named in itertools.product((True, False), repeat=4):
-        whom = {"EVERYONE@", *(["OWNER@"] if is_owner else []), *(["GROUP@"] if in_group else [])}
-        whom |= {who for who, is_it in zip(WHO[3:], named) if is_it}
+        principals = {"EVERYONE@", *(["OWNER@"] if is_owner else []), *(["GROUP@"] if in_group else [])}
+        principals |= {who for who, is_it in zip(WHO[3:], named) if is_it}
         shift = 6 if is_owner else 3 if in_group else 0
         allowed = decided = 0
         for kind, _flags, mask, who in aces:
-            if who in whom:
+            if who in principals:
                 allowed |= mask & ~decided if kind == ALLOW else 0
                 decided |= mask
         assert bits(mode >> shift & 7) & ~allowed == 0
@@ -120,14 +123,14 @@ def test_whoever_somebody_is_the_server_would_let_him(aces: list[Ace]) -> None:
 @pytest.mark.parametrize(
     "value", [b"", b"\0\0\0", b"\0\0\0\1", b"\xff\xff\xff\xff", xdr((0, 0, 1, "OWNER@"))[:-4], xdr((0, 0, 1, "x"))[:-4]]
 )
-def test_what_is_no_acl_is_refused(value: bytes) -> None:
+def test_a_malformed_acl_is_refused(value: bytes) -> None:
     with pytest.raises(ValueError, match="it "):
-        judge(value)
+        summarize(value)
 
 
 @given(st.binary(max_size=80))
-def test_any_bytes_are_an_acl_or_refused(value: bytes) -> None:
+def test_any_bytes_are_summarized_or_refused_with_a_value_error(value: bytes) -> None:
     try:
-        judge(value)
+        summarize(value)
     except ValueError:
         return

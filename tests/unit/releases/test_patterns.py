@@ -1,4 +1,4 @@
-"""The pattern that says where releases are."""
+"""Patterns match the paths of releases."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patter
         ("{package}/{version}", "a\n/1 \udcff", ("a\n", "1 \udcff")),
     ],
 )
-def test_the_names_of_a_release_give_its_package_and_version(
-    pattern: str, path: str, found: tuple[str, str] | None
-) -> None:
+def test_a_matching_path_gives_package_and_version(pattern: str, path: str, found: tuple[str, str] | None) -> None:
     release = Pattern.parse(pattern).release(path.split("/"))
     assert release == (Release(*found, path) if found else None)
 
@@ -52,12 +50,12 @@ def test_the_names_of_a_release_give_its_package_and_version(
         ("./{package}/{version}", r"'\.'"),
     ],
 )
-def test_a_pattern_that_cannot_be_is_refused(pattern: str, reason: str) -> None:
+def test_an_invalid_pattern_is_refused_with_the_reason(pattern: str, reason: str) -> None:
     with pytest.raises(OverlayError, match=reason):
         Pattern.parse(pattern)
 
 
-def test_releases_sort_by_package_and_then_by_version() -> None:
+def test_releases_are_sorted_by_package_then_by_version() -> None:
     paths = ["b/1", "a/1.10", "a/1.9", "a/1.9rc1"]
     releases = []
     for path in paths:

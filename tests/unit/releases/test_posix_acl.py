@@ -1,4 +1,4 @@
-"""ACLs: what is read, what a mode of the same rights would be, and what chmod and mappings make of them."""
+"""POSIX ACLs are parsed as the kernel does, narrowed to a mode without granting more, and changed by chmod and mappings."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def acls(draw: st.DrawFn) -> Acl:
 
 
 def grants(acl: Acl, owner: tuple[int, int], uid: int, gids: set[int], wanted: int) -> bool:
-    """Tell whether an ACL grants all that is wanted, as acl(5) has it."""
+    """Return whether an ACL grants all ``wanted`` permissions, by the algorithm of acl(5). ``owner`` is the uid and gid of the file."""
     of = {(entry.tag, entry.number): entry.permissions for entry in acl}
     mask = of.get((MASK, NO_ID), 7)
     if uid == owner[0]:
@@ -59,7 +59,7 @@ def grants(acl: Acl, owner: tuple[int, int], uid: int, gids: set[int], wanted: i
 
 @settings(deadline=None, max_examples=200)
 @given(acls(), st.sampled_from((*UIDS, 9)), st.sampled_from((*GIDS, 19)))
-def test_nobody_gains_by_a_narrowed_mode(acl: Acl, uid: int, gid: int) -> None:
+def test_a_narrowed_mode_grants_no_user_more_than_the_acl(acl: Acl, uid: int, gid: int) -> None:
     bits = posix_acl.narrowed(acl, uid, gid)
     of_mode = (AclEntry(OWNER, bits >> 6), AclEntry(OWNING_GROUP, bits >> 3 & 7), AclEntry(OTHER, bits & 7))
     for who in (*UIDS, 9, 10):
@@ -71,12 +71,12 @@ def test_nobody_gains_by_a_narrowed_mode(acl: Acl, uid: int, gid: int) -> None:
 
 
 @given(acls())
-def test_an_acl_survives_its_value(acl: Acl) -> None:
+def test_parsing_a_serialized_acl_returns_it(acl: Acl) -> None:
     assert posix_acl.parse(posix_acl.serialize(acl)) == acl
 
 
 @given(acls(), st.integers(0, 0o777))
-def test_an_acl_has_the_mode_that_it_is_given(acl: Acl, mode: int) -> None:
+def test_changing_the_mode_of_an_acl_changes_no_named_entries(acl: Acl, mode: int) -> None:
     changed = posix_acl.with_mode(acl, mode)
     assert posix_acl.permissions(changed) == mode
     named = [entry for entry in acl if entry.tag in (USER, GROUP)]
@@ -84,7 +84,7 @@ def test_an_acl_has_the_mode_that_it_is_given(acl: Acl, mode: int) -> None:
     assert posix_acl.permissions(posix_acl.limited(acl, mode)) == posix_acl.permissions(acl) & mode
 
 
-def test_entries_come_in_order_and_those_of_one_user_keep_theirs() -> None:
+def test_entries_are_sorted_and_entries_of_one_user_keep_their_order() -> None:
     value = packed((32, 0, 5), (2, 1, 9), (2, 4, 3), (1, 7, 0), (2, 6, 3), (16, 7, NO_ID), (4, 0, NO_ID))
     found = [(entry.tag, entry.permissions, entry.number) for entry in posix_acl.parse(value)]
     assert found == [(1, 7, NO_ID), (2, 4, 3), (2, 6, 3), (2, 1, 9), (4, 0, NO_ID), (16, 7, NO_ID), (32, 0, NO_ID)]
@@ -111,13 +111,13 @@ BASE = ((1, 7, NO_ID), (4, 5, NO_ID), (32, 0, NO_ID))
         packed((1, 8, NO_ID), *BASE[1:]),
     ],
 )
-def test_what_the_kernel_would_not_take_is_refused(value: bytes) -> None:
+def test_an_acl_that_the_kernel_refuses_is_refused(value: bytes) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         posix_acl.parse(value)
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_an_acl_or_refused(value: bytes) -> None:
+def test_any_bytes_are_parsed_or_refused_with_a_value_error(value: bytes) -> None:
     try:
         posix_acl.parse(value)
     except ValueError:
@@ -125,7 +125,7 @@ def test_any_bytes_are_an_acl_or_refused(value: bytes) -> None:
 
 
 @given(acls())
-def test_users_that_become_one_have_what_all_of_them_had(acl: Acl) -> None:
+def test_users_mapped_to_one_uid_keep_only_their_common_permissions(acl: Acl) -> None:
     mapped = posix_acl.mapped(acl, {1: 3, 2: 4}, {11: 12})
     before = {(entry.tag, entry.number): entry.permissions for entry in acl}
     after = {(entry.tag, entry.number): entry.permissions for entry in mapped}

@@ -1,4 +1,4 @@
-"""Versions are ordered as the trade means them."""
+"""Versions of software releases are compared by their numbers and pre-release words."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ PAIRS = [pair for chain in ORDERED for pair in itertools.combinations(chain, 2)]
 
 
 @pytest.mark.parametrize(("earlier", "later"), PAIRS)
-def test_earlier_is_less_than_later(earlier: str, later: str) -> None:
+def test_an_earlier_version_is_less_than_a_later_one(earlier: str, later: str) -> None:
     holding = {relation for relation in ("==", "!=", "<", "<=", ">", ">=") if compare(earlier, relation, later)}
     assert holding == {"!=", "<", "<="}
     assert compare(later, ">", earlier)
 
 
 @pytest.mark.parametrize(("left", "right"), EQUAL)
-def test_ways_to_write_the_same_version_are_equal(left: str, right: str) -> None:
+def test_spellings_of_one_version_are_equal(left: str, right: str) -> None:
     assert {relation for relation in ("==", "!=", "<", "<=", ">", ">=") if compare(left, relation, right)} == {
         "==",
         "<=",
@@ -59,5 +59,5 @@ def test_any_two_texts_can_be_compared(left: str, right: str) -> None:
 
 @pytest.mark.parametrize("relation", ["=", "~=", "", "=>"])
 def test_an_unknown_comparison_is_refused(relation: str) -> None:
-    with pytest.raises(OverlayError, match="is no version comparison"):
+    with pytest.raises(OverlayError, match="is not a version comparison"):
         compare("1", relation, "2")

@@ -1,4 +1,4 @@
-"""Releases that leave a view: which linger, until when, and the record that it is decided from."""
+"""Releases that leave a view linger at their place for a time, decided from the record of the view."""
 
 from __future__ import annotations
 
@@ -43,42 +43,42 @@ def left(decision: Decision) -> dict[str, str]:
     return {one.placed.release: one.reason for one in decision.left}
 
 
-def test_the_first_declaration_is_recorded_and_nothing_is_leaving() -> None:
+def test_the_first_declaration_is_recorded_and_no_release_lingers() -> None:
     decision = decide([at("usd/2"), at("usd/1")], None)
     assert decision == Decision(Record((at("usd/1"), at("usd/2"))))
 
 
-def test_a_release_that_is_no_longer_declared_lingers_from_now_on() -> None:
+def test_a_release_that_is_no_longer_declared_lingers_from_now() -> None:
     decision = decide([at("usd/2")], record(at("usd/1")))
     assert leaving(decision) == {"usd/1": NOW}
     assert left(decision) == {}
 
 
 @pytest.mark.parametrize(("age", "stays"), [(0, True), (LINGER - 1, True), (LINGER, False), (10 * LINGER, False)])
-def test_it_goes_when_its_time_is_over(age: int, stays: bool) -> None:
+def test_a_release_is_removed_after_it_lingered_long_enough(age: int, stays: bool) -> None:
     decision = decide([at("usd/2")], record(at("usd/2"), leaving={"usd/1": NOW - age}))
     assert leaving(decision) == ({"usd/1": NOW - age} if stays else {})
     assert bool(left(decision)) != stays
 
 
-def test_deciding_again_from_the_new_record_changes_nothing() -> None:
+def test_a_later_decision_from_the_new_record_changes_nothing() -> None:
     first = decide([at("usd/2")], record(at("usd/1"), leaving={"usd/0": NOW - 5}))
     assert decide([at("usd/2")], first.record, now=NOW + 60).record == first.record
 
 
-def test_a_release_that_is_declared_again_is_not_leaving_any_more() -> None:
+def test_a_release_that_is_declared_again_no_longer_lingers() -> None:
     decision = decide([at("usd/1")], record(at("usd/2"), leaving={"usd/1": NOW - 5}))
     assert leaving(decision) == {"usd/2": NOW}
     assert left(decision) == {}
 
 
-def test_with_no_seconds_everything_goes_at_once() -> None:
+def test_with_0_seconds_no_release_lingers() -> None:
     decision = decide([at("usd/3")], record(at("usd/2"), leaving={"usd/1": NOW - 5}), seconds=0)
     assert leaving(decision) == {}
     assert set(left(decision)) == {"usd/1", "usd/2"}
 
 
-def test_a_time_in_the_future_counts_as_now() -> None:
+def test_a_recorded_time_in_the_future_counts_as_now() -> None:
     decision = decide([at("usd/2")], record(at("usd/2"), leaving={"usd/1": NOW + 10**6}))
     assert leaving(decision) == {"usd/1": NOW}
 
@@ -100,7 +100,7 @@ def test_a_time_in_the_future_counts_as_now() -> None:
         ([at("usd/1"), at("lib/1", "usd/1/plugin")], [at("lib/2")], ()),
     ],
 )
-def test_nothing_lingers_at_a_place_that_is_not_its_own_alone(
+def test_a_release_does_not_linger_at_another_place_or_one_that_it_shares(
     before: list[Placed], declared: list[Placed], links: tuple[str, ...]
 ) -> None:
     decision = decide(declared, record(*before), links=links)
@@ -111,18 +111,18 @@ def test_nothing_lingers_at_a_place_that_is_not_its_own_alone(
 @pytest.mark.parametrize(
     "declared", [at("usd/10"), at("usd/1.1"), at("usd/1", "usd/current"), at("us"), at("lib/usd/1")]
 )
-def test_a_place_beside_it_is_no_reason_to_go(declared: Placed) -> None:
+def test_a_release_beside_its_place_does_not_keep_it_from_lingering(declared: Placed) -> None:
     assert leaving(decide([declared], record(at("usd/1")), links=("usd/latest",))) == {"usd/1": NOW}
 
 
-def test_a_release_that_is_gone_or_withdrawn_does_not_linger() -> None:
+def test_an_unusable_release_does_not_linger() -> None:
     before = record(at("usd/2"), leaving={"usd/1": NOW - 5})
     decision = decide([at("usd/3")], before, unusable={"usd/1": "no .ready", "usd/2": "gone"})
     assert leaving(decision) == {}
     assert left(decision) == {"usd/1": "no .ready", "usd/2": "gone"}
 
 
-def test_it_lingers_with_its_source_and_patterns() -> None:
+def test_a_release_lingers_with_its_source_and_patterns() -> None:
     was = linger.placed("usd/1", None, "/mnt/usd/1", ["bin"], ["**/*.a"])
     decision = decide([at("usd/2")], record(was))
     assert [one.placed for one in decision.record.leaving] == [was]
@@ -135,11 +135,11 @@ def test_it_lingers_with_its_source_and_patterns() -> None:
     }
 
 
-def test_the_order_of_the_declaration_is_no_part_of_the_record() -> None:
+def test_the_order_of_the_declaration_does_not_change_the_record() -> None:
     assert decide([at("b/1"), at("a/1")], None).record == decide([at("a/1"), at("b/1")], None).record
 
 
-def test_a_declaration_of_thousands_is_decided_in_one_pass() -> None:
+def test_twenty_thousand_releases_can_linger() -> None:
     before = record(*(at(f"many/{number}") for number in range(20_000)))
     assert len(leaving(decide([at("one/1")], before))) == 20_000
 
@@ -175,7 +175,7 @@ GOOD: dict[str, Any] = json.loads(linger.record_to_json("view", record(at("usd/2
         json.dumps({**GOOD, "leaving": None}).encode(),
     ],
 )
-def test_what_is_no_record_is_refused(text: bytes) -> None:
+def test_an_invalid_record_is_refused(text: bytes) -> None:
     with pytest.raises(OverlayError):
         linger.record_from_json("view", text)
 
@@ -202,7 +202,7 @@ def test_what_is_no_record_is_refused(text: bytes) -> None:
         {"release": "usd/1", "manifest": "/etc/passwd"},
     ],
 )
-def test_a_damaged_placement_is_refused(fields: object) -> None:
+def test_an_invalid_placement_in_a_record_is_refused(fields: object) -> None:
     for key, more in (("declared", {}), ("leaving", {"since": NOW})):
         placement = {**fields, **more} if isinstance(fields, dict) else fields
         with pytest.raises(OverlayError):
@@ -210,7 +210,7 @@ def test_a_damaged_placement_is_refused(fields: object) -> None:
 
 
 @pytest.mark.parametrize("since", [None, "now", -1, 0, 1.5, True, 10**12, [NOW]])
-def test_a_damaged_time_is_refused(since: object) -> None:
+def test_an_invalid_time_in_a_record_is_refused(since: object) -> None:
     text = json.dumps({**GOOD, "leaving": [{"release": "usd/1", "since": since}]}).encode()
     with pytest.raises(OverlayError, match="since"):
         linger.record_from_json("view", text)

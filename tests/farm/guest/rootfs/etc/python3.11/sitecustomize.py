@@ -1,6 +1,6 @@
-"""Keeps the bytecode of what is imported from zip files, which Python makes anew for each process.
+"""Cache the bytecode of imports from zip files, which Python would compile again in each process.
 
-Ansible sends every module as a zip file of sources; compiling them took an emulated processor a quarter of each task.
+Ansible sends every module as a zip file of sources. Compiling them took an emulated processor a quarter of each task.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import os
 import zipimport
 from types import CodeType
 
-FOLDER = "/var/cache/farm-python"
-_compile = zipimport._compile_source  # type: ignore[attr-defined]  # not for others
+DIRECTORY = "/var/cache/farm-python"
+_compile = zipimport._compile_source  # type: ignore[attr-defined]  # private
 
 
 def _kept(pathname: str, source: bytes) -> CodeType:
-    # Names of the folders that Ansible unpacks into differ from task to task, what is below them does not.
+    # Ansible unpacks each task to another directory, but the paths below it stay the same.
     key = os.fsencode(pathname.rpartition(".zip/")[2]) + b"\0" + source
-    place = f"{FOLDER}/{_imp.source_hash(311, key).hex()}"
+    place = f"{DIRECTORY}/{_imp.source_hash(311, key).hex()}"
     try:
         with open(place, "rb") as file:
             code: CodeType = marshal.load(file)  # noqa: S302  # only root writes there
-        # What went wrong is told with the names of now.
+        # Tracebacks must show the current path.
         _imp._fix_co_filename(code, pathname)  # type: ignore[attr-defined]
         return code
     except (OSError, ValueError, EOFError):
@@ -30,7 +30,7 @@ def _kept(pathname: str, source: bytes) -> CodeType:
     code = _compile(pathname, source)
     aside = f"{place}.{os.getpid()}"
     try:
-        os.makedirs(FOLDER, mode=0o700, exist_ok=True)
+        os.makedirs(DIRECTORY, mode=0o700, exist_ok=True)
         with open(aside, "wb") as file:
             marshal.dump(code, file)
         os.rename(aside, place)

@@ -1,36 +1,81 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The declaration of a layer, from the parameters of metadata_layer and what this host knows: manifests, users and groups."""
+"""Read the declaration of a layer from the parameters of metadata_layer, looking up manifests, users and groups on this host."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import layer_formats
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.globs import clean_globs
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import DIRECTORY, FORMATS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import declared_links
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import accounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import strategies
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement, relative_path
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation as names
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import LayerSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import check_composition
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_spec import (
+    LayerSpec,
+    composition_of,
+)
+
+_PATTERNS = {"type": "list", "elements": "str", "default": []}
+#: The options of metadata_layer that declare a layer or say where it comes from, as an argument spec.
+OPTIONS: dict[str, Any] = {
+    "releases": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "manifest": {"type": "path"},
+            "release": {"type": "str"},
+            "at": {"type": "str"},
+            "source": {"type": "str"},
+            "include": _PATTERNS,
+            "exclude": _PATTERNS,
+        },
+        "required_one_of": [("manifest", "release")],
+        "mutually_exclusive": [("manifest", "release")],
+    },
+    "on_conflict": {"type": "str", "choices": ["error", "first", "last"], "default": "error"},
+    "links": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {"path": {"type": "str", "required": True}, "target": {"type": "str", "required": True}},
+    },
+    "store": {"type": "path"},
+    "format": {"type": "str", "choices": ["auto", *sorted(FORMATS)], "default": "auto"},
+    "strategy": {"type": "str", "choices": ["auto", "data_only", "redirect"], "default": "auto"},
+    "xattr_namespace": {"type": "str", "choices": ["trusted", "user"], "default": "trusted"},
+    "owner": {"type": "str"},
+    "group": {"type": "str"},
+    "owner_map": {"type": "dict", "default": {}},
+    "group_map": {"type": "dict", "default": {}},
+    "mode": {"type": "str"},
+    "keep_setid": {"type": "bool", "default": False},
+    "image_store": {"type": "path"},
+    "image": {"type": "path"},
+    "image_digest": {"type": "str"},
+    "generation": {"type": "str"},
+}
 
 
-def layer_spec(params: dict[str, Any]) -> LayerSpec:
-    """Return the declaration, with the format ``directory``, and strategy ``data_only`` for ``auto``.
+def layer_spec(params: Mapping[str, Any]) -> LayerSpec:
+    """Return the declaration with the format ``directory``, and with strategy ``data_only`` for ``auto``.
 
-    Raises OverlayError that names the parameter which cannot be, or the manifest store that is missing.
+    Raises OverlayError if a parameter is not usable, or if the manifest store is missing.
     """
     if params["store"] is not None and params["releases"]:
         manifest_store.check_store(params["store"])
     spec = LayerSpec(
         name=params["name"],
         placements=tuple(_placement(release, params["store"]) for release in params["releases"]),
-        format=layer_formats.DIRECTORY,
+        format=DIRECTORY.name,
         strategy=strategies.DATA_ONLY if params["strategy"] == "auto" else params["strategy"],
         xattr_namespace=params["xattr_namespace"],
         owner=None if params["owner"] is None else accounts.number(params["owner"], "owner", accounts.user),
@@ -42,13 +87,13 @@ def layer_spec(params: dict[str, Any]) -> LayerSpec:
         on_conflict=params["on_conflict"],
         links=declared_links((os.fsencode(link["path"]), os.fsencode(link["target"])) for link in params["links"]),
     )
-    names.check_composition(spec.name, names.composition_of(spec))
+    check_composition(spec.name, composition_of(spec))
     return spec
 
 
 def _placement(release: dict[str, Any], store: str | None) -> Placement:
-    path, asked_for = _manifest(release, store)
-    record = manifest_store.read_record(path, asked_for)
+    path, expected = _manifest(release, store)
+    record = manifest_store.read_record(path, expected)
 
     def place(option: str) -> bytes:
         given = record.release if release[option] is None else release[option]
@@ -62,12 +107,15 @@ def _placement(release: dict[str, Any], store: str | None) -> Placement:
 
 
 def _manifest(release: dict[str, Any], store: str | None) -> tuple[str, str | None]:
-    """Return the path of a release's manifest, and that of the release where it is given."""
+    """Return the path of a release's manifest, and the path of the release below the software root if it is given.
+
+    Raises OverlayError if the release is given without a store.
+    """
     if release["manifest"] is not None:
         return str(release["manifest"]), None
     if store is None:
         raise OverlayError(
-            f"release {release['release']} is given by its path, so 'store' has to say where its manifest is"
+            f"release {release['release']} is given without its manifest: set 'store' to the directory of the manifests"
         )
     path = os.fsdecode(relative_path(os.fsencode(release["release"]), "release"))
     return manifest_store.manifest_path(store, path), path

@@ -1,0 +1,119 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Check whether releases can be shown in a view: they exist, are ready, have a manifest and match it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Callable
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, sampling, scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import ManifestRecord, Placement
+
+#: The number of releases that a message names.
+_NAMED = 5
+
+_REMEDY = (
+    "a release never changes, so publish this under a new version; if the change is intended, remove the manifest"
+    " (release_manifest with state: absent) and deploy again"
+)
+
+
+@dataclass(frozen=True)
+class ReleaseSource:
+    """Where releases and their manifests are."""
+
+    root: str
+    store: str
+    ready_marker: str
+
+    def record(self, release: str) -> ManifestRecord:
+        """Return the record of the manifest of a release. Raises ManifestError if there is no complete manifest."""
+        return manifest_store.read_record(manifest_store.manifest_path(self.store, release))
+
+
+def why_unusable(source: ReleaseSource, release: str) -> str:
+    """Return why a release cannot be shown, empty if it can: it is deleted, was withdrawn, or has no complete manifest."""
+    root, path = os.fsencode(source.root), os.fsencode(release)
+    try:
+        _check_presence(scan.open_release(root, path), release)
+        if not scan.is_ready(root, path, os.fsencode(source.ready_marker)):
+            return f"release {release} is not ready: it has no {source.ready_marker}, so it was withdrawn or is still being written"
+        source.record(release)
+    except OverlayError as error:
+        return str(error)
+    except PermissionError as error:
+        return f"{error.filename}: {error.strerror}"
+    return ""
+
+
+def _check_presence(fd: int, release: str) -> None:
+    """Ask the file server for the directory of a release, and close ``fd``. Raises OverlayError if the directory was deleted."""
+    try:
+        syscalls.refresh(fd)
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        raise OverlayError(f"release {release} was deleted on the file server") from None
+    finally:
+        os.close(fd)
+
+
+def check_declared(
+    view: str,
+    source: ReleaseSource,
+    releases: Iterable[str],
+    sample: int,
+    note: Callable[[str], None],
+    progress: Progress,
+) -> None:
+    """Check the declared releases of a view, and compare ``sample`` entries of each with its manifest.
+
+    ``note`` is called with the name of each release first. Raises OverlayError naming the releases that cannot be shown or have changed.
+    """
+    problems = []
+    for release in dict.fromkeys(releases):
+        note(f"release {release}")
+        problem = why_unusable(source, release)
+        if not problem and sample:
+            problem = _changes(source, release, sample, progress)
+        if problem:
+            problems.append(problem if release in problem else f"release {release}: {problem}")
+        progress()
+    if problems:
+        more = f" (and {len(problems) - _NAMED} more releases)" if len(problems) > _NAMED else ""
+        raise OverlayError(f"view {view}: {'; '.join(problems[:_NAMED])}{more}")
+
+
+def _changes(source: ReleaseSource, release: str, sample: int, progress: Progress) -> str:
+    """Return how a release differs from its manifest, empty if no entry of the sample does."""
+    place = os.fsencode(release)
+    placement = Placement(manifest_store.manifest_path(source.store, release), source.record(release), place, place)
+    found = sampling.sample_differences(placement, source.root, sample, source.ready_marker, progress)
+    return f"release {release} is no longer what its manifest says: {', '.join(found)}; {_REMEDY}" if found else ""
+
+
+def unusable_releases(
+    source: ReleaseSource, declared: Sequence[str], leaving: Iterable[str], progress: Progress
+) -> dict[str, str]:
+    """Return the releases of ``leaving`` that cannot linger, each with the reason.
+
+    Besides those that cannot be shown, these are releases of another software root than the ``declared`` ones.
+    """
+    root = source.record(declared[0]).root if declared else None
+    reasons = {}
+    for release in leaving:
+        reason = why_unusable(source, release)
+        if not reason and root not in (None, source.record(release).root):
+            reason = f"release {release} is of another software root than the releases of the view"
+        if reason:
+            reasons[release] = reason
+        progress()
+    return reasons
