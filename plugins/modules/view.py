@@ -10,10 +10,10 @@ module: view
 short_description: Bring all views of a host to their state
 version_added: 0.1.0
 description:
-  - Brings each view of a host to its declared state in one task. Builds or installs the layer, makes it the current generation, mounts it or
-    switches to it, writes what mounts it when the host starts, and removes generations that nobody needs.
-  - Does what M(renderfarm.overlay.metadata_layer), M(renderfarm.overlay.overlay_mount) and M(renderfarm.overlay.overlay_prune) do for one view
-    each, with the same options.
+  - Brings each view of a host to its declared state in one task. Builds or installs the layer, makes it the current generation, mounts it
+    or switches to it, writes what mounts it when the host starts, and removes generations that nobody needs.
+  - Does what M(renderfarm.overlay.metadata_layer), M(renderfarm.overlay.overlay_mount) and M(renderfarm.overlay.overlay_prune) do for one
+    view each, with the same options.
   - A view that fails does not keep the others from their state. The task then fails at its end and names it.
   - A rollback can hold. While it does, the view stays at its generation although another one is declared.
 author:
@@ -413,8 +413,14 @@ def _outcome(brought: list[Brought]) -> runner.Outcome:
         {one.name: one.before for one in brought},
         {one.name: one.after for one in brought},
         list(dict.fromkeys(warning for one in brought for warning in one.warnings)),
-        failure="; ".join(f"view {one.name}: {one.failure}" if one.name not in one.failure else one.failure for one in failed),
+        failure="; ".join(_named(one) for one in failed),
     )
+
+
+def _named(one: Brought) -> str:
+    """Return why a view failed, with its name."""
+    label = f"view {one.name}: "
+    return one.failure if one.failure.startswith(label) else label + one.failure
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ module: view_lock
 short_description: Resolve views to generations on the host that scans
 version_added: 0.1.0
 description:
-  - Says for each view which releases it shows, with the digests of their manifests, and which generation they make. Decides which releases
-    linger, and builds images in an image store where that is asked for.
-  - Does what M(renderfarm.overlay.view_releases) and M(renderfarm.overlay.metadata_layer) do for one view each, for all views in one task. All
-    releases must have a manifest. M(renderfarm.overlay.resolved_views) calls it.
+  - Says for each view which releases it shows, with the digests of their manifests, and which generation they make. Decides which
+    releases linger, and builds images in an image store where that is asked for.
+  - Does what M(renderfarm.overlay.view_releases) and M(renderfarm.overlay.metadata_layer) do for one view each, for all views in one task.
+    All releases must have a manifest. M(renderfarm.overlay.resolved_views) calls it.
   - A view that fails does not keep the others from it.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
@@ -23,7 +23,8 @@ extends_documentation_fragment:
 options:
   views:
     description:
-      - The views. Their options are those of M(renderfarm.overlay.view_releases) and M(renderfarm.overlay.metadata_layer) with the same names.
+      - The views. Their options are those of M(renderfarm.overlay.view_releases) and M(renderfarm.overlay.metadata_layer) with the same
+        names.
     type: list
     elements: dict
     required: true

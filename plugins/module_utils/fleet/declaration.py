@@ -26,7 +26,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths imp
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import relative_path
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import is_view_name
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import is_view_name
 
 #: Characters of a value that a message shows.
 _SHOWN = 60

@@ -91,10 +91,10 @@ def bring(view: Mapping[str, Any], run: Run) -> Brought:
     except (OverlayError, OSError) as error:
         brought.failure = run.explain(error)
     if not run.check_mode and os.path.isdir(paths.root):
-        generation = view["locked_generation"] or brought.values.get("generation") or (known.generation if known else None)
-        status = Status(
-            view["name"], int(time.time()), view["mountpoint"], generation, view["persist"], brought.failure, hold
+        generation = (
+            view["locked_generation"] or brought.values.get("generation") or (known.generation if known else None)
         )
+        status = Status(view["name"], view["mountpoint"], generation, view["persist"], brought.failure, hold)
         try:
             status_file.write(paths, status)
         except (OverlayError, OSError) as error:
@@ -163,8 +163,8 @@ def _check_locked(view: Mapping[str, Any], source: Source) -> None:
     wanted = view["locked_generation"]
     if wanted and source.generation != wanted:
         raise OverlayError(
-            f"view {view['name']}: this host would show generation {source.generation} where the lock has {wanted}: a manifest is not the one"
-            " that was locked, or a name of a user or group is another number here; resolve the lock again"
+            f"view {view['name']}: this host would show generation {source.generation}, but the lock has {wanted}: a manifest is not the"
+            " one that was locked, or a user or group has another uid or gid here; resolve the views again"
         )
 
 

@@ -26,7 +26,6 @@ _STATUS = RecordKind(
         {
             "format": records.integer(STATUS_FORMAT, STATUS_FORMAT),
             "view": records.form("[A-Za-z0-9][A-Za-z0-9._-]{0,99}"),
-            "last_run": _SECONDS,
             "mountpoint": records.absolute,
             "generation": records.nullable(_GENERATION),
             "persist": records.word("none", "systemd", "fstab"),
@@ -62,8 +61,6 @@ class Status:
     """What a host last did with a view."""
 
     view: str
-    #: Seconds since 1970.
-    last_run: int
     mountpoint: str
     #: The generation that was declared for the host; None if the view was not to be mounted.
     generation: str | None
@@ -79,7 +76,6 @@ def status_to_json(status: Status) -> bytes:
     return _STATUS.dump(
         {
             "view": status.view,
-            "last_run": status.last_run,
             "mountpoint": status.mountpoint,
             "generation": status.generation,
             "persist": status.persist,
@@ -95,7 +91,6 @@ def status_from_json(text: bytes) -> Status:
     hold = fields["hold"]
     return Status(
         view=fields["view"],
-        last_run=fields["last_run"],
         mountpoint=fields["mountpoint"],
         generation=fields["generation"],
         persist=fields["persist"],

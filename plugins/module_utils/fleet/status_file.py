@@ -19,6 +19,14 @@ def path_of(paths: ViewPaths) -> str:
     return os.path.join(paths.root, "status.json")
 
 
+def last_run(paths: ViewPaths) -> int | None:
+    """Return when the last run brought a view to its state, or tried to, in seconds since 1970; None if none did."""
+    try:
+        return int(os.stat(path_of(paths)).st_mtime)
+    except FileNotFoundError:
+        return None
+
+
 def find(paths: ViewPaths) -> Status | None:
     """Return the status of a view; None if there is none that can be read. The next run writes it anew."""
     try:
@@ -28,6 +36,9 @@ def find(paths: ViewPaths) -> Status | None:
 
 
 def write(paths: ViewPaths, value: Status) -> None:
-    """Write the status of a view, whose directory exists."""
+    """Write the status of a view, whose directory exists. If it is the same as before, only the mtime of the file changes."""
+    if find(paths) == value:
+        os.utime(path_of(paths))
+        return
     with files.written_aside(path_of(paths), 0o600) as stream:
         stream.write(status.status_to_json(value))

@@ -29,6 +29,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_pla
     PublishImage,
     RecordReleases,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_spec import LayerSpec
+
+#: The options of a release that releases leave out.
+_NOT_GIVEN = {"manifest": None, "at": None, "source": None, "include": (), "exclude": ()}
 
 
 def lock(view: Mapping[str, Any], now: int, note: Callable[[str], None], run: Run) -> Brought:
@@ -36,7 +40,7 @@ def lock(view: Mapping[str, Any], now: int, note: Callable[[str], None], run: Ru
     locked = Brought(view["name"])
     try:
         releases, leaving, plan, record = _releases(view, now, note, run)
-        options = {**view, "releases": [{"manifest": None, **one} for one in releases]}
+        options = {**view, "releases": [{**_NOT_GIVEN, **one} for one in releases]}
         spec = layer_parameters.layer_spec(options)
         # The digests of the manifests that the generation is made from.
         digests = {one.record.release: one.record.digest for one in spec.placements}
@@ -95,11 +99,11 @@ def _given(release: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in release.items()
-        if name == "release" or (value and not (name in ("at", "source") and value == path)) or (name == "at" and value == "")
+        if name == "release" or (value and not (name in ("at", "source") and value == path))
     }
 
 
-def _publish(view: Mapping[str, Any], wanted: layer_parameters.LayerSpec, locked: Brought, run: Run) -> None:
+def _publish(view: Mapping[str, Any], wanted: LayerSpec, locked: Brought, run: Run) -> None:
     """Make sure that the image of the generation is in the image store."""
     spec = layer_choice.as_image(wanted)
     store = view["image_store"]

@@ -14,15 +14,15 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status im
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import RecordError
 
-STATUS = Status("software", 1795633020, "/software", "0123456789abcdef", "systemd")
+STATUS = Status("software", "/software", "0123456789abcdef", "systemd")
 
 
 @pytest.mark.parametrize(
     "status",
     [
         STATUS,
-        Status("a", 0, "/a", None, "none", "it failed: \udce4", Hold("0123456789abcdef", 5, "why")),
-        Status("a", 0, "/\udcff", None, "fstab", "", Hold("0123456789abcdef", 0)),
+        Status("a", "/a", None, "none", "it failed: \udce4", Hold("0123456789abcdef", 5, "why")),
+        Status("a", "/\udcff", None, "fstab", "", Hold("0123456789abcdef", 0)),
     ],
 )
 def test_a_status_is_read_as_it_was_written(status: Status) -> None:
@@ -30,7 +30,7 @@ def test_a_status_is_read_as_it_was_written(status: Status) -> None:
 
 
 def test_a_long_failure_is_cut() -> None:
-    found = status_from_json(status_to_json(Status("a", 0, "/a", None, "none", "x" * 9000)))
+    found = status_from_json(status_to_json(Status("a", "/a", None, "none", "x" * 9000)))
     assert len(found.failure) == 4096
 
 

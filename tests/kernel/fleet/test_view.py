@@ -1,0 +1,220 @@
+"""All views of a host in one task: locked on one host, brought to their state on another, held, and taken down."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.declaration import declared_views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolution import locked_views
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel.test_modules import everything
+
+VIEWS = ("software", "tools")
+RELEASES = ("usd/1", "usd/2", "qt/1")
+
+
+class Farm:
+    """A software root with releases, a manifest store, and a host with two mountpoints."""
+
+    def __init__(self, top: Path) -> None:
+        self.top, self.root, self.store = top, top / "root", top / "store"
+        for release in RELEASES:
+            (self.root / release).mkdir(parents=True)
+            support.write(self.root / release / "file", release.encode())
+        done = support.module("release_manifest", root=str(self.root), store=str(self.store), releases=list(RELEASES))
+        assert done.ok["changed"]
+
+    def lock(self, *releases: str, check: bool = False, **options: Any) -> list[dict[str, Any]]:
+        """Resolve both views to the same releases."""
+        view = {
+            "root": str(self.root),
+            "store": str(self.store),
+            "releases": [{"release": one} for one in releases],
+            "linger": 0,
+            **options,
+        }
+        ran = support.module("view_lock", check=check, views=[{**view, "name": name} for name in VIEWS])
+        found: list[dict[str, Any]] = ran.ok["views"]
+        return found
+
+    def views(self, locked: list[dict[str, Any]], **keys: Any) -> list[dict[str, Any]]:
+        """Return both views as the module takes them."""
+        common = {
+            "root": str(self.root),
+            "store": str(self.store),
+            "state_dir": str(self.top / "state"),
+            "min_age": 0,
+            "keep": 0,
+        }
+        declared, problems = declared_views(
+            [{"name": name, "mountpoint": str(self.top / name), "query": "@", **keys} for name in VIEWS], common
+        )
+        assert problems == []
+        return locked_views(
+            declared,
+            {
+                one["name"]: LockedView(one["name"], one["generation"], tuple(one["releases"]), (), one["image_digest"])
+                for one in locked
+            },
+        )
+
+    def bring(self, views: list[dict[str, Any]], check: bool = False) -> support.Ran:
+        return support.module("view", check=check, views=views)
+
+    def shown(self, name: str = "software") -> list[str]:
+        return sorted(os.listdir(self.top / name / "usd"))
+
+    def status(self, name: str = "software") -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.top / "state" / "views" / name / "status.json").read_text())
+        return found
+
+
+@pytest.fixture
+def farm(folder: Path) -> Farm:
+    return Farm(folder)
+
+
+def without_status(top: Path) -> dict[Any, Any]:
+    return {path: found for path, found in everything(top).items() if not os.fsdecode(path).endswith("status.json")}
+
+
+def test_both_views_are_shown_and_a_second_run_changes_nothing(farm: Farm) -> None:
+    locked = farm.lock("usd/1", "qt/1")
+    assert len({one["generation"] for one in locked}) == 2 or locked[0]["generation"] == locked[1]["generation"]
+    views = farm.views(locked)
+    would = farm.bring(views, check=True).ok
+    assert would["changed"]
+    assert not (farm.top / "state").exists()
+    ran = farm.bring(views).ok
+    assert [one["generation"] for one in ran["views"]] == [one["generation"] for one in locked]
+    for name in VIEWS:
+        assert (farm.top / name / "usd" / "1" / "file").read_bytes() == b"usd/1"
+    before = without_status(farm.top / "state")
+    again = farm.bring(views).ok
+    assert not again["changed"]
+    assert again["actions"] == []
+    assert without_status(farm.top / "state") == before
+    assert farm.status()["generation"] == locked[0]["generation"]
+
+
+def test_a_changed_lock_switches_the_views(farm: Farm) -> None:
+    assert farm.bring(farm.views(farm.lock("usd/1"))).ok["changed"]
+    ran = farm.bring(farm.views(farm.lock("usd/2"))).ok
+    assert all(one["switched"] for one in ran["views"])
+    assert farm.shown() == farm.shown("tools") == ["2"]
+
+
+def test_a_view_that_fails_does_not_keep_the_other_from_its_state(farm: Farm) -> None:
+    views = farm.views(farm.lock("usd/1"))
+    (farm.top / "software").mkdir()
+    (farm.top / "software" / "precious").touch()
+    ran = farm.bring(views)
+    assert ran.message.startswith("view software: ")
+    assert "is not empty" in ran.message
+    assert farm.shown("tools") == ["1"]
+    assert farm.status()["failure"] == ran.result["views"][0]["msg"]
+    assert farm.status("tools")["failure"] == ""
+    (farm.top / "software" / "precious").unlink()
+    assert farm.bring(views).ok["changed"]
+    assert farm.status()["failure"] == ""
+
+
+def test_a_manifest_that_is_not_the_locked_one_is_refused(farm: Farm) -> None:
+    views = farm.views(farm.lock("usd/1"))
+    views[0]["locked_generation"] = "0" * 16
+    ran = farm.bring(views)
+    assert "but the lock has 0000000000000000" in ran.message
+    assert not os.path.ismount(farm.top / "software")
+    assert farm.shown("tools") == ["1"]
+
+
+def test_a_rollback_holds_until_it_is_lifted(farm: Farm) -> None:
+    first, second = farm.lock("usd/1"), farm.lock("usd/2")
+    assert farm.bring(farm.views(first)).ok["changed"]
+    assert farm.bring(farm.views(second)).ok["changed"]
+    back = [{**view, "hold": 0, "hold_reason": "black frames"} for view in farm.views([], generation="previous")]
+    assert farm.bring(back).ok["changed"]
+    assert farm.shown() == ["1"]
+    held = farm.bring(farm.views(second)).ok
+    assert not held["changed"]
+    assert farm.shown() == ["1"]
+    assert held["views"][0]["held"] == {"generation": first[0]["generation"], "until": 0, "reason": "black frames"}
+    assert farm.status()["generation"] == second[0]["generation"]
+    assert farm.bring([{**view, "lift_hold": True} for view in farm.views(second)]).ok["changed"]
+    assert farm.shown() == ["2"]
+    assert not farm.bring(farm.views(second)).ok["changed"]
+    assert farm.status()["hold"] is None
+
+
+def test_a_hold_ends_at_its_time(farm: Farm) -> None:
+    first, second = farm.lock("usd/1"), farm.lock("usd/2")
+    assert farm.bring(farm.views(first)).ok["changed"]
+    assert farm.bring(farm.views(second)).ok["changed"]
+    assert farm.bring([{**view, "hold": 3600} for view in farm.views([], generation="previous")]).ok["changed"]
+    for name in VIEWS:
+        path = farm.top / "state" / "views" / name / "status.json"
+        status = json.loads(path.read_text())
+        status["hold"]["until"] = 1
+        path.write_text(json.dumps(status))
+    assert farm.bring(farm.views(second)).ok["changed"]
+    assert farm.shown() == ["2"]
+
+
+@pytest.mark.parametrize("state", ["unmounted", "absent"])
+def test_views_are_taken_down(farm: Farm, state: str) -> None:
+    assert farm.bring(farm.views(farm.lock("usd/1"))).ok["changed"]
+    down = farm.views([], state=state)
+    would = farm.bring(down, check=True).ok
+    assert would["changed"]
+    assert farm.shown() == ["1"]
+    assert farm.bring(down).ok["changed"]
+    assert not os.path.ismount(farm.top / "software")
+    assert (farm.top / "state" / "views" / "software").exists() is (state == "unmounted")
+    assert not farm.bring(down).ok["changed"]
+
+
+@pytest.mark.usefixtures("with_programs")
+def test_a_view_is_installed_from_an_image_of_the_lock(farm: Farm) -> None:
+    images = farm.store / ".images"
+    pending = farm.lock("usd/1", check=True, image_store=str(images))
+    assert {one["msg"] for one in pending} == {f"view {name}: its image would have to be built first" for name in VIEWS}
+    locked = farm.lock("usd/1", image_store=str(images))
+    assert all(one["image_digest"] for one in locked)
+    assert farm.bring(farm.views(locked, build="central")).ok["changed"]
+    assert farm.shown() == ["1"]
+    shutil.rmtree(images)
+    assert not farm.bring(farm.views(locked, build="central")).ok["changed"]
+
+
+def test_a_release_that_cannot_be_shown_fails_its_view_alone(farm: Farm) -> None:
+    shutil.rmtree(farm.root / "usd" / "2")
+    view = {"root": str(farm.root), "store": str(farm.store), "linger": 0}
+    bad = {**view, "name": "software", "releases": [{"release": "usd/2"}]}
+    good = {**view, "name": "tools", "releases": [{"release": "usd/1"}]}
+    found = support.module("view_lock", views=[bad, good]).ok["views"]
+    assert "usd/2" in found[0]["msg"]
+    assert found[1]["msg"] == ""
+    assert found[1]["generation"]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"mountpoint": "x"}, "view software: mountpoint must be an absolute path"),
+        ({"keep": -1}, "view software: keep must not be negative, but it is -1"),
+        ({"hold": 5}, "view software: hold needs generation, at which the view is to stay"),
+        ({"name": "tools"}, "view tools is given twice"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_done(farm: Farm, change: dict[str, Any], problem: str) -> None:
+    views = farm.views(farm.lock("usd/1"))
+    views[0].update(change)
+    assert farm.bring(views).message.startswith(problem)
+    assert not (farm.top / "state").exists()
