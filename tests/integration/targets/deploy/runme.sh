@@ -36,6 +36,8 @@ all:
     overlay_store: $place/manifests
     overlay_state_dir: $place/state
     overlay_ready_marker: .ready
+    # A variable of the role has no effect on the playbook.
+    view_ready_marker: .nowhere
     overlay_views:
       - name: newest
         mountpoint: $place/newest
@@ -164,11 +166,11 @@ rm -r "$place/software/tool/1.2" "$place/manifests/tool/1.2."*
 # A key that a view does not have is not passed over.
 run renderfarm.overlay.deploy --limit one,two -e '{"overlay_views": [{"name": "newest", "mountpoint": "'"$place"'/newest",
     "query": "newest(@)", "at": "/"}]}' && exit 1
-grep -q 'a view has no key at' "$place/log"
+grep -q 'overlay_views: unknown key at; the keys of a view are build, ' "$place/log"
 run renderfarm.overlay.deploy --limit one -e '{"overlay_views": [{"name": "newest"}]}' && exit 1
-grep -q 'a view has to have mountpoint' "$place/log"
+grep -q 'overlay_views: a view lacks mountpoint; ' "$place/log"
 run renderfarm.overlay.deploy --limit one -e '{"overlay_views": []}' && exit 1
-grep -q 'overlay_views has to list the views' "$place/log"
+grep -q 'overlay_views: there is no view' "$place/log"
 
 ansible -i "$place/inventory.yml" one -m renderfarm.overlay.overlay_info -a probe=false | tee "$place/log"
 grep -qF "$place/newest" "$place/log"

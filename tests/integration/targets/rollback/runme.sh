@@ -169,7 +169,7 @@ recap three 0
 test "$(generation two)" = "$second"
 
 run "${rollback[@]}" -e overlay_view=some && exit 1
-grep -q 'overlay_view: no host of this play has a view some; there are all, pinned' "$place/log"
+grep -q 'overlay_view: no host of this play has a view some; the views are all, pinned' "$place/log"
 
 # An image that is not the one that was built is installed nowhere.
 release tool/3.0
