@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The playbook that moves directories out of the lower layer of an overlay.
+# Move directories out of the lower layer of an overlay with the playbook.
 
 set -euo pipefail
 
@@ -29,7 +29,7 @@ run() {
         -e overlay_hosts=localhost renderfarm.overlay.move "$@" | tee "$place/log"
 }
 
-# recap CHANGED
+# recap CHANGED: check that no task failed and that CHANGED tasks changed something.
 recap() {
     grep -Eq "^localhost +: .* changed=$1 +unreachable=0 +failed=0 " "$place/log"
 }
