@@ -23,8 +23,9 @@ options:
   state_dir:
     description:
       - Directory on the managed node that holds the layers of all views.
-      - It is created with mode V(0700) when it does not exist. Only root must be able to write to it: whoever can write to a layer can
-        make any file of the software root appear anywhere in a view.
+      - It is created with mode V(0700) when it does not exist.
+      - Only root must be able to write to it. Whoever can write to a layer can make any file of the software root appear anywhere in a
+        view.
     type: path
     default: /var/lib/renderfarm-overlay
 """

@@ -46,6 +46,7 @@ all:
       - name: all
         mountpoint: $place/all
         query: '@'
+        state_dir: $place/state-of-all
 EOF
 
 run() {
@@ -92,8 +93,12 @@ test "$(cat "$place/newest/tool/1.1/name")" = tool/1.1
 test ! -e "$place/newest/tool/1.0"
 test "$(cat "$place/newest/tool/current/name")" = tool/1.1
 test "$(cat "$place/all/tool/1.0/name")" = tool/1.0
+# What an entry says overrides what the views share.
+test -e "$place/state-of-all/views/all/current"
+test ! -e "$place/state/views/all"
 
-run renderfarm.overlay.deploy
+# Variables on the command line are strings, also where a boolean or a number is meant.
+run renderfarm.overlay.deploy -e overlay_keep_setid=false -e overlay_sample=5
 recap one 0
 recap two 0
 recap three 3
