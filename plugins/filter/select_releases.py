@@ -14,9 +14,9 @@ description:
     of a list.
   - Releases that are not ready are never chosen, unless O(ready_only=false).
   - Queries can use two functions besides those of JMESPath.
-  - C(version_match(version, condition)) checks whether a version meets a condition such as V(>=20.5), or several conditions separated by
+  - V(version_match(version, condition\)) checks whether a version meets a condition such as V(>=20.5), or several conditions separated by
     commas, such as V(>=20.5, <21).
-  - C(newest(releases)) returns the newest release of each package, and C(newest(releases, n)) the C(n) newest of each.
+  - V(newest(releases\)) returns the newest release of each package, and V(newest(releases, n\)) the C(n) newest of each.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
 requirements:
