@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The attributes that every module of the collection declares."""
+"""Declare the attributes of every module of the collection."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Options that several modules have."""
+"""Document the options that several modules share."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class ModuleDocFragment:
 options:
   timeout:
     description:
-      - Seconds without any progress after which the task fails.
-      - File servers that no longer answer make every access hang; with this limit the task fails with a message instead.
-      - It limits the time between two steps of the work, not the work as a whole.
+      - Seconds without progress after which the task fails.
+      - When a file server does not answer, every access hangs. With this limit the task fails with a message instead.
+      - This limits the time between two steps of the work, not the total time.
     type: float
     default: 120.0
 """
@@ -22,9 +22,10 @@ options:
 options:
   state_dir:
     description:
-      - Folder on the managed node that holds the layers of all views.
-      - It is created with mode V(0700) when it does not exist. Only root may be able to write to it, since who can write to a layer can
-        make any file of the software root appear anywhere in a view.
+      - Directory on the managed node that holds the layers of all views.
+      - It is created with mode V(0700) when it does not exist.
+      - Only root must be able to write to it. Whoever can write to a layer can make any file of the software root appear anywhere in a
+        view.
     type: path
     default: /var/lib/renderfarm-overlay
 """
@@ -33,9 +34,9 @@ options:
 options:
   ready_marker:
     description:
-      - Path, relative to a release, of a file that is put there when the release is complete.
+      - Path, relative to a release, of a file that is written when the release is complete.
       - A release without it is still being written, and is not used.
-      - When empty, every release is taken to be complete.
+      - When empty, every release counts as complete.
     type: str
     default: ''
 """

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Choosing releases by a query."""
+"""Choose releases by a query."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ name: select_releases
 short_description: Choose releases by a JMESPath query
 version_added: 0.1.0
 description:
-  - Takes the list that M(renderfarm.overlay.release_info) returns and chooses from it by a JMESPath query, so that a view can be declared
-    as a rule instead of a list.
+  - Applies a JMESPath query to the list that M(renderfarm.overlay.release_info) returns, so that a view can be declared as a rule instead
+    of a list.
   - Releases that are not ready are never chosen, unless O(ready_only=false).
-  - Besides the functions of JMESPath there are two more.
-  - C(version_match(version, condition)) tells whether a version meets a condition such as V(>=20.5), or several of them, separated by
+  - Queries can use two functions besides those of JMESPath.
+  - V(version_match(version, condition\)) checks whether a version meets a condition such as V(>=20.5), or several conditions separated by
     commas, such as V(>=20.5, <21).
-  - C(newest(releases)) keeps the newest release of each package, C(newest(releases, n)) the C(n) newest of each.
+  - V(newest(releases\)) returns the newest release of each package, and V(newest(releases, n\)) the C(n) newest of each.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
 requirements:
@@ -29,16 +29,16 @@ options:
     elements: dict
     required: true
   query:
-    description: The query. It is given the list and has to return a list of releases from it.
+    description: The query. Its input is the list of releases, and it must return a list of some of them.
     type: str
     default: '@'
   ready_only:
-    description: Leave out releases that are not ready before the query is run.
+    description: Remove releases that are not ready before the query runs.
     type: bool
     default: true
 notes:
-  - Versions are compared as the trade writes them. Numbers compare as numbers, C(15.1v12) is later than C(15.1v3), C(2.0rc1) earlier than
-    C(2.0), and a leading C(v) makes no difference.
+  - Versions are compared as software vendors write them. Numbers compare as numbers, so C(15.1v12) is later than C(15.1v3). C(2.0rc1) is
+    earlier than C(2.0). A leading C(v) makes no difference.
 seealso:
   - module: renderfarm.overlay.release_info
 """
@@ -48,20 +48,20 @@ EXAMPLES = r"""
   ansible.builtin.debug:
     msg: "{{ software.releases | renderfarm.overlay.select_releases('newest(@)') }}"
 
-- name: Choose all of one package in a range of versions
+- name: Choose all releases of one package in a range of versions
   ansible.builtin.debug:
     msg: >-
       {{ software.releases
          | renderfarm.overlay.select_releases("[?package == 'houdini' && version_match(version, '>=20.5, <21')]") }}
 
-- name: Choose the two newest of every package that has a manifest
+- name: Choose the two newest releases of each package, among those that have a manifest
   ansible.builtin.debug:
     msg: "{{ software.releases | renderfarm.overlay.select_releases('newest([?manifest], `2`)') }}"
 """
 
 RETURN = r"""
 _value:
-  description: The chosen releases, as they came in.
+  description: The chosen releases, unchanged.
   type: list
   elements: dict
 """
@@ -88,7 +88,7 @@ _CONDITION = re.compile(r"\s*(==|!=|<=|>=|<|>)\s*(\S+)\s*")
 
 
 def version_match(version: str, condition: str) -> bool:
-    """Tell whether a version meets all of some conditions separated by commas. Raises OverlayError for a malformed one."""
+    """Return whether ``version`` meets all conditions, which commas separate. Raises OverlayError if one is malformed."""
     for part in condition.split(","):
         match = _CONDITION.fullmatch(part)
         if not match:
@@ -99,7 +99,7 @@ def version_match(version: str, condition: str) -> bool:
 
 
 def newest(releases: list[dict[str, Any]], count: int = 1) -> list[dict[str, Any]]:
-    """Return the ``count`` newest releases of each package, in the order of the list that they come from."""
+    """Return the ``count`` newest releases of each package, in the order of ``releases``."""
     kept: dict[str, list[dict[str, Any]]] = {}
     for release in sorted(releases, key=lambda release: version_key(release["version"]), reverse=True):
         chosen = kept.setdefault(release["package"], [])
@@ -109,34 +109,36 @@ def newest(releases: list[dict[str, Any]], count: int = 1) -> list[dict[str, Any
 
 
 def _functions() -> Any:
+    """Return the functions that queries can use."""
+
     class ReleaseFunctions(functions.Functions):
         @functions.signature({"types": ["string"]}, {"types": ["string"]})
         def _func_version_match(self, version: str, condition: str) -> bool:
             return version_match(version, condition)
 
-        # With a second, variadic argument JMESPath would insist on having it.
+        # If the second argument were the variadic one, JMESPath would require it.
         @functions.signature({"types": ["array"], "variadic": True})
         def _func_newest(self, releases: list[Any], *count: Any) -> list[dict[str, Any]]:
             if len(count) > 1 or not all(isinstance(one, int) and one >= 0 for one in count):
-                raise OverlayError("newest(releases, n) takes one whole number n")
+                raise OverlayError("newest(releases, n): n must be a whole number, and the last argument")
             if not all(isinstance(one, dict) and {"package", "version"} <= set(one) for one in releases):
-                raise OverlayError("newest(releases) works on a list of releases, each with its package and version")
+                raise OverlayError("newest(releases): give it a list of releases, each with package and version")
             return newest(releases, *count)
 
     return ReleaseFunctions()
 
 
 def select_releases(releases: Any, query: str = "@", ready_only: bool = True) -> list[dict[str, Any]]:
-    """See DOCUMENTATION. Raises AnsibleFilterError with the reason for a query that does not give a list of releases."""
+    """Return the releases that ``query`` chooses. Raises AnsibleFilterError if it does not return a list of releases."""
     if not HAS_JMESPATH:
         raise AnsibleFilterError(
             "renderfarm.overlay.select_releases needs jmespath on the controller: pip install jmespath"
         )
     if not isinstance(releases, (list, tuple)) or not all(isinstance(release, Mapping) for release in releases):
         raise AnsibleFilterError(
-            "renderfarm.overlay.select_releases works on the list that release_info returns as 'releases'"
+            "renderfarm.overlay.select_releases: the input must be the list that release_info returns as 'releases'"
         )
-    # jmespath only knows Python's own types, and none of those that Ansible derives from them.
+    # jmespath accepts only Python's own types, not Ansible's subclasses of them.
     candidates = json.loads(json.dumps([dict(one) for one in releases if one.get("ready") or not ready_only]))
     try:
         chosen = jmespath.search(str(query), candidates, jmespath.Options(custom_functions=_functions()))
@@ -144,13 +146,13 @@ def select_releases(releases: Any, query: str = "@", ready_only: bool = True) ->
         raise AnsibleFilterError(f"renderfarm.overlay.select_releases: query {str(query)!r}: {error}") from error
     if not isinstance(chosen, list) or not all(isinstance(one, dict) and "path" in one for one in chosen):
         raise AnsibleFilterError(
-            f"renderfarm.overlay.select_releases: query {str(query)!r} does not give a list of releases, but {chosen!r:.200}"
+            f"renderfarm.overlay.select_releases: query {str(query)!r} does not return a list of releases, but {chosen!r:.200}"
         )
     return chosen
 
 
 class FilterModule:
-    """Jinja2 filters for releases."""
+    """Provide Jinja2 filters for releases."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {"select_releases": select_releases}

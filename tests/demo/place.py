@@ -1,8 +1,8 @@
-"""Where the demo is, and in which mount namespace its view is mounted.
+"""Know the paths of the demo, and the mount namespace in which its view is mounted.
 
-With root that is the one that everybody sees. Without root it is that of a process, the holder, which does nothing but keep a user
-namespace and a mount namespace alive. The holder is found by its command line, so that nothing has to be written down about it and
-a demo that was interrupted at any moment can be taken down.
+With root, that is the namespace of this process. Without root, it is the namespace of the holder: a process that only keeps a user
+namespace and a mount namespace alive. The holder is found by its command line. No file records it, so a demo that was interrupted at
+any moment can be removed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STATE = DEMO / "state"
 VIEW = DEMO / "view"
 NAME = "demo"
 
-# Ends of itself when the folder of the demo is gone.
+# It ends when the directory of the demo is gone.
 HOLD = """\
 import os, sys, time
 while os.path.isdir(sys.argv[2]):
@@ -36,27 +36,28 @@ START_SECONDS = 10.0
 
 
 class DemoError(Exception):
-    """What is in the demo's way, in one line."""
+    """An error that stops the demo, described in one line."""
 
 
 def holder_command() -> list[str]:
+    """Return the command of the holder."""
     return [sys.executable, "-c", HOLD, MARK, str(DEMO)]
 
 
 def holder() -> int | None:
-    """Return the number of the process that keeps the namespace of this checkout's demo, if there is one."""
+    """Return the PID of the holder of this checkout's demo, or None when there is none."""
     wanted = b"\0".join([MARK.encode(), os.fsencode(DEMO)]) + b"\0"
-    for folder in Path("/proc").iterdir():
+    for directory in Path("/proc").iterdir():
         try:
-            if folder.name.isdigit() and (folder / "cmdline").read_bytes().endswith(wanted):
-                return int(folder.name)
-        except OSError:  # it has ended
+            if directory.name.isdigit() and (directory / "cmdline").read_bytes().endswith(wanted):
+                return int(directory.name)
+        except OSError:  # the process has ended
             continue
     return None
 
 
 def start_holder() -> int:
-    """Return the number of the holder, started where there is none yet."""
+    """Return the PID of the holder, which is started when there is none. Raises DemoError if unshare fails."""
     running = holder()
     if running is not None:
         return running
@@ -70,26 +71,26 @@ def start_holder() -> int:
     ) as process:
         assert process.stderr
         limit = time.monotonic() + START_SECONDS
-        # unshare becomes the holder once the namespaces are there.
+        # unshare becomes the holder when the namespaces exist.
         while Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")[0] != os.fsencode(sys.executable):
             if process.poll() is not None or time.monotonic() > limit:
                 process.kill()
-                raise DemoError(f"unshare cannot make a user namespace: {process.stderr.read().strip()}")
+                raise DemoError(f"unshare cannot create a user namespace: {process.stderr.read().strip()}")
             time.sleep(0.02)
         process.stderr.close()
-        process.returncode = 0  # it stays
+        process.returncode = 0  # The holder keeps running; this stops Popen from waiting for it.
         return process.pid
 
 
 def inside(pid: int | None) -> list[str]:
-    """Return the words in front of a command that make it run where the view is mounted."""
+    """Return the prefix that runs a command in the mount namespace of the holder ``pid``; empty for None."""
     if pid is None:
         return []
     return ["nsenter", "--target", str(pid), "--user", "--mount", "--preserve-credentials", f"--wd={CHECKOUT}", "--"]
 
 
 def mounts(pid: int | None) -> list[Mount]:
-    """Return the mounts below the demo's folder, in the order in which they were made."""
+    """Return the mounts below the directory of the demo, in the order of mounting."""
     text = Path(f"/proc/{pid or 'self'}/mountinfo").read_bytes()
     below = os.fsencode(DEMO) + b"/"
     return [mount for mount in mountinfo.parse(text) if mount.path.startswith(below)]

@@ -1,7 +1,7 @@
-"""Publish Python packages that are installed anyway as releases of a software root.
+"""Publish installed Python packages as releases of a software root.
 
-Each is laid out as publishing tools do: ``package/version`` with programs in ``bin`` and the rest in ``lib``, some names of programs
-as symbolic links, and identical files, also those of another version, as hard links. A release is put together aside and renamed.
+The layout is that of publishing tools: ``package/version`` with programs in ``bin`` and the rest in ``lib``. Some program names are
+symbolic links. Identical files are hard links, also between versions. A release is assembled in another directory and renamed.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 READY_MARKER = ".ready"
-#: What is published, from the environment that runs this, and from one that has other versions.
+#: Packages to publish: from the running environment, and from one with other versions.
 PACKAGES = ("ansible-core", "cryptography", "jinja2", "jmespath", "pyyaml")
 OTHER_PACKAGES = ("jmespath",)
-#: Published without its marker, as while it is still being copied.
+#: Packages to publish without the ready marker, like a release that is still being copied.
 UNFINISHED = ("packaging",)
 
 
 def publish_all(root: Path, environment: Path, other: Path) -> int:
-    """Publish whatever is not on the software root yet; return how many releases that were."""
+    """Publish all releases that are missing on the software root. Return their number."""
     root.mkdir(parents=True, exist_ok=True)
     wanted = [
         *((package, environment, True) for package in PACKAGES),
@@ -33,7 +33,7 @@ def publish_all(root: Path, environment: Path, other: Path) -> int:
 
 
 def publish(root: Path, package: str, environment: Path, ready: bool) -> bool:
-    """Publish one release; False when it is there already."""
+    """Publish one release. Return False when it already exists."""
     site = next((environment / "lib").glob("python3.*/site-packages"))
     distribution = next(iter(importlib.metadata.distributions(name=package, path=[str(site)])))
     release = root / package / distribution.version
@@ -61,10 +61,10 @@ def publish(root: Path, package: str, environment: Path, ready: bool) -> bool:
     return True
 
 
-def link_identical(*folders: Path) -> None:
-    """Make one file of those that have the same content and the same mode."""
+def link_identical(*directories: Path) -> None:
+    """Replace files of equal content and mode with hard links to one of them."""
     known: dict[tuple[str, int], Path] = {}
-    for path in files(*folders):
+    for path in files(*directories):
         key = (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mode)
         first = known.setdefault(key, path)
         if first != path and not first.samefile(path):
@@ -72,10 +72,11 @@ def link_identical(*folders: Path) -> None:
             os.link(first, path)
 
 
-def files(*folders: Path) -> Iterator[Path]:
+def files(*directories: Path) -> Iterator[Path]:
+    """Yield the regular files below some directories, each once."""
     seen = set()
-    for folder in folders:
-        for path in sorted(folder.rglob("*")):
+    for directory in directories:
+        for path in sorted(directory.rglob("*")):
             if path.is_file() and not path.is_symlink() and path not in seen:
                 seen.add(path)
                 yield path

@@ -26,7 +26,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import images, mounts, uppers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import plan_mounted
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, Writable, mount_spec
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, manifest_writer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation as names
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations
@@ -279,7 +279,7 @@ def make_small_release(top: Path, word: str) -> None:
 def scanned(store: Path, root: Path, release: str, checksum: bool = False, root_name: str | None = None) -> Placement:
     """Write the manifest of a release, and return the placement of the release at its own path. The store is made if it is missing."""
     store.mkdir(parents=True, exist_ok=True)
-    written = manifest_store.write(str(store), str(root), release, checksum, root_name=root_name)
+    written = manifest_writer.write(str(store), str(root), release, checksum, root_name=root_name)
     place = os.fsencode(release)
     return Placement(manifest_store.manifest_path(str(store), release), written.record, place, place)
 

@@ -20,7 +20,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.copy_u
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.passes import Request
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import processes
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, manifest_writer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations, removal
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import ViewPaths
@@ -103,10 +103,10 @@ def test_a_killed_scan_leaves_no_partial_manifest(folder: Path, medium: Placemen
     store.mkdir()
 
     def write() -> None:
-        manifest_store.write(str(store), str(folder / "root"), "medium/1", checksum=False)
+        manifest_writer.write(str(store), str(folder / "root"), "medium/1", checksum=False)
 
     takes = duration(write)
-    manifest_store.remove(str(store), "medium/1")
+    manifest_writer.remove(str(store), "medium/1")
     path = manifest_store.manifest_path(str(store), "medium/1")
     chance = random.Random(2)
     killed = 0
@@ -116,7 +116,7 @@ def test_a_killed_scan_leaves_no_partial_manifest(folder: Path, medium: Placemen
         if record:
             assert manifest_store.read_record(path) == medium.record
             assert Path(path).read_bytes() == expected
-        manifest_store.remove(str(store), "medium/1")
+        manifest_writer.remove(str(store), "medium/1")
         assert not manifest_store.remains(path)
     assert killed > KILLS // 4
     left = [one for one in (store / "medium").iterdir() if one.name.startswith(".new-")] if store.exists() else []

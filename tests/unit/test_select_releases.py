@@ -1,4 +1,4 @@
-"""Choosing releases by a query."""
+"""Tests of choosing releases by a query."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def paths(query: str, ready_only: bool = True) -> list[str]:
 
 
 class Text(str):
-    """As Ansible's own kinds of text, which say where a value comes from."""
+    """Stand in for Ansible's subclasses of str, which record where a value comes from."""
 
     __slots__ = ()
 
 
-def test_values_may_be_of_types_that_ansible_derives() -> None:
+def test_values_may_have_types_that_ansible_derives() -> None:
     derived = [
         {key: Text(value) if isinstance(value, str) else value for key, value in one.items()} for one in RELEASES
     ]
@@ -64,13 +64,13 @@ def test_queries_choose(query: str, chosen: list[str]) -> None:
     assert paths(query) == chosen
 
 
-def test_a_release_that_is_not_ready_is_chosen_only_when_asked_for() -> None:
+def test_a_release_that_is_not_ready_is_chosen_only_without_ready_only() -> None:
     assert "houdini/21.0.1" not in paths("@")
     assert paths("newest([?package == 'houdini'])", ready_only=False) == ["houdini/21.0.1"]
     assert select_releases([{"path": "x/1", "package": "x", "version": "1"}]) == []
 
 
-def test_what_is_chosen_comes_as_it_was() -> None:
+def test_chosen_releases_are_returned_unchanged() -> None:
     assert select_releases(RELEASES, "[?path == 'usd/25.05']") == [RELEASES[-1]]
     assert select_releases([], "newest(@)") == []
 
@@ -89,24 +89,26 @@ def test_what_is_chosen_comes_as_it_was() -> None:
         (RELEASES, "[?version_match(version, '20.5')]", "'20.5' is not a comparison"),
         (RELEASES, "[?version_match(version, '>=20.5,')]", "'' is not a comparison"),
         (RELEASES, "[?version_match(version, `20`)]", "string"),
-        (RELEASES, "[].path", "does not give a list of releases"),
-        (RELEASES, "[0]", "does not give a list of releases"),
-        (RELEASES, "length(@)", "does not give a list of releases"),
-        (RELEASES, "nothing", "does not give a list of releases"),
-        (RELEASES, "newest([].path)", "newest.* a list of releases"),
-        (RELEASES, "newest([].{path: path})", "newest.* a list of releases"),
+        (RELEASES, "[].path", "does not return a list of releases"),
+        (RELEASES, "[0]", "does not return a list of releases"),
+        (RELEASES, "length(@)", "does not return a list of releases"),
+        (RELEASES, "nothing", "does not return a list of releases"),
+        (RELEASES, "newest([].path)", "newest.*list of releases"),
+        (RELEASES, "newest([].{path: path})", "newest.*list of releases"),
         ({"releases": RELEASES}, "@", "the list that release_info returns"),
         ("houdini/20.5", "@", "the list that release_info returns"),
         (None, "@", "the list that release_info returns"),
         (["houdini/20.5"], "@", "the list that release_info returns"),
     ],
 )
-def test_a_query_that_gives_no_releases_is_refused_with_its_reason(releases: Any, query: str, reason: str) -> None:
+def test_a_query_that_returns_no_list_of_releases_is_refused_with_the_reason(
+    releases: Any, query: str, reason: str
+) -> None:
     with pytest.raises(AnsibleFilterError, match=rf"(?s)^renderfarm\.overlay\.select_releases.*{reason}"):
         select_releases(releases, query)
 
 
-def test_a_controller_without_jmespath_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_says_how_to_install_jmespath(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugin, "HAS_JMESPATH", False)
     with pytest.raises(AnsibleFilterError, match="pip install jmespath"):
         select_releases(RELEASES)

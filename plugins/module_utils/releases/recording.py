@@ -14,7 +14,7 @@ from typing import Callable
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, manifest_writer, scan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
     ManifestRecord,
     Placement,
@@ -133,7 +133,7 @@ def handlers(manifest: ReleaseManifest, request: ManifestRequest, progress: Prog
     """Return the handlers that carry out the plan of ``manifest`` and record the result in it."""
 
     def scan_release(action: ScanRelease) -> None:
-        written = manifest_store.write(
+        written = manifest_writer.write(
             request.store, request.root, action.release, request.checksum, progress, request.identity
         )
         manifest.after = written.record
@@ -141,7 +141,7 @@ def handlers(manifest: ReleaseManifest, request: ManifestRequest, progress: Prog
 
     return {
         ScanRelease: scan_release,
-        RemoveManifest: lambda action: manifest_store.remove(request.store, action.release),
+        RemoveManifest: lambda action: manifest_writer.remove(request.store, action.release),
     }
 
 
@@ -167,7 +167,7 @@ def _check_root(manifest: ReleaseManifest, record: ManifestRecord, request: Mani
 def _compare(manifest: str, record: ManifestRecord, root: str, progress: Progress) -> None:
     """Scan a release again. Raises OverlayError with the first differences if the release is not as its manifest."""
     place = os.fsencode(record.release)
-    listed, count = manifest_store.rescan_differences(Placement(manifest, record, place, place), root, progress)
+    listed, count = manifest_writer.rescan_differences(Placement(manifest, record, place, place), root, progress)
     if count:
         more = f" (and {count - len(listed)} more)" if count > len(listed) else ""
         raise OverlayError(

@@ -110,8 +110,8 @@ def _check_roots(spec: MountSpec, known: Sequence[tuple[bytes, Generation | None
     if len(of_root) > 1:
         listed = ", ".join(f"{show(layer)} of {show(os.fsencode(root))}" for root, layer in of_root.items())
         raise OverlayError(
-            f"the layers of the overlay at {show(spec.path)} show releases of different software roots ({listed}): mount a view of each"
-            " root at its own mountpoint"
+            f"the layers of the overlay at {show(spec.path)} show releases of different software roots ({listed}): give each root a"
+            " view and a mountpoint of its own"
         )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, manifest_writer, scan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def test_an_image_store_in_the_manifest_store_is_not_listed(tmp_path: Path) -> N
     (tmp_path / "software" / "usd" / "25.05").mkdir(parents=True)
     store = tmp_path / "manifests"
     store.mkdir()
-    manifest_store.write(str(store), str(tmp_path / "software"), "usd/25.05", checksum=False)
+    manifest_writer.write(str(store), str(tmp_path / "software"), "usd/25.05", checksum=False)
     (store / ".images" / ".new").mkdir(parents=True)
     (store / ".images" / "4ff24b6d8e0c11a7.json").write_text("{}")
     listed: list[None] = []

@@ -14,7 +14,7 @@ import pytest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import erofs_layer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_writer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations, image_store
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import LayerSpec
@@ -108,22 +108,22 @@ def test_a_symbolic_link_to_a_directory_in_a_manifest_store_is_refused(
         )
     else:
         with pytest.raises(OverlayError, match=f"{shared}/tool is no directory, or a symbolic link"):
-            manifest_store.write(str(shared), str(root), "tool/1.0", checksum=False)
+            manifest_writer.write(str(shared), str(root), "tool/1.0", checksum=False)
     assert untouched(home)
 
 
 def test_a_directory_replaced_by_a_link_during_a_scan_is_not_followed(
     shared: Path, home: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scan = getattr(manifest_store, "_scan_into")  # noqa: B009 (mypy)
+    scan = getattr(manifest_writer, "_scan_into")  # noqa: B009 (mypy)
 
     def replace_first(*arguments: Any) -> Any:
         (shared / "tool").rename(shared / "away")
         (shared / "tool").symlink_to(home)
         return scan(*arguments)
 
-    monkeypatch.setattr(manifest_store, "_scan_into", replace_first)
-    manifest_store.write(str(shared), str(root), "tool/1.0", checksum=False)
+    monkeypatch.setattr(manifest_writer, "_scan_into", replace_first)
+    manifest_writer.write(str(shared), str(root), "tool/1.0", checksum=False)
     assert untouched(home)
     assert sorted(os.listdir(shared / "away")) == ["1.0.dump.gz", "1.0.json"]
 

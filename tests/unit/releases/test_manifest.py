@@ -15,6 +15,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records i
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
     CAPABILITY_XATTR,
     CHECKSUM_XATTR,
+    DIRECTORY_XATTRS,
+    FILE_XATTRS,
+    MANIFEST_XATTRS,
     Entry,
     EntryCounts,
     ManifestRecord,
@@ -271,6 +274,18 @@ def entry_line(path: bytes, kind: bytes = b"100644", nlink: int = 0, payload: by
 def test_an_invalid_tree_is_refused_with_the_entry_and_reason(listed: Sequence[bytes], reason: str) -> None:
     with pytest.raises(ManifestError, match=reason):
         read(*listed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *((b"100644", name) for name in sorted(MANIFEST_XATTRS - DIRECTORY_XATTRS | FILE_XATTRS)),
+        *((b"40755", name) for name in sorted(DIRECTORY_XATTRS)),
+    ],
+)
+def test_the_value_of_each_xattr_that_a_manifest_may_have_is_checked(kind: bytes, name: bytes) -> None:
+    with pytest.raises(ManifestError, match=rf"the xattr {name.decode()} of '/a' is malformed"):
+        read(entry_line(b"/a", kind) + b" " + name + b"=x")
 
 
 @pytest.mark.parametrize(

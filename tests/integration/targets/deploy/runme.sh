@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The playbooks as users call them: by name, with several hosts, with --check and --limit, and modules ad hoc.
+# Call the playbooks as users do: by name, with several hosts, with --check and --limit, and modules ad hoc.
 
 set -euo pipefail
 
@@ -17,7 +17,7 @@ for release in tool/1.0 tool/1.1 lib/3; do
     touch "$place/software/$release/.ready"
 done
 
-# The hosts are one machine: what one has done, two finds done. Three has a view of its own.
+# The hosts are the same machine: what one did, two finds done. Three has its own view.
 cat > "$place/inventory.yml" <<EOF
 all:
   hosts:
@@ -36,6 +36,8 @@ all:
     overlay_store: $place/manifests
     overlay_state_dir: $place/state
     overlay_ready_marker: .ready
+    # A variable of the role has no effect on the playbook.
+    view_ready_marker: .nowhere
     overlay_views:
       - name: newest
         mountpoint: $place/newest
@@ -44,13 +46,14 @@ all:
       - name: all
         mountpoint: $place/all
         query: '@'
+        state_dir: $place/state-of-all
 EOF
 
 run() {
     ansible-playbook -i "$place/inventory.yml" -e overlay_hosts=all --forks 1 "$@" | tee "$place/log"
 }
 
-# recap HOST CHANGED: no task of the host failed, and so many changed something.
+# recap HOST CHANGED: check that no task of HOST failed and that CHANGED tasks changed something.
 recap() {
     grep -Eq "^$1 +: .* changed=$2 +unreachable=0 +failed=0 " "$place/log"
 }
@@ -60,19 +63,19 @@ grep -q 'check mode ends here' "$place/log"
 test -z "$(ls -A "$place/manifests")"
 test ! -e "$place/state"
 
-# Hosts are named, or nothing is done anywhere.
-nobody() {
+# Without overlay_hosts, no playbook does anything.
+refused() {
     ansible-playbook -i "$place/inventory.yml" "$@" > "$place/log" 2>&1 && exit 1
     grep -q 'PLAY \|TASK ' "$place/log" && exit 1
     grep -q 'overlay_hosts must name the hosts' "$place/log"
 }
 for book in deploy remove rollback move; do
-    nobody "renderfarm.overlay.$book"
+    refused "renderfarm.overlay.$book"
 done
-nobody renderfarm.overlay.deploy --limit one
-nobody renderfarm.overlay.deploy -e overlay_hosts=
+refused renderfarm.overlay.deploy --limit one
+refused renderfarm.overlay.deploy -e overlay_hosts=
 
-# A store that is not mounted is no reason to make one.
+# A missing store is not created: its share may not be mounted.
 run renderfarm.overlay.deploy --limit one -e overlay_store="$place/nowhere/manifests" && exit 1
 grep -q "manifest store $place/nowhere/manifests does not exist: is it mounted?" "$place/log"
 test ! -e "$place/nowhere"
@@ -81,7 +84,7 @@ test ! -e "$place/newest"
 run renderfarm.overlay.deploy --limit one --check -e overlay_root="$place/nowhere" -e host_software_root=
 grep -q "check mode ends here, since software root $place/nowhere does not exist" "$place/log"
 
-# The scans, record, layer and mount of each view; the directory of layers is there since the attempt before.
+# Changed: the scans, record, layer and mount of each view. The state directory exists since the previous run.
 run renderfarm.overlay.deploy --limit one,two
 recap one 8
 recap two 0
@@ -90,8 +93,12 @@ test "$(cat "$place/newest/tool/1.1/name")" = tool/1.1
 test ! -e "$place/newest/tool/1.0"
 test "$(cat "$place/newest/tool/current/name")" = tool/1.1
 test "$(cat "$place/all/tool/1.0/name")" = tool/1.0
+# What an entry says overrides what the views share.
+test -e "$place/state-of-all/views/all/current"
+test ! -e "$place/state/views/all"
 
-run renderfarm.overlay.deploy
+# Variables on the command line are strings, also where a boolean or a number is meant.
+run renderfarm.overlay.deploy -e overlay_keep_setid=false -e overlay_sample=5
 recap one 0
 recap two 0
 recap three 3
@@ -103,7 +110,7 @@ recap one 0
 recap two 0
 recap three 0
 
-# A release that is withdrawn is refused by its name although it was scanned, and a query leaves it out.
+# A list that names a withdrawn release is refused, although the release was scanned. A query leaves the release out.
 rm "$place/software/tool/1.0/.ready"
 run renderfarm.overlay.deploy --limit three && exit 1
 grep -q 'release tool/1.0 is not ready: it has no .ready, so it was withdrawn' "$place/log"
@@ -114,7 +121,7 @@ run renderfarm.overlay.deploy --check
 recap one 0
 recap three 0
 
-# What leaves a view lingers, in each batch of hosts alike, and goes when its time is over.
+# A release that leaves a view lingers, equally in each batch of hosts, and leaves when its time is over.
 cat > "$place/batches.yml" <<EOF
 - hosts: one,two
   serial: 1
@@ -139,7 +146,7 @@ in_batches() {
     ansible-playbook -i "$place/inventory.yml" --forks 1 "$place/batches.yml" "$@" | tee "$place/log"
 }
 
-# batch HOST: the generation that it shows.
+# batch HOST: print the generation that HOST shows.
 batch() {
     basename "$(readlink "$place/state-$1/views/batches/current")"
 }
@@ -161,14 +168,14 @@ test ! -e "$place/batches-two/tool/1.1"
 test "$(batch one)" = "$(batch two)"
 rm -r "$place/software/tool/1.2" "$place/manifests/tool/1.2."*
 
-# A key that a view does not have is not passed over.
+# An unknown key of a view is refused.
 run renderfarm.overlay.deploy --limit one,two -e '{"overlay_views": [{"name": "newest", "mountpoint": "'"$place"'/newest",
     "query": "newest(@)", "at": "/"}]}' && exit 1
-grep -q 'a view has no key at' "$place/log"
+grep -q 'overlay_views: unknown key at; the keys of a view are build, ' "$place/log"
 run renderfarm.overlay.deploy --limit one -e '{"overlay_views": [{"name": "newest"}]}' && exit 1
-grep -q 'a view has to have mountpoint' "$place/log"
+grep -q 'overlay_views: a view lacks mountpoint; ' "$place/log"
 run renderfarm.overlay.deploy --limit one -e '{"overlay_views": []}' && exit 1
-grep -q 'overlay_views has to list the views' "$place/log"
+grep -q 'overlay_views: there is no view' "$place/log"
 
 ansible -i "$place/inventory.yml" one -m renderfarm.overlay.overlay_info -a probe=false | tee "$place/log"
 grep -qF "$place/newest" "$place/log"

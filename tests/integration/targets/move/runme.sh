@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The playbook that moves directories out of the lower layer of an overlay.
+# Move directories out of the lower layer of an overlay with the playbook.
 
 set -euo pipefail
 
@@ -29,7 +29,7 @@ run() {
         -e overlay_hosts=localhost renderfarm.overlay.move "$@" | tee "$place/log"
 }
 
-# recap CHANGED
+# recap CHANGED: check that no task failed and that CHANGED tasks changed something.
 recap() {
     grep -Eq "^localhost +: .* changed=$1 +unreachable=0 +failed=0 " "$place/log"
 }
@@ -43,7 +43,7 @@ run -e "@$place/moves.yml"
 recap 1
 test "$(cat "$place/view/local/one/bin/tool" "$place/view/local/two/tool")" = "$(printf 'a\nb')"
 test -z "$(ls "$place/view/tools")"
-# Of the content nothing was copied, and nothing was written below.
+# No content was copied, and the lower layer is unchanged.
 test "$(stat -c %b "$place/upper/local/one/bin/tool")" -lt 16
 test "$(cat "$place/lower/tools/a/bin/tool")" = a
 
@@ -53,7 +53,7 @@ run -e "@$place/moves.yml" --check
 recap 0
 
 run && exit 1
-grep -q 'overlay_moves has to be a list of directories to move' "$place/log"
+grep -q 'overlay_moves must be a list of directories to move' "$place/log"
 run -e "{overlay_become: false, overlay_moves: [{source: $place/lower/tools/a, destination: $place/lower/c}]}" && exit 1
 grep -q 'is not in an overlay with an upper layer' "$place/log"
 test -e "$place/lower/tools/a"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# One image for several hosts, and the playbook that goes back to an earlier generation.
+# Deploy one image to several hosts, and roll back with the playbook.
 
 set -euo pipefail
 
 place=$(mktemp -d /var/tmp/overlay-test-XXXXXX)
 declare -A keeper
 
-# What is mounted in a host's mount namespace goes with the process that keeps it.
+# The mounts of a host vanish with the process that keeps its mount namespace.
 clean() {
     kill "${keeper[@]}"
     wait
@@ -23,8 +23,8 @@ release tool/1.0
 release lib/3
 mkdir "$place/manifests"
 
-# The hosts are mount namespaces of this machine: each has its own folder at the same path, and they share the software
-# root. Nobody is at the address of the last one.
+# The hosts are mount namespaces of this machine. Each has its own directory at the same path, and they share the software
+# root. The last host is not reachable.
 mkdir "$place/here"
 for host in one two three; do
     mkdir "$place/$host"
@@ -37,7 +37,7 @@ for host in one two three; do
     chmod 755 "$place/$host/python"
 done
 
-# on HOST COMMAND...
+# on HOST COMMAND...: run COMMAND in the mount namespace of HOST.
 on() {
     nsenter --target="${keeper[$1]}" --mount -- "${@:2}"
 }
@@ -55,7 +55,7 @@ all:
         ansible_python_interpreter: $place/{{ inventory_hostname }}/python
     elsewhere:
       hosts:
-        nobody:
+        unreachable:
           ansible_connection: ssh
           ansible_host: 192.0.2.1
   vars:
@@ -78,22 +78,22 @@ run() {
     ansible-playbook -i "$place/inventory.yml" -e overlay_hosts=render "$@" | tee "$place/log"
 }
 
-# recap HOST CHANGED: no task of the host failed, and so many changed something.
+# recap HOST CHANGED: check that no task of HOST failed and that CHANGED tasks changed something.
 recap() {
     grep -Eq "^$1 +: .* changed=$2 +unreachable=0 +failed=0 " "$place/log"
 }
 
-# generation HOST: name of the one that is current.
+# generation HOST: print the current generation of HOST.
 generation() {
     basename "$(readlink "$place/$1/state/views/all/current")" | cut -d- -f1
 }
 
-# shown HOST: the versions of tool in the view.
+# shown HOST: print the versions of tool in the view of HOST.
 shown() {
     on "$1" ls "$place/here/all/tool" | paste -sd ' '
 }
 
-# On a fresh system check mode says where it ends, and writes nothing; also where the manifests are there already.
+# On a fresh system, check mode reports where it ends and writes nothing, with and without manifests.
 run renderfarm.overlay.deploy --check --limit one,two
 grep -q 'check mode ends here, since these releases would have to be scanned first' "$place/log"
 test -z "$(ls -A "$place/manifests")"
@@ -105,7 +105,7 @@ grep -q 'tool/1.0' "$place/log"
 test ! -e "$place/manifests/.images"
 test ! -e "$place/two/state"
 
-# The first host builds the image of each view; each host has its folder, and the layer and mount of each view.
+# Changed: the image of each view on the first host; the state directory, and the layer and mount of each view, on each host.
 run renderfarm.overlay.deploy --limit one,two
 recap one 6
 recap two 5
@@ -125,15 +125,15 @@ second=$(generation one)
 test "$(generation three)" = "$second"
 test "$(shown three)" = '1.0 2.0'
 
-# Check mode tells which releases go, and changes nothing. Three has never had another generation, and says what it has.
-rollback=(renderfarm.overlay.rollback -e overlay_view=all -e overlay_scan_host=nobody)
+# Check mode shows which releases go, and changes nothing. Three has only one generation, and lists it.
+rollback=(renderfarm.overlay.rollback -e overlay_view=all -e overlay_scan_host=unreachable)
 run "${rollback[@]}" --check --diff && exit 1
 grep -q '^- .*/tool/2.0' "$place/log"
 grep -q "view all has no previous generation on this host; there are: $second" "$place/log"
 test "$(generation one)" = "$second"
 test "$(shown one)" = '1.0 2.0'
 
-# The same in earnest: the others go on without it, and nobody is asked, scans or builds.
+# In a real run, the other hosts continue. The unreachable host is not needed.
 run "${rollback[@]}" && exit 1
 recap one 2
 recap two 2
@@ -143,7 +143,7 @@ test "$(shown three)" = '1.0 2.0'
 test "$(generation two)" = "$first"
 test "$(on one cat "$place/here/pinned/tool/1.0/name")" = tool/1.0
 
-# Once more goes forth again; a name is the same however often.
+# A second rollback undoes the first. With a name, a second run changes nothing.
 run "${rollback[@]}" --limit one,two
 recap one 2
 test "$(generation one)" = "$second"
@@ -154,14 +154,14 @@ run "${rollback[@]}" --limit one,two -e overlay_generation="$first"
 recap one 0
 recap two 0
 
-# Hosts that end up with different generations are told apart in one line.
+# Different generations of hosts are reported in one line.
 run "${rollback[@]}" --limit two
 run "${rollback[@]}" --limit one,two -e overlay_generation="$first" --check
 grep -q 'hosts show different generations:' "$place/log" && exit 1
 run "${rollback[@]}" --limit one,two
 test "$(grep -c "hosts show different generations: $second on one, $first on two" "$place/log")" = 1
 
-# The next deployment brings the declared releases back everywhere, from the image that is there.
+# The next deployment shows the declared releases on all hosts again, from the existing image.
 run renderfarm.overlay.deploy
 recap one 0
 recap two 2
@@ -169,18 +169,18 @@ recap three 0
 test "$(generation two)" = "$second"
 
 run "${rollback[@]}" -e overlay_view=some && exit 1
-grep -q 'overlay_view: no host of this play has a view some; there are all, pinned' "$place/log"
+grep -q 'overlay_view: no host of this play has a view some; the views are all, pinned' "$place/log"
 
-# An image that is not the one that was built is installed nowhere.
+# An altered image is not installed.
 release tool/3.0
 run renderfarm.overlay.deploy --limit one
 third=$(generation one)
 printf altered | dd of="$place/manifests/.images/$third.erofs" bs=1 seek=2000 conv=notrunc
 run renderfarm.overlay.deploy --limit one,two && exit 1
-grep -q "$third.erofs does not have the digest" "$place/log"
+grep -q "$third.erofs does not have the" "$place/log"
 test "$(generation two)" = "$second"
 test "$(shown two)" = '1.0 2.0'
-# Removed, it is built again, and is the same as before.
+# After its removal, the same image is built again.
 rm "$place/manifests/.images/$third.erofs"
 run renderfarm.overlay.deploy --limit one,two
 recap one 1
