@@ -18,7 +18,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.declarati
 
 _PREFIX = "overlay_"
 #: The variables that are not keys of views.
-_OTHERS = ("become", "hosts", "lock", "lock_file", "source", "view", "views")
+_OTHERS = (
+    *("become", "hosts", "source", "view", "views", "lock", "lock_file", "serial", "max_fail_percentage"),
+    *("hold", "hold_reason", "lift_holds"),
+)
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types

@@ -82,7 +82,16 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
             lock=json.loads(text),
             text=text,
             failures=resolution.failures,
+            messages=[
+                reason if name in reason else f"view {name}: {reason}" for name, reason in resolution.failures.items()
+            ],
             pending=resolution.pending,
+            leaving=[
+                f"view {view.name}: no longer declared, and still shown: "
+                + ", ".join(f"{one['release']} until {one['until']}" for one in view.leaving)
+                for view in resolution.locked
+                if view.leaving
+            ],
             actions=resolution.actions,
         )
         if resolution.warnings:

@@ -77,11 +77,23 @@ failures:
   type: dict
   returned: success
   sample: {"software": "these releases have a manifest, but are not on the software root /net/software any more: houdini/20.5.410"}
+messages:
+  description: The same as sentences that name the views.
+  type: list
+  elements: str
+  returned: success
+  sample: []
 pending:
   description: In check mode, the views that cannot be resolved without changing something, by name, each with the reason.
   type: dict
   returned: success
   sample: {}
+leaving:
+  description: A sentence for each view that shows releases which are no longer declared.
+  type: list
+  elements: str
+  returned: success
+  sample: ["view software: no longer declared, and still shown: usd/1 until 2026-11-29T15:00:00Z"]
 problems:
   description: What is wrong with the declaration, one line for each problem.
   type: list

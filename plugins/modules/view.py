@@ -50,19 +50,6 @@ options:
       locked_generation:
         description: The generation that the lock has for the view. The view fails if its releases make another one on this host.
         type: str
-      hold:
-        description:
-          - Seconds for which the view stays at O(views[].generation), whatever later runs declare. With V(0) it stays there until a run has
-            O(views[].lift_hold).
-          - Without it the view does not stay there.
-        type: int
-      hold_reason:
-        description: Why the view is held, for reports.
-        type: str
-      lift_hold:
-        description: End a hold of the view.
-        type: bool
-        default: false
       releases:
         description: The releases that the view shows.
         type: list
@@ -197,6 +184,19 @@ options:
         description: Directory on the host that holds the layers of all views.
         type: path
         default: /var/lib/renderfarm-overlay
+  hold:
+    description:
+      - Seconds for which a view with O(views[].generation) stays there, whatever later runs declare. With V(0) it stays there until a run
+        has O(lift_holds).
+      - Without it a view does not stay there.
+    type: int
+  hold_reason:
+    description: Why views are held, for reports.
+    type: str
+  lift_holds:
+    description: End the holds of the views.
+    type: bool
+    default: false
 seealso:
   - module: renderfarm.overlay.resolved_views
   - module: renderfarm.overlay.metadata_layer
@@ -227,9 +227,9 @@ EXAMPLES = r"""
       - name: software
         mountpoint: /software
         generation: previous
-        hold: 86400
-        hold_reason: renders are black
         data: [/net/software]
+    hold: 86400
+    hold_reason: renders are black
 """
 
 RETURN = r"""
@@ -341,7 +341,15 @@ _NOT_WRITABLE = {"upper": None, "work": None, "scratch": None, "read_only": None
 
 
 def main() -> None:
-    runner.run({"views": {"type": "list", "elements": "dict", "required": True, **_view_options()}}, work)
+    runner.run(
+        {
+            "views": {"type": "list", "elements": "dict", "required": True, **_view_options()},
+            "hold": {"type": "int"},
+            "hold_reason": {"type": "str"},
+            "lift_holds": {"type": "bool", "default": False},
+        },
+        work,
+    )
 
 
 def _view_options() -> dict[str, Any]:
@@ -355,9 +363,6 @@ def _view_options() -> dict[str, Any]:
         "mountpoint": {"type": "path", "required": True},
         "state": {"type": "str", "choices": ["mounted", "unmounted", "absent"], "default": "mounted"},
         "locked_generation": {"type": "str"},
-        "hold": {"type": "int"},
-        "hold_reason": {"type": "str"},
-        "lift_hold": {"type": "bool", "default": False},
         "options": {"type": "dict", "default": {"nodev": True, "nosuid": True}},
         "data": {"type": "list", "elements": "path", "default": []},
         "switch": {"type": "str", "choices": ["auto", "beneath", "over", "replace", "never"], "default": "auto"},
@@ -377,17 +382,20 @@ def _view_options() -> dict[str, Any]:
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     """Bring the views to their state, one after the other."""
     views = params["views"]
-    _check(views)
+    _check(views, params["hold"])
+    holding = {"hold": params["hold"], "hold_reason": params["hold_reason"], "lift_hold": params["lift_holds"]}
     run = Run(context.check_mode, context.timeout, context.progress, context.carry_out, runner.explain)
     brought = []
     for view in views:
         context.note.write(f"view {view['name']}")
-        brought.append(host_view.bring({**view, **_NOT_WRITABLE}, run))
+        brought.append(host_view.bring({**view, **_NOT_WRITABLE, **holding}, run))
         context.progress()
     return _outcome(brought)
 
 
-def _check(views: list[dict[str, Any]]) -> None:
+def _check(views: list[dict[str, Any]], hold: int | None) -> None:
+    if hold is not None and hold < 0:
+        raise OverlayError(f"hold must not be negative, but it is {hold}")
     names = [view["name"] for view in views]
     for view in views:
         label = f"view {view['name']}"
@@ -396,13 +404,11 @@ def _check(views: list[dict[str, Any]]) -> None:
                 runner.check_absolute(view[option], f"{label}: {option}")
         for layer in view["data"]:
             runner.check_absolute(layer, f"{label}: data")
-        for option in ("keep", "min_age", "hold"):
-            if (view[option] or 0) < 0:
+        for option in ("keep", "min_age"):
+            if view[option] < 0:
                 raise OverlayError(f"{label}: {option} must not be negative, but it is {view[option]:g}")
         if names.count(view["name"]) > 1:
             raise OverlayError(f"{label} is given twice")
-        if view["hold"] is not None and view["generation"] is None:
-            raise OverlayError(f"{label}: hold needs generation, at which the view is to stay")
 
 
 def _outcome(brought: list[Brought]) -> runner.Outcome:
@@ -419,8 +425,8 @@ def _outcome(brought: list[Brought]) -> runner.Outcome:
 
 def _named(one: Brought) -> str:
     """Return why a view failed, with its name."""
-    label = f"view {one.name}: "
-    return one.failure if one.failure.startswith(label) else label + one.failure
+    label = f"view {one.name}"
+    return one.failure if one.failure.startswith(label) else f"{label}: {one.failure}"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from typing import Any, Callable
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import status_file
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import Hold, Status
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    deadline,
     mount_lock,
+    mountinfo,
     mountpoints,
     namespaces,
     still_paths,
@@ -23,7 +25,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action, Handlers, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot, detached, mount_task
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
+    boot,
+    detached,
+    mount_task,
+    probe,
+    strategies,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
     layer_plan,
     layer_sources,
@@ -126,6 +134,7 @@ def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought,
     source = layer_sources.from_parameters(wanted, paths, state, run.seconds, run.progress)
     if not hold and view["generation"] is None:
         _check_locked(view, source)
+    _check_kernel(view, source, run)
     brought.before = dict(view_state.content_of_current(paths, state))
     brought.after = source.content()
     brought.values["held"] = hold.as_dict() if hold else None
@@ -157,6 +166,22 @@ def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought,
     )
     _warn_of_rights(view, layer, mounted, brought)
     _prune(view, paths, run, brought)
+
+
+def _check_kernel(view: Mapping[str, Any], source: Source, run: Run) -> None:
+    """Raises OverlayError if the kernel cannot mount the view. It is tried only if there is no mount at the mountpoint."""
+    if mountinfo.top_mount(namespaces.own_mounts(), os.fsencode(view["mountpoint"])) is not None:
+        return
+    feature = "redirect" if source.strategy == strategies.REDIRECT else "data_only"
+    if view["xattr_namespace"] == "user":
+        feature = "data_only_userxattr"
+    found = deadline.run(lambda _progress: probe.probe((feature,))[feature], run.seconds)
+    if not found.supported:
+        raise OverlayError(
+            f"view {view['name']}: kernel {os.uname().release} cannot mount it with strategy {source.strategy}: {found.detail};"
+            f" data-only layers need Linux {'6.16' if feature == 'data_only_userxattr' else '6.5'} or a distribution kernel that carries them, and strategy"
+            " redirect does without them"
+        )
 
 
 def _check_locked(view: Mapping[str, Any], source: Source) -> None:

@@ -65,8 +65,8 @@ class Farm:
             },
         )
 
-    def bring(self, views: list[dict[str, Any]], check: bool = False) -> support.Ran:
-        return support.module("view", check=check, views=views)
+    def bring(self, views: list[dict[str, Any]], check: bool = False, **options: Any) -> support.Ran:
+        return support.module("view", check=check, views=views, **options)
 
     def shown(self, name: str = "software") -> list[str]:
         return sorted(os.listdir(self.top / name / "usd"))
@@ -139,15 +139,15 @@ def test_a_rollback_holds_until_it_is_lifted(farm: Farm) -> None:
     first, second = farm.lock("usd/1"), farm.lock("usd/2")
     assert farm.bring(farm.views(first)).ok["changed"]
     assert farm.bring(farm.views(second)).ok["changed"]
-    back = [{**view, "hold": 0, "hold_reason": "black frames"} for view in farm.views([], generation="previous")]
-    assert farm.bring(back).ok["changed"]
+    back = farm.views([], generation="previous")
+    assert farm.bring(back, hold=0, hold_reason="black frames").ok["changed"]
     assert farm.shown() == ["1"]
     held = farm.bring(farm.views(second)).ok
     assert not held["changed"]
     assert farm.shown() == ["1"]
     assert held["views"][0]["held"] == {"generation": first[0]["generation"], "until": 0, "reason": "black frames"}
     assert farm.status()["generation"] == second[0]["generation"]
-    assert farm.bring([{**view, "lift_hold": True} for view in farm.views(second)]).ok["changed"]
+    assert farm.bring(farm.views(second), lift_holds=True).ok["changed"]
     assert farm.shown() == ["2"]
     assert not farm.bring(farm.views(second)).ok["changed"]
     assert farm.status()["hold"] is None
@@ -157,7 +157,7 @@ def test_a_hold_ends_at_its_time(farm: Farm) -> None:
     first, second = farm.lock("usd/1"), farm.lock("usd/2")
     assert farm.bring(farm.views(first)).ok["changed"]
     assert farm.bring(farm.views(second)).ok["changed"]
-    assert farm.bring([{**view, "hold": 3600} for view in farm.views([], generation="previous")]).ok["changed"]
+    assert farm.bring(farm.views([], generation="previous"), hold=3600).ok["changed"]
     for name in VIEWS:
         path = farm.top / "state" / "views" / name / "status.json"
         status = json.loads(path.read_text())
@@ -209,7 +209,6 @@ def test_a_release_that_cannot_be_shown_fails_its_view_alone(farm: Farm) -> None
     [
         ({"mountpoint": "x"}, "view software: mountpoint must be an absolute path"),
         ({"keep": -1}, "view software: keep must not be negative, but it is -1"),
-        ({"hold": 5}, "view software: hold needs generation, at which the view is to stay"),
         ({"name": "tools"}, "view tools is given twice"),
     ],
 )
