@@ -16,7 +16,8 @@ description:
     boot, or if a process still uses an overlay of it that was switched away.
   - If a process uses an overlay that a user has detached (C(umount --lazy)), its layers are unknown. All generations are then kept until
     the process ends, and the reason names the process.
-  - A view that cannot be pruned does not keep the module from pruning the others. The module fails when it has pruned these.
+  - A generation whose record is damaged is kept, and a view that cannot be pruned is left as it is. The module prunes everything else,
+    and then fails with the reasons.
   - Nothing on the file server is changed, neither manifests nor image stores.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
@@ -158,7 +159,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
             except OverlayError as error:
                 # A view that cannot be pruned must not keep the others from being pruned.
                 problems.append(str(error))
-    return _outcome(pruned, problems)
+    return _outcome(pruned, [*(one for view in pruned for one in view.damaged), *problems])
 
 
 def _prune(paths: ViewPaths, params: dict[str, Any], context: runner.Context) -> ViewPruning:

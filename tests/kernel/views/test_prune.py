@@ -182,16 +182,26 @@ def test_a_directory_whose_name_is_not_that_of_its_generation_is_not_a_generatio
 
 
 @pytest.mark.parametrize("check", [True, False])
-def test_a_view_that_cannot_be_pruned_does_not_keep_others_from_being_pruned(
-    state_dir: Path, layers: list[Path], tools: tuple[Placement, ...], check: bool
-) -> None:
-    layer, _generation, _report = support.build(state_dir, [tools[1]], name="damaged")
-    record = layer.parent / "view.json"
+def test_a_damaged_record_keeps_its_generation_and_no_other(state_dir: Path, layers: list[Path], check: bool) -> None:
+    record = layers[1].parent / "view.json"
     record.write_bytes(b"{}")
     ran = support.module("overlay_prune", check=check, state_dir=str(state_dir), keep=0, min_age=0)
     assert f"{record} is not the record of a generation" in ran.message
+    assert len(ran.result["removed"]) == 2
+    assert (ran.result["changed"], ran.result["remains"]) == (True, [])
+    assert existing(layers) == ([0, 1, 2, 3, 4] if check else [1, 3, 4])
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_view_that_cannot_be_pruned_does_not_keep_others_from_being_pruned(
+    state_dir: Path, layers: list[Path], tools: tuple[Placement, ...], check: bool
+) -> None:
+    layer, _generation, _report = support.build(state_dir, [tools[1]], name="open")
+    # Users may write to it, so it is not to be trusted.
+    layer.parent.chmod(0o777)
+    ran = support.module("overlay_prune", check=check, state_dir=str(state_dir), keep=0, min_age=0)
+    assert str(layer.parent) in ran.message
     assert [one["view"] for one in ran.result["removed"]] == ["view"] * 3
-    assert ran.result["changed"]
     assert existing(layers) == ([0, 1, 2, 3, 4] if check else [3, 4])
     assert layer.is_dir()
 

@@ -334,6 +334,26 @@ def test_a_damaged_record_of_a_generation_is_refused(site: Site, instead: str) -
     assert layer.is_dir()
 
 
+def test_a_damaged_record_of_a_generation_fails_only_what_needs_it(site: Site) -> None:
+    old = support.module("metadata_layer", **site.layer, format="directory").ok
+    record = Path(old["layer"]).parent / "view.json"
+    text = record.read_bytes()
+    record.write_bytes(b"{}")
+    view = {"name": "view", "state_dir": site.layer["state_dir"]}
+    wanted = {**site.layer, "format": "directory", "mode": "go-w"}
+    for check in (True, False):
+        new = support.module("metadata_layer", check=check, **wanted).ok
+        assert (new["changed"], new["previous"]) == (True, old["generation"])
+    assert not support.module("metadata_layer", **wanted).ok["changed"]
+    for generation in ("previous", old["generation"], Path(old["layer"]).parent.name):
+        refused("metadata_layer", str(record), **view, generation=generation)
+    record.write_bytes(text)
+    assert support.module("metadata_layer", **view, generation="previous").ok["layer"] == old["layer"]
+    record.write_bytes(b"{}")
+    assert support.module("metadata_layer", **view, state="absent").ok["changed"]
+    assert not Path(old["layer"]).exists()
+
+
 def test_a_generation_of_an_older_version_is_built_again_and_kept_while_it_is_mounted(site: Site) -> None:
     done = support.module("metadata_layer", **site.layer, format="directory").ok
     layer = Path(done["layer"])
