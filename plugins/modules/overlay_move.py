@@ -10,11 +10,11 @@ module: overlay_move
 short_description: Move a directory within a mounted overlay, out of its lower layer
 version_added: 0.1.0
 description:
-  - Moves a directory to another place in the same overlay while it is in use. Each file is at every moment at its old or at its new path,
-    whole. Whoever looks at the old path first and then at the new one finds it.
-  - The directories at the new place are new ones in the upper layer, which are opaque. So a name that is missing there is not looked up
-    in the lower layer, and nothing that is added there later shows. Content is not copied.
-  - Where a run was interrupted the next one goes on.
+  - Moves a directory to another path in the same overlay, which may be in use. At every moment each complete file is at its old or at its
+    new path. A program that tries the old path first and then the new one always finds it.
+  - The directories at the new path are made in the upper layer, and are opaque. A name that they do not have is not looked up in the lower
+    layer, and what is added to the lower layer later does not show. Content is not copied.
+  - A run after an interrupted one continues the move.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
 extends_documentation_fragment:
@@ -22,27 +22,27 @@ extends_documentation_fragment:
   - renderfarm.overlay.options
 options:
   source:
-    description: The directory.
+    description: Absolute path of the directory to move. It must not be a symbolic link.
     type: path
     required: true
   destination:
     description:
-      - Its new path, with its own name. Folders above it are made, with mode 0755. It must not exist, but for an empty directory, which is
-        removed, and for what an interrupted run has left.
+      - Absolute new path of the directory, including its name. Missing directories above it are made with mode 0755.
+      - The path must not exist. An empty directory is replaced, and a move that an interrupted run began is continued.
     type: path
     required: true
 notes:
   - The overlay needs an upper layer and the options C(metacopy=on) and C(redirect_dir=on), which M(renderfarm.overlay.overlay_mount) sets.
-  - Owner, group, mode, attributes and time of change of each directory are kept. Symbolic links are moved as they are.
-  - Of hard links, the number stays right with C(index=on).
-  - While it works there is a directory C(.renderfarm-overlay-moving-*) in the overlay's root, which only root can enter.
-  - When the directory is no more at its old place and is at the new one, nothing is changed.
+  - Each directory keeps its owner, group, mode, extended attributes and mtime. Symbolic links are moved unchanged.
+  - Link counts of files are preserved if the overlay is mounted with C(index=on).
+  - During the move, the root of the overlay has a directory C(.renderfarm-overlay-moving-*), which only root can enter.
+  - If O(source) does not exist and O(destination) does, nothing is changed.
 seealso:
   - module: renderfarm.overlay.overlay_mount
 """
 
 EXAMPLES = r"""
-- name: Move the tools of last year into the archive
+- name: Move last year's tools into the archive
   renderfarm.overlay.overlay_move:
     source: /tools/2024
     destination: /tools/archive/2024
@@ -50,18 +50,18 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: What was done, or in check mode would be done.
+  description: The changes that were made, or in check mode would be made.
   type: list
   elements: str
   returned: success
   sample: [move directory /tools/2024 to /tools/archive/2024]
 files:
-  description: How many files, symbolic links and the like were there to be moved.
+  description: Number of entries below O(source) before the move that are not directories.
   type: int
   returned: success
   sample: 1250
 directories:
-  description: How many directories below O(source) were there to be moved.
+  description: Number of directories below O(source) before the move.
   type: int
   returned: success
   sample: 87
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
-    spec = MoveSpec(_place(params["source"], "source"), _place(params["destination"], "destination"))
+    spec = MoveSpec(_resolved(params["source"], "source"), _resolved(params["destination"], "destination"))
     with contextlib.ExitStack() as stack:
         if not context.check_mode:
             mountpoint = moving.mountpoint_of(spec.source)
@@ -106,7 +106,6 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
 def _moved(spec: MoveSpec, context: runner.Context) -> runner.Outcome:
     state = moving.observe(spec, context.progress)
     plan = plan_move(spec, state)
-
     handlers: Handlers = {
         MoveDirectory: lambda action: moving.move(action.spec, context.progress),
         FinishMove: lambda action: moving.finish(action.spec),
@@ -121,11 +120,11 @@ def _moved(spec: MoveSpec, context: runner.Context) -> runner.Outcome:
     return runner.Outcome(values, plan, before, after)
 
 
-def _place(path: str, option: str) -> bytes:
-    """Return a path whose folder has no symbolic links in it; the directory itself may not be one."""
+def _resolved(path: str, option: str) -> bytes:
+    """Resolve the symbolic links in the parent of an absolute path. The last name may not be one."""
     runner.check_absolute(path, option)
-    folder, name = os.path.split(os.path.normpath(path))
-    return os.path.join(os.fsencode(os.path.realpath(folder)), os.fsencode(name))
+    parent, name = os.path.split(os.path.normpath(path))
+    return os.path.join(os.fsencode(os.path.realpath(parent)), os.fsencode(name))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,9 @@ PURE = {
     },
     "layers": {"compose", "dump", "globs", "headerball", "layer_formats", "links", "merge", "ownership"},
     "views": {"generation", "layer_plan", "linger", "retention"},
-    "finalize": {"marks", "move_plan", "remount_notes"},
+    "finalize": {
+        *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
+    },
     "software_root": {"nfs_options"},
 }
 #: What pure files may not touch: the system, the clock, the network.

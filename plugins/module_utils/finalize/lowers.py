@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Looking into the lower layers of an overlay, as the overlay sees them but without its upper layer."""
+"""Look into the lower layers of an overlay, merged as the overlay merges them, without its upper layer."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.option
 
 
 class Lowers:
-    """The lower layers, merged. Paths start with a slash, which is their root."""
+    """The merged lower layers. Paths start with a slash, which is their root."""
 
     def __init__(self, root: int) -> None:
-        """``root`` is an open directory."""
+        """``root`` is the open root directory of the lower layers."""
         self._root = root
 
     def open(self, path: bytes) -> int:
-        """Return a descriptor of a directory; -1 where there is none. Raises OSError where it cannot be opened."""
+        """Open a directory; return the descriptor, or -1 if there is none. Raises OSError if it cannot be opened."""
         try:
             return beneath.open_at(self._root, path.lstrip(b"/"), same_mount=True)
         except (FileNotFoundError, NotADirectoryError):
             return -1
         except OSError as error:
             if error.errno == errno.ELOOP:
-                # The overlay does not look through symbolic links in its layers either.
+                # The overlay does not follow symbolic links in its layers either.
                 return -1
             if error.errno == errno.EXDEV:
-                # The overlay does not see it, but the directory below it, which is usually empty.
+                # The overlay shows the directory below that mount, which is usually empty.
                 text = "another file system is mounted there in the lower layer"
                 raise OSError(errno.EXDEV, text, os.fsdecode(path)) from None
             raise
 
     def names(self, path: bytes) -> set[bytes] | None:
-        """Return the names in a directory; None where there is none. Raises OSError where it cannot be read."""
+        """Return the names in a directory, or None if there is none. Raises OSError if it cannot be read."""
         fd = self.open(path)
         if fd < 0:
             return None
@@ -54,9 +54,9 @@ class Lowers:
             os.close(fd)
 
     def has(self, path: bytes) -> bool:
-        """Tell whether there is something. Raises OSError where that cannot be found out."""
-        folder, name = posixpath.split(path)
-        fd = self.open(folder)
+        """Tell whether a path exists. Raises OSError if its directory cannot be opened."""
+        directory, name = posixpath.split(path)
+        fd = self.open(directory)
         if fd < 0:
             return False
         try:
@@ -68,7 +68,7 @@ class Lowers:
 
 
 def is_whiteout(status: os.stat_result) -> bool:
-    """Tell whether something in a layer is no file, but says that there is none of its name."""
+    """Tell whether an entry of a layer is a whiteout, which hides its name in the layers below."""
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
@@ -79,7 +79,7 @@ def _is_whiteout(entry: os.DirEntry[bytes]) -> bool:
 
 
 def images_among(layers: OverlayLayers) -> tuple[bytes, ...]:
-    """Return the image files that lower layers of a live overlay are, which the kernel reports by their names alone."""
+    """Return the image files among the lower layers of a mounted overlay. The kernel reports these by name only."""
     return tuple(
         image_path(layer)
         for layer in layers.lower
@@ -89,7 +89,7 @@ def images_among(layers: OverlayLayers) -> tuple[bytes, ...]:
 
 @contextlib.contextmanager
 def opened(layers: OverlayLayers) -> Iterator[Lowers]:
-    """Give the lower layers of an overlay. Raises OverlayError where they are not there, or empty."""
+    """Open the lower layers of an overlay while the block runs. Raises OverlayError if they are missing or empty."""
     check_absolute("the overlay", (*layers.lower, *layers.data))
     found = images_among(layers)
     if len(layers.lower) == 1 and not layers.data and not found:
@@ -105,7 +105,8 @@ def opened(layers: OverlayLayers) -> Iterator[Lowers]:
         lowers = Lowers(root)
         if not lowers.names(b"/"):
             raise OverlayError(
-                f"{', '.join(map(show, layers.lower))}: the lower layers show nothing at all, as when a file server is not mounted"
+                f"{', '.join(map(show, layers.lower))}: the lower layers show nothing at all, as if a file server is not mounted: mount it,"
+                " and run this again"
             )
         yield lowers
     finally:

@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Moving a directory within a mounted overlay so that its new place has nothing of the lower layers but content.
+"""Plan the move of a directory within a mounted overlay, to a directory that takes nothing but file content from the lower layers.
 
-A directory that is renamed as a whole stays merged with the lower one. So a new one is made, which is opaque, and what is in the old one
-is renamed into it, entry by entry.
+A directory that is renamed as a whole stays merged with its lower directory. So a new directory is made, which is opaque, and the entries
+of the old one are renamed into it one by one.
 """
 
 from __future__ import annotations
@@ -16,50 +16,52 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, overlay_layers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import overlap
 
-#: The xattr of a directory that is being filled: the mtime of the old one in nanoseconds, a space, the old one's path, a NUL, and its own
-#: path. That one tells it from a copy that ``cp -a`` has made, xattrs included.
+#: The xattr of a directory that is being filled. Its value is the mtime of the old directory in nanoseconds, a space, the path of the old
+#: directory, a NUL and its own path. The latter makes it invalid on a copy that ``cp -a`` made.
 MARKER = b"trusted.renderfarm-overlay.moving"
 
 
 @dataclass(frozen=True)
 class MoveSpec:
-    """Absolute paths without symbolic links."""
+    """The directory to move and its new path. Both are absolute and free of symbolic links."""
 
     source: bytes
     destination: bytes
 
 
 @dataclass(frozen=True)
-class Tree:
-    """What is in a directory, itself not counted."""
+class TreeSize:
+    """The number of entries below a directory."""
 
-    #: All that is not a directory.
+    #: Everything that is not a directory.
     files: int
     directories: int
-    #: The path within the overlay that has the most bytes.
+    #: The longest path of such a file, relative to the overlay's root, with a leading slash.
     longest: bytes
 
 
 @dataclass(frozen=True)
 class MoveState:
-    """What is there at both places."""
+    """What there is at the source and at the destination."""
 
-    #: The mounts that both are on, and the mounts below the old place.
+    #: The mounts that both are on, and the mountpoints below the source.
     source_mount: Mount | None
     destination_mount: Mount | None
     below: tuple[bytes, ...]
-    #: None where there is no directory.
-    tree: Tree | None
-    #: ``none``, ``empty``, ``moving`` (an earlier run has not finished) or ``other``.
+    #: None if the source does not exist.
+    tree: TreeSize | None
+    #: ``none``, ``empty``, ``moving`` (begun by an earlier run) or ``other``.
     destination: str
-    #: Bytes of a path that the kernel can lead a metadata copy to.
+    #: Longest redirect that the kernel writes, in bytes.
     longest_redirect: int
-    #: The settings of the overlay by name, with the host's defaults filled in.
+    #: Names and values of overlay options, with the host's defaults filled in.
     settings: tuple[tuple[bytes, bytes], ...] = ()
 
 
 @dataclass(frozen=True)
 class MoveDirectory(Action):
+    """Move a directory entry by entry, or continue a move that an earlier run began."""
+
     spec: MoveSpec
 
     def __str__(self) -> str:
@@ -68,7 +70,7 @@ class MoveDirectory(Action):
 
 @dataclass(frozen=True)
 class FinishMove(Action):
-    """All is at the new place; what is left is the directory's time."""
+    """Set the mtime of a directory into which an earlier run has moved everything."""
 
     spec: MoveSpec
 
@@ -77,39 +79,44 @@ class FinishMove(Action):
 
 
 def marker_of(source: bytes, destination: bytes, mtime_ns: int) -> bytes:
+    """Return the value of MARKER."""
     return b"%d %s\0%s" % (mtime_ns, source, destination)
 
 
 def parse_marker(value: bytes) -> tuple[bytes, bytes, int] | None:
-    """Return both paths and the time of a marker: the inverse of ``marker_of``. None for what is none."""
-    number, _space, paths = value.partition(b" ")
+    """Return the paths and the mtime in a value of MARKER, or None if it is malformed."""
+    mtime, _space, paths = value.partition(b" ")
     source, _nul, destination = paths.partition(b"\0")
     try:
-        return source, destination, int(number)
+        return source, destination, int(mtime)
     except ValueError:
         return None
 
 
 def plan_move(spec: MoveSpec, state: MoveState) -> Plan:
-    """Raises OverlayError for what cannot be moved so that each file is at every moment at one of both places."""
+    """Return the actions that move a directory. Raises OverlayError if some file would be at neither place for a moment, or be copied."""
     source, destination = show(spec.source), show(spec.destination)
     if overlap(spec.source, spec.destination):
-        raise OverlayError(f"{source} and {destination} are the same or inside of each other: nothing can be moved")
+        raise OverlayError(
+            f"{source} and {destination} are the same directory, or one is inside the other: give a destination outside the source"
+        )
     if state.tree is None:
         if state.destination == "none":
-            raise OverlayError(f"there is neither a directory {source} nor {destination}: there is nothing to move")
+            raise OverlayError(f"neither {source} nor {destination} exists: give the path of a directory to move")
         return (FinishMove(spec),) if state.destination == "moving" else ()
     _check_overlay(spec, state)
     if state.below:
         raise OverlayError(
-            f"{source} has a mount at {show(state.below[0])}, which cannot be moved with it: unmount that"
+            f"{source} has a mount at {show(state.below[0])}, which cannot be moved with it: unmount it first"
         )
     if state.destination == "other":
-        raise OverlayError(f"{destination} exists, and nothing was moved there from {source}: it is left alone")
+        raise OverlayError(
+            f"{destination} exists, and not from an earlier move of {source}: rename it, or give another destination"
+        )
     if len(state.tree.longest) > state.longest_redirect:
         raise OverlayError(
-            f"{show(state.tree.longest)} has {len(state.tree.longest)} bytes, and the kernel finds the content of renamed files by"
-            f" paths of {state.longest_redirect} at most: raise /sys/module/overlay/parameters/redirect_max"
+            f"{show(state.tree.longest)} has {len(state.tree.longest)} bytes, and a redirect to the content of a renamed file has at most"
+            f" {state.longest_redirect}: raise /sys/module/overlay/parameters/redirect_max"
         )
     return (MoveDirectory(spec),)
 
@@ -117,16 +124,18 @@ def plan_move(spec: MoveSpec, state: MoveState) -> Plan:
 def _check_overlay(spec: MoveSpec, state: MoveState) -> None:
     mount = state.source_mount
     if mount is None or mount.fstype != b"overlay" or overlay_layers(mount).upper is None:
-        raise OverlayError(f"{show(spec.source)} is not in an overlay with an upper layer")
+        raise OverlayError(f"{show(spec.source)} is not in an overlay with an upper layer: give a directory in one")
     if mount != state.destination_mount:
-        raise OverlayError(f"{show(spec.source)} and {show(spec.destination)} are not in the same overlay")
+        raise OverlayError(
+            f"{show(spec.source)} and {show(spec.destination)} are not in the same overlay: give a destination in that one"
+        )
     if b"ro" in mount.flags:
-        raise OverlayError(f"the overlay at {show(mount.path)} is mounted read-only")
+        raise OverlayError(f"the overlay at {show(mount.path)} is mounted read-only: mount it writable")
     if mount.path == spec.source:
-        raise OverlayError(f"{show(spec.source)} is the overlay itself: name a directory in it")
+        raise OverlayError(f"{show(spec.source)} is the mountpoint of the overlay: give a directory in it")
     for name in (b"metacopy", b"redirect_dir"):
         if dict(state.settings).get(name) != b"on":
             raise OverlayError(
-                f"the overlay at {show(mount.path)} has not {name.decode()}=on, without which renaming files of lower layers copies them:"
-                " mount it with overlay_mount"
+                f"the overlay at {show(mount.path)} is mounted without {name.decode()}=on, so renaming a file of a lower layer would copy"
+                " its content: mount the overlay with overlay_mount"
             )

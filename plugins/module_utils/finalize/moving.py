@@ -1,11 +1,11 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Moving a directory within a mounted overlay, entry by entry, as finalize/move_plan.py says.
+"""Move a directory within a mounted overlay entry by entry, as planned by finalize/move_plan.py.
 
-Users may write to both places meanwhile. So each directory is opened once, below the overlay's root, and all is done by descriptor. A
-new directory gets its owner and mode where nobody else can reach it, and then its name: whoever may write to the directory that it
-comes to could put another one in its place otherwise, which would be his then.
+Users may write to both places meanwhile. So each directory is opened once, beneath the overlay's root, and all work goes through its
+descriptor. A new directory gets its owner and mode where only root can reach it, and then its name. Otherwise a user who may write to
+its parent directory could put another directory in its place, and become the owner of that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.move_p
     MARKER,
     MoveSpec,
     MoveState,
-    Tree,
+    TreeSize,
     marker_of,
     parse_marker,
 )
@@ -39,18 +39,18 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.option
 _REDIRECT_MAX = "/sys/module/overlay/parameters/redirect_max"
 _DEFAULT_REDIRECT_MAX = 256
 
-#: How often a directory is looked through again when something has been added to it meanwhile.
+#: How often the entries of a directory are moved if users keep adding some.
 _MOST_PASSES = 20
 
-#: What the name of the directory in the overlay's root begins with in which new directories are made; only root can enter it.
+#: Prefix of the directory in the overlay's root in which new directories are made. Only root can enter it.
 ASIDE = b".renderfarm-overlay-moving-"
 
-#: What the errors of opening a directory say that is none, or not there in the same file system.
+#: Errors of opening a path that is no directory, or is on another mount.
 _NO_DIRECTORY = (errno.ENOTDIR, errno.ELOOP, errno.EXDEV)
 
 
 def observe(spec: MoveSpec, progress: Progress = no_progress) -> MoveState:
-    """Return what is there. Reads each directory of the old place once."""
+    """Return what there is at the source and at the destination. Read each directory below the source once."""
     live = namespaces.own_mounts()
     mount = containing_mount(live, spec.source)
     other = containing_mount(live, spec.destination)
@@ -72,18 +72,18 @@ def observe(spec: MoveSpec, progress: Progress = no_progress) -> MoveState:
 
 
 def mountpoint_of(path: bytes) -> bytes:
-    """Return the mountpoint of the mount that a path is on, whether it exists or not."""
+    """Return the mountpoint of the mount that a path is on. The path need not exist."""
     mount = containing_mount(namespaces.own_mounts(), path)
     return path if mount is None else mount.path
 
 
 @contextlib.contextmanager
 def _root(mount: Mount) -> Iterator[int]:
-    """Give the root of a mount. Raises OverlayError where another mount is there by now."""
+    """Open the root of a mount while the block runs. Raises OverlayError if another mount is there now."""
     fd = beneath.open_root(mount.path)
     try:
         if beneath.mount_of(fd) != mount.id:
-            raise OverlayError(f"another mount came to be at {show(mount.path)} just now: run this again")
+            raise OverlayError(f"another mount appeared at {show(mount.path)} just now: run this again")
         yield fd
     finally:
         os.close(fd)
@@ -94,7 +94,8 @@ def _inside(path: bytes, mount: Mount) -> bytes:
     return path[len(mount.path.rstrip(b"/")) :].lstrip(b"/")
 
 
-def _tree(top: bytes, mount: Mount, progress: Progress) -> Tree | None:
+def _tree(top: bytes, mount: Mount, progress: Progress) -> TreeSize | None:
+    """Count what is below a directory; return None if it does not exist. Raises OverlayError if it is no directory."""
     directories = count = 0
     longest = b""
     start = _inside(top, mount)
@@ -105,7 +106,7 @@ def _tree(top: bytes, mount: Mount, progress: Progress) -> Tree | None:
             return None
         except OSError as error:
             if error.errno in _NO_DIRECTORY:
-                raise OverlayError(f"{show(top)} is not a directory") from None
+                raise OverlayError(f"{show(top)} is not a directory: give the path of one") from None
             raise
         waiting = [start]
         while waiting:
@@ -119,11 +120,11 @@ def _tree(top: bytes, mount: Mount, progress: Progress) -> Tree | None:
                 else:
                     count += 1
                     longest = max(longest, b"/" + path, key=len)
-    return Tree(count, directories, longest)
+    return TreeSize(count, directories, longest)
 
 
 def _entries_of(root: int, path: bytes) -> list[os.DirEntry[bytes]]:
-    """Return what is in a directory; nothing for one on another mount, which is refused by its path."""
+    """Return the entries of a directory, or none if it is on another mount. Such a mount is refused by its path."""
     try:
         with beneath.opened(root, path, same_mount=True) as fd:
             return beneath.entries(fd)
@@ -134,6 +135,7 @@ def _entries_of(root: int, path: bytes) -> list[os.DirEntry[bytes]]:
 
 
 def _destination(spec: MoveSpec, mount: Mount) -> str:
+    """Return the value of ``MoveState.destination``."""
     with _root(mount) as root:
         try:
             with beneath.opened(root, _inside(spec.destination, mount), same_mount=True) as fd:
@@ -147,7 +149,7 @@ def _destination(spec: MoveSpec, mount: Mount) -> str:
 
 
 def _kind(source: bytes, destination: bytes, fd: int) -> str:
-    """Tell what an open directory is that is at the new place."""
+    """Return whether the open destination is ``empty``, ``moving`` or ``other``."""
     marker = parse_marker(beneath.attribute(fd, MARKER) or b"")
     if marker is not None and marker[:2] == (source, destination):
         return "moving"
@@ -163,9 +165,9 @@ def _longest_redirect() -> int:
 
 
 def move(spec: MoveSpec, progress: Progress) -> None:
-    """Move a directory. Where it was killed, the same call goes on.
+    """Move a directory. After a killed run, the same call continues the move.
 
-    Raises OverlayError where somebody has put something of the same name into the new place.
+    Raises OverlayError if another entry of the same name is at the destination.
     """
     files.allow_deep_trees()
     mount = _overlay_of(spec.source)
@@ -181,7 +183,7 @@ def move(spec: MoveSpec, progress: Progress) -> None:
 
 
 def finish(spec: MoveSpec) -> None:
-    """Finish a directory that all was moved to."""
+    """Finish a move whose source is gone: set the mtime of the destination."""
     mount = _overlay_of(spec.destination)
     with _root(mount) as root:
         _remove_aside(root)
@@ -193,13 +195,13 @@ def finish(spec: MoveSpec) -> None:
 def _overlay_of(path: bytes) -> Mount:
     mount = containing_mount(namespaces.own_mounts(), path)
     if mount is None or mount.fstype != b"overlay":
-        raise OverlayError(f"{show(path)} is not in an overlay any more")
+        raise OverlayError(f"{show(path)} is no longer in an overlay: mount the overlay, and run this again")
     return mount
 
 
 @contextlib.contextmanager
 def _aside(root: int) -> Iterator[int]:
-    """Give a new directory in the overlay's root that only root can enter, and remove it in the end."""
+    """Make a directory in the overlay's root that only root can enter, open it while the block runs, and remove it."""
     _remove_aside(root)
     name = ASIDE + secrets.token_hex(8).encode("ascii")
     beneath.make_directory(root, name, 0o700)
@@ -207,7 +209,7 @@ def _aside(root: int) -> Iterator[int]:
     try:
         if not _is_ours(fd):
             raise OverlayError(
-                f"{show(name)}, in which directories were to be made, was exchanged just now: run this again"
+                f"{show(name)}, in which new directories are made, was replaced by another directory just now: run this again"
             )
         yield fd
     finally:
@@ -216,16 +218,16 @@ def _aside(root: int) -> Iterator[int]:
 
 
 def _is_ours(fd: int) -> bool:
-    """Tell whether only root can enter a directory: somebody else's may have come to the place of ours."""
+    """Tell whether only root can enter a directory. A user may have put another one in the place of ours."""
     status = os.fstat(fd)
     return status.st_uid == 0 and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
 
 
 def _remove_aside(root: int) -> None:
-    """Remove what a run that was killed has left aside: directories that nothing has been moved to."""
+    """Remove what a killed run has left in such directories: empty directories without a place yet."""
     for name in beneath.names(root):
         if name.startswith(ASIDE):
-            # One that is not empty is no such.
+            # Leave directories that are not empty.
             with contextlib.suppress(OSError), beneath.opened(root, name, same_mount=True) as fd:
                 if _is_ours(fd):
                     for inner in beneath.names(fd):
@@ -238,12 +240,14 @@ _At = tuple[int, bytes]
 
 
 class _Move:
+    """One move. ``aside`` is the open directory in which new directories are made."""
+
     def __init__(self, aside: int, progress: Progress) -> None:
         self._aside = aside
         self._progress = progress
 
     def move(self, old: _At, new: _At, source: bytes, destination: bytes) -> None:
-        """Move a directory. The paths of both places are for messages and marks."""
+        """Move the directory ``old`` to ``new``. The two paths are for messages and markers."""
         with beneath.opened(*old, same_mount=True) as fd:
             to = self._ready(fd, new, source, destination)
             try:
@@ -252,7 +256,7 @@ class _Move:
                     try:
                         beneath.remove_directory(*old)
                     except OSError as error:
-                        # Something was added to it meanwhile.
+                        # A user added something to it meanwhile.
                         if error.errno != errno.ENOTEMPTY:
                             raise
                     else:
@@ -261,8 +265,8 @@ class _Move:
             finally:
                 os.close(to)
         raise OverlayError(
-            f"{show(source)} is being written to: after {_MOST_PASSES} times there still was something new in it; what was moved is at"
-            f" {show(destination)}"
+            f"{show(source)} is still being written to after {_MOST_PASSES} passes: stop that, and run this again; what was moved is"
+            f" at {show(destination)}"
         )
 
     def _move_entries(self, fd: int, to: int, source: bytes, destination: bytes) -> None:
@@ -276,9 +280,9 @@ class _Move:
         _finish_inner(to, source, destination)
 
     def _ready(self, fd: int, new: _At, source: bytes, destination: bytes) -> int:
-        """Return a descriptor of the directory at the new place, which is made where an earlier run has not.
+        """Open the destination of a directory, which is made unless an earlier run made it; return the descriptor.
 
-        Raises OverlayError where there is something else.
+        Raises OverlayError if something else is there.
         """
         existing = self._existing(new, source, destination)
         if existing is not None:
@@ -302,9 +306,10 @@ class _Move:
 
     @staticmethod
     def _existing(new: _At, source: bytes, destination: bytes) -> int | None:
-        """Return a descriptor of the directory that an earlier run has made at the new place; None where there is nothing by now.
+        """Open the destination that an earlier run made; return the descriptor, or None if there is none.
 
-        An empty directory of somebody else's is removed: its owner is not changed, since it may be another one by then.
+        Remove an empty directory of another origin. It is not used, since a user may replace it before its owner is changed.
+        Raises OverlayError if something else is there.
         """
         try:
             fd = beneath.open_at(*new, same_mount=True)
@@ -325,6 +330,7 @@ class _Move:
 
 
 def _copy_attributes(fd: int, to: int) -> None:
+    """Give an open directory the xattrs of another one, without the marker."""
     names = list(map(os.fsencode, beneath.attribute_names(fd)))
     for name in map(os.fsencode, beneath.attribute_names(to)):
         if name not in names and not name.startswith(b"trusted."):
@@ -336,7 +342,7 @@ def _copy_attributes(fd: int, to: int) -> None:
 
 
 def _finish_inner(to: int, source: bytes, destination: bytes) -> None:
-    """Finish the directories in another one that a killed run had moved, and not finished."""
+    """Finish the directories in an open one that a killed run moved and did not finish."""
     for entry in beneath.entries(to):
         if entry.is_dir(follow_symlinks=False):
             paths = os.path.join(source, entry.name), os.path.join(destination, entry.name)
@@ -346,7 +352,7 @@ def _finish_inner(to: int, source: bytes, destination: bytes) -> None:
 
 
 def _finish(fd: int) -> None:
-    """Give a directory that all was moved to the time that the old one had, and take its marker away."""
+    """Give a destination the mtime of its source, and remove its marker."""
     marker = parse_marker(beneath.attribute(fd, MARKER) or b"")
     if marker is not None:
         beneath.set_times(fd, marker[2])
@@ -354,10 +360,11 @@ def _finish(fd: int) -> None:
 
 
 def _rename(old: _At, new: _At, source: bytes, destination: bytes) -> None:
+    """Rename an entry. Raises OverlayError if something is at the destination, or if the kernel would have to copy it."""
     try:
         beneath.rename_new(*old, *new)
     except FileNotFoundError:
-        # Somebody has removed it meanwhile, or else the new place.
+        # A user removed the entry meanwhile, or the destination. Only the former is no error.
         if beneath.has(*old):
             raise
     except OSError as error:
@@ -365,13 +372,11 @@ def _rename(old: _At, new: _At, source: bytes, destination: bytes) -> None:
             raise _in_the_way(destination, source) from None
         if error.errno == errno.EXDEV:
             raise OverlayError(
-                f"{show(source)}: the kernel cannot rename it without copying it, as its path is too long for a redirect: raise"
+                f"the kernel cannot rename {show(source)} without copying it, since its path is too long for a redirect: raise"
                 f" {_REDIRECT_MAX}"
             ) from None
         raise
 
 
 def _in_the_way(destination: bytes, source: bytes) -> OverlayError:
-    return OverlayError(
-        f"{show(destination)} is in the way of {show(source)}: it was not moved there; rename it, and run this again to go on"
-    )
+    return OverlayError(f"{show(destination)} is in the way of {show(source)}: rename it, and run this again to go on")

@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Work on many directories with several processes.
+"""Visit many directories with several processes.
 
-Some of it is waiting for a file server, and the rest is divided between Python and the kernel, which serializes much of its part;
-threads would wait for each other in Python as well.
+A part of the time is spent waiting for a file server. The rest is shared by Python and by the kernel, which serializes much of its own
+part. Threads would wait for each other in Python as well.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors im
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-#: Does the work on one item, calling what it is given whenever it gets further; returns what came of it, and further items.
-Visit = Callable[[Item, Progress], "tuple[Result, list[Item]]"]
+#: Visit one item, calling the given callback on progress; return the result, and further items to visit.
+Visitor = Callable[[Item, Progress], "tuple[Result, list[Item]]"]
 
-#: Seconds that are worked alone at first: starting others takes longer than what there usually is to do.
+#: Seconds to work in this process before others are started. Most walks end earlier than that.
 _ALONE = 0.05
-#: Seconds after which a process says what it has done, and hands back what is left.
+#: Seconds after which a worker returns its results and the items that are left.
 _SHIFT = 0.1
 
 
 class Lock:
-    """Keeps processes that are started later from doing something at the same time."""
+    """A lock between this process and the processes that it forks later."""
 
     def __init__(self) -> None:
         self._file = os.memfd_create("lock")
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        # Opened anew, since a lock belongs to the opening and not to the process.
+        # Open the file again: a lock belongs to the open file description, which forked processes share.
         fd = os.open(f"/proc/self/fd/{self._file}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -52,10 +52,10 @@ class Lock:
             os.close(fd)
 
 
-def walk(first: Sequence[Item], visit: Visit[Item, Result], workers: int, progress: Progress) -> list[Result]:
-    """Visit the items, and all that the visits find, with so many processes at a time; return the results in no order.
+def walk(first: Sequence[Item], visit: Visitor[Item, Result], workers: int, progress: Progress) -> list[Result]:
+    """Visit the items, and all further items that visits return, with this many processes; return the results in no order.
 
-    Items and results have to be picklable. Raises what the first visit that fails raises, OverlayError or OSError.
+    Items and results must be picklable. Raises OverlayError or OSError if a visit does, or if a worker process was killed.
     """
     waiting = list(first)
     results = _shift(waiting, visit, progress, _ALONE if workers > 1 else None)
@@ -68,14 +68,16 @@ def walk(first: Sequence[Item], visit: Visit[Item, Result], workers: int, progre
     return results
 
 
-def _shift(waiting: list[Item], visit: Visit[Item, Result], progress: Progress, seconds: float | None) -> list[Result]:
-    """Visit items for some time, or until none is waiting; return the results."""
+def _shift(
+    waiting: list[Item], visit: Visitor[Item, Result], progress: Progress, seconds: float | None
+) -> list[Result]:
+    """Visit items for up to ``seconds``, or until none is waiting; return the results."""
     results: list[Result] = []
     started = time.monotonic()
     while waiting:
         if seconds is not None and time.monotonic() - started > seconds:
             break
-        # The newest one, so that few are waiting: a walk goes down before it goes on.
+        # The newest first: a walk that goes down before it goes on has few waiting.
         result, further = visit(waiting.pop(), progress)
         results.append(result)
         waiting.extend(further)
@@ -83,21 +85,24 @@ def _shift(waiting: list[Item], visit: Visit[Item, Result], progress: Progress, 
 
 
 class _Team:
-    def __init__(self, visit: Visit[Any, Any], workers: int) -> None:
+    """Worker processes, each with a connection to this one."""
+
+    def __init__(self, visit: Visitor[Any, Any], workers: int) -> None:
         self._children: list[int] = []
-        #: Of multiprocessing.connection, whose types differ between versions of Python.
+        #: Connections of multiprocessing, whose types differ between versions of Python.
         self._connections: list[Any] = []
         for _number in range(workers):
             ours, theirs = pipes.Pipe()
             parent = os.getpid()
             child = os.fork()
             if child == 0:
-                _be_the_worker(visit, theirs, [*self._connections, ours], parent)
+                _run_worker(visit, theirs, [*self._connections, ours], parent)
             theirs.close()
             self._children.append(child)
             self._connections.append(ours)
 
     def work(self, waiting: list[Any], results: list[Any], progress: Progress) -> None:
+        """Have the workers visit all waiting items, and add to the results. Raises the error of the first visit that fails."""
         idle = list(self._connections)
         while waiting or len(idle) < len(self._connections):
             while waiting and idle:
@@ -109,7 +114,7 @@ class _Team:
                 try:
                     answer = connection.recv()
                 except EOFError:
-                    raise OverlayError("a process of the work was ended from outside") from None
+                    raise OverlayError("a worker process was killed: run this again") from None
                 progress()
                 if answer is None:
                     continue
@@ -129,11 +134,11 @@ class _Team:
             connection.close()
 
 
-def _be_the_worker(visit: Visit[Any, Any], connection: Any, others: Sequence[Any], parent: int) -> None:
-    """Work until the connection ends, and end this process, whatever happens."""
+def _run_worker(visit: Visitor[Any, Any], connection: Any, others: Sequence[Any], parent: int) -> None:
+    """Visit items until the connection is closed. Always end this process."""
     try:
         syscalls.die_with_parent(signal.SIGKILL)
-        # What was there before is not searched for garbage, which would copy all of its memory.
+        # Collecting garbage would touch, and so copy, all memory that is shared with the parent.
         gc.disable()
         if os.getppid() != parent:
             os._exit(1)

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Unmounting an overlay for a while, and mounting it again as it was, also when the run that has unmounted it was killed."""
+"""Unmount an overlay for a while, and mount it again as it was, even if the run that unmounted it is killed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import remount_notes
-from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.remount_notes import Again
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.remount_notes import RemountSpec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     beneath,
     files,
@@ -30,56 +30,61 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import RecordError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts, uppers
 
-#: Below /run, since no overlay is mounted that way after a reboot. Only root may say what is to be mounted.
-FOLDER = "/run/renderfarm-overlay/unmounted"
+#: Directory of the notes. It is below /run, since they are void after a reboot. Only root may write them, since they say what to mount.
+DIRECTORY = "/run/renderfarm-overlay/unmounted"
 
-#: Seconds for which the kernel may hold an overlay that was unmounted, and between two looks. It lets go in the background when the last
-#: process of another mount namespace has ended.
+#: Seconds to wait until the kernel releases an unmounted overlay, and between two checks. It releases an overlay in the background when
+#: the last process of another mount namespace has ended.
 _RELEASE_SECONDS, _POLL_SECONDS = 3.0, 0.01
 
 
-def unfinished(path: bytes) -> Again | None:
-    """Return how to mount the overlay that a killed run has unmounted at ``path``; None where none has.
+def unfinished(path: bytes) -> RemountSpec | None:
+    """Return how to mount the overlay that a killed run unmounted at ``path``, or None if none did.
 
-    Raises OverlayError for a note that is none of ours, or of another overlay: nothing is mounted by it.
+    Raises OverlayError if the note is malformed, or is one of another overlay.
     """
-    name = _note(path)
+    name = _note_path(path)
     try:
         entry = remount_notes.from_json(record_files.read(name, remount_notes.LARGEST_NOTE))
     except FileNotFoundError:
         return None
     except RecordError as error:
         raise OverlayError(
-            f"{name} should say how the overlay at {show(path)} was mounted, and does not: {error}; mount it again, and remove that file"
+            f"{name}, which says how the overlay at {show(path)} was mounted, is malformed: {error}; mount the overlay, and remove the"
+            " file"
         ) from None
     if entry.spec.path != path:
-        raise OverlayError(f"{name} is of the overlay at {show(entry.spec.path)}, and not of {show(path)}: remove it")
+        raise OverlayError(
+            f"{name} is a note of the overlay at {show(entry.spec.path)}, not of {show(path)}: remove the file"
+        )
     return entry
 
 
 def forget(path: bytes) -> None:
-    """Remove the note of a killed run, when the overlay has been mounted since."""
+    """Remove the note of a killed run, since the overlay is mounted."""
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(_note(path))
+        os.unlink(_note_path(path))
 
 
 @contextlib.contextmanager
 def unmounted(
     mount: Mount, images: tuple[bytes, ...], let_go: Callable[[], None], progress: Progress = no_progress
 ) -> Iterator[None]:
-    """Have an overlay unmounted while the block runs. It is mounted again whatever happens in it.
+    """Unmount an overlay while the block runs, and always mount it again afterwards.
 
-    ``let_go`` is called last before, to close what this process has open of it. Raises OverlayError that names the processes when it is
-    in use, and where it could not be mounted again as it is; it is as it was then.
+    ``images`` are the image files among its lower layers. Call ``let_go`` right before unmounting, to close what this process has open in
+    the overlay. Raises OverlayError, and leaves the overlay mounted, if processes use it, which the message names, or if it could not be
+    mounted again as it is.
     """
-    entry = remount_notes.again(mount, images)
+    entry = remount_notes.remount_spec(mount, images)
     _check_only_here(mount, progress)
     for layer in (*entry.spec.directories, *entry.spec.kept):
         if not beneath.is_directory_at(layer):
             raise OverlayError(
-                f"{show(layer)}, a layer of the overlay at {show(mount.path)}, is not to be found: it is not unmounted"
+                f"{show(layer)}, a layer of the overlay at {show(mount.path)}, does not exist, so the overlay could not be mounted again:"
+                " it was not unmounted"
             )
-    # What it does not take now it would not take when the overlay is unmounted.
+    # If the kernel refuses these options now, it would refuse them after unmounting.
     mounts.rehearse(entry.spec)
     with _mountpoint(mount.path) as place:
         _write_note(entry)
@@ -96,20 +101,20 @@ def unmounted(
             _mount_at(entry, place)
 
 
-def mount_again(entry: Again) -> None:
-    """Mount an overlay that was unmounted. Raises OverlayError; it can be called again then."""
+def mount_again(entry: RemountSpec) -> None:
+    """Mount an overlay that a run unmounted. Raises OverlayError if it cannot be mounted; the note stays, so a later run tries again."""
     with _mountpoint(entry.spec.path) as place:
         _mount_at(entry, place)
 
 
 @contextlib.contextmanager
 def _mountpoint(path: bytes) -> Iterator[bytes]:
-    """Give a path that leads to the mountpoint through a descriptor of the directory that it is in.
+    """Return a path to the mountpoint that goes through a descriptor of its parent directory.
 
-    Whoever may rename a directory above it cannot have the overlay mounted elsewhere.
+    A user who may rename a directory above it cannot redirect the mount.
     """
-    folder, name = os.path.split(path)
-    fd = beneath.open_root(folder, os.O_PATH | os.O_CLOEXEC)
+    parent, name = os.path.split(path)
+    fd = beneath.open_root(parent, os.O_PATH | os.O_CLOEXEC)
     try:
         yield os.path.join(beneath.name_of(fd), name)
     finally:
@@ -126,40 +131,41 @@ def _unmount(mount: Mount, place: bytes) -> None:
 
 
 def _wait_for_release(mount: Mount, progress: Progress) -> None:
-    """Wait until the kernel has let go of an overlay that was unmounted. Raises OverlayError where somebody holds it."""
+    """Wait until the kernel has released an unmounted overlay. Raises OverlayError if a process still uses it."""
     limit = time.monotonic() + _RELEASE_SECONDS
     while syscalls.has_superblock(mount.device):
         if time.monotonic() > limit:
             raise OverlayError(
-                f"{show(mount.path)} is in use by processes that have it open since before it was mounted there, or unmounted elsewhere;"
-                " nothing was sealed"
+                f"the overlay at {show(mount.path)} is still in use by processes that no mount leads to, as after a lazy unmount; nothing"
+                " was sealed. End these processes, and run this again"
             )
         progress()
         time.sleep(_POLL_SECONDS)
 
 
-def _mount_at(entry: Again, place: bytes) -> None:
+def _mount_at(entry: RemountSpec, place: bytes) -> None:
     if entry.volatile:
         _accept_volatile(entry)
     try:
         mount = mounts.new_overlay(entry.spec)
     except OverlayError as error:
         raise OverlayError(
-            f"the overlay that was unmounted to be sealed is not mounted now, and the next run tries to mount it again: {error}"
+            f"the overlay at {show(entry.spec.path)} was unmounted to be sealed and is not mounted now: {error}; the next run tries to"
+            " mount it again"
         ) from None
     try:
         mounts.attach(mount, place)
     finally:
         os.close(mount)
-    # A new mount is shared when the one that it is mounted on is.
+    # A new mount is shared if its parent mount is. Set what the old one had.
     syscalls.mount(b"none", place, None, syscalls.MS_SHARED if entry.shared else syscalls.MS_PRIVATE)
     forget(entry.spec.path)
 
 
 def _check_only_here(mount: Mount, progress: Progress) -> None:
-    """Raises OverlayError for an overlay that is mounted elsewhere as well, where it would stay when it is unmounted here.
+    """Check that unmounting an overlay here leaves no mount of it elsewhere.
 
-    A mount namespace that is about to end, such as that of another module, is waited for.
+    Wait for a mount namespace that is about to end, such as that of another module. Raises OverlayError if a mount would be left.
     """
     end = time.monotonic() + _RELEASE_SECONDS
     while True:
@@ -168,14 +174,15 @@ def _check_only_here(mount: Mount, progress: Progress) -> None:
             return
         if time.monotonic() > end:
             raise OverlayError(
-                f"the overlay at {show(mount.path)} is also mounted at {elsewhere}: it can only be sealed when it is mounted nowhere"
+                f"the overlay at {show(mount.path)} is also mounted at {elsewhere}: unmount it there, since it can only be sealed while it"
+                " is mounted nowhere"
             )
         progress()
         time.sleep(10 * _POLL_SECONDS)
 
 
 def _elsewhere(mount: Mount) -> str | None:
-    """Return where else an overlay is mounted and would stay, for a message; None where it is not."""
+    """Return where else an overlay is and would stay mounted, for a message, or None if it would not."""
     for pid, live in namespaces.everywhere():
         for other in live:
             is_this = pid is None and other.id == mount.id
@@ -185,8 +192,8 @@ def _elsewhere(mount: Mount) -> str | None:
     return None
 
 
-def _accept_volatile(entry: Again) -> None:
-    """Write all of the upper layer to its disk, and take away the mark that keeps a volatile one from being mounted again."""
+def _accept_volatile(entry: RemountSpec) -> None:
+    """Write the upper layer to its disk, and remove the mark that keeps a volatile overlay from being mounted again."""
     upper, work = map(beneath.open_layer, entry.spec.kept)
     try:
         syscalls.syncfs(upper, entry.spec.kept[0])
@@ -196,12 +203,12 @@ def _accept_volatile(entry: Again) -> None:
         os.close(work)
 
 
-def _note(path: bytes) -> str:
-    return os.path.join(FOLDER, hashlib.sha256(path).hexdigest()[:32] + ".json")
+def _note_path(path: bytes) -> str:
+    return os.path.join(DIRECTORY, hashlib.sha256(path).hexdigest()[:32] + ".json")
 
 
-def _write_note(entry: Again) -> None:
-    files.make_directories(os.path.dirname(FOLDER), 0o755)
-    files.make_directories(FOLDER, 0o700)
-    with files.written_aside(_note(entry.spec.path), 0o600) as stream:
+def _write_note(entry: RemountSpec) -> None:
+    files.make_directories(os.path.dirname(DIRECTORY), 0o755)
+    files.make_directories(DIRECTORY, 0o700)
+    with files.written_aside(_note_path(entry.spec.path), 0o600) as stream:
         stream.write(remount_notes.to_json(entry))

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Mounting an overlay again just as it was: from what the kernel reports of it to a declaration, and to a note and back."""
+"""Derive how to mount an overlay again from what the kernel reports of it, and convert that to a note and back."""
 
 from __future__ import annotations
 
@@ -18,48 +18,48 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths imp
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import RecordKind
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, Writable
 
-#: Flags of a mount that a new one can be given. Without the last two, times of access are kept strictly.
+#: Flags of a mount that a new one can be given. Without the last two, the kernel updates every atime (strictatime).
 _FLAGS = frozenset(("ro", "nosuid", "nodev", "noexec", "nodiratime", "nosymfollow", "noatime", "relatime"))
-#: What the kernel reports among the options, and does not take as one, or as a flag of the mount.
+#: Options that the kernel reports but does not accept for a new overlay.
 _NO_SETTINGS = frozenset((b"ro", b"rw", b"seclabel"))
 
-#: Bytes of a note that is read.
+#: Bytes of the longest note that is read.
 LARGEST_NOTE = 1 << 26
 
 
 @dataclass(frozen=True)
-class Again:
+class RemountSpec:
     """How to mount an overlay again."""
 
     spec: MountSpec
-    #: Whether mounts inside of it spread.
+    #: Whether its propagation is shared.
     shared: bool
 
     @property
     def volatile(self) -> bool:
-        # As kernels name it, and as newer ones do.
+        # Newer kernels report the second form.
         return not {(b"volatile", None), (b"fsync", b"volatile")}.isdisjoint(self.spec.settings)
 
 
-def again(mount: Mount, images: tuple[bytes, ...]) -> Again:
-    """Return how to mount a writable overlay again; ``images`` are the files of those lower layers that are images.
+def remount_spec(mount: Mount, images: tuple[bytes, ...]) -> RemountSpec:
+    """Return how to mount a writable overlay again. ``images`` are the image files among its lower layers.
 
-    Raises OverlayError for a mount that could not be made to be the same.
+    Raises OverlayError if the new mount would differ.
     """
     layers = overlay_layers(mount)
     everything = (*layers.lower, *layers.data, layers.upper or b"", layers.work or b"")
     check_absolute(f"the overlay at {show(mount.path)}", everything)
     if mount.root != b"/":
         raise OverlayError(
-            f"{show(mount.path)} is a bind mount of a part of an overlay: give the mountpoint of the overlay itself"
+            f"{show(mount.path)} is a bind mount of a part of an overlay: give the mountpoint of the whole overlay"
         )
     flags = {show(flag) for flag in mount.flags} - {"rw"}
-    spreads = {show(word.partition(b":")[0]) for word in mount.propagation}
-    unknown = sorted((flags - _FLAGS) | (spreads - {"shared"}))
+    propagation = {show(word.partition(b":")[0]) for word in mount.propagation}
+    unknown = sorted((flags - _FLAGS) | (propagation - {"shared"}))
     if unknown:
         raise OverlayError(
-            f"the overlay at {show(mount.path)} cannot be mounted again as it is: it is {', '.join(unknown)}; unmount it and mount it"
-            " without that"
+            f"the overlay at {show(mount.path)} is mounted with {', '.join(unknown)}, with which it could not be mounted again: mount it"
+            " without that first"
         )
     if not flags & {"noatime", "relatime"}:
         flags.add("strictatime")
@@ -68,10 +68,11 @@ def again(mount: Mount, images: tuple[bytes, ...]) -> Again:
     spec = MountSpec(
         mount.path, layers.lower, layers.data, settings, frozenset(flags - {"relatime"}), images, writable, mount.source
     )
-    return Again(spec, "shared" in spreads)
+    return RemountSpec(spec, "shared" in propagation)
 
 
-def to_json(entry: Again) -> bytes:
+def to_json(entry: RemountSpec) -> bytes:
+    """Return the note of an unmounted overlay, as JSON."""
     spec = entry.spec
     values = {
         "path": to_text(spec.path),
@@ -110,8 +111,8 @@ _NOTE = RecordKind(
 )
 
 
-def from_json(text: bytes) -> Again:
-    """Return what a note says. Raises RecordError for what is none of our notes."""
+def from_json(text: bytes) -> RemountSpec:
+    """Parse a note. Raises RecordError if it is malformed."""
     values = _NOTE.load(text)
     if any(name is None for name, _value in values["settings"]):
         raise records.RecordError("it has a setting without a name")
@@ -127,4 +128,4 @@ def from_json(text: bytes) -> Again:
         writable=Writable(to_bytes(values["upper"]), to_bytes(values["work"])),
         source=to_bytes(values["source"]),
     )
-    return Again(spec, values["shared"])
+    return RemountSpec(spec, values["shared"])

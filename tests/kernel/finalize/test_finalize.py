@@ -1,4 +1,4 @@
-"""Finalizing writable overlays: what is copied up, what is sealed, and that the overlay shows what it showed before."""
+"""Finalized overlays: what is copied up and sealed, and that they show what they showed before."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ansible_collections.renderfarm.overlay.tests.kernel.writable import (
 
 @pytest.fixture
 def software(folder: Path) -> Path:
-    """A lower layer with three small releases, which a test may change."""
+    """A lower layer with three small releases that a test may change."""
     lower = folder / "lower"
     support.make_small_release(lower / "tool" / "1.0", "one")
     support.make_small_release(lower / "tool" / "2.0", "two")
@@ -56,17 +56,17 @@ def on_disk(request: pytest.FixtureRequest, disks: dict[str, Path]) -> Iterator[
 
 
 def add_to(lower: Path, name: str) -> None:
-    """Let a name appear in a directory of the lower layer."""
+    """Add a file to a directory of the lower layer."""
     support.write(lower / name, b"new")
 
 
-def test_every_oddity_is_as_before(on_disk: Path, root: Path) -> None:
+def test_every_kind_of_entry_is_as_before(on_disk: Path, root: Path) -> None:
     overlay = overlay_at(on_disk, root)
     result = overlay.finalized()
     assert result["copied_up"] == sum(1 for _ in root.rglob("*"))
     assert support.compare_trees(overlay.path, root) == []
     assert sealed(overlay, "odd/1/special")
-    # Nothing of the content has been copied.
+    # No content was copied.
     used = int(support.command("du", "-s", "--block-size=1M", overlay.upper).split()[0])
     assert used < 150
     overlay.unmount()
@@ -75,7 +75,7 @@ def test_every_oddity_is_as_before(on_disk: Path, root: Path) -> None:
     assert not overlay.finalize(allow_unmount=True)["changed"]
 
 
-def test_every_oddity_survives_another_owner(folder: Path, root: Path) -> None:
+def test_every_kind_of_entry_gets_another_owner_and_keeps_the_rest(folder: Path, root: Path) -> None:
     overlay = overlay_at(folder, root)
     overlay.finalized(owner="4321", group="4322", keep_setid=True)
     for path in overlay.path.rglob("*"):
@@ -114,7 +114,7 @@ def test_a_sealed_directory_shows_nothing_new_and_the_root_does(overlay: Overlay
 
 
 def differences(overlay: Overlay, software: Path) -> list[str]:
-    """Compare an overlay with its lower layer, in which releases have appeared: a merged directory keeps its time."""
+    """Compare an overlay with its lower layer, in which releases have appeared, without the mtimes of merged directories."""
     problems = support.compare_trees(overlay.path, software)
     return [one for one in problems if not one.startswith(("b'': st_mtime", "b'/tool': st_mtime"))]
 
@@ -127,7 +127,7 @@ def test_subtrees_are_sealed_one_by_one(overlay: Overlay, software: Path) -> Non
     assert not copied(overlay, "tool/2.0")
     support.make_small_release(software / "tool" / "3.0", "new")
     assert (overlay.path / "tool/3.0/version").read_bytes() == b"new"
-    # The parent is in the upper layer, and what is below it is looked at, but not at what is sealed.
+    # The parent and the sealed release are in the upper layer. Nothing in the sealed release is visited.
     result = overlay.finalized(merged_levels=1)
     assert result["already"] == 2
     assert sealed(overlay, "tool/3.0")
@@ -135,7 +135,7 @@ def test_subtrees_are_sealed_one_by_one(overlay: Overlay, software: Path) -> Non
     assert differences(overlay, software) == []
 
 
-def test_a_new_release_is_taken_up_alone_while_the_overlay_is_in_use(overlay: Overlay, software: Path) -> None:
+def test_a_new_release_is_copied_up_while_the_overlay_is_in_use(overlay: Overlay, software: Path) -> None:
     overlay.finalized(merged_levels=1)
     with open(overlay.path / "tool/1.0/version", "rb") as stream:
         support.make_small_release(software / "tool" / "3.0", "new")
@@ -149,7 +149,7 @@ def test_a_new_release_is_taken_up_alone_while_the_overlay_is_in_use(overlay: Ov
     assert differences(overlay, software) == []
 
 
-def test_a_busy_overlay_is_not_unmounted_and_says_who_uses_it(overlay: Overlay) -> None:
+def test_an_overlay_in_use_is_not_unmounted_and_the_process_is_named(overlay: Overlay) -> None:
     with subprocess.Popen(["sleep", "60"], cwd=overlay.path / "tool") as sleeper:
         message = support.module("overlay_finalize", path=str(overlay.path), allow_unmount=True).message
         assert f"sleep ({sleeper.pid})" in message
@@ -172,7 +172,7 @@ def test_an_overlay_that_is_mounted_elsewhere_is_not_unmounted(overlay: Overlay)
     assert overlay.finalized()["sealed"] == 8
 
 
-def test_an_overlay_that_somebody_holds_unseen_is_not_sealed(folder: Path, software: Path) -> None:
+def test_an_overlay_in_use_through_a_detached_mount_is_not_sealed(folder: Path, software: Path) -> None:
     options = (("metacopy", "on"), ("redirect_dir", "on"), ("index", "off"))
     overlay = overlay_at(folder / "overlay", software, options=options)
     other = folder / "other"
@@ -187,7 +187,7 @@ def test_an_overlay_that_somebody_holds_unseen_is_not_sealed(folder: Path, softw
     assert overlay.finalize(allow_unmount=True)["sealed"] > 0
 
 
-# Holds a file of a mount that is gone, and ends half a second after its input.
+# Holds an open file of a detached mount until half a second after a line of input.
 LATE = """
 import os, sys, time
 fd = os.open(sys.argv[1], os.O_RDONLY)
@@ -197,8 +197,8 @@ time.sleep(0.5)
 """
 
 
-def test_the_kernel_is_given_time_to_let_go_of_an_overlay(overlay: Overlay) -> None:
-    """As after the end of another mount namespace, of which the kernel tidies up in the background."""
+def test_the_kernel_is_given_time_to_release_an_overlay(overlay: Overlay) -> None:
+    """It releases the mounts of a mount namespace that has ended in the background."""
     other = overlay.folder / "other"
     other.mkdir()
     support.command("mount", "--bind", overlay.path, other)
@@ -218,7 +218,7 @@ def test_the_kernel_is_given_time_to_let_go_of_an_overlay(overlay: Overlay) -> N
 
 
 def test_a_mount_namespace_that_is_about_to_end_is_waited_for(overlay: Overlay) -> None:
-    """Another module has one, with a copy of all mounts, while it mounts something."""
+    """Another module has a namespace with a copy of all mounts while it mounts something."""
     copied = overlay.folder / "copied"
     script = f"touch {copied}; sleep 1"
     with subprocess.Popen(["unshare", "--mount", "--propagation", "private", "sh", "-c", script]):
@@ -229,20 +229,18 @@ def test_a_mount_namespace_that_is_about_to_end_is_waited_for(overlay: Overlay) 
     assert sealed(overlay, "tool/1.0")
 
 
-def test_an_overlay_that_a_killed_run_had_unmounted_is_mounted_again(overlay: Overlay) -> None:
+def test_an_overlay_that_a_killed_run_unmounted_is_mounted_again(overlay: Overlay) -> None:
     other = overlay.folder / "other"
     other.mkdir()
     support.command("mount", "--bind", overlay.path, other)
     with open(other / "tool/1.0/version", "rb"):
         support.command("umount", "--lazy", other)
-        # With an index, the kernel does not let the upper layer be used twice.
+        # With index=on, the kernel refuses a second mount with the same upper layer.
         message = support.module("overlay_finalize", path=str(overlay.path), allow_unmount=True).message
         assert "is not mounted now" in message
         assert support.live(overlay.path) is None
     expected = support.module("overlay_finalize", check=True, path=str(overlay.path)).ok
-    assert expected["actions"] == [
-        f"mount the overlay at {overlay.path} again, which a run that was killed had unmounted"
-    ]
+    assert expected["actions"] == [f"mount the overlay at {overlay.path} again, which a killed run had unmounted"]
     assert support.live(overlay.path) is None
     result = overlay.finalize(allow_unmount=True)
     assert result["actions"][0] == expected["actions"][0]
@@ -250,7 +248,7 @@ def test_an_overlay_that_a_killed_run_had_unmounted_is_mounted_again(overlay: Ov
     assert (overlay.path / "tool/1.0/version").read_bytes() == b"one"
 
 
-def test_it_is_mounted_again_as_it_was(folder: Path, software: Path) -> None:
+def test_an_overlay_is_mounted_again_as_it_was(folder: Path, software: Path) -> None:
     options = (("metacopy", "on"), ("redirect_dir", "on"), ("index", "off"), ("xino", "off"), ("volatile", None))
     overlay = overlay_at(folder, software, options=options)
     support.command("mount", "-o", "remount,bind,nosuid,noatime,nodev", overlay.path)
@@ -264,14 +262,14 @@ def test_it_is_mounted_again_as_it_was(folder: Path, software: Path) -> None:
     assert after.flags == before.flags
     assert after.source == before.source
     assert [word.split(b":")[0] for word in after.propagation] == [b"shared"]
-    # What the kernel says of layers depends on how it was given them.
+    # The order in which the kernel reports the layers depends on how it was given them.
     assert set(after.super_options) == set(before.super_options)
 
 
-def test_layers_that_the_kernel_does_not_take_again_are_found_before_unmounting(
+def test_layers_that_the_kernel_would_refuse_are_found_before_unmounting(
     overlay: Overlay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As on a kernel that takes options of 255 bytes only, where mount(8) had more.
+    # As on a kernel that takes options of up to 255 bytes, of an overlay that mount(8) gave longer ones.
     def too_long(*_given: object) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
 
@@ -303,7 +301,44 @@ def test_check_mode_changes_nothing_and_counts(overlay: Overlay) -> None:
     assert state() == before
 
 
-def test_what_users_did_in_the_overlay_stays(overlay: Overlay, software: Path) -> None:
+@pytest.mark.parametrize("keep_setid", [False, True])
+@pytest.mark.parametrize("metacopy", ["on", "off"])
+def test_check_mode_returns_what_a_run_does(folder: Path, software: Path, metacopy: str, keep_setid: bool) -> None:
+    """Everything that a run may find is there at once: files to strip, a change that was begun, stale copies, and files of users."""
+    for version in ("1.0", "2.0"):
+        (software / f"tool/{version}/bin/tool").chmod(0o6755)
+        os.link(software / f"tool/{version}/bin/tool", software / f"tool/{version}/bin/again")
+    support.make_small_release(software / "gone" / "1.0", "gone")
+    support.make_small_release(software / "gone" / "2.0", "gone")
+    options = (("metacopy", metacopy), ("redirect_dir", "on"), ("index", "on"))
+    overlay = overlay_at(folder, software, options=options)
+    begun = overlay.path / "other/1.0/bin/tool"
+    os.setxattr(begun.parent, "trusted.renderfarm-overlay.restoring", b"y")
+    os.setxattr(begun, "trusted.renderfarm-overlay.restore", note_of(begun, 7, 0))
+    overlay.finalize(subtrees=["gone"], copy_content=True)
+    (overlay.path / "gone/2.0/version").write_bytes(b"written")
+    shutil.rmtree(software / "gone/1.0")
+    shutil.rmtree(software / "gone/2.0")
+    # Until then the kernel remembers what is gone.
+    overlay.unmount()
+    overlay.mount()
+    arguments: dict[str, Any] = {"owner": "7", "keep_setid": keep_setid, "stale": "remove", "copy_content": True}
+
+    def returned(check: bool) -> dict[str, Any]:
+        given = {"path": str(overlay.path), "allow_unmount": True, **arguments}
+        result = support.module("overlay_finalize", check=check, **given).ok
+        return {name: value for name, value in result.items() if name != "unmounted"}
+
+    before = shown(overlay.path)
+    expected = returned(check=True)
+    assert shown(overlay.path) == before
+    assert expected["restored"] == 1
+    assert expected["setid_stripped"] == (0 if keep_setid else 2)
+    assert expected["pending_total"] > 0
+    assert returned(check=False) == expected
+
+
+def test_changes_that_users_made_stay(overlay: Overlay, software: Path) -> None:
     (software / "tool/2.0/share/deep").mkdir(parents=True)
     support.write(software / "tool/2.0/share/deep/data", b"deep")
     view = overlay.path
@@ -321,7 +356,7 @@ def test_what_users_did_in_the_overlay_stays(overlay: Overlay, software: Path) -
     overlay.unmount()
     overlay.mount()
     assert shown(view) == before
-    # A directory of somebody's own is opaque, which says nothing of what was moved into it.
+    # A directory that a user made is opaque. A directory that was moved into it is merged all the same.
     assert attribute(overlay.upper / "mine", OPAQUE) == b"y"
     assert not sealed(overlay, "mine")
     assert sealed(overlay, "mine/share/deep")
@@ -339,7 +374,7 @@ def test_hard_links_without_an_index_are_left_alone(folder: Path, software: Path
     assert all("index=on" in one["reason"] for one in result["pending"])
     assert not result["finalized"]
     assert not copied(overlay, "tool/1.0/version")
-    # The directory is not sealed, nor are those that it is in; others are.
+    # Neither its directory nor one above it is sealed. Others are.
     assert not sealed(overlay, "tool/1.0")
     assert sealed(overlay, "tool/1.0/bin")
     assert support.compare_trees(overlay.path, software) == []
@@ -347,7 +382,7 @@ def test_hard_links_without_an_index_are_left_alone(folder: Path, software: Path
 
 
 def test_another_owner_over_several_lower_layers(folder: Path, software: Path, root: Path, odd: Any) -> None:
-    """What is given away is compared with the lower layers, also where the kernel merges them and follows them to the data."""
+    """Entries are compared with the lower layers as the kernel merges them, data layers included."""
     layer, _generation, _report = support.build(folder / "state", [odd])
     overlay = overlay_at(folder, layer, software, data=(root,))
     result = overlay.finalized(owner="4321", subtrees=["odd/1/special", "odd/1/names", "tool"])
@@ -376,7 +411,7 @@ def test_a_metadata_layer_below_is_followed_to_the_data(folder: Path, root: Path
     overlay = overlay_at(folder, layer, data=(root,))
     overlay.finalized(subtrees=["odd/1/special", "odd/1/names"])
     for name in ("special", "names"):
-        # Another name of one of its files is outside of it.
+        # Another name of one of its files is outside of the subtree.
         problems = support.compare_trees(overlay.path / "odd/1" / name, root / "odd/1" / name)
         assert [one for one in problems if "shared" not in one] == []
 
@@ -385,7 +420,7 @@ def test_a_deleted_release_is_reported_and_then_removed(overlay: Overlay, softwa
     overlay.finalized(merged_levels=1, subtrees=["tool"])
     support.make_small_release(software / "tool" / "3.0", "new")
     overlay.finalize(merged_levels=1, subtrees=["tool"])
-    # One that is sealed, and one that is not.
+    # The first is sealed, the second is not.
     for name in ("tool/1.0", "tool/3.0"):
         shutil.rmtree(software / name)
     for cold in (False, True):
@@ -407,12 +442,12 @@ def test_a_deleted_release_is_reported_and_then_removed(overlay: Overlay, softwa
         assert os.listdir(overlay.upper / "tool") == ["2.0"]
         assert stream.read() == b"two"
     assert not overlay.finalize(merged_levels=1, stale="remove", allow_unmount=True)["changed"]
-    # A new one of the same name shows.
+    # A new release of the same name shows.
     support.make_small_release(software / "tool" / "1.0", "again")
     assert (overlay.path / "tool/1.0/version").read_bytes() == b"again"
 
 
-def test_what_users_made_in_a_deleted_release_is_kept(overlay: Overlay, software: Path) -> None:
+def test_files_that_users_made_in_a_deleted_release_are_kept(overlay: Overlay, software: Path) -> None:
     (overlay.path / "tool/1.0/bin/mine").write_bytes(b"mine")
     (overlay.path / "tool/1.0/own").mkdir()
     (overlay.path / "tool/1.0/version").write_bytes(b"written")
@@ -426,7 +461,7 @@ def test_what_users_made_in_a_deleted_release_is_kept(overlay: Overlay, software
     left = {str(path.relative_to(overlay.path)) for path in (overlay.path / "tool/1.0").rglob("*")}
     assert left == {"tool/1.0/bin", *kept}
     assert (overlay.path / "tool/1.0/version").read_bytes() == b"written"
-    # What was renamed is still there, below.
+    # The sources of renamed directories still exist.
     assert (overlay.path / "other/renamed/version").read_bytes() == b"three"
     assert (overlay.path / "tool/2.1/version").read_bytes() == b"two"
     assert not overlay.finalize(merged_levels=1, stale="remove")["changed"]
@@ -445,7 +480,7 @@ def test_an_empty_lower_layer_removes_nothing(overlay: Overlay, software: Path) 
     assert differences(overlay, software) == []
 
 
-def test_marks_of_the_kernel_are_respected(overlay: Overlay, software: Path) -> None:
+def test_directories_that_the_kernel_sealed_are_not_sealed_again(overlay: Overlay, software: Path) -> None:
     overlay.finalize(passes=["copy_up", "readdir"])
     overlay.unmount()
     for path in sorted(overlay.upper.rglob("*")):
@@ -463,7 +498,7 @@ def test_marks_of_the_kernel_are_respected(overlay: Overlay, software: Path) -> 
     assert attribute(overlay.upper / "tool", OPAQUE) == b"z"
 
 
-def test_seal_kernel_says_what_the_kernel_did_not_mark(overlay: Overlay) -> None:
+def test_seal_kernel_reports_what_the_kernel_did_not_seal(overlay: Overlay) -> None:
     result = overlay.finalize(seal="kernel", allow_unmount=True)
     assert [one["path"] for one in result["pending"]] == ["other", "tool"]
     assert not result["unmounted"]
@@ -471,11 +506,11 @@ def test_seal_kernel_says_what_the_kernel_did_not_mark(overlay: Overlay) -> None
 
 
 def note_of(path: Path, uid: int, gid: int) -> bytes:
-    """Return the note of a run that was killed while it changed the owner of a file."""
+    """Return the note that a run leaves which is killed while it changes the owner of a file."""
     return b"6755 %d %d %s %d" % (uid, gid, support.CAPABILITY.hex().encode(), path.stat().st_ino)
 
 
-def test_a_run_that_was_killed_while_changing_owners_is_finished(overlay: Overlay, software: Path) -> None:
+def test_a_change_of_owner_that_a_killed_run_began_is_finished(overlay: Overlay, software: Path) -> None:
     tool = software / "tool/1.0/bin/tool"
     tool.chmod(0o6755)
     os.setxattr(tool, "security.capability", support.CAPABILITY)
@@ -494,8 +529,8 @@ def test_a_run_that_was_killed_while_changing_owners_is_finished(overlay: Overla
     assert [name for name in os.listxattr(view) if "restor" in name] == []
 
 
-def test_a_copied_seal_does_not_count(overlay: Overlay, software: Path) -> None:
-    """All xattrs of ours are copied by root's ``cp -a``, and what the kernel has noted of a copy is not."""
+def test_a_copied_seal_has_no_effect(overlay: Overlay, software: Path) -> None:
+    """Root's ``cp -a`` copies our xattrs, and not the kernel's mark of a copy."""
     overlay.finalized()
     support.command("cp", "-a", overlay.path / "tool", overlay.path / "new")
     assert attribute(overlay.upper / "new", SEALED) is not None
@@ -512,19 +547,19 @@ def test_a_copied_seal_does_not_count(overlay: Overlay, software: Path) -> None:
     assert not overlay.finalize(allow_unmount=True)["changed"]
 
 
-def test_a_copied_note_of_an_owner_changes_nothing(overlay: Overlay) -> None:
+def test_a_copied_note_of_an_owner_change_has_no_effect(overlay: Overlay) -> None:
     """A copy of a file whose owner a killed run was changing does not become a set-user-ID program."""
-    folder = overlay.path / "tool/1.0/bin"
-    os.setxattr(folder, "trusted.renderfarm-overlay.restoring", b"y")
-    os.setxattr(folder / "tool", "trusted.renderfarm-overlay.restore", note_of(folder / "tool", 0, 0))
-    support.command("cp", "-a", folder / "tool", folder / "copy")
-    support.command("cp", "-a", folder / "tool", overlay.path / "tool/2.0/bin/tool")
+    directory = overlay.path / "tool/1.0/bin"
+    os.setxattr(directory, "trusted.renderfarm-overlay.restoring", b"y")
+    os.setxattr(directory / "tool", "trusted.renderfarm-overlay.restore", note_of(directory / "tool", 0, 0))
+    support.command("cp", "-a", directory / "tool", directory / "copy")
+    support.command("cp", "-a", directory / "tool", overlay.path / "tool/2.0/bin/tool")
     os.setxattr(overlay.path / "tool/2.0/bin", "trusted.renderfarm-overlay.restoring", b"y")
-    assert "trusted.renderfarm-overlay.restore" in os.listxattr(folder / "copy")
-    os.chown(folder / "copy", 77, 77)
+    assert "trusted.renderfarm-overlay.restore" in os.listxattr(directory / "copy")
+    os.chown(directory / "copy", 77, 77)
     assert overlay.finalize(allow_unmount=True)["restored"] == 1
-    assert (folder / "tool").stat().st_mode & 0o7777 == 0o6755
-    status = (folder / "copy").stat()
+    assert (directory / "tool").stat().st_mode & 0o7777 == 0o6755
+    status = (directory / "copy").stat()
     assert (status.st_mode & 0o7777, status.st_uid) == (0o755, 77)
     assert (overlay.path / "tool/2.0/bin/tool").stat().st_mode & 0o7777 == 0o755
 
@@ -544,14 +579,14 @@ def test_set_id_bits_and_capabilities_go_with_the_owner(overlay: Overlay, softwa
         assert support.capability_of(os.fsencode(tool)) is None
 
 
-def test_set_id_bits_stay_with_an_owner_that_stays(overlay: Overlay, software: Path) -> None:
+def test_set_id_bits_stay_if_the_owner_does(overlay: Overlay, software: Path) -> None:
     (software / "tool/1.0/bin/tool").chmod(0o6755)
     result = overlay.finalized(owner="root", group="root")
     assert result["setid_stripped"] == 0
     assert (overlay.path / "tool/1.0/bin/tool").stat().st_mode & 0o7777 == 0o6755
 
 
-def test_content_is_not_copied_unless_asked_for(folder: Path, software: Path) -> None:
+def test_content_is_not_copied_unless_that_is_allowed(folder: Path, software: Path) -> None:
     support.write(software / "tool/1.0/big", b"x" * 10_000)
     options = (("metacopy", "off"), ("redirect_dir", "on"), ("index", "on"))
     overlay = overlay_at(folder, software, options=options)
@@ -573,11 +608,11 @@ def test_content_is_not_copied_unless_asked_for(folder: Path, software: Path) ->
     result = overlay.finalized(copy_content=True, owner="7")
     assert result["content_bytes"] == size
     assert (overlay.upper / "tool/1.0/big").stat().st_blocks > 0
-    # What is there has been copied, so nothing is left to be refused.
+    # All content is copied, so a run without copy_content is not refused.
     assert overlay.finalize(allow_unmount=True)["finalized"]
 
 
-def test_what_is_pending_is_grouped_by_reason(folder: Path, software: Path) -> None:
+def test_pending_entries_are_grouped_by_reason(folder: Path, software: Path) -> None:
     for number in range(20):
         os.link(software / "tool/1.0/version", software / f"tool/1.0/linked-{number:02}")
     overlay = overlay_at(folder, software, options=(("metacopy", "on"), ("redirect_dir", "on"), ("index", "off")))
@@ -606,7 +641,7 @@ def test_what_is_pending_is_grouped_by_reason(folder: Path, software: Path) -> N
         ({"path": "relative"}, "absolute"),
     ],
 )
-def test_what_cannot_be_is_refused(overlay: Overlay, arguments: dict[str, Any], reason: str) -> None:
+def test_an_unusable_option_is_refused_by_name(overlay: Overlay, arguments: dict[str, Any], reason: str) -> None:
     message = support.module("overlay_finalize", **{"path": str(overlay.path), **arguments}).message
     assert reason in message
 
@@ -623,7 +658,7 @@ def test_a_part_of_an_overlay_is_refused(overlay: Overlay) -> None:
     assert "shows a part" in support.module("overlay_finalize", path=str(other)).message
 
 
-def test_what_is_mounted_inside_is_left_alone_and_the_rest_is_done(overlay: Overlay) -> None:
+def test_a_mount_inside_is_left_alone_and_the_rest_is_finalized(overlay: Overlay) -> None:
     support.command("mount", "-t", "tmpfs", "tmpfs", overlay.path / "other")
     result = overlay.finalize()
     assert {"path": "other", "reason": "something else is mounted there"} in result["pending"]

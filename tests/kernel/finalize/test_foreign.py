@@ -1,7 +1,7 @@
-"""What root does in trees that users write to: names that are exchanged at the worst moment lead it nowhere else.
+"""What root does in trees that users write to: a name that is exchanged at the worst moment leads root nowhere else.
 
-The moment is certain: a hook of Python's audit events (sys.addaudithook) comes before a call that changes something, and our own
-functions are wrapped where Python does not tell. The kernel is the real one.
+The exchange is made at a fixed moment. A hook of Python's audit events (sys.addaudithook) runs it before a call that changes something,
+and functions of the collection are wrapped if Python has no event. The kernel is the real one.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ from typing import Any
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import (
-    copy_up,
+    live_overlay,
     lowers,
     moving,
     passes,
     remount,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import marks as core
-from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.copy_up import Wanted
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.finalize_request import (
+    PASSES,
+    Request,
+    Wanted,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.finalize_result import FinalizeResult
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.lowers import Lowers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.move_plan import MoveSpec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, syscalls
@@ -55,7 +59,7 @@ def overlay(folder: Path, software: Path) -> Overlay:
 
 @pytest.fixture
 def victim(folder: Path) -> Path:
-    """A directory outside of the overlay that has names as the overlay has, and is root's alone."""
+    """A directory of root outside the overlay that has the same names as the overlay."""
     top = folder / "victim"
     for path in ("tool", "version", "latest", "bin/tool", "1.0/bin/tool", "1.0/version", "view/inside"):
         (top / path).parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +70,7 @@ def victim(folder: Path) -> Path:
 
 
 def state(top: Path) -> dict[bytes, tuple[Any, ...]]:
-    """Return all about a tree that nobody is to have changed."""
+    """Return everything about a tree that must not change."""
     return {
         path: (status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
         for path, status in support.listing(top).items()
@@ -74,7 +78,7 @@ def state(top: Path) -> dict[bytes, tuple[Any, ...]]:
 
 
 class Moment:
-    """Does something once, when one of our calls is about to be made."""
+    """Acts once, right before a call that is chosen by an audit event or by its arguments."""
 
     def __init__(self, act: Callable[[], None]) -> None:
         self._act = act
@@ -86,7 +90,7 @@ class Moment:
             self._act()
 
     def at(self, *events: str, name: bytes | None = None) -> None:
-        """Have it come at an audit event, of which the first argument ends with ``name``. To be used in a child process."""
+        """Act at the first of these audit events whose first argument ends with ``name``. Only for child processes: hooks stay."""
 
         def hook(event: str, arguments: tuple[Any, ...]) -> None:
             if event in events and not self.came and (name is None or _ends_with(arguments[0], name)):
@@ -95,7 +99,7 @@ class Moment:
         sys.addaudithook(hook)
 
     def before(self, function: Callable[..., Any], when: Callable[..., bool]) -> Callable[..., Any]:
-        """Return ``function`` such that it comes before a call with arguments for which ``when`` is true."""
+        """Wrap ``function`` to act before the first call for whose arguments ``when`` is true."""
 
         def wrapped(*arguments: Any, **named: Any) -> Any:
             if not self.came and when(*arguments, **named):
@@ -110,7 +114,7 @@ def _ends_with(argument: object, name: bytes) -> bool:
 
 
 def in_child(work: Callable[[], bool]) -> None:
-    """Run something in a child, as modules run; it says whether the moment came."""
+    """Run ``work`` in a child process, as modules run. It returns whether the moment came, which is asserted."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -129,22 +133,22 @@ def in_child(work: Callable[[], bool]) -> None:
     assert text == ""
 
 
-def finalized(overlay: Overlay, owner: int | None = None, stale: str = "report", **more: Any) -> passes.Outcome:
+def finalized(overlay: Overlay, owner: int | None = None, stale: str = "report", **more: Any) -> FinalizeResult:
+    given = frozenset(more.get("only", PASSES))
     wanted = Wanted(
         owner=owner,
         group=None,
-        copy_up="copy_up" in more.get("only", core.PASSES),
+        copy_up="copy_up" in given,
         keep_setid=more.get("keep_setid", False),
         copy_content=False,
-        check_mode=False,
+        check_mode=more.get("check_mode", False),
     )
-    given = frozenset(more.get("only", core.PASSES))
     unmount = more.get("unmount", False)
-    return passes.run(passes.Request(os.fsencode(overlay.path), (), given, "auto", unmount, stale, 1, wanted, 1, 10))
+    return passes.run(Request(os.fsencode(overlay.path), (), given, "auto", unmount, stale, 1, wanted, 1, 10))
 
 
 def give_away(*paths: Path) -> None:
-    """Give directories to the user, who may exchange names in them then."""
+    """Give directories to the user, who may then exchange names in them."""
     for path in paths:
         os.chown(path, USER, USER)
 
@@ -160,12 +164,12 @@ def link_back(path: Path) -> None:
 
 
 def test_a_set_id_mode_is_not_restored_through_a_link(overlay: Overlay, victim: Path) -> None:
-    folder = overlay.path / "tool/1.0/bin"
-    give_away(folder)
+    directory = overlay.path / "tool/1.0/bin"
+    give_away(directory)
     before = state(victim)
 
     def attack() -> bool:
-        moment = Moment(lambda: link_instead(folder / "tool", victim / "tool"))
+        moment = Moment(lambda: link_instead(directory / "tool", victim / "tool"))
         moment.at("os.chmod")
         with contextlib.suppress(OverlayError, OSError):
             finalized(overlay, USER, keep_setid=True)
@@ -173,22 +177,22 @@ def test_a_set_id_mode_is_not_restored_through_a_link(overlay: Overlay, victim: 
 
     in_child(attack)
     assert state(victim) == before
-    assert (folder / "aside").stat().st_mode & 0o7777 == 0o6755
+    assert (directory / "aside").stat().st_mode & 0o7777 == 0o6755
 
 
 @pytest.mark.parametrize("moment_of", ["os.chown", "open", "change_owner"])
 def test_a_file_of_root_that_comes_in_the_place_of_another_is_not_given_away(
     overlay: Overlay, moment_of: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The user may rename it in a directory of his, and not read it."""
-    folder = overlay.path / "tool/1.0/bin"
-    give_away(folder)
-    support.write(folder / "secret", SECRET, 0o600)
-    inode = (folder / "secret").stat().st_ino
+    """The user may rename it in a directory of theirs, but may not read it."""
+    directory = overlay.path / "tool/1.0/bin"
+    give_away(directory)
+    support.write(directory / "secret", SECRET, 0o600)
+    inode = (directory / "secret").stat().st_ino
 
     def exchange() -> None:
-        (folder / "tool").unlink()
-        (folder / "secret").rename(folder / "tool")
+        (directory / "tool").unlink()
+        (directory / "secret").rename(directory / "tool")
 
     def attack() -> bool:
         moment = Moment(exchange)
@@ -201,27 +205,30 @@ def test_a_file_of_root_that_comes_in_the_place_of_another_is_not_given_away(
         return moment.came or moment_of == "os.chown"
 
     in_child(attack)
-    found = [path for path in folder.iterdir() if path.stat().st_ino == inode]
+    found = [path for path in directory.iterdir() if path.stat().st_ino == inode]
     assert [path.stat().st_uid for path in found] == [0]
 
 
-def test_another_file_of_root_that_has_the_name_is_reported(overlay: Overlay, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = overlay.path / "tool/1.0/bin"
-    give_away(folder)
-    support.write(folder / "secret", SECRET, 0o600)
-    moment = Moment(lambda: os.replace(folder / "secret", folder / "tool"))
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_a_file_of_root_that_replaces_another_is_reported(
+    overlay: Overlay, check_mode: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = overlay.path / "tool/1.0/bin"
+    give_away(directory)
+    support.write(directory / "secret", SECRET, 0o600)
+    moment = Moment(lambda: os.replace(directory / "secret", directory / "tool"))
 
-    def in_folder(fd: int) -> bool:
-        return os.readlink(f"/proc/self/fd/{fd}") == str(folder)
+    def is_in_directory(fd: int) -> bool:
+        return os.readlink(f"/proc/self/fd/{fd}") == str(directory)
 
     monkeypatch.setattr(
-        beneath, "hold", moment.before(beneath.hold, lambda _fd, name: name == b"tool" and in_folder(_fd))
+        beneath, "hold", moment.before(beneath.hold, lambda _fd, name: name == b"tool" and is_in_directory(_fd))
     )
-    outcome = finalized(overlay, USER, only=["copy_up"])
+    result = finalized(overlay, USER, only=["copy_up"], check_mode=check_mode)
     assert moment.came
-    assert b"tool/1.0/bin/tool" in {one.path for one in outcome.pending}
-    assert (folder / "tool").stat().st_uid == 0
-    assert (folder / "tool").read_bytes() == SECRET
+    assert b"tool/1.0/bin/tool" in {one.path for one in result.pending}
+    assert (directory / "tool").stat().st_uid == 0
+    assert (directory / "tool").read_bytes() == SECRET
 
 
 @pytest.mark.parametrize("exchanged", ["tool/1.0/bin", "tool/1.0"])
@@ -234,7 +241,7 @@ def test_a_walk_does_not_leave_the_overlay(
 
     def attack() -> bool:
         moment = Moment(lambda: link_instead(overlay.path / exchanged, target))
-        # And back, when the names in the upper layer are about to be read.
+        # Exchange them back right before the names in the upper layer are read.
         back = Moment(lambda: link_back(overlay.path / exchanged))
         moment.at("open", name=b"tool/1.0/bin")
         sys.addaudithook(lambda event, _: back.now() if event == "os.listdir" and moment.came else None)
@@ -270,7 +277,7 @@ def test_what_is_stale_is_not_removed_through_a_link(overlay: Overlay, software:
 def test_what_is_stale_in_one_directory_is_not_removed_from_another(
     overlay: Overlay, software: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A directory of root's comes in the place of the stale one when it is opened through the overlay, and goes again."""
+    """A directory of root replaces the stale one only while it is opened through the overlay."""
     view = overlay.path
     finalized(overlay, only=["copy_up"])
     give_away(view / "tool")
@@ -292,11 +299,11 @@ def test_what_is_stale_in_one_directory_is_not_removed_from_another(
         return found
 
     monkeypatch.setattr(beneath, "open_at", open_at)
-    outcome = finalized(overlay, stale="remove")
+    result = finalized(overlay, stale="remove")
     assert {path: one[:4] + one[5:] for path, one in state(view / "tool/mine").items() if path} == {
         path: one[:4] + one[5:] for path, one in before.items() if path
     }
-    assert outcome.removed == []
+    assert result.removed == []
     monkeypatch.undo()
     overlay.unmount()
     overlay.mount()
@@ -304,7 +311,7 @@ def test_what_is_stale_in_one_directory_is_not_removed_from_another(
     assert not (view / "tool/1.0").exists()
 
 
-def test_a_directory_that_is_moved_gives_nothing_else_away(overlay: Overlay, victim: Path) -> None:
+def test_a_move_gives_nothing_away_through_a_link(overlay: Overlay, victim: Path) -> None:
     source, destination = overlay.path / "tool/1.0", overlay.path / "tool/new"
     give_away(overlay.path / "tool", source)
     before = state(victim)
@@ -329,7 +336,7 @@ def test_a_directory_that_is_moved_gives_nothing_else_away(overlay: Overlay, vic
 def test_a_directory_of_root_is_not_given_away_by_a_move(
     overlay: Overlay, moment_of: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The user renames it to the new place at each moment between making that and giving it its owner."""
+    """The user renames it to the destination between the moments in which that is made and gets its owner."""
     source, destination, private = (overlay.path / "tool" / name for name in ("1.0", "new", "private"))
     give_away(overlay.path / "tool", source)
     private.mkdir(0o700)
@@ -373,14 +380,14 @@ def test_what_is_moved_is_not_looked_for_through_a_link(overlay: Overlay) -> Non
             moving.move(MoveSpec(os.fsencode(source), os.fsencode(destination)), progress)
         return moment.came
 
-    # So that it does not come first.
+    # Make it the last entry of its directory.
     (source / "bin").rename(source / "zz")
     (source / "zz").rename(source / "bin")
     in_child(attack)
     assert state(private) == before
 
 
-def test_a_move_leaves_nothing_aside(overlay: Overlay) -> None:
+def test_a_move_removes_its_own_directories_and_those_of_a_killed_run(overlay: Overlay) -> None:
     source, destination = overlay.path / "tool/1.0", overlay.path / "local/new"
     spec = MoveSpec(os.fsencode(source), os.fsencode(destination))
     left = overlay.path / (moving.ASIDE.decode() + "0123")
@@ -403,11 +410,11 @@ def test_a_directory_that_is_exchanged_before_it_is_sealed_shows_its_own_files(
     moment = Moment(exchange)
     unmounted = remount.unmounted
     monkeypatch.setattr(remount, "unmounted", moment.before(unmounted, lambda *_: True))
-    outcome = finalized(overlay, unmount=True)
+    result = finalized(overlay, unmount=True)
     assert moment.came
     assert (view / "tool/1.0/version").read_bytes() == b"2.0"
     assert (view / "tool/2.0/version").read_bytes() == b"1.0"
-    assert {b"tool/1.0", b"tool/2.0"} <= {one.path for one in outcome.pending}
+    assert {b"tool/1.0", b"tool/2.0"} <= {one.path for one in result.pending}
     monkeypatch.undo()
     before = shown(view)
     finalized(overlay, unmount=True)
@@ -418,7 +425,7 @@ def test_a_directory_that_is_exchanged_before_it_is_sealed_shows_its_own_files(
 def test_sealing_does_not_leave_the_upper_layer(
     overlay: Overlay, victim: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A user who can reach the upper layer itself exchanges a directory of his there while the overlay is unmounted."""
+    """A user who can reach the upper layer itself exchanges a directory of theirs there while the overlay is unmounted."""
     os.setxattr(victim / "bin/tool", "trusted.overlay.metacopy", b"")
     before = state(victim)
 
@@ -452,7 +459,7 @@ def test_lower_layers_are_not_looked_into_through_links(software: Path, victim: 
     os.close(root)
 
 
-def test_lower_layers_with_another_file_system_inside_say_so(software: Path) -> None:
+def test_a_file_system_mounted_in_a_lower_layer_is_named(software: Path) -> None:
     support.command("mount", "-t", "tmpfs", "tmpfs", software / "tool/1.0")
     try:
         root = os.open(software, os.O_RDONLY | os.O_DIRECTORY)
@@ -464,7 +471,7 @@ def test_lower_layers_with_another_file_system_inside_say_so(software: Path) -> 
 
 
 class OverlayAtHome(Overlay):
-    """One that is mounted in a directory of the user's, and has its layers elsewhere."""
+    """An overlay that is mounted in a directory of the user, and has its layers elsewhere."""
 
     @property
     def path(self) -> Path:
@@ -474,7 +481,7 @@ class OverlayAtHome(Overlay):
 def test_an_overlay_is_mounted_again_where_it_was(
     folder: Path, software: Path, victim: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The user renames the directory above the mountpoint while the overlay is unmounted, and puts a link in its place."""
+    """The user replaces the directory above the mountpoint by a link while the overlay is unmounted."""
     overlay = OverlayAtHome(folder / "overlay", (software,))
     overlay.mount()
     home = overlay.path.parent
@@ -493,8 +500,8 @@ def test_an_overlay_is_mounted_again_where_it_was(
     assert support.live(home.with_name("aside") / "view") is not None
 
 
-def test_lowers_of_the_overlay_are_given_as_they_are(overlay: Overlay) -> None:
-    found = copy_up.find(os.fsencode(overlay.path))
+def test_the_lower_layers_show_their_own_names(overlay: Overlay) -> None:
+    found = live_overlay.find(os.fsencode(overlay.path))
     assert found
     with lowers.opened(found.layers) as below:
         assert below.names(b"/") == {b"tool"}
