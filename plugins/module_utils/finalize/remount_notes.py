@@ -129,3 +129,6 @@ def from_json(text: bytes) -> RemountSpec:
         source=to_bytes(values["source"]),
     )
     return RemountSpec(spec, values["shared"])
+
+
+Again, again = RemountSpec, remount_spec
