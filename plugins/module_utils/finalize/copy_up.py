@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import finalize_request, parallel
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import parallel
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.decisions import (
     CarryOut,
     ChangeOwner,
@@ -28,6 +28,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.decisi
     loses_attributes,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.directories import OverlayDirectory
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.finalize_request import Wanted
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.finalize_result import FinalizeCounts, Pending
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.live_overlay import Overlay
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.lowers import Lowers
@@ -41,8 +42,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import be
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import CAPABILITY_XATTR
-
-Wanted = finalize_request.Wanted
 
 #: Errors that end the run, since the next entry would fail as well. All others concern one entry.
 FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import erofs_layer, inode_space
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import inode_space
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.compose import Composition
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_build import LayerBuilder
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action, Handlers, Plan
@@ -48,9 +48,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_path
 )
 
 Provide = Callable[[ViewPaths, Progress], "list[str]"]
-
-#: The former name.
-_cannot_mount = erofs_layer.mount_obstacle
 
 
 @dataclass(frozen=True)

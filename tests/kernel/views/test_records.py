@@ -379,7 +379,7 @@ def test_a_generation_of_an_older_version_is_built_again_and_kept_while_it_is_mo
 def test_a_damaged_note_of_a_detached_overlay_is_refused(site: Site, instead: str) -> None:
     """A process may still use the layers, so they are not removed."""
     layer = Path(support.module("metadata_layer", **site.layer).ok["layer"])
-    notes = Path(detached.FOLDER)
+    notes = Path(detached.DIRECTORY)
     notes.mkdir(parents=True, exist_ok=True)
     note = notes / "0-99-1.json"
     note.write_bytes(b"{}")
@@ -396,7 +396,7 @@ def test_a_damaged_note_of_a_detached_overlay_is_refused(site: Site, instead: st
 @pytest.mark.parametrize("instead", [*INSTEAD, *TEXTS, "another overlay"])
 def test_a_damaged_note_of_an_unmounted_overlay_is_refused(folder: Path, instead: str) -> None:
     path = os.fsencode(folder / "overlay")
-    note = Path(remount.FOLDER) / (hashlib.sha256(path).hexdigest()[:32] + ".json")
+    note = Path(remount.DIRECTORY) / (hashlib.sha256(path).hexdigest()[:32] + ".json")
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_bytes(b"{}")
     (folder / "overlay").mkdir()

@@ -294,8 +294,8 @@ def test_a_record_of_an_overlay_that_is_gone_hides_no_use(view: View, folder: Pa
         assert live
         # The record has a device number that no file system has.
         gone = DetachedMount(b"/gone", (0, 0xFFFFF), frozenset([live.id]), (os.fsencode(folder / "gone"),), time.time())
-        files.make_directories(detached.FOLDER, 0o700)
-        record = Path(detached.FOLDER) / "0-1048575-1.json"
+        files.make_directories(detached.DIRECTORY, 0o700)
+        record = Path(detached.DIRECTORY) / "0-1048575-1.json"
         record.write_bytes(to_json(gone))
         support.command("umount", "--lazy", view.place)
         assert f"({process.pid}), which has files of an overlay" in view.remove().message
