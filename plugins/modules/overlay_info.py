@@ -141,11 +141,12 @@ import os
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import inode_space
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, namespaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import described
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, probe
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import data_layers, generations
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import data_layers
 
 #: The feature that each strategy needs, best strategy first.
 STRATEGIES = {"data_only": "data_only", "redirect": "redirect", "copy_up": "metadata_copy_up"}
@@ -182,13 +183,13 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
 
 
 def _filesystem(state_dir: str) -> dict[str, Any]:
-    mount = generations.filesystem_of(state_dir, namespaces.own_mounts())
-    fits: bool | None = generations.attributes_fit(generations.existing_parent(state_dir), "trusted")
+    mount = inode_space.filesystem_of(state_dir, namespaces.own_mounts())
+    fits: bool | None = inode_space.attributes_fit(inode_space.existing_parent(state_dir), "trusted")
     return {
         "path": os.fsdecode(mount.path) if mount else None,
         "type": show(mount.fstype) if mount else None,
         "attributes_fit": fits,
-        "advice": generations.SPILL_ADVICE if fits is False else None,
+        "advice": inode_space.SPILL_ADVICE if fits is False else None,
     }
 
 

@@ -12,11 +12,12 @@ version_added: 0.1.0
 description:
   - Removes the layers of earlier generations from this host, and what killed runs have left.
   - The current and the previous generation are kept, and so are the O(keep) newest ones and those younger than O(min_age).
-  - A generation in use is kept. It is in use if it is mounted in any mount namespace, such as that of a container, if it is mounted at boot,
-    or if a process still uses an overlay of it that was switched away.
-  - If a process uses an overlay that a user has detached (C(umount --lazy)), its layers are unknown. All generations are then kept until the
-    process ends, and the reason names the process.
-  - A view that cannot be pruned does not keep the module from pruning the others. The module fails when it has pruned these.
+  - A generation in use is kept. It is in use if it is mounted in any mount namespace, such as that of a container, if it is mounted at
+    boot, or if a process still uses an overlay of it that was switched away.
+  - If a process uses an overlay that a user has detached (C(umount --lazy)), its layers are unknown. All generations are then kept until
+    the process ends, and the reason names the process.
+  - A generation whose record is damaged is kept, and a view that cannot be pruned is left as it is. The module prunes everything else,
+    and then fails with the reasons.
   - Nothing on the file server is changed, neither manifests nor image stores.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
@@ -156,9 +157,9 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
             try:
                 pruned.append(_prune(paths, params, context))
             except OverlayError as error:
-                # One view that cannot be pruned keeps no other view from it.
+                # A view that cannot be pruned must not keep the others from being pruned.
                 problems.append(str(error))
-    return _outcome(pruned, problems)
+    return _outcome(pruned, [*(one for view in pruned for one in view.damaged), *problems])
 
 
 def _prune(paths: ViewPaths, params: dict[str, Any], context: runner.Context) -> ViewPruning:

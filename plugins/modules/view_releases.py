@@ -204,8 +204,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import scan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import linger, release_checks, view_record
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import ViewPaths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import ForgetReleases, RecordReleases
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ TURNS = 101
 
 def seconds_of_switches(directory: Path, images: bool) -> list[float]:
     """Switch between two generations below ``directory``, as directories or images; return the seconds of each switch."""
-    detached.FOLDER = str(directory / "detached" / "records")
+    detached.DIRECTORY = str(directory / "detached" / "records")
     specs = [_generation(directory, number, images) for number in range(2)]
     found = []
     for turn in range(TURNS + 1):

@@ -31,7 +31,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.scan import Scan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import LayerSpec, ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_spec import LayerSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
 
 VIEW = "bench"
 
@@ -51,7 +52,7 @@ def build(state_dir: str, *manifests: str) -> dict[str, Any]:
         "peak_bytes": _peak_memory(),
         "entries": generation.entries.as_dict(),
         "bytes_on_disk": report.bytes_on_disk,
-        "layer": os.path.join(paths.generation(generation.folder), "layer"),
+        "layer": os.path.join(paths.generation(generation.directory), "layer"),
     }
 
 
@@ -76,7 +77,7 @@ def image(state_dir: str, builder: str, *manifests: str) -> dict[str, Any]:
         "builder_processor": _processor_seconds(resource.RUSAGE_CHILDREN),
         "peak_bytes": _peak_memory(),
         "digest": generation.image.digest,
-        "layer": os.path.join(paths.generation(generation.folder), "layer.erofs"),
+        "layer": os.path.join(paths.generation(generation.directory), "layer.erofs"),
     }
 
 

@@ -67,7 +67,7 @@ class Found:
 def _notes() -> frozenset[str]:
     """Return the paths of the notes of detached and of unmounted overlays."""
     return frozenset(
-        path for place in (detached.FOLDER, remount.FOLDER) for path in glob.glob(os.path.join(place, "*"))
+        path for place in (detached.DIRECTORY, remount.DIRECTORY) for path in glob.glob(os.path.join(place, "*"))
     )
 
 

@@ -28,13 +28,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, Writable, mount_spec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, manifest_writer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation as names
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import (
-    Generation,
-    LayerSpec,
-    ViewPaths,
-)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations, view_paths, view_state
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import Generation
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_spec import LayerSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
 from ansible_collections.renderfarm.overlay.tests.kernel import module_server
 
 #: cap_net_raw=ep, as setcap(8) writes it.
@@ -296,10 +293,10 @@ def build(
     """Build the layer of a view, an image if there is a builder; return its path, the generation and the report."""
     spec = LayerSpec(name, tuple(placements), "erofs" if builder else "directory", strategy, namespace, **more)
     paths = ViewPaths.of(str(state_dir), name)
-    with generations.locked(paths, 10):
+    with view_state.locked(paths, 10):
         generation, report = generations.build(paths, spec, builder)
-        generations.make_current(paths, generation.folder, generations.observe(paths).current)
-    return Path(names.layer_path(paths.generation(generation.folder), generation.format)), generation, report
+        view_state.make_current(paths, generation.directory, view_state.observe(paths).current)
+    return Path(view_paths.layer_path(paths.generation(generation.directory), generation.format)), generation, report
 
 
 def declared(

@@ -15,16 +15,15 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import marks, passes
-from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.copy_up import Wanted
-from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.passes import Request
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import finalize_request, passes
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.finalize_request import Request, Wanted
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import processes
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, manifest_writer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations, removal
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import removal, view_state
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import plan_layer
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.writable import Overlay, overlay_at, sealed, shown
 
@@ -77,21 +76,21 @@ def test_a_killed_build_leaves_no_partial_generation(
     for _turn in range(KILLS):
         status = in_child(lambda: support.build(state_dir, [medium]), chance.uniform(0, takes * 1.1))
         killed += os.WIFSIGNALED(status)
-        state = generations.observe(paths)
+        state = view_state.observe(paths)
         # Every visible generation is complete: it has its record and its whole layer.
-        assert state.generations <= {whole.folder}
+        assert state.generations <= {whole.directory}
         if state.current:
-            assert state.generations == {whole.folder}
+            assert state.generations == {whole.directory}
         for found in state.generations:
-            assert generations.read_generation(paths, found) == whole
+            assert view_state.read_generation(paths, found) == whole
             assert support.compare_trees(Path(paths.generation(found)) / "layer", wanted) == []
             removal.remove_view(paths)
     assert killed > KILLS // 4
     layer, generation, _report = support.build(state_dir, [medium])
     assert generation == whole
-    assert plan_layer(whole.folder, None, generations.observe(paths)) == ()
+    assert plan_layer(whole.directory, None, view_state.observe(paths)) == ()
     assert sorted(os.listdir(paths.root)) == ["current", "generations", "lock"]
-    assert os.listdir(paths.generations) == [whole.folder]
+    assert os.listdir(paths.generations) == [whole.directory]
     assert support.compare_trees(layer, wanted) == []
     with support.mounted(support.declared(folder / "view", [layer], [folder / "root"])) as view:
         assert support.compare_trees(view / "medium/1", folder / "root" / "medium/1") == []
@@ -159,7 +158,7 @@ def test_a_damaged_manifest_builds_nothing(folder: Path, medium: Placement, dama
     assert str(path) in message
     assert "scan the release again" in message
     # Whether the length or the digest reveals the damage, no generation is visible.
-    assert generations.observe(ViewPaths.of(str(folder / "state"), "v")).generations == frozenset()
+    assert view_state.observe(ViewPaths.of(str(folder / "state"), "v")).generations == frozenset()
     path.write_bytes(content)
     assert support.module("metadata_layer", **arguments).ok["changed"]
 
@@ -175,7 +174,7 @@ def test_a_killed_finalize_leaves_an_overlay_that_reads_as_before(folder: Path) 
     request = Request(
         os.fsencode(overlay.path),
         (),
-        frozenset(marks.PASSES),
+        frozenset(finalize_request.PASSES),
         "auto",
         True,
         "report",

@@ -20,9 +20,12 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import e
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation as names
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations, image_store
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
+    image_store,
+    view_paths,
+    view_state,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.writable import Overlay, sealed, shown
 
@@ -149,10 +152,10 @@ class View:
 
     def check(self) -> None:
         """Check that each visible generation is complete, and that the links lead to one."""
-        state = generations.observe(self.paths)
+        state = view_state.observe(self.paths)
         for name in state.generations:
-            generation = generations.read_generation(self.paths, name)
-            layer = names.layer_path(self.paths.generation(name), generation.format)
+            generation = view_state.read_generation(self.paths, name)
+            layer = view_paths.layer_path(self.paths.generation(name), generation.format)
             if generation.image:
                 assert erofs_layer.file_digest(layer) == generation.image.digest
             else:
@@ -189,12 +192,12 @@ def test_a_failed_build_leaves_the_old_state_or_a_complete_generation(
     wanted = layer_arguments(view, tools[1], layer_format)
 
     def around() -> Iterator[None]:
-        before = generations.observe(view.paths).current
+        before = view_state.observe(view.paths).current
         yield
         view.check()
-        assert generations.observe(view.paths).current in (before, expected)
+        assert view_state.observe(view.paths).current in (before, expected)
         result = run("metadata_layer", **wanted)
-        assert result["generation"] == names.id_of(expected)
+        assert result["generation"] == view_paths.generation_of(expected)
         view.check()
         assert not run("metadata_layer", **wanted)["changed"]
         view.check_tidy()
@@ -222,13 +225,13 @@ def test_a_failed_install_leaves_the_old_state_or_the_complete_image(
     expected = f"{published['generation']}-erofs"
 
     def around() -> Iterator[None]:
-        before = generations.observe(view.paths).current
+        before = view_state.observe(view.paths).current
         yield
         view.check()
-        assert generations.observe(view.paths).current in (before, expected)
+        assert view_state.observe(view.paths).current in (before, expected)
         run("metadata_layer", **wanted)
         view.check()
-        assert generations.observe(view.paths).current == expected
+        assert view_state.observe(view.paths).current == expected
         view.check_tidy()
         view.restore(saved)
 

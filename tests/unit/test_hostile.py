@@ -21,14 +21,15 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_entries, detached_records, options
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest, patterns, versions
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
-    Counts,
     Entry,
+    EntryCounts,
     ManifestRecord,
     Placement,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root import nfs_options, root_plan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import Generation, LayerSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation_record, layer_spec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import Generation
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_spec import LayerSpec
 from ansible_collections.renderfarm.overlay.tests.unit.tried import outcome
 
 hostile = settings(
@@ -114,7 +115,7 @@ def texts_of(records: list[dict[str, Any]]) -> st.SearchStrategy[bytes]:
 # ---- records
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
-RECORD = ManifestRecord("pkg/1", DIGEST, 123, Counts(1, 2, 3, 4), 5, True, "/net/software")
+RECORD = ManifestRecord("pkg/1", DIGEST, 123, EntryCounts(1, 2, 3, 4), 5, True, "/net/software")
 PLACEMENTS = (
     Placement("/s/pkg/1.dump.gz", RECORD, b"pkg/1", b"pkg/1", (b"bin/**",), (b"doc",)),
     Placement("/s/pkg/2.dump.gz", replace(RECORD, release="pkg/2"), b"pkg", b"elsewhere"),
@@ -139,16 +140,16 @@ SPECS = [
 
 
 def recorded(spec: LayerSpec) -> dict[str, Any]:
-    composition = generation.composition_of(spec)
-    digest = generation.composition_digest(composition)
+    composition = layer_spec.composition_of(spec)
+    digest = generation_record.composition_digest(composition)
     image = Image(DIGEST, 4096, "mkcomposefs") if spec.format == "erofs" else None
     written = Generation(
-        generation.generation_id(digest),
+        generation_record.generation_id(digest),
         digest,
         spec.format,
         spec.strategy,
         spec.xattr_namespace,
-        Counts(1, 2, 3, 4),
+        EntryCounts(1, 2, 3, 4),
         5,
         6,
         composition,
@@ -156,7 +157,7 @@ def recorded(spec: LayerSpec) -> dict[str, Any]:
         3,
         image,
     )
-    return dict(json.loads(generation.generation_to_json(written)))
+    return dict(json.loads(generation_record.generation_to_json(written)))
 
 
 GENERATIONS = [recorded(spec) for spec in SPECS]
@@ -168,18 +169,18 @@ BUILT = {
 
 def renamed(record: dict[str, Any]) -> dict[str, Any]:
     """Return a record with the digest and name that follow from its content, as a skilled attacker would write it."""
-    digest = generation.composition_digest({name: value for name, value in record.items() if name not in BUILT})
-    return {**record, "digest": digest, "generation": generation.generation_id(digest)}
+    digest = generation_record.composition_digest({name: value for name, value in record.items() if name not in BUILT})
+    return {**record, "digest": digest, "generation": generation_record.generation_id(digest)}
 
 
 @hostile
 @given(st.one_of(texts_of(GENERATIONS), altered(GENERATIONS).map(renamed).map(as_text)))
 def test_records_of_generations(text: bytes) -> None:
-    found = outcome("generation", lambda: generation.generation_from_json(text, "/x/view.json"))
+    found = outcome("generation", lambda: generation_record.generation_from_json(text, "/x/view.json"))
     if found:
-        assert "/" not in found.folder
-        assert generation.generation_id(generation.composition_digest(found.composition)) == found.id
-        assert generation.generation_from_json(generation.generation_to_json(found), "view.json") == found
+        assert "/" not in found.directory
+        assert generation_record.generation_id(generation_record.composition_digest(found.composition)) == found.id
+        assert generation_record.generation_from_json(generation_record.generation_to_json(found), "view.json") == found
 
 
 @hostile
@@ -202,7 +203,7 @@ def test_notes_of_detached_overlays(text: bytes) -> None:
         assert detached_records.from_json(detached_records.to_json(found)) == found
 
 
-AGAIN = remount_notes.Again(
+AGAIN = remount_notes.RemountSpec(
     options.MountSpec(
         b"/view",
         (b"/layer",),
@@ -346,7 +347,7 @@ def test_texts_of_mountinfo(text: bytes) -> None:
         mountinfo.described(mount)
         mountinfo.stack(found or (), mount.path)
         options.declared_by(mount)
-        outcome("mount again", lambda mount=mount: remount_notes.again(mount, ()))  # type: ignore[misc]
+        outcome("mount again", lambda mount=mount: remount_notes.remount_spec(mount, ()))  # type: ignore[misc]
         nfs_options.nfs_mount_values(mount)
 
 
@@ -382,7 +383,7 @@ def test_options_of_an_overlay(
     )
     if found:
         for mount in mountinfo.parse(MOUNTINFO):
-            options.differences(found, mount, {})
+            options.mount_differences(found, mount, {})
         outcome("units", lambda: boot_entries.desired_units(found, True))
         outcome("lines of fstab", lambda: boot_entries.desired_lines(found, True))
 
@@ -432,7 +433,7 @@ def test_units_and_fstab(units: list[tuple[str, bytes]], fstab: bytes, persist: 
 
 READERS: dict[str, Callable[[bytes], object]] = {
     "mark of a move": move_plan.parse_marker,
-    "note of attributes": lambda note: marks.Attributes.from_note(note, 7),
+    "note of attributes": lambda note: marks.OwnerChange.from_note(note, 7),
 }
 
 
@@ -440,7 +441,7 @@ READERS: dict[str, Callable[[bytes], object]] = {
 def test_marks_in_xattrs(reader: str) -> None:
     good = {
         "mark of a move": move_plan.marker_of(b"/old", b"/new", 1),
-        "note of attributes": marks.Attributes(0o4755, 1, 2, b"\1").to_note(7),
+        "note of attributes": marks.OwnerChange(0o4755, 1, 2, b"\1").to_note(7),
     }
 
     @hostile

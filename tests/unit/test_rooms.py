@@ -53,8 +53,8 @@ PURE = {
         *("boot_entries", "detached_records", "image_names", "mount_plan", "option_rules", "options", "strategies"),
         "upper_rules",
     },
-    "layers": {"compose", "dump", "globs", "headerball", "layer_formats", "links", "merge", "ownership"},
-    "views": {"generation", "generation_record", "layer_plan", "layer_spec", "linger", "retention", "view_paths"},
+    "layers": {"compose", "dump", "globs", "headerball", "layer_formats", "limits", "links", "merge", "ownership"},
+    "views": {"generation_record", "layer_plan", "layer_spec", "linger", "retention", "view_paths"},
     "finalize": {
         *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
     },

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import finalize_request, parallel
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import parallel
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.decisions import (
     CarryOut,
     ChangeOwner,
@@ -23,12 +23,12 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.decisi
     Decision,
     KeepOwner,
     LeaveAlone,
-    SeenEntry,
     decide,
     is_from_lower,
     loses_attributes,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.directories import OverlayDirectory
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.finalize_request import Wanted
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.finalize_result import FinalizeCounts, Pending
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.live_overlay import Overlay
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.lowers import Lowers
@@ -42,8 +42,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import be
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import CAPABILITY_XATTR
-
-Wanted = finalize_request.Wanted
 
 #: Errors that end the run, since the next entry would fail as well. All others concern one entry.
 FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
@@ -193,7 +191,6 @@ class CopyUpWalk:
         """Copy an entry up unless it is ``stored`` in the upper layer. Note a directory that is to be visited."""
         directory, visit = here.directory, here.visit
         is_directory = entry.is_dir(follow_symlinks=False)
-        path = directory.child(entry.name)
         marks: Marks | None = None
         if stored:
             visit.counts.already += 1
@@ -202,13 +199,14 @@ class CopyUpWalk:
             # It appeared in the upper layer just now.
             return
         elif not self._copies_up:
-            visit.pending.append(Pending(path, "not copied up"))
+            visit.pending.append(Pending(directory.child(entry.name), "not copied up"))
         elif not self._copy_up(here, entry.name):
             return
         elif visit.changed:
             marks = _JUST_COPIED
         if not is_directory:
             return
+        path = directory.child(entry.name)
         if marks and marks.sealed:
             visit.sealed.append(OverlayDirectory(path, None, marks))
         else:
@@ -229,35 +227,39 @@ class CopyUpWalk:
         if not self._rules.changes_owners:
             # Nothing needs to be held: whichever file has the name by then, keeping its owner changes nothing of it.
             status = beneath.status(here.shown, name)
-            return self._take(here, name, -1, status, decide(SeenEntry(status), self._rules))
-        with beneath.held(here.shown, name) as held:
+            return self._take(here, name, -1, status, decide(self._rules, status))
+        held = beneath.hold(here.shown, name)
+        try:
             status = os.fstat(held)
-            seen = self._look_at(here, name, status) if self._rules.changes_owner_of(status) else SeenEntry(status)
-            return self._take(here, name, held, status, decide(seen, self._rules))
+            if not self._rules.changes_owner_of(status):
+                return self._take(here, name, held, status, decide(self._rules, status))
+            lower, capable = _status_in(here.lower, name), self._has_capability(name, status)
+            return self._take(here, name, held, status, decide(self._rules, status, lower, capable))
+        finally:
+            os.close(held)
 
-    def _look_at(self, here: _Here, name: bytes, status: os.stat_result) -> SeenEntry:
-        """Return what there is to know about an entry with this status, before its owner is changed."""
+    def _has_capability(self, name: bytes, status: os.stat_result) -> bool:
         # Listing the xattrs is faster than the error of reading one that is not there.
-        capable = self._rules.may_have_capability(status) and beneath.has_attribute_here(name, _CAPABILITY)
-        return SeenEntry(status, _status_in(here.lower, name), capable)
+        return self._rules.may_have_capability(status) and beneath.has_attribute_here(name, _CAPABILITY)
 
     def _take(self, here: _Here, name: bytes, held: int, status: os.stat_result, decision: Decision) -> bool:
         """Carry a decision out, and count it. This is the one place in which entries are copied up."""
-        visit, path = here.visit, here.directory.child(name)
+        visit = here.visit
         if isinstance(decision, LeaveAlone):
-            visit.pending.append(Pending(path, decision.reason))
+            visit.pending.append(Pending(visit.directory.child(name), decision.reason))
             return False
         if self._carry_out(CHANGES[type(decision)], here, name, held, status, decision):
             visit.changed = True
             if not self._upper_is_checked:
-                self._check_upper(path)
-        visit.counts.copied_up += 1
+                self._check_upper(visit.directory.child(name))
+        counts = visit.counts
+        counts.copied_up += 1
         content = self._rules.content_of(status)
         if content:
-            visit.counts.content_files += 1
-            visit.counts.content_bytes += content
+            counts.content_files += 1
+            counts.content_bytes += content
         if isinstance(decision, ChangeOwner) and decision.strips:
-            visit.stripped.setdefault((status.st_dev, status.st_ino), path)
+            visit.stripped.setdefault((status.st_dev, status.st_ino), visit.directory.child(name))
         return True
 
     def _finish_owners(self, here: _Here, stored: set[bytes]) -> set[bytes]:
@@ -287,8 +289,10 @@ class CopyUpWalk:
 
     def _is_not_begun(self, here: _Here, name: bytes, held: int) -> bool:
         """Tell whether a file was copied up to have its owner changed, and is still as the lower layers have it."""
-        seen = self._look_at(here, name, os.fstat(held))
-        return loses_attributes(seen) and is_from_lower(seen)
+        status = os.fstat(held)
+        return loses_attributes(status, self._has_capability(name, status)) and is_from_lower(
+            status, _status_in(here.lower, name)
+        )
 
     def _check_upper(self, path: bytes) -> None:
         """Check that the upper layer has an entry that was just copied up.

@@ -10,6 +10,7 @@ overlay would not fit in memory, and because an owner is only safe to change on 
 
 from __future__ import annotations
 
+import functools
 import stat
 from dataclasses import dataclass
 from typing import Any, Callable, Protocol, Union
@@ -53,16 +54,6 @@ class Status(Protocol):
 
 
 @dataclass(frozen=True)
-class SeenEntry:
-    """What a visit has seen of an entry. The last two are only looked at if ``CopyUpRules`` says that they matter."""
-
-    status: Status
-    #: Status of the entry of that name in the lower layers; None if there is none.
-    lower_status: Status | None = None
-    has_capability: bool = False
-
-
-@dataclass(frozen=True)
 class LeaveAlone:
     """Do not copy the entry up, and report why."""
 
@@ -94,6 +85,8 @@ class ChangeOwnerKeepingSetid:
 Decision = Union[LeaveAlone, KeepOwner, ChangeOwner, ChangeOwnerKeepingSetid]
 
 _KEEP_OWNER = KeepOwner()
+#: Most entries of an overlay get the same decision, so it is made once.
+_change_owner = functools.lru_cache(maxsize=256)(ChangeOwner)
 
 
 @dataclass(frozen=True)
@@ -146,14 +139,13 @@ def has_setid(status: Status) -> bool:
     return bool(status.st_mode & (stat.S_ISUID | stat.S_ISGID))
 
 
-def loses_attributes(seen: SeenEntry) -> bool:
+def loses_attributes(status: Status, has_capability: bool) -> bool:
     """Tell whether chown(2) takes set-ID bits or a capability away from an entry."""
-    return stat.S_ISREG(seen.status.st_mode) and (has_setid(seen.status) or seen.has_capability)
+    return stat.S_ISREG(status.st_mode) and (has_capability or has_setid(status))
 
 
-def is_from_lower(seen: SeenEntry) -> bool:
-    """Tell whether an entry is the one that the lower layers have under its name."""
-    status, lower = seen.status, seen.lower_status
+def is_from_lower(status: Status, lower: Status | None) -> bool:
+    """Tell whether an entry is the one of that name in the lower layers. ``lower`` is the status of the latter; None if there is none."""
     return (
         lower is not None
         and lower.st_mode == status.st_mode
@@ -164,23 +156,24 @@ def is_from_lower(seen: SeenEntry) -> bool:
     )
 
 
-def decide(seen: SeenEntry, rules: CopyUpRules) -> Decision:
+def decide(rules: CopyUpRules, status: Status, lower: Status | None = None, has_capability: bool = False) -> Decision:
     """Return what to do with an entry that is not in the upper layer.
+
+    ``lower`` is the status of the entry of that name in the lower layers. It and ``has_capability`` only matter if the rules say so.
 
     A user who may write to the directory may have put another file in the place of the one that the lower layers have: for example a
     file of root in the upper layer, which this user may not read. Its owner must not be changed.
     """
-    status = seen.status
     if status.st_nlink > 1 and not rules.keeps_links and not stat.S_ISDIR(status.st_mode):
         return LeaveAlone("it has several names, which would become separate files: mount the overlay with index=on")
-    if rules.content_of(status) and not rules.copy_content:
+    if rules.copies_content and not rules.copy_content and rules.content_of(status):
         return LeaveAlone("its content would be copied: allow that with 'copy_content'")
-    if not rules.changes_owner_of(status):
-        return _KEEP_OWNER
-    if not is_from_lower(seen):
-        return LeaveAlone(_EXCHANGED)
     uid, gid = rules.owner_of(status)
-    loses = loses_attributes(seen)
+    if uid == status.st_uid and gid == status.st_gid:
+        return _KEEP_OWNER
+    if not is_from_lower(status, lower):
+        return LeaveAlone(_EXCHANGED)
+    loses = loses_attributes(status, has_capability)
     if loses and rules.keep_setid:
         return ChangeOwnerKeepingSetid(uid, gid)
-    return ChangeOwner(uid, gid, loses)
+    return _change_owner(uid, gid, loses)

@@ -37,7 +37,7 @@ class OverlayDirectory:
 
     def child(self, name: bytes) -> bytes:
         """Return the path of ``name`` in the directory, relative to the overlay's root."""
-        return posixpath.join(self.path, name)
+        return self.path + b"/" + name if self.path else name
 
     def merged_with(self) -> bytes:
         """Return the path in the lower layers. Raises ValueError if the directory is in the upper layer alone."""

@@ -12,8 +12,6 @@ from __future__ import annotations
 import posixpath
 from dataclasses import dataclass
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import finalize_request
-
 #: Marks an opaque directory of the upper layer: it and everything below it is sealed. The value is its path in the lower layers.
 SEALED = b"trusted.renderfarm-overlay.sealed"
 #: Marks a directory in which files are given another owner, and get their set-ID bits and capabilities back afterwards.
@@ -115,7 +113,3 @@ class OwnerChange:
             return change if int(written_for) == inode else None
         except ValueError:
             return None
-
-
-PASSES = finalize_request.PASSES
-Attributes = OwnerChange

@@ -10,7 +10,7 @@ import posixpath
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import finalize_request, lowers, remount, seal
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import lowers, remount, seal
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.copy_up import CopyUpWalk, Visit
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.decisions import (
     CarryOut,
@@ -22,7 +22,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.direct
     depth,
     with_parents,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.finalize_request import Wanted
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.finalize_request import Request, Wanted
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.finalize_result import (
     FinalizeResult,
     Pending,
@@ -39,8 +39,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
-
-Request = finalize_request.Request
 
 
 def run(request: Request, progress: Progress = no_progress) -> FinalizeResult:

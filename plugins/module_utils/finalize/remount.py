@@ -32,7 +32,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import
 
 #: Directory of the notes. It is below /run, since they are void after a reboot. Only root may write them, since they say what to mount.
 DIRECTORY = "/run/renderfarm-overlay/unmounted"
-FOLDER = DIRECTORY
 
 #: Seconds to wait until the kernel releases an unmounted overlay, and between two checks. It releases an overlay in the background when
 #: the last process of another mount namespace has ended.

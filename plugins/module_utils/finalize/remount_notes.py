@@ -129,6 +129,3 @@ def from_json(text: bytes) -> RemountSpec:
         source=to_bytes(values["source"]),
     )
     return RemountSpec(spec, values["shared"])
-
-
-Again, again = RemountSpec, remount_spec

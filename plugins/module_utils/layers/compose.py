@@ -59,11 +59,6 @@ class Rules:
     on_conflict: str = "error"
     links: tuple[Link, ...] = ()
 
-    @property
-    def attributes(self) -> OwnershipRules:
-        """The former name of ``ownership``, for rooms that still read it."""
-        return self.ownership
-
 
 def in_order(placements: Sequence[Placement]) -> list[Placement]:
     """Return the placements sorted by place, parents first. The result does not depend on the given order."""

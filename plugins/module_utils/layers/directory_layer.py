@@ -48,7 +48,7 @@ class DirectoryBuilder:
             os.removexattr(path, "system.posix_acl_default")
         opaque = content.strategy == strategies.REDIRECT
         if opaque:
-            path = os.path.join(path, strategies.SHOWN_FOLDER)
+            path = os.path.join(path, strategies.SHOWN_DIRECTORY)
             files.make_directories(path, 0o755)
         tree = DirectoryLayer(os.fsencode(path), content.xattr_namespace, progress, opaque)
         return tree.build(content.composition.entries())

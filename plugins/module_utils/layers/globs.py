@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Union
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.limits import MOST_PATTERNS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_text
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import LONGEST_PATH
@@ -22,8 +23,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entrie
 
 _ANY_DEPTH = b"**"
 
-#: Limits of patterns. The time to match a name grows only with the number of patterns and of the ``**`` in them.
-MOST_PATTERNS = 256
 _MOST_ANY_DEPTH = 8
 _MAGIC = re.compile(rb"[*?[]")
 

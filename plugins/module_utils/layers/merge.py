@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Callable
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.limits import CONFLICTS_KEPT
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
     CARRIED_XATTRS,
@@ -28,7 +29,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.manife
 
 #: The number of conflicts that a message names, and that are kept for the return value.
 CONFLICTS_IN_MESSAGE = 20
-CONFLICTS_KEPT = 100
 
 
 @dataclass(frozen=True)

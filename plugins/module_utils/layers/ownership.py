@@ -20,8 +20,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entrie
 
 #: Pairs of a uid or gid in manifests and the one in the view.
 IdMap = tuple[tuple[int, int], ...]
-#: The former name of IdMap, for rooms that still import it.
-NumberMap = IdMap
 
 _ALL = 0o7777
 _CLASSES = {"u": stat.S_ISUID | 0o700, "g": stat.S_ISGID | 0o070, "o": stat.S_ISVTX | 0o007, "a": _ALL}
@@ -120,10 +118,6 @@ class OwnershipRules:
     def gid(self, gid: int) -> int:
         """Return the gid in the view for a gid in a manifest."""
         return dict(self.group_map).get(gid, gid if self.group is None else self.group)
-
-
-#: The former name of OwnershipRules, for rooms that still import it.
-Attributes = OwnershipRules
 
 
 def is_privileged(mode: int, xattrs: Xattrs) -> bool:

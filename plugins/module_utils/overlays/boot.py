@@ -19,7 +19,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import top_mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_entries, mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_entries, boot_files, mounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
     ReloadSystemd,
     RemovePart,
@@ -32,8 +32,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_e
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
 
-UNITS = "/etc/systemd/system"
-
 #: This directory exists while systemd runs (sd_booted(3)).
 _RUNNING = "/run/systemd/system"
 
@@ -43,13 +41,7 @@ _RELOAD_SECONDS = 60.0
 
 def read() -> Stored:
     """Return the mount units in the administrator's directory, and the text of fstab."""
-    units = []
-    with contextlib.suppress(FileNotFoundError):
-        for name in sorted(os.listdir(UNITS)):
-            if name.endswith(".mount"):
-                # A link to /dev/null is a unit without content. A dangling link is skipped.
-                with contextlib.suppress(FileNotFoundError), open(os.path.join(UNITS, name), "rb") as stream:
-                    units.append(Unit(name, stream.read(), os.path.lexists(_wants(name))))
+    units = [Unit(name, text, os.path.lexists(_wants(name))) for name, text in boot_files.mount_units()]
     return Stored(tuple(units), fstab.read())
 
 
@@ -59,12 +51,12 @@ def missing_places(spec: MountSpec) -> set[bytes]:
 
 
 def _wants(name: str) -> str:
-    return os.path.join(UNITS, f"{boot_entries.WANTED_BY}.wants", name)
+    return os.path.join(boot_files.UNITS, f"{boot_entries.WANTED_BY}.wants", name)
 
 
 def _write_unit(unit: Unit) -> None:
-    files.make_directories(UNITS, 0o755)
-    with files.written_aside(os.path.join(UNITS, unit.name)) as stream:
+    files.make_directories(boot_files.UNITS, 0o755)
+    with files.written_aside(os.path.join(boot_files.UNITS, unit.name)) as stream:
         stream.write(unit.text)
     if unit.wanted:
         files.make_directories(os.path.dirname(_wants(unit.name)), 0o755)
@@ -73,7 +65,7 @@ def _write_unit(unit: Unit) -> None:
 
 def _remove_unit(name: str) -> None:
     # The unit itself goes last, since the run after a killed one finds the link by it.
-    for path in (_wants(name), os.path.join(UNITS, name)):
+    for path in (_wants(name), os.path.join(boot_files.UNITS, name)):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 

@@ -30,21 +30,21 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.detached_records import DetachedMount
 
 #: The directory of the records. Only root may read or write them.
-FOLDER = "/run/renderfarm-overlay/detached"
+DIRECTORY = "/run/renderfarm-overlay/detached"
 
 
 def record(mount: Mount, mounts: Collection[int]) -> DetachedMount:
     """Record an overlay that is about to be detached. ``mounts`` are the IDs of all its mounts in all mount namespaces."""
     now = time.time_ns()
     entry = detached_records.record_of(mount, mounts, now / 1e9)
-    files.make_directories(os.path.dirname(FOLDER), 0o755)
-    files.make_directories(FOLDER, 0o700)
+    files.make_directories(os.path.dirname(DIRECTORY), 0o755)
+    files.make_directories(DIRECTORY, 0o700)
     name = f"{mount.device[0]}-{mount.device[1]}-{now}.json"
-    aside = os.path.join(FOLDER, ASIDE_PREFIX + name)
+    aside = os.path.join(DIRECTORY, ASIDE_PREFIX + name)
     # Not synced: the record need not outlive the processes.
     with open(files.open_or_make(aside, 0o600), "wb") as stream:
         stream.write(detached_records.to_json(entry))
-    os.rename(aside, os.path.join(FOLDER, name))
+    os.rename(aside, os.path.join(DIRECTORY, name))
     return entry
 
 
@@ -113,9 +113,9 @@ def _read() -> list[tuple[DetachedMount, str]]:
     """Return the records with their files, oldest first. Raises OverlayError if one is not valid."""
     found = []
     with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(FOLDER):
+        for name in os.listdir(DIRECTORY):
             if name.endswith(".json") and not name.startswith(ASIDE_PREFIX):
-                path = os.path.join(FOLDER, name)
+                path = os.path.join(DIRECTORY, name)
                 with contextlib.suppress(FileNotFoundError):
                     found.append((_entry(path), path))
     return sorted(found, key=lambda pair: pair[0].time)

@@ -321,7 +321,3 @@ def _same_setting(name: bytes, wanted: bytes, actual: bytes, upper: bool) -> boo
         return wanted == actual or {wanted, actual} <= {b"on", b"follow"}
     # For 'auto' the kernel chooses the value.
     return wanted in (actual, b"auto")
-
-
-#: The name under which tests of other rooms know it.
-differences = mount_differences

@@ -13,7 +13,6 @@ REDIRECT = "redirect"
 
 #: The directory of a ``redirect`` layer that holds the view. It alone is shown: the kernel always merges the roots of the layers.
 SHOWN_DIRECTORY = "view"
-SHOWN_FOLDER = SHOWN_DIRECTORY
 
 #: The namespace of the overlay xattrs that only root can set.
 TRUSTED = "trusted"

@@ -10,6 +10,7 @@ import stat
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import records
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.posix_acl import ACCESS_XATTR, ACL_XATTRS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.rights import PathCount
@@ -138,8 +139,8 @@ class ManifestRecord:
     root: str = ""
 
 
-#: The former name of EntryCounts, for rooms that still import it.
-Counts = EntryCounts
+#: What counts of entries are in a record.
+ENTRY_COUNTS = records.fields(dict.fromkeys(EntryCounts().as_dict(), records.integer(0, records.LARGEST_SIZE)))
 
 
 @dataclass(frozen=True)

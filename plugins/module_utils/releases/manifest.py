@@ -22,6 +22,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records i
     RecordKind,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
+    ENTRY_COUNTS,
     MANIFEST_XATTRS,
     Entry,
     EntryCounts,
@@ -328,7 +329,6 @@ def _difference(before: Entry | None, after: Entry | None) -> str | None:
 
 
 _COUNT = records.integer(0, records.LARGEST_SIZE)
-COUNTS = records.fields(dict.fromkeys(EntryCounts().as_dict(), _COUNT))
 _RECORD = RecordKind(
     records.fields(
         {
@@ -337,7 +337,7 @@ _RECORD = RecordKind(
             "release": records.relative(),
             "digest": records.digest,
             "stored_bytes": _COUNT,
-            "entries": COUNTS,
+            "entries": ENTRY_COUNTS,
             "bytes": _COUNT,
             "checksums": records.boolean,
         }

@@ -106,7 +106,7 @@ def software_root_spec(path: bytes, source: str, fstype: str, options: Sequence[
     for option in options:
         if not option or re.search(r"[\s,#]", option):
             raise OverlayError(
-                f"option {option!r} may not be empty or contain commas, spaces or '#'; give each option as an element of the list"
+                f"option {option!r} may not be empty or contain commas, spaces or '#'; give a list of options"
             )
     return SoftwareRootSpec(path, source, fstype, tuple(options))
 

@@ -30,8 +30,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records i
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import strategies
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import MountOverlay, SwitchOverlay
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation as names
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import Generation
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation_record, view_paths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import Generation
 
 #: How many files of a release are compared between two data layers, and of all releases together. Of each release at least a few are.
 _MOST_FILES = 32
@@ -91,13 +91,13 @@ def generation_of(layer: bytes) -> Generation | None:
     """
     directory, name = os.path.split(layer)
     if name == b"layer":
-        path = names.record_path(os.fsdecode(directory))
+        path = view_paths.record_path(os.fsdecode(directory))
     elif _IN_IMAGE_STORE.fullmatch(name):
         path = os.fsdecode(layer) + ".json"
     else:
         return None
     try:
-        return names.generation_from_json(record_files.read(path, names.LARGEST_RECORD), path)
+        return generation_record.generation_from_json(record_files.read(path, generation_record.LARGEST_RECORD), path)
     except (FileNotFoundError, NotADirectoryError, OutdatedError):
         return None
 

@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.globs import MOST_PATTERNS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import FORMATS, USER, Image
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.merge import CONFLICTS_KEPT
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.limits import CONFLICTS_KEPT, MOST_PATTERNS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import records
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_bytes
@@ -23,8 +22,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records i
     RecordKind,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.strategies import DATA_ONLY, REDIRECT, TRUSTED
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Counts
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.manifest import COUNTS
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import ENTRY_COUNTS, EntryCounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.rights import KEPT, Rights
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import GenerationName
 
@@ -53,7 +51,7 @@ class Generation:
     format: str
     strategy: str
     xattr_namespace: str
-    entries: Counts
+    entries: EntryCounts
     #: Size of the files that the view shows, and disk space that the layer uses besides inodes, in bytes.
     bytes: int
     bytes_on_disk: int
@@ -70,9 +68,6 @@ class Generation:
     def directory(self) -> str:
         """The name of the generation's directory."""
         return str(GenerationName(self.id, self.format, self.strategy, self.xattr_namespace))
-
-    #: The former name.
-    folder = directory
 
     @property
     def releases(self) -> tuple[dict[str, Any], ...]:
@@ -197,7 +192,7 @@ _OF_BUILD = {
     "format": _format,
     "strategy": records.word(DATA_ONLY, REDIRECT),
     "xattr_namespace": records.word(TRUSTED, USER),
-    "entries": COUNTS,
+    "entries": ENTRY_COUNTS,
     "rights": records.fields(_OF_RIGHTS),
     "bytes": _COUNT,
     "bytes_on_disk": _COUNT,
@@ -285,7 +280,7 @@ def _checked_generation(fields: dict[str, Any]) -> Generation:
         format=fields["format"],
         strategy=fields["strategy"],
         xattr_namespace=fields["xattr_namespace"],
-        entries=Counts(**fields["entries"]),
+        entries=EntryCounts(**fields["entries"]),
         bytes=fields["bytes"],
         bytes_on_disk=fields["bytes_on_disk"],
         composition=composition,

@@ -15,12 +15,6 @@ from collections.abc import Iterator
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.compose import Composition
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.format_support import SUPPORT
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.inode_space import (
-    SPILL_ADVICE,
-    attributes_fit,
-    existing_parent,
-    filesystem_of,
-)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_build import (
     BuildReport,
     LayerBuilder,
@@ -44,24 +38,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_path
     layer_path,
     record_path,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_state import (
-    locked,
-    make_current,
-    observe,
-    read_generation,
-)
-
-#: Former names, until every file uses those of inode_space and view_state.
-__all__ = [
-    "SPILL_ADVICE",
-    "attributes_fit",
-    "existing_parent",
-    "filesystem_of",
-    "locked",
-    "make_current",
-    "observe",
-    "read_generation",
-]
 
 
 def composed(spec: LayerSpec, progress: Progress = no_progress) -> Composition:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import (
     Action,
@@ -129,14 +129,22 @@ class ViewState:
     #: The directories of the current and of the previous generation.
     current: str | None
     previous: str | None
+    #: Maps the directories of generations whose record is damaged to what is wrong with it.
+    damaged: Mapping[str, str] = field(default_factory=dict)
+
+    def check_undamaged(self, directory: str) -> None:
+        """Check that the generation in a directory has a usable record, or none. Raises OverlayError if its record is damaged."""
+        if directory in self.damaged:
+            raise OverlayError(self.damaged[directory])
 
 
 def plan_layer(directory: str, provide: Action | None, state: ViewState) -> Plan:
     """Plan how the generation in a directory gets there and becomes the current one.
 
     ``provide`` is the action that makes a missing generation; None if the generation has to be there. Raises OverlayError if it has to be
-    there and is missing, as when another run has just removed it.
+    there and is missing, as when another run has just removed it, or if its record is damaged.
     """
+    state.check_undamaged(directory)
     actions: tuple[Action, ...] = ()
     if directory not in state.generations:
         if provide is None:

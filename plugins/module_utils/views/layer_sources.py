@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import erofs_layer, inode_space
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import inode_space
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.compose import Composition
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_build import LayerBuilder
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action, Handlers, Plan
@@ -48,9 +48,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_path
 )
 
 Provide = Callable[[ViewPaths, Progress], "list[str]"]
-
-#: The former name.
-_cannot_mount = erofs_layer.mount_obstacle
 
 
 @dataclass(frozen=True)
@@ -238,7 +235,7 @@ def existing(paths: ViewPaths, state: ViewState, wanted: str, strategy: str) -> 
     """Return the generation ``wanted``: an ID, the name of a directory, or ``previous``.
 
     If a generation exists in several forms, the current one is returned, else one of ``strategy``. Raises OverlayError that lists the
-    generations on this host if it has no such generation.
+    generations on this host if it has no such generation, or if the record of the generation is damaged.
     """
     if wanted == PREVIOUS:
         directory = state.previous
@@ -246,6 +243,8 @@ def existing(paths: ViewPaths, state: ViewState, wanted: str, strategy: str) -> 
     else:
         directory = _form_of(paths, state, wanted, strategy)
         problem = f"has no generation {wanted!r}"
+    if directory is not None:
+        state.check_undamaged(directory)
     if directory is None or directory not in state.generations:
         there = ", ".join(sorted({generation_of(one) for one in state.generations})) or "none"
         raise OverlayError(f"view {paths.name} {problem} on this host; there are: {there}")
@@ -254,8 +253,9 @@ def existing(paths: ViewPaths, state: ViewState, wanted: str, strategy: str) -> 
 
 def _form_of(paths: ViewPaths, state: ViewState, wanted: str, strategy: str) -> str | None:
     """Return the directory of the generation ``wanted``, in the form that is current or that fits ``strategy`` if there are several."""
-    named = sorted(one for one in state.generations if wanted in (one, generation_of(one)))
+    named = sorted(one for one in (*state.generations, *state.damaged) if wanted in (one, generation_of(one)))
     if state.current in named:
         return state.current
-    fitting = [one for one in named if view_state.read_generation(paths, one).strategy == strategy]
-    return next(iter((*fitting, *named)), None)
+    whole = [one for one in named if one in state.generations]
+    fitting = [one for one in whole if view_state.read_generation(paths, one).strategy == strategy]
+    return next(iter((*fitting, *whole, *named)), None)

@@ -17,8 +17,8 @@ from typing import Any
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.compose import Rules, in_order, precedence
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import Link
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.ownership import (
-    Attributes,
-    NumberMap,
+    IdMap,
+    OwnershipRules,
     parse_mode,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_text
@@ -46,8 +46,8 @@ class LayerSpec:
     #: The uid and gid of every entry; None for those of the manifests.
     owner: int | None = None
     group: int | None = None
-    owner_map: NumberMap = ()
-    group_map: NumberMap = ()
+    owner_map: IdMap = ()
+    group_map: IdMap = ()
     #: Symbolic mode as for chmod(1); empty for no change.
     mode: str = ""
     #: Whether files whose owner or group is mapped keep set-ID bits and capabilities.
@@ -59,7 +59,7 @@ class LayerSpec:
     def rules(self) -> Rules:
         """How the releases become one tree. Raises OverlayError if the mode is malformed."""
         mode = parse_mode(self.mode) if self.mode else ()
-        attributes = Attributes(self.owner, self.group, self.owner_map, self.group_map, mode)
+        attributes = OwnershipRules(self.owner, self.group, self.owner_map, self.group_map, mode)
         # The option has no effect unless something is mapped, and must not change the name of the generation then.
         attributes = replace(attributes, keep_setid=self.keep_setid and attributes.strips)
         return Rules(attributes, self.on_conflict, self.links)
@@ -67,7 +67,7 @@ class LayerSpec:
     @property
     def alters_entries(self) -> bool:
         """Whether entries have another owner or mode than in their manifest."""
-        return self.rules.attributes != Attributes()
+        return self.rules.ownership != OwnershipRules()
 
     @property
     def generation(self) -> str:
@@ -78,9 +78,6 @@ class LayerSpec:
     def directory(self) -> str:
         """The name of the generation's directory."""
         return str(GenerationName(self.generation, self.format, self.strategy, self.xattr_namespace))
-
-    #: The former name.
-    folder = directory
 
 
 def releases_of(placements: Sequence[Placement]) -> tuple[dict[str, Any], ...]:
@@ -135,7 +132,7 @@ def _composing_options(spec: LayerSpec) -> dict[str, Any]:
         "group_map": [list(pair) for pair in sorted(spec.group_map)],
         "mode": spec.mode,
         # Versions without this field kept set-ID bits, so their generations must have other names.
-        "setid_stripped": spec.rules.attributes.strips,
+        "setid_stripped": spec.rules.ownership.strips,
         "links": list(links_of(spec.links)),
     }
     given: dict[str, Any] = {name: value for name, value in options.items() if value}

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.globs import MOST_PATTERNS
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.limits import MOST_PATTERNS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import records
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError

@@ -59,6 +59,8 @@ class ViewPruning:
     kept: list[Retention]
     #: Paths to remove that killed runs have left.
     remains: list[str]
+    #: What is wrong with generations that are kept because their record is damaged.
+    damaged: list[str]
 
     @property
     def plan(self) -> Plan:
@@ -115,6 +117,7 @@ def find_removable(paths: ViewPaths, keep: int, min_age: float, check_mode: bool
         removed={one.candidate.directory: one.candidate for one in decided if one.reason is None},
         kept=[one for one in decided if one.reason is not None],
         remains=_remains(paths, state, uses, min_age),
+        damaged=sorted(state.damaged.values()),
     )
 
 
@@ -141,9 +144,10 @@ def _remains(paths: ViewPaths, state: ViewState, uses: Uses, min_age: float) -> 
             aside = (name for name in os.listdir(directory) if name.startswith(files.ASIDE_PREFIX))
             found += [os.path.join(directory, name) for name in aside]
     if os.path.isdir(paths.generations):
+        known = {*state.generations, *state.damaged, *uses}
         for name in os.listdir(paths.generations):
             # A directory without its record is not a generation, but it may have been mounted when it was one.
-            if name not in state.generations and name not in uses and not name.startswith(files.ASIDE_PREFIX):
+            if name not in known and not name.startswith(files.ASIDE_PREFIX):
                 found.append(paths.generation(name))
     return sorted(found)
 

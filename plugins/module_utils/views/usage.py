@@ -25,7 +25,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
     in_namespace,
     overlay_layers,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot, detached, strangers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_files, detached, strangers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import (
     is_image_path,
     without_suffix,
@@ -237,8 +237,7 @@ def _bound(view: _View) -> Iterator[_Use]:
 
 def _at_boot(view: _View) -> set[bytes]:
     """Return the names of the directories that are mounted at boot."""
-    stored = boot.read()
-    texts = [stored.fstab, *(unit.text for unit in stored.units)]
+    texts = boot_files.texts()
     # A name contains a digest, so it cannot be a part of anything else.
     found = {name for name in view.directories if any(name in text for text in texts)}
     for name in (CURRENT, PREVIOUS):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, trust
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation_files, view_trust
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import (
     Generation,
@@ -29,24 +29,37 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_path
 
 
 def observe(paths: ViewPaths) -> ViewState:
-    """Return the state of a view. Raises OverlayError if users other than root can write to it, even if nothing is to be done."""
+    """Return the state of a view. Raises OverlayError if users other than root can write to it, even if nothing is to be done.
+
+    A damaged record is part of the state, so that it fails only what needs its generation.
+    """
     view_trust.check_view(paths)
     try:
         names = os.listdir(paths.generations)
     except FileNotFoundError:
         names = []
+    whole = set()
+    damaged = {}
+    for name in names:
+        try:
+            if _is_whole(paths, name):
+                whole.add(name)
+        except OverlayError as error:
+            damaged[name] = str(error)
     return ViewState(
         exists=os.path.lexists(paths.root),
-        generations=frozenset(name for name in names if _is_whole(paths, name)),
+        generations=frozenset(whole),
         current=_linked(paths, CURRENT),
         previous=_linked(paths, PREVIOUS),
+        damaged=damaged,
     )
 
 
 def _is_whole(paths: ViewPaths, directory: str) -> bool:
     """Return whether a directory holds the generation that its name says: with its record, and an image of the recorded length.
 
-    A generation of an older version of the collection is not whole: its record does not say everything that it is made of.
+    A generation of an older version of the collection is not whole: its record does not say everything that it is made of. Raises
+    OverlayError if the record is damaged.
     """
     generation = generation_files.find(record_path(paths.generation(directory)))
     if generation is None or generation.directory != directory:

@@ -1,4 +1,4 @@
-"""Layers as EROFS images: what is in them, building them, installing them from a store, and going back to earlier ones."""
+"""Layers as EROFS images: their content, builds, installation from an image store, and going back to earlier generations."""
 
 from __future__ import annotations
 
@@ -19,12 +19,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.erofs_la
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import ManifestError, OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest, manifest_store
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations, image_store
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import (
-    Generation,
-    LayerSpec,
-    ViewPaths,
-)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations, image_store, view_state
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import Generation
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_spec import LayerSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 BUILDERS = ("mkcomposefs", "mkfs.erofs")
@@ -37,10 +35,10 @@ def builder(name: str) -> Builder:
 
 @pytest.fixture
 def disk() -> Iterator[Path]:
-    """A folder on a disk: the kernel mounts an image from its file only there."""
-    folder = support.PROGRAMS.parents[1] / "kernel-tests"
-    folder.mkdir(mode=0o755, exist_ok=True)
-    place = folder / f"{os.getpid()}-{random.randrange(10**9)}"
+    """Yield a directory on a disk: the kernel mounts an image without a loop device only from there."""
+    parent = support.PROGRAMS.parents[1] / "kernel-tests"
+    parent.mkdir(mode=0o755, exist_ok=True)
+    place = parent / f"{os.getpid()}-{random.randrange(10**9)}"
     place.mkdir(mode=0o755)
     yield place
     shutil.rmtree(place)
@@ -51,7 +49,7 @@ def composed(placements: list[Placement]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_the_view_of_an_image_is_the_release(
+def test_a_view_from_an_image_equals_its_releases(
     disk: Path, folder: Path, root: Path, odd: Placement, tools: tuple[Placement, ...], name: str
 ) -> None:
     elsewhere = replace(tools[1], at=b"tool/new name, with: odd")
@@ -59,7 +57,7 @@ def test_the_view_of_an_image_is_the_release(
     assert generation.image is not None
     assert generation.image.bytes == image.stat().st_size
     assert generation.image.builder == name
-    # 20,000 files take about 5 MB, however large they are.
+    # 20,000 files take about 5 MB, whatever their size.
     assert image.stat().st_size < 300 * generation.entries.total
     assert report.tally.counts() == generation.entries
     with support.mounted(support.declared(folder / "view", [image], [root])) as view:
@@ -69,19 +67,19 @@ def test_the_view_of_an_image_is_the_release(
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_the_same_releases_give_the_same_image_and_the_same_name(
+def test_the_same_releases_give_the_same_image_and_generation(
     disk: Path, folder: Path, odd: Placement, tools: tuple[Placement, ...], name: str
 ) -> None:
     built = [support.build(disk / str(turn), [odd, *tools], builder=builder(name))[1] for turn in range(2)]
     assert built[0] == built[1]
     directory = support.build(folder / "directory", [*tools, odd])[1]
     assert directory.id == built[0].id
-    assert directory.folder != built[0].folder
+    assert directory.directory != built[0].directory
     assert directory.entries == built[0].entries
     assert directory.bytes == built[0].bytes
 
 
-def test_composefs_finds_in_an_image_what_was_composed(
+def test_composefs_reads_from_an_image_what_was_composed(
     disk: Path, odd: Placement, tools: tuple[Placement, ...]
 ) -> None:
     image, _generation, _report = support.build(disk, [odd, *tools], builder=builder("mkcomposefs"))
@@ -89,17 +87,17 @@ def test_composefs_finds_in_an_image_what_was_composed(
         [support.PROGRAMS / "composefs-info", "dump", image], capture_output=True, check=True
     ).stdout
     expected = {line.split(b" ")[0]: line for line in composed([odd, *tools])}
-    found = {line.split(b" ")[0]: _mended(line) for line in dumped.splitlines(keepends=True)}
+    found = {line.split(b" ")[0]: _normalised(line) for line in dumped.splitlines(keepends=True)}
     assert found == expected
 
 
-def _mended(line: bytes) -> bytes:
-    """Return a line of composefs-info as mkcomposefs would have been given it.
+def _normalised(line: bytes) -> bytes:
+    """Return a line of composefs-info in the form in which mkcomposefs reads it.
 
     Directories have a size in EROFS, and composefs-info 1.0.8 prints the padding behind a redirect as if it were part of it.
     """
     path, size, mode, *fields = line.rstrip(b"\n").split(b" ")
-    # It sorts attributes by their length, and has them at each name of a file.
+    # It sorts xattrs by their length, and repeats them at each name of a file.
     attributes = sorted(fields[8:]) if not mode.startswith(b"@") else []
     size = b"0" if mode.startswith(b"4") else size
     line = b" ".join((path, size, mode, *fields[:8], *attributes)) + b"\n"
@@ -107,7 +105,7 @@ def _mended(line: bytes) -> bytes:
 
 
 def test_an_image_is_built_from_text_as_from_entries(disk: Path, tools: tuple[Placement, ...]) -> None:
-    """Views whose owner is given go the slow way; here it is the owner that everything has."""
+    """A view with a new owner is built from entries. Here the new owner is the one that all entries have."""
     plain = LayerSpec("view", tools, "erofs", "data_only", "trusted")
     slow = replace(plain, owner=0, group=0)
     built = []
@@ -119,7 +117,9 @@ def test_an_image_is_built_from_text_as_from_entries(disk: Path, tools: tuple[Pl
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_a_damaged_manifest_makes_no_image(disk: Path, folder: Path, tools: tuple[Placement, ...], name: str) -> None:
+def test_no_image_is_built_from_a_damaged_manifest(
+    disk: Path, folder: Path, tools: tuple[Placement, ...], name: str
+) -> None:
     damaged = folder / "store" / "tool" / "1.0.dump.gz"
     damaged.parent.mkdir(parents=True)
     content = bytearray(Path(tools[0].manifest).read_bytes())
@@ -127,14 +127,14 @@ def test_a_damaged_manifest_makes_no_image(disk: Path, folder: Path, tools: tupl
     damaged.write_bytes(content)
     with pytest.raises(ManifestError, match="scan the release again"):
         support.build(disk, [replace(tools[0], manifest=str(damaged))], builder=builder(name))
-    assert generations.observe(ViewPaths.of(str(disk), "view")).generations == frozenset()
+    assert view_state.observe(ViewPaths.of(str(disk), "view")).generations == frozenset()
 
 
-def test_a_program_that_fails_is_quoted(disk: Path, tools: tuple[Placement, ...]) -> None:
+def test_the_output_of_a_program_that_fails_is_reported(disk: Path, tools: tuple[Placement, ...]) -> None:
     program = disk / "mkcomposefs"
     program.write_text("#!/bin/sh\necho 'no room left' >&2\nexit 3\n")
     program.chmod(0o755)
-    with pytest.raises(OverlayError, match=rf"{program} could not make the image \(exit status 3\): no room left"):
+    with pytest.raises(OverlayError, match=rf"{program} could not build the image \(exit status 3\): no room left"):
         support.build(disk / "state", list(tools), builder=Builder("mkcomposefs", str(program)))
 
 
@@ -143,7 +143,7 @@ def test_a_program_that_fails_is_quoted(disk: Path, tools: tuple[Placement, ...]
 
 @dataclass(frozen=True)
 class Published:
-    """An image in a store, and a state directory to install it in."""
+    """An image in a store, and a view to install it in."""
 
     image: Path
     digest: str
@@ -152,7 +152,7 @@ class Published:
     def install(self, **more: str) -> Generation:
         arguments = {"digest": self.digest, **more}
         generation = image_store.read(str(self.image), arguments["digest"])
-        with generations.locked(self.paths, 10):
+        with view_state.locked(self.paths, 10):
             return image_store.install(self.paths, str(self.image), generation)
 
 
@@ -167,39 +167,39 @@ def published(folder: Path, tools: tuple[Placement, ...]) -> Published:
     return Published(image, generation.image.digest, ViewPaths.of(str(folder / "state"), "view"))
 
 
-def test_an_image_is_installed_as_it_was_built(published: Published) -> None:
+def test_an_image_is_installed_unchanged(published: Published) -> None:
     assert sorted(path.name for path in published.image.parent.iterdir()) == sorted(
         [published.image.name, f"{published.image.stem}.json"]
     )
     generation = published.install()
-    there = Path(published.paths.generation(generation.folder)) / "layer.erofs"
-    assert there.read_bytes() == published.image.read_bytes()
-    assert generations.read_generation(published.paths, generation.folder) == generation
-    assert generations.observe(published.paths).generations == {generation.folder}
+    installed = Path(published.paths.generation(generation.directory)) / "layer.erofs"
+    assert installed.read_bytes() == published.image.read_bytes()
+    assert view_state.read_generation(published.paths, generation.directory) == generation
+    assert view_state.observe(published.paths).generations == {generation.directory}
     assert not os.path.lexists(published.paths.incoming)
 
 
 @pytest.mark.parametrize("kept", ["half", "all", "damaged", "too much"])
-def test_a_copy_that_was_interrupted_goes_on(published: Published, kept: str) -> None:
+def test_an_interrupted_copy_continues(published: Published, kept: str) -> None:
     content = published.image.read_bytes()
     half = len(content) // 2
     part = Path(published.paths.incoming) / published.digest.partition(":")[2]
     part.parent.mkdir(parents=True, mode=0o700)
-    for folder in (part.parent.parent.parent.parent, part.parent.parent.parent):
-        folder.chmod(0o700)
+    for directory in (part.parent.parent.parent.parent, part.parent.parent.parent):
+        directory.chmod(0o700)
     left = {"half": content[:half], "all": content, "damaged": b"x" * half, "too much": content + b"x"}[kept]
     part.write_bytes(left)
     (part.parent / "of another image").write_bytes(b"x")
     if kept == "half":
-        # What is there already is not read from the store again: were it, this would be found out.
+        # If the first half were read from the store again, its digest would be wrong.
         with published.image.open("r+b") as stream:
             stream.write(b"damage")
     generation = published.install()
-    assert (Path(published.paths.generation(generation.folder)) / "layer.erofs").read_bytes() == content
+    assert (Path(published.paths.generation(generation.directory)) / "layer.erofs").read_bytes() == content
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "longer", "no record", "no image", "other record"])
-def test_an_image_that_is_not_what_was_asked_for_is_refused(published: Published, damage: str) -> None:
+def test_an_image_without_the_wanted_digest_or_a_part_is_refused(published: Published, damage: str) -> None:
     content = bytearray(published.image.read_bytes())
     record = published.image.with_suffix(".json")
     digest = published.digest
@@ -218,18 +218,22 @@ def test_an_image_that_is_not_what_was_asked_for_is_refused(published: Published
         digest = "sha256:" + "0" * 64
     with pytest.raises(OverlayError, match=re.escape(str(published.image))) as raised:
         published.install(digest=digest)
-    words = "nothing was installed" if damage in ("flipped", "other record") else "there is no whole image"
+    words = (
+        "nothing was installed"
+        if damage in ("flipped", "other record")
+        else "is missing, incomplete or of an older version"
+    )
     assert words in str(raised.value)
-    assert generations.observe(published.paths).generations == frozenset()
-    assert not any(files for _folder, _folders, files in os.walk(published.paths.incoming))
+    assert view_state.observe(published.paths).generations == frozenset()
+    assert not any(files for _path, _directories, files in os.walk(published.paths.incoming))
 
 
-def test_the_remains_of_a_killed_publisher_are_removed_when_they_are_old(
+def test_what_a_killed_publisher_has_left_is_removed_when_it_is_old(
     published: Published, tools: tuple[Placement, ...]
 ) -> None:
     old, young = (published.image.parent / f".new-{name}" for name in ("old", "young"))
     for path in (old, young):
-        # As mkdtemp makes them: others than root have put nothing into it.
+        # The mode of mkdtemp: only root can have put something into it.
         path.mkdir(0o700)
         (path / "layer.erofs").write_bytes(b"x")
     os.utime(old, (0, 0))
@@ -246,25 +250,27 @@ def module(state_dir: Path, check: bool = False, **more: Any) -> support.Ran:
 
 
 @pytest.mark.usefixtures("with_programs")
-def test_auto_is_an_image_where_there_is_a_program_and_stays_what_it_is(
+def test_auto_is_an_image_if_one_can_be_built_and_keeps_an_existing_format(
     folder: Path, tools: tuple[Placement, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     releases = [{"manifest": tools[0].manifest}]
     first = module(folder / "state", releases=releases).ok
     assert (first["format"], first["layer"].endswith("-erofs/layer.erofs")) == ("erofs", True)
     assert "mkcomposefs makes them" in first["format_reason"]
-    # Without a program nothing can be built, and nothing has to be.
+    # Without a program nothing can be built, but nothing has to be.
     monkeypatch.setenv("PATH", os.environ["PATH"].replace(f"{support.PROGRAMS}{os.pathsep}", ""))
     again = module(folder / "state", releases=releases).ok
     assert (again["changed"], again["format"]) == (False, "erofs")
     assert again["format_reason"] == "the generation is there in this format"
-    # The other form of the same generation has the same name, and the view has no other previous one for it.
+    # The other format of the same generation does not make it a previous one.
     other = module(folder / "state", releases=releases, format="directory").ok
     assert (other["generation"], other["format"], other["previous"]) == (first["generation"], "directory", None)
     assert module(folder / "state", releases=releases).ok["format"] == "directory"
 
 
-def test_a_format_that_cannot_be_is_refused_or_not_chosen(folder: Path, tools: tuple[Placement, ...]) -> None:
+def test_an_impossible_format_is_refused_and_auto_does_not_choose_it(
+    folder: Path, tools: tuple[Placement, ...]
+) -> None:
     releases = [{"manifest": tools[0].manifest}]
     refused = module(folder / "state", releases=releases, format="erofs", xattr_namespace="user").message
     assert "namespace trusted only" in refused
@@ -274,7 +280,7 @@ def test_a_format_that_cannot_be_is_refused_or_not_chosen(folder: Path, tools: t
 
 
 @pytest.mark.usefixtures("with_programs")
-def test_one_host_builds_and_others_install(folder: Path, tools: tuple[Placement, ...]) -> None:
+def test_an_image_that_one_host_built_is_installed_by_another(folder: Path, tools: tuple[Placement, ...]) -> None:
     releases = [{"manifest": one.manifest} for one in tools]
     store = folder / "images"
     store.mkdir()
@@ -287,7 +293,7 @@ def test_one_host_builds_and_others_install(folder: Path, tools: tuple[Placement
     wanted = {"image": built["image"], "image_digest": built["image_digest"]}
     expected = module(folder / "b", check=True, **wanted).ok
     installed = module(folder / "b", **wanted).ok
-    # What only a generation that is there tells.
+    # Values that are known only once the generation exists.
     later = {"entries", "bytes", "bytes_on_disk", "conflicts", "conflict_count"} | {
         f"{name}{end}" for name in ("privileged", "stripped", "narrowed") for end in ("", "_paths")
     }
@@ -297,14 +303,14 @@ def test_one_host_builds_and_others_install(folder: Path, tools: tuple[Placement
     }
     local = module(folder / "c", releases=releases, format="directory").ok
     assert installed["generation"] == built["generation"] == local["generation"]
-    # What is there needs no store any more.
+    # An installed generation does not need the store any more.
     shutil.rmtree(store)
     assert not module(folder / "b", **wanted).ok["changed"]
-    assert "there is no whole image" in module(folder / "d", **wanted).message
+    assert "is missing, incomplete or of an older version" in module(folder / "d", **wanted).message
 
 
 @pytest.mark.usefixtures("with_programs")
-def test_a_view_goes_back_to_what_it_was(folder: Path, tools: tuple[Placement, ...]) -> None:
+def test_a_view_goes_back_to_its_previous_generation(folder: Path, tools: tuple[Placement, ...]) -> None:
     state_dir = folder / "state"
     first, second = (module(state_dir, releases=[{"manifest": one.manifest}]).ok for one in tools)
     asked = module(state_dir, check=True, generation="previous").ok

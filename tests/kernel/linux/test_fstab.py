@@ -45,7 +45,7 @@ def getmntent(path: Path) -> list[FstabFields]:
     libc.getmntent.restype = ctypes.POINTER(_MntEnt)
     libc.endmntent.argtypes = (ctypes.c_void_p,)
     stream = libc.setmntent(os.fsencode(path), b"r")
-    found = []
+    found: list[FstabFields] = []
     while True:
         entry = libc.getmntent(stream)
         if not entry:
@@ -57,7 +57,7 @@ def getmntent(path: Path) -> list[FstabFields]:
 
 def findmnt(path: Path, column: str) -> list[bytes]:
     """Return a column of a file as libmount reads it."""
-    argv = ["findmnt", "--tab-file", path, "--output", column, "--noheadings", "--raw"]
+    argv: list[str | Path] = ["findmnt", "--tab-file", path, "--output", column, "--noheadings", "--raw"]
     done = subprocess.run(argv, stdout=subprocess.PIPE, check=True, env={**os.environ, "LC_ALL": "C"})
     lines = done.stdout.rstrip(b"\n").split(b"\n")
     return [re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes((int(match[1], 16),)), line) for line in lines]

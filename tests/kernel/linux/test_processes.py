@@ -63,7 +63,7 @@ def test_a_user_is_found_before_and_after_the_mount_was_detached(folder: Path, w
         assert pids_in_use()[layer] == [pid]
     assert layer not in pids_in_use()
     # Its note is removed. Notes of other tests may remain.
-    assert not any(layer in Path(note).read_bytes() for note in glob.glob(f"{detached.FOLDER}/*.json"))
+    assert not any(layer in Path(note).read_bytes() for note in glob.glob(f"{detached.DIRECTORY}/*.json"))
 
 
 def test_a_process_whose_program_is_on_the_mount_is_a_user(folder: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_mount_that_another_namespace_shows_is_in_use(folder: Path) -> None:
 def test_only_root_can_reach_the_notes_of_detached_overlays(folder: Path) -> None:
     view_of(folder, 1)
     view_of(folder, 2)
-    assert os.stat(detached.FOLDER).st_mode & 0o777 == 0o700
+    assert os.stat(detached.DIRECTORY).st_mode & 0o777 == 0o700
 
 
 def test_the_module_names_the_users_of_the_old_overlay(folder: Path) -> None:

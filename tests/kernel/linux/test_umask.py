@@ -80,7 +80,7 @@ def usual(folder: Path, root: Path) -> dict[bytes, str]:
 def test_modes_do_not_depend_on_the_umask(folder: Path, root: Path, usual: dict[bytes, str], number: int) -> None:
     place = folder / "other"
     place.mkdir()
-    shutil.rmtree(os.path.dirname(detached.FOLDER))
+    shutil.rmtree(os.path.dirname(detached.DIRECTORY))
     with umask(number):
         all_modules(place, root)
     assert modes(place) == usual
@@ -97,7 +97,7 @@ def test_modes_do_not_depend_on_the_umask(folder: Path, root: Path, usual: dict[
     assert usual[b"/state"] == "drwx------"
     assert usual[b"/state/views/view/lock"] == "-rw-------"
     assert {mode for path, mode in usual.items() if path.endswith((b".json", b".gz", b".erofs"))} == {"-rw-r--r--"}
-    notes = Path(detached.FOLDER)
+    notes = Path(detached.DIRECTORY)
     assert [stat.filemode(path.stat().st_mode) for path in (notes.parent, notes)] == ["drwxr-xr-x", "drwx------"]
     assert {stat.filemode(path.stat().st_mode) for path in notes.iterdir()} == {"-rw-------"}
 

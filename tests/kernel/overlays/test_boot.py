@@ -13,11 +13,11 @@ import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fstab, namespaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import apply
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot, boot_entries, mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot, boot_entries, boot_files, mounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
-UNITS = Path(boot.UNITS)
+UNITS = Path(boot_files.UNITS)
 FSTAB = Path(fstab.FSTAB)
 WANTS = UNITS / "remote-fs.target.wants"
 

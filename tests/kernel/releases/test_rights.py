@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import erofs_layer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.erofs_layer import Builder
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import layer_sources
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import Generation
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import Generation
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.layers.test_erofs import builder, disk
 from ansible_collections.renderfarm.overlay.tests.kernel.nfs4_files import Node, mounted
@@ -435,4 +435,4 @@ def test_files_that_lose_privileges_are_returned_with_a_warning(folder: Path, pr
 
 
 def test_images_have_acls_on_this_kernel() -> None:
-    assert layer_sources._cannot_mount() is None
+    assert erofs_layer.mount_obstacle() is None

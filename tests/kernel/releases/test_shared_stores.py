@@ -17,7 +17,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_writer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations, image_store
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import LayerSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_spec import LayerSpec
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 NOBODY = 65534

@@ -1,4 +1,4 @@
-"""Records, manifests and images that somebody else has put there, or damaged: each is refused by name, in time, and changes nothing."""
+"""Damaged or foreign records, manifests and images are refused by path, within the time limit, and before anything is changed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ import pytest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import remount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import detached
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation as names
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import (
+    composition_digest,
+    generation_from_json,
+    generation_id,
+)
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 RELEASE = "tool/1.0"
-#: Seconds after which a module that waits for something gives up here.
+#: The time limit of modules in these tests, in seconds.
 LIMIT = 5.0
 
 
@@ -30,29 +34,29 @@ def make_fifo(path: Path) -> None:
 
 
 def make_endless(path: Path) -> None:
-    """Make what /dev/zero is."""
+    """Make a device node like /dev/zero."""
     os.mknod(path, 0o20644, os.makedev(1, 5))
 
 
 def make_link(path: Path) -> None:
     target = path.parent / "target of a link"
-    os.rename(support_copy(path), target)
+    os.rename(original(path), target)
     path.symlink_to(target.name)
 
 
-def support_copy(path: Path) -> Path:
-    """Return what was kept of a file that is being replaced."""
+def original(path: Path) -> Path:
+    """Return the path of the original of a file that was replaced."""
     return path.with_name(path.name + ".kept")
 
 
-#: What is there instead of a file.
+#: What replaces a file.
 INSTEAD: dict[str, Callable[[Path], None]] = {
     "a FIFO": make_fifo,
     "an endless device": make_endless,
     "a link": make_link,
     "a directory": Path.mkdir,
 }
-#: What a record has instead of its own text.
+#: What replaces the text of a record.
 TEXTS = {
     "nested lists": b"[" * 100_000,
     "nested objects": b'{"a":' * 100_000,
@@ -66,8 +70,8 @@ TEXTS = {
 
 
 def replaced(path: Path, instead: str) -> None:
-    """Put something else in the place of a file."""
-    os.rename(path, support_copy(path))
+    """Replace a file by something else."""
+    os.rename(path, original(path))
     if instead in INSTEAD:
         INSTEAD[instead](path)
     else:
@@ -75,7 +79,7 @@ def replaced(path: Path, instead: str) -> None:
 
 
 def refused(name: str, /, *words: str, **arguments: Any) -> str:
-    """Run a module that has to refuse, soon and in words."""
+    """Run a module that has to fail soon, with a short message that contains ``words``, and return the message."""
     started = time.monotonic()
     message = support.module(name, timeout=LIMIT, **arguments).message
     assert "bug of the module" not in message
@@ -89,7 +93,7 @@ def refused(name: str, /, *words: str, **arguments: Any) -> str:
 
 @dataclass
 class Site:
-    """A software root with one release, and the arguments of the modules that work with it."""
+    """A software root with one release, and the arguments of modules for it."""
 
     folder: Path
 
@@ -138,6 +142,7 @@ def site(folder: Path) -> Site:
 
 
 def everything(folder: Path) -> dict[str, tuple[int, float]]:
+    """Map every file below a directory to its inode number and mtime."""
     return {
         str(path): (status.st_ino, status.st_mtime)
         for path in folder.rglob("*")
@@ -156,13 +161,13 @@ def test_what_is_no_record_of_a_manifest_is_refused(site: Site, instead: str) ->
         refused("release_info", str(site.record), store=site.scan["store"])
     assert everything(site.folder) == before
     if instead != "a directory":
-        # It can be removed by the means that the message names.
+        # The module that the message names can remove it.
         assert support.module("release_manifest", **site.scan, state="absent").ok["changed"]
         assert not os.path.lexists(site.record)
 
 
 @pytest.mark.parametrize("instead", INSTEAD)
-def test_what_is_no_manifest_is_refused(site: Site, instead: str) -> None:
+def test_a_manifest_that_is_not_a_regular_file_is_refused(site: Site, instead: str) -> None:
     replaced(site.manifest, instead)
     record = json.loads(site.record.read_bytes())
     site.record.write_text(json.dumps({**record, "stored_bytes": os.stat(site.manifest).st_size}))
@@ -210,6 +215,7 @@ def test_a_manifest_of_an_older_version_is_scanned_again(site: Site) -> None:
 
 
 def bomb() -> Iterator[bytes]:
+    """Yield lines of a manifest that compress to almost nothing."""
     yield b"/ 0 40755 2 0 0 0 0.0 - - -\n"
     for number in range(200_000):
         yield b"/%09d%0200d 0 100644 1 0 0 0 0.0 - - -\n" % (number, 0)
@@ -227,13 +233,38 @@ def test_a_manifest_that_is_endless_when_it_is_not_compressed_ends_where_its_rec
 
 @pytest.mark.usefixtures("with_programs")
 @pytest.mark.parametrize("instead", [*INSTEAD, *TEXTS])
-def test_what_is_no_record_of_an_image_is_refused(site: Site, instead: str) -> None:
+def test_a_damaged_record_of_an_image_is_refused(site: Site, instead: str) -> None:
     digest = site.publish()
     record = site.published.with_suffix(".json")
     replaced(record, instead)
     refused("metadata_layer", str(record), **site.image(digest))
     refused("metadata_layer", str(record), **site.layer, image_store=str(site.folder / "images"))
     assert not (site.folder / "state").exists()
+
+
+@pytest.mark.usefixtures("with_programs")
+@pytest.mark.parametrize("instead", ["a FIFO", "a link", "a list", "nothing", "an older version"])
+def test_a_damaged_record_is_no_obstacle_if_it_is_not_needed(site: Site, instead: str) -> None:
+    """A record without its image is replaced, and records of other images in the store are not read."""
+    images = site.folder / "images"
+    digest = site.publish()
+    image, record = site.published, site.published.with_suffix(".json")
+    other = images / f"{'0' * 16}.json"
+    other.write_bytes(b"{}")
+    assert not support.module("metadata_layer", **site.layer, image_store=str(images)).ok["changed"]
+    other.rename(images / "other")
+    image.unlink()
+    if instead == "an older version":
+        record.write_text(json.dumps({**json.loads(record.read_bytes()), "layer_format": 1}))
+    else:
+        replaced(record, instead)
+    built = support.module("metadata_layer", **site.layer, image_store=str(images)).ok
+    assert (built["image"], built["image_digest"], built["changed"]) == (str(image), digest, True)
+    assert record.is_file()
+    assert support.module("metadata_layer", **site.image(digest)).ok["changed"]
+    # An installed generation needs neither the image nor its record.
+    record.write_bytes(b"{}")
+    assert not support.module("metadata_layer", **site.image(digest)).ok["changed"]
 
 
 @pytest.mark.usefixtures("with_programs")
@@ -276,21 +307,21 @@ def test_nothing_of_a_record_leads_out_of_the_state_directory(site: Site, change
 
 @pytest.mark.usefixtures("with_programs")
 def test_a_record_of_another_generation_gives_an_image_no_other_name(site: Site) -> None:
-    """Whoever can write to the store makes a record that is right in itself: the digest is that of the image, the name another one."""
+    """A user who can write to the store may write a valid record with the digest of the image and another name."""
     digest = site.publish()
     record = site.published.with_suffix(".json")
     fields = json.loads(record.read_bytes())
-    generation = names.generation_from_json(record.read_bytes(), str(record))
+    generation = generation_from_json(record.read_bytes(), str(record))
     composition = {**generation.composition, "owner": 4711}
-    fields.update(owner=4711, digest=names.composition_digest(composition))
-    fields["generation"] = names.generation_id(fields["digest"])
+    fields.update(owner=4711, digest=composition_digest(composition))
+    fields["generation"] = generation_id(fields["digest"])
     record.write_text(json.dumps(fields))
     refused("metadata_layer", fields["generation"], "whose image is called", **site.image(digest))
     assert not (site.folder / "state").exists()
 
 
 @pytest.mark.parametrize("instead", [*INSTEAD, *TEXTS])
-def test_what_is_no_record_of_a_generation_is_refused(site: Site, instead: str) -> None:
+def test_a_damaged_record_of_a_generation_is_refused(site: Site, instead: str) -> None:
     layer = Path(support.module("metadata_layer", **site.layer, format="directory").ok["layer"])
     record = layer.parent / "view.json"
     replaced(record, instead)
@@ -303,14 +334,34 @@ def test_what_is_no_record_of_a_generation_is_refused(site: Site, instead: str) 
     assert layer.is_dir()
 
 
-def test_a_generation_of_an_older_version_is_built_again_and_stays_while_it_is_mounted(site: Site) -> None:
+def test_a_damaged_record_of_a_generation_fails_only_what_needs_it(site: Site) -> None:
+    old = support.module("metadata_layer", **site.layer, format="directory").ok
+    record = Path(old["layer"]).parent / "view.json"
+    text = record.read_bytes()
+    record.write_bytes(b"{}")
+    view = {"name": "view", "state_dir": site.layer["state_dir"]}
+    wanted = {**site.layer, "format": "directory", "mode": "go-w"}
+    for check in (True, False):
+        new = support.module("metadata_layer", check=check, **wanted).ok
+        assert (new["changed"], new["previous"]) == (True, old["generation"])
+    assert not support.module("metadata_layer", **wanted).ok["changed"]
+    for generation in ("previous", old["generation"], Path(old["layer"]).parent.name):
+        refused("metadata_layer", str(record), **view, generation=generation)
+    record.write_bytes(text)
+    assert support.module("metadata_layer", **view, generation="previous").ok["layer"] == old["layer"]
+    record.write_bytes(b"{}")
+    assert support.module("metadata_layer", **view, state="absent").ok["changed"]
+    assert not Path(old["layer"]).exists()
+
+
+def test_a_generation_of_an_older_version_is_built_again_and_kept_while_it_is_mounted(site: Site) -> None:
     done = support.module("metadata_layer", **site.layer, format="directory").ok
     layer = Path(done["layer"])
     mount: dict[str, Any] = {"path": str(site.folder / "view"), "data": [site.scan["root"]]}
     assert support.module("overlay_mount", **mount, lower=[str(layer)]).ok["changed"]
     record = layer.parent / "view.json"
     record.write_text(json.dumps({**json.loads(record.read_bytes()), "layer_format": 1}))
-    # As its name was made of the number of the format, the new one has another.
+    # The number of the format is part of the digest, so a real new version gives another ID. Here another manifest does.
     support.write(site.folder / "root" / RELEASE / "more", b"x")
     assert support.module("release_manifest", **site.scan, state="absent").ok["changed"]
     assert support.module("release_manifest", **site.scan).ok["changed"]
@@ -325,10 +376,10 @@ def test_a_generation_of_an_older_version_is_built_again_and_stays_while_it_is_m
 
 
 @pytest.mark.parametrize("instead", [*INSTEAD, *TEXTS])
-def test_what_is_no_note_of_a_detached_overlay_is_refused(site: Site, instead: str) -> None:
-    """Layers that a process may still use are not taken for unused."""
+def test_a_damaged_note_of_a_detached_overlay_is_refused(site: Site, instead: str) -> None:
+    """A process may still use the layers, so they are not removed."""
     layer = Path(support.module("metadata_layer", **site.layer).ok["layer"])
-    notes = Path(detached.FOLDER)
+    notes = Path(detached.DIRECTORY)
     notes.mkdir(parents=True, exist_ok=True)
     note = notes / "0-99-1.json"
     note.write_bytes(b"{}")
@@ -337,15 +388,15 @@ def test_what_is_no_note_of_a_detached_overlay_is_refused(site: Site, instead: s
         refused("overlay_prune", str(note), name="view", state_dir=site.layer["state_dir"], keep=0, min_age=0)
         assert os.path.lexists(layer)
     finally:
-        for path in (note, support_copy(note), notes / "target of a link"):
+        for path in (note, original(note), notes / "target of a link"):
             if os.path.lexists(path):
                 path.rmdir() if path.is_dir() else path.unlink()
 
 
 @pytest.mark.parametrize("instead", [*INSTEAD, *TEXTS, "another overlay"])
-def test_what_is_no_note_of_an_unmounted_overlay_is_refused(folder: Path, instead: str) -> None:
+def test_a_damaged_note_of_an_unmounted_overlay_is_refused(folder: Path, instead: str) -> None:
     path = os.fsencode(folder / "overlay")
-    note = Path(remount.FOLDER) / (hashlib.sha256(path).hexdigest()[:32] + ".json")
+    note = Path(remount.DIRECTORY) / (hashlib.sha256(path).hexdigest()[:32] + ".json")
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_bytes(b"{}")
     (folder / "overlay").mkdir()
@@ -366,7 +417,7 @@ def test_what_is_no_note_of_an_unmounted_overlay_is_refused(folder: Path, instea
         refused("overlay_finalize", str(note), path=str(folder / "overlay"))
         assert support.live(path) is None
     finally:
-        for place in (note, support_copy(note), note.parent / "target of a link"):
+        for place in (note, original(note), note.parent / "target of a link"):
             if os.path.lexists(place):
                 place.rmdir() if place.is_dir() else place.unlink()
 
@@ -380,14 +431,12 @@ def test_what_is_no_note_of_an_unmounted_overlay_is_refused(folder: Path, instea
         (["a/" * 5000], ["'include' of release", "at most"]),
     ],
 )
-def test_patterns_that_nobody_could_match_in_time_are_refused(
-    site: Site, patterns: list[str], words: list[str]
-) -> None:
+def test_patterns_that_would_take_too_long_are_refused(site: Site, patterns: list[str], words: list[str]) -> None:
     release = {"release": RELEASE, "include": patterns}
     refused("metadata_layer", *words, **dict(site.layer, releases=[release]))
 
 
-def test_many_long_patterns_are_matched_in_time(site: Site) -> None:
+def test_many_long_patterns_are_matched_within_seconds(site: Site) -> None:
     for number in range(2000):
         support.write(site.folder / "root" / RELEASE / f"file-{number}")
     assert support.module("release_manifest", **site.scan, state="absent").ok["changed"]
@@ -400,7 +449,6 @@ def test_many_long_patterns_are_matched_in_time(site: Site) -> None:
 
 
 def test_a_store_asked_for_a_release_takes_no_record_of_another_one(site: Site) -> None:
-    """A record whose release is the end of the path that it is found at does not pass for that release either."""
     record = json.loads(site.record.read_bytes())
     site.record.write_text(json.dumps({**record, "release": "1.0"}))
     with pytest.raises(Exception, match="does not belong there"):

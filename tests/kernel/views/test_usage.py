@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Nothing of a view is removed while somebody uses it, whatever module is told to remove it and however it is used."""
+"""Nothing of a view is removed while it is in use, by no module and in no way."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fi
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import detached
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.detached_records import DetachedMount, to_json
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generations, removal, usage
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation import ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import removal, usage, view_state
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 NUMBER = 200
-#: Stands in the view, and reads all its files when it is told to, with paths from where it stands.
+#: A program whose working directory is in the view. On a line of input, it reads all files by relative paths and prints how many it could.
 READER = f"""
 import os, sys
 os.chdir(sys.argv[1])
@@ -49,7 +49,7 @@ class View:
     paths: ViewPaths
     layer: Path
     root: Path
-    #: Where it is mounted.
+    #: The mountpoint.
     place: Path
 
     def mount(self, layer: Path | None = None) -> None:
@@ -82,6 +82,7 @@ def reading(place: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def reads(process: subprocess.Popen[str]) -> int:
+    """Return how many files a reader can read."""
     assert process.stdin
     assert process.stdout
     process.stdin.write("now\n")
@@ -91,7 +92,7 @@ def reads(process: subprocess.Popen[str]) -> int:
 
 @contextmanager
 def in_a_container(view: View) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Have a process in a mount namespace that keeps the view, which is mounted nowhere else."""
+    """Run a process in a mount namespace that keeps the view mounted, and unmount it everywhere else."""
     view.mount()
     prefix = ["unshare", "--mount", "--propagation=private"]
     with support.background(READER, view.place / "tool" / "1", prefix=prefix) as process:
@@ -109,7 +110,7 @@ def detached_by_hand(view: View) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 @contextmanager
 def bound_and_detached_by_hand(view: View) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Have a process on a bind mount of a directory of the view, of which nothing is mounted any more."""
+    """Run a process on a bind mount of a directory of the view, and detach the mount and the view."""
     view.mount()
     other = view.place.parent / "other"
     (other / "tool" / "1").mkdir(parents=True)
@@ -122,7 +123,7 @@ def bound_and_detached_by_hand(view: View) -> Iterator[tuple[subprocess.Popen[st
 
 @contextmanager
 def switched_away(view: View) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Have a process stay on the old view after a switch to a layer of another state directory."""
+    """Run a process that stays on the old view after a switch to a layer of another state directory."""
     view.mount()
     other = view.place.parent / "other-layer"
     other.mkdir()
@@ -150,8 +151,8 @@ def test_a_view_that_is_in_use_is_not_removed(view: View, using: Using, check: b
     assert not os.path.lexists(view.paths.root)
 
 
-def test_a_mount_namespace_that_is_about_to_end_keeps_no_view(view: View) -> None:
-    """Another module has one, with a copy of all mounts, while it mounts something."""
+def test_a_mount_namespace_that_is_about_to_end_does_not_keep_a_view(view: View) -> None:
+    """Another module has such a namespace, with a copy of all mounts, while it mounts something."""
     view.mount()
     copied = view.place.parent / "copied"
     script = f"touch {copied}; sleep 1"
@@ -177,32 +178,32 @@ def test_a_generation_that_is_in_use_is_not_pruned(view: View, using: Using, too
     assert len(support.module("overlay_prune", **arguments).ok["removed"]) == 1
 
 
-def test_one_that_is_used_between_the_look_and_the_removal_is_put_back(
+def test_a_view_that_comes_into_use_after_the_first_check_is_put_back(
     view: View, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The moment is made certain: it is mounted when the first look is over, and its names are still there."""
-    look = usage.of_generations
-    looks: list[dict[str, list[str]]] = []
+    """The test makes sure of the moment: it mounts the view after the first check, while its names still exist."""
+    check = usage.of_generations
+    results: list[dict[str, list[str]]] = []
 
-    def mount_after_the_first_look(paths: ViewPaths, forget: bool) -> dict[str, list[str]]:
-        found = look(paths, forget)
-        if not looks:
+    def mount_after_the_first_check(paths: ViewPaths, forget: bool) -> dict[str, list[str]]:
+        found = check(paths, forget)
+        if not results:
             view.mount()
-        looks.append(found)
+        results.append(found)
         return found
 
-    monkeypatch.setattr(usage, "of_generations", mount_after_the_first_look)
+    monkeypatch.setattr(usage, "of_generations", mount_after_the_first_check)
     before = support.listing(Path(view.paths.root))
     with pytest.raises(OverlayError, match=f"it is mounted at {view.place}"):
         removal.remove_view(view.paths)
-    assert looks[0] == {}
+    assert results[0] == {}
     assert support.listing(Path(view.paths.root)).keys() == before.keys()
-    assert generations.observe(view.paths).current == view.layer.parent.name
+    assert view_state.observe(view.paths).current == view.layer.parent.name
     with reading(view.place) as process:
         assert reads(process) == NUMBER
 
 
-def test_what_a_killed_run_had_put_aside_while_it_was_in_use_gets_its_name_back(view: View) -> None:
+def test_a_generation_in_use_that_a_killed_run_had_moved_aside_gets_its_name_back(view: View) -> None:
     view.mount()
     os.mkdir(view.paths.removing)
     os.rename(view.layer.parent, Path(view.paths.removing) / view.layer.parent.name)
@@ -217,7 +218,7 @@ def test_what_a_killed_run_had_put_aside_while_it_was_in_use_gets_its_name_back(
 
 
 @pytest.mark.parametrize("how", ["removed", "pruned", "built again"])
-def test_a_generation_without_its_record_stays_while_it_is_in_use(view: View, how: str, folder: Path) -> None:
+def test_a_generation_without_its_record_is_kept_while_it_is_in_use(view: View, how: str, folder: Path) -> None:
     view.mount()
     os.unlink(view.layer.parent / "view.json")
     with reading(view.place) as process:
@@ -241,8 +242,8 @@ def test_a_bind_mount_of_a_layer_in_a_container_is_a_use(view: View, folder: Pat
     assert view.remove().ok["changed"]
 
 
-def test_a_mount_that_calls_the_layer_otherwise_is_a_use(view: View, folder: Path) -> None:
-    """By a link to the state directory, by the link to the current generation, and in a container that has it elsewhere."""
+def test_a_mount_of_the_layer_by_another_path_is_a_use(view: View, folder: Path) -> None:
+    """Through a link to the state directory, through the link to the current generation, and at another path in a container."""
     (folder / "alias").symlink_to(view.state_dir)
     (folder / "place").mkdir()
     alias = folder / "alias" / view.layer.relative_to(view.state_dir)
@@ -260,18 +261,18 @@ subprocess.check_call(['mount', '-t', 'overlay', '-o', 'ro,lowerdir={inside}:{vi
     assert view.remove().ok["changed"]
 
 
-def test_the_same_view_of_another_state_directory_is_none_of_its_uses(view: View, folder: Path) -> None:
+def test_the_same_view_in_another_state_directory_is_not_a_use(view: View, folder: Path) -> None:
     other = folder / "other-state"
     other.mkdir(mode=0o700)
     placements = [support.scanned(folder / "store", view.root, "tool/1")]
     layer, _generation, _report = support.build(other, placements)
     view.mount(layer)
-    # In a namespace that has a copy of the mount, too, as services have it that systemd starts.
+    # Another mount namespace has a copy of the mount, as services that systemd starts have.
     with support.namespace("private"):
         assert view.remove().ok["changed"]
 
 
-def test_a_namespace_whose_first_process_sees_a_part_is_seen_whole(view: View, folder: Path) -> None:
+def test_all_mounts_of_a_namespace_are_seen_if_its_first_process_is_in_a_chroot(view: View, folder: Path) -> None:
     (folder / "jail").mkdir()
     view.mount()
     code = f"""import os, subprocess
@@ -285,16 +286,16 @@ os.chdir('/')"""
         assert f"it is mounted at {view.place} in the mount namespace of process" in view.remove().message
 
 
-def test_a_record_whose_overlay_is_gone_hides_no_user(view: View, folder: Path) -> None:
-    """The kernel has given the number of its mount to another one, which was detached by hand."""
+def test_a_record_of_an_overlay_that_is_gone_hides_no_use(view: View, folder: Path) -> None:
+    """The kernel has reused its mount ID for another mount, which a user has detached."""
     view.mount()
     with reading(view.place) as process:
         live = support.live(view.place)
         assert live
-        # Of an overlay with a device number that no file system has.
+        # The record has a device number that no file system has.
         gone = DetachedMount(b"/gone", (0, 0xFFFFF), frozenset([live.id]), (os.fsencode(folder / "gone"),), time.time())
-        files.make_directories(detached.FOLDER, 0o700)
-        record = Path(detached.FOLDER) / "0-1048575-1.json"
+        files.make_directories(detached.DIRECTORY, 0o700)
+        record = Path(detached.DIRECTORY) / "0-1048575-1.json"
         record.write_bytes(to_json(gone))
         support.command("umount", "--lazy", view.place)
         assert f"({process.pid}), which has files of an overlay" in view.remove().message
@@ -304,7 +305,7 @@ def test_a_record_whose_overlay_is_gone_hides_no_user(view: View, folder: Path) 
     assert not record.exists()
 
 
-def test_a_process_whose_first_thread_has_ended_is_a_user(view: View, folder: Path) -> None:
+def test_a_process_whose_first_thread_has_ended_is_a_use(view: View, folder: Path) -> None:
     code = f"""import ctypes, os, sys, threading
 os.chdir({str(view.place / "tool")!r})
 def wait():
@@ -322,8 +323,8 @@ ctypes.CDLL(None).pthread_exit(None)"""
         assert f"({process.pid})" in view.remove().message
 
 
-def test_what_mounts_a_layer_now_is_a_user(view: View) -> None:
-    """It is in no list until it is attached, and its layers cannot be found out."""
+def test_a_process_that_is_mounting_something_is_a_use(view: View) -> None:
+    """The kernel lists a mount only when it is attached, and its layers are unknown until then."""
     code = f"""import ctypes, sys
 libc = ctypes.CDLL(None)
 fd = libc.syscall(430, b'overlay', 1)
@@ -337,8 +338,8 @@ assert fd >= 0
     assert view.remove().ok["changed"]
 
 
-def test_another_mount_that_is_just_being_made_is_waited_for(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends after the first look, which is made certain: while the function waits, it is told to."""
+def test_a_mount_that_is_being_made_is_waited_for(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test makes sure of the moment: the mount ends while the function waits after its first check."""
     code = """import ctypes, os, sys
 fd = ctypes.CDLL(None).syscall(430, b'tmpfs', 1)
 assert fd >= 0
@@ -367,8 +368,8 @@ sys.stdin.read()"""
     assert waited == [usage.POLL_SECONDS]
 
 
-def test_the_kernels_own_mounts_and_other_file_systems_are_no_overlays(view: View, folder: Path) -> None:
-    """Pipes, sockets, memory files and a detached tmpfs keep nothing."""
+def test_open_files_of_other_file_systems_are_not_uses(view: View, folder: Path) -> None:
+    """Pipes, sockets, memory files and a detached tmpfs are not files of an overlay."""
     (folder / "memory").mkdir()
     support.command("mount", "-t", "tmpfs", "tmpfs", folder / "memory")
     code = (

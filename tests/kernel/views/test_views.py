@@ -1,4 +1,4 @@
-"""A view equals its releases, whatever is in them and whatever file system the layer is on."""
+"""A view equals its releases, for every kind of entry and on every file system."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.conftest import FILESYSTEMS
 
 
-def test_the_release_has_what_it_promises(odd: Placement) -> None:
+def test_the_odd_release_has_many_entries_of_each_kind(odd: Placement) -> None:
     entries = odd.record.entries
     assert entries.files > 20_000
     assert min(entries.directories, entries.symlinks) > 40
@@ -60,7 +60,7 @@ def test_a_view_equals_its_releases(
     assert inode_space.attributes_fit(str(disks[kind]), namespace) == (kind != "ext4-256")
 
 
-def test_the_same_tree_has_the_same_manifest_on_every_file_system(
+def test_a_tree_has_the_same_manifest_on_every_file_system(
     disks: dict[str, Path], store: Path, root: Path, odd: Placement
 ) -> None:
     expected = Path(odd.manifest).read_bytes()
@@ -74,17 +74,17 @@ def test_the_same_tree_has_the_same_manifest_on_every_file_system(
         support.command("rm", "-rf", copy)
 
 
-def test_a_manifest_is_what_the_record_says(odd: Placement) -> None:
+def test_a_manifest_has_as_many_entries_as_its_record_says(odd: Placement) -> None:
     entries = list(manifest_store.entries(odd))
     assert len(entries) == odd.record.entries.total
     assert sum(entry.size for entry in entries if entry.target and not entry.is_hardlink and not entry.is_directory)
 
 
-def test_checksums_are_recorded_and_not_carried_into_the_view(folder: Path, root: Path) -> None:
+def test_checksums_are_recorded_but_not_copied_to_the_layer(folder: Path, root: Path) -> None:
     placement = support.scanned(folder / "store", root, "tool/1.0", checksum=True)
     assert placement.record.checksums
-    with_sum = [entry for entry in manifest_store.entries(placement) if entry.xattrs]
-    assert [entry.path for entry in with_sum] == [b"/bin/tool", b"/version"]
+    with_checksum = [entry for entry in manifest_store.entries(placement) if entry.xattrs]
+    assert [entry.path for entry in with_checksum] == [b"/bin/tool", b"/version"]
     layer, _generation, _report = support.build(folder / "state", [placement])
     assert set(os.listxattr(layer / "tool/1.0/version")) == {"trusted.overlay.metacopy", "trusted.overlay.redirect"}
 
@@ -95,14 +95,14 @@ def test_owner_and_group_replace_those_of_the_release(folder: Path, root: Path, 
         listed = support.listing(view)
         assert {(status.st_uid, status.st_gid) for status in listed.values()} == {(77, 88)}
         theirs = support.listing(root / "odd" / "1")
-        # As after chown(2), no file runs as its new owner or group, or has capabilities.
+        # As after chown(2), no file runs as its new owner or group, and none has capabilities.
         for path, status in theirs.items():
             lost = stat.S_ISUID | stat.S_ISGID if stat.S_ISREG(status.st_mode) else 0
             assert listed[b"/odd/1" + path].st_mode == status.st_mode & ~lost
         assert support.capability_of(os.fsencode(view) + b"/odd/1/special/capable") is None
 
 
-def test_source_says_where_the_data_lies(folder: Path, root: Path, tools: Sequence[Placement]) -> None:
+def test_source_is_the_path_in_the_data_layer(folder: Path, root: Path, tools: Sequence[Placement]) -> None:
     placement = replace(tools[0], source=b"1.0", at=b"")
     layer, _generation, _report = support.build(folder / "state", [placement])
     with support.mounted(support.declared(folder / "view", [layer], [root / "tool"])) as view:

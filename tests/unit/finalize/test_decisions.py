@@ -15,7 +15,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.decisi
     Decision,
     KeepOwner,
     LeaveAlone,
-    SeenEntry,
     carry_out,
     decide,
     leave_out,
@@ -49,12 +48,12 @@ def rules(**changes: Any) -> CopyUpRules:
 
 @pytest.mark.parametrize("status", [FILE, PROGRAM, SETUID, LINKED, DIRECTORY, LINK])
 def test_without_an_owner_every_entry_is_copied_up_as_it_is(status: Status) -> None:
-    assert decide(SeenEntry(status), RULES) == KeepOwner()
+    assert decide(RULES, status) == KeepOwner()
 
 
 @pytest.mark.parametrize("status", [FILE, SETUID, DIRECTORY])
 def test_an_owner_that_stays_is_not_changed(status: Status) -> None:
-    assert decide(SeenEntry(status), rules(owner=1, group=2)) == KeepOwner()
+    assert decide(rules(owner=1, group=2), status) == KeepOwner()
 
 
 @pytest.mark.parametrize(
@@ -75,7 +74,7 @@ def test_an_owner_that_stays_is_not_changed(status: Status) -> None:
 def test_the_owner_of_an_entry_from_the_lower_layers_is_changed(
     status: Status, capable: bool, changes: dict[str, Any], decision: Decision
 ) -> None:
-    assert decide(SeenEntry(status, status, capable), rules(**changes)) == decision
+    assert decide(rules(**changes), status, status, capable) == decision
 
 
 @pytest.mark.parametrize(
@@ -91,19 +90,19 @@ def test_the_owner_of_an_entry_from_the_lower_layers_is_changed(
     ],
 )
 def test_the_owner_of_an_entry_that_differs_from_the_lower_layers_is_not_changed(lower: Status | None) -> None:
-    decision = decide(SeenEntry(FILE, lower), rules(owner=7))
+    decision = decide(rules(owner=7), FILE, lower)
     assert isinstance(decision, LeaveAlone)
     assert "differs from the lower layers" in decision.reason
 
 
 def test_the_size_and_link_count_of_a_directory_do_not_matter() -> None:
     lower = replace(DIRECTORY, st_size=4096, st_nlink=1)
-    assert decide(SeenEntry(DIRECTORY, lower), rules(owner=7)) == ChangeOwner(7, 2)
+    assert decide(rules(owner=7), DIRECTORY, lower) == ChangeOwner(7, 2)
 
 
 @pytest.mark.parametrize(("status", "left"), [(FILE, False), (LINKED, True), (DIRECTORY, False)])
 def test_names_of_one_file_are_left_alone_unless_they_stay_so(status: Status, left: bool) -> None:
-    decision = decide(SeenEntry(status), rules(keeps_links=False))
+    decision = decide(rules(keeps_links=False), status)
     assert isinstance(decision, LeaveAlone) is left
     assert not left or "index=on" in str(decision)
 
@@ -113,10 +112,10 @@ def test_names_of_one_file_are_left_alone_unless_they_stay_so(status: Status, le
     [(FILE, True), (replace(FILE, st_size=0), False), (DIRECTORY, False), (LINK, False)],
 )
 def test_content_is_not_copied_unless_that_is_allowed(status: Status, left: bool) -> None:
-    decision = decide(SeenEntry(status), rules(copies_content=True))
+    decision = decide(rules(copies_content=True), status)
     assert isinstance(decision, LeaveAlone) is left
     assert not left or "copy_content" in str(decision)
-    assert decide(SeenEntry(status), rules(copies_content=True, copy_content=True)) == KeepOwner()
+    assert decide(rules(copies_content=True, copy_content=True), status) == KeepOwner()
 
 
 @pytest.mark.parametrize(("status", "size"), [(FILE, 10), (replace(FILE, st_size=0), 0), (DIRECTORY, 0), (LINK, 0)])

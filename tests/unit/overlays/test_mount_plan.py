@@ -16,7 +16,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_
     switch_method,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import mount_spec
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Counts, ManifestRecord
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import EntryCounts, ManifestRecord
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.manifest_plan import plan_manifest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import (
     BuildGeneration,
@@ -25,7 +25,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_pla
     plan_view_removal,
 )
 
-RECORD = ManifestRecord("a/1", "sha256:0", 1, Counts(), 0, False)
+RECORD = ManifestRecord("a/1", "sha256:0", 1, EntryCounts(), 0, False)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_fo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import declared_links
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import OutdatedError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Counts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import EntryCounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import (
     LAYER_FORMAT,
     Generation,
@@ -37,7 +37,7 @@ def generation(spec: LayerSpec, **more: Any) -> Generation:
         spec.format,
         spec.strategy,
         "trusted",
-        Counts(1, 2, 3, 4),
+        EntryCounts(1, 2, 3, 4),
         5,
         6,
         composition,

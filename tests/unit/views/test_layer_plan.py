@@ -42,6 +42,16 @@ def test_a_generation_that_has_to_be_there_is_not_made() -> None:
         plan_layer("h-erofs", None, there)
 
 
+def test_a_damaged_generation_fails_only_a_plan_that_needs_it() -> None:
+    there = ViewState(True, frozenset(("f-erofs",)), "f-erofs", None, {"g-erofs": "g-erofs/view.json is damaged"})
+    assert plan_layer("f-erofs", None, there) == ()
+    assert len(plan_layer("h-erofs", BuildGeneration("h", "erofs"), there)) == 2
+    assert plan_view_removal("v", there, {})
+    for provide in (None, BuildGeneration("g", "erofs")):
+        with pytest.raises(OverlayError, match=r"g-erofs/view\.json is damaged"):
+            plan_layer("g-erofs", provide, there)
+
+
 def test_a_view_is_removed_if_it_exists_and_is_not_in_use() -> None:
     assert [str(action) for action in plan_view_removal("v", state("g-erofs"), {})] == [
         "remove all generations of view v"

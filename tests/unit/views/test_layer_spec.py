@@ -10,7 +10,7 @@ import pytest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import declared_links
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
-    Counts,
+    EntryCounts,
     ManifestRecord,
     Placement,
 )
@@ -28,7 +28,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_path
 
 
 def placement(release: str, digest: str = "d", at: bytes | None = None, root: str = "/net/software") -> Placement:
-    record = ManifestRecord(release, f"sha256:{digest * 64}", 10, Counts(1, 2, 3, 4), 5, False, root)
+    record = ManifestRecord(release, f"sha256:{digest * 64}", 10, EntryCounts(1, 2, 3, 4), 5, False, root)
     place = release.encode()
     return Placement(f"/store/{release}.dump.gz", record, place if at is None else at, place)
 
