@@ -337,19 +337,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
     boot,
-    creating,
-    declaration,
     detached,
     mount_task,
-    mounts,
-    uppers,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import (
     MountpointState,
-    plan_mounted,
-    plan_unmounted,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import data_layers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import mounting
 
 
 def main() -> None:
@@ -400,20 +394,10 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
 
 
 def _planned(path: bytes, params: dict[str, Any], check_mode: bool) -> mount_task.MountTask:
-    state = mounts.observe(path)
-    if params["state"] != "mounted":
-        mounting = plan_unmounted(path, state, params["state"] == "absent")
-        return mount_task.planned(path, state, None, mounting, params["persist"], [], check_mode)
     for option in ("lower", "data", "upper", "work"):
         for layer in [params[option]] if isinstance(params[option], str) else params[option] or []:
             runner.check_absolute(layer, option)
-    defaults = creating.overlay_defaults()
-    spec = declaration.declared(path, params, state.mount, defaults)
-    beneath, upper = mounts.can_mount_beneath(), uppers.observe(spec)
-    mounting = plan_mounted(spec, state, defaults, params["switch"], beneath, upper, params["inner_mounts"])
-    warnings = declaration.check_layers(spec, bool(mounting), check_mode)
-    data_layers.check(spec, mounting)
-    return mount_task.planned(path, state, spec, mounting, params["persist"], warnings, check_mode)
+    return mounting.planned(path, params, check_mode)
 
 
 def _outcome(task: mount_task.MountTask, after: MountpointState, check_mode: bool) -> runner.Outcome:

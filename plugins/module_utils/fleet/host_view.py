@@ -179,8 +179,8 @@ def _check_kernel(view: Mapping[str, Any], source: Source, run: Run) -> None:
     if not found.supported:
         raise OverlayError(
             f"view {view['name']}: kernel {os.uname().release} cannot mount it with strategy {source.strategy}: {found.detail};"
-            f" data-only layers need Linux {'6.16' if feature == 'data_only_userxattr' else '6.5'} or a distribution kernel that carries them, and strategy"
-            " redirect does without them"
+            f" data-only layers need Linux {'6.16' if feature == 'data_only_userxattr' else '6.5'} or a distribution kernel that carries"
+            " them, and strategy redirect does without them"
         )
 
 
