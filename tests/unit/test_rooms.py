@@ -27,7 +27,8 @@ ARROWS = {
     "software_root": {"linux"},
     "runner": {"linux"},
     "modules": {"runner", "views", "layers", "finalize", "software_root", "overlays", "releases", "linux"},
-    "filter": {"releases", "linux"},
+    "resolvers": {"linux"},
+    "filter": {"resolvers", "releases", "linux"},
     "doc_fragments": set[str](),
 }
 #: Files that make no system call: they take values and return values. They import pure files alone.
@@ -55,6 +56,7 @@ PURE = {
     "views": {"generation", "layer_plan", "linger", "retention"},
     "finalize": {"marks", "move_plan", "remount_notes"},
     "software_root": {"nfs_options"},
+    "resolvers": {"conda", "json_values", "resolved", "rez", "spack", "spack_lock", "spack_specs"},
 }
 #: What pure files may not touch: the system, the clock, the network.
 IMPURE = {
