@@ -73,7 +73,7 @@ setup-demo:
 	@$(SETUP) demo software
 
 setup-test:
-	@$(SETUP) demo test
+	@$(SETUP) demo test rez
 	@$(or $(PYTHON),python3) tests/tools/images.py
 
 setup-oldest setup-importer: setup-%:

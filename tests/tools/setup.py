@@ -51,6 +51,7 @@ LEVELS = {
     "test": Level("test.txt", "venv"),
     "importer": Level("importer.txt", "venv-importer"),
     "oldest": Level("oldest.txt", "venv-oldest", ((3, 10), (3, 11), (3, 12)), optional=True),
+    "rez": Level("rez.txt", "venv-rez"),
     "requirements": Level("uv.txt", "venv-requirements"),
 }
 
