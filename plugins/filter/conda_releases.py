@@ -45,7 +45,8 @@ EXAMPLES = r"""
         mountpoint: /opt/python
         on_conflict: first
         releases: >-
-          {{ lookup('ansible.builtin.file', 'conda-list.json') | renderfarm.overlay.conda_releases('conda/{dist_name}', at='/') }}
+          {{ lookup('ansible.builtin.file', 'conda-list.json')
+             | renderfarm.overlay.conda_releases('conda/{dist_name}', at='/') }}
 
 - name: Read the records of the environment itself
   ansible.builtin.debug:

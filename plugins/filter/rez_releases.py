@@ -51,7 +51,9 @@ EXAMPLES = r"""
 
 - name: Show which packages are left out, and why
   ansible.builtin.debug:
-    msg: "{{ lookup('ansible.builtin.file', 'dragon.rxt') | renderfarm.overlay.rez_releases('/net/software', left_out='return') }}"
+    msg: >-
+      {{ lookup('ansible.builtin.file', 'dragon.rxt')
+         | renderfarm.overlay.rez_releases('/net/software', left_out='return') }}
 """
 
 RETURN = r"""

@@ -22,22 +22,24 @@ TASKS = [task for plugin in (rez_releases, spack_releases, conda_releases) for t
 @pytest.fixture(scope="module")
 def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Run the examples in one playbook, and return what each task shows, or the releases that it declares, by its name."""
-    folder = tmp_path_factory.mktemp("examples")
-    shutil.copytree(ENVIRONMENTS, folder / "files")
+    directory = tmp_path_factory.mktemp("examples")
+    shutil.copytree(ENVIRONMENTS, directory / "files")
     names = [f"example_{position}" for position in range(len(TASKS))]
     examples = [{**task, "register": name} for task, name in zip(TASKS, names)]
     results = {
         "content": "{{ [" + ", ".join(names) + "] | to_json }}",
-        "dest": str(folder / "results.json"),
+        "dest": str(directory / "results.json"),
         "mode": "0644",
     }
     play = {"hosts": "localhost", "gather_facts": False, "tasks": [*examples, {"ansible.builtin.copy": results}]}
-    (folder / "play.yml").write_text(yaml.safe_dump([play]), encoding="utf-8")
-    environment = {**os.environ, "ANSIBLE_HOME": str(folder / "home")}
+    (directory / "play.yml").write_text(yaml.safe_dump([play]), encoding="utf-8")
+    environment = {**os.environ, "ANSIBLE_HOME": str(directory / "home")}
     argv = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "localhost,", "-c", "local", "play.yml"]
-    done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        argv, cwd=directory, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    found = json.loads((directory / "results.json").read_text(encoding="utf-8"))
     return {
         task["name"]: result["ansible_facts"]["overlay_views"][0]["releases"]
         if "ansible_facts" in result

@@ -38,13 +38,13 @@ def publish(repository: Path, packages: Mapping[str, str]) -> None:
         (repository / path / "package.py").write_text(f"name = {name!r}\nversion = {version!r}\n{definition}\n")
 
 
-def resolve(folder: Path, repositories: list[Path], *requests: str, works: bool = True) -> str:
+def resolve(directory: Path, repositories: list[Path], *requests: str, works: bool = True) -> str:
     """Return the context that rez-env writes for some requests."""
     if not REZ_ENV.exists():
         pytest.fail(f"there is no {REZ_ENV}: make setup-test")
-    context = folder / "context.rxt"
+    context = directory / "context.rxt"
     environment = {
-        "HOME": str(folder),
+        "HOME": str(directory),
         "PATH": os.environ["PATH"],
         "REZ_PACKAGES_PATH": os.pathsep.join(map(str, repositories)),
         "REZ_DISABLE_HOME_CONFIG": "1",
