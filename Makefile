@@ -18,7 +18,7 @@ RUN = env -u PYTHONDONTWRITEBYTECODE \
 
 LEGS := lint types unit kernel integration integration-oldest sanity docs importer
 
-.PHONY: help test $(LEGS) demo demo-clean bench farm format requirements clean setup-demo setup-test
+.PHONY: help test $(LEGS) eda demo demo-clean bench farm format requirements clean setup-demo setup-test
 
 help: ## list the targets
 	@echo "make TARGET [PYTHON=/path/to/python3] [ARGS='...']"
@@ -44,6 +44,10 @@ importer: setup-importer
 $(LEGS): setup-test
 	@$(RUN) tests/tools/check.py $@ $(if $(ARGS),-- $(ARGS))
 
+eda: setup-test ## test the rulebook in ansible-rulebook; needs root and Java
+	@$(SETUP) eda
+	@$(RUN) tests/tools/check.py $@ $(if $(ARGS),-- $(ARGS))
+
 demo: SCRIPT := tests/demo/run
 demo-clean: SCRIPT := tests/demo/clean
 bench: SCRIPT := tests/bench/run
@@ -64,7 +68,7 @@ format: setup-test ## format the Python code for lint
 
 requirements: ## update the pinned versions in tests/requirements
 	@$(SETUP) requirements
-	@cd tests/requirements && for name in demo software test oldest importer; do \
+	@cd tests/requirements && for name in demo software test oldest importer rez eda; do \
 		"$(BUILD)/venv-requirements/bin/uv" pip compile --quiet --upgrade --universal --python-version 3.10 \
 			--no-header --no-annotate "$$name.in" --output-file "$$name.txt" || exit 1; \
 	done
@@ -73,7 +77,7 @@ setup-demo:
 	@$(SETUP) demo software
 
 setup-test:
-	@$(SETUP) demo test
+	@$(SETUP) demo test rez
 	@$(or $(PYTHON),python3) tests/tools/images.py
 
 setup-oldest setup-importer: setup-%:

@@ -202,7 +202,7 @@ PROGRAMS = ("tests/tools", "tests/demo", "tests/bench", "tests/farm")
 
 def types(_args: Sequence[str]) -> Count:
     """Check types, with files at the paths from which they are imported."""
-    plugins = tracked("plugins/*.py")
+    plugins = tracked("plugins/*.py", "extensions/*.py")
     if not plugins:
         return failure("no files in plugins")
     count = mypy("plugins", [OVERLAY / path for path in plugins])
@@ -351,6 +351,13 @@ def kernel(args: Sequence[str]) -> Count:
     return pytest("kernel", args, prefix=(*ALONE, "sh", "-c", '"$@"; exit "$?"', "sh"))
 
 
+def eda(args: Sequence[str]) -> Count:
+    """Run the rulebook in ansible-rulebook, with a deployment to this machine."""
+    if os.geteuid() != 0:
+        return failure("the rulebook deploys a view: run make as root")
+    return pytest("eda", args, prefix=(*ALONE, "sh", "-c", '"$@"; exit "$?"', "sh"))
+
+
 # ---- ansible-test
 
 # ansible-test prints these when it leaves something out, and exits 0.
@@ -385,7 +392,7 @@ def copy_tree(leg: str) -> Path:
         (copy / "tests" / "output").rename(output)
     shutil.rmtree(copy, ignore_errors=True)
     for path in tracked():
-        if any(path.is_relative_to(directory) for directory in (*PROGRAMS, "tests/kernel")):
+        if any(path.is_relative_to(directory) for directory in (*PROGRAMS, "tests/kernel", "tests/eda")):
             continue
         (copy / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(CHECKOUT / path, copy / path, follow_symlinks=False)
@@ -503,6 +510,7 @@ LEGS: dict[str, Callable[[Sequence[str]], Count]] = {
     "sanity": sanity,
     "docs": docs,
     "importer": importer,
+    "eda": eda,
 }
 
 

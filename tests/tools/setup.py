@@ -51,6 +51,8 @@ LEVELS = {
     "test": Level("test.txt", "venv"),
     "importer": Level("importer.txt", "venv-importer"),
     "oldest": Level("oldest.txt", "venv-oldest", ((3, 10), (3, 11), (3, 12)), optional=True),
+    "rez": Level("rez.txt", "venv-rez"),
+    "eda": Level("eda.txt", "venv-eda"),
     "requirements": Level("uv.txt", "venv-requirements"),
 }
 
@@ -94,14 +96,16 @@ def provide_python(found: dict[tuple[int, int], pythons.Python] | None, level: L
         return choose_python(pythons.find_all(), level)
 
 
-def missing_packages(python: pythons.Python) -> Iterator[tuple[str, str, str]]:
-    """Yield probe, Debian package and Rocky package for each missing requirement of `make test`."""
+def missing_packages(python: pythons.Python, name: str) -> Iterator[tuple[str, str, str]]:
+    """Yield probe, Debian package and Rocky package for each missing requirement of a level."""
     # mkfs is in a directory that is not on every user's PATH.
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
     for line in (REQUIREMENTS / "system.txt").read_text().splitlines():
         if not line or line.startswith("#"):
             continue
-        probe, debian, rocky, _level = line.split()
+        probe, debian, rocky, level = line.split()
+        if level != name:
+            continue
         kind, _, header = probe.partition(":")
         if kind != "header":
             if shutil.which(probe, path=path) is None:
@@ -115,13 +119,13 @@ def missing_packages(python: pythons.Python) -> Iterator[tuple[str, str, str]]:
             )
 
 
-def check_system(python: pythons.Python) -> None:
-    """As root, install the missing system packages. Raises SetupError with a line for each that is still missing."""
-    lacking = list(missing_packages(python))
+def check_system(python: pythons.Python, name: str) -> None:
+    """As root, install the missing system packages of a level. Raises SetupError with a line for each that is still missing."""
+    lacking = list(missing_packages(python, name))
     manager = package_manager()
     if lacking and os.geteuid() == 0 and manager:
         install_packages(manager, sorted({debian if manager == "apt" else rocky for _, debian, rocky in lacking}))
-        lacking = list(missing_packages(python))
+        lacking = list(missing_packages(python, name))
     if lacking:
         raise SetupError("\n".join(missing(*package) for package in lacking))
 
@@ -202,8 +206,7 @@ def install(name: str, found: dict[tuple[int, int], pythons.Python] | None) -> b
                 raise
             shutil.rmtree(venv, ignore_errors=True)
             return False
-    if name == "test":
-        check_system(python)
+    check_system(python, name)
     if usable and stamp.get(name) == wanted:
         return True
     if not usable or name in stamp:

@@ -28,7 +28,8 @@ ARROWS = {
     "fleet": {"views", "layers", "overlays", "releases", "linux"},
     "runner": {"linux"},
     "modules": {"runner", "fleet", "views", "layers", "finalize", "software_root", "overlays", "releases", "linux"},
-    "filter": {"fleet", "releases", "linux"},
+    "resolvers": {"linux"},
+    "filter": {"fleet", "resolvers", "releases", "linux"},
     "action": {"fleet", "filter", "linux"},
     "doc_fragments": set[str](),
 }
@@ -60,6 +61,7 @@ PURE = {
     },
     "software_root": {"nfs_options", "root_plan"},
     "fleet": {"declaration", "lock", "resolution", "status"},
+    "resolvers": {"conda", "json_values", "resolved", "rez", "spack", "spack_lock", "spack_specs"},
 }
 #: What pure files may not touch: the system, the clock, the network.
 IMPURE = {
