@@ -23,7 +23,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.erofs_la
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Plan, apply
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, top_mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import images, mounts, uppers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, images, mounts, uppers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import plan_mounted
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, Writable, mount_spec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, manifest_writer
@@ -337,7 +337,7 @@ def planned(spec: MountSpec, switch: str = "auto") -> Plan:
     """Return the plan that mounts an overlay as declared."""
     state = mounts.observe(spec.path)
     return plan_mounted(
-        spec, state, mounts.overlay_defaults(), switch, mounts.can_mount_beneath(), uppers.observe(spec)
+        spec, state, creating.overlay_defaults(), switch, mounts.can_mount_beneath(), uppers.observe(spec)
     )
 
 
@@ -354,9 +354,9 @@ def carried_out(spec: MountSpec, switch: str = "auto") -> list[str]:
 def mounted(spec: MountSpec) -> Iterator[Path]:
     """Mount an overlay while the block runs."""
     os.makedirs(spec.path, exist_ok=True)
-    mount = mounts.new_overlay(spec)
+    mount = creating.new_overlay(spec)
     try:
-        mounts.attach(mount, spec.path)
+        creating.attach(mount, spec.path)
     finally:
         os.close(mount)
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, Writable
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
@@ -58,8 +58,8 @@ class Overlay:
         lowers, data = (tuple(map(os.fsencode, layers)) for layers in (self.lowers, self.data))
         writable = Writable(os.fsencode(self.upper), os.fsencode(self.work))
         spec = MountSpec(os.fsencode(self.path), lowers, data, settings, frozenset(("nodev",)), (), writable)
-        mount = mounts.create_overlay(spec)
-        mounts.attach(mount, os.fsencode(self.path))
+        mount = creating.create_overlay(spec)
+        creating.attach(mount, os.fsencode(self.path))
         os.close(mount)
 
     def unmount(self) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import OverlayLayers, check_absolute
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import image_path
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, Settings
 
@@ -98,7 +98,7 @@ def opened(layers: OverlayLayers) -> Iterator[Lowers]:
         settings: Settings = ((b"metacopy", b"on"), (b"redirect_dir", b"follow"))
         if (b"userxattr", None) in layers.settings:
             settings = ((b"userxattr", None),)
-        root = mounts.new_overlay(
+        root = creating.new_overlay(
             MountSpec(b"the lower layers", layers.lower, layers.data, settings, frozenset(("ro",)), found)
         )
     try:

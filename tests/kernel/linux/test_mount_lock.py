@@ -14,7 +14,12 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, fstab, mount_lock, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    boot_files,
+    deadline,
+    mount_lock,
+    syscalls,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.overlays.test_switch import (
@@ -184,7 +189,7 @@ def test_a_run_that_does_not_get_the_lock_names_the_mountpoint_and_changes_nothi
 
 
 def test_simultaneous_edits_of_fstab_are_all_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fstab, "FSTAB", str(folder / "fstab"))
+    monkeypatch.setattr(boot_files, "FSTAB", str(folder / "fstab"))
     both_have_read = threading.Barrier(2, timeout=1)
 
     def add(line: bytes) -> None:
@@ -194,7 +199,7 @@ def test_simultaneous_edits_of_fstab_are_all_kept(folder: Path, monkeypatch: pyt
                 both_have_read.wait()
             return text + line
 
-        fstab.edit(added)
+        boot_files.edit_fstab(added)
 
     writing = [threading.Thread(target=add, args=(line,)) for line in (b"one\n", b"two\n")]
     for thread in writing:

@@ -11,14 +11,18 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fstab, namespaces
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import boot_files, namespaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import apply
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot, boot_entries, boot_files, mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
+    boot,
+    boot_entries,
+    creating,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 UNITS = Path(boot_files.UNITS)
-FSTAB = Path(fstab.FSTAB)
+FSTAB = Path(boot_files.FSTAB)
 WANTS = UNITS / "remote-fs.target.wants"
 
 ODD = [
@@ -131,7 +135,7 @@ def test_a_line_of_fstab_mounts_the_declared_overlay(folder: Path, name: str, ki
 
 
 def test_layers_too_long_for_one_option_are_mounted_one_by_one(folder: Path) -> None:
-    assert mounts.takes_layers_one_by_one()
+    assert creating.takes_layers_one_by_one()
     spec = view_of(folder / ("x" * 120) / ("y" * 40))
     units = boot_entries.desired_units(spec, append=True)
     assert b"lowerdir+=" in units[-1].text
