@@ -342,11 +342,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import
     detached,
     mount_task,
     mounts,
-    uppers,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import (
     MountpointState,
-    plan_mounted,
     plan_unmounted,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import data_layers
@@ -409,8 +407,7 @@ def _planned(path: bytes, params: dict[str, Any], check_mode: bool) -> mount_tas
             runner.check_absolute(layer, option)
     defaults = creating.overlay_defaults()
     spec = declaration.declared(path, params, state.mount, defaults)
-    beneath, upper = mounts.can_mount_beneath(), uppers.observe(spec)
-    mounting = plan_mounted(spec, state, defaults, params["switch"], beneath, upper, params["inner_mounts"])
+    mounting = mount_task.plan_declared(spec, state, defaults, params["switch"], params["inner_mounts"])
     warnings = declaration.check_layers(spec, bool(mounting), check_mode)
     data_layers.check(spec, mounting)
     return mount_task.planned(path, state, spec, mounting, params["persist"], warnings, check_mode)

@@ -54,14 +54,14 @@ def command(*argv: str | Path) -> str:
 
 
 @contextlib.contextmanager
-def filesystem(folder: Path, kind: str) -> Iterator[Path]:
+def filesystem(area: Path, kind: str) -> Iterator[Path]:
     """Mount a new file system while the block runs: ``tmpfs``, ``xfs``, or ``ext4-N`` with inodes of N bytes."""
-    place = folder / kind
+    place = area / kind
     place.mkdir()
     if kind == "tmpfs":
         command("mount", "-t", "tmpfs", "-o", "mode=0755,size=2g,nr_inodes=0", "tmpfs", place)
     else:
-        image = folder / f"{kind}.image"
+        image = area / f"{kind}.image"
         with image.open("wb") as stream:
             stream.truncate(GIGABYTE)
         if kind == "xfs":
@@ -395,15 +395,15 @@ def namespace(propagation: str = "unchanged", code: str = "") -> Iterator[int]:
         yield process.pid
 
 
-def loops_on(folder: Path) -> list[str]:
+def loops_on(area: Path) -> list[str]:
     """Return the lines of losetup(8) for loop devices on files in a directory."""
-    return [line for line in command("losetup", "--list", "--noheadings").splitlines() if str(folder) in line]
+    return [line for line in command("losetup", "--list", "--noheadings").splitlines() if str(area) in line]
 
 
-def loops_gone(folder: Path) -> bool:
+def loops_gone(area: Path) -> bool:
     """Return whether the loop devices on files in a directory are gone, after waiting for the kernel up to five seconds."""
     for _try in range(100):
-        if not loops_on(folder):
+        if not loops_on(area):
             return True
         time.sleep(0.05)
     return False
