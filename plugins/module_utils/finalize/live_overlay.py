@@ -28,7 +28,7 @@ class Roots:
     """Descriptors of the root of an overlay and of its upper layer. No other path is resolved from the top."""
 
     def __init__(self, mount: Mount, upper: bytes) -> None:
-        #: Of the upper layer.
+        #: The root of the upper layer.
         self.upper = beneath.open_layer(upper)
         self._shown = -1
         try:

@@ -54,7 +54,7 @@ class Lowers:
             os.close(fd)
 
     def has(self, path: bytes) -> bool:
-        """Tell whether a path exists. Raises OSError if its directory cannot be opened."""
+        """Return whether a path exists. Raises OSError if its directory cannot be opened."""
         directory, name = posixpath.split(path)
         fd = self.open(directory)
         if fd < 0:
@@ -68,7 +68,7 @@ class Lowers:
 
 
 def is_whiteout(status: os.stat_result) -> bool:
-    """Tell whether an entry of a layer is a whiteout, which hides its name in the layers below."""
+    """Return whether an entry of a layer is a whiteout, which hides its name in the layers below."""
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 

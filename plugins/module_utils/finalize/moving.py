@@ -218,7 +218,7 @@ def _aside(root: int) -> Iterator[int]:
 
 
 def _is_ours(fd: int) -> bool:
-    """Tell whether only root can enter a directory. A user may have put another one in the place of ours."""
+    """Return whether only root can enter a directory. A user may have put another one in the place of ours."""
     status = os.fstat(fd)
     return status.st_uid == 0 and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
 

@@ -55,7 +55,7 @@ def observe(path: bytes) -> MountpointState:
 
 
 def can_mount_beneath() -> bool:
-    """Tell whether the kernel can mount beneath another mount (Linux 6.5)."""
+    """Return whether the kernel can mount beneath another mount (Linux 6.5)."""
     return syscalls.knows_mount_beneath()
 
 

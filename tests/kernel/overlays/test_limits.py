@@ -170,7 +170,7 @@ def fail_with(error: BaseException) -> Callable[[deadline.Progress], None]:
         (FileNotFoundError(2, "No such file", "/x \udcff"), FileNotFoundError, "No such file"),
         (ValueError("unforeseen"), deadline.WorkError, "ValueError: unforeseen"),
         (MemoryError(), deadline.WorkError, "MemoryError"),
-        (SystemExit(3), OverlayError, "ended from outside"),
+        (SystemExit(3), OverlayError, "was killed"),
     ],
 )
 def test_an_error_in_the_child_process_is_raised_in_the_parent(
@@ -184,7 +184,7 @@ def test_an_error_in_the_child_process_is_raised_in_the_parent(
 
 
 def test_killed_work_is_an_error() -> None:
-    with pytest.raises(OverlayError, match=r"ended from outside \(wait status 9\)"):
+    with pytest.raises(OverlayError, match=r"was killed \(wait status 9\)"):
         deadline.run(lambda _progress: os.kill(os.getpid(), signal.SIGKILL), 10)
 
 

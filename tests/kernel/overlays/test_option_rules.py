@@ -113,7 +113,7 @@ def test_the_kernel_ignores_an_ignored_setting(
 
 
 def userxattr_works(area: Path) -> bool:
-    """Tell whether the kernel finds content in data layers without metacopy (Linux 6.16)."""
+    """Return whether the kernel finds content in data layers without metacopy (Linux 6.16)."""
     with support.mounted(bare(area, {"userxattr": None}, upper=False, data=True)) as view:
         return read(view / "file") == CONTENT
 
