@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountpoints
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import apply
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import detached, mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, detached, mounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import plan_mounted
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, mount_spec
 
@@ -25,7 +25,7 @@ def seconds_of_switches(directory: Path, images: bool) -> list[float]:
         spec = specs[turn % 2]
         started = time.perf_counter()
         plan = plan_mounted(
-            spec, mounts.observe(spec.path), mounts.overlay_defaults(), "beneath", mounts.can_mount_beneath()
+            spec, mounts.observe(spec.path), creating.overlay_defaults(), "beneath", mounts.can_mount_beneath()
         )
         for action in plan:
             apply(action, mounts.HANDLERS)

@@ -83,7 +83,7 @@ def tools(store: Path, root: Path) -> tuple[Placement, Placement]:
 
 
 @pytest.fixture
-def folder(arena: Path) -> Iterator[Path]:
+def area(arena: Path) -> Iterator[Path]:
     """Make a directory for the test, in memory, with a manifest store; unmount everything inside it afterwards."""
     path = Path(tempfile.mkdtemp(dir=arena))
     path.chmod(0o755)

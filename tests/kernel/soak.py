@@ -75,24 +75,24 @@ def _notes() -> frozenset[str]:
 class _World:
     """The directories of a soak."""
 
-    folder: Path
+    area: Path
     #: Notes that existed before.
     notes: frozenset[str] = field(default_factory=_notes)
 
     @property
     def root(self) -> Path:
-        return self.folder / "root"
+        return self.area / "root"
 
     @property
     def state_dir(self) -> Path:
-        return self.folder / "state"
+        return self.area / "state"
 
     @property
     def stop(self) -> Path:
-        return self.folder / "stop"
+        return self.area / "stop"
 
     def view(self, name: str) -> Path:
-        return self.folder / "views" / name
+        return self.area / "views" / name
 
     def make(self) -> None:
         """Make the state directory, the releases and their manifests."""
@@ -103,20 +103,20 @@ class _World:
             for index in range(FILES):
                 support.write(top / "bin" / f"file{index}", _content(number))
             (top / "site").mkdir()
-            support.scanned(self.folder / "store", self.root, f"tool/{number}")
+            support.scanned(self.area / "store", self.root, f"tool/{number}")
 
 
 def _content(number: int) -> bytes:
     return b"release %d" % number
 
 
-def run(folder: Path, seconds: float, seed: int = 0) -> Found:
-    """Soak for ``seconds`` below ``folder``, and return what was observed."""
-    world = _World(folder)
+def run(area: Path, seconds: float, seed: int = 0) -> Found:
+    """Soak for ``seconds`` below ``directory``, and return what was observed."""
+    world = _World(area)
     world.make()
     for name in VIEWS:
         for module, arguments in _deployment(world, name, 0, "directory"):
-            _must(module, arguments, folder)
+            _must(module, arguments, area)
         # A mount of the site inside the view.
         support.command("mount", "-t", "tmpfs", "site", world.view(name) / "tool" / "site")
         support.write(world.view(name) / "tool" / "site" / "plugin", _content(0))
@@ -124,7 +124,7 @@ def run(folder: Path, seconds: float, seed: int = 0) -> Found:
         names = VIEWS * READERS
         works = [(f"reader{number}", partial(_read, world, name)) for number, name in enumerate(names)]
         works += [(f"worker{number}", partial(_work, world, seed * WORKERS + number)) for number in range(WORKERS)]
-        outputs = [stack.enter_context(_process(folder / name, work)) for name, work in works]
+        outputs = [stack.enter_context(_process(area / name, work)) for name, work in works]
         time.sleep(seconds)
         world.stop.touch()
         found = Found()
@@ -137,8 +137,8 @@ def run(folder: Path, seconds: float, seed: int = 0) -> Found:
         )
     for name in VIEWS:
         support.unmount_all(world.view(name))
-    if not support.loops_gone(folder):
-        found.left += [f"loop device {line}" for line in support.loops_on(folder)]
+    if not support.loops_gone(area):
+        found.left += [f"loop device {line}" for line in support.loops_on(area)]
     return found
 
 
@@ -221,7 +221,7 @@ def _work(world: _World, seed: int) -> dict[str, Any]:
         runs[what] += 1
         for module, arguments in steps:
             after = chance.uniform(0, _KILLED_WITHIN) if chance.random() < _KILLED else None
-            ran = _ran(module, arguments, world.folder, after)
+            ran = _ran(module, arguments, world.area, after)
             if ran is None:
                 killed += 1
                 break
@@ -245,7 +245,7 @@ _Step = tuple[str, dict[str, Any]]
 
 
 def _deployment(world: _World, name: str, number: int, form: str) -> Iterator[_Step]:
-    release = {"manifest": str(world.folder / "store" / "tool" / f"{number}.dump.gz"), "at": "tool"}
+    release = {"manifest": str(world.area / "store" / "tool" / f"{number}.dump.gz"), "at": "tool"}
     yield "metadata_layer", {**_view(world, name), "releases": [release], "format": form}
     yield _mounting(world, name)
 
@@ -268,9 +268,9 @@ def _view(world: _World, name: str) -> dict[str, Any]:
     return {"name": name, "state_dir": str(world.state_dir)}
 
 
-def _ran(module: str, arguments: dict[str, Any], folder: Path, kill_after: float | None) -> support.Ran | None:
+def _ran(module: str, arguments: dict[str, Any], area: Path, kill_after: float | None) -> support.Ran | None:
     """Run a module, and kill it after ``kill_after`` seconds unless that is None. Return its result; None if it was killed."""
-    given = {**arguments, "_ansible_remote_tmp": str(folder / "tmp")}
+    given = {**arguments, "_ansible_remote_tmp": str(area / "tmp")}
     with support.forked_module(module, given) as run:
         run.go()
         if kill_after is not None:
@@ -280,9 +280,9 @@ def _ran(module: str, arguments: dict[str, Any], folder: Path, kill_after: float
         return None if ran.status < 0 else ran
 
 
-def _must(module: str, arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _must(module: str, arguments: dict[str, Any], area: Path) -> dict[str, Any]:
     """Run a module, which must succeed, and return its result."""
-    ran = _ran(module, arguments, folder, None)
+    ran = _ran(module, arguments, area, None)
     assert ran is not None
     _last[0] = ran.ok
     return ran.ok
@@ -295,13 +295,13 @@ def _left(world: _World) -> list[str]:
         # Twice, so that the previous generation has format directory too.
         for number in (1, 0):
             for module, arguments in _deployment(world, name, number, "directory"):
-                _must(module, arguments, world.folder)
+                _must(module, arguments, world.area)
         for _twice in range(2):
-            pruned = _must(*_pruning(world, name), world.folder)
+            pruned = _must(*_pruning(world, name), world.area)
         if pruned["changed"]:
             left.append(f"view {name}: a second prune removed {pruned['removed']}")
         for module, arguments in _deployment(world, name, 0, "directory"):
-            if _must(module, arguments, world.folder)["changed"]:
+            if _must(module, arguments, world.area)["changed"]:
                 left.append(f"view {name}: a second {module} changed something")
         top = world.state_dir / "views" / name
         expected = {"current", "previous", "generations", "lock"}
@@ -309,7 +309,7 @@ def _left(world: _World) -> list[str]:
         if len(os.listdir(top / "generations")) != 2:
             left += [str(one) for one in (top / "generations").iterdir()]
     left += [f"note {path}" for path in _notes() - world.notes]
-    inside = os.fsencode(world.folder) + b"/"
+    inside = os.fsencode(world.area) + b"/"
     expected_mounts = {
         os.fsencode(place) for name in VIEWS for place in (world.view(name), world.view(name) / "tool" / "site")
     }

@@ -23,7 +23,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.erofs_la
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Plan, apply
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, top_mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import images, mounts, uppers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, images, mounts, uppers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import plan_mounted
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, Writable, mount_spec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, manifest_writer
@@ -54,14 +54,14 @@ def command(*argv: str | Path) -> str:
 
 
 @contextlib.contextmanager
-def filesystem(folder: Path, kind: str) -> Iterator[Path]:
+def filesystem(area: Path, kind: str) -> Iterator[Path]:
     """Mount a new file system while the block runs: ``tmpfs``, ``xfs``, or ``ext4-N`` with inodes of N bytes."""
-    place = folder / kind
+    place = area / kind
     place.mkdir()
     if kind == "tmpfs":
         command("mount", "-t", "tmpfs", "-o", "mode=0755,size=2g,nr_inodes=0", "tmpfs", place)
     else:
-        image = folder / f"{kind}.image"
+        image = area / f"{kind}.image"
         with image.open("wb") as stream:
             stream.truncate(GIGABYTE)
         if kind == "xfs":
@@ -337,7 +337,7 @@ def planned(spec: MountSpec, switch: str = "auto") -> Plan:
     """Return the plan that mounts an overlay as declared."""
     state = mounts.observe(spec.path)
     return plan_mounted(
-        spec, state, mounts.overlay_defaults(), switch, mounts.can_mount_beneath(), uppers.observe(spec)
+        spec, state, creating.overlay_defaults(), switch, mounts.can_mount_beneath(), uppers.observe(spec)
     )
 
 
@@ -354,9 +354,9 @@ def carried_out(spec: MountSpec, switch: str = "auto") -> list[str]:
 def mounted(spec: MountSpec) -> Iterator[Path]:
     """Mount an overlay while the block runs."""
     os.makedirs(spec.path, exist_ok=True)
-    mount = mounts.new_overlay(spec)
+    mount = creating.new_overlay(spec)
     try:
-        mounts.attach(mount, spec.path)
+        creating.attach(mount, spec.path)
     finally:
         os.close(mount)
     try:
@@ -395,15 +395,15 @@ def namespace(propagation: str = "unchanged", code: str = "") -> Iterator[int]:
         yield process.pid
 
 
-def loops_on(folder: Path) -> list[str]:
+def loops_on(area: Path) -> list[str]:
     """Return the lines of losetup(8) for loop devices on files in a directory."""
-    return [line for line in command("losetup", "--list", "--noheadings").splitlines() if str(folder) in line]
+    return [line for line in command("losetup", "--list", "--noheadings").splitlines() if str(area) in line]
 
 
-def loops_gone(folder: Path) -> bool:
+def loops_gone(area: Path) -> bool:
     """Return whether the loop devices on files in a directory are gone, after waiting for the kernel up to five seconds."""
     for _try in range(100):
-        if not loops_on(folder):
+        if not loops_on(area):
             return True
         time.sleep(0.05)
     return False

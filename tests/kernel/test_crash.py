@@ -53,19 +53,19 @@ def duration(work: Callable[[], object]) -> float:
 
 
 @pytest.fixture
-def medium(folder: Path) -> Placement:
+def medium(area: Path) -> Placement:
     """Make and scan a release whose layer takes some tens of milliseconds to build."""
-    top = folder / "root" / "medium" / "1"
+    top = area / "root" / "medium" / "1"
     for number in range(30):
         (top / f"{number}").mkdir(parents=True)
         for index in range(50):
             support.write(top / f"{number}" / f"{index}", b"%d" % index)
-    return support.scanned(folder / "store", folder / "root", "medium/1")
+    return support.scanned(area / "store", area / "root", "medium/1")
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "xfs"])
 def test_a_killed_build_leaves_no_partial_generation(
-    disks: dict[str, Path], folder: Path, medium: Placement, kind: str
+    disks: dict[str, Path], area: Path, medium: Placement, kind: str
 ) -> None:
     state_dir = disks[kind] / "crash"
     paths = ViewPaths.of(str(state_dir), "view")
@@ -92,17 +92,17 @@ def test_a_killed_build_leaves_no_partial_generation(
     assert sorted(os.listdir(paths.root)) == ["current", "generations", "lock"]
     assert os.listdir(paths.generations) == [whole.directory]
     assert support.compare_trees(layer, wanted) == []
-    with support.mounted(support.declared(folder / "view", [layer], [folder / "root"])) as view:
-        assert support.compare_trees(view / "medium/1", folder / "root" / "medium/1") == []
+    with support.mounted(support.declared(area / "view", [layer], [area / "root"])) as view:
+        assert support.compare_trees(view / "medium/1", area / "root" / "medium/1") == []
 
 
-def test_a_killed_scan_leaves_no_partial_manifest(folder: Path, medium: Placement) -> None:
+def test_a_killed_scan_leaves_no_partial_manifest(area: Path, medium: Placement) -> None:
     expected = Path(medium.manifest).read_bytes()
-    store = folder / "killed"
+    store = area / "killed"
     store.mkdir()
 
     def write() -> None:
-        manifest_writer.write(str(store), str(folder / "root"), "medium/1", checksum=False)
+        manifest_writer.write(str(store), str(area / "root"), "medium/1", checksum=False)
 
     takes = duration(write)
     manifest_writer.remove(str(store), "medium/1")
@@ -140,7 +140,7 @@ def test_a_manifest_without_its_other_half_is_named(medium: Placement, part: str
 
 
 @pytest.mark.parametrize("damage", ["truncated", "appended", "flipped", "other text", "garbage"])
-def test_a_damaged_manifest_builds_nothing(folder: Path, medium: Placement, damage: str) -> None:
+def test_a_damaged_manifest_builds_nothing(area: Path, medium: Placement, damage: str) -> None:
     path = Path(medium.manifest)
     content = path.read_bytes()
     middle = len(content) // 2
@@ -153,22 +153,22 @@ def test_a_damaged_manifest_builds_nothing(folder: Path, medium: Placement, dama
             "garbage": b"\0" * len(content),
         }[damage]
     )
-    arguments: dict[str, Any] = {"state_dir": str(folder / "state"), "name": "v", "releases": [{"manifest": str(path)}]}
+    arguments: dict[str, Any] = {"state_dir": str(area / "state"), "name": "v", "releases": [{"manifest": str(path)}]}
     message = support.module("metadata_layer", **arguments).message
     assert str(path) in message
     assert "scan the release again" in message
     # Whether the length or the digest reveals the damage, no generation is visible.
-    assert view_state.observe(ViewPaths.of(str(folder / "state"), "v")).generations == frozenset()
+    assert view_state.observe(ViewPaths.of(str(area / "state"), "v")).generations == frozenset()
     path.write_bytes(content)
     assert support.module("metadata_layer", **arguments).ok["changed"]
 
 
 @pytest.mark.usefixtures("medium")
-def test_a_killed_finalize_leaves_an_overlay_that_reads_as_before(folder: Path) -> None:
-    lower = folder / "root"
+def test_a_killed_finalize_leaves_an_overlay_that_reads_as_before(area: Path) -> None:
+    lower = area / "root"
     for number in range(0, 30, 7):
         (lower / "medium/1" / str(number) / "0").chmod(0o4755)
-    overlay = overlay_at(folder / "overlay", lower)
+    overlay = overlay_at(area / "overlay", lower)
     before = shown(overlay.path)
     wanted = Wanted(owner=12, group=None, copy_up=True, keep_setid=True, copy_content=False, check_mode=False)
     request = Request(
@@ -188,8 +188,8 @@ def test_a_killed_finalize_leaves_an_overlay_that_reads_as_before(folder: Path) 
     killed = 0
     for turn in range(KILLS // 3):
         overlay.unmount()
-        shutil.rmtree(overlay.folder)
-        overlay = overlay_at(folder / "overlay", lower)
+        shutil.rmtree(overlay.area)
+        overlay = overlay_at(area / "overlay", lower)
         # Several runs, so that a run also continues the work of a killed run and is killed itself.
         for _part in range(3):
             status = in_child(lambda: passes.run(request), chance.uniform(0, takes))
@@ -215,5 +215,5 @@ def test_a_killed_finalize_leaves_an_overlay_that_reads_as_before(folder: Path) 
 
 def wait_for_end(overlay: Overlay) -> None:
     """Wait until no process uses a path in an overlay or its layers."""
-    while any(path.startswith(os.fsencode(overlay.folder)) for _process, path in processes.paths()):
+    while any(path.startswith(os.fsencode(overlay.area)) for _process, path in processes.paths()):
         time.sleep(0.01)

@@ -40,16 +40,16 @@ def dead(place: Path) -> Iterator[None]:
         os.close(device)
 
 
-def test_a_dead_file_system_does_not_answer(folder: Path) -> None:
+def test_a_dead_file_system_does_not_answer(area: Path) -> None:
     answered = threading.Event()
 
     def ask() -> None:
         with contextlib.suppress(OSError):
-            os.lstat(folder)
+            os.lstat(area)
         answered.set()
 
     asking = threading.Thread(target=ask)
-    with dead(folder):
+    with dead(area):
         asking.start()
         assert not answered.wait(0.3)
     asking.join(30)
@@ -57,12 +57,12 @@ def test_a_dead_file_system_does_not_answer(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def etc_of_its_own(folder: Path) -> Iterator[None]:
+def etc_of_its_own(area: Path) -> Iterator[None]:
     """Mount a private /etc without units over that of the machine, while the block runs."""
     for name in ("etc", "etc-work"):
-        (folder / name).mkdir()
+        (area / name).mkdir()
     support.command(
-        "mount", "-t", "overlay", "etc", "-o", f"lowerdir=/etc,upperdir={folder}/etc,workdir={folder}/etc-work", "/etc"
+        "mount", "-t", "overlay", "etc", "-o", f"lowerdir=/etc,upperdir={area}/etc,workdir={area}/etc-work", "/etc"
     )
     try:
         Path("/etc/fstab").write_text("")
@@ -76,19 +76,19 @@ def etc_of_its_own(folder: Path) -> Iterator[None]:
 @pytest.mark.parametrize("persist", ["none", "fstab", "systemd"])
 @pytest.mark.parametrize("written", ["plain", "slashes", "link", "link above"])
 @pytest.mark.parametrize("image", [False, True])
-def test_a_view_that_is_as_declared_needs_no_server(folder: Path, persist: str, written: str, image: bool) -> None:
-    with etc_of_its_own(folder):
-        spec = generation(folder, 0, folder / "view", image=image)
+def test_a_view_that_is_as_declared_needs_no_server(area: Path, persist: str, written: str, image: bool) -> None:
+    with etc_of_its_own(area):
+        spec = generation(area, 0, area / "view", image=image)
         arguments = arguments_of(spec, persist=persist, timeout=LIMIT)
         data = arguments["data"][0]
-        (folder / "link").symlink_to("g0/data")
-        (folder / "above").symlink_to(folder / "g0")
+        (area / "link").symlink_to("g0/data")
+        (area / "above").symlink_to(area / "g0")
         arguments["data"] = [
             {
                 "plain": data,
                 "slashes": f"{data}//.",
-                "link": str(folder / "link"),
-                "link above": f"{folder}/above/./data",
+                "link": str(area / "link"),
+                "link above": f"{area}/above/./data",
             }[written]
         ]
         assert support.module("overlay_mount", **arguments).ok["changed"]
@@ -98,68 +98,66 @@ def test_a_view_that_is_as_declared_needs_no_server(folder: Path, persist: str, 
                 assert (done["changed"], "warnings" in done) == (False, False)
             # Neither do reporting it and unmounting it.
             reported = support.module("overlay_info", probe=False, timeout=LIMIT).ok
-            assert str(folder / "view") in [one["path"] for one in reported["mounts"]]
-            assert support.module("overlay_mount", path=str(folder / "view"), state="absent", timeout=LIMIT).ok[
-                "changed"
-            ]
+            assert str(area / "view") in [one["path"] for one in reported["mounts"]]
+            assert support.module("overlay_mount", path=str(area / "view"), state="absent", timeout=LIMIT).ok["changed"]
 
 
-def test_a_dead_server_above_the_data_layer_is_not_asked(folder: Path) -> None:
-    spec = generation(folder, 0, folder / "view")
+def test_a_dead_server_above_the_data_layer_is_not_asked(area: Path) -> None:
+    spec = generation(area, 0, area / "view")
     support.carried_out(spec)
     arguments = arguments_of(spec, timeout=LIMIT)
-    with dead(folder / "g0"):
+    with dead(area / "g0"):
         assert not support.module("overlay_mount", **arguments).ok["changed"]
 
 
-def test_a_writable_overlay_over_a_dead_server_is_as_declared(folder: Path) -> None:
+def test_a_writable_overlay_over_a_dead_server_is_as_declared(area: Path) -> None:
     for name in ("net", "upper", "work"):
-        (folder / name).mkdir()
+        (area / name).mkdir()
     arguments: dict[str, Any] = {
-        "path": str(folder / "view"),
-        "lower": [str(folder / "net")],
-        "upper": str(folder / "upper"),
-        "work": str(folder / "work"),
+        "path": str(area / "view"),
+        "lower": [str(area / "net")],
+        "upper": str(area / "upper"),
+        "work": str(area / "work"),
         "timeout": LIMIT,
     }
     assert support.module("overlay_mount", **arguments).ok["changed"]
-    with dead(folder / "net"):
+    with dead(area / "net"):
         assert not support.module("overlay_mount", **arguments).ok["changed"]
 
 
-def test_a_data_layer_given_by_a_link_is_compared_by_its_target(folder: Path) -> None:
-    spec = generation(folder, 0, folder / "view")
-    generation(folder, 1, folder / "view")
+def test_a_data_layer_given_by_a_link_is_compared_by_its_target(area: Path) -> None:
+    spec = generation(area, 0, area / "view")
+    generation(area, 1, area / "view")
     support.carried_out(spec)
-    (folder / "link").symlink_to("g0/data")
-    arguments = {**arguments_of(spec), "data": [str(folder / "link")]}
+    (area / "link").symlink_to("g0/data")
+    arguments = {**arguments_of(spec), "data": [str(area / "link")]}
     assert not support.module("overlay_mount", **arguments).ok["changed"]
-    (folder / "link").unlink()
-    (folder / "link").symlink_to("g1/data")
+    (area / "link").unlink()
+    (area / "link").symlink_to("g1/data")
     assert support.module("overlay_mount", **arguments).ok["changed"]
 
 
-def test_a_switch_to_a_dead_server_fails_within_the_time_limit(folder: Path) -> None:
-    specs = [generation(folder, number, folder / "view") for number in range(2)]
+def test_a_switch_to_a_dead_server_fails_within_the_time_limit(area: Path) -> None:
+    specs = [generation(area, number, area / "view") for number in range(2)]
     support.carried_out(specs[0])
-    with dead(folder / "g1" / "data"):
+    with dead(area / "g1" / "data"):
         message = support.module("overlay_mount", **arguments_of(specs[1], timeout=1.0)).message
         assert "gave up: no progress for 1 seconds" in message
-    assert (folder / "view" / "bin" / "file0").read_text() == "generation 0"
+    assert (area / "view" / "bin" / "file0").read_text() == "generation 0"
 
 
-def test_paths_are_resolved_as_the_kernel_does(folder: Path) -> None:
+def test_paths_are_resolved_as_the_kernel_does(area: Path) -> None:
     for name in ("a/b/c", "d"):
-        (folder / name).mkdir(parents=True)
+        (area / name).mkdir(parents=True)
     for name, target in (
         ("up", "a/b/.."),
-        ("a/abs", f"{folder}/d"),
+        ("a/abs", f"{area}/d"),
         ("a/b/rel", "../../d"),
         ("loop", "loop"),
         ("a/twice", "b/rel/../a/./abs"),
         ("gone", "nowhere/at/all"),
     ):
-        (folder / name).symlink_to(target)
+        (area / name).symlink_to(target)
     live = namespaces.own_mounts()
     for path in (
         *(
@@ -179,20 +177,20 @@ def test_paths_are_resolved_as_the_kernel_does(folder: Path) -> None:
         ),
         *("../..", "nothing/../a", "a/b/rel/nothing"),
     ):
-        given = os.fsencode(folder) + b"/" + path.encode()
+        given = os.fsencode(area) + b"/" + path.encode()
         assert still_paths.resolved(given, live) == os.path.realpath(given), path
 
 
-def test_the_mountpoint_of_a_dead_software_root_is_not_looked_up(folder: Path) -> None:
-    (folder / "software").mkdir()
-    (folder / "link").symlink_to(folder)
-    with dead(folder / "software"):
-        place = os.fsencode(folder / "software")
+def test_the_mountpoint_of_a_dead_software_root_is_not_looked_up(area: Path) -> None:
+    (area / "software").mkdir()
+    (area / "link").symlink_to(area)
+    with dead(area / "software"):
+        place = os.fsencode(area / "software")
         live = namespaces.own_mounts()
-        for written in (place, os.fsencode(folder / "link" / "software"), place + b"/"):
+        for written in (place, os.fsencode(area / "link" / "software"), place + b"/"):
             assert still_paths.mountpoint(written, live) == place
         mount = mountinfo.top_mount(live, place)
         assert mount
-        arguments: dict[str, Any] = {"path": str(folder / "software"), "state": "absent", "timeout": LIMIT}
+        arguments: dict[str, Any] = {"path": str(area / "software"), "state": "absent", "timeout": LIMIT}
         # The mount is not NFS, so the module refuses it, and does so at once.
         assert "a mount of type fuse" in support.module("software_root", **arguments).message

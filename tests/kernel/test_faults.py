@@ -138,15 +138,15 @@ def run(module: str, /, **arguments: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def faults(folder: Path) -> Faults:
-    return Faults(folder / "strace.log")
+def faults(area: Path) -> Faults:
+    return Faults(area / "strace.log")
 
 
 class View:
     """A view in a state directory, and checks of its generations."""
 
-    def __init__(self, folder: Path, root: Path) -> None:
-        self.state_dir = folder / "state"
+    def __init__(self, area: Path, root: Path) -> None:
+        self.state_dir = area / "state"
         self.paths = ViewPaths.of(str(self.state_dir), "view")
         self.root = root
 
@@ -183,11 +183,11 @@ def layer_arguments(view: View, placement: Placement, layer_format: str, strateg
 
 @pytest.mark.parametrize("layer_format", ["directory", "erofs"])
 def test_a_failed_build_leaves_the_old_state_or_a_complete_generation(
-    folder: Path, root: Path, tools: tuple[Placement, ...], faults: Faults, layer_format: str
+    area: Path, root: Path, tools: tuple[Placement, ...], faults: Faults, layer_format: str
 ) -> None:
-    view = View(folder, root)
+    view = View(area, root)
     assert run("metadata_layer", **layer_arguments(view, tools[0], layer_format))["changed"]
-    saved = folder / "saved"
+    saved = area / "saved"
     shutil.copytree(view.state_dir, saved, symlinks=True)
     wanted = layer_arguments(view, tools[1], layer_format)
 
@@ -210,15 +210,15 @@ def test_a_failed_build_leaves_the_old_state_or_a_complete_generation(
 
 
 def test_a_failed_install_leaves_the_old_state_or_the_complete_image(
-    folder: Path, root: Path, tools: tuple[Placement, ...], faults: Faults
+    area: Path, root: Path, tools: tuple[Placement, ...], faults: Faults
 ) -> None:
-    view = View(folder, root)
+    view = View(area, root)
     assert run("metadata_layer", **layer_arguments(view, tools[0], "erofs"))["changed"]
-    saved = folder / "saved"
+    saved = area / "saved"
     shutil.copytree(view.state_dir, saved, symlinks=True)
-    (folder / "images").mkdir()
+    (area / "images").mkdir()
     published = run(
-        "metadata_layer", name="view", releases=[{"manifest": tools[1].manifest}], image_store=str(folder / "images")
+        "metadata_layer", name="view", releases=[{"manifest": tools[1].manifest}], image_store=str(area / "images")
     )
     wanted = {"name": "view", "state_dir": str(view.state_dir)}
     wanted.update(image=published["image"], image_digest=published["image_digest"])
@@ -240,9 +240,9 @@ def test_a_failed_install_leaves_the_old_state_or_the_complete_image(
 
 
 def test_a_failed_publish_leaves_complete_images_or_none(
-    folder: Path, tools: tuple[Placement, ...], faults: Faults
+    area: Path, tools: tuple[Placement, ...], faults: Faults
 ) -> None:
-    store = folder / "images"
+    store = area / "images"
     store.mkdir()
     wanted = {"name": "view", "releases": [{"manifest": tools[1].manifest}], "image_store": str(store)}
 
@@ -266,11 +266,11 @@ def test_a_failed_publish_leaves_complete_images_or_none(
     ("layer_format", "strategy"), [("directory", "data_only"), ("erofs", "data_only"), ("directory", "redirect")]
 )
 def test_a_failed_switch_leaves_the_old_view_or_the_new_one(
-    folder: Path, root: Path, tools: tuple[Placement, ...], faults: Faults, layer_format: str, strategy: str
+    area: Path, root: Path, tools: tuple[Placement, ...], faults: Faults, layer_format: str, strategy: str
 ) -> None:
-    view = View(folder, root)
+    view = View(area, root)
     layers = [run("metadata_layer", **layer_arguments(view, one, layer_format, strategy))["layer"] for one in tools]
-    place = folder / "view"
+    place = area / "view"
     declared = [{"path": str(place), "lower": [layer], "data": [str(root)], "strategy": strategy} for layer in layers]
 
     def around() -> Iterator[None]:
@@ -291,12 +291,12 @@ def test_a_failed_switch_leaves_the_old_view_or_the_new_one(
 
 
 def test_a_failed_prune_leaves_complete_generations(
-    folder: Path, root: Path, tools: tuple[Placement, ...], faults: Faults
+    area: Path, root: Path, tools: tuple[Placement, ...], faults: Faults
 ) -> None:
-    view = View(folder, root)
+    view = View(area, root)
     for owner in range(4):
         run("metadata_layer", **layer_arguments(view, tools[0], "directory"), owner=str(owner))
-    saved = folder / "saved"
+    saved = area / "saved"
     shutil.copytree(view.state_dir, saved, symlinks=True)
     wanted = {"name": "view", "state_dir": str(view.state_dir), "keep": 0, "min_age": 0}
 
@@ -314,14 +314,14 @@ def test_a_failed_prune_leaves_complete_generations(
     assert faults.runs >= 10
 
 
-def test_a_failed_finalize_leaves_an_overlay_that_reads_as_before(folder: Path, faults: Faults) -> None:
-    lower = folder / "lower"
+def test_a_failed_finalize_leaves_an_overlay_that_reads_as_before(area: Path, faults: Faults) -> None:
+    lower = area / "lower"
     support.make_small_release(lower / "tool" / "1.0", "one")
     (lower / "tool/1.0/bin/tool").chmod(0o6755)
     os.setxattr(lower / "tool/1.0/bin/tool", "security.capability", support.CAPABILITY)
     support.make_small_release(lower / "tool" / "2.0", "two")
-    gone = folder / "gone"
-    overlay = Overlay(folder / "overlay", (lower,))
+    gone = area / "gone"
+    overlay = Overlay(area / "overlay", (lower,))
     wanted = {
         "path": str(overlay.path),
         "allow_unmount": True,
@@ -361,7 +361,7 @@ def test_a_failed_finalize_leaves_an_overlay_that_reads_as_before(folder: Path, 
         assert os.listdir(overlay.upper / "tool") == ["1.0"]
         assert not run("overlay_finalize", **wanted)["changed"]
         overlay.unmount()
-        shutil.rmtree(overlay.folder)
+        shutil.rmtree(overlay.area)
         overlay.__post_init__()
         gone.rename(lower / "tool/2.0")
 

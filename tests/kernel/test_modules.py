@@ -28,79 +28,77 @@ def four_runs(name: str, /, **arguments: Any) -> dict[str, Any]:
     return done
 
 
-def everything(folder: Path) -> dict[bytes, tuple[int, int, int]]:
+def everything(area: Path) -> dict[bytes, tuple[int, int, int]]:
     """Map each path to its mode, mtime and inode number, which check mode must not change."""
-    return {
-        path: (status.st_mode, status.st_mtime_ns, status.st_ino) for path, status in support.listing(folder).items()
-    }
+    return {path: (status.st_mode, status.st_mtime_ns, status.st_ino) for path, status in support.listing(area).items()}
 
 
-def test_from_a_release_to_its_view_and_back(folder: Path) -> None:
-    support.make_small_release(folder / "root" / "tool" / "1", "one")
-    support.make_small_release(folder / "root" / "tool" / "2", "two")
-    root, store = str(folder / "root"), str(folder / "store")
+def test_from_a_release_to_its_view_and_back(area: Path) -> None:
+    support.make_small_release(area / "root" / "tool" / "1", "one")
+    support.make_small_release(area / "root" / "tool" / "2", "two")
+    root, store = str(area / "root"), str(area / "store")
     made = [four_runs("release_manifest", root=root, release=f"tool/{number}", store=store) for number in (1, 2)]
     listed = support.module("release_info", root=root, store=store).ok["releases"]
     assert [(one["path"], one["manifest"], one["digest"]) for one in listed] == [
         ("tool/1", made[0]["manifest"], made[0]["digest"]),
         ("tool/2", made[1]["manifest"], made[1]["digest"]),
     ]
-    layer_of: dict[str, Any] = {"name": "v", "state_dir": str(folder / "state")}
-    mount: dict[str, Any] = {"path": str(folder / "view"), "data": [root]}
+    layer_of: dict[str, Any] = {"name": "v", "state_dir": str(area / "state")}
+    mount: dict[str, Any] = {"path": str(area / "view"), "data": [root]}
     built = [four_runs("metadata_layer", releases=[{"manifest": made[0]["manifest"]}], **layer_of)]
     mounted = four_runs("overlay_mount", lower=[built[0]["layer"]], **mount)
     assert mounted["mount"]["lower"] == [built[0]["layer"]]
-    assert support.compare_trees(folder / "view" / "tool" / "1", folder / "root" / "tool" / "1") == []
+    assert support.compare_trees(area / "view" / "tool" / "1", area / "root" / "tool" / "1") == []
     built.append(four_runs("metadata_layer", releases=[{"manifest": one["manifest"]} for one in made], **layer_of))
     assert built[1]["previous"] == built[0]["generation"]
     switched = four_runs("overlay_mount", lower=[built[1]["layer"]], **mount)
     assert (switched["switched"], switched["method"]) == (True, "beneath")
-    assert sorted(os.listdir(folder / "view" / "tool")) == ["1", "2"]
+    assert sorted(os.listdir(area / "view" / "tool")) == ["1", "2"]
     refused = support.module("metadata_layer", state="absent", **layer_of)
-    assert f"it is mounted at {folder}/view)" in refused.message
-    four_runs("overlay_mount", state="unmounted", path=str(folder / "view"))
+    assert f"it is mounted at {area}/view)" in refused.message
+    four_runs("overlay_mount", state="unmounted", path=str(area / "view"))
     support.module("overlay_mount", lower=[built[1]["layer"]], **mount)
-    four_runs("overlay_mount", state="absent", path=str(folder / "view"))
-    assert not (folder / "view").exists()
+    four_runs("overlay_mount", state="absent", path=str(area / "view"))
+    assert not (area / "view").exists()
     four_runs("metadata_layer", state="absent", **layer_of)
     for number in (1, 2):
         four_runs("release_manifest", state="absent", root=root, release=f"tool/{number}", store=store)
-    assert os.listdir(folder / "state" / "views") == os.listdir(store) == []
+    assert os.listdir(area / "state" / "views") == os.listdir(store) == []
 
 
-def test_check_mode_writes_nothing(folder: Path) -> None:
-    support.make_small_release(folder / "root" / "tool" / "1", "one")
+def test_check_mode_writes_nothing(area: Path) -> None:
+    support.make_small_release(area / "root" / "tool" / "1", "one")
     manifest = support.module(
-        "release_manifest", root=str(folder / "root"), release="tool/1", store=str(folder / "store")
+        "release_manifest", root=str(area / "root"), release="tool/1", store=str(area / "store")
     ).ok["manifest"]
     for name in ("layer", "images"):
-        (folder / name).mkdir()
-    before = everything(folder)
+        (area / name).mkdir()
+    before = everything(area)
     arguments: dict[str, dict[str, Any]] = {
-        "release_manifest": {"root": str(folder / "root"), "release": "tool/1", "store": str(folder / "images")},
-        "metadata_layer": {"name": "v", "state_dir": str(folder / "s"), "releases": [{"manifest": manifest}]},
+        "release_manifest": {"root": str(area / "root"), "release": "tool/1", "store": str(area / "images")},
+        "metadata_layer": {"name": "v", "state_dir": str(area / "s"), "releases": [{"manifest": manifest}]},
         "overlay_mount": {
-            "path": str(folder / "view"),
-            "lower": [str(folder / "layer")],
-            "data": [str(folder / "root")],
+            "path": str(area / "view"),
+            "lower": [str(area / "layer")],
+            "data": [str(area / "root")],
         },
     }
     for name, given in arguments.items():
         assert support.module(name, check=True, **given).ok["changed"]
-    assert everything(folder) == before
-    assert support.live(folder / "view") is None
+    assert everything(area) == before
+    assert support.live(area / "view") is None
 
 
-def test_an_unchanged_view_is_recognised_without_reading_anything(folder: Path, odd: Placement) -> None:
+def test_an_unchanged_view_is_recognised_without_reading_anything(area: Path, odd: Placement) -> None:
     # The manifest is replaced by zeros of the same length, and the layer is removed. Both would be noticed if they were read. The manifest
     # is in a copy of the store, since other tests use the store itself.
-    store = folder / "copied"
+    store = area / "copied"
     store.mkdir()
     support.command("cp", "-a", Path(odd.manifest).parent, store)
     manifest = store / Path(odd.manifest).parent.name / Path(odd.manifest).name
     arguments: dict[str, Any] = {
         "name": "v",
-        "state_dir": str(folder / "state"),
+        "state_dir": str(area / "state"),
         "releases": [{"manifest": str(manifest)}],
     }
     built = support.module("metadata_layer", **arguments).ok
@@ -115,10 +113,10 @@ def test_an_unchanged_view_is_recognised_without_reading_anything(folder: Path, 
     }
 
 
-def test_two_runs_at_the_same_time_build_once(folder: Path, odd: Placement) -> None:
+def test_two_runs_at_the_same_time_build_once(area: Path, odd: Placement) -> None:
     arguments: dict[str, Any] = {
         "name": "v",
-        "state_dir": str(folder / "state"),
+        "state_dir": str(area / "state"),
         "releases": [{"manifest": odd.manifest}],
     }
     with ThreadPoolExecutor(3) as pool:
@@ -128,10 +126,10 @@ def test_two_runs_at_the_same_time_build_once(folder: Path, odd: Placement) -> N
     assert len({run["layer"] for run in done}) == 1
 
 
-def test_a_release_that_changed_is_named_by_a_rescan(folder: Path) -> None:
-    top = folder / "root" / "tool" / "1"
+def test_a_release_that_changed_is_named_by_a_rescan(area: Path) -> None:
+    top = area / "root" / "tool" / "1"
     support.make_small_release(top, "one")
-    arguments: dict[str, Any] = {"root": str(folder / "root"), "release": "tool/1", "store": str(folder / "store")}
+    arguments: dict[str, Any] = {"root": str(area / "root"), "release": "tool/1", "store": str(area / "store")}
     support.module("release_manifest", **arguments)
     assert not support.module("release_manifest", rescan=True, **arguments).ok["changed"]
     os.utime(top / "bin" / "tool", (1, 1))
@@ -143,25 +141,25 @@ def test_a_release_that_changed_is_named_by_a_rescan(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("record", [b"", b"{}", b"\0\xff"])
-def test_a_manifest_with_a_damaged_record_is_named_and_can_be_removed(folder: Path, record: bytes) -> None:
-    support.make_small_release(folder / "root" / "tool" / "1", "one")
-    arguments: dict[str, Any] = {"root": str(folder / "root"), "release": "tool/1", "store": str(folder / "store")}
+def test_a_manifest_with_a_damaged_record_is_named_and_can_be_removed(area: Path, record: bytes) -> None:
+    support.make_small_release(area / "root" / "tool" / "1", "one")
+    arguments: dict[str, Any] = {"root": str(area / "root"), "release": "tool/1", "store": str(area / "store")}
     support.module("release_manifest", **arguments)
-    (folder / "store/tool/1.json").write_bytes(record)
+    (area / "store/tool/1.json").write_bytes(record)
     message = support.module("release_manifest", **arguments).message
-    assert f"{folder}/store/tool/1.json: not the record of a manifest" in message
+    assert f"{area}/store/tool/1.json: not the record of a manifest" in message
     assert support.module("release_manifest", state="absent", **arguments).ok["changed"]
-    assert os.listdir(folder / "store") == []
+    assert os.listdir(area / "store") == []
     assert support.module("release_manifest", **arguments).ok["changed"]
 
 
-def test_a_release_that_is_not_ready_has_no_manifest(folder: Path) -> None:
-    support.make_small_release(folder / "root" / "tool" / "1", "one")
-    arguments: dict[str, Any] = {"root": str(folder / "root"), "release": "tool/1", "store": str(folder / "store")}
+def test_a_release_that_is_not_ready_has_no_manifest(area: Path) -> None:
+    support.make_small_release(area / "root" / "tool" / "1", "one")
+    arguments: dict[str, Any] = {"root": str(area / "root"), "release": "tool/1", "store": str(area / "store")}
     ran = support.module("release_manifest", ready_marker=".ready", **arguments)
     assert "release tool/1 is not ready: it has no .ready" in ran.message
-    assert os.listdir(folder / "store") == []
-    (folder / "root/tool/1/.ready").touch()
+    assert os.listdir(area / "store") == []
+    (area / "root/tool/1/.ready").touch()
     assert support.module("release_manifest", ready_marker=".ready", **arguments).ok["changed"]
 
 
@@ -217,63 +215,61 @@ def test_a_release_that_is_not_ready_has_no_manifest(folder: Path) -> None:
     ],
 )
 def test_a_refusal_names_the_option_or_path_and_leaves_nothing(
-    folder: Path, name: str, arguments: dict[str, Any], message: str
+    area: Path, name: str, arguments: dict[str, Any], message: str
 ) -> None:
     for one in ("a", "b", "full/of"):
-        (folder / one).mkdir(parents=True)
-    before = everything(folder)
+        (area / one).mkdir(parents=True)
+    before = everything(area)
 
     def filled(value: Any) -> Any:
         if isinstance(value, str):
-            return value.replace("{}", str(folder))
+            return value.replace("{}", str(area))
         if isinstance(value, list):
             return [filled(one) for one in value]
         if isinstance(value, dict):
             return {key: filled(one) for key, one in value.items()}
         return value
 
-    assert message.replace("{}", str(folder)) in support.module(name, **filled(arguments)).message
-    assert everything(folder) == before
+    assert message.replace("{}", str(area)) in support.module(name, **filled(arguments)).message
+    assert everything(area) == before
 
 
-def test_without_capabilities_the_message_says_become_root(folder: Path) -> None:
+def test_without_capabilities_the_message_says_become_root(area: Path) -> None:
     for one in ("layer", "other"):
-        (folder / one).mkdir()
+        (area / one).mkdir()
     ran = support.module(
         "overlay_mount",
         privileged=False,
-        path=str(folder / "view"),
-        lower=[str(folder / "layer"), str(folder / "other")],
+        path=str(area / "view"),
+        lower=[str(area / "layer"), str(area / "other")],
     )
     assert "become: true" in ran.message
 
 
 @pytest.mark.parametrize("name", ["v \xe9\u65e5", "v,a:b c\\d"])
-def test_paths_with_special_characters_pass_through_the_modules(folder: Path, name: str) -> None:
-    support.make_small_release(folder / "root" / "tool" / name, "one")
-    (folder / f"store {name}").mkdir()
+def test_paths_with_special_characters_pass_through_the_modules(area: Path, name: str) -> None:
+    support.make_small_release(area / "root" / "tool" / name, "one")
+    (area / f"store {name}").mkdir()
     made = support.module(
-        "release_manifest", root=str(folder / "root"), release=f"tool/{name}", store=str(folder / f"store {name}")
+        "release_manifest", root=str(area / "root"), release=f"tool/{name}", store=str(area / f"store {name}")
     ).ok
     built = support.module(
-        "metadata_layer", name="v", state_dir=str(folder / name), releases=[{"manifest": made["manifest"]}]
+        "metadata_layer", name="v", state_dir=str(area / name), releases=[{"manifest": made["manifest"]}]
     ).ok
-    ran = four_runs(
-        "overlay_mount", path=str(folder / f"view {name}"), lower=[built["layer"]], data=[str(folder / "root")]
-    )
-    assert ran["mount"]["path"] == str(folder / f"view {name}")
-    assert (folder / f"view {name}" / "tool" / name / "version").read_text() == "one"
+    ran = four_runs("overlay_mount", path=str(area / f"view {name}"), lower=[built["layer"]], data=[str(area / "root")])
+    assert ran["mount"]["path"] == str(area / f"view {name}")
+    assert (area / f"view {name}" / "tool" / name / "version").read_text() == "one"
 
 
-def test_names_that_are_not_utf8_are_listed_without_a_crash(folder: Path) -> None:
-    support.make_small_release(folder / "root" / "tool" / "1 \udcff", "one")
-    listed = support.module("release_info", root=str(folder / "root")).ok["releases"]
+def test_names_that_are_not_utf8_are_listed_without_a_crash(area: Path) -> None:
+    support.make_small_release(area / "root" / "tool" / "1 \udcff", "one")
+    listed = support.module("release_info", root=str(area / "root")).ok["releases"]
     assert len(listed) == 1
 
 
 @pytest.mark.parametrize("name", ["release_info", "release_manifest", "overlay_mount"])
-def test_arguments_that_are_not_utf8_are_refused_without_a_traceback(folder: Path, name: str) -> None:
-    path = f"{folder}/\udcff"
+def test_arguments_that_are_not_utf8_are_refused_without_a_traceback(area: Path, name: str) -> None:
+    path = f"{area}/\udcff"
     arguments: dict[str, Any] = {
         "release_info": {"root": path},
         "release_manifest": {"root": path, "release": "a", "store": path},
@@ -284,31 +280,29 @@ def test_arguments_that_are_not_utf8_are_refused_without_a_traceback(folder: Pat
     assert "Traceback" not in ran.output
 
 
-def test_a_run_that_does_not_get_the_lock_of_a_view_fails_on_timeout(folder: Path) -> None:
-    (folder / "state/views/v").mkdir(parents=True)
-    with open(folder / "state/views/v/lock", "w") as lock:
+def test_a_run_that_does_not_get_the_lock_of_a_view_fails_on_timeout(area: Path) -> None:
+    (area / "state/views/v").mkdir(parents=True)
+    with open(area / "state/views/v/lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        ran = support.module("metadata_layer", name="v", state_dir=str(folder / "state"), timeout=1)
+        ran = support.module("metadata_layer", name="v", state_dir=str(area / "state"), timeout=1)
         assert "another run has been at work" in ran.message
 
 
-def test_a_layer_of_read_only_files_is_built_without_capabilities(folder: Path) -> None:
-    top = folder / "root" / "tool" / "1"
+def test_a_layer_of_read_only_files_is_built_without_capabilities(area: Path) -> None:
+    top = area / "root" / "tool" / "1"
     support.make_small_release(top, "one")
     for mode in (0o000, 0o444, 0o555, 0o4555):
         support.write(top / f"mode-{mode:o}", b"content", mode)
     (top / "closed").mkdir(0o555)
-    made = support.module(
-        "release_manifest", root=str(folder / "root"), release="tool/1", store=str(folder / "store")
-    ).ok
+    made = support.module("release_manifest", root=str(area / "root"), release="tool/1", store=str(area / "store")).ok
     built = support.module(
         "metadata_layer",
         privileged=False,
         name="v",
-        state_dir=str(folder / "state"),
+        state_dir=str(area / "state"),
         xattr_namespace="user",
         releases=[{"manifest": made["manifest"]}],
     ).ok
-    spec = support.declared(folder / "view", [Path(built["layer"])], [folder / "root"], userxattr=True)
+    spec = support.declared(area / "view", [Path(built["layer"])], [area / "root"], userxattr=True)
     with support.mounted(spec) as view:
         assert support.compare_trees(view / "tool" / "1", top) == []

@@ -12,8 +12,8 @@ SECONDS = 10.0
 
 
 @pytest.mark.usefixtures("with_programs")
-def test_views_stay_whole_whatever_is_killed(folder: Path) -> None:
-    found = soak.run(folder, SECONDS, seed=1)
+def test_views_stay_whole_whatever_is_killed(area: Path) -> None:
+    found = soak.run(area, SECONDS, seed=1)
     assert found.errors == []
     assert found.failed_opens == []
     assert set(found.mounted.values()) == {1}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, Writable
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
@@ -31,7 +31,7 @@ def attribute(path: Path | str, name: str) -> bytes | None:
 class Overlay:
     """A writable overlay with its upper directory, work directory and mountpoint in one directory."""
 
-    folder: Path
+    area: Path
     lowers: tuple[Path, ...]
     data: tuple[Path, ...] = ()
     options: tuple[tuple[str, str | None], ...] = (("metacopy", "on"), ("redirect_dir", "on"), ("index", "on"))
@@ -42,15 +42,15 @@ class Overlay:
 
     @property
     def upper(self) -> Path:
-        return self.folder / "upper"
+        return self.area / "upper"
 
     @property
     def work(self) -> Path:
-        return self.folder / "work"
+        return self.area / "work"
 
     @property
     def path(self) -> Path:
-        return self.folder / "view"
+        return self.area / "view"
 
     def mount(self) -> None:
         """Mount the overlay."""
@@ -58,8 +58,8 @@ class Overlay:
         lowers, data = (tuple(map(os.fsencode, layers)) for layers in (self.lowers, self.data))
         writable = Writable(os.fsencode(self.upper), os.fsencode(self.work))
         spec = MountSpec(os.fsencode(self.path), lowers, data, settings, frozenset(("nodev",)), (), writable)
-        mount = mounts.create_overlay(spec)
-        mounts.attach(mount, os.fsencode(self.path))
+        mount = creating.create_overlay(spec)
+        creating.attach(mount, os.fsencode(self.path))
         os.close(mount)
 
     def unmount(self) -> None:
@@ -83,9 +83,9 @@ class Overlay:
         return result
 
 
-def overlay_at(folder: Path, *lowers: Path, **more: Any) -> Overlay:
+def overlay_at(area: Path, *lowers: Path, **more: Any) -> Overlay:
     """Make and mount a writable overlay."""
-    overlay = Overlay(folder, lowers, **more)
+    overlay = Overlay(area, lowers, **more)
     # The root directory of the upper layer exists from the beginning, so it is never copied up.
     shutil.copystat(lowers[0], overlay.upper)
     overlay.mount()

@@ -81,6 +81,9 @@ IMPURE = {
     ),
     *("select", "shutil", "signal", "socket", "subprocess", "tempfile", "threading", "time"),
 }
+#: What stands before the body of a module, which has at most so many lines.
+DOCUMENTATION = ("DOCUMENTATION", "EXAMPLES", "RETURN")
+MOST_LINES = 100
 #: A room with more files than this has two subjects.
 MOST_FILES = 20
 
@@ -172,6 +175,27 @@ def test_no_room_is_too_large() -> None:
 def test_no_name_stands_in_two_rooms() -> None:
     names = Counter(place(path)[1] for path in files() if "module_utils" in path.parts)
     assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_no_class_name_stands_for_two_things() -> None:
+    names = Counter(
+        node.name
+        for path in files()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and "module_utils" in path.parts
+    )
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (PLUGINS / "modules").glob("*.py")))
+def test_a_module_is_thin(name: str) -> None:
+    source = (PLUGINS / "modules" / f"{name}.py").read_text(encoding="utf-8")
+    documented = [
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in DOCUMENTATION
+    ]
+    assert source.count("\n") - (documented[-1].end_lineno or 0) <= MOST_LINES
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PLUGINS)))

@@ -288,7 +288,7 @@ class CopyUpWalk:
         return not_begun
 
     def _is_not_begun(self, here: _Here, name: bytes, held: int) -> bool:
-        """Tell whether a file was copied up to have its owner changed, and is still as the lower layers have it."""
+        """Return whether a file was copied up to have its owner changed, and is still as the lower layers have it."""
         status = os.fstat(held)
         return loses_attributes(status, self._has_capability(name, status)) and is_from_lower(
             status, _status_in(here.lower, name)

@@ -117,11 +117,11 @@ class CopyUpRules:
         )
 
     def changes_owner_of(self, status: Status) -> bool:
-        """Tell whether an entry gets another owner, so that ``decide`` needs its status in the lower layers."""
+        """Return whether an entry gets another owner, so that ``decide`` needs its status in the lower layers."""
         return self.owner_of(status) != (status.st_uid, status.st_gid)
 
     def may_have_capability(self, status: Status) -> bool:
-        """Tell whether ``decide`` needs to know if an entry has a capability.
+        """Return whether ``decide`` needs to know if an entry has a capability.
 
         A capability has an effect on programs only. Other files are looked at only if they are to keep theirs.
         """
@@ -135,17 +135,17 @@ class CopyUpRules:
 
 
 def has_setid(status: Status) -> bool:
-    """Tell whether a file has a set-user-ID or set-group-ID bit."""
+    """Return whether a file has a set-user-ID or set-group-ID bit."""
     return bool(status.st_mode & (stat.S_ISUID | stat.S_ISGID))
 
 
 def loses_attributes(status: Status, has_capability: bool) -> bool:
-    """Tell whether chown(2) takes set-ID bits or a capability away from an entry."""
+    """Return whether chown(2) takes set-ID bits or a capability away from an entry."""
     return stat.S_ISREG(status.st_mode) and (has_capability or has_setid(status))
 
 
 def is_from_lower(status: Status, lower: Status | None) -> bool:
-    """Tell whether an entry is the one of that name in the lower layers. ``lower`` is the status of the latter; None if there is none."""
+    """Return whether an entry is the one of that name in the lower layers. ``lower`` is the status of the latter; None if there is none."""
     return (
         lower is not None
         and lower.st_mode == status.st_mode

@@ -20,7 +20,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.marks 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, mountinfo, namespaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, OverlayLayers
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, mounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import SCRATCH_PLACE, live_setting
 
 
@@ -28,7 +28,7 @@ class Roots:
     """Descriptors of the root of an overlay and of its upper layer. No other path is resolved from the top."""
 
     def __init__(self, mount: Mount, upper: bytes) -> None:
-        #: Of the upper layer.
+        #: The root of the upper layer.
         self.upper = beneath.open_layer(upper)
         self._shown = -1
         try:
@@ -136,7 +136,7 @@ def find(path: bytes) -> Overlay | None:
         roots = Roots(mount, upper)
     except (FileNotFoundError, NotADirectoryError):
         raise OverlayError(f"{show(upper)}, the upper layer of the overlay at {show(path)}, does not exist") from None
-    defaults = mounts.overlay_defaults()
+    defaults = creating.overlay_defaults()
     live = namespaces.own_mounts()
     return Overlay(
         mount=mount,

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import OverlayLayers, check_absolute
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import image_path
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, Settings
 
@@ -54,7 +54,7 @@ class Lowers:
             os.close(fd)
 
     def has(self, path: bytes) -> bool:
-        """Tell whether a path exists. Raises OSError if its directory cannot be opened."""
+        """Return whether a path exists. Raises OSError if its directory cannot be opened."""
         directory, name = posixpath.split(path)
         fd = self.open(directory)
         if fd < 0:
@@ -68,7 +68,7 @@ class Lowers:
 
 
 def is_whiteout(status: os.stat_result) -> bool:
-    """Tell whether an entry of a layer is a whiteout, which hides its name in the layers below."""
+    """Return whether an entry of a layer is a whiteout, which hides its name in the layers below."""
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
@@ -98,7 +98,7 @@ def opened(layers: OverlayLayers) -> Iterator[Lowers]:
         settings: Settings = ((b"metacopy", b"on"), (b"redirect_dir", b"follow"))
         if (b"userxattr", None) in layers.settings:
             settings = ((b"userxattr", None),)
-        root = mounts.new_overlay(
+        root = creating.new_overlay(
             MountSpec(b"the lower layers", layers.lower, layers.data, settings, frozenset(("ro",)), found)
         )
     try:

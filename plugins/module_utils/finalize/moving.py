@@ -33,7 +33,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
     containing_mount,
     overlay_layers,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import live_setting
 
 _REDIRECT_MAX = "/sys/module/overlay/parameters/redirect_max"
@@ -54,7 +54,7 @@ def observe(spec: MoveSpec, progress: Progress = no_progress) -> MoveState:
     live = namespaces.own_mounts()
     mount = containing_mount(live, spec.source)
     other = containing_mount(live, spec.destination)
-    defaults = mounts.overlay_defaults()
+    defaults = creating.overlay_defaults()
     settings: list[tuple[bytes, bytes]] = []
     if mount is not None and mount.fstype == b"overlay":
         settings = [
@@ -218,7 +218,7 @@ def _aside(root: int) -> Iterator[int]:
 
 
 def _is_ours(fd: int) -> bool:
-    """Tell whether only root can enter a directory. A user may have put another one in the place of ours."""
+    """Return whether only root can enter a directory. A user may have put another one in the place of ours."""
     status = os.fstat(fd)
     return status.st_uid == 0 and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
 

@@ -133,7 +133,7 @@ class _Run:
             return None
 
     def _is_refused(self, below: Lowers | None) -> bool:
-        """Tell whether content would be copied without being allowed, and record how much."""
+        """Return whether content would be copied without being allowed, and record how much."""
         wanted = self._request.wanted
         if self._overlay.metacopy or wanted.copy_content or "copy_up" not in self._request.passes:
             return False
@@ -215,7 +215,7 @@ class _Run:
                     self._kernel_sealed.append(directory)
 
     def _is_worth_reading(self, deepest: OverlayDirectory) -> bool:
-        """Tell whether to read directories. If the overlay is unmounted afterwards, that helps only if the kernel seals them."""
+        """Return whether to read directories. If the overlay is unmounted afterwards, that helps only if the kernel seals them."""
         if not self._request.seals or not self._request.allow_unmount:
             return True
         self._result.pending += read_directories(self._overlay, [deepest], 1, self._progress)

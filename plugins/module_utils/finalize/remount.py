@@ -28,7 +28,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import RecordError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts, uppers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, uppers
 
 #: Directory of the notes. It is below /run, since they are void after a reboot. Only root may write them, since they say what to mount.
 DIRECTORY = "/run/renderfarm-overlay/unmounted"
@@ -85,7 +85,7 @@ def unmounted(
                 " it was not unmounted"
             )
     # If the kernel refuses these options now, it would refuse them after unmounting.
-    mounts.rehearse(entry.spec)
+    creating.rehearse(entry.spec)
     with _mountpoint(mount.path) as place:
         _write_note(entry)
         let_go()
@@ -147,14 +147,14 @@ def _mount_at(entry: RemountSpec, place: bytes) -> None:
     if entry.volatile:
         _accept_volatile(entry)
     try:
-        mount = mounts.new_overlay(entry.spec)
+        mount = creating.new_overlay(entry.spec)
     except OverlayError as error:
         raise OverlayError(
             f"the overlay at {show(entry.spec.path)} was unmounted to be sealed and is not mounted now: {error}; the next run tries to"
             " mount it again"
         ) from None
     try:
-        mounts.attach(mount, place)
+        creating.attach(mount, place)
     finally:
         os.close(mount)
     # A new mount is shared if its parent mount is. Set what the old one had.

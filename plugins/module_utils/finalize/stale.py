@@ -26,7 +26,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.tracin
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 
-_KEPT = "it is gone from the lower layers and was kept, since somebody wrote or made something in it"
+_KEPT = "it is gone from the lower layers and was kept, since a user wrote or made something in it"
 
 #: The random xattr.
 _TOKEN = b"trusted.renderfarm-overlay.token"

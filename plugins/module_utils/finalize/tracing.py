@@ -72,7 +72,7 @@ def _open_if_there(stored: int, name: bytes) -> int:
 
 
 def is_stale(overlay: Overlay, lowers: Lowers, lower: bytes | None, stored: int, name: bytes) -> bool:
-    """Tell whether an entry of the upper layer is a copy of something that the lower layers no longer have.
+    """Return whether an entry of the upper layer is a copy of something that the lower layers no longer have.
 
     ``stored`` is the open directory of the upper layer that holds the entry. ``lower`` is the path in the lower layers that this directory
     is merged with. The entry may have been renamed since it was copied up. A file with its content is no copy any more, nor is an entry

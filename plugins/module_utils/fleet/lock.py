@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.globs import MOST_PATTERNS
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.limits import MOST_PATTERNS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import records
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import RecordError, RecordKind

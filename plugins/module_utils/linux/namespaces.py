@@ -14,7 +14,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
 
 
 def make_private(flags: int = syscalls.CLONE_NEWNS) -> None:
-    """Move this process to a new mount namespace. What it mounts there is invisible to others and goes with the process."""
+    """Move this process to a new mount namespace. What it mounts there is invisible to others and is unmounted when the process ends."""
     syscalls.unshare(flags)
     try:
         syscalls.mount(b"none", b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)

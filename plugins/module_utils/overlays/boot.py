@@ -10,8 +10,8 @@ import os
 from collections.abc import Sequence
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    boot_files,
     files,
-    fstab,
     namespaces,
     processes,
     syscalls,
@@ -19,7 +19,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import top_mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_entries, boot_files, mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_entries, mounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
     ReloadSystemd,
     RemovePart,
@@ -42,7 +42,7 @@ _RELOAD_SECONDS = 60.0
 def read() -> Stored:
     """Return the mount units in the administrator's directory, and the text of fstab."""
     units = [Unit(name, text, os.path.lexists(_wants(name))) for name, text in boot_files.mount_units()]
-    return Stored(tuple(units), fstab.read())
+    return Stored(tuple(units), boot_files.fstab())
 
 
 def missing_places(spec: MountSpec) -> set[bytes]:
@@ -96,7 +96,7 @@ def _remove_part(name: bytes) -> None:
 
 
 def _edit_fstab(path: bytes, lines: Sequence[bytes]) -> None:
-    fstab.edit(lambda text: boot_entries.fstab_with_view(text, path, lines))
+    boot_files.edit_fstab(lambda text: boot_entries.fstab_with_view(text, path, lines))
 
 
 #: Handlers of the actions for an overlay, including those for mounting it at boot.

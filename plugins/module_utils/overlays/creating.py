@@ -180,7 +180,7 @@ def _configure(context: int, spec: MountSpec, one_by_one: bool) -> None:
 
 
 def takes_layers_one_by_one() -> bool:
-    """Tell whether the kernel knows ``lowerdir+`` (Linux 6.8)."""
+    """Return whether the kernel knows ``lowerdir+`` (Linux 6.8)."""
     # Before Linux 6.5 fsconfig(2) takes any option, and the kernel finds an unknown one only when it creates the overlay.
     return _takes_option(b"lowerdir+", b"/") and not _takes_option(b"no_such_option", b"/")
 

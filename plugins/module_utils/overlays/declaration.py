@@ -106,7 +106,7 @@ def check_layers(spec: MountSpec, mounting: bool, check_mode: bool) -> list[str]
 
 
 def _has_other_content(name: bytes) -> bool:
-    """Tell whether the layer name of an image is a directory that is not empty, or has a mount that is not of an image."""
+    """Return whether the layer name of an image is a directory that is not empty, or has a mount that is not of an image."""
     if not os.path.isdir(name):
         return False
     state = mounts.observe(name)

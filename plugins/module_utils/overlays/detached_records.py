@@ -101,7 +101,7 @@ def brought_up_to_date(records: Sequence[DetachedMount], live: Sequence[Mount]) 
 
 
 def is_mounted(record: DetachedMount, live: Sequence[Mount]) -> bool:
-    """Tell whether a recorded overlay is still mounted. ``live`` are the mounts of all mount namespaces."""
+    """Return whether a recorded overlay is still mounted. ``live`` are the mounts of all mount namespaces."""
     return any(_is_of(mount, record) for mount in live)
 
 

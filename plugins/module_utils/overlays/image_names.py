@@ -18,7 +18,7 @@ _SUFFIX_BYTES = IMAGE_SUFFIX.encode("ascii")
 
 
 def is_image_path(path: bytes) -> bool:
-    """Tell whether a path has the name of an image: the suffix with something before it."""
+    """Return whether a path has the name of an image: the suffix with something before it."""
     return path.endswith(_SUFFIX_BYTES) and not path.endswith(b"/" + _SUFFIX_BYTES) and path != _SUFFIX_BYTES
 
 

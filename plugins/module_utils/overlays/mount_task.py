@@ -13,7 +13,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot, creating, inner_mounts, mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
+    boot,
+    creating,
+    inner_mounts,
+    mounts,
+    uppers,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
     RemoveUnit,
     Stored,
@@ -25,6 +31,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_
     DropCovered,
     MountpointState,
     SwitchOverlay,
+    plan_mounted,
     switch_method,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import (
@@ -64,6 +71,16 @@ class MountReport:
     before: Mapping[str, Any]
     after: Mapping[str, Any]
     warnings: list[str]
+
+
+def plan_declared(
+    spec: MountSpec, state: MountpointState, defaults: Mapping[bytes, bytes], switch: str, inner: str
+) -> Plan:
+    """Return the plan for the mount of a declaration, with what this kernel can do and the state of the upper layer.
+
+    ``switch`` and ``inner`` are parameters of overlay_mount. Raises OverlayError if the overlay cannot be mounted or switched.
+    """
+    return plan_mounted(spec, state, defaults, switch, mounts.can_mount_beneath(), uppers.observe(spec), inner)
 
 
 def planned(

@@ -20,14 +20,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import
     inner_mounts,
     uppers,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.creating import (
-    attach,
-    create_overlay,
-    new_overlay,
-    overlay_defaults,
-    rehearse,
-    takes_layers_one_by_one,
-)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import (
     CreateUpper,
     DetachOverlay,
@@ -38,20 +30,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_
     UnmountOverlay,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
-
-# Names that other rooms still take from here.
-__all__ = [
-    "HANDLERS",
-    "attach",
-    "can_mount_beneath",
-    "create_overlay",
-    "detach",
-    "new_overlay",
-    "observe",
-    "overlay_defaults",
-    "rehearse",
-    "takes_layers_one_by_one",
-]
 
 
 def observe(path: bytes) -> MountpointState:
@@ -77,7 +55,7 @@ def observe(path: bytes) -> MountpointState:
 
 
 def can_mount_beneath() -> bool:
-    """Tell whether the kernel can mount beneath another mount (Linux 6.5)."""
+    """Return whether the kernel can mount beneath another mount (Linux 6.5)."""
     return syscalls.knows_mount_beneath()
 
 

@@ -41,7 +41,7 @@ class Rule:
     unless: tuple[str, str | None] | None = None
 
     def matches(self, settings: Given, upper: bool, data: bool) -> bool:
-        """Tell whether the rule refuses these settings of an overlay with or without an upper layer and data layers."""
+        """Return whether the rule refuses these settings of an overlay with or without an upper layer and data layers."""
         if self.upper not in (None, upper) or self.data not in (None, data):
             return False
         if self.unless and self.unless in settings.items():

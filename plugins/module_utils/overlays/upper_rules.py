@@ -75,7 +75,7 @@ class UpperState:
     overlays: tuple[tuple[int | None, Mount], ...] = ()
 
 
-def record_of(spec: MountSpec) -> bytes:
+def lower_record(spec: MountSpec) -> bytes:
     """Return the record of an overlay's lower layers: a digest of their paths, and the first bytes of the paths.
 
     It does not include data layers, since the content of an upper layer does not depend on them.
@@ -143,7 +143,7 @@ def _check_permissions(directory: UpperDirectory, role: str) -> None:
 
 
 def _check_record(spec: MountSpec, state: UpperState) -> None:
-    wanted = record_of(spec)
+    wanted = lower_record(spec)
     if state.record is not None and state.record.partition(b" ")[0] != wanted.partition(b" ")[0]:
         raise OverlayError(
             f"upper layer {show(state.upper.path)} was used over other lower layers ({show(state.record.partition(b' ')[2])}) than"

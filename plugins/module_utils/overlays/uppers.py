@@ -16,7 +16,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.upper_
     OwnedDirectory,
     UpperDirectory,
     UpperState,
-    record_of,
+    lower_record,
 )
 
 #: The mark below a work directory that the kernel leaves when an overlay is mounted with ``volatile``.
@@ -81,7 +81,7 @@ def note(spec: MountSpec) -> None:
     fd = beneath.open_layer(spec.kept[0])
     try:
         if beneath.attribute(fd, RECORD) is None:
-            beneath.set_attribute(fd, RECORD, record_of(spec))
+            beneath.set_attribute(fd, RECORD, lower_record(spec))
     finally:
         os.close(fd)
 

@@ -375,7 +375,7 @@ def record_from_json(text: bytes) -> ManifestRecord:
     except OutdatedError as error:
         raise OutdatedError(f"{error}: scan the release again with release_manifest") from None
     except RecordError as error:
-        raise ManifestError(f"it is not the record of a manifest: {error}") from None
+        raise ManifestError(f"not the record of a manifest: {error}") from None
     return ManifestRecord(
         release=fields["release"],
         digest=fields["digest"],

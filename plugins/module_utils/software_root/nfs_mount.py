@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
-    fstab,
+    boot_files,
     fstab_lines,
     mountpoints,
     namespaces,
@@ -43,7 +43,7 @@ def observe(declared: DeclaredRoot) -> ObservedRoot:
         mountpoint,
         namespaces.own_mounts(),
         read_ahead(mountpoint.mount) if mountpoint.mount else None,
-        fstab.read() if declared.in_fstab else b"",
+        boot_files.fstab() if declared.in_fstab else b"",
     )
 
 
@@ -58,7 +58,9 @@ def handlers(seconds: float) -> Handlers:
         **mountpoints.HANDLERS,
         MountSoftwareRoot: lambda action: mount(action.spec, seconds),
         UnmountSoftwareRoot: lambda action: mountpoints.unmount(action.path),
-        WriteRootLine: lambda action: fstab.edit(lambda text: fstab_lines.replaced(text, action.path, action.line)),
+        WriteRootLine: lambda action: boot_files.edit_fstab(
+            lambda text: fstab_lines.replaced(text, action.path, action.line)
+        ),
         SetReadAhead: lambda action: _set_read_ahead(action.path, action.kibibytes),
     }
 

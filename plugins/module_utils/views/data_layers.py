@@ -33,7 +33,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.option
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation_record, view_paths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import Generation
 
-#: How many files of a release are compared between two data layers, and of all releases together. Of each release at least a few are.
+#: How many files of one release, and of all releases together, are compared between two data layers. A few files of each are compared.
 _MOST_FILES = 32
 _MOST_FILES_OF_ALL = 2000
 _FEWEST_FILES = 4
@@ -191,7 +191,7 @@ def _check_common(spec: MountSpec, one: _DataLayer, other: _DataLayer) -> None:
 
 
 def _alike(one: os.stat_result, other: os.stat_result) -> bool:
-    """Tell whether two files look like copies. Some programs that copy files drop the fraction of a second of the mtime."""
+    """Return whether two files look like copies. Some programs that copy files drop the fraction of a second of the mtime."""
     return stat.S_ISREG(other.st_mode) and (one.st_size, int(one.st_mtime)) == (other.st_size, int(other.st_mtime))
 
 
@@ -270,7 +270,7 @@ def _upwards(path: bytes) -> Iterator[bytes]:
 
 
 def _is_local(live: Sequence[Mount], path: bytes) -> bool:
-    """Tell whether a lookup at ``path`` asks no file server. An overlay that is the root counts as local: nothing works without it."""
+    """Return whether a lookup at ``path`` asks no file server. An overlay that is the root counts as local: nothing works without it."""
     mount = containing_mount(live, path)
     return mount is not None and (mount.fstype in _LOCAL or (mount.path, mount.fstype) == (b"/", b"overlay"))
 

@@ -187,8 +187,8 @@ def rights_warnings(rights: Rights) -> list[str]:
         )
     if rights.narrowed.count:
         warnings.append(
-            f"the ACLs of {rights.narrowed.count} files and directories cannot be kept on the file system of the layer. No user gets more"
-            f" access than before, and some get less: {rights.narrowed.listed()}"
+            f"the ACLs of {rights.narrowed.count} files and directories cannot be kept on the file system of the layer; nobody may do more"
+            f" with them, and some users may do less: {rights.narrowed.listed()}"
         )
     return warnings
 

@@ -13,10 +13,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import
     declaration,
     mount_task,
     mounts,
-    uppers,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import (
-    plan_mounted,
     plan_unmounted,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_task import MountTask
@@ -34,8 +32,7 @@ def planned(path: bytes, params: Mapping[str, Any], check_mode: bool) -> MountTa
         return mount_task.planned(path, state, None, mounting, params["persist"], [], check_mode)
     defaults = creating.overlay_defaults()
     spec = declaration.declared(path, params, state.mount, defaults)
-    beneath, upper = mounts.can_mount_beneath(), uppers.observe(spec)
-    mounting = plan_mounted(spec, state, defaults, params["switch"], beneath, upper, params["inner_mounts"])
+    mounting = mount_task.plan_declared(spec, state, defaults, params["switch"], params["inner_mounts"])
     warnings = declaration.check_layers(spec, bool(mounting), check_mode)
     data_layers.check(spec, mounting)
     return mount_task.planned(path, state, spec, mounting, params["persist"], warnings, check_mode)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, processes
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import boot_files, namespaces, processes
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import (
@@ -25,7 +25,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
     in_namespace,
     overlay_layers,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_files, detached, strangers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import detached, strangers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import (
     is_image_path,
     without_suffix,

@@ -32,9 +32,9 @@ from ansible_collections.renderfarm.overlay.tests.kernel.writable import (
 
 
 @pytest.fixture
-def software(folder: Path) -> Path:
+def software(area: Path) -> Path:
     """A lower layer with three small releases that a test may change."""
-    lower = folder / "lower"
+    lower = area / "lower"
     support.make_small_release(lower / "tool" / "1.0", "one")
     support.make_small_release(lower / "tool" / "2.0", "two")
     support.make_small_release(lower / "other" / "1.0", "three")
@@ -42,8 +42,8 @@ def software(folder: Path) -> Path:
 
 
 @pytest.fixture
-def overlay(folder: Path, software: Path) -> Overlay:
-    return overlay_at(folder, software)
+def overlay(area: Path, software: Path) -> Overlay:
+    return overlay_at(area, software)
 
 
 @pytest.fixture(params=["tmpfs", "xfs", "ext4-256"])
@@ -75,8 +75,8 @@ def test_every_kind_of_entry_is_as_before(on_disk: Path, root: Path) -> None:
     assert not overlay.finalize(allow_unmount=True)["changed"]
 
 
-def test_every_kind_of_entry_gets_another_owner_and_keeps_the_rest(folder: Path, root: Path) -> None:
-    overlay = overlay_at(folder, root)
+def test_every_kind_of_entry_gets_another_owner_and_keeps_the_rest(area: Path, root: Path) -> None:
+    overlay = overlay_at(area, root)
     overlay.finalized(owner="4321", group="4322", keep_setid=True)
     for path in overlay.path.rglob("*"):
         status = path.lstat()
@@ -160,7 +160,7 @@ def test_an_overlay_in_use_is_not_unmounted_and_the_process_is_named(overlay: Ov
 
 
 def test_an_overlay_that_is_mounted_elsewhere_is_not_unmounted(overlay: Overlay) -> None:
-    other = overlay.folder / "other"
+    other = overlay.area / "other"
     other.mkdir()
     support.command("mount", "--bind", overlay.path, other)
     message = support.module("overlay_finalize", path=str(overlay.path), allow_unmount=True).message
@@ -172,10 +172,10 @@ def test_an_overlay_that_is_mounted_elsewhere_is_not_unmounted(overlay: Overlay)
     assert overlay.finalized()["sealed"] == 8
 
 
-def test_an_overlay_in_use_through_a_detached_mount_is_not_sealed(folder: Path, software: Path) -> None:
+def test_an_overlay_in_use_through_a_detached_mount_is_not_sealed(area: Path, software: Path) -> None:
     options = (("metacopy", "on"), ("redirect_dir", "on"), ("index", "off"))
-    overlay = overlay_at(folder / "overlay", software, options=options)
-    other = folder / "other"
+    overlay = overlay_at(area / "overlay", software, options=options)
+    other = area / "other"
     other.mkdir()
     support.command("mount", "--bind", overlay.path, other)
     with open(other / "tool/1.0/bin/tool", "rb"):
@@ -199,7 +199,7 @@ time.sleep(0.5)
 
 def test_the_kernel_is_given_time_to_release_an_overlay(overlay: Overlay) -> None:
     """It releases the mounts of a mount namespace that has ended in the background."""
-    other = overlay.folder / "other"
+    other = overlay.area / "other"
     other.mkdir()
     support.command("mount", "--bind", overlay.path, other)
     with support.background(LATE, other / "tool/1.0/version") as holder:
@@ -219,7 +219,7 @@ def test_the_kernel_is_given_time_to_release_an_overlay(overlay: Overlay) -> Non
 
 def test_a_mount_namespace_that_is_about_to_end_is_waited_for(overlay: Overlay) -> None:
     """Another module has a namespace with a copy of all mounts while it mounts something."""
-    copied = overlay.folder / "copied"
+    copied = overlay.area / "copied"
     script = f"touch {copied}; sleep 1"
     with subprocess.Popen(["unshare", "--mount", "--propagation", "private", "sh", "-c", script]):
         while not copied.exists():
@@ -230,7 +230,7 @@ def test_a_mount_namespace_that_is_about_to_end_is_waited_for(overlay: Overlay) 
 
 
 def test_an_overlay_that_a_killed_run_unmounted_is_mounted_again(overlay: Overlay) -> None:
-    other = overlay.folder / "other"
+    other = overlay.area / "other"
     other.mkdir()
     support.command("mount", "--bind", overlay.path, other)
     with open(other / "tool/1.0/version", "rb"):
@@ -248,9 +248,9 @@ def test_an_overlay_that_a_killed_run_unmounted_is_mounted_again(overlay: Overla
     assert (overlay.path / "tool/1.0/version").read_bytes() == b"one"
 
 
-def test_an_overlay_is_mounted_again_as_it_was(folder: Path, software: Path) -> None:
+def test_an_overlay_is_mounted_again_as_it_was(area: Path, software: Path) -> None:
     options = (("metacopy", "on"), ("redirect_dir", "on"), ("index", "off"), ("xino", "off"), ("volatile", None))
-    overlay = overlay_at(folder, software, options=options)
+    overlay = overlay_at(area, software, options=options)
     support.command("mount", "-o", "remount,bind,nosuid,noatime,nodev", overlay.path)
     support.command("mount", "--make-shared", overlay.path)
     before = support.live(overlay.path)
@@ -303,7 +303,7 @@ def test_check_mode_changes_nothing_and_counts(overlay: Overlay) -> None:
 
 @pytest.mark.parametrize("keep_setid", [False, True])
 @pytest.mark.parametrize("metacopy", ["on", "off"])
-def test_check_mode_returns_what_a_run_does(folder: Path, software: Path, metacopy: str, keep_setid: bool) -> None:
+def test_check_mode_returns_what_a_run_does(area: Path, software: Path, metacopy: str, keep_setid: bool) -> None:
     """Everything that a run may find is there at once: files to strip, a change that was begun, stale copies, and files of users."""
     for version in ("1.0", "2.0"):
         (software / f"tool/{version}/bin/tool").chmod(0o6755)
@@ -311,7 +311,7 @@ def test_check_mode_returns_what_a_run_does(folder: Path, software: Path, metaco
     support.make_small_release(software / "gone" / "1.0", "gone")
     support.make_small_release(software / "gone" / "2.0", "gone")
     options = (("metacopy", metacopy), ("redirect_dir", "on"), ("index", "on"))
-    overlay = overlay_at(folder, software, options=options)
+    overlay = overlay_at(area, software, options=options)
     begun = overlay.path / "other/1.0/bin/tool"
     os.setxattr(begun.parent, "trusted.renderfarm-overlay.restoring", b"y")
     os.setxattr(begun, "trusted.renderfarm-overlay.restore", note_of(begun, 7, 0))
@@ -365,8 +365,8 @@ def test_changes_that_users_made_stay(overlay: Overlay, software: Path) -> None:
     assert attribute(overlay.upper / "mine/share/deep/data", REDIRECT) == b"/tool/2.0/share/deep/data"
 
 
-def test_hard_links_without_an_index_are_left_alone(folder: Path, software: Path) -> None:
-    overlay = overlay_at(folder, software, options=(("metacopy", "on"), ("redirect_dir", "on"), ("index", "off")))
+def test_hard_links_without_an_index_are_left_alone(area: Path, software: Path) -> None:
+    overlay = overlay_at(area, software, options=(("metacopy", "on"), ("redirect_dir", "on"), ("index", "off")))
     result = overlay.finalize(allow_unmount=True)
     paths = {one["path"] for one in result["pending"]}
     assert "tool/1.0/version" in paths
@@ -381,10 +381,10 @@ def test_hard_links_without_an_index_are_left_alone(folder: Path, software: Path
     assert not overlay.finalize(allow_unmount=True)["changed"]
 
 
-def test_another_owner_over_several_lower_layers(folder: Path, software: Path, root: Path, odd: Any) -> None:
+def test_another_owner_over_several_lower_layers(area: Path, software: Path, root: Path, odd: Any) -> None:
     """Entries are compared with the lower layers as the kernel merges them, data layers included."""
-    layer, _generation, _report = support.build(folder / "state", [odd])
-    overlay = overlay_at(folder, layer, software, data=(root,))
+    layer, _generation, _report = support.build(area / "state", [odd])
+    overlay = overlay_at(area, layer, software, data=(root,))
     result = overlay.finalized(owner="4321", subtrees=["odd/1/special", "odd/1/names", "tool"])
     assert result["copied_up"] > 100
     for path in (*(overlay.path / "odd/1/special").rglob("*"), *(overlay.path / "tool").rglob("*")):
@@ -392,13 +392,13 @@ def test_another_owner_over_several_lower_layers(folder: Path, software: Path, r
 
 
 @pytest.mark.parametrize("metacopy", ["on", "off"])
-def test_several_lower_layers(folder: Path, software: Path, metacopy: str) -> None:
-    second = folder / "second"
+def test_several_lower_layers(area: Path, software: Path, metacopy: str) -> None:
+    second = area / "second"
     support.make_small_release(second / "tool" / "1.0", "hidden")
     support.make_small_release(second / "tool" / "9.0", "nine")
     add_to(second / "tool" / "1.0", "below")
     options = (("metacopy", metacopy), ("redirect_dir", "on"), ("index", "on"))
-    overlay = overlay_at(folder, software, second, options=options)
+    overlay = overlay_at(area, software, second, options=options)
     before = shown(overlay.path)
     overlay.finalized(copy_content=metacopy == "off")
     assert shown(overlay.path) == before
@@ -406,9 +406,9 @@ def test_several_lower_layers(folder: Path, software: Path, metacopy: str) -> No
     assert (attribute(overlay.upper / "tool/9.0/version", REDIRECT) == b"/tool/9.0/version") == (metacopy == "on")
 
 
-def test_a_metadata_layer_below_is_followed_to_the_data(folder: Path, root: Path, odd: Any) -> None:
-    layer, _generation, _report = support.build(folder / "state", [odd])
-    overlay = overlay_at(folder, layer, data=(root,))
+def test_a_metadata_layer_below_is_followed_to_the_data(area: Path, root: Path, odd: Any) -> None:
+    layer, _generation, _report = support.build(area / "state", [odd])
+    overlay = overlay_at(area, layer, data=(root,))
     overlay.finalized(subtrees=["odd/1/special", "odd/1/names"])
     for name in ("special", "names"):
         # Another name of one of its files is outside of the subtree.
@@ -469,7 +469,7 @@ def test_files_that_users_made_in_a_deleted_release_are_kept(overlay: Overlay, s
 
 def test_an_empty_lower_layer_removes_nothing(overlay: Overlay, software: Path) -> None:
     overlay.finalized(merged_levels=1)
-    hidden = overlay.folder / "hidden"
+    hidden = overlay.area / "hidden"
     software.rename(hidden)
     software.mkdir()
     result = overlay.finalize(merged_levels=1, stale="remove", allow_unmount=True)
@@ -586,10 +586,10 @@ def test_set_id_bits_stay_if_the_owner_does(overlay: Overlay, software: Path) ->
     assert (overlay.path / "tool/1.0/bin/tool").stat().st_mode & 0o7777 == 0o6755
 
 
-def test_content_is_not_copied_unless_that_is_allowed(folder: Path, software: Path) -> None:
+def test_content_is_not_copied_unless_that_is_allowed(area: Path, software: Path) -> None:
     support.write(software / "tool/1.0/big", b"x" * 10_000)
     options = (("metacopy", "off"), ("redirect_dir", "on"), ("index", "on"))
-    overlay = overlay_at(folder, software, options=options)
+    overlay = overlay_at(area, software, options=options)
     before = support.listing(overlay.upper).keys()
     arguments: dict[str, Any] = {"path": str(overlay.path), "allow_unmount": True, "owner": "7"}
     for check in (True, False):
@@ -612,10 +612,10 @@ def test_content_is_not_copied_unless_that_is_allowed(folder: Path, software: Pa
     assert overlay.finalize(allow_unmount=True)["finalized"]
 
 
-def test_pending_entries_are_grouped_by_reason(folder: Path, software: Path) -> None:
+def test_pending_entries_are_grouped_by_reason(area: Path, software: Path) -> None:
     for number in range(20):
         os.link(software / "tool/1.0/version", software / f"tool/1.0/linked-{number:02}")
-    overlay = overlay_at(folder, software, options=(("metacopy", "on"), ("redirect_dir", "on"), ("index", "off")))
+    overlay = overlay_at(area, software, options=(("metacopy", "on"), ("redirect_dir", "on"), ("index", "off")))
     result = overlay.finalize()
     linked, unsealed = result["pending_by_reason"]
     assert "index=on" in linked["reason"]
@@ -646,13 +646,13 @@ def test_an_unusable_option_is_refused_by_name(overlay: Overlay, arguments: dict
     assert reason in message
 
 
-def test_an_overlay_without_an_upper_layer_is_refused(folder: Path, software: Path) -> None:
-    with support.mounted(support.declared(folder / "view", [software / "other", software / "tool"])) as view:
+def test_an_overlay_without_an_upper_layer_is_refused(area: Path, software: Path) -> None:
+    with support.mounted(support.declared(area / "view", [software / "other", software / "tool"])) as view:
         assert "no upper layer" in support.module("overlay_finalize", path=str(view)).message
 
 
 def test_a_part_of_an_overlay_is_refused(overlay: Overlay) -> None:
-    other = overlay.folder / "other"
+    other = overlay.area / "other"
     other.mkdir()
     support.command("mount", "--bind", overlay.path / "tool", other)
     assert "shows a part" in support.module("overlay_finalize", path=str(other)).message

@@ -43,8 +43,8 @@ SECRET = b"of root"
 
 
 @pytest.fixture
-def software(folder: Path) -> Path:
-    lower = folder / "lower"
+def software(area: Path) -> Path:
+    lower = area / "lower"
     for version in ("1.0", "2.0"):
         support.make_small_release(lower / "tool" / version, version)
     tool = lower / "tool" / "1.0" / "bin" / "tool"
@@ -53,14 +53,14 @@ def software(folder: Path) -> Path:
 
 
 @pytest.fixture
-def overlay(folder: Path, software: Path) -> Overlay:
-    return overlay_at(folder / "overlay", software)
+def overlay(area: Path, software: Path) -> Overlay:
+    return overlay_at(area / "overlay", software)
 
 
 @pytest.fixture
-def victim(folder: Path) -> Path:
+def victim(area: Path) -> Path:
     """A directory of root outside the overlay that has the same names as the overlay."""
-    top = folder / "victim"
+    top = area / "victim"
     for path in ("tool", "version", "latest", "bin/tool", "1.0/bin/tool", "1.0/version", "view/inside"):
         (top / path).parent.mkdir(parents=True, exist_ok=True)
         if not (top / path).is_dir():
@@ -475,14 +475,14 @@ class OverlayAtHome(Overlay):
 
     @property
     def path(self) -> Path:
-        return self.folder / "home" / "view"
+        return self.area / "home" / "view"
 
 
 def test_an_overlay_is_mounted_again_where_it_was(
-    folder: Path, software: Path, victim: Path, monkeypatch: pytest.MonkeyPatch
+    area: Path, software: Path, victim: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The user replaces the directory above the mountpoint by a link while the overlay is unmounted."""
-    overlay = OverlayAtHome(folder / "overlay", (software,))
+    overlay = OverlayAtHome(area / "overlay", (software,))
     overlay.mount()
     home = overlay.path.parent
 

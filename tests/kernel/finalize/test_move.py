@@ -36,9 +36,9 @@ def content(directory: int, number: int) -> bytes:
 
 
 @pytest.fixture
-def view(folder: Path) -> Path:
+def view(area: Path) -> Path:
     """A writable overlay over an ordinary lower layer."""
-    lower = folder / "lower"
+    lower = area / "lower"
     for number in range(DIRECTORIES):
         place = lower / "tools" / "old" / f"directory{number}" / "sub"
         place.mkdir(parents=True)
@@ -54,9 +54,9 @@ def view(folder: Path) -> Path:
     (old / "directory2").chmod(0o2751)
     for directory, _directories, _files in os.walk(old, topdown=False):
         os.utime(directory, ns=(1_500_000_000_000_000_007, 1_500_000_000_000_000_007))
-    kept = support.writable(folder / "upper", folder / "work")
-    support.carried_out(support.declared(folder / "view", [lower], writable=kept))
-    return folder / "view"
+    kept = support.writable(area / "upper", area / "work")
+    support.carried_out(support.declared(area / "view", [lower], writable=kept))
+    return area / "view"
 
 
 def spec(view: Path) -> MoveSpec:
@@ -336,11 +336,11 @@ def test_a_directory_that_is_renamed_as_a_whole_stays_merged(view: Path) -> None
     assert (view / "renamed" / "directory5" / "added").exists()
 
 
-def test_an_overlay_without_metacopy_is_refused(folder: Path) -> None:
-    (folder / "lower" / "a").mkdir(parents=True)
-    kept = support.writable(folder / "upper", folder / "work")
-    support.carried_out(support.declared(folder / "view", [folder / "lower"], writable=kept, metacopy="off"))
+def test_an_overlay_without_metacopy_is_refused(area: Path) -> None:
+    (area / "lower" / "a").mkdir(parents=True)
+    kept = support.writable(area / "upper", area / "work")
+    support.carried_out(support.declared(area / "view", [area / "lower"], writable=kept, metacopy="off"))
     refused(
-        MoveSpec(os.fsencode(folder / "view" / "a"), os.fsencode(folder / "view" / "b")),
+        MoveSpec(os.fsencode(area / "view" / "a"), os.fsencode(area / "view" / "b")),
         "is mounted without metacopy=on, so renaming",
     )

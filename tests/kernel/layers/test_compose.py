@@ -68,7 +68,7 @@ def count_subdirectories(top: Path) -> list[str]:
 
 @pytest.mark.parametrize("on_conflict", ["first", "last"])
 def test_a_merged_view_equals_copies_of_the_releases(
-    folder: Path, root: Path, odd: Placement, tools: Sequence[Placement], on_conflict: str
+    area: Path, root: Path, odd: Placement, tools: Sequence[Placement], on_conflict: str
 ) -> None:
     everything_odd = replace(
         odd, at=b"tool/1.0", exclude=(b"bulk/lib/**/package_0*", b"special/linked", b"names/**/.w?*")
@@ -82,7 +82,7 @@ def test_a_merged_view_equals_copies_of_the_releases(
         binaries,
     ]
     layer, generation, _report = support.build(
-        folder / "state",
+        area / "state",
         declared,
         on_conflict=on_conflict,
         links=declared_links([(LINK[0].encode(), LINK[1].encode())]),
@@ -92,7 +92,7 @@ def test_a_merged_view_equals_copies_of_the_releases(
     assert {conflict["path"] for conflict in generation.conflicts} == {"/tool/1.0/bin/tool", "/tool/1.0/version"} | {
         "/tool/1.0/version-again"
     }
-    expected = folder / "expected"
+    expected = area / "expected"
     bulk = [f"bulk/lib/python3.13/site-packages/package_{number:03d}" for number in range(100)]
     hidden = [f"names/{kind}/.wh.whiteout" for kind in ("files", "empty", "directories", "links")]
     copies: list[tuple[str, str, list[str]]] = [
@@ -112,21 +112,21 @@ def test_a_merged_view_equals_copies_of_the_releases(
     # The root has the mtime of the only release placed there, which the copies have changed.
     os.utime(expected, ns=(0, (root / "tool/1.0").stat().st_mtime_ns))
     change_owners_and_modes(expected)
-    with support.mounted(support.declared(folder / "view", [layer], [root])) as view:
+    with support.mounted(support.declared(area / "view", [layer], [root])) as view:
         assert support.compare_trees(view, expected) == []
         assert count_subdirectories(view) == count_subdirectories(layer) == []
         assert os.readlink(view / LINK[0]) == LINK[1]
         assert (view / LINK[0] / "version").read_text() == "two"
 
 
-def test_conflicts_are_the_same_in_check_mode_and_after_the_build(folder: Path, tools: Sequence[Placement]) -> None:
+def test_conflicts_are_the_same_in_check_mode_and_after_the_build(area: Path, tools: Sequence[Placement]) -> None:
     releases = [{"manifest": one.manifest, "at": "/"} for one in tools]
-    arguments: dict[str, Any] = {"name": "v", "state_dir": str(folder / "state"), "releases": releases}
-    before = everything(folder)
+    arguments: dict[str, Any] = {"name": "v", "state_dir": str(area / "state"), "releases": releases}
+    before = everything(area)
     refused = support.module("metadata_layer", **arguments).message
     assert "3 conflicts: '/bin/tool' of tool/1.0 and of tool/2.0; '/version' of" in refused
     assert support.module("metadata_layer", check=True, **arguments).message == refused
-    assert everything(folder) == before
+    assert everything(area) == before
     checked = support.module("metadata_layer", check=True, on_conflict="last", **arguments).ok
     done = four_runs("metadata_layer", on_conflict="last", **arguments)
     again = support.module("metadata_layer", on_conflict="last", **arguments).ok
@@ -140,48 +140,48 @@ def test_conflicts_are_the_same_in_check_mode_and_after_the_build(folder: Path, 
     assert "3 conflicts" in support.module("metadata_layer", **arguments).message
 
 
-def test_releases_with_equal_checksums_are_merged_without_a_conflict(folder: Path) -> None:
+def test_releases_with_equal_checksums_are_merged_without_a_conflict(area: Path) -> None:
     for number in ("1", "2"):
-        support.make_small_release(folder / "root" / "same" / number, "same")
-        (folder / "root" / "same" / number / "empty").touch()
-    placements = [support.scanned(folder / "store", folder / "root", f"same/{one}", checksum=True) for one in "12"]
+        support.make_small_release(area / "root" / "same" / number, "same")
+        (area / "root" / "same" / number / "empty").touch()
+    placements = [support.scanned(area / "store", area / "root", f"same/{one}", checksum=True) for one in "12"]
     merged = [replace(one, at=b"same") for one in placements]
-    layer, generation, _report = support.build(folder / "state", merged)
+    layer, generation, _report = support.build(area / "state", merged)
     assert generation.conflict_count == 0
-    with support.mounted(support.declared(folder / "view", [layer], [folder / "root"])) as view:
-        assert support.compare_trees(view / "same", folder / "root" / "same" / "1") == []
+    with support.mounted(support.declared(area / "view", [layer], [area / "root"])) as view:
+        assert support.compare_trees(view / "same", area / "root" / "same" / "1") == []
 
 
-def test_a_thousand_releases_are_merged_at_one_place(folder: Path) -> None:
+def test_a_thousand_releases_are_merged_at_one_place(area: Path) -> None:
     releases = []
     for number in range(1_100):
-        top = folder / "root" / "package" / str(number)
+        top = area / "root" / "package" / str(number)
         (top / "lib" / f"package{number}").mkdir(parents=True)
         support.write(top / "lib" / f"package{number}" / "module.py", b"x" * number)
-        releases.append(support.scanned(folder / "store", folder / "root", f"package/{number}"))
-    arguments: dict[str, Any] = {"name": "v", "state_dir": str(folder / "state")}
+        releases.append(support.scanned(area / "store", area / "root", f"package/{number}"))
+    arguments: dict[str, Any] = {"name": "v", "state_dir": str(area / "state")}
     built = support.module(
         "metadata_layer", releases=[{"manifest": one.manifest, "at": "/"} for one in releases], **arguments
     )
     assert built.ok["entries"] == {"directories": 1_102, "files": 1_100, "hardlinks": 0, "symlinks": 0}
 
 
-def test_a_damaged_manifest_is_refused_before_anything_is_built(folder: Path, tools: Sequence[Placement]) -> None:
-    store = folder / "damaged"
+def test_a_damaged_manifest_is_refused_before_anything_is_built(area: Path, tools: Sequence[Placement]) -> None:
+    store = area / "damaged"
     store.mkdir()
     support.command("cp", "-a", Path(tools[0].manifest).parent, store)
     manifest = store / "tool" / Path(tools[0].manifest).name
     size = manifest.stat().st_size
     manifest.write_bytes(manifest.read_bytes()[: size // 2] + b"\0" * (size - size // 2))
-    before = everything(folder)
+    before = everything(area)
     for patterns in ({"exclude": ["bin"]}, {"exclude": ["**"]}, {"include": ["no-such"]}):
         ran = support.module(
             "metadata_layer",
             name="v",
-            state_dir=str(folder / "state"),
+            state_dir=str(area / "state"),
             releases=[{"manifest": str(manifest), **patterns}],
         )
         assert str(manifest) in ran.message
-        assert everything(folder) == before
+        assert everything(area) == before
     with contextlib.suppress(FileNotFoundError):
-        assert not os.listdir(folder / "state" / "views")
+        assert not os.listdir(area / "state" / "views")

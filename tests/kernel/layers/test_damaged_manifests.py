@@ -130,10 +130,10 @@ def damaged(whole: Sequence[bytes], seed: int) -> bytes:
     return b"".join(line + b"\n" for line in text)
 
 
-def stored(folder: Path, text: bytes, like: str = RELEASE) -> Placement:
+def stored(area: Path, text: bytes, like: str = RELEASE) -> Placement:
     """Write a manifest and return a placement whose record matches it."""
-    folder.mkdir()
-    path = folder / "1.dump.gz"
+    area.mkdir()
+    path = area / "1.dump.gz"
     path.write_bytes(gzip.compress(text, 1, mtime=0))
     lines = text.count(b"\n") + (text[-1:] not in (b"", b"\n"))
     record = replace(
@@ -184,11 +184,11 @@ def shown(top: Path) -> Shown:
 
 @pytest.mark.parametrize("start", range(0, SEEDS, AT_ONCE))
 def test_all_formats_accept_and_refuse_the_same_manifests(
-    folder: Path, whole: list[bytes], start: int, record_testsuite_property: Record
+    area: Path, whole: list[bytes], start: int, record_testsuite_property: Record
 ) -> None:
     seen: Counter[str] = Counter()
     for seed in range(start, start + AT_ONCE):
-        place = folder / str(seed)
+        place = area / str(seed)
         placement = stored(place, damaged(whole, seed))
         if seed % 3 == 0:
             # A release with patterns is composed as in a merged view.
@@ -214,12 +214,12 @@ def test_all_formats_accept_and_refuse_the_same_manifests(
 
 
 @pytest.mark.parametrize("letter", [b"a", b"\\", b"/a", b" ", b"\xff"])
-def test_a_very_long_line_is_refused_without_reading_all_of_it(folder: Path, letter: bytes) -> None:
+def test_a_very_long_line_is_refused_without_reading_all_of_it(area: Path, letter: bytes) -> None:
     text = b"/ 0 40755 2 0 0 0 1.0 - - -\n/" + letter * 50_000_000
-    placement = stored(folder / "endless", text)
+    placement = stored(area / "endless", text)
     # Little more is read than the longest allowed line.
     started = time.process_time()
-    refused = [outcome(folder / str(name), placement, name) for name in (None, *BUILDERS)]
+    refused = [outcome(area / str(name), placement, name) for name in (None, *BUILDERS)]
     assert len(set(refused)) == 1
     assert "131072" in str(refused[0])
     assert time.process_time() - started < 2

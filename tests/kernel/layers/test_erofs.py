@@ -50,7 +50,7 @@ def composed(placements: list[Placement]) -> list[bytes]:
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_view_from_an_image_equals_its_releases(
-    disk: Path, folder: Path, root: Path, odd: Placement, tools: tuple[Placement, ...], name: str
+    disk: Path, area: Path, root: Path, odd: Placement, tools: tuple[Placement, ...], name: str
 ) -> None:
     elsewhere = replace(tools[1], at=b"tool/new name, with: odd")
     image, generation, report = support.build(disk, [odd, tools[0], elsewhere], builder=builder(name))
@@ -60,7 +60,7 @@ def test_a_view_from_an_image_equals_its_releases(
     # 20,000 files take about 5 MB, whatever their size.
     assert image.stat().st_size < 300 * generation.entries.total
     assert report.tally.counts() == generation.entries
-    with support.mounted(support.declared(folder / "view", [image], [root])) as view:
+    with support.mounted(support.declared(area / "view", [image], [root])) as view:
         for placement in (odd, tools[0], elsewhere):
             shown = Path(os.fsdecode(os.fsencode(view) + b"/" + placement.at))
             assert support.compare_trees(shown, root / placement.record.release) == []
@@ -68,11 +68,11 @@ def test_a_view_from_an_image_equals_its_releases(
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_the_same_releases_give_the_same_image_and_generation(
-    disk: Path, folder: Path, odd: Placement, tools: tuple[Placement, ...], name: str
+    disk: Path, area: Path, odd: Placement, tools: tuple[Placement, ...], name: str
 ) -> None:
     built = [support.build(disk / str(turn), [odd, *tools], builder=builder(name))[1] for turn in range(2)]
     assert built[0] == built[1]
-    directory = support.build(folder / "directory", [*tools, odd])[1]
+    directory = support.build(area / "directory", [*tools, odd])[1]
     assert directory.id == built[0].id
     assert directory.directory != built[0].directory
     assert directory.entries == built[0].entries
@@ -118,9 +118,9 @@ def test_an_image_is_built_from_text_as_from_entries(disk: Path, tools: tuple[Pl
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_no_image_is_built_from_a_damaged_manifest(
-    disk: Path, folder: Path, tools: tuple[Placement, ...], name: str
+    disk: Path, area: Path, tools: tuple[Placement, ...], name: str
 ) -> None:
-    damaged = folder / "store" / "tool" / "1.0.dump.gz"
+    damaged = area / "store" / "tool" / "1.0.dump.gz"
     damaged.parent.mkdir(parents=True)
     content = bytearray(Path(tools[0].manifest).read_bytes())
     content[len(content) // 2] ^= 1
@@ -157,14 +157,14 @@ class Published:
 
 
 @pytest.fixture
-def published(folder: Path, tools: tuple[Placement, ...]) -> Published:
+def published(area: Path, tools: tuple[Placement, ...]) -> Published:
     spec = LayerSpec("view", tools, "erofs", "data_only", "trusted")
-    store = str(folder / "images")
+    store = str(area / "images")
     os.mkdir(store)
     generation = image_store.publish(store, spec, builder("mkcomposefs"), generations.composed(spec))
     assert generation.image is not None
     image = Path(image_store.image_path(store, generation.id))
-    return Published(image, generation.image.digest, ViewPaths.of(str(folder / "state"), "view"))
+    return Published(image, generation.image.digest, ViewPaths.of(str(area / "state"), "view"))
 
 
 def test_an_image_is_installed_unchanged(published: Published) -> None:
@@ -251,48 +251,46 @@ def module(state_dir: Path, check: bool = False, **more: Any) -> support.Ran:
 
 @pytest.mark.usefixtures("with_programs")
 def test_auto_is_an_image_if_one_can_be_built_and_keeps_an_existing_format(
-    folder: Path, tools: tuple[Placement, ...], monkeypatch: pytest.MonkeyPatch
+    area: Path, tools: tuple[Placement, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     releases = [{"manifest": tools[0].manifest}]
-    first = module(folder / "state", releases=releases).ok
+    first = module(area / "state", releases=releases).ok
     assert (first["format"], first["layer"].endswith("-erofs/layer.erofs")) == ("erofs", True)
     assert "mkcomposefs makes them" in first["format_reason"]
     # Without a program nothing can be built, but nothing has to be.
     monkeypatch.setenv("PATH", os.environ["PATH"].replace(f"{support.PROGRAMS}{os.pathsep}", ""))
-    again = module(folder / "state", releases=releases).ok
+    again = module(area / "state", releases=releases).ok
     assert (again["changed"], again["format"]) == (False, "erofs")
     assert again["format_reason"] == "the generation is there in this format"
     # The other format of the same generation does not make it a previous one.
-    other = module(folder / "state", releases=releases, format="directory").ok
+    other = module(area / "state", releases=releases, format="directory").ok
     assert (other["generation"], other["format"], other["previous"]) == (first["generation"], "directory", None)
-    assert module(folder / "state", releases=releases).ok["format"] == "directory"
+    assert module(area / "state", releases=releases).ok["format"] == "directory"
 
 
-def test_an_impossible_format_is_refused_and_auto_does_not_choose_it(
-    folder: Path, tools: tuple[Placement, ...]
-) -> None:
+def test_an_impossible_format_is_refused_and_auto_does_not_choose_it(area: Path, tools: tuple[Placement, ...]) -> None:
     releases = [{"manifest": tools[0].manifest}]
-    refused = module(folder / "state", releases=releases, format="erofs", xattr_namespace="user").message
+    refused = module(area / "state", releases=releases, format="erofs", xattr_namespace="user").message
     assert "namespace trusted only" in refused
-    chosen = module(folder / "state", releases=releases, xattr_namespace="user").ok
+    chosen = module(area / "state", releases=releases, xattr_namespace="user").ok
     assert chosen["format"] == "directory"
     assert "namespace trusted only" in chosen["format_reason"]
 
 
 @pytest.mark.usefixtures("with_programs")
-def test_an_image_that_one_host_built_is_installed_by_another(folder: Path, tools: tuple[Placement, ...]) -> None:
+def test_an_image_that_one_host_built_is_installed_by_another(area: Path, tools: tuple[Placement, ...]) -> None:
     releases = [{"manifest": one.manifest} for one in tools]
-    store = folder / "images"
+    store = area / "images"
     store.mkdir()
-    asked = module(folder / "a", check=True, releases=releases, image_store=str(store)).ok
+    asked = module(area / "a", check=True, releases=releases, image_store=str(store)).ok
     assert (asked["changed"], os.listdir(store)) == (True, [])
-    built = module(folder / "a", releases=releases, image_store=str(store)).ok
+    built = module(area / "a", releases=releases, image_store=str(store)).ok
     assert (built["image"], built["generation"]) == (asked["image"], asked["generation"])
-    assert not (folder / "a").exists()
-    assert not module(folder / "a", releases=releases, image_store=str(store)).ok["changed"]
+    assert not (area / "a").exists()
+    assert not module(area / "a", releases=releases, image_store=str(store)).ok["changed"]
     wanted = {"image": built["image"], "image_digest": built["image_digest"]}
-    expected = module(folder / "b", check=True, **wanted).ok
-    installed = module(folder / "b", **wanted).ok
+    expected = module(area / "b", check=True, **wanted).ok
+    installed = module(area / "b", **wanted).ok
     # Values that are known only once the generation exists.
     later = {"entries", "bytes", "bytes_on_disk", "conflicts", "conflict_count"} | {
         f"{name}{end}" for name in ("privileged", "stripped", "narrowed") for end in ("", "_paths")
@@ -301,17 +299,17 @@ def test_an_image_that_one_host_built_is_installed_by_another(folder: Path, tool
         **expected,
         "image_digest": built["image_digest"],
     }
-    local = module(folder / "c", releases=releases, format="directory").ok
+    local = module(area / "c", releases=releases, format="directory").ok
     assert installed["generation"] == built["generation"] == local["generation"]
     # An installed generation does not need the store any more.
     shutil.rmtree(store)
-    assert not module(folder / "b", **wanted).ok["changed"]
-    assert "is missing, incomplete or of an older version" in module(folder / "d", **wanted).message
+    assert not module(area / "b", **wanted).ok["changed"]
+    assert "is missing, incomplete or of an older version" in module(area / "d", **wanted).message
 
 
 @pytest.mark.usefixtures("with_programs")
-def test_a_view_goes_back_to_its_previous_generation(folder: Path, tools: tuple[Placement, ...]) -> None:
-    state_dir = folder / "state"
+def test_a_view_goes_back_to_its_previous_generation(area: Path, tools: tuple[Placement, ...]) -> None:
+    state_dir = area / "state"
     first, second = (module(state_dir, releases=[{"manifest": one.manifest}]).ok for one in tools)
     asked = module(state_dir, check=True, generation="previous").ok
     assert (asked["generation"], asked["changed"]) == (first["generation"], True)
@@ -327,6 +325,6 @@ def test_a_view_goes_back_to_its_previous_generation(folder: Path, tools: tuple[
     message = module(state_dir, generation="0123456789abcdef").message
     assert first["generation"] in message
     assert second["generation"] in message
-    assert "has no previous generation" in module(folder / "other", generation="previous").message
+    assert "has no previous generation" in module(area / "other", generation="previous").message
     both = module(state_dir, generation="previous", releases=[{"manifest": tools[0].manifest}]).message
     assert "leave out 'releases'" in both

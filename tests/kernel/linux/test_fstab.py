@@ -63,8 +63,8 @@ def findmnt(path: Path, column: str) -> list[bytes]:
     return [re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes((int(match[1], 16),)), line) for line in lines]
 
 
-def test_libmount_and_libc_read_lines_as_they_were_made(folder: Path) -> None:
-    tab = folder / "fstab"
+def test_libmount_and_libc_read_lines_as_they_were_made(area: Path) -> None:
+    tab = area / "fstab"
     meant = [FstabFields(b"s" + name, b"/mnt/" + name, b"ext4", (b"ro", b"x-a=" + name)) for name in NAMES]
     tab.write_bytes(
         fstab_lines.join(
@@ -78,8 +78,8 @@ def test_libmount_and_libc_read_lines_as_they_were_made(folder: Path) -> None:
     assert [fstab_lines.read_line(line) for line in fstab_lines.split(tab.read_bytes())] == meant
 
 
-def test_a_number_sign_at_the_start_of_a_line_is_read_by_libmount(folder: Path) -> None:
-    tab = folder / "fstab"
+def test_a_number_sign_at_the_start_of_a_line_is_read_by_libmount(area: Path) -> None:
+    tab = area / "fstab"
     tab.write_bytes(fstab_lines.make_line(b"#source", b"/mnt", b"ext4", b"ro"))
     assert findmnt(tab, "SOURCE") == [b"#source"]
     # systemd does not undo the escape, as it does not within a line: there the sign is not escaped.
@@ -87,12 +87,12 @@ def test_a_number_sign_at_the_start_of_a_line_is_read_by_libmount(folder: Path) 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_mount_mounts_a_line_as_it_was_meant(folder: Path, name: bytes) -> None:
-    source, place = (os.fsencode(folder / kind) + b"/" + name for kind in ("from", "to"))
+def test_mount_mounts_a_line_as_it_was_meant(area: Path, name: bytes) -> None:
+    source, place = (os.fsencode(area / kind) + b"/" + name for kind in ("from", "to"))
     for path in (source, place):
         os.makedirs(path)
     support.write(source + b"/file", name)
-    tab = folder / "fstab"
+    tab = area / "fstab"
     tab.write_bytes(fstab_lines.make_line(source, place, b"none", b"bind,x-test=" + name))
     support.command("mount", "--all", "--fstab", tab)
     with open(place + b"/file", "rb") as stream:

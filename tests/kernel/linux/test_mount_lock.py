@@ -14,7 +14,12 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, fstab, mount_lock, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    boot_files,
+    deadline,
+    mount_lock,
+    syscalls,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.overlays.test_switch import (
@@ -125,10 +130,10 @@ def the_stopped_child(run: support.ForkedModule) -> int:
 @pytest.mark.parametrize("second", ["the same", "another one", "none"])
 @pytest.mark.parametrize("there", [False, True])
 def test_two_runs_at_once_on_one_mountpoint_leave_one_overlay(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, second: str, there: bool
+    area: Path, monkeypatch: pytest.MonkeyPatch, second: str, there: bool
 ) -> None:
-    view = folder / "view"
-    specs = [generation(folder, number, view) for number in range(3)]
+    view = area / "view"
+    specs = [generation(area, number, view) for number in range(3)]
     if there:
         support.carried_out(specs[0])
     wanted: dict[str, Any] = arguments_of(specs[1 if second == "the same" else 2])
@@ -166,10 +171,10 @@ def locked_by(run: support.ForkedModule) -> str:
 
 
 def test_a_run_that_does_not_get_the_lock_names_the_mountpoint_and_changes_nothing(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    area: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    view = folder / "view"
-    specs = [generation(folder, number, view) for number in range(3)]
+    view = area / "view"
+    specs = [generation(area, number, view) for number in range(3)]
     support.carried_out(specs[0])
     with stopped_before_attaching(arguments_of(specs[1]), monkeypatch) as first:
         child = the_stopped_child(first)
@@ -183,8 +188,8 @@ def test_a_run_that_does_not_get_the_lock_names_the_mountpoint_and_changes_nothi
     assert overlays_at(view) == [specs[1].lower[0]]
 
 
-def test_simultaneous_edits_of_fstab_are_all_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fstab, "FSTAB", str(folder / "fstab"))
+def test_simultaneous_edits_of_fstab_are_all_kept(area: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boot_files, "FSTAB", str(area / "fstab"))
     both_have_read = threading.Barrier(2, timeout=1)
 
     def add(line: bytes) -> None:
@@ -194,11 +199,11 @@ def test_simultaneous_edits_of_fstab_are_all_kept(folder: Path, monkeypatch: pyt
                 both_have_read.wait()
             return text + line
 
-        fstab.edit(added)
+        boot_files.edit_fstab(added)
 
     writing = [threading.Thread(target=add, args=(line,)) for line in (b"one\n", b"two\n")]
     for thread in writing:
         thread.start()
     for thread in writing:
         thread.join(30)
-    assert sorted((folder / "fstab").read_bytes().splitlines()) == [b"one", b"two"]
+    assert sorted((area / "fstab").read_bytes().splitlines()) == [b"one", b"two"]

@@ -34,15 +34,15 @@ def holding(what: str, view: Path) -> Iterator[int]:
         yield process.pid
 
 
-def view_of(folder: Path, number: int) -> Path:
+def view_of(area: Path, number: int) -> Path:
     """Declare a generation, mount or switch to it, and return the mountpoint."""
-    layer = folder / f"layer{number}"
+    layer = area / f"layer{number}"
     if not layer.exists():
-        (folder / "data").mkdir(exist_ok=True)
+        (area / "data").mkdir(exist_ok=True)
         layer.mkdir()
         support.write(layer / "file", b"generation %d" % number)
-    support.carried_out(support.declared(folder / "view", [layer], [folder / "data"]))
-    return folder / "view"
+    support.carried_out(support.declared(area / "view", [layer], [area / "data"]))
+    return area / "view"
 
 
 def pids_in_use() -> dict[bytes, list[int]]:
@@ -51,14 +51,14 @@ def pids_in_use() -> dict[bytes, list[int]]:
 
 
 @pytest.mark.parametrize("what", list(HOLDING))
-def test_a_user_is_found_before_and_after_the_mount_was_detached(folder: Path, what: str) -> None:
-    view = view_of(folder, 1)
+def test_a_user_is_found_before_and_after_the_mount_was_detached(area: Path, what: str) -> None:
+    view = view_of(area, 1)
     live = support.live(view)
     assert live
-    layer = os.fsencode(folder / "layer1")
+    layer = os.fsencode(area / "layer1")
     with holding(what, view) as pid:
         assert [one.pid for one in processes.of_mounts([live.id])] == [pid]
-        view_of(folder, 2)
+        view_of(area, 2)
         assert [one.pid for one in processes.of_mounts([live.id])] == [pid]
         assert pids_in_use()[layer] == [pid]
     assert layer not in pids_in_use()
@@ -66,11 +66,11 @@ def test_a_user_is_found_before_and_after_the_mount_was_detached(folder: Path, w
     assert not any(layer in Path(note).read_bytes() for note in glob.glob(f"{detached.DIRECTORY}/*.json"))
 
 
-def test_a_process_whose_program_is_on_the_mount_is_a_user(folder: Path) -> None:
-    view = view_of(folder, 1)
+def test_a_process_whose_program_is_on_the_mount_is_a_user(area: Path) -> None:
+    view = view_of(area, 1)
     support.command("umount", view)
-    support.command("cp", "/bin/sleep", folder / "layer1" / "sleep")
-    view_of(folder, 1)
+    support.command("cp", "/bin/sleep", area / "layer1" / "sleep")
+    view_of(area, 1)
     with subprocess.Popen([view / "sleep", "60"]) as process:
         live = support.live(view)
         assert live
@@ -78,24 +78,24 @@ def test_a_process_whose_program_is_on_the_mount_is_a_user(folder: Path) -> None
         process.kill()
 
 
-def test_users_of_a_bind_mount_are_told_apart_by_mount_id(folder: Path) -> None:
-    view = view_of(folder, 1)
-    (folder / "bound").mkdir()
-    support.command("mount", "--bind", view, folder / "bound")
-    here, there = support.live(view), support.live(folder / "bound")
+def test_users_of_a_bind_mount_are_told_apart_by_mount_id(area: Path) -> None:
+    view = view_of(area, 1)
+    (area / "bound").mkdir()
+    support.command("mount", "--bind", view, area / "bound")
+    here, there = support.live(view), support.live(area / "bound")
     assert here
     assert there
-    with holding("cwd", folder / "bound") as pid:
+    with holding("cwd", area / "bound") as pid:
         assert processes.of_mounts([here.id]) == []
         assert [one.pid for one in processes.of_mounts([there.id])] == [pid]
         assert namespaces.mounts_like(here) == {here.id, there.id}
 
 
-def test_a_mount_that_another_namespace_shows_is_in_use(folder: Path) -> None:
-    view = view_of(folder, 1)
-    layer = os.fsencode(folder / "layer1")
+def test_a_mount_that_another_namespace_shows_is_in_use(area: Path) -> None:
+    view = view_of(area, 1)
+    layer = os.fsencode(area / "layer1")
     with support.namespace("private"):
-        view_of(folder, 2)
+        view_of(area, 2)
         assert pids_in_use()[layer] == []
         with support.namespace("private", f"os.chdir({str(view)!r})") as pid:
             # This process has the new generation as its working directory.
@@ -103,16 +103,16 @@ def test_a_mount_that_another_namespace_shows_is_in_use(folder: Path) -> None:
     assert layer not in pids_in_use()
 
 
-def test_only_root_can_reach_the_notes_of_detached_overlays(folder: Path) -> None:
-    view_of(folder, 1)
-    view_of(folder, 2)
+def test_only_root_can_reach_the_notes_of_detached_overlays(area: Path) -> None:
+    view_of(area, 1)
+    view_of(area, 2)
     assert os.stat(detached.DIRECTORY).st_mode & 0o777 == 0o700
 
 
-def test_the_module_names_the_users_of_the_old_overlay(folder: Path) -> None:
-    view = view_of(folder, 1)
-    (folder / "layer2").mkdir()
-    arguments: dict[str, Any] = {"path": str(view), "lower": [str(folder / "layer2")], "data": [str(folder / "data")]}
+def test_the_module_names_the_users_of_the_old_overlay(area: Path) -> None:
+    view = view_of(area, 1)
+    (area / "layer2").mkdir()
+    arguments: dict[str, Any] = {"path": str(view), "lower": [str(area / "layer2")], "data": [str(area / "data")]}
     with holding("file", view) as pid:
         expected = [{"pid": pid, "name": Path(f"/proc/{pid}/comm").read_text().strip()}]
         assert support.module("overlay_mount", True, True, **arguments).ok["users"] == expected

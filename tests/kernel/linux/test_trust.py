@@ -21,11 +21,11 @@ NOBODY = 65534
 
 
 @pytest.fixture
-def state_dir(folder: Path, tools: tuple[Placement, ...]) -> Path:
+def state_dir(area: Path, tools: tuple[Placement, ...]) -> Path:
     """Provide a state directory with a view, as this collection makes it."""
-    (folder / "above").mkdir()
-    support.build(folder / "above" / "state", [tools[0]])
-    return folder / "above" / "state"
+    (area / "above").mkdir()
+    support.build(area / "above" / "state", [tools[0]])
+    return area / "above" / "state"
 
 
 def layer_module(state_dir: Path, root: Path, **more: Any) -> Callable[[bool], support.Ran]:
@@ -90,13 +90,13 @@ def test_a_directory_that_is_a_link_is_refused(state_dir: Path, root: Path, name
 
 
 @pytest.mark.parametrize("name", ["staging", "incoming", "removing"])
-def test_what_is_emptied_is_no_link(state_dir: Path, root: Path, name: str, folder: Path) -> None:
-    (folder / "home").mkdir()
-    support.write(folder / "home" / "letter", b"dear")
-    (state_dir / "views" / "view" / name).symlink_to(folder / "home")
+def test_what_is_emptied_is_no_link(state_dir: Path, root: Path, name: str, area: Path) -> None:
+    (area / "home").mkdir()
+    support.write(area / "home" / "letter", b"dear")
+    (state_dir / "views" / "view" / name).symlink_to(area / "home")
     for module in MODULES:
         assert f"{name} is a symbolic link" in modules(state_dir, root)[module](False).message
-    assert (folder / "home" / "letter").read_bytes() == b"dear"
+    assert (area / "home" / "letter").read_bytes() == b"dear"
 
 
 def test_a_planted_generation_is_not_made_current(state_dir: Path, root: Path) -> None:
@@ -116,77 +116,75 @@ def test_a_planted_generation_is_not_made_current(state_dir: Path, root: Path) -
 
 
 @pytest.mark.usefixtures("state_dir")
-def test_a_state_directory_may_be_reached_through_links_that_root_made(root: Path, folder: Path) -> None:
-    (folder / "link").symlink_to("above/../above")
-    assert not modules(folder / "link" / "state", root)["present"](False).ok["changed"]
-    os.chown(folder / "link", NOBODY, NOBODY, follow_symlinks=False)
-    assert (
-        f"{folder}/link belongs to uid {NOBODY}" in modules(folder / "link" / "state", root)["present"](False).message
-    )
-    (folder / "circle").symlink_to("circle")
-    assert "too many symbolic links" in layer_module(folder / "circle", root, state="absent")(False).message
+def test_a_state_directory_may_be_reached_through_links_that_root_made(root: Path, area: Path) -> None:
+    (area / "link").symlink_to("above/../above")
+    assert not modules(area / "link" / "state", root)["present"](False).ok["changed"]
+    os.chown(area / "link", NOBODY, NOBODY, follow_symlinks=False)
+    assert f"{area}/link belongs to uid {NOBODY}" in modules(area / "link" / "state", root)["present"](False).message
+    (area / "circle").symlink_to("circle")
+    assert "too many symbolic links" in layer_module(area / "circle", root, state="absent")(False).message
 
 
 @pytest.fixture
-def layers(folder: Path) -> dict[str, Path]:
+def layers(area: Path) -> dict[str, Path]:
     """Provide the directories of an overlay, all owned by root."""
-    found = {name: folder / "place" / name for name in ("lower", "data", "upper", "work")}
-    for path in (folder / "place", *found.values()):
+    found = {name: area / "place" / name for name in ("lower", "data", "upper", "work")}
+    for path in (area / "place", *found.values()):
         path.mkdir()
     return found
 
 
-def mount(folder: Path, **options: Any) -> support.Ran:
-    return support.module("overlay_mount", path=str(folder / "view"), **options)
+def mount(area: Path, **options: Any) -> support.Ran:
+    return support.module("overlay_mount", path=str(area / "view"), **options)
 
 
 @pytest.mark.parametrize("mounted", [True, False])
 def test_a_layer_over_data_that_others_can_write_to_is_refused(
-    folder: Path, layers: dict[str, Path], mounted: bool
+    area: Path, layers: dict[str, Path], mounted: bool
 ) -> None:
     """A layer over data layers decides with an xattr which data users can read."""
     options = {"lower": [str(layers["lower"])], "data": [str(layers["data"])]}
     if mounted:
-        assert mount(folder, **options).ok["changed"]
-    for place in (layers["lower"], folder / "place"):
+        assert mount(area, **options).ok["changed"]
+    for place in (layers["lower"], area / "place"):
         place.chmod(0o777)
-        assert f"{place} belongs to uid 0 and has mode 0777" in mount(folder, **options).message
+        assert f"{place} belongs to uid 0 and has mode 0777" in mount(area, **options).message
         place.chmod(0o755)
     # The data layer is the software itself, which its publishers may write to.
     layers["data"].chmod(0o2775)
-    assert mount(folder, **options).ok["changed"] is not mounted
+    assert mount(area, **options).ok["changed"] is not mounted
 
 
 def test_the_directories_of_an_upper_layer_are_checked_also_when_it_is_mounted(
-    folder: Path, layers: dict[str, Path]
+    area: Path, layers: dict[str, Path]
 ) -> None:
     options: dict[str, Any] = {name: str(layers[name]) for name in ("upper", "work")}
     options["lower"] = [str(layers["lower"])]
     layers["lower"].chmod(0o777)  # without data layers, a lower layer cannot redirect anywhere
-    assert mount(folder, **options).ok["changed"]
-    for place in (folder / "place", layers["upper"], layers["work"]):
+    assert mount(area, **options).ok["changed"]
+    for place in (area / "place", layers["upper"], layers["work"]):
         before = place.stat().st_mode
         place.chmod(0o777)
-        assert f"{place} belongs to uid 0 and has mode 0777" in mount(folder, **options).message
+        assert f"{place} belongs to uid 0 and has mode 0777" in mount(area, **options).message
         place.chmod(before)
-    (folder / "place").chmod(0o1777)
-    assert not mount(folder, **options).ok["changed"]
+    (area / "place").chmod(0o1777)
+    assert not mount(area, **options).ok["changed"]
 
 
-def test_an_image_that_others_can_write_to_is_refused(folder: Path, layers: dict[str, Path]) -> None:
-    image = support.image_of(layers["lower"], folder / "images" / "one.erofs")
+def test_an_image_that_others_can_write_to_is_refused(area: Path, layers: dict[str, Path]) -> None:
+    image = support.image_of(layers["lower"], area / "images" / "one.erofs")
     options: dict[str, Any] = {"lower": [str(image)], "data": [str(layers["data"])]}
     for mode, uid in ((0o664, 0), (0o644, NOBODY)):
         image.chmod(mode)
         os.chown(image, uid, 0)
-        assert re.search(f"{image} belongs to uid {uid} and has mode {mode:04o}", mount(folder, **options).message)
+        assert re.search(f"{image} belongs to uid {uid} and has mode {mode:04o}", mount(area, **options).message)
     os.chown(image, 0, 0)
-    assert mount(folder, **options).ok["changed"]
+    assert mount(area, **options).ok["changed"]
 
 
-def test_the_layer_of_a_generation_may_have_the_owner_of_the_view(folder: Path, state_dir: Path, root: Path) -> None:
+def test_the_layer_of_a_generation_may_have_the_owner_of_the_view(area: Path, state_dir: Path, root: Path) -> None:
     layer = place_of(state_dir, "views/view/generations/GENERATION/layer")
     os.chown(layer, 1234, 1234)
     layer.chmod(0o775)
     state_dir.chmod(0o755)
-    assert mount(folder, lower=[str(layer)], data=[str(root)]).ok["changed"]
+    assert mount(area, lower=[str(layer)], data=[str(root)]).ok["changed"]

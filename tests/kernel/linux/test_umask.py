@@ -30,9 +30,9 @@ def umask(number: int) -> Iterator[None]:
         os.umask(before)
 
 
-def all_modules(folder: Path, root: Path) -> None:
-    """Run every module so that it makes each kind of file and directory that it can make, below ``folder``."""
-    store, state, images = (str(folder / name) for name in ("store", "state", "store/.images"))
+def all_modules(area: Path, root: Path) -> None:
+    """Run every module so that it makes each kind of file and directory that it can make, below ``directory``."""
+    store, state, images = (str(area / name) for name in ("store", "state", "store/.images"))
     layer: dict[str, Any] = {"name": "view", "state_dir": state, "store": store}
     # A store must exist before a module uses it.
     os.mkdir(store)
@@ -50,25 +50,25 @@ def all_modules(folder: Path, root: Path) -> None:
     published = run("metadata_layer", **layer, releases=one, image_store=images)
     other = {"name": "other", "state_dir": state}
     run("metadata_layer", **other, image=published["image"], image_digest=published["image_digest"])
-    mount: dict[str, Any] = {"path": str(folder / "shows" / "dragon"), "data": [str(root)]}
+    mount: dict[str, Any] = {"path": str(area / "shows" / "dragon"), "data": [str(root)]}
     run("overlay_mount", **mount, lower=[first["layer"]])
     with support.background(f"import os, sys\nos.chdir({mount['path']!r})\n{support.WAIT}"):
         # The old overlay is in use, so that the switch writes a note.
         run("overlay_mount", **mount, lower=[second["layer"]])
-        upper = {name: str(folder / "uppers" / name) for name in ("upper", "work")}
-        run("overlay_mount", path=str(folder / "written" / "here"), lower=[str(root)], **upper)
+        upper = {name: str(area / "uppers" / name) for name in ("upper", "work")}
+        run("overlay_mount", path=str(area / "written" / "here"), lower=[str(root)], **upper)
 
 
-def modes(folder: Path) -> dict[bytes, str]:
-    found = {path: stat.filemode(status.st_mode) for path, status in support.listing(folder).items()}
+def modes(area: Path) -> dict[bytes, str]:
+    found = {path: stat.filemode(status.st_mode) for path, status in support.listing(area).items()}
     # The software in a view is not made by a module.
     views = (b"/shows/dragon/", b"/written/here/")
     return {path: mode for path, mode in found.items() if not path.startswith(views)}
 
 
 @pytest.fixture
-def usual(folder: Path, root: Path) -> dict[bytes, str]:
-    place = folder / "usual"
+def usual(area: Path, root: Path) -> dict[bytes, str]:
+    place = area / "usual"
     place.mkdir()
     with umask(USUAL):
         all_modules(place, root)
@@ -77,8 +77,8 @@ def usual(folder: Path, root: Path) -> dict[bytes, str]:
 
 @pytest.mark.usefixtures("with_programs")
 @pytest.mark.parametrize("number", [0o000, 0o077])
-def test_modes_do_not_depend_on_the_umask(folder: Path, root: Path, usual: dict[bytes, str], number: int) -> None:
-    place = folder / "other"
+def test_modes_do_not_depend_on_the_umask(area: Path, root: Path, usual: dict[bytes, str], number: int) -> None:
+    place = area / "other"
     place.mkdir()
     shutil.rmtree(os.path.dirname(detached.DIRECTORY))
     with umask(number):
@@ -102,8 +102,8 @@ def test_modes_do_not_depend_on_the_umask(folder: Path, root: Path, usual: dict[
     assert {stat.filemode(path.stat().st_mode) for path in notes.iterdir()} == {"-rw-------"}
 
 
-def test_a_store_that_a_group_shares_stays_shared(folder: Path, root: Path) -> None:
-    store = folder / "store"
+def test_a_store_that_a_group_shares_stays_shared(area: Path, root: Path) -> None:
+    store = area / "store"
     store.mkdir(exist_ok=True)
     os.chown(store, 0, 1234)
     store.chmod(0o2775)

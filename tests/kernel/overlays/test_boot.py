@@ -11,14 +11,18 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fstab, namespaces
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import boot_files, namespaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import apply
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot, boot_entries, boot_files, mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
+    boot,
+    boot_entries,
+    creating,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 UNITS = Path(boot_files.UNITS)
-FSTAB = Path(fstab.FSTAB)
+FSTAB = Path(boot_files.FSTAB)
 WANTS = UNITS / "remote-fs.target.wants"
 
 ODD = [
@@ -64,9 +68,9 @@ def etc(arena: Path) -> Iterator[None]:
 KINDS = ["image", "directory", "redirect"]
 
 
-def view_of(folder: Path, number: int = 1, kind: str = "image", view: str = "view", **options: Any) -> MountSpec:
+def view_of(area: Path, number: int = 1, kind: str = "image", view: str = "view", **options: Any) -> MountSpec:
     """Make a generation with one file, and declare its view. ``kind`` is one of KINDS; ``redirect`` is the strategy of that name."""
-    layer, data = folder / f"g{number}" / "layer", folder / "data"
+    layer, data = area / f"g{number}" / "layer", area / "data"
     top = layer / "view" if kind == "redirect" else layer
     data.mkdir(parents=True, exist_ok=True)
     support.write(data / "file", b"content")
@@ -77,12 +81,12 @@ def view_of(folder: Path, number: int = 1, kind: str = "image", view: str = "vie
     os.truncate(top / "file", 7)
     if kind == "redirect":
         os.setxattr(top, "trusted.overlay.opaque", b"y")
-        return support.declared(folder / view, [layer], [data], strategy="redirect", **options)
+        return support.declared(area / view, [layer], [data], strategy="redirect", **options)
     if kind == "image":
         support.image_of(layer, layer.with_suffix(".erofs"))
         support.command("rm", "-r", layer)
         layer = layer.with_suffix(".erofs")
-    return support.declared(folder / view, [layer], [data], **options)
+    return support.declared(area / view, [layer], [data], **options)
 
 
 def arguments_of(spec: MountSpec, persist: str, **more: Any) -> dict[str, Any]:
@@ -112,40 +116,40 @@ def is_as_declared(spec: MountSpec) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ODD)
-def test_a_unit_mounts_the_declared_overlay(folder: Path, name: str, kind: str) -> None:
-    spec = view_of(folder / name, kind=kind, view=f"view {name}", nodev=True, noatime=True)
+def test_a_unit_mounts_the_declared_overlay(area: Path, name: str, kind: str) -> None:
+    spec = view_of(area / name, kind=kind, view=f"view {name}", nodev=True, noatime=True)
     mount_units(boot_entries.desired_units(spec, append=True))
     assert is_as_declared(spec)
 
 
 @pytest.mark.parametrize("name", [name for name in ODD if not re.search(r"[ ,\\']", name)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_line_of_fstab_mounts_the_declared_overlay(folder: Path, name: str, kind: str) -> None:
-    spec = view_of(folder / name, kind=kind, view=f"view \\ {name}", nosuid=True)
+def test_a_line_of_fstab_mounts_the_declared_overlay(area: Path, name: str, kind: str) -> None:
+    spec = view_of(area / name, kind=kind, view=f"view \\ {name}", nosuid=True)
     lines = boot_entries.desired_lines(spec, append=True)
     for where in (spec.path, *boot_entries.places(spec)):
         os.makedirs(where, exist_ok=True)
-    (folder / "fstab").write_bytes(b"".join(lines))
-    support.command("mount", "-a", "-T", folder / "fstab")
+    (area / "fstab").write_bytes(b"".join(lines))
+    support.command("mount", "-a", "-T", area / "fstab")
     assert is_as_declared(spec)
 
 
-def test_layers_too_long_for_one_option_are_mounted_one_by_one(folder: Path) -> None:
-    assert mounts.takes_layers_one_by_one()
-    spec = view_of(folder / ("x" * 120) / ("y" * 40))
+def test_layers_too_long_for_one_option_are_mounted_one_by_one(area: Path) -> None:
+    assert creating.takes_layers_one_by_one()
+    spec = view_of(area / ("x" * 120) / ("y" * 40))
     units = boot_entries.desired_units(spec, append=True)
     assert b"lowerdir+=" in units[-1].text
     mount_units(units)
     assert is_as_declared(spec)
 
 
-def test_systemd_analyze_finds_no_fault_in_the_units(folder: Path) -> None:
+def test_systemd_analyze_finds_no_fault_in_the_units(area: Path) -> None:
     # No name has a colon: on the command line of systemd-analyze, an alias of the unit follows a colon.
     for number, name in enumerate(["plain", "a b,c\\e", "%n ü '"]):
-        spec = view_of(folder / name, number, KINDS[number])
+        spec = view_of(area / name, number, KINDS[number])
         paths = []
         for unit in boot_entries.desired_units(spec, append=True):
-            paths.append(folder / unit.name)
+            paths.append(area / unit.name)
             paths[-1].write_bytes(unit.text)
         done = subprocess.run(
             ["systemd-analyze", "verify", "--man=no", *paths],
@@ -155,7 +159,7 @@ def test_systemd_analyze_finds_no_fault_in_the_units(folder: Path) -> None:
             check=False,
             env={**os.environ, "LC_ALL": "C.UTF-8"},
         )
-        said = [line for line in done.stdout.splitlines() if str(folder) in line or ".mount" in line]
+        said = [line for line in done.stdout.splitlines() if str(area) in line or ".mount" in line]
         assert (done.returncode, said) == (0, []), done.stdout
 
 
@@ -163,19 +167,19 @@ GENERATOR = "/usr/lib/systemd/system-generators/systemd-fstab-generator"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_units_that_systemd_generates_from_fstab_mount_the_declared_overlay(folder: Path, kind: str) -> None:
-    spec = view_of(folder / "e:%n#ü=", kind=kind, view="v w\\x", nodev=True)
-    (folder / "fstab").write_bytes(b"".join(boot_entries.desired_lines(spec, append=True)))
-    directories = [folder / name for name in ("normal", "early", "late")]
+def test_units_that_systemd_generates_from_fstab_mount_the_declared_overlay(area: Path, kind: str) -> None:
+    spec = view_of(area / "e:%n#ü=", kind=kind, view="v w\\x", nodev=True)
+    (area / "fstab").write_bytes(b"".join(boot_entries.desired_lines(spec, append=True)))
+    directories = [area / name for name in ("normal", "early", "late")]
     for path in directories:
         path.mkdir()
-    environment = {**os.environ, "SYSTEMD_FSTAB": str(folder / "fstab")}
+    environment = {**os.environ, "SYSTEMD_FSTAB": str(area / "fstab")}
     subprocess.run([GENERATOR, *directories], check=True, env=environment)
-    units = {name: (folder / "normal" / name).read_bytes() for name in os.listdir(folder / "normal") if "mount" in name}
+    units = {name: (area / "normal" / name).read_bytes() for name in os.listdir(area / "normal") if "mount" in name}
     names = [boot_entries.unit_name(path) for path in (*boot_entries.places(spec), spec.path)]
     assert sorted(units) == sorted(names)
     for name in names:
-        assert (folder / "normal" / "remote-fs.target.wants" / name).is_symlink()
+        assert (area / "normal" / "remote-fs.target.wants" / name).is_symlink()
     required = settings(units[names[0] if kind == "redirect" else names[-1]])["RequiresMountsFor"].split(" ")
     assert required == [os.fsdecode(path) for path in (*spec.lower, *spec.data)]
     if kind == "redirect":
@@ -201,14 +205,14 @@ def own_units() -> set[str]:
     return {path.name for path in UNITS.glob("*.mount") if path.read_bytes().startswith(boot_entries.MARKER)}
 
 
-def test_units_follow_the_view(folder: Path) -> None:
-    specs = [view_of(folder, number) for number in range(2)]
+def test_units_follow_the_view(area: Path) -> None:
+    specs = [view_of(area, number) for number in range(2)]
     names = [{boot_entries.unit_name(spec.lower[0]), boot_entries.unit_name(spec.path)} for spec in specs]
     view_unit = boot_entries.unit_name(specs[0].path)
     four_runs(**arguments_of(specs[0], "systemd"))
     assert own_units() == names[0]
     assert os.path.samefile(WANTS / view_unit, UNITS / view_unit)
-    assert (folder / "g0" / "layer").is_dir()
+    assert (area / "g0" / "layer").is_dir()
     # This is the state after a boot: the image is mounted visibly.
     support.unmount_all(specs[0].path)
     stored = {unit.name: unit for unit in boot.read().units}
@@ -219,9 +223,9 @@ def test_units_follow_the_view(folder: Path) -> None:
     assert done["switched"]
     assert own_units() == names[1]
     assert [one.path for one in namespaces.own_mounts() if one.fstype == b"erofs"] == []
-    assert os.listdir(folder / "g0") == ["layer.erofs"]
-    assert os.listdir(folder / "g1/layer") == []
-    assert (folder / "view" / "file").read_bytes() == b"content"
+    assert os.listdir(area / "g0") == ["layer.erofs"]
+    assert os.listdir(area / "g1/layer") == []
+    assert (area / "view" / "file").read_bytes() == b"content"
     # The view is not mounted at boot any more, and then it is removed.
     assert support.module("overlay_mount", **arguments_of(specs[1], "none")).ok["changed"]
     assert own_units() == set()
@@ -231,12 +235,12 @@ def test_units_follow_the_view(folder: Path) -> None:
     done = support.module("overlay_mount", path=os.fsdecode(specs[1].path), state="absent").ok
     assert f"remove unit {view_unit}" in done["actions"]
     assert own_units() == set()
-    assert os.listdir(folder / "g1") == ["layer.erofs"]
+    assert os.listdir(area / "g1") == ["layer.erofs"]
 
 
-def test_lines_of_fstab_follow_the_view(folder: Path) -> None:
+def test_lines_of_fstab_follow_the_view(area: Path) -> None:
     before = FSTAB.read_text()
-    specs = [view_of(folder, number) for number in range(2)]
+    specs = [view_of(area, number) for number in range(2)]
     four_runs(**arguments_of(specs[0], "fstab"))
     support.unmount_all(specs[0].path)
     support.command("mount", "-a", "-T", FSTAB)
@@ -254,10 +258,10 @@ def test_lines_of_fstab_follow_the_view(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("persist", ["systemd", "fstab"])
-def test_the_whole_overlay_of_a_view_that_shows_one_directory_follows_it(folder: Path, persist: str) -> None:
+def test_the_whole_overlay_of_a_view_that_shows_one_directory_follows_it(area: Path, persist: str) -> None:
     before = FSTAB.read_bytes(), own_units()
-    specs = [view_of(folder, number, "redirect") for number in range(2)]
-    second = view_of(folder, 2, "redirect", "other")
+    specs = [view_of(area, number, "redirect") for number in range(2)]
+    second = view_of(area, 2, "redirect", "other")
     support.module("overlay_mount", **arguments_of(second, persist))
     kept = FSTAB.read_bytes(), own_units()
     four_runs(**arguments_of(specs[0], persist))
@@ -275,30 +279,30 @@ def test_the_whole_overlay_of_a_view_that_shows_one_directory_follows_it(folder:
     # A switch removes the old whole overlay, and does not report it as another place that shows the old layers.
     done = four_runs(**arguments_of(specs[1], persist))
     assert (done["switched"], done["elsewhere"], done.get("warnings")) == (True, [], None)
-    assert os.listdir(folder / "g0") == ["layer"]
+    assert os.listdir(area / "g0") == ["layer"]
     assert is_as_declared(specs[1])
     assert support.module("overlay_mount", path=os.fsdecode(specs[1].path), state="absent").ok["changed"]
-    assert os.listdir(folder / "g1") == ["layer"]
+    assert os.listdir(area / "g1") == ["layer"]
     assert (FSTAB.read_bytes(), own_units()) == kept
     support.module("overlay_mount", path=os.fsdecode(second.path), state="absent")
     assert (FSTAB.read_bytes(), own_units()) == before
 
 
-def test_an_image_that_another_overlay_uses_stays_mounted(folder: Path) -> None:
-    specs = [view_of(folder, number) for number in range(2)]
+def test_an_image_that_another_overlay_uses_stays_mounted(area: Path) -> None:
+    specs = [view_of(area, number) for number in range(2)]
     mount_units(boot_entries.desired_units(specs[0], append=True))
-    (folder / "other").mkdir()
-    layers = f"lowerdir={folder}/g0/layer::{folder}/data"
-    support.command("mount", "-t", "overlay", "-o", f"ro,metacopy=on,{layers}", "overlay", folder / "other")
+    (area / "other").mkdir()
+    layers = f"lowerdir={area}/g0/layer::{area}/data"
+    support.command("mount", "-t", "overlay", "-o", f"ro,metacopy=on,{layers}", "overlay", area / "other")
     support.module("overlay_mount", **arguments_of(specs[1], "none"))
-    assert support.live(folder / "g0" / "layer")
-    support.module("overlay_mount", path=str(folder / "other"), state="absent")
-    assert not support.live(folder / "g0" / "layer")
+    assert support.live(area / "g0" / "layer")
+    support.module("overlay_mount", path=str(area / "other"), state="absent")
+    assert not support.live(area / "g0" / "layer")
 
 
-def test_a_view_that_cannot_be_mounted_at_boot_is_refused_before_it_is_mounted(folder: Path) -> None:
-    (folder / "a b").mkdir()
-    spec = view_of(folder / "a b", kind="directory")
+def test_a_view_that_cannot_be_mounted_at_boot_is_refused_before_it_is_mounted(area: Path) -> None:
+    (area / "a b").mkdir()
+    spec = view_of(area / "a b", kind="directory")
     ran = support.module("overlay_mount", **arguments_of(spec, "fstab"))
     assert "use 'persist: systemd'" in ran.message
     assert support.live(spec.path) is None
@@ -308,25 +312,23 @@ def test_a_view_that_cannot_be_mounted_at_boot_is_refused_before_it_is_mounted(f
     assert support.live(spec.path) is None
 
 
-def test_check_mode_writes_no_unit_and_no_line(folder: Path) -> None:
-    spec = view_of(folder)
-    before = FSTAB.read_bytes(), sorted(os.listdir(UNITS)), sorted(os.listdir(folder / "g1"))
+def test_check_mode_writes_no_unit_and_no_line(area: Path) -> None:
+    spec = view_of(area)
+    before = FSTAB.read_bytes(), sorted(os.listdir(UNITS)), sorted(os.listdir(area / "g1"))
     for persist in ("systemd", "fstab"):
         assert support.module("overlay_mount", True, True, **arguments_of(spec, persist)).ok["changed"]
-    assert (FSTAB.read_bytes(), sorted(os.listdir(UNITS)), sorted(os.listdir(folder / "g1"))) == before
+    assert (FSTAB.read_bytes(), sorted(os.listdir(UNITS)), sorted(os.listdir(area / "g1"))) == before
 
 
 @pytest.mark.parametrize("kind", ["image", "redirect"])
 @pytest.mark.parametrize("persist", ["systemd", "fstab"])
-def test_a_run_that_ends_after_any_of_its_actions_is_completed_by_the_next(
-    folder: Path, persist: str, kind: str
-) -> None:
+def test_a_run_that_ends_after_any_of_its_actions_is_completed_by_the_next(area: Path, persist: str, kind: str) -> None:
     before = FSTAB.read_bytes()
     number = 0
     done = 0
     while True:
         # As after a boot, the image or the whole overlay of the first one is mounted visibly.
-        specs = [view_of(folder, number, kind), view_of(folder, number + 1, kind)]
+        specs = [view_of(area, number, kind), view_of(area, number + 1, kind)]
         number += 2
         support.module("overlay_mount", **arguments_of(specs[0], persist))
         support.unmount_all(specs[0].path)
@@ -346,7 +348,7 @@ def test_a_run_that_ends_after_any_of_its_actions_is_completed_by_the_next(
         assert own_units() == (expected if persist == "systemd" else set())
         lines = boot_entries.desired_lines(specs[1], append=True) if persist == "fstab" else ()
         assert FSTAB.read_bytes() == before + b"".join(lines)
-        assert [one.path for one in namespaces.own_mounts() if one.path.startswith(os.fsencode(folder) + b"/g")] == []
+        assert [one.path for one in namespaces.own_mounts() if one.path.startswith(os.fsencode(area) + b"/g")] == []
         if done >= len(plan):
             break
         done += 1

@@ -51,28 +51,28 @@ def inside(view: Path) -> list[tuple[str, bytes]]:
 
 
 @pytest.fixture
-def view(folder: Path) -> Path:
+def view(area: Path) -> Path:
     """Provide the mountpoint of the view."""
-    return folder / "view"
+    return area / "view"
 
 
 @pytest.fixture
-def specs(folder: Path, view: Path) -> list[MountSpec]:
+def specs(area: Path, view: Path) -> list[MountSpec]:
     """Provide two generations with mountpoints inside. The first one is mounted."""
     for number in range(2):
         for name in ("a/b/c", "empty"):
-            (folder / f"g{number}" / "layer" / name).mkdir(parents=True)
-        (folder / f"g{number}" / "layer" / "licence").touch()
+            (area / f"g{number}" / "layer" / name).mkdir(parents=True)
+        (area / f"g{number}" / "layer" / "licence").touch()
         for name in ("only0", "only1") if number == 0 else ("only1",):
-            (folder / f"g{number}" / "layer" / name).mkdir()
-    found = [generation(folder, number, view) for number in range(2)]
+            (area / f"g{number}" / "layer" / name).mkdir()
+    found = [generation(area, number, view) for number in range(2)]
     support.carried_out(found[0])
     return found
 
 
-def mount_inside(folder: Path, view: Path) -> None:
+def mount_inside(area: Path, view: Path) -> None:
     """Mount inside a view what sites do: a tmpfs, bind mounts of a directory and a file, an overlay, and a mount inside a mount."""
-    site = folder / "site"
+    site = area / "site"
     (site / "plugins" / "deep").mkdir(parents=True)
     support.write(site / "plugins" / "plugin", b"plugin")
     support.write(site / "licence", b"licence")
@@ -81,7 +81,7 @@ def mount_inside(folder: Path, view: Path) -> None:
     support.command("mount", "-t", "tmpfs", "deep", view / "a" / "deep")
     support.write(view / "a" / "deep" / "file", b"deep")
     support.command("mount", "--bind", site / "licence", view / "licence")
-    lower = folder / "inner-lower"
+    lower = area / "inner-lower"
     lower.mkdir()
     support.write(lower / "inner", b"inner")
     support.command("mount", "-t", "overlay", "inner", "-o", f"lowerdir={lower}:{site}", view / "only1")
@@ -90,10 +90,10 @@ def mount_inside(folder: Path, view: Path) -> None:
 @pytest.mark.parametrize("propagation", ["private", "shared"])
 @pytest.mark.parametrize("switch", ["beneath", "over"])
 def test_a_switch_carries_over_the_mounts_inside(
-    folder: Path, view: Path, specs: list[MountSpec], switch: str, propagation: str
+    area: Path, view: Path, specs: list[MountSpec], switch: str, propagation: str
 ) -> None:
     support.command("mount", f"--make-{propagation}", view)
-    mount_inside(folder, view)
+    mount_inside(area, view)
     before = inside(view)
     assert len(before) == 5
     with open(view / "a" / "deep" / "file", "rb") as held:
@@ -137,16 +137,16 @@ def refused(spec: MountSpec, **more: Any) -> str:
     ],
 )
 def test_what_has_no_place_in_the_new_view_is_refused_by_name(
-    folder: Path, view: Path, specs: list[MountSpec], place: str, reason: str, switch: str
+    area: Path, view: Path, specs: list[MountSpec], place: str, reason: str, switch: str
 ) -> None:
     support.unmount_all(view)
     for name in ("link", "other", "unbound"):
-        (folder / "g0" / "layer" / name).mkdir()
-    (folder / "g1" / "layer" / "link").symlink_to("empty")
-    (folder / "g1" / "layer" / "other").touch()
-    (folder / "g1" / "layer" / "unbound").mkdir()
+        (area / "g0" / "layer" / name).mkdir()
+    (area / "g1" / "layer" / "link").symlink_to("empty")
+    (area / "g1" / "layer" / "other").touch()
+    (area / "g1" / "layer" / "unbound").mkdir()
     support.carried_out(specs[0])
-    mount_inside(folder, view)
+    mount_inside(area, view)
     support.command("mount", "-t", "tmpfs", "mine", view / place)
     if place == "unbound":
         support.command("mount", "--make-unbindable", view / place)
@@ -177,8 +177,8 @@ def test_mounts_that_cover_each_other_keep_their_order(view: Path, specs: list[M
     assert os.listdir(view / "a" / "b") == ["c"]
 
 
-def test_a_carried_mount_keeps_following_its_master(folder: Path, view: Path, specs: list[MountSpec]) -> None:
-    site = folder / "site"
+def test_a_carried_mount_keeps_following_its_master(area: Path, view: Path, specs: list[MountSpec]) -> None:
+    site = area / "site"
     site.mkdir()
     support.command("mount", "-t", "tmpfs", "site", site)
     support.command("mount", "--make-shared", site)
@@ -197,19 +197,19 @@ def test_a_carried_mount_keeps_following_its_master(folder: Path, view: Path, sp
 
 
 @pytest.mark.parametrize("switch", ["beneath", "over"])
-def test_each_carried_mount_keeps_its_propagation(folder: Path, switch: str) -> None:
-    place = folder / "place"
+def test_each_carried_mount_keeps_its_propagation(area: Path, switch: str) -> None:
+    place = area / "place"
     place.mkdir()
     support.command("mount", "-t", "tmpfs", "tmpfs", place)
     support.command("mount", "--make-shared", place)
     view = place / "view"
-    there = [generation(folder, number, view) for number in range(2)]
+    there = [generation(area, number, view) for number in range(2)]
     names = ("private", "shared", "slave")
     for name in names:
         for number in range(2):
-            (folder / f"g{number}" / "layer" / name).mkdir()
+            (area / f"g{number}" / "layer" / name).mkdir()
     support.carried_out(there[0])
-    leader = folder / "leader"
+    leader = area / "leader"
     leader.mkdir()
     support.command("mount", "-t", "tmpfs", "slave", leader)
     support.command("mount", "--make-shared", leader)
@@ -234,14 +234,14 @@ def test_each_carried_mount_keeps_its_propagation(folder: Path, switch: str) -> 
 
 @pytest.mark.parametrize("outside", ["unchanged", "slave"])
 @pytest.mark.parametrize("switch", ["beneath", "over"])
-def test_inner_mounts_are_carried_wherever_the_switch_propagates(folder: Path, outside: str, switch: str) -> None:
-    place = folder / "place"
+def test_inner_mounts_are_carried_wherever_the_switch_propagates(area: Path, outside: str, switch: str) -> None:
+    place = area / "place"
     place.mkdir()
     support.command("mount", "-t", "tmpfs", "tmpfs", place)
     support.command("mount", "--make-shared", place)
-    there = [generation(folder / "other", number, place / "view") for number in range(2)]
+    there = [generation(area / "other", number, place / "view") for number in range(2)]
     for number in range(2):
-        (folder / "other" / f"g{number}" / "layer" / "plugins").mkdir()
+        (area / "other" / f"g{number}" / "layer" / "plugins").mkdir()
     support.carried_out(there[0])
     support.command("mount", "-t", "tmpfs", "plugins", place / "view" / "plugins")
     support.write(place / "view" / "plugins" / "file", b"plugin")
@@ -262,14 +262,14 @@ def test_inner_mounts_are_carried_wherever_the_switch_propagates(folder: Path, o
 
 @pytest.mark.parametrize("outside", ["unchanged", "slave"])
 @pytest.mark.parametrize("switch", ["beneath", "over"])
-def test_a_namespace_that_follows_loses_no_mount_in_a_mount(folder: Path, outside: str, switch: str) -> None:
-    place = folder / "place"
+def test_a_namespace_that_follows_loses_no_mount_in_a_mount(area: Path, outside: str, switch: str) -> None:
+    place = area / "place"
     place.mkdir()
     support.command("mount", "-t", "tmpfs", "tmpfs", place)
     support.command("mount", "--make-shared", place)
-    there = [generation(folder, number, place / "view") for number in range(2)]
+    there = [generation(area, number, place / "view") for number in range(2)]
     for number in range(2):
-        (folder / f"g{number}" / "layer" / "plugins").mkdir()
+        (area / f"g{number}" / "layer" / "plugins").mkdir()
     support.carried_out(there[0])
     support.command("mount", "-t", "tmpfs", "plugins", place / "view" / "plugins")
     (place / "view" / "plugins" / "deep").mkdir()
@@ -289,9 +289,9 @@ def test_a_namespace_that_follows_loses_no_mount_in_a_mount(folder: Path, outsid
 
 
 def test_users_of_an_inner_overlay_are_known_after_it_was_carried_and_switched(
-    folder: Path, view: Path, specs: list[MountSpec]
+    area: Path, view: Path, specs: list[MountSpec]
 ) -> None:
-    inner = [generation(folder / "inner", number, view / "empty") for number in range(2)]
+    inner = [generation(area / "inner", number, view / "empty") for number in range(2)]
     support.carried_out(inner[0])
     code = f"import os, sys\nos.chdir(sys.argv[1])\n{support.WAIT}"
     with support.background(code, view / "empty" / "bin") as process:
@@ -338,19 +338,19 @@ def test_a_mount_that_appears_during_a_switch_is_not_lost(
     assert overlays_at(view) == [specs[1].lower[0]]
 
 
-def test_readers_of_an_inner_mount_do_not_notice_switches(folder: Path, view: Path, specs: list[MountSpec]) -> None:
-    mount_inside(folder, view)
+def test_readers_of_an_inner_mount_do_not_notice_switches(area: Path, view: Path, specs: list[MountSpec]) -> None:
+    mount_inside(area, view)
     found: list[str] = []
     support.write(view / "a" / "deep" / "file", b"5")
-    with watched(view / "a" / "deep" / "file", folder / "stop", found):
+    with watched(view / "a" / "deep" / "file", area / "stop", found):
         for turn in range(1, 31):
             support.carried_out(specs[turn % 2])
     assert int(found[0]) > 10
     assert found[1:] == ["0", "5"]
 
 
-def test_a_switch_killed_at_any_moment_loses_no_inner_mount(folder: Path, view: Path, specs: list[MountSpec]) -> None:
-    mount_inside(folder, view)
+def test_a_switch_killed_at_any_moment_loses_no_inner_mount(area: Path, view: Path, specs: list[MountSpec]) -> None:
+    mount_inside(area, view)
     before, others = inside(view), len(namespaces.own_mounts())
     started = time.monotonic()
     support.carried_out(specs[1])

@@ -80,9 +80,9 @@ def children_of_modules() -> set[str]:
     return found
 
 
-def calls(folder: Path, dead: Path) -> dict[str, Callable[[], support.Ran]]:
+def calls(area: Path, dead: Path) -> dict[str, Callable[[], support.Ran]]:
     """Return calls of modules that access a dead server, by name."""
-    root, store = str(dead), str(folder / "store")
+    root, store = str(dead), str(area / "store")
     limit: dict[str, Any] = {"timeout": LIMIT}
     return {
         "scan": lambda: support.module("release_manifest", root=root, release="a/1", store=store, **limit),
@@ -93,28 +93,28 @@ def calls(folder: Path, dead: Path) -> dict[str, Callable[[], support.Ran]]:
         "build": lambda: support.module(
             "metadata_layer",
             name="v",
-            state_dir=str(folder / "state"),
+            state_dir=str(area / "state"),
             releases=[{"manifest": f"{root}/a/1.dump.gz"}],
             **limit,
         ),
         "mount": lambda: support.module(
-            "overlay_mount", path=str(folder / "view"), lower=[str(folder / "layer")], data=[root], **limit
+            "overlay_mount", path=str(area / "view"), lower=[str(area / "layer")], data=[root], **limit
         ),
     }
 
 
 @pytest.mark.parametrize("reads", [False, True])
 @pytest.mark.parametrize("what", ["scan", "list", "store", "decide", "record", "build", "mount"])
-def test_an_unreachable_server_ends_in_a_message_within_the_time_limit(folder: Path, what: str, reads: bool) -> None:
-    (folder / "layer").mkdir()
+def test_an_unreachable_server_ends_in_a_message_within_the_time_limit(area: Path, what: str, reads: bool) -> None:
+    (area / "layer").mkdir()
     left_before = children_of_modules()
-    with dead_server(folder / "dead", reads):
+    with dead_server(area / "dead", reads):
         started = time.monotonic()
-        ran = calls(folder, folder / "dead")[what]()
+        ran = calls(area, area / "dead")[what]()
         took = time.monotonic() - started
         assert "gave up: no progress for 1.5 seconds. A file server that does not answer" in ran.message
         assert took < LIMIT + 4
-        assert support.live(folder / "view") is None
+        assert support.live(area / "view") is None
         if not reads:
             assert children_of_modules() == left_before
     # When the server is unmounted, no process is left waiting for it.
@@ -122,18 +122,18 @@ def test_an_unreachable_server_ends_in_a_message_within_the_time_limit(folder: P
     while children_of_modules() != left_before and time.monotonic() < limit:
         time.sleep(0.01)
     assert children_of_modules() == left_before
-    assert list((folder / "store").iterdir()) == []
+    assert list((area / "store").iterdir()) == []
 
 
-def test_the_release_on_an_unreachable_server_is_named(folder: Path) -> None:
+def test_the_release_on_an_unreachable_server_is_named(area: Path) -> None:
     for number in (1, 3):
-        support.make_small_release(folder / "root" / "tool" / str(number), "one")
-    with dead_server(folder / "root" / "tool" / "2", reads=False):
+        support.make_small_release(area / "root" / "tool" / str(number), "one")
+    with dead_server(area / "root" / "tool" / "2", reads=False):
         ran = support.module(
             "release_manifest",
-            root=str(folder / "root"),
+            root=str(area / "root"),
             releases=[f"tool/{number}" for number in (1, 2, 3)],
-            store=str(folder / "store"),
+            store=str(area / "store"),
             timeout=LIMIT,
         )
     assert "gave up: no progress for 1.5 seconds at release tool/2. A file server that does not answer" in ran.message
@@ -170,7 +170,7 @@ def fail_with(error: BaseException) -> Callable[[deadline.Progress], None]:
         (FileNotFoundError(2, "No such file", "/x \udcff"), FileNotFoundError, "No such file"),
         (ValueError("unforeseen"), deadline.WorkError, "ValueError: unforeseen"),
         (MemoryError(), deadline.WorkError, "MemoryError"),
-        (SystemExit(3), OverlayError, "ended from outside"),
+        (SystemExit(3), OverlayError, "was killed"),
     ],
 )
 def test_an_error_in_the_child_process_is_raised_in_the_parent(
@@ -184,7 +184,7 @@ def test_an_error_in_the_child_process_is_raised_in_the_parent(
 
 
 def test_killed_work_is_an_error() -> None:
-    with pytest.raises(OverlayError, match=r"ended from outside \(wait status 9\)"):
+    with pytest.raises(OverlayError, match=r"was killed \(wait status 9\)"):
         deadline.run(lambda _progress: os.kill(os.getpid(), signal.SIGKILL), 10)
 
 
@@ -218,14 +218,14 @@ def many(root: Path, count: int) -> str:
     return name
 
 
-def test_memory_does_not_grow_with_the_number_of_files(folder: Path) -> None:
+def test_memory_does_not_grow_with_the_number_of_files(area: Path) -> None:
     scans, builds = {}, {}
-    root, store = folder / "root", folder / "store"
+    root, store = area / "root", area / "store"
     for count in (5_000, 50_000):
         name = many(root, count)
         scans[count] = peak(partial(support.scanned, store, root, name))
         placement = support.scanned(store, root, name)
-        builds[count] = peak(partial(support.build, folder / f"state{count}", [placement]))
+        builds[count] = peak(partial(support.build, area / f"state{count}", [placement]))
     # A list of the entries of 45,000 more files would take over 20 MB.
     assert scans[50_000] - scans[5_000] < 3_000
     assert builds[50_000] - builds[5_000] < 3_000

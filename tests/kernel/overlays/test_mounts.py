@@ -59,8 +59,8 @@ def metadata_layer(path: Path | bytes, content: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_layers_and_mountpoints_may_have_any_path(folder: Path, name: bytes) -> None:
-    base = os.fsencode(folder) + b"/" + name
+def test_layers_and_mountpoints_may_have_any_path(area: Path, name: bytes) -> None:
+    base = os.fsencode(area) + b"/" + name
     metadata_layer(base + b"/layer" + name, {"file": b"content"})
     data_layer(base + b"/data" + name, {"file": b"content"})
     spec = support.declared(base + b"/view" + name, [base + b"/layer" + name], [base + b"/data" + name])
@@ -74,8 +74,8 @@ def test_layers_and_mountpoints_may_have_any_path(folder: Path, name: bytes) -> 
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_layers_given_in_one_option_are_reported_as_declared(folder: Path, name: bytes) -> None:
-    base = os.fsencode(folder) + b"/" + name
+def test_layers_given_in_one_option_are_reported_as_declared(area: Path, name: bytes) -> None:
+    base = os.fsencode(area) + b"/" + name
     lower, data = [base + b"/l1", base + b"/l2"], [base + b"/d1", base + b"/d2"]
     metadata_layer(lower[0], {"file": b"content"})
     os.mkdir(lower[1])
@@ -94,42 +94,42 @@ def test_layers_given_in_one_option_are_reported_as_declared(folder: Path, name:
         assert stream.read() == b"content"
 
 
-def test_layers_that_are_too_long_for_one_option_are_refused(folder: Path) -> None:
-    layers = [folder / f"{number}{'x' * 120}" for number in range(2)]
+def test_layers_that_are_too_long_for_one_option_are_refused(area: Path) -> None:
+    layers = [area / f"{number}{'x' * 120}" for number in range(2)]
     for layer in layers:
         layer.mkdir()
-    spec = support.declared(folder / "view", layers)
+    spec = support.declared(area / "view", layers)
     with pytest.raises(OverlayError, match=r"have \d+ bytes together, and this kernel takes 255 .* shorter paths"):
         creating.create_overlay(spec, one_by_one=False)
 
 
-def test_many_lower_layers_and_data_layers_keep_their_order(folder: Path) -> None:
+def test_many_lower_layers_and_data_layers_keep_their_order(area: Path) -> None:
     lower, data = [], []
     for number in range(70):
         name = f"only{number}"
-        lower.append(folder / f"layer, {number}")
+        lower.append(area / f"layer, {number}")
         metadata_layer(lower[-1], {name: b"data0 only", "top": b"x" * (number + 1)} if number else {"none": b""})
     for number in range(5):
-        data.append(folder / f"data:{number}")
+        data.append(area / f"data:{number}")
         names = [f"only{index}" for index in range(70) if index % 5 == number] + ["top"]
         data_layer(data[-1], dict.fromkeys(names, b"data%d only" % number))
-    spec = support.declared(folder / "view", lower, data)
+    spec = support.declared(area / "view", lower, data)
     assert support.carried_out(spec) == ["CreateMountpoint", "MountOverlay"]
     for index in range(1, 70):
-        assert (folder / "view" / f"only{index}").read_bytes() == b"data%d only" % (index % 5)
+        assert (area / "view" / f"only{index}").read_bytes() == b"data%d only" % (index % 5)
     # The metadata is that of the topmost layer, the content that of the first data layer.
-    assert (folder / "view" / "top").stat().st_size == 2
-    assert (folder / "view" / "top").read_bytes() == b"data0 only"
+    assert (area / "view" / "top").stat().st_size == 2
+    assert (area / "view" / "top").read_bytes() == b"data0 only"
     assert support.carried_out(spec) == []
 
 
-def test_a_layer_with_a_long_path_is_mounted(folder: Path) -> None:
-    base = folder / ("a" * 200) / ("b" * 200)
+def test_a_layer_with_a_long_path_is_mounted(area: Path) -> None:
+    base = area / ("a" * 200) / ("b" * 200)
     metadata_layer(base / "layer", {"file": b"content"})
     data_layer(base / "data", {"file": b"content"})
-    spec = support.declared(folder / "view", [base / "layer"], [base / "data"])
+    spec = support.declared(area / "view", [base / "layer"], [base / "data"])
     support.carried_out(spec)
-    assert (folder / "view" / "file").read_bytes() == b"content"
+    assert (area / "view" / "file").read_bytes() == b"content"
 
 
 def single_options() -> Iterator[tuple[str, OptionValue]]:
@@ -144,14 +144,14 @@ def single_options() -> Iterator[tuple[str, OptionValue]]:
 @pytest.mark.parametrize("with_data", [False, True])
 @pytest.mark.parametrize(("name", "value"), list(single_options()))
 def test_every_option_is_refused_or_reported_as_declared(
-    folder: Path, name: str, value: OptionValue, with_data: bool
+    area: Path, name: str, value: OptionValue, with_data: bool
 ) -> None:
     for layer in ("a", "b", "data"):
-        (folder / layer).mkdir()
-    data = [folder / "data"] if with_data else []
+        (area / layer).mkdir()
+    data = [area / "data"] if with_data else []
     try:
         options: dict[str, Any] = {name: value}
-        spec = support.declared(folder / "view", [folder / "a", folder / "b"], data, **options)
+        spec = support.declared(area / "view", [area / "a", area / "b"], data, **options)
     except OverlayError as error:
         # The rules refuse what the kernel would ignore.
         assert with_data or (name, value) in {("index", "on"), ("nfs_export", "on"), ("volatile", True)}, error  # noqa: PT017
@@ -160,17 +160,17 @@ def test_every_option_is_refused_or_reported_as_declared(
 
 
 @pytest.mark.parametrize("read_only", [True, False])
-def test_a_mount_that_differs_from_its_declaration_is_switched(folder: Path, read_only: bool) -> None:
+def test_a_mount_that_differs_from_its_declaration_is_switched(area: Path, read_only: bool) -> None:
     for layer in ("a", "b"):
-        (folder / layer).mkdir()
-    spec = support.declared(folder / "view", [folder / "a", folder / "b"], read_only=read_only)
+        (area / layer).mkdir()
+    spec = support.declared(area / "view", [area / "a", area / "b"], read_only=read_only)
     assert support.carried_out(spec) == ["CreateMountpoint", "MountOverlay"]
-    other = support.declared(folder / "view", [folder / "b", folder / "a"], read_only=read_only)
+    other = support.declared(area / "view", [area / "b", area / "a"], read_only=read_only)
     assert support.carried_out(other) == ["SwitchOverlay"]
-    inverted = support.declared(folder / "view", [folder / "b", folder / "a"], read_only=not read_only)
+    inverted = support.declared(area / "view", [area / "b", area / "a"], read_only=not read_only)
     assert support.carried_out(inverted) == ["SwitchOverlay"]
-    assert support.carried_out(support.declared(folder / "view", [folder / "b"], [folder / "a"])) == ["SwitchOverlay"]
-    assert support.carried_out(support.declared(folder / "view", [folder / "b"], [folder / "a"], nosuid=True)) == [
+    assert support.carried_out(support.declared(area / "view", [area / "b"], [area / "a"])) == ["SwitchOverlay"]
+    assert support.carried_out(support.declared(area / "view", [area / "b"], [area / "a"], nosuid=True)) == [
         "SwitchOverlay"
     ]
 
@@ -206,37 +206,37 @@ def reader(path: Path, stop: Path) -> Iterator[subprocess.Popen[str]]:
             stop.touch()
 
 
-def two_generations(folder: Path, view: Path) -> list[MountSpec]:
+def two_generations(area: Path, view: Path) -> list[MountSpec]:
     """Create the layers of two overlays, whose file says its generation; return their declarations."""
     specs = []
     for number in range(2):
         content = {"file": b"generation %d" % number}
-        metadata_layer(folder / f"layer{number}", content)
-        data_layer(folder / f"data{number}", content)
-        specs.append(support.declared(view, [folder / f"layer{number}"], [folder / f"data{number}"]))
+        metadata_layer(area / f"layer{number}", content)
+        data_layer(area / f"data{number}", content)
+        specs.append(support.declared(view, [area / f"layer{number}"], [area / f"data{number}"]))
     return specs
 
 
 @pytest.mark.parametrize("propagation", ["private", "shared"])
-def test_readers_do_not_notice_a_switch_beneath(folder: Path, propagation: str) -> None:
-    place = folder / "place"
+def test_readers_do_not_notice_a_switch_beneath(area: Path, propagation: str) -> None:
+    place = area / "place"
     place.mkdir()
     support.command("mount", "-t", "tmpfs", "tmpfs", place)
     support.command("mount", f"--make-{propagation}", place)
-    peer = folder / "peer"
+    peer = area / "peer"
     peer.mkdir()
     support.command("mount", "--bind", place, peer)
-    specs = two_generations(folder, place / "view")
+    specs = two_generations(area, place / "view")
     support.carried_out(specs[0])
     with ExitStack() as stack:
         # Also where the mount propagates to.
-        readers = [stack.enter_context(reader(place / "view" / "file", folder / "stop"))]
+        readers = [stack.enter_context(reader(place / "view" / "file", area / "stop"))]
         if propagation == "shared":
-            readers.append(stack.enter_context(reader(peer / "view" / "file", folder / "stop")))
+            readers.append(stack.enter_context(reader(peer / "view" / "file", area / "stop")))
         for turn in range(1, 61):
             assert support.carried_out(specs[turn % 2]) == ["SwitchOverlay"]
             time.sleep(0.002)
-        (folder / "stop").touch()
+        (area / "stop").touch()
         for process in readers:
             output, _ = process.communicate(timeout=30)
             assert process.returncode == 0, output
@@ -249,33 +249,33 @@ def test_readers_do_not_notice_a_switch_beneath(folder: Path, propagation: str) 
         assert [overlay_layers(mount).lower for mount in found] == [specs[0].lower]
 
 
-def test_replace_fails_while_the_overlay_is_in_use(folder: Path) -> None:
-    specs = two_generations(folder, folder / "view")
+def test_replace_fails_while_the_overlay_is_in_use(area: Path) -> None:
+    specs = two_generations(area, area / "view")
     support.carried_out(specs[0])
-    with reader(folder / "view" / "file", folder / "stop") as process:
+    with reader(area / "view" / "file", area / "stop") as process:
         with pytest.raises(OverlayError, match=rf"is in use by python.*\({process.pid}\).*nothing was unmounted"):
             support.carried_out(specs[1], "replace")
-        live = support.live(folder / "view")
+        live = support.live(area / "view")
         assert live
         assert overlay_layers(live).lower == specs[0].lower
     process.wait()
     assert support.carried_out(specs[1], "replace") == ["SwitchOverlay"]
-    assert (folder / "view" / "file").read_text() == "generation 1"
+    assert (area / "view" / "file").read_text() == "generation 1"
 
 
-def test_never_names_what_differs_and_changes_nothing(folder: Path) -> None:
-    specs = two_generations(folder, folder / "view")
+def test_never_names_what_differs_and_changes_nothing(area: Path) -> None:
+    specs = two_generations(area, area / "view")
     support.carried_out(specs[0])
     with pytest.raises(OverlayError, match=r"differs .*lower: .*layer0.* -> .*layer1.*, and 'switch' is never"):
         support.carried_out(specs[1], "never")
-    assert (folder / "view" / "file").read_text() == "generation 0"
+    assert (area / "view" / "file").read_text() == "generation 0"
 
 
 @pytest.mark.parametrize("holds", ["cwd", "file", "map"])
-def test_unmounting_a_busy_view_names_the_process(folder: Path, holds: str) -> None:
-    (spec, _) = two_generations(folder, folder / "view, busy")
+def test_unmounting_a_busy_view_names_the_process(area: Path, holds: str) -> None:
+    (spec, _) = two_generations(area, area / "view, busy")
     support.carried_out(spec)
-    file = folder / "view, busy" / "file"
+    file = area / "view, busy" / "file"
     what = {
         "cwd": "os.chdir(os.path.dirname(sys.argv[1]))",
         "file": "held = open(sys.argv[1])",
@@ -291,62 +291,62 @@ def test_unmounting_a_busy_view_names_the_process(folder: Path, holds: str) -> N
     assert not file.parent.exists()
 
 
-def test_a_mount_of_another_type_is_left_alone(folder: Path) -> None:
-    (spec, _) = two_generations(folder, folder / "view")
-    (folder / "view").mkdir()
-    support.command("mount", "-t", "tmpfs", "mine", folder / "view")
+def test_a_mount_of_another_type_is_left_alone(area: Path) -> None:
+    (spec, _) = two_generations(area, area / "view")
+    (area / "view").mkdir()
+    support.command("mount", "-t", "tmpfs", "mine", area / "view")
     for switch in ("auto", "replace"):
         with pytest.raises(OverlayError, match="mount of type tmpfs from mine, which is left alone"):
             support.carried_out(spec, switch)
     with pytest.raises(OverlayError, match="left alone"):
         plan_unmounted(spec.path, mounts.observe(spec.path), absent=False)
-    live = support.live(folder / "view")
+    live = support.live(area / "view")
     assert live
     assert live.fstype == b"tmpfs"
 
 
-def test_an_overlay_below_a_covered_directory_does_not_count_as_mounted(folder: Path) -> None:
-    (spec, _) = two_generations(folder, folder / "place" / "view")
+def test_an_overlay_below_a_covered_directory_does_not_count_as_mounted(area: Path) -> None:
+    (spec, _) = two_generations(area, area / "place" / "view")
     support.carried_out(spec)
-    support.command("mount", "-t", "tmpfs", "tmpfs", folder / "place")
+    support.command("mount", "-t", "tmpfs", "tmpfs", area / "place")
     assert support.carried_out(spec) == ["CreateMountpoint", "MountOverlay"]
-    assert (folder / "place" / "view" / "file").read_text() == "generation 0"
-    support.command("umount", folder / "place" / "view", folder / "place", folder / "place" / "view")
+    assert (area / "place" / "view" / "file").read_text() == "generation 0"
+    support.command("umount", area / "place" / "view", area / "place", area / "place" / "view")
 
 
 # ---- refusals
 
 
-def test_layers_inside_of_each_other_are_refused(folder: Path) -> None:
-    data_layer(folder / "lower" / "data", {"file": b"x"})
-    spec = support.declared(folder / "view", [folder / "lower"], [folder / "lower" / "data"])
-    (folder / "view").mkdir()
+def test_layers_inside_of_each_other_are_refused(area: Path) -> None:
+    data_layer(area / "lower" / "data", {"file": b"x"})
+    spec = support.declared(area / "view", [area / "lower"], [area / "lower" / "data"])
+    (area / "view").mkdir()
     with pytest.raises(
         OverlayError, match=r"overlay at .*/view: the kernel refuses it: .*one layer is inside another one"
     ):
         support.carried_out(spec)
-    assert support.live(folder / "view") is None
+    assert support.live(area / "view") is None
 
 
-def test_a_missing_layer_is_named(folder: Path) -> None:
-    (folder / "view").mkdir()
-    (folder / "there").mkdir()
-    spec = support.declared(folder / "view", [folder / "there", folder / "gone"])
+def test_a_missing_layer_is_named(area: Path) -> None:
+    (area / "view").mkdir()
+    (area / "there").mkdir()
+    spec = support.declared(area / "view", [area / "there", area / "gone"])
     with pytest.raises(OverlayError, match=r"layer .*/gone does not exist or is not a directory"):
         support.carried_out(spec)
 
 
-def test_too_many_layers_are_refused_with_the_message_of_the_kernel(folder: Path) -> None:
-    layers = [folder / f"l{number}" for number in range(501)]
+def test_too_many_layers_are_refused_with_the_message_of_the_kernel(area: Path) -> None:
+    layers = [area / f"l{number}" for number in range(501)]
     for layer in layers:
         layer.mkdir()
     with pytest.raises(OverlayError, match=r"the kernel refuses it: .*too many"):
-        support.carried_out(support.declared(folder / "view", layers))
+        support.carried_out(support.declared(area / "view", layers))
 
 
-def test_a_mountpoint_that_is_a_file_is_refused(folder: Path) -> None:
-    (spec, _) = two_generations(folder, folder / "view")
-    (folder / "view").touch()
+def test_a_mountpoint_that_is_a_file_is_refused(area: Path) -> None:
+    (spec, _) = two_generations(area, area / "view")
+    (area / "view").touch()
     with pytest.raises(OverlayError, match="/view is not a directory"):
         support.carried_out(spec)
 
@@ -355,40 +355,40 @@ def test_a_mountpoint_that_is_a_file_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("there", ["", "a", "a/b"])
-def test_a_failed_mount_leaves_no_new_directory(folder: Path, there: str) -> None:
-    data_layer(folder / "lower" / "data", {"file": b"x"})
-    (folder / there).mkdir(parents=True, exist_ok=True)
-    before = sorted(folder.rglob("*"))
-    arguments: dict[str, Any] = {"path": str(folder / "a" / "b" / "c" / "view"), "lower": [str(folder / "lower")]}
-    message = support.module("overlay_mount", **arguments, data=[str(folder / "lower" / "data")]).message
+def test_a_failed_mount_leaves_no_new_directory(area: Path, there: str) -> None:
+    data_layer(area / "lower" / "data", {"file": b"x"})
+    (area / there).mkdir(parents=True, exist_ok=True)
+    before = sorted(area.rglob("*"))
+    arguments: dict[str, Any] = {"path": str(area / "a" / "b" / "c" / "view"), "lower": [str(area / "lower")]}
+    message = support.module("overlay_mount", **arguments, data=[str(area / "lower" / "data")]).message
     assert "the kernel refuses it" in message
-    assert sorted(folder.rglob("*")) == before
+    assert sorted(area.rglob("*")) == before
     # Neither does one with an upper layer.
-    kept = {"upper": str(folder / "u" / "v" / "upper"), "work": str(folder / "u" / "v" / "work")}
-    layers = [str(folder / "lower")] * 501
+    kept = {"upper": str(area / "u" / "v" / "upper"), "work": str(area / "u" / "v" / "work")}
+    layers = [str(area / "lower")] * 501
     assert "the kernel refuses it" in support.module("overlay_mount", **{**arguments, **kept, "lower": layers}).message
-    assert sorted(folder.rglob("*")) == before
+    assert sorted(area.rglob("*")) == before
 
 
-def test_a_failed_mount_keeps_a_new_directory_that_others_have_filled(folder: Path) -> None:
-    before = set(folder.rglob("*"))
+def test_a_failed_mount_keeps_a_new_directory_that_others_have_filled(area: Path) -> None:
+    before = set(area.rglob("*"))
 
     def fail() -> None:
         with mountpoints.undone_on_failure():
-            apply(CreateMountpoint(os.fsencode(folder / "a" / "b" / "view")), mounts.HANDLERS)
-            (folder / "a" / "mine").mkdir()
+            apply(CreateMountpoint(os.fsencode(area / "a" / "b" / "view")), mounts.HANDLERS)
+            (area / "a" / "mine").mkdir()
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail()
-    assert set(folder.rglob("*")) - before == {folder / "a", folder / "a" / "mine"}
+    assert set(area.rglob("*")) - before == {area / "a", area / "a" / "mine"}
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o077])
-def test_the_mode_of_a_mountpoint_does_not_depend_on_the_umask(folder: Path, umask: int) -> None:
+def test_the_mode_of_a_mountpoint_does_not_depend_on_the_umask(area: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        apply(CreateMountpoint(os.fsencode(folder / "a" / "b" / "view")), mounts.HANDLERS)
+        apply(CreateMountpoint(os.fsencode(area / "a" / "b" / "view")), mounts.HANDLERS)
     finally:
         os.umask(before)
-    assert {stat.S_IMODE(one.stat().st_mode) for one in folder.rglob("*")} == {0o755}
+    assert {stat.S_IMODE(one.stat().st_mode) for one in area.rglob("*")} == {0o755}

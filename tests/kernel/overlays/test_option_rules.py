@@ -34,43 +34,43 @@ Settings = dict[str, "str | None"]
 
 
 @pytest.fixture
-def layers(folder: Path) -> Path:
+def layers(area: Path) -> Path:
     """Provide a directory with a metadata layer, its data layer, and two ordinary layers."""
-    make_layers(folder)
-    return folder
+    make_layers(area)
+    return area
 
 
-def make_layers(folder: Path) -> None:
+def make_layers(area: Path) -> None:
     """Create the layers of the fixture ``layers``."""
     for name in ("meta", "data", "normal", "other", "view"):
-        (folder / name).mkdir(parents=True)
+        (area / name).mkdir(parents=True)
     for name in ("data", "normal"):
-        support.write(folder / name / "file", CONTENT)
-    support.write(folder / "meta" / "file")
+        support.write(area / name / "file", CONTENT)
+    support.write(area / "meta" / "file")
     for namespace in ("trusted", "user"):
-        os.setxattr(folder / "meta" / "file", f"{namespace}.overlay.metacopy", b"")
-        os.setxattr(folder / "meta" / "file", f"{namespace}.overlay.redirect", b"/file")
-    os.truncate(folder / "meta" / "file", len(CONTENT))
+        os.setxattr(area / "meta" / "file", f"{namespace}.overlay.metacopy", b"")
+        os.setxattr(area / "meta" / "file", f"{namespace}.overlay.redirect", b"/file")
+    os.truncate(area / "meta" / "file", len(CONTENT))
 
 
-def bare(folder: Path, settings: Settings, upper: bool, data: bool) -> MountSpec:
+def bare(area: Path, settings: Settings, upper: bool, data: bool) -> MountSpec:
     """Return an overlay with exactly these settings, without any rule. Its upper layer is new."""
     writable = None
     if upper:
-        number = sum(name.startswith("upper") for name in os.listdir(folder))
-        writable = support.writable(folder / f"upper{number}", folder / f"work{number}")
+        number = sum(name.startswith("upper") for name in os.listdir(area))
+        writable = support.writable(area / f"upper{number}", area / f"work{number}")
         os.mkdir(writable.upper)
         os.mkdir(writable.work)
-    return spec_of(folder, settings, writable, data)
+    return spec_of(area, settings, writable, data)
 
 
-def spec_of(folder: Path, settings: Settings, writable: Writable | None, data: bool) -> MountSpec:
+def spec_of(area: Path, settings: Settings, writable: Writable | None, data: bool) -> MountSpec:
     """Return an overlay with exactly these settings and this upper layer."""
-    lower = [folder / "meta"] if data else [folder / "normal", folder / "other"]
+    lower = [area / "meta"] if data else [area / "normal", area / "other"]
     return MountSpec(
-        os.fsencode(folder / "view"),
+        os.fsencode(area / "view"),
         tuple(os.fsencode(path) for path in lower),
-        (os.fsencode(folder / "data"),) if data else (),
+        (os.fsencode(area / "data"),) if data else (),
         tuple((name.encode(), None if value is None else value.encode()) for name, value in sorted(settings.items())),
         frozenset() if writable else frozenset({"ro"}),
         writable=writable,
@@ -112,9 +112,9 @@ def test_the_kernel_ignores_an_ignored_setting(
         assert set(mount_differences(spec, live, creating.overlay_defaults())) == {name for name, _values in rule.given}
 
 
-def userxattr_works(folder: Path) -> bool:
-    """Tell whether the kernel finds content in data layers without metacopy (Linux 6.16)."""
-    with support.mounted(bare(folder, {"userxattr": None}, upper=False, data=True)) as view:
+def userxattr_works(area: Path) -> bool:
+    """Return whether the kernel finds content in data layers without metacopy (Linux 6.16)."""
+    with support.mounted(bare(area, {"userxattr": None}, upper=False, data=True)) as view:
         return read(view / "file") == CONTENT
 
 
@@ -152,10 +152,10 @@ def test_files_opened_by_handle_read_zeros_over_data_layers(
     disks: dict[str, Path], rule: Rule, settings: Settings, upper: bool, data: bool
 ) -> None:
     assert rule.given == (("nfs_export", ("on",)),)
-    folder = disks["ext4-512"] / f"zeros-{upper}"
-    make_layers(folder)
+    area = disks["ext4-512"] / f"zeros-{upper}"
+    make_layers(area)
     for more in ACCEPTED[upper]:
-        spec = bare(folder, {**settings, **more}, upper, data)
+        spec = bare(area, {**settings, **more}, upper, data)
         with support.mounted(spec) as view:
             handle = handle_of(view / "file")
             assert open_by_handle(view, handle) == CONTENT
@@ -166,15 +166,15 @@ def test_files_opened_by_handle_read_zeros_over_data_layers(
 
 def test_files_opened_by_handle_have_their_content_if_no_rule_refuses_the_overlay(disks: dict[str, Path]) -> None:
     """Handles of an exported overlay stay valid after dropping caches, copying up, renaming and mounting again."""
-    folder = disks["ext4-512"] / "right"
-    make_layers(folder)
-    (folder / "normal" / "sub").mkdir()
-    support.write(folder / "normal" / "sub" / "name", b"below")
-    writable = support.writable(folder / "upper", folder / "work")
+    area = disks["ext4-512"] / "right"
+    make_layers(area)
+    (area / "normal" / "sub").mkdir()
+    support.write(area / "normal" / "sub" / "name", b"below")
+    writable = support.writable(area / "upper", area / "work")
     for path in (writable.upper, writable.work):
         os.mkdir(path)
-    spec = support.declared(folder / "view", [folder / "normal"], writable=writable, nfs_export=True)
-    view = folder / "view"
+    spec = support.declared(area / "view", [area / "normal"], writable=writable, nfs_export=True)
+    view = area / "view"
     with support.mounted(spec):
         handles = {name: handle_of(view / name) for name in ("file", "sub/name")}
         for name, content in (("file", CONTENT), ("sub/name", b"below")):

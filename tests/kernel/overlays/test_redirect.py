@@ -52,15 +52,15 @@ def run(name: str, /, **arguments: Any) -> support.Ran:
 
 @pytest.mark.parametrize("kind", FILESYSTEMS)
 def test_a_view_equals_its_releases_and_the_view_over_data_only_layers(
-    disks: dict[str, Path], folder: Path, root: Path, odd: Placement, tools: Sequence[Placement], kind: str
+    disks: dict[str, Path], area: Path, root: Path, odd: Placement, tools: Sequence[Placement], kind: str
 ) -> None:
     placements = [replace(tools[1], at=b"else/where"), odd, tools[0]]
     layer, generation, _report = support.build(disks[kind] / "state-redirect", placements, strategy="redirect")
-    other_layer, other_generation, _report = support.build(folder / "state", placements)
+    other_layer, other_generation, _report = support.build(area / "state", placements)
     assert (generation.id, generation.entries) == (other_generation.id, other_generation.entries)
     with (
-        support.mounted(declared(folder / "view", layer, root)) as view,
-        support.mounted(support.declared(folder / "other", [other_layer], [root])) as other,
+        support.mounted(declared(area / "view", layer, root)) as view,
+        support.mounted(support.declared(area / "other", [other_layer], [root])) as other,
     ):
         assert sorted(os.listdir(view)) == ["else", "odd", "tool"]
         assert support.compare_trees(view / "odd" / "1", root / "odd" / "1") == []
@@ -69,15 +69,15 @@ def test_a_view_equals_its_releases_and_the_view_over_data_only_layers(
         assert support.compare_trees(view, other) == []
 
 
-def test_names_of_the_software_root_never_show(folder: Path) -> None:
-    root = folder / "root"
+def test_names_of_the_software_root_never_show(area: Path) -> None:
+    root = area / "root"
     # Also names that the layer and the view have themselves.
     for name in ("view", "tool"):
         support.make_small_release(root / name / "1.0", name)
     support.write(root / "file", b"of the root")
-    placements = [support.scanned(folder / "store", root, f"{name}/1.0") for name in ("view", "tool")]
-    layer, _generation, _report = support.build(folder / "state", placements, strategy="redirect")
-    with support.mounted(declared(folder / "view", layer, root)) as view:
+    placements = [support.scanned(area / "store", root, f"{name}/1.0") for name in ("view", "tool")]
+    layer, _generation, _report = support.build(area / "state", placements, strategy="redirect")
+    with support.mounted(declared(area / "view", layer, root)) as view:
         expected = support.listing(view).keys()
         for name in ("view", "tool"):
             assert (view / name / "1.0" / "version").read_text() == name
@@ -92,44 +92,44 @@ def test_names_of_the_software_root_never_show(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("one_by_one", [True, False])
-def test_a_file_has_the_content_of_the_first_data_layer_that_has_it(folder: Path, one_by_one: bool) -> None:
+def test_a_file_has_the_content_of_the_first_data_layer_that_has_it(area: Path, one_by_one: bool) -> None:
     for name, words in (("nfs", ("one", "two")), ("local", ("one",))):
         for word in words:
-            support.make_small_release(folder / name / "tool" / word, f"{name} {word}")
-    support.make_small_release(folder / "other" / "lib" / "1", "other")
+            support.make_small_release(area / name / "tool" / word, f"{name} {word}")
+    support.make_small_release(area / "other" / "lib" / "1", "other")
     # Each data layer has a part of one software root.
     at = [("nfs", "tool/one"), ("nfs", "tool/two"), ("other", "lib/1")]
     placements = [
-        support.scanned(folder / "store", folder / name, release, root_name="/net/software") for name, release in at
+        support.scanned(area / "store", area / name, release, root_name="/net/software") for name, release in at
     ]
-    layer, _generation, _report = support.build(folder / "state", placements, strategy="redirect")
-    spec = declared(folder / "view", layer, folder / "local", folder / "nfs", folder / "other")
-    (folder / "view").mkdir()
+    layer, _generation, _report = support.build(area / "state", placements, strategy="redirect")
+    spec = declared(area / "view", layer, area / "local", area / "nfs", area / "other")
+    (area / "view").mkdir()
 
     def make() -> None:
         whole = creating.create_overlay(spec, one_by_one)
-        creating.attach(whole, os.fsencode(folder / "view"))
+        creating.attach(whole, os.fsencode(area / "view"))
         os.close(whole)
 
     make()
-    shown = folder / "view" / "view"
+    shown = area / "view" / "view"
     for path, text in (("tool/one", "local one"), ("tool/two", "nfs two"), ("lib/1", "other")):
         # Its size is that in the manifest.
         assert text.startswith((shown / path / "version").read_text())
         assert (shown / path / "version-again").stat().st_nlink == 2
-    support.unmount_all(folder / "view")
+    support.unmount_all(area / "view")
     assert support.carried_out(spec) == ["MountOverlay"]
-    assert text.startswith((folder / "view" / "lib" / "1" / "version").read_text())
+    assert text.startswith((area / "view" / "lib" / "1" / "version").read_text())
 
 
-def test_names_of_a_removed_release_stay_and_stat_fails(folder: Path) -> None:
-    support.make_small_release(folder / "root" / "tool" / "1.0", "one")
-    placement = support.scanned(folder / "store", folder / "root", "tool/1.0")
-    layer, _generation, _report = support.build(folder / "state", [placement], strategy="redirect")
-    with support.mounted(declared(folder / "view", layer, folder / "root")) as view:
+def test_names_of_a_removed_release_stay_and_stat_fails(area: Path) -> None:
+    support.make_small_release(area / "root" / "tool" / "1.0", "one")
+    placement = support.scanned(area / "store", area / "root", "tool/1.0")
+    layer, _generation, _report = support.build(area / "state", [placement], strategy="redirect")
+    with support.mounted(declared(area / "view", layer, area / "root")) as view:
         release = view / "tool" / "1.0"
         with open(release / "version") as held:
-            support.command("rm", "-r", folder / "root" / "tool" / "1.0")
+            support.command("rm", "-r", area / "root" / "tool" / "1.0")
             support.command("sysctl", "-q", "vm.drop_caches=2")
             assert sorted(os.listdir(release)) == ["bin", "latest", "version", "version-again"]
             assert os.readlink(release / "latest") == "bin/tool"
@@ -143,11 +143,11 @@ def test_names_of_a_removed_release_stay_and_stat_fails(folder: Path) -> None:
 
 
 def test_a_layer_of_another_strategy_is_refused_and_nothing_is_mounted(
-    folder: Path, root: Path, tools: Sequence[Placement]
+    area: Path, root: Path, tools: Sequence[Placement]
 ) -> None:
-    layer, _generation, _report = support.build(folder / "state", [tools[0]])
-    before = everything(folder)
-    arguments: dict[str, Any] = {"path": str(folder / "view"), "data": [str(root)], "strategy": "redirect"}
+    layer, _generation, _report = support.build(area / "state", [tools[0]])
+    before = everything(area)
+    arguments: dict[str, Any] = {"path": str(area / "view"), "data": [str(root)], "strategy": "redirect"}
     said = support.module("overlay_mount", lower=[str(layer)], **arguments).message
     assert f"layer {layer} is not made for strategy redirect" in said
     (layer / "view").mkdir()
@@ -155,17 +155,17 @@ def test_a_layer_of_another_strategy_is_refused_and_nothing_is_mounted(
     (layer / "view").rmdir()
     said = support.module("overlay_mount", lower=[str(layer)], options={"userxattr": True}, **arguments).message
     assert "userxattr and strategy=redirect exclude each other" in said
-    assert everything(folder).keys() == before.keys()
+    assert everything(area).keys() == before.keys()
 
 
-def test_the_kernel_follows_no_redirect_with_userxattr(folder: Path, root: Path, tools: Sequence[Placement]) -> None:
+def test_the_kernel_follows_no_redirect_with_userxattr(area: Path, root: Path, tools: Sequence[Placement]) -> None:
     """This is why the module refuses it."""
-    layer, _generation, _report = support.build(folder / "state", [tools[0]], "user", strategy="redirect")
-    (folder / "whole").mkdir()
+    layer, _generation, _report = support.build(area / "state", [tools[0]], "user", strategy="redirect")
+    (area / "whole").mkdir()
     options = f"ro,userxattr,lowerdir={layer}:{root}"
-    support.command("mount", "-t", "overlay", "-o", options, "overlay", folder / "whole")
+    support.command("mount", "-t", "overlay", "-o", options, "overlay", area / "whole")
     with pytest.raises(PermissionError):
-        (folder / "whole" / "view" / "tool" / "1.0" / "version").stat()
+        (area / "whole" / "view" / "tool" / "1.0" / "version").stat()
 
 
 @pytest.mark.parametrize(
@@ -177,19 +177,19 @@ def test_the_kernel_follows_no_redirect_with_userxattr(folder: Path, root: Path,
     ],
 )
 def test_a_redirect_layer_that_is_an_image_or_has_user_xattrs_is_refused(
-    folder: Path, tools: Sequence[Placement], more: dict[str, Any], said: str
+    area: Path, tools: Sequence[Placement], more: dict[str, Any], said: str
 ) -> None:
-    arguments: dict[str, Any] = {"name": "v", "state_dir": str(folder / "state"), "strategy": "redirect", **more}
+    arguments: dict[str, Any] = {"name": "v", "state_dir": str(area / "state"), "strategy": "redirect", **more}
     assert said in support.module("metadata_layer", releases=[{"manifest": tools[0].manifest}], **arguments).message
-    assert not (folder / "state").exists()
+    assert not (area / "state").exists()
 
 
 # ---- modules
 
 
-def test_modules_build_mount_switch_and_take_down(folder: Path, root: Path, tools: Sequence[Placement]) -> None:
-    arguments: dict[str, Any] = {"name": "v", "state_dir": str(folder / "state"), "strategy": "redirect"}
-    place = folder / "view"
+def test_modules_build_mount_switch_and_take_down(area: Path, root: Path, tools: Sequence[Placement]) -> None:
+    arguments: dict[str, Any] = {"name": "v", "state_dir": str(area / "state"), "strategy": "redirect"}
+    place = area / "view"
     mount: dict[str, Any] = {"path": str(place), "data": [str(root)]}
     for number, tool in enumerate(tools):
         built = four_runs("metadata_layer", releases=[{"manifest": tool.manifest}], **arguments)
@@ -210,17 +210,15 @@ def test_modules_build_mount_switch_and_take_down(folder: Path, root: Path, tool
     assert switched["diff"]["before"]["root"] == "/view"
     assert support.compare_trees(place / "tool" / "2.0", root / "tool" / "2.0") == []
     four_runs("overlay_mount", path=str(place), state="absent")
-    four_runs("metadata_layer", name="v", state_dir=str(folder / "state"), state="absent")
+    four_runs("metadata_layer", name="v", state_dir=str(area / "state"), state="absent")
 
 
 @pytest.mark.parametrize("kind", ["upper", "scratch"])
-def test_a_view_with_an_upper_layer_is_writable(
-    folder: Path, root: Path, tools: Sequence[Placement], kind: str
-) -> None:
-    layer, _generation, _report = support.build(folder / "state", [tools[0]], strategy="redirect")
-    place = folder / "view"
+def test_a_view_with_an_upper_layer_is_writable(area: Path, root: Path, tools: Sequence[Placement], kind: str) -> None:
+    layer, _generation, _report = support.build(area / "state", [tools[0]], strategy="redirect")
+    place = area / "view"
     mount: dict[str, Any] = {"path": str(place), "lower": [str(layer)], "data": [str(root)], "strategy": "redirect"}
-    directories = {"upper": str(folder / "writable" / "upper"), "work": str(folder / "writable" / "work")}
+    directories = {"upper": str(area / "writable" / "upper"), "work": str(area / "writable" / "work")}
     mount.update(directories if kind == "upper" else {"scratch": "16M"})
     done = four_runs("overlay_mount", **mount)
     assert done["mount"]["root"] == "/view"
@@ -254,23 +252,23 @@ def test_a_view_with_an_upper_layer_is_writable(
         assert is_as_written()
 
 
-def test_users_keep_the_old_overlay_and_are_named(folder: Path, root: Path, tools: Sequence[Placement]) -> None:
-    layer, generation, _report = support.build(folder / "state", [tools[0]], strategy="redirect")
-    (folder / "state").chmod(0o700)
-    spec = declared(folder / "view", layer, root)
+def test_users_keep_the_old_overlay_and_are_named(area: Path, root: Path, tools: Sequence[Placement]) -> None:
+    layer, generation, _report = support.build(area / "state", [tools[0]], strategy="redirect")
+    (area / "state").chmod(0o700)
+    spec = declared(area / "view", layer, root)
     support.carried_out(spec)
     code = "import sys\nheld = open(sys.argv[1])\nprint('ready', flush=True)\nsys.stdin.read()\n"
-    argv = [sys.executable, "-c", code, str(folder / "view" / "tool" / "1.0" / "version")]
+    argv = [sys.executable, "-c", code, str(area / "view" / "tool" / "1.0" / "version")]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
-        busy = support.module("overlay_mount", path=str(folder / "view"), state="unmounted").message
+        busy = support.module("overlay_mount", path=str(area / "view"), state="unmounted").message
         assert f"({process.pid}); nothing was unmounted" in busy
         for owner in (1, 2):
-            layer, _generation, _report = support.build(folder / "state", [tools[0]], owner=owner)
-        switched = support.module("overlay_mount", path=str(folder / "view"), lower=[str(layer)], data=[str(root)]).ok
+            layer, _generation, _report = support.build(area / "state", [tools[0]], owner=owner)
+        switched = support.module("overlay_mount", path=str(area / "view"), lower=[str(layer)], data=[str(root)]).ok
         assert [one["pid"] for one in switched["users"]] == [process.pid]
-        prune: dict[str, Any] = {"name": "view", "state_dir": str(folder / "state"), "keep": 0, "min_age": 0}
+        prune: dict[str, Any] = {"name": "view", "state_dir": str(area / "state"), "keep": 0, "min_age": 0}
         kept = support.module("overlay_prune", **prune).ok["kept"]
         (reason,) = [one["reason"] for one in kept if one["generation"] == generation.id]
         assert f"({process.pid})" in reason
@@ -278,36 +276,34 @@ def test_users_keep_the_old_overlay_and_are_named(folder: Path, root: Path, tool
     assert [one["generation"] for one in support.module("overlay_prune", **prune).ok["removed"]] == [generation.id]
 
 
-def test_a_mounted_generation_is_neither_removed_nor_pruned(
-    folder: Path, root: Path, tools: Sequence[Placement]
-) -> None:
-    (folder / "state").mkdir(mode=0o700)
-    layer, generation, _report = support.build(folder / "state", [tools[0]], strategy="redirect")
-    support.carried_out(declared(folder / "view", layer, root))
+def test_a_mounted_generation_is_neither_removed_nor_pruned(area: Path, root: Path, tools: Sequence[Placement]) -> None:
+    (area / "state").mkdir(mode=0o700)
+    layer, generation, _report = support.build(area / "state", [tools[0]], strategy="redirect")
+    support.carried_out(declared(area / "view", layer, root))
     for owner in (1, 2):
-        support.build(folder / "state", [tools[0]], owner=owner)
-    arguments: dict[str, Any] = {"name": "view", "state_dir": str(folder / "state")}
-    assert f"mounted at {folder}/view" in support.module("metadata_layer", state="absent", **arguments).message
+        support.build(area / "state", [tools[0]], owner=owner)
+    arguments: dict[str, Any] = {"name": "view", "state_dir": str(area / "state")}
+    assert f"mounted at {area}/view" in support.module("metadata_layer", state="absent", **arguments).message
     kept = support.module("overlay_prune", keep=0, min_age=0, **arguments).ok["kept"]
     reasons = {one["generation"]: one["reason"] for one in kept}
-    assert reasons[generation.id] == f"it is mounted at {folder}/view"
+    assert reasons[generation.id] == f"it is mounted at {area}/view"
 
 
 # ---- strategy auto
 
 
-def test_auto_is_data_only_if_the_kernel_has_data_only_layers(folder: Path, tools: Sequence[Placement]) -> None:
-    arguments: dict[str, Any] = {"name": "v", "state_dir": str(folder / "state")}
+def test_auto_is_data_only_if_the_kernel_has_data_only_layers(area: Path, tools: Sequence[Placement]) -> None:
+    arguments: dict[str, Any] = {"name": "v", "state_dir": str(area / "state")}
     built = support.module("metadata_layer", releases=[{"manifest": tools[0].manifest}], **arguments).ok
     assert built["strategy"] == "data_only"
 
 
 @pytest.mark.usefixtures("no_data_only")
 def test_auto_is_redirect_on_a_kernel_without_data_only_layers(
-    folder: Path, tools: Sequence[Placement], monkeypatch: pytest.MonkeyPatch
+    area: Path, tools: Sequence[Placement], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}")
-    state: dict[str, Any] = {"name": "v", "state_dir": str(folder / "state")}
+    state: dict[str, Any] = {"name": "v", "state_dir": str(area / "state")}
     releases = [{"manifest": tools[0].manifest}]
     mounted_before = [mount.path for mount in namespaces.own_mounts()]
     built = run("metadata_layer", releases=releases, **state).ok
@@ -318,20 +314,20 @@ def test_auto_is_redirect_on_a_kernel_without_data_only_layers(
     # An image, and a layer with user xattrs, are for other hosts.
     user = run("metadata_layer", releases=releases, xattr_namespace="user", **{**state, "name": "u"}).ok
     assert user["strategy"] == "data_only"
-    (folder / "images").mkdir()
-    image = run("metadata_layer", name="v", releases=releases, image_store=str(folder / "images")).ok
+    (area / "images").mkdir()
+    image = run("metadata_layer", name="v", releases=releases, image_store=str(area / "images")).ok
     assert image["strategy"] == "data_only"
     given = {"image": image["image"], "image_digest": image["image_digest"]}
-    before = everything(folder)
+    before = everything(area)
     refused = run("metadata_layer", **given, **state).message
     assert "view v cannot be an image on this host: images need data-only layers, which its kernel lacks (" in refused
     assert "view_build: local" in refused
-    assert everything(folder) == before
+    assert everything(area) == before
     assert "opaque directories" in run("metadata_layer", strategy="redirect", **given, **state).message
 
 
-def test_going_back_uses_the_layer_that_exists(folder: Path, tools: Sequence[Placement]) -> None:
-    state_dir = folder / "state"
+def test_going_back_uses_the_layer_that_exists(area: Path, tools: Sequence[Placement]) -> None:
+    state_dir = area / "state"
     arguments: dict[str, Any] = {"name": "view", "state_dir": str(state_dir)}
     only_redirect, first, _report = support.build(state_dir, [tools[0]], strategy="redirect")
     both, second, _report = support.build(state_dir, [tools[1]])

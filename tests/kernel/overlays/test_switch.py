@@ -32,9 +32,9 @@ from ansible_collections.renderfarm.overlay.tests.kernel import support
 FILES = 20
 
 
-def generation(folder: Path, number: int, view: Path, image: bool = False, strategy: str = "data_only") -> MountSpec:
+def generation(area: Path, number: int, view: Path, image: bool = False, strategy: str = "data_only") -> MountSpec:
     """Create a layer or an image, and its data layer, with files whose content is the generation; return the declaration."""
-    layer, data = folder / f"g{number}" / "layer", folder / f"g{number}" / "data"
+    layer, data = area / f"g{number}" / "layer", area / f"g{number}" / "data"
     top = layer / "view" if strategy == "redirect" else layer
     for path in (top, data):
         (path / "bin").mkdir(parents=True)
@@ -136,35 +136,35 @@ def stopped(readers: list[subprocess.Popen[str]], stop: Path) -> list[int]:
     ],
 )
 def test_readers_do_not_notice_two_hundred_switches(
-    folder: Path, method: str, first: dict[str, Any], second: dict[str, Any]
+    area: Path, method: str, first: dict[str, Any], second: dict[str, Any]
 ) -> None:
-    view = folder / "view"
-    specs = [generation(folder, 0, view, **first), generation(folder, 1, view, **second)]
+    view = area / "view"
+    specs = [generation(area, 0, view, **first), generation(area, 1, view, **second)]
     support.carried_out(specs[0])
     seconds = []
     with ExitStack() as stack:
-        readers = [stack.enter_context(reader(view, folder / "stop")) for _ in range(4)]
+        readers = [stack.enter_context(reader(view, area / "stop")) for _ in range(4)]
         for turn in range(1, 201):
             started = time.monotonic()
             assert support.carried_out(specs[turn % 2], method)
             seconds.append(time.monotonic() - started)
             time.sleep(0.002)
-        counts = stopped(readers, folder / "stop")
+        counts = stopped(readers, area / "stop")
     assert min(counts) > 200
     # A generous limit, since four readers share few processors. `make bench` measures it.
     assert statistics.median(seconds) < 0.5
     # 'over' detaches the topmost overlay if the declared one is below, so overlays do not pile up.
     assert len(overlays_at(view)) == 1
     support.unmount_all(view)
-    assert support.loops_gone(folder)
+    assert support.loops_gone(area)
 
 
 # ---- methods
 
 
-def test_over_covers_the_old_overlay_and_warns(folder: Path) -> None:
-    view = folder / "view"
-    specs = [generation(folder, number, view) for number in range(3)]
+def test_over_covers_the_old_overlay_and_warns(area: Path) -> None:
+    view = area / "view"
+    specs = [generation(area, number, view) for number in range(3)]
     support.carried_out(specs[0])
     done = support.module("overlay_mount", **arguments_of(specs[1], switch="over")).ok
     assert (done["changed"], done["switched"], done["method"]) == (True, True, "over")
@@ -184,9 +184,9 @@ def test_over_covers_the_old_overlay_and_warns(folder: Path) -> None:
     assert not view.exists()
 
 
-def test_overlays_covered_by_over_are_dropped_and_the_topmost_stays(folder: Path) -> None:
-    view = folder / "view"
-    specs = [generation(folder, number, view) for number in range(3)]
+def test_overlays_covered_by_over_are_dropped_and_the_topmost_stays(area: Path) -> None:
+    view = area / "view"
+    specs = [generation(area, number, view) for number in range(3)]
     for number, count in ((0, 1), (1, 2), (2, 3)):
         support.carried_out(specs[number], "over")
         assert len(overlays_at(view)) == count
@@ -223,9 +223,9 @@ def refuse_mounting_beneath() -> None:
     assert libc.prctl(22, 2, argument, 0, 0) == 0, os.strerror(ctypes.get_errno())  # PR_SET_SECCOMP, a filter
 
 
-def test_a_kernel_that_cannot_mount_beneath_mounts_over(folder: Path) -> None:
-    view = folder / "view"
-    specs = [generation(folder, number, view) for number in range(2)]
+def test_a_kernel_that_cannot_mount_beneath_mounts_over(area: Path) -> None:
+    view = area / "view"
+    specs = [generation(area, number, view) for number in range(2)]
     support.carried_out(specs[0])
 
     def planned(switch: str) -> list[str]:
@@ -251,71 +251,71 @@ def test_a_kernel_that_cannot_mount_beneath_mounts_over(folder: Path) -> None:
 
 
 @contextmanager
-def propagated(folder: Path, propagation: str, outside: str) -> Iterator[tuple[Path, int]]:
+def propagated(area: Path, propagation: str, outside: str) -> Iterator[tuple[Path, int]]:
     """Mount a view on a mount with a propagation, and create another mount namespace; provide the view and a process there."""
-    place = folder / "place"
+    place = area / "place"
     place.mkdir()
     support.command("mount", "-t", "tmpfs", "tmpfs", place)
     support.command("mount", f"--make-{propagation}", place)
     view = place / "view"
-    specs = [generation(folder, number, view) for number in range(2)]
+    specs = [generation(area, number, view) for number in range(2)]
     support.carried_out(specs[0])
     with support.namespace(outside) as pid:
         yield view, pid
 
 
-def other(folder: Path) -> dict[str, Any]:
+def other(area: Path) -> dict[str, Any]:
     """Return the arguments of overlay_mount for the second generation."""
-    layer, data = folder / "g1" / "layer", folder / "g1" / "data"
-    return {"path": str(folder / "place" / "view"), "lower": [str(layer)], "data": [str(data)]}
+    layer, data = area / "g1" / "layer", area / "g1" / "data"
+    return {"path": str(area / "place" / "view"), "lower": [str(layer)], "data": [str(data)]}
 
 
 @pytest.mark.parametrize("switch", ["auto", "over"])
 @pytest.mark.parametrize("outside", ["unchanged", "shared", "slave"])
-def test_a_switch_propagates_to_namespaces_that_follow(folder: Path, outside: str, switch: str) -> None:
-    with propagated(folder, "shared", outside) as (view, pid):
-        done = support.module("overlay_mount", switch=switch, **other(folder)).ok
+def test_a_switch_propagates_to_namespaces_that_follow(area: Path, outside: str, switch: str) -> None:
+    with propagated(area, "shared", outside) as (view, pid):
+        done = support.module("overlay_mount", switch=switch, **other(area)).ok
         assert done["elsewhere"] == []
         count = 1 if switch == "auto" else 2
-        assert overlays_at(view)[0] == overlays_at(view, pid)[0] == os.fsencode(folder / "g1" / "layer")
+        assert overlays_at(view)[0] == overlays_at(view, pid)[0] == os.fsencode(area / "g1" / "layer")
         assert len(overlays_at(view)) == len(overlays_at(view, pid)) == count
-        again = support.module("overlay_mount", switch=switch, **other(folder)).ok
+        again = support.module("overlay_mount", switch=switch, **other(area)).ok
         assert not again["changed"]
 
 
 @pytest.mark.parametrize("propagation", ["shared", "private"])
-def test_a_private_namespace_keeps_the_old_overlay_and_is_named(folder: Path, propagation: str) -> None:
-    with propagated(folder, propagation, "private") as (view, pid):
-        done = support.module("overlay_mount", **other(folder)).ok
+def test_a_private_namespace_keeps_the_old_overlay_and_is_named(area: Path, propagation: str) -> None:
+    with propagated(area, propagation, "private") as (view, pid):
+        done = support.module("overlay_mount", **other(area)).ok
         assert done["elsewhere"] == [{"path": str(view), "pid": pid}]
         assert f"still mounted at {view} in the mount namespace of process {pid}" in str(done["warnings"])
-        assert overlays_at(view) == [os.fsencode(folder / "g1" / "layer")]
-        assert overlays_at(view, pid) == [os.fsencode(folder / "g0" / "layer")]
+        assert overlays_at(view) == [os.fsencode(area / "g1" / "layer")]
+        assert overlays_at(view, pid) == [os.fsencode(area / "g0" / "layer")]
         # A process that only has the mount in its namespace is no user, and does not matter to the next run.
         assert done["users"] == []
-        assert not support.module("overlay_mount", **other(folder)).ok["changed"]
+        assert not support.module("overlay_mount", **other(area)).ok["changed"]
 
 
-def test_a_bind_mount_of_the_view_keeps_the_old_overlay_and_is_named(folder: Path) -> None:
-    view = folder / "view"
-    specs = [generation(folder, number, view) for number in range(2)]
+def test_a_bind_mount_of_the_view_keeps_the_old_overlay_and_is_named(area: Path) -> None:
+    view = area / "view"
+    specs = [generation(area, number, view) for number in range(2)]
     support.carried_out(specs[0])
     for name in ("bound", "part"):
-        (folder / name).mkdir()
-    support.command("mount", "--bind", view, folder / "bound")
-    support.command("mount", "--bind", view / "bin", folder / "part")
+        (area / name).mkdir()
+    support.command("mount", "--bind", view, area / "bound")
+    support.command("mount", "--bind", view / "bin", area / "part")
     done = support.module("overlay_mount", **arguments_of(specs[1])).ok
-    assert sorted(one["path"] for one in done["elsewhere"]) == [str(folder / "bound"), str(folder / "part")]
+    assert sorted(one["path"] for one in done["elsewhere"]) == [str(area / "bound"), str(area / "part")]
     assert {one["pid"] for one in done["elsewhere"]} == {None}
-    assert (folder / "bound" / "bin" / "file0").read_text() == "generation 0"
-    assert (folder / "part" / "file0").read_text() == "generation 0"
+    assert (area / "bound" / "bin" / "file0").read_text() == "generation 0"
+    assert (area / "part" / "file0").read_text() == "generation 0"
     assert (view / "bin" / "file0").read_text() == "generation 1"
 
 
 @pytest.mark.parametrize("mode", ["shared", "slave", "private", "unbindable"])
-def test_a_view_of_any_propagation_is_switched(folder: Path, mode: str) -> None:
-    view = folder / "view"
-    specs = [generation(folder, number, view) for number in range(2)]
+def test_a_view_of_any_propagation_is_switched(area: Path, mode: str) -> None:
+    view = area / "view"
+    specs = [generation(area, number, view) for number in range(2)]
     support.carried_out(specs[0])
     support.command("mount", f"--make-{mode}", view)
     for turn in range(1, 4):
@@ -323,12 +323,12 @@ def test_a_view_of_any_propagation_is_switched(folder: Path, mode: str) -> None:
         assert overlays_at(view) == [specs[turn % 2].lower[0]]
 
 
-def test_a_follower_that_has_mounted_over_the_view_keeps_its_mount(folder: Path) -> None:
-    with propagated(folder, "shared", "slave") as (view, pid):
+def test_a_follower_that_has_mounted_over_the_view_keeps_its_mount(area: Path) -> None:
+    with propagated(area, "shared", "slave") as (view, pid):
         support.command("nsenter", "--mount", f"--target={pid}", "mount", "-t", "tmpfs", "own", view)
-        done = support.module("overlay_mount", **other(folder)).ok
+        done = support.module("overlay_mount", **other(area)).ok
         assert done["method"] == "beneath"
-        assert overlays_at(view) == [os.fsencode(folder / "g1" / "layer")]
+        assert overlays_at(view) == [os.fsencode(area / "g1" / "layer")]
         with open(f"/proc/{pid}/mountinfo", "rb") as stream:
             top = mountinfo.top_mount(list(mountinfo.parse(stream.read())), os.fsencode(view))
         assert top
@@ -338,9 +338,9 @@ def test_a_follower_that_has_mounted_over_the_view_keeps_its_mount(folder: Path)
 # ---- killed runs
 
 
-def test_a_killed_switch_is_finished_by_the_next_run(folder: Path) -> None:
-    view = folder / "view"
-    specs = [generation(folder, number, view) for number in range(3)]
+def test_a_killed_switch_is_finished_by_the_next_run(area: Path) -> None:
+    view = area / "view"
+    specs = [generation(area, number, view) for number in range(3)]
 
     def switch_halfway(old: int, new: int) -> None:
         support.carried_out(specs[old])
@@ -373,9 +373,9 @@ def erofs_mounts() -> list[Mount]:
     return [one for one in namespaces.own_mounts() if one.fstype == b"erofs"]
 
 
-def test_a_switch_killed_at_any_moment_leaves_the_old_or_the_new_overlay(folder: Path) -> None:
-    view = folder / "view"
-    specs = [generation(folder, number, view, image=number % 2 == 1) for number in range(4)]
+def test_a_switch_killed_at_any_moment_leaves_the_old_or_the_new_overlay(area: Path) -> None:
+    view = area / "view"
+    specs = [generation(area, number, view, image=number % 2 == 1) for number in range(4)]
     random.seed(4)
     support.carried_out(specs[0])
     others = len(namespaces.own_mounts())
@@ -404,7 +404,7 @@ def test_a_switch_killed_at_any_moment_leaves_the_old_or_the_new_overlay(folder:
         before = wanted
     assert min(ended.values()) > 10, ended
     support.unmount_all(view)
-    assert support.loops_gone(folder)
+    assert support.loops_gone(area)
 
 
 def switch_and_kill(spec: MountSpec, seconds: float) -> None:
@@ -460,19 +460,19 @@ def watched(file: Path, stop: Path, found: list[str]) -> Iterator[None]:
 @pytest.mark.parametrize("below", [[2], [3, 2], [1], [2, 1], [1, 2], [3, 1, 2, 1]])
 @pytest.mark.parametrize("kernel", ["beneath", "without"])
 def test_in_a_stack_readers_see_only_the_old_and_then_the_declared_overlay(
-    folder: Path, propagation: str, below: list[int], kernel: str
+    area: Path, propagation: str, below: list[int], kernel: str
 ) -> None:
-    place = folder / "place"
+    place = area / "place"
     place.mkdir()
     support.command("mount", "-t", "tmpfs", "tmpfs", place)
     support.command("mount", "--make-shared", place)
     if propagation == "slave":
-        (folder / "follower").mkdir()
-        support.command("mount", "--bind", place, folder / "follower")
-        place = folder / "follower"
+        (area / "follower").mkdir()
+        support.command("mount", "--bind", place, area / "follower")
+        place = area / "follower"
     support.command("mount", f"--make-{propagation}", place)
     view = place / "view"
-    specs = [generation(folder, number, view) for number in range(4)]
+    specs = [generation(area, number, view) for number in range(4)]
     view.mkdir()
     for number in (*reversed(below), 0):
         mount = creating.new_overlay(specs[number])
@@ -489,7 +489,7 @@ def test_in_a_stack_readers_see_only_the_old_and_then_the_declared_overlay(
         assert support.planned(specs[1]) == ()
 
     found: list[str] = []
-    with watched(view / "bin" / "file0", folder / "stop", found):
+    with watched(view / "bin" / "file0", area / "stop", found):
         deadline.run(declare, 60)
     # No read fails, and none sees a covered overlay.
     assert int(found[0]) > 10
@@ -499,20 +499,20 @@ def test_in_a_stack_readers_see_only_the_old_and_then_the_declared_overlay(
     assert not support.module("overlay_mount", **arguments_of(specs[1])).ok["changed"]
 
 
-def test_a_stack_is_dropped_wherever_the_switch_propagates(folder: Path) -> None:
-    with propagated(folder, "shared", "slave") as (view, pid):
-        specs = [generation(folder, number, view) for number in (2, 3)]
+def test_a_stack_is_dropped_wherever_the_switch_propagates(area: Path) -> None:
+    with propagated(area, "shared", "slave") as (view, pid):
+        specs = [generation(area, number, view) for number in (2, 3)]
         for spec in specs:
             support.carried_out(spec, "over")
         assert len(overlays_at(view)) == len(overlays_at(view, pid)) == 3
-        done = support.module("overlay_mount", **other(folder)).ok
+        done = support.module("overlay_mount", **other(area)).ok
         assert (done["method"], done["elsewhere"]) == ("beneath", [])
-        assert overlays_at(view) == overlays_at(view, pid) == [os.fsencode(folder / "g1" / "layer")]
+        assert overlays_at(view) == overlays_at(view, pid) == [os.fsencode(area / "g1" / "layer")]
 
 
-def test_users_of_a_dropped_overlay_are_still_known(folder: Path) -> None:
-    view = folder / "view"
-    specs = [generation(folder, number, view) for number in range(3)]
+def test_users_of_a_dropped_overlay_are_still_known(area: Path) -> None:
+    view = area / "view"
+    specs = [generation(area, number, view) for number in range(3)]
     support.carried_out(specs[0])
     with support.background(f"import sys\nheld = open(sys.argv[1])\n{support.WAIT}", view / "bin" / "file0") as process:
         support.carried_out(specs[1], "over")
@@ -522,13 +522,13 @@ def test_users_of_a_dropped_overlay_are_still_known(folder: Path) -> None:
         assert used[specs[0].lower] == [process.pid]
 
 
-def test_unmounting_a_stack_does_not_show_covered_overlays(folder: Path) -> None:
-    view = folder / "view"
-    specs = [generation(folder, number, view) for number in range(3)]
+def test_unmounting_a_stack_does_not_show_covered_overlays(area: Path) -> None:
+    view = area / "view"
+    specs = [generation(area, number, view) for number in range(3)]
     for spec in specs:
         support.carried_out(spec, "over")
     found: list[str] = []
-    with watched(view / "bin" / "file0", folder / "stop", found):
+    with watched(view / "bin" / "file0", area / "stop", found):
         # A read at that moment keeps it busy, so try again.
         assert any(
             support.module("overlay_mount", path=str(view), state="unmounted").status == 0 for _attempt in range(100)

@@ -30,20 +30,20 @@ MEGABYTE = 1 << 20
 
 
 @pytest.fixture
-def parts(folder: Path) -> Path:
+def parts(area: Path) -> Path:
     """Provide a data layer, its metadata layer, an ordinary lower layer with hard links, and a directory that only root can enter."""
     for name in ("data", "lower/bin", "layer", "kept"):
-        (folder / name).mkdir(parents=True)
-    support.write(folder / "data" / "file", b"content")
-    support.write(folder / "layer" / "file")
-    os.setxattr(folder / "layer" / "file", "trusted.overlay.metacopy", b"")
-    os.setxattr(folder / "layer" / "file", "trusted.overlay.redirect", b"/file")
-    os.truncate(folder / "layer" / "file", 7)
-    support.write(folder / "lower" / "file", b"content")
-    support.write(folder / "lower" / "bin" / "tool", b"tool")
-    os.link(folder / "lower" / "bin" / "tool", folder / "lower" / "bin" / "again")
-    (folder / "kept").chmod(0o700)
-    return folder
+        (area / name).mkdir(parents=True)
+    support.write(area / "data" / "file", b"content")
+    support.write(area / "layer" / "file")
+    os.setxattr(area / "layer" / "file", "trusted.overlay.metacopy", b"")
+    os.setxattr(area / "layer" / "file", "trusted.overlay.redirect", b"/file")
+    os.truncate(area / "layer" / "file", 7)
+    support.write(area / "lower" / "file", b"content")
+    support.write(area / "lower" / "bin" / "tool", b"tool")
+    os.link(area / "lower" / "bin" / "tool", area / "lower" / "bin" / "again")
+    (area / "kept").chmod(0o700)
+    return area
 
 
 def over_data(parts: Path, **options: Any) -> MountSpec:

@@ -17,11 +17,11 @@ NOBODY = 65534
 
 
 @pytest.fixture
-def places(folder: Path) -> dict[str, Any]:
+def places(area: Path) -> dict[str, Any]:
     """Return a software root with four releases, and a store, as options of the module."""
     for number in range(1, 5):
-        support.make_small_release(folder / "root" / "tool" / str(number), f"number {number}")
-    return {"root": str(folder / "root"), "store": str(folder / "store")}
+        support.make_small_release(area / "root" / "tool" / str(number), f"number {number}")
+    return {"root": str(area / "root"), "store": str(area / "store")}
 
 
 def stored(places: dict[str, Any]) -> dict[str, bytes]:
@@ -35,9 +35,9 @@ def paths_in(ran: support.Ran, key: str) -> list[str]:
     return [str(one["release"]) for one in ran.result[key]]
 
 
-def test_each_release_has_the_manifest_of_a_task_for_it_alone(folder: Path, places: dict[str, Any]) -> None:
-    alone = {**places, "store": str(folder / "other")}
-    (folder / "other").mkdir()
+def test_each_release_has_the_manifest_of_a_task_for_it_alone(area: Path, places: dict[str, Any]) -> None:
+    alone = {**places, "store": str(area / "other")}
+    (area / "other").mkdir()
     expected = [
         {"release": release, **support.module("release_manifest", release=release, **alone).ok}
         for release in ("tool/3", "tool/1", "tool/2")
@@ -94,18 +94,18 @@ def test_an_empty_list_of_releases_changes_nothing(places: dict[str, Any]) -> No
     ],
 )
 def test_invalid_input_is_refused_before_anything_is_written(
-    folder: Path, places: dict[str, Any], arguments: dict[str, Any], reason: str
+    area: Path, places: dict[str, Any], arguments: dict[str, Any], reason: str
 ) -> None:
     root = places["root"]
     given = {
         key: value.replace("{root}", root) if isinstance(value, str) else value for key, value in arguments.items()
     }
-    before = everything(folder)
+    before = everything(area)
     message = support.module("release_manifest", **{**places, **given}).message
     assert reason.replace("{root}", root) in message
     # The error is not attributed to a release.
     assert "releases failed" not in message
-    assert everything(folder) == before
+    assert everything(area) == before
 
 
 def test_a_release_that_fails_does_not_keep_the_others_from_being_scanned(places: dict[str, Any]) -> None:
@@ -171,11 +171,11 @@ def test_a_list_of_one_release_fails_with_the_message_of_a_single_release(places
     assert ran[0].message == ran[1].message == f"release x does not exist: there is no {places['root']}/x"
 
 
-def test_a_full_store_ends_the_task_and_the_next_run_scans_the_rest(folder: Path, places: dict[str, Any]) -> None:
+def test_a_full_store_ends_the_task_and_the_next_run_scans_the_rest(area: Path, places: dict[str, Any]) -> None:
     # There is room for the manifest and the record of a small release, but not of the large one.
     support.command("mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", places["store"])
     for _number in range(600):
-        support.write(folder / "root/tool/2" / os.urandom(60).hex())
+        support.write(area / "root/tool/2" / os.urandom(60).hex())
     os.makedirs(f"{places['store']}/tool")
     given = {**places, "releases": ["tool/1", "tool/2", "tool/3", "tool/0", "tool/4"]}
     ran = support.module("release_manifest", **given)
@@ -185,7 +185,7 @@ def test_a_full_store_ends_the_task_and_the_next_run_scans_the_rest(folder: Path
     assert "release tool/0 does not exist" in ran.message
     assert sorted(stored(places)) == ["tool/1.dump.gz", "tool/1.json"]
     support.command("mount", "-o", "remount,size=1m", places["store"])
-    (folder / "root/tool/0").mkdir()
+    (area / "root/tool/0").mkdir()
     assert support.module("release_manifest", **given).ok["actions"] == [
         f"scan release tool/{number}" for number in (2, 3, 0, 4)
     ]

@@ -89,15 +89,15 @@ ACLS: dict[str, Entries] = {
 
 
 @pytest.fixture
-def release(folder: Path) -> Placement:
+def release(area: Path) -> Placement:
     """Return a scanned release with a file and a directory for each of the ACLs."""
-    make(folder)
-    return support.scanned(folder / "store", folder / "root", "pkg/1")
+    make(area)
+    return support.scanned(area / "store", area / "root", "pkg/1")
 
 
-def make(folder: Path, more: Entries = ()) -> None:
+def make(area: Path, more: Entries = ()) -> None:
     """Make the release. ``more`` are entries to add to each ACL."""
-    top = folder / "root" / "pkg" / "1"
+    top = area / "root" / "pkg" / "1"
     top.mkdir(parents=True)
     for number, rules in enumerate(ACLS.values()):
         file, inside = top / f"file{number}", top / f"directory{number}"
@@ -154,12 +154,12 @@ def build(place: Path, placements: list[Placement], name: str | None, **more: An
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_user_has_the_same_rights_in_a_view_as_in_the_release(
-    folder: Path, disk: Path, release: Placement, name: str | None
+    area: Path, disk: Path, release: Placement, name: str | None
 ) -> None:
     layer, generation = build(disk, [release], name)
     assert generation.rights.narrowed.count == 0
-    root = folder / "root"
-    with support.mounted(support.declared(folder / "view", [layer], [root])) as view:
+    root = area / "root"
+    with support.mounted(support.declared(area / "view", [layer], [root])) as view:
         assert support.compare_trees(view / "pkg/1", root / "pkg/1") == []
         expected = access(root / "pkg/1")
         assert access(view / "pkg/1") == expected
@@ -172,13 +172,13 @@ PADDING = [(GROUP, 7, 700_000 + number) for number in range(200)]
 
 
 @contextmanager
-def small_blocks(folder: Path) -> Iterator[Path]:
+def small_blocks(area: Path) -> Iterator[Path]:
     """Mount a file system that cannot hold long ACLs, and give its path."""
-    image = folder / "small.image"
+    image = area / "small.image"
     with image.open("wb") as stream:
         stream.truncate(64 << 20)
     support.command("mkfs.ext4", "-q", "-I", "512", "-b", "1024", image)
-    place = folder / "small"
+    place = area / "small"
     place.mkdir()
     support.command("mount", "-o", "loop", image, place)
     try:
@@ -188,27 +188,27 @@ def small_blocks(folder: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def padded(folder: Path) -> Placement:
+def padded(area: Path) -> Placement:
     """Return the release of ``release`` with ACLs that a file system with small blocks cannot hold."""
-    make(folder, PADDING)
-    return support.scanned(folder / "store", folder / "root", "pkg/1")
+    make(area, PADDING)
+    return support.scanned(area / "store", area / "root", "pkg/1")
 
 
-def test_no_user_gains_rights_if_the_layer_cannot_hold_the_acls(folder: Path, padded: Placement) -> None:
-    root = folder / "root"
-    with small_blocks(folder) as place:
+def test_no_user_gains_rights_if_the_layer_cannot_hold_the_acls(area: Path, padded: Placement) -> None:
+    root = area / "root"
+    with small_blocks(area) as place:
         layer, generation = build(place / "state", [padded], None)
         assert generation.rights.narrowed.count == 2 * len(ACLS)
         assert generation.rights.narrowed.first[:2] == ["/pkg/1/directory0", "/pkg/1/directory1"]
-        with support.mounted(support.declared(folder / "view", [layer], [root])) as view:
+        with support.mounted(support.declared(area / "view", [layer], [root])) as view:
             real, in_view = access(root / "pkg/1"), access(view / "pkg/1")
     assert [key for key, may in in_view.items() if may and not real[key]] == []
     # Most rights are kept.
     assert sum(real.values()) - sum(in_view.values()) < sum(real.values()) / 2
 
 
-def test_a_narrowed_layer_is_reported_by_the_module(folder: Path, padded: Placement) -> None:
-    with small_blocks(folder) as place:
+def test_a_narrowed_layer_is_reported_by_the_module(area: Path, padded: Placement) -> None:
+    with small_blocks(area) as place:
 
         def layer() -> dict[str, Any]:
             releases = [{"manifest": padded.manifest}]
@@ -223,17 +223,17 @@ def test_a_narrowed_layer_is_reported_by_the_module(folder: Path, padded: Placem
     assert "warnings" not in again
 
 
-def test_a_layer_does_not_inherit_acls_of_the_state_directory(folder: Path, release: Placement) -> None:
-    state = folder / "state"
+def test_a_layer_does_not_inherit_acls_of_the_state_directory(area: Path, release: Placement) -> None:
+    state = area / "state"
     state.mkdir(mode=0o700)
     os.setxattr(state, "system.posix_acl_default", acl(*ACLS["a user is denied"]))
     layer, _generation = build(state, [release], None)
-    with support.mounted(support.declared(folder / "view", [layer], [folder / "root"])) as view:
-        assert support.compare_trees(view / "pkg/1", folder / "root/pkg/1") == []
+    with support.mounted(support.declared(area / "view", [layer], [area / "root"])) as view:
+        assert support.compare_trees(view / "pkg/1", area / "root/pkg/1") == []
 
 
-def test_an_acl_that_is_too_long_narrows_the_mode(folder: Path) -> None:
-    top = folder / "root" / "pkg" / "1"
+def test_an_acl_that_is_too_long_narrows_the_mode(area: Path) -> None:
+    top = area / "root" / "pkg" / "1"
     top.mkdir(parents=True)
     support.write(top / "file", b"x", 0o755)
     many: Entries = [(USER, 5, 10_000 + number) for number in range(600)]
@@ -242,13 +242,13 @@ def test_an_acl_that_is_too_long_narrows_the_mode(folder: Path) -> None:
         "system.posix_acl_access",
         acl((OWNER, 7), *many, (USER, 0, 20_000), (OWNING_GROUP, 5), (MASK, 5), (OTHER, 5)),
     )
-    (folder / "store").mkdir(exist_ok=True)
-    ran = support.module("release_manifest", root=str(folder / "root"), release="pkg/1", store=str(folder / "store")).ok
+    (area / "store").mkdir(exist_ok=True)
+    ran = support.module("release_manifest", root=str(area / "root"), release="pkg/1", store=str(area / "store")).ok
     assert (ran["narrowed"], ran["narrowed_count"]) == (["/file"], 1)
     assert ran["unreadable"] == ["/file"]
     assert "a layer cannot hold the ACLs of 1 files and directories" in str(ran["warnings"])
-    placement = support.scanned(folder / "store", folder / "root", "pkg/1")
-    layer, _generation = build(folder / "state", [placement], None)
+    placement = support.scanned(area / "store", area / "root", "pkg/1")
+    layer, _generation = build(area / "state", [placement], None)
     assert stat.S_IMODE((layer / "pkg/1/file").stat().st_mode) == 0o700
 
 
@@ -259,7 +259,7 @@ def nfs4(mode: int, aces: Sequence[Ace], *children: tuple[str, Node]) -> Node:
     return Node(mode, xdr(*aces), ALICE, STAFF, dict(children))
 
 
-def test_no_user_gains_rights_from_an_nfsv4_acl(folder: Path) -> None:
+def test_no_user_gains_rights_from_an_nfsv4_acl(area: Path) -> None:
     denied = [(DENY, 0, R, "bob@studio"), *of_linux_server(0o644)]
     named = [*of_linux_server(0o640)[:-1], (ALLOW, 0, R, "bob@studio"), *of_linux_server(0o640)[-1:]]
     closed = [(DENY, 0, X, "artists@studio"), *of_linux_server(0o755)]
@@ -275,14 +275,14 @@ def test_no_user_gains_rights_from_an_nfsv4_acl(folder: Path) -> None:
         ("hidden", Node(file | 0o755, None)),
     )
     package = nfs4(directory | 0o755, of_linux_server(0o755), ("1", release))
-    software = folder / "root"
+    software = area / "root"
     software.mkdir()
-    (folder / "store").mkdir(exist_ok=True)
+    (area / "store").mkdir(exist_ok=True)
     with mounted(software, nfs4(directory | 0o755, of_linux_server(0o755), ("pkg", package))):
-        ran = support.module("release_manifest", root=str(software), release="pkg/1", store=str(folder / "store")).ok
+        ran = support.module("release_manifest", root=str(software), release="pkg/1", store=str(area / "store")).ok
         assert ran["narrowed"] == ["/closed", "/damaged", "/denied", "/hidden", "/named"]
         assert ran["unreadable"] == ["/closed/", "/damaged", "/denied", "/hidden", "/named"]
-        placement = support.scanned(folder / "store", software, "pkg/1")
+        placement = support.scanned(area / "store", software, "pkg/1")
     modes = {entry.path.decode(): stat.S_IMODE(entry.mode) for entry in manifest_store.entries(placement)}
     assert modes == {
         "/": 0o755,
@@ -297,16 +297,16 @@ def test_no_user_gains_rights_from_an_nfsv4_acl(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_root_of_a_view_has_the_acls_of_a_release_placed_there(folder: Path, disk: Path, name: str | None) -> None:
-    make(folder)
-    top = folder / "root" / "pkg" / "1"
+def test_the_root_of_a_view_has_the_acls_of_a_release_placed_there(area: Path, disk: Path, name: str | None) -> None:
+    make(area)
+    top = area / "root" / "pkg" / "1"
     os.setxattr(
         top, "system.posix_acl_access", acl((OWNER, 7), (USER, 0, BOB), (OWNING_GROUP, 5), (MASK, 5), (OTHER, 5))
     )
     os.setxattr(top, "system.posix_acl_default", acl((OWNER, 7), (OWNING_GROUP, 0), (OTHER, 0)))
-    placement = replace(support.scanned(folder / "store", folder / "root", "pkg/1"), at=b"")
+    placement = replace(support.scanned(area / "store", area / "root", "pkg/1"), at=b"")
     layer, _generation = build(disk, [placement], name)
-    with support.mounted(support.declared(folder / "view", [layer], [folder / "root"])) as view:
+    with support.mounted(support.declared(area / "view", [layer], [area / "root"])) as view:
         assert support.compare_trees(view, top) == []
 
 
@@ -314,21 +314,19 @@ def test_the_root_of_a_view_has_the_acls_of_a_release_placed_there(folder: Path,
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_mode_rules_change_acls_as_chmod_does(folder: Path, disk: Path, release: Placement, name: str | None) -> None:
+def test_mode_rules_change_acls_as_chmod_does(area: Path, disk: Path, release: Placement, name: str | None) -> None:
     layer, _generation = build(disk, [release], name, mode="g-w,o=g,u+x")
-    root, copy = folder / "root", folder / "copy" / "pkg"
+    root, copy = area / "root", area / "copy" / "pkg"
     copy.mkdir(parents=True)
     support.command("cp", "-a", root / "pkg" / "1", copy / "1")
     support.command("chmod", "-R", "g-w,o=g,u+x", copy / "1")
-    with support.mounted(support.declared(folder / "view", [layer], [root])) as view:
+    with support.mounted(support.declared(area / "view", [layer], [root])) as view:
         assert support.compare_trees(view / "pkg/1", copy / "1") == []
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_named_users_and_groups_of_acls_are_mapped_and_gain_no_rights(
-    folder: Path, disk: Path, name: str | None
-) -> None:
-    top = folder / "root" / "pkg" / "1"
+def test_named_users_and_groups_of_acls_are_mapped_and_gain_no_rights(area: Path, disk: Path, name: str | None) -> None:
+    top = area / "root" / "pkg" / "1"
     top.mkdir(parents=True)
     support.write(top / "file", b"x", 0o755)
     rules: Entries = [
@@ -341,20 +339,20 @@ def test_named_users_and_groups_of_acls_are_mapped_and_gain_no_rights(
         (OTHER, 0),
     ]
     os.setxattr(top / "file", "system.posix_acl_access", acl(*rules))
-    placement = support.scanned(folder / "store", folder / "root", "pkg/1")
+    placement = support.scanned(area / "store", area / "root", "pkg/1")
     # Two users are mapped to one. 'owner' does not apply to named users.
     layer, _generation = build(disk, [placement], name, owner=7, owner_map=((BOB, CAROL),), group_map=((ARTISTS, 8),))
     expected: Entries = [(OWNER, 7), (USER, 4, CAROL), (OWNING_GROUP, 5), (GROUP, 4, 8), (MASK, 7), (OTHER, 0)]
-    with support.mounted(support.declared(folder / "view", [layer], [folder / "root"])) as view:
+    with support.mounted(support.declared(area / "view", [layer], [area / "root"])) as view:
         file = view / "pkg/1/file"
         assert support.attribute(os.fsencode(file), "system.posix_acl_access") == acl(*expected)
         assert file.stat().st_uid == 7
 
 
 @pytest.fixture
-def programs(folder: Path) -> Placement:
+def programs(area: Path) -> Placement:
     """Return a scanned release of programs with set-ID bits and capabilities."""
-    top = folder / "root" / "pkg" / "1"
+    top = area / "root" / "pkg" / "1"
     top.mkdir(parents=True)
     for name, mode in (("plain", 0o755), ("setuid", 0o4755), ("setgid", 0o2755), ("both", 0o6711), ("locking", 0o2644)):
         support.write(top / name, name.encode(), mode)
@@ -367,7 +365,7 @@ def programs(folder: Path) -> Placement:
     (top / "directory").mkdir()
     os.chown(top / "directory", ALICE, STAFF)
     (top / "directory").chmod(0o2775)
-    return support.scanned(folder / "store", folder / "root", "pkg/1")
+    return support.scanned(area / "store", area / "root", "pkg/1")
 
 
 PRIVILEGED = {"both", "capable", "locking", "setgid", "setuid"}
@@ -403,12 +401,12 @@ def privileged_files(top: Path) -> set[str]:
     ids=str,
 )
 def test_a_program_whose_owner_changes_loses_set_id_bits_and_capabilities(
-    folder: Path, disk: Path, programs: Placement, name: str | None, options: dict[str, object], kept: set[str]
+    area: Path, disk: Path, programs: Placement, name: str | None, options: dict[str, object], kept: set[str]
 ) -> None:
     merged = replace(programs, exclude=(b"nothing",))
     for number, placement in enumerate((programs, merged)):
         layer, generation = build(disk / str(number), [placement], name, **options)
-        with support.mounted(support.declared(folder / "view", [layer], [folder / "root"])) as view:
+        with support.mounted(support.declared(area / "view", [layer], [area / "root"])) as view:
             assert privileged_files(view / "pkg/1") == kept
             assert (view / "pkg/1/setuid-too").stat().st_ino == (view / "pkg/1/setuid").stat().st_ino
             assert stat.S_IMODE((view / "pkg/1/directory").stat().st_mode) & 0o2000
@@ -418,9 +416,9 @@ def test_a_program_whose_owner_changes_loses_set_id_bits_and_capabilities(
         assert generation.rights.stripped.count == len(gone)
 
 
-def test_files_that_lose_privileges_are_returned_with_a_warning(folder: Path, programs: Placement) -> None:
+def test_files_that_lose_privileges_are_returned_with_a_warning(area: Path, programs: Placement) -> None:
     releases = [{"manifest": programs.manifest}]
-    arguments: dict[str, Any] = {"name": "v", "state_dir": str(folder / "state"), "releases": releases}
+    arguments: dict[str, Any] = {"name": "v", "state_dir": str(area / "state"), "releases": releases}
     plain = support.module("metadata_layer", **arguments).ok
     assert (plain["privileged"], plain["stripped"]) == (5, 0)
     assert plain["privileged_paths"] == [f"/pkg/1/{name}" for name in sorted(PRIVILEGED)]

@@ -29,13 +29,13 @@ def put(path: Path, content: bytes = b"") -> None:
 class Roots:
     """Two software roots with a release at the same path, each with its own store."""
 
-    folder: Path
+    area: Path
 
     def root(self, name: str) -> str:
-        return str(self.folder / name)
+        return str(self.area / name)
 
     def store(self, name: str) -> str:
-        path = self.folder / f"store-{name}"
+        path = self.area / f"store-{name}"
         path.mkdir(exist_ok=True)
         return str(path)
 
@@ -44,26 +44,26 @@ class Roots:
         return support.module("release_manifest", **arguments).ok
 
     def layer(self, name: str, *releases: dict[str, Any], **more: Any) -> support.Ran:
-        state_dir = str(self.folder / "state")
+        state_dir = str(self.area / "state")
         return support.module("metadata_layer", name=name, state_dir=state_dir, releases=list(releases), **more)
 
     def mounted(self, lower: list[str], data: list[str], **more: Any) -> support.Ran:
-        arguments: dict[str, Any] = {"path": str(self.folder / "view"), "lower": lower, "data": data, **more}
+        arguments: dict[str, Any] = {"path": str(self.area / "view"), "lower": lower, "data": data, **more}
         return support.module("overlay_mount", **arguments)
 
     @property
     def program(self) -> str:
-        return (self.folder / "view" / PROGRAM).read_text()
+        return (self.area / "view" / PROGRAM).read_text()
 
 
 @pytest.fixture
-def roots(folder: Path) -> Roots:
+def roots(area: Path) -> Roots:
     for name in ("max", "maya"):
-        put(folder / name / PROGRAM, f"this is {name}\n".encode())
-        put(folder / name / RELEASE / "lib" / "common", b"the same in both")
-    os.utime(folder / "max" / RELEASE / "lib" / "common", (1, 1))
-    os.utime(folder / "maya" / RELEASE / "lib" / "common", (1, 1))
-    return Roots(folder)
+        put(area / name / PROGRAM, f"this is {name}\n".encode())
+        put(area / name / RELEASE / "lib" / "common", b"the same in both")
+    os.utime(area / "max" / RELEASE / "lib" / "common", (1, 1))
+    os.utime(area / "maya" / RELEASE / "lib" / "common", (1, 1))
+    return Roots(area)
 
 
 def test_a_layer_with_releases_of_two_roots_is_refused(roots: Roots) -> None:
@@ -74,7 +74,7 @@ def test_a_layer_with_releases_of_two_roots_is_refused(roots: Roots) -> None:
     message = roots.layer("both", *both).message
     for word in (RELEASE, roots.root("max"), roots.root("maya"), "one view shows releases of one software root"):
         assert word in message
-    assert not (roots.folder / "state").exists()
+    assert not (roots.area / "state").exists()
 
 
 def test_a_manifest_of_another_root_is_refused_and_not_replaced(roots: Roots) -> None:
@@ -95,12 +95,12 @@ def test_a_manifest_of_another_root_is_refused_and_not_replaced(roots: Roots) ->
 
 def test_a_root_may_be_scanned_at_different_paths_with_one_identity(roots: Roots) -> None:
     """One view can show releases that were scanned on the file server and on a render node."""
-    (roots.folder / "elsewhere").symlink_to(roots.root("max"))
-    put(roots.folder / "max" / "2026" / "file", b"x")
+    (roots.area / "elsewhere").symlink_to(roots.root("max"))
+    put(roots.area / "max" / "2026" / "file", b"x")
     here = roots.scanned("max", root_name="/net/max/")
     there = support.module(
         "release_manifest",
-        root=str(roots.folder / "elsewhere"),
+        root=str(roots.area / "elsewhere"),
         root_name="/net/max",
         store=roots.store("max"),
         releases=[RELEASE, "2026"],
@@ -123,7 +123,7 @@ def test_two_roots_as_data_layers_of_one_overlay_are_refused(roots: Roots, strat
         for word in (*data, PROGRAM, "copies of one software root"):
             assert word in message
         assert namespaces.own_mounts() == before
-        assert not (roots.folder / "view").exists()
+        assert not (roots.area / "view").exists()
     assert roots.mounted([layer], [roots.root("maya")], strategy=strategy).ok["changed"]
     assert roots.program == "this is maya\n"
     # A switch to them is refused too, and the mounted overlay stays.
@@ -145,7 +145,7 @@ def test_an_overlay_with_layers_of_two_roots_is_refused(roots: Roots) -> None:
 def test_a_data_layer_without_any_of_the_releases_is_refused_unless_it_is_empty(roots: Roots) -> None:
     roots.scanned("maya")
     layer = roots.layer("maya", {"release": RELEASE}, store=roots.store("maya")).ok["layer"]
-    local = roots.folder / "local"
+    local = roots.area / "local"
     local.mkdir()
     assert roots.mounted([layer], [str(local), roots.root("maya")]).ok["changed"]
     assert roots.mounted([layer], [roots.root("maya")]).ok["changed"]
@@ -158,10 +158,10 @@ def test_a_data_layer_without_any_of_the_releases_is_refused_unless_it_is_empty(
 def test_a_local_copy_of_files_is_read_instead_of_the_root(roots: Roots) -> None:
     roots.scanned("maya")
     layer = roots.layer("maya", {"release": RELEASE}, store=roots.store("maya")).ok["layer"]
-    local = roots.folder / "local" / RELEASE / "bin"
+    local = roots.area / "local" / RELEASE / "bin"
     local.mkdir(parents=True)
-    shutil.copy2(roots.folder / "maya" / PROGRAM, local)
-    data = [str(roots.folder / "local"), roots.root("maya")]
+    shutil.copy2(roots.area / "maya" / PROGRAM, local)
+    data = [str(roots.area / "local"), roots.root("maya")]
     assert roots.mounted([layer], data).ok["changed"]
     assert roots.program == "this is maya\n"
     assert not roots.mounted([layer], data).ok["changed"]
@@ -169,14 +169,14 @@ def test_a_local_copy_of_files_is_read_instead_of_the_root(roots: Roots) -> None
     for text in (b"longer than the original\n", b"THIS IS MAYA\n"):
         (local / "run").write_bytes(text)
         os.utime(local / "run", (5, 5))
-        message = roots.mounted([layer], data, path=str(roots.folder / "second")).message
+        message = roots.mounted([layer], data, path=str(roots.area / "second")).message
         assert PROGRAM in message
 
 
 def test_the_data_layers_of_an_unchanged_overlay_are_not_compared(roots: Roots) -> None:
     roots.scanned("maya")
     layer = roots.layer("maya", {"release": RELEASE}, store=roots.store("maya")).ok["layer"]
-    copy = roots.folder / "copy"
+    copy = roots.area / "copy"
     subprocess.run(["cp", "-a", roots.root("maya"), copy], check=True)
     data = [str(copy), roots.root("maya")]
     assert roots.mounted([layer], data).ok["changed"]
@@ -185,14 +185,14 @@ def test_the_data_layers_of_an_unchanged_overlay_are_not_compared(roots: Roots) 
 
 
 def test_data_layers_of_a_layer_without_record_may_not_have_different_files(roots: Roots) -> None:
-    layer = roots.folder / "other" / "layer"
+    layer = roots.area / "other" / "layer"
     put(layer / "run")
     os.setxattr(layer / "run", "trusted.overlay.metacopy", b"")
     os.setxattr(layer / "run", "trusted.overlay.redirect", f"/{PROGRAM}".encode())
     data = [roots.root("max"), roots.root("maya")]
     message = roots.mounted([str(layer)], data).message
     assert PROGRAM in message
-    os.rename(roots.folder / "max" / RELEASE / "bin", roots.folder / "max" / RELEASE / "sbin")
+    os.rename(roots.area / "max" / RELEASE / "bin", roots.area / "max" / RELEASE / "sbin")
     assert roots.mounted([str(layer)], data).ok["changed"]
 
 
@@ -202,7 +202,7 @@ def test_overlay_info_returns_the_roots_in_the_records_of_layers(roots: Roots) -
         roots.scanned(name)
         layers.append(Path(roots.layer(name, {"release": RELEASE}, store=roots.store(name)).ok["layer"]))
     max_root, maya_root = (Path(roots.root(name)) for name in ("max", "maya"))
-    other = roots.folder / "other" / "layer"
+    other = roots.area / "other" / "layer"
     other.mkdir(parents=True)
     cases = {
         "one": ([layers[0]], [max_root], [str(max_root)], "one"),
@@ -212,7 +212,7 @@ def test_overlay_info_returns_the_roots_in_the_records_of_layers(roots: Roots) -
         "unknown": ([other], [max_root, maya_root], None, "unknown"),
     }
     for name, (lower, data, found_roots, kind) in cases.items():
-        with support.mounted(support.declared(roots.folder / name, lower, data)) as path:
+        with support.mounted(support.declared(roots.area / name, lower, data)) as path:
             listed = support.module("overlay_info", probe=False).ok["mounts"]
             (found,) = [one for one in listed if one["path"] == str(path)]
             assert (found["roots"], found["data_layers"]) == (found_roots, kind), name
@@ -221,22 +221,22 @@ def test_overlay_info_returns_the_roots_in_the_records_of_layers(roots: Roots) -
 def test_overlay_info_reads_no_record_through_a_network_file_system_or_link(roots: Roots) -> None:
     roots.scanned("max")
     layer = Path(roots.layer("max", {"release": RELEASE}, store=roots.store("max")).ok["layer"])
-    link = roots.folder / "link"
+    link = roots.area / "link"
     link.symlink_to(layer.parent)
 
     def answers(kind: bytes = b"") -> object:
         """Return the roots, as if the file system of the layer had the type ``kind``."""
         live = namespaces.own_mounts()
-        mount = top_mount(live, os.fsencode(roots.folder / "view"))
+        mount = top_mount(live, os.fsencode(roots.area / "view"))
         assert mount
         if kind:
             place = containing_mount(live, os.fsencode(layer))
             live = [replace(one, fstype=kind) if one == place else one for one in live]
         return data_layers.answers(mount, live)["roots"]
 
-    with support.mounted(support.declared(roots.folder / "view", [layer], [roots.folder / "max"])):
+    with support.mounted(support.declared(roots.area / "view", [layer], [roots.area / "max"])):
         assert answers() == [roots.root("max")]
         for kind in (b"nfs4", b"autofs", b"fuse.sshfs", b"ceph"):
             assert answers(kind) is None
-    with support.mounted(support.declared(roots.folder / "view", [link / "layer"], [roots.folder / "max"])):
+    with support.mounted(support.declared(roots.area / "view", [link / "layer"], [roots.area / "max"])):
         assert answers() is None

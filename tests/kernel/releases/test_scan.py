@@ -24,9 +24,9 @@ def scan(root: Path, release: str = "pkg/1") -> list[Entry]:
     return list(Scan(os.fsencode(root), os.fsencode(release)))
 
 
-def plain(folder: Path) -> Path:
+def plain(area: Path) -> Path:
     """Make a release with one directory and one file; return its path."""
-    top = folder / "root" / "pkg" / "1"
+    top = area / "root" / "pkg" / "1"
     (top / "sub").mkdir(parents=True)
     support.write(top / "sub" / "file", b"content")
     return top
@@ -41,72 +41,72 @@ def plain(folder: Path) -> Path:
         (stat.S_IFBLK, "a block device"),
     ],
 )
-def test_a_special_file_is_refused_by_name(folder: Path, kind: int, description: str) -> None:
-    path = plain(folder) / "sub" / "odd\nname"
+def test_a_special_file_is_refused_by_name(area: Path, kind: int, description: str) -> None:
+    path = plain(area) / "sub" / "odd\nname"
     if kind == stat.S_IFSOCK:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
     else:
         os.mknod(path, kind | 0o644, os.makedev(1, 3))
     with pytest.raises(OverlayError, match=rf"/pkg/1/sub/odd\\nname is {description}: a release may have only"):
-        scan(folder / "root")
+        scan(area / "root")
 
 
 @pytest.mark.parametrize("what", ["tmpfs", "bind directory", "bind file", "bind of itself"])
 @pytest.mark.parametrize("through", ["root", "link", "root/../root", "root//."])
-def test_a_mount_inside_a_release_is_refused_by_name(folder: Path, what: str, through: str) -> None:
-    top = plain(folder)
-    (folder / "link").symlink_to("root")
-    (folder / "root" / "else").mkdir()
+def test_a_mount_inside_a_release_is_refused_by_name(area: Path, what: str, through: str) -> None:
+    top = plain(area)
+    (area / "link").symlink_to("root")
+    (area / "root" / "else").mkdir()
     (top / "inner").mkdir()
     if what == "tmpfs":
         support.command("mount", "-t", "tmpfs", "tmpfs", top / "inner")
     elif what == "bind file":
         support.command("mount", "--bind", top / "sub" / "file", top / "sub" / "file")
     else:
-        source = top / "inner" if what == "bind of itself" else folder / "root" / "else"
+        source = top / "inner" if what == "bind of itself" else area / "root" / "else"
         support.command("mount", "--bind", source, top / "inner")
     with pytest.raises(OverlayError, match=r"/root/pkg/1/(inner|sub/file) is a mount inside the release"):
-        scan(Path(f"{folder}/{through}"))
+        scan(Path(f"{area}/{through}"))
 
 
 @pytest.mark.parametrize("place", ["pkg", "pkg/1"])
 @pytest.mark.parametrize("kind", ["tmpfs", "bind"])
-def test_a_mount_between_the_root_and_a_release_is_refused_by_name(folder: Path, place: str, kind: str) -> None:
+def test_a_mount_between_the_root_and_a_release_is_refused_by_name(area: Path, place: str, kind: str) -> None:
     # The kernel follows no redirect across a mount. A view would list every file and could open none.
-    plain(folder)
-    path = folder / "root" / place
+    plain(area)
+    path = area / "root" / place
     if kind == "tmpfs":
         support.command("mount", "-t", "tmpfs", "tmpfs", path)
-        (folder / "root" / "pkg" / "1").mkdir(exist_ok=True)
+        (area / "root" / "pkg" / "1").mkdir(exist_ok=True)
     else:
         support.command("mount", "--bind", path, path)
     with pytest.raises(
         OverlayError, match=rf"/root/{place} is a mount below the software root, such as a nested export"
     ):
-        scan(folder / "root")
+        scan(area / "root")
 
 
-def test_the_software_root_may_be_a_mount(folder: Path) -> None:
-    plain(folder)
-    support.command("mount", "--bind", folder / "root", folder / "root")
-    assert len(scan(folder / "root")) == 3
+def test_the_software_root_may_be_a_mount(area: Path) -> None:
+    plain(area)
+    support.command("mount", "--bind", area / "root", area / "root")
+    assert len(scan(area / "root")) == 3
 
 
 @pytest.mark.parametrize("link", ["pkg", "pkg/1"])
-def test_a_symbolic_link_in_the_path_of_a_release_is_refused_by_name(folder: Path, link: str) -> None:
-    plain(folder)
-    path = folder / "root" / link
-    path.rename(folder / "root" / "real")
-    path.symlink_to(folder / "root" / "real")
+def test_a_symbolic_link_in_the_path_of_a_release_is_refused_by_name(area: Path, link: str) -> None:
+    plain(area)
+    path = area / "root" / link
+    path.rename(area / "root" / "real")
+    path.symlink_to(area / "root" / "real")
     with pytest.raises(OverlayError, match=rf"/root/{link} is a symbolic link: give the path of the release itself"):
-        scan(folder / "root")
+        scan(area / "root")
 
 
-def test_the_software_root_may_be_a_symbolic_link(folder: Path) -> None:
-    plain(folder)
-    (folder / "link").symlink_to("root")
-    assert len(scan(folder / "link")) == 3
+def test_the_software_root_may_be_a_symbolic_link(area: Path) -> None:
+    plain(area)
+    (area / "link").symlink_to("root")
+    assert len(scan(area / "link")) == 3
 
 
 @pytest.mark.parametrize(
@@ -119,21 +119,21 @@ def test_the_software_root_may_be_a_symbolic_link(folder: Path) -> None:
         ("root", "pkg/1/sub/file", "/sub/file is not a directory"),
     ],
 )
-def test_a_missing_root_or_release_is_refused_by_name(folder: Path, root: str, release: str, reason: str) -> None:
-    plain(folder)
+def test_a_missing_root_or_release_is_refused_by_name(area: Path, root: str, release: str, reason: str) -> None:
+    plain(area)
     with pytest.raises(OverlayError, match=reason):
-        scan(folder / root, release)
+        scan(area / root, release)
 
 
-def scanned(folder: Path, privileged: bool = True, **more: Any) -> support.Ran:
+def scanned(area: Path, privileged: bool = True, **more: Any) -> support.Ran:
     """Run release_manifest for the release of ``plain``; without ``privileged`` as root with the rights of nobody, as with root_squash."""
-    store = folder / "store"
+    store = area / "store"
     store.mkdir(exist_ok=True)
     store.chmod(0o777)
     return support.module(
         "release_manifest",
         privileged=privileged,
-        root=str(folder / "root"),
+        root=str(area / "root"),
         release="pkg/1",
         store=str(store),
         **more,
@@ -141,8 +141,8 @@ def scanned(folder: Path, privileged: bool = True, **more: Any) -> support.Ran:
 
 
 @pytest.mark.parametrize("privileged", [True, False])
-def test_files_that_not_everybody_may_read_are_named_whoever_scans(folder: Path, privileged: bool) -> None:
-    top = plain(folder)
+def test_files_that_not_everybody_may_read_are_named_whoever_scans(area: Path, privileged: bool) -> None:
+    top = plain(area)
     support.write(top / "secret \udcff", b"x", 0o600)
     support.write(top / "of-a-group", b"x", 0o640)
     support.write(top / "empty, so not read", b"", 0o640)
@@ -161,7 +161,7 @@ def test_files_that_not_everybody_may_read_are_named_whoever_scans(folder: Path,
     support.write(top / "closed" / "inner" / "file", b"x")
     os.chown(top / "closed", NOBODY, NOBODY)
     (top / "closed").chmod(0o750)
-    ran = scanned(folder, privileged).ok
+    ran = scanned(area, privileged).ok
     assert ran["unreadable"] == ["/closed/", "/denied-to-others", "/of-a-group", "/secret \\xff"]
     assert ran["unreadable_count"] == 4
     assert "not everybody may read 4 of its files and directories" in str(ran["warnings"][0])
@@ -169,69 +169,69 @@ def test_files_that_not_everybody_may_read_are_named_whoever_scans(folder: Path,
 
 
 @pytest.mark.parametrize("place", ["", "pkg", "pkg/1"])
-def test_a_release_below_a_directory_that_not_everybody_may_enter_is_reported(folder: Path, place: str) -> None:
-    plain(folder)
-    (folder / "root" / place).chmod(0o750)
-    ran = scanned(folder).ok
+def test_a_release_below_a_directory_that_not_everybody_may_enter_is_reported(area: Path, place: str) -> None:
+    plain(area)
+    (area / "root" / place).chmod(0o750)
+    ran = scanned(area).ok
     assert ran["unreadable"] == ["/"]
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o704, 0o750])
-def test_a_directory_that_users_may_not_enter_is_recorded_without_its_content(folder: Path, mode: int) -> None:
-    top = plain(folder)
+def test_a_directory_that_users_may_not_enter_is_recorded_without_its_content(area: Path, mode: int) -> None:
+    top = plain(area)
     (top / "sub" / "inner").mkdir()
     (top / "sub").chmod(mode)
     os.chown(top / "sub", NOBODY, NOBODY)
-    ran = scanned(folder, privileged=False).ok
+    ran = scanned(area, privileged=False).ok
     assert (ran["unreadable"], ran["unlisted"], ran["unlisted_count"]) == (["/sub/"], ["/sub"], 1)
     assert "root of this host may not list 1 directories" in str(ran["warnings"])
     assert ran["entries"] == {"directories": 2, "files": 0, "symlinks": 0, "hardlinks": 0}
-    assert not scanned(folder, privileged=False, rescan=True).ok["changed"]
+    assert not scanned(area, privileged=False, rescan=True).ok["changed"]
     place = Placement(
-        f"{folder}/store/pkg/1.dump.gz", manifest_store.read_record(f"{folder}/store/pkg/1.dump.gz"), b"", b""
+        f"{area}/store/pkg/1.dump.gz", manifest_store.read_record(f"{area}/store/pkg/1.dump.gz"), b"", b""
     )
     (_root, sub) = manifest_store.entries(place)
     assert (sub.path, sub.mode, sub.nlink, sub.uid) == (b"/sub", stat.S_IFDIR | mode, 2, NOBODY)
 
 
-def test_a_directory_that_users_may_enter_and_the_scan_may_not_list_is_refused_by_name(folder: Path) -> None:
-    top = plain(folder)
+def test_a_directory_that_users_may_enter_and_the_scan_may_not_list_is_refused_by_name(area: Path) -> None:
+    top = plain(area)
     (top / "sub").chmod(0o711)
     os.chown(top / "sub", NOBODY, NOBODY)
-    message = scanned(folder, privileged=False).message
+    message = scanned(area, privileged=False).message
     assert message.startswith(f"{top}/sub has mode 0711: everybody may enter it, and this host may not list it")
-    assert [path for path in (folder / "store").rglob("*") if path.is_file()] == []
+    assert [path for path in (area / "store").rglob("*") if path.is_file()] == []
 
 
-def test_a_user_who_may_not_list_a_directory_is_refused(folder: Path) -> None:
-    top = plain(folder)
+def test_a_user_who_may_not_list_a_directory_is_refused(area: Path) -> None:
+    top = plain(area)
     (top / "sub").chmod(0o700)
 
     def as_nobody(_progress: deadline.Progress) -> None:
         os.setresuid(NOBODY, NOBODY, NOBODY)
-        scan(folder / "root")
+        scan(area / "root")
 
     with pytest.raises(PermissionError) as raised:
         deadline.run(as_nobody, 30)
     assert raised.value.filename == str(top / "sub")
 
 
-def test_the_message_does_not_tell_root_to_run_as_root(folder: Path) -> None:
-    top = plain(folder)
+def test_the_message_does_not_tell_root_to_run_as_root(area: Path) -> None:
+    top = plain(area)
     os.chown(top, NOBODY, NOBODY)
     top.chmod(0o700)
-    message = scanned(folder, privileged=False).message
+    message = scanned(area, privileged=False).message
     assert message.startswith(f"{top}: Permission denied: root itself is refused, as happens in a user namespace")
 
 
-def test_a_directory_too_deep_for_redirects_is_refused_by_name(folder: Path) -> None:
-    top = plain(folder)
+def test_a_directory_too_deep_for_redirects_is_refused_by_name(area: Path) -> None:
+    top = plain(area)
     support.command(
         "python3", "-c", "import os, sys\nos.chdir(sys.argv[1])\nfor _ in range(17):\n os.mkdir('d' * 250)\n os.chdir('d' * 250)\n"
         "open('f', 'w').write('x')", top,
     )  # fmt: skip
     with pytest.raises(OverlayError, match=r"/d+ is nested too deeply: \d+ bytes, and at most 3838"):
-        scan(folder / "root")
+        scan(area / "root")
 
 
 # ---- xattrs, read and written with pyxattr and with os
@@ -247,8 +247,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.usefixtures("way")
-def test_xattrs_are_read_and_written(folder: Path) -> None:
-    path = os.fsencode(folder) + b"/file \xff"
+def test_xattrs_are_read_and_written(area: Path) -> None:
+    path = os.fsencode(area) + b"/file \xff"
     support.write(path, b"x")
     os.symlink(path, path + b"-link")
     assert xattrs.read(path, b"user.absent") is None
@@ -274,8 +274,8 @@ def test_a_file_on_a_file_system_without_xattrs_has_none() -> None:
 
 
 @pytest.mark.usefixtures("way")
-def test_a_scan_with_pyxattr_or_os_carries_the_same_xattrs(folder: Path, root: Path, way: str) -> None:
-    placement = support.scanned(folder / "store", root, "odd/1")
+def test_a_scan_with_pyxattr_or_os_carries_the_same_xattrs(area: Path, root: Path, way: str) -> None:
+    placement = support.scanned(area / "store", root, "odd/1")
     with_xattrs = [entry.path for entry in manifest_store.entries(placement) if entry.xattrs]
     assert with_xattrs == [
         b"/special/acl",
@@ -287,6 +287,6 @@ def test_a_scan_with_pyxattr_or_os_carries_the_same_xattrs(folder: Path, root: P
         b"/special/capable",
         b"/special/capable-and-empty",
     ], way
-    layer, _generation, _report = support.build(folder / "state", [placement])
-    with support.mounted(support.declared(folder / "view", [layer], [root])) as view:
+    layer, _generation, _report = support.build(area / "state", [placement])
+    with support.mounted(support.declared(area / "view", [layer], [root])) as view:
         assert support.compare_trees(view / "odd/1/special", root / "odd/1/special") == []

@@ -25,9 +25,9 @@ OLD = (1_000_000_000, 1_000_000_000)
 
 
 @pytest.fixture
-def home(folder: Path) -> Path:
+def home(area: Path) -> Path:
     """Make files that a publisher wants root to overwrite or remove; return their directory."""
-    place = folder / "home"
+    place = area / "home"
     (place / "inner").mkdir(parents=True)
     for path in (place / "layer.erofs", place / "1.0.json", place / "1.0.dump.gz", place / "inner" / "letter"):
         support.write(path, b"dear")
@@ -44,8 +44,8 @@ def untouched(home: Path) -> bool:
 
 
 @pytest.fixture
-def shared(folder: Path) -> Path:
-    place = folder / "shared"
+def shared(area: Path) -> Path:
+    place = area / "shared"
     place.mkdir()
     place.chmod(0o777)
     return place
@@ -128,13 +128,13 @@ def test_a_directory_replaced_by_a_link_during_a_scan_is_not_followed(
     assert sorted(os.listdir(shared / "away")) == ["1.0.dump.gz", "1.0.json"]
 
 
-def test_a_tree_with_a_mount_in_it_is_not_removed(folder: Path, home: Path) -> None:
+def test_a_tree_with_a_mount_in_it_is_not_removed(area: Path, home: Path) -> None:
     for name in ("a", "b"):
-        (folder / "tree" / name).mkdir(parents=True)
-    support.command("mount", "--bind", home, folder / "tree" / "a")
-    with pytest.raises(OverlayError, match=f"something is mounted at {folder}/tree/a"):
-        files.remove_tree(str(folder / "tree"))
+        (area / "tree" / name).mkdir(parents=True)
+    support.command("mount", "--bind", home, area / "tree" / "a")
+    with pytest.raises(OverlayError, match=f"something is mounted at {area}/tree/a"):
+        files.remove_tree(str(area / "tree"))
     assert untouched(home)
-    support.command("umount", folder / "tree" / "a")
-    files.remove_tree(str(folder / "tree"))
-    assert not (folder / "tree").exists()
+    support.command("umount", area / "tree" / "a")
+    files.remove_tree(str(area / "tree"))
+    assert not (area / "tree").exists()

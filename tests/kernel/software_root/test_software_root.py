@@ -14,8 +14,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root.r
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 
-def test_read_ahead_is_set_in_the_kernel(folder: Path) -> None:
-    with support.filesystem(folder, "xfs") as place:
+def test_read_ahead_is_set_in_the_kernel(area: Path) -> None:
+    with support.filesystem(area, "xfs") as place:
         live = support.live(place)
         assert live
         before = nfs_mount.read_ahead(live)
@@ -28,8 +28,8 @@ def test_read_ahead_is_set_in_the_kernel(folder: Path) -> None:
             apply(SetReadAhead(os.fsencode(place), before), nfs_mount.handlers(10))
 
 
-def test_read_ahead_that_the_kernel_does_not_report_is_an_error(folder: Path) -> None:
-    (folder / "memory").mkdir()
-    support.command("mount", "-t", "tmpfs", "memory", folder / "memory")
+def test_read_ahead_that_the_kernel_does_not_report_is_an_error(area: Path) -> None:
+    (area / "memory").mkdir()
+    support.command("mount", "-t", "tmpfs", "memory", area / "memory")
     with pytest.raises(OverlayError, match="memory: the kernel does not report the read-ahead of this mount"):
-        apply(SetReadAhead(os.fsencode(folder / "memory"), 1024), nfs_mount.handlers(10))
+        apply(SetReadAhead(os.fsencode(area / "memory"), 1024), nfs_mount.handlers(10))

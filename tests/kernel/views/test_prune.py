@@ -17,8 +17,8 @@ from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 
 @pytest.fixture
-def state_dir(folder: Path) -> Path:
-    place = folder / "state"
+def state_dir(area: Path) -> Path:
+    place = area / "state"
     place.mkdir(mode=0o700)
     return place
 
@@ -87,12 +87,12 @@ def test_all_views_are_pruned_unless_one_is_named(
 
 
 def test_a_generation_that_is_mounted_in_any_namespace_is_kept(
-    state_dir: Path, folder: Path, root: Path, layers: list[Path]
+    state_dir: Path, area: Path, root: Path, layers: list[Path]
 ) -> None:
-    with support.mounted(support.declared(folder / "view", [layers[0]], [root])), support.namespace("private") as pid:
-        support.unmount_all(folder / "view")
+    with support.mounted(support.declared(area / "view", [layers[0]], [root])), support.namespace("private") as pid:
+        support.unmount_all(area / "view")
         result = pruned(state_dir)
-        where = f"it is mounted at {folder}/view in the mount namespace of process {pid}"
+        where = f"it is mounted at {area}/view in the mount namespace of process {pid}"
         assert reasons(result, layers)[0] == where
         assert existing(layers) == [0, 3, 4]
     assert len(pruned(state_dir)["removed"]) == 1
@@ -106,9 +106,9 @@ def working_in(path: Path) -> Iterator[int]:
 
 
 def test_a_generation_that_a_process_uses_since_before_a_switch_is_kept(
-    state_dir: Path, folder: Path, root: Path, layers: list[Path]
+    state_dir: Path, area: Path, root: Path, layers: list[Path]
 ) -> None:
-    view = folder / "view"
+    view = area / "view"
     first: dict[str, Any] = {"path": str(view), "lower": [str(layers[0])], "data": [str(root)]}
     assert support.module("overlay_mount", **first).ok["changed"]
     with working_in(view / "tool") as pid:
@@ -130,11 +130,11 @@ def test_a_generation_whose_layer_a_process_has_open_is_kept(state_dir: Path, la
 
 
 def test_a_generation_that_is_mounted_at_the_last_moment_is_put_back(
-    state_dir: Path, folder: Path, root: Path, layers: list[Path]
+    state_dir: Path, area: Path, root: Path, layers: list[Path]
 ) -> None:
     paths = ViewPaths.of(str(state_dir), "view")
     name = layers[0].parent.name
-    with support.mounted(support.declared(folder / "view", [layers[0]], [root])) as view:
+    with support.mounted(support.declared(area / "view", [layers[0]], [root])) as view:
         assert removal.remove_generation(paths, name) == f"it is mounted at {view}"
         assert layers[0].is_dir()
         assert (view / "tool" / "1.0" / "bin").is_dir()

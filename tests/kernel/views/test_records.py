@@ -95,57 +95,57 @@ def refused(name: str, /, *words: str, **arguments: Any) -> str:
 class Site:
     """A software root with one release, and the arguments of modules for it."""
 
-    folder: Path
+    area: Path
 
     @property
     def manifest(self) -> Path:
-        return self.folder / "store" / f"{RELEASE}.dump.gz"
+        return self.area / "store" / f"{RELEASE}.dump.gz"
 
     @property
     def record(self) -> Path:
-        return self.folder / "store" / f"{RELEASE}.json"
+        return self.area / "store" / f"{RELEASE}.json"
 
     @property
     def scan(self) -> dict[str, Any]:
-        return {"root": str(self.folder / "root"), "store": str(self.folder / "store"), "release": RELEASE}
+        return {"root": str(self.area / "root"), "store": str(self.area / "store"), "release": RELEASE}
 
     @property
     def layer(self) -> dict[str, Any]:
         return {
             "name": "view",
-            "state_dir": str(self.folder / "state"),
-            "store": str(self.folder / "store"),
+            "state_dir": str(self.area / "state"),
+            "store": str(self.area / "store"),
             "releases": [{"release": RELEASE}],
         }
 
     def image(self, digest: str) -> dict[str, Any]:
-        state_dir = str(self.folder / "state")
+        state_dir = str(self.area / "state")
         return {"name": "view", "state_dir": state_dir, "image": str(self.published), "image_digest": digest}
 
     @property
     def published(self) -> Path:
-        (record,) = (self.folder / "images").glob("*.json")
+        (record,) = (self.area / "images").glob("*.json")
         return record.with_suffix(".erofs")
 
     def publish(self) -> str:
-        (self.folder / "images").mkdir(exist_ok=True)
-        done = support.module("metadata_layer", **self.layer, image_store=str(self.folder / "images")).ok
+        (self.area / "images").mkdir(exist_ok=True)
+        done = support.module("metadata_layer", **self.layer, image_store=str(self.area / "images")).ok
         return str(done["image_digest"])
 
 
 @pytest.fixture
-def site(folder: Path) -> Site:
-    support.make_small_release(folder / "root" / RELEASE, "one")
-    found = Site(folder)
+def site(area: Path) -> Site:
+    support.make_small_release(area / "root" / RELEASE, "one")
+    found = Site(area)
     assert support.module("release_manifest", **found.scan).ok["changed"]
     return found
 
 
-def everything(folder: Path) -> dict[str, tuple[int, float]]:
+def everything(area: Path) -> dict[str, tuple[int, float]]:
     """Map every file below a directory to its inode number and mtime."""
     return {
         str(path): (status.st_ino, status.st_mtime)
-        for path in folder.rglob("*")
+        for path in area.rglob("*")
         for status in (path.lstat(),)
         if not path.is_dir()
     }
@@ -154,12 +154,12 @@ def everything(folder: Path) -> dict[str, tuple[int, float]]:
 @pytest.mark.parametrize("instead", [*INSTEAD, *TEXTS])
 def test_what_is_no_record_of_a_manifest_is_refused(site: Site, instead: str) -> None:
     replaced(site.record, instead)
-    before = everything(site.folder)
+    before = everything(site.area)
     refused("release_manifest", str(site.record), **site.scan)
     refused("metadata_layer", str(site.record), **site.layer)
     if instead != "a directory":
         refused("release_info", str(site.record), store=site.scan["store"])
-    assert everything(site.folder) == before
+    assert everything(site.area) == before
     if instead != "a directory":
         # The module that the message names can remove it.
         assert support.module("release_manifest", **site.scan, state="absent").ok["changed"]
@@ -228,7 +228,7 @@ def test_a_manifest_that_is_endless_when_it_is_not_compressed_ends_where_its_rec
     record["stored_bytes"] = site.manifest.stat().st_size
     site.record.write_text(json.dumps(record))
     refused("metadata_layer", str(site.manifest), "more lines than the", **site.layer)
-    assert not list((site.folder / "state").glob("views/view/generations/*"))
+    assert not list((site.area / "state").glob("views/view/generations/*"))
 
 
 @pytest.mark.usefixtures("with_programs")
@@ -238,15 +238,15 @@ def test_a_damaged_record_of_an_image_is_refused(site: Site, instead: str) -> No
     record = site.published.with_suffix(".json")
     replaced(record, instead)
     refused("metadata_layer", str(record), **site.image(digest))
-    refused("metadata_layer", str(record), **site.layer, image_store=str(site.folder / "images"))
-    assert not (site.folder / "state").exists()
+    refused("metadata_layer", str(record), **site.layer, image_store=str(site.area / "images"))
+    assert not (site.area / "state").exists()
 
 
 @pytest.mark.usefixtures("with_programs")
 @pytest.mark.parametrize("instead", ["a FIFO", "a link", "a list", "nothing", "an older version"])
 def test_a_damaged_record_is_no_obstacle_if_it_is_not_needed(site: Site, instead: str) -> None:
     """A record without its image is replaced, and records of other images in the store are not read."""
-    images = site.folder / "images"
+    images = site.area / "images"
     digest = site.publish()
     image, record = site.published, site.published.with_suffix(".json")
     other = images / f"{'0' * 16}.json"
@@ -277,7 +277,7 @@ def test_what_is_no_image_is_refused(site: Site, instead: str) -> None:
     record["image"]["bytes"] = os.stat(image).st_size
     image.with_suffix(".json").write_text(json.dumps(record))
     refused("metadata_layer", str(image), **site.image(digest))
-    assert not list((site.folder / "state").glob("views/view/generations/*"))
+    assert not list((site.area / "state").glob("views/view/generations/*"))
 
 
 @pytest.mark.usefixtures("with_programs")
@@ -298,11 +298,11 @@ def test_nothing_of_a_record_leads_out_of_the_state_directory(site: Site, change
     record = site.published.with_suffix(".json")
     fields = json.loads(record.read_bytes())
     record.write_text(json.dumps({**fields, **change}))
-    before = everything(site.folder)
+    before = everything(site.area)
     refused("metadata_layer", str(record), "is not the record of a generation", **site.image(digest))
-    assert everything(site.folder) == before
-    assert not (site.folder / "outside").exists()
-    assert not (site.folder / "state").exists()
+    assert everything(site.area) == before
+    assert not (site.area / "outside").exists()
+    assert not (site.area / "state").exists()
 
 
 @pytest.mark.usefixtures("with_programs")
@@ -317,7 +317,7 @@ def test_a_record_of_another_generation_gives_an_image_no_other_name(site: Site)
     fields["generation"] = generation_id(fields["digest"])
     record.write_text(json.dumps(fields))
     refused("metadata_layer", fields["generation"], "whose image is called", **site.image(digest))
-    assert not (site.folder / "state").exists()
+    assert not (site.area / "state").exists()
 
 
 @pytest.mark.parametrize("instead", [*INSTEAD, *TEXTS])
@@ -328,7 +328,7 @@ def test_a_damaged_record_of_a_generation_is_refused(site: Site, instead: str) -
     for name, arguments in (
         ("metadata_layer", site.layer),
         ("overlay_prune", {"name": "view", "state_dir": site.layer["state_dir"]}),
-        ("overlay_mount", {"path": str(site.folder / "view"), "lower": [str(layer)], "data": [site.scan["root"]]}),
+        ("overlay_mount", {"path": str(site.area / "view"), "lower": [str(layer)], "data": [site.scan["root"]]}),
     ):
         refused(name, str(record), **arguments)
     assert layer.is_dir()
@@ -357,19 +357,19 @@ def test_a_damaged_record_of_a_generation_fails_only_what_needs_it(site: Site) -
 def test_a_generation_of_an_older_version_is_built_again_and_kept_while_it_is_mounted(site: Site) -> None:
     done = support.module("metadata_layer", **site.layer, format="directory").ok
     layer = Path(done["layer"])
-    mount: dict[str, Any] = {"path": str(site.folder / "view"), "data": [site.scan["root"]]}
+    mount: dict[str, Any] = {"path": str(site.area / "view"), "data": [site.scan["root"]]}
     assert support.module("overlay_mount", **mount, lower=[str(layer)]).ok["changed"]
     record = layer.parent / "view.json"
     record.write_text(json.dumps({**json.loads(record.read_bytes()), "layer_format": 1}))
     # The number of the format is part of the digest, so a real new version gives another ID. Here another manifest does.
-    support.write(site.folder / "root" / RELEASE / "more", b"x")
+    support.write(site.area / "root" / RELEASE / "more", b"x")
     assert support.module("release_manifest", **site.scan, state="absent").ok["changed"]
     assert support.module("release_manifest", **site.scan).ok["changed"]
     new = support.module("metadata_layer", **site.layer, format="directory").ok
     assert new["layer"] != str(layer)
     prune: dict[str, Any] = {"name": "view", "state_dir": site.layer["state_dir"], "keep": 0, "min_age": 0}
     assert not support.module("overlay_prune", **prune).ok["changed"]
-    assert os.listdir(site.folder / "view" / RELEASE)
+    assert os.listdir(site.area / "view" / RELEASE)
     assert support.module("overlay_mount", **mount, lower=[new["layer"]]).ok["switched"]
     assert support.module("overlay_prune", **prune).ok["changed"]
     assert not layer.exists()
@@ -394,12 +394,12 @@ def test_a_damaged_note_of_a_detached_overlay_is_refused(site: Site, instead: st
 
 
 @pytest.mark.parametrize("instead", [*INSTEAD, *TEXTS, "another overlay"])
-def test_a_damaged_note_of_an_unmounted_overlay_is_refused(folder: Path, instead: str) -> None:
-    path = os.fsencode(folder / "overlay")
+def test_a_damaged_note_of_an_unmounted_overlay_is_refused(area: Path, instead: str) -> None:
+    path = os.fsencode(area / "overlay")
     note = Path(remount.DIRECTORY) / (hashlib.sha256(path).hexdigest()[:32] + ".json")
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_bytes(b"{}")
-    (folder / "overlay").mkdir()
+    (area / "overlay").mkdir()
     other = {
         "path": "/elsewhere",
         "lower": ["/l"],
@@ -414,7 +414,7 @@ def test_a_damaged_note_of_an_unmounted_overlay_is_refused(folder: Path, instead
             note.write_text(json.dumps({**other, "work": "/w", "source": "overlay", "shared": False}))
         else:
             replaced(note, instead)
-        refused("overlay_finalize", str(note), path=str(folder / "overlay"))
+        refused("overlay_finalize", str(note), path=str(area / "overlay"))
         assert support.live(path) is None
     finally:
         for place in (note, original(note), note.parent / "target of a link"):
@@ -438,7 +438,7 @@ def test_patterns_that_would_take_too_long_are_refused(site: Site, patterns: lis
 
 def test_many_long_patterns_are_matched_within_seconds(site: Site) -> None:
     for number in range(2000):
-        support.write(site.folder / "root" / RELEASE / f"file-{number}")
+        support.write(site.area / "root" / RELEASE / f"file-{number}")
     assert support.module("release_manifest", **site.scan, state="absent").ok["changed"]
     assert support.module("release_manifest", **site.scan).ok["changed"]
     patterns = ["/".join(["**"] * 300 + [f"x{number}*y*z*w*q"]) for number in range(200)]

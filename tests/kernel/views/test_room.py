@@ -19,9 +19,9 @@ from ansible_collections.renderfarm.overlay.tests.kernel import support
 pytestmark = pytest.mark.usefixtures("with_programs")
 
 
-def small(folder: Path, *options: str) -> Path:
+def small(area: Path, *options: str) -> Path:
     """Mount a file system that is too small for a layer of the odd release. It has a view without a generation."""
-    place = folder / "small"
+    place = area / "small"
     place.mkdir()
     support.command("mount", "-t", "tmpfs", "-o", ",".join(("mode=0755", *options)), "tmpfs", place)
     with view_state.locked(ViewPaths.of(str(place / "state"), "view"), 1):
@@ -48,8 +48,8 @@ def build(place: Path, store: Path, **more: Any) -> support.Ran:
 
 @pytest.mark.usefixtures("odd")
 @pytest.mark.parametrize("layer_format", ["directory", "erofs"])
-def test_a_build_without_space_leaves_nothing(folder: Path, store: Path, layer_format: str) -> None:
-    place = small(folder, "size=16m,nr_inodes=500" if layer_format == "directory" else "size=200k")
+def test_a_build_without_space_leaves_nothing(area: Path, store: Path, layer_format: str) -> None:
+    place = small(area, "size=16m,nr_inodes=500" if layer_format == "directory" else "size=200k")
     before = free_space(place)
     assert build(place, store, format=layer_format).message
     assert free_space(place) == before
@@ -57,8 +57,8 @@ def test_a_build_without_space_leaves_nothing(folder: Path, store: Path, layer_f
 
 
 @pytest.mark.usefixtures("odd")
-def test_a_published_image_without_space_leaves_nothing(folder: Path, store: Path) -> None:
-    place = small(folder, "size=200k")
+def test_a_published_image_without_space_leaves_nothing(area: Path, store: Path) -> None:
+    place = small(area, "size=200k")
     before = free_space(place)
     assert build(place, store, image_store=str(place / "images")).message
     assert free_space(place) == before
@@ -66,10 +66,10 @@ def test_a_published_image_without_space_leaves_nothing(folder: Path, store: Pat
 
 
 @pytest.mark.usefixtures("odd")
-def test_an_installation_without_space_leaves_nothing(folder: Path, store: Path) -> None:
-    (folder / "images").mkdir()
-    image = build(folder, store, image_store=str(folder / "images")).ok
-    place = small(folder, "size=200k")
+def test_an_installation_without_space_leaves_nothing(area: Path, store: Path) -> None:
+    (area / "images").mkdir()
+    image = build(area, store, image_store=str(area / "images")).ok
+    place = small(area, "size=200k")
     before = free_space(place)
     given = {"image": image["image"], "image_digest": image["image_digest"], "releases": []}
     message = build(place, store, **given).message
@@ -79,8 +79,8 @@ def test_an_installation_without_space_leaves_nothing(folder: Path, store: Path)
     assert os.listdir(place / "state/views/view") == ["lock"]
 
 
-def test_a_scan_without_space_leaves_nothing(folder: Path, root: Path, odd: Placement) -> None:
-    place = small(folder, "size=64k")
+def test_a_scan_without_space_leaves_nothing(area: Path, root: Path, odd: Placement) -> None:
+    place = small(area, "size=64k")
     before = free_space(place)
     message = support.module(
         "release_manifest", root=str(root), release=odd.record.release, store=str(place / "images")

@@ -65,14 +65,14 @@ class View:
 
 
 @pytest.fixture
-def view(folder: Path) -> View:
-    root, state_dir = folder / "root", folder / "state"
+def view(area: Path) -> View:
+    root, state_dir = area / "root", area / "state"
     for number in range(NUMBER):
         (root / "tool" / "1").mkdir(parents=True, exist_ok=True)
         support.write(root / "tool" / "1" / f"file{number}", str(number).encode())
     state_dir.mkdir(mode=0o700)
-    layer, _generation, _report = support.build(state_dir, [support.scanned(folder / "store", root, "tool/1")])
-    return View(state_dir, ViewPaths.of(str(state_dir), "view"), layer, root, folder / "view")
+    layer, _generation, _report = support.build(state_dir, [support.scanned(area / "store", root, "tool/1")])
+    return View(state_dir, ViewPaths.of(str(state_dir), "view"), layer, root, area / "view")
 
 
 @contextmanager
@@ -218,7 +218,7 @@ def test_a_generation_in_use_that_a_killed_run_had_moved_aside_gets_its_name_bac
 
 
 @pytest.mark.parametrize("how", ["removed", "pruned", "built again"])
-def test_a_generation_without_its_record_is_kept_while_it_is_in_use(view: View, how: str, folder: Path) -> None:
+def test_a_generation_without_its_record_is_kept_while_it_is_in_use(view: View, how: str, area: Path) -> None:
     view.mount()
     os.unlink(view.layer.parent / "view.json")
     with reading(view.place) as process:
@@ -229,42 +229,44 @@ def test_a_generation_without_its_record_is_kept_while_it_is_in_use(view: View, 
             assert result["remains"] == []
         else:
             with pytest.raises(OverlayError, match=f"is not replaced \\(it is mounted at {view.place}"):
-                support.build(view.state_dir, [support.scanned(folder / "store", view.root, "tool/1")])
+                support.build(view.state_dir, [support.scanned(area / "store", view.root, "tool/1")])
         assert view.layer.is_dir()
         assert reads(process) == NUMBER
 
 
-def test_a_bind_mount_of_a_layer_in_a_container_is_a_use(view: View, folder: Path) -> None:
-    (folder / "inside").mkdir()
-    code = f"import subprocess\nsubprocess.check_call(['mount', '--bind', {str(view.layer)!r}, {str(folder / 'inside')!r}])"
+def test_a_bind_mount_of_a_layer_in_a_container_is_a_use(view: View, area: Path) -> None:
+    (area / "inside").mkdir()
+    code = (
+        f"import subprocess\nsubprocess.check_call(['mount', '--bind', {str(view.layer)!r}, {str(area / 'inside')!r}])"
+    )
     with support.namespace("private", code) as pid:
-        assert f"it is bound to {folder}/inside in the mount namespace of process {pid}" in view.remove().message
+        assert f"it is bound to {area}/inside in the mount namespace of process {pid}" in view.remove().message
     assert view.remove().ok["changed"]
 
 
-def test_a_mount_of_the_layer_by_another_path_is_a_use(view: View, folder: Path) -> None:
+def test_a_mount_of_the_layer_by_another_path_is_a_use(view: View, area: Path) -> None:
     """Through a link to the state directory, through the link to the current generation, and at another path in a container."""
-    (folder / "alias").symlink_to(view.state_dir)
-    (folder / "place").mkdir()
-    alias = folder / "alias" / view.layer.relative_to(view.state_dir)
+    (area / "alias").symlink_to(view.state_dir)
+    (area / "place").mkdir()
+    alias = area / "alias" / view.layer.relative_to(view.state_dir)
     for layer in (alias, Path(view.paths.root) / "current" / "layer"):
-        support.command("mount", "-t", "overlay", "-o", f"ro,lowerdir={layer}:{view.root}", "overlay", folder / "place")
-        assert f"it is mounted at {folder}/place" in view.remove().message
-        support.command("umount", folder / "place")
-    (folder / "rf").mkdir()
-    inside = folder / "rf" / view.layer.relative_to(view.state_dir)
+        support.command("mount", "-t", "overlay", "-o", f"ro,lowerdir={layer}:{view.root}", "overlay", area / "place")
+        assert f"it is mounted at {area}/place" in view.remove().message
+        support.command("umount", area / "place")
+    (area / "rf").mkdir()
+    inside = area / "rf" / view.layer.relative_to(view.state_dir)
     code = f"""import subprocess
-subprocess.check_call(['mount', '--bind', {str(view.state_dir)!r}, {str(folder / "rf")!r}])
-subprocess.check_call(['mount', '-t', 'overlay', '-o', 'ro,lowerdir={inside}:{view.root}', 'overlay', {str(folder / "place")!r}])"""
+subprocess.check_call(['mount', '--bind', {str(view.state_dir)!r}, {str(area / "rf")!r}])
+subprocess.check_call(['mount', '-t', 'overlay', '-o', 'ro,lowerdir={inside}:{view.root}', 'overlay', {str(area / "place")!r}])"""
     with support.namespace("private", code):
-        assert f"it is mounted at {folder}/place in the mount namespace of process" in view.remove().message
+        assert f"it is mounted at {area}/place in the mount namespace of process" in view.remove().message
     assert view.remove().ok["changed"]
 
 
-def test_the_same_view_in_another_state_directory_is_not_a_use(view: View, folder: Path) -> None:
-    other = folder / "other-state"
+def test_the_same_view_in_another_state_directory_is_not_a_use(view: View, area: Path) -> None:
+    other = area / "other-state"
     other.mkdir(mode=0o700)
-    placements = [support.scanned(folder / "store", view.root, "tool/1")]
+    placements = [support.scanned(area / "store", view.root, "tool/1")]
     layer, _generation, _report = support.build(other, placements)
     view.mount(layer)
     # Another mount namespace has a copy of the mount, as services that systemd starts have.
@@ -272,28 +274,28 @@ def test_the_same_view_in_another_state_directory_is_not_a_use(view: View, folde
         assert view.remove().ok["changed"]
 
 
-def test_all_mounts_of_a_namespace_are_seen_if_its_first_process_is_in_a_chroot(view: View, folder: Path) -> None:
-    (folder / "jail").mkdir()
+def test_all_mounts_of_a_namespace_are_seen_if_its_first_process_is_in_a_chroot(view: View, area: Path) -> None:
+    (area / "jail").mkdir()
     view.mount()
     code = f"""import os, subprocess
 if os.fork() == 0:
     {support.WAIT.splitlines()[1]}
     os._exit(0)
-os.chroot({str(folder / "jail")!r})
+os.chroot({str(area / "jail")!r})
 os.chdir('/')"""
     with support.namespace("private", code):
         support.unmount_all(view.place)
         assert f"it is mounted at {view.place} in the mount namespace of process" in view.remove().message
 
 
-def test_a_record_of_an_overlay_that_is_gone_hides_no_use(view: View, folder: Path) -> None:
+def test_a_record_of_an_overlay_that_is_gone_hides_no_use(view: View, area: Path) -> None:
     """The kernel has reused its mount ID for another mount, which a user has detached."""
     view.mount()
     with reading(view.place) as process:
         live = support.live(view.place)
         assert live
         # The record has a device number that no file system has.
-        gone = DetachedMount(b"/gone", (0, 0xFFFFF), frozenset([live.id]), (os.fsencode(folder / "gone"),), time.time())
+        gone = DetachedMount(b"/gone", (0, 0xFFFFF), frozenset([live.id]), (os.fsencode(area / "gone"),), time.time())
         files.make_directories(detached.DIRECTORY, 0o700)
         record = Path(detached.DIRECTORY) / "0-1048575-1.json"
         record.write_bytes(to_json(gone))
@@ -305,7 +307,7 @@ def test_a_record_of_an_overlay_that_is_gone_hides_no_use(view: View, folder: Pa
     assert not record.exists()
 
 
-def test_a_process_whose_first_thread_has_ended_is_a_use(view: View, folder: Path) -> None:
+def test_a_process_whose_first_thread_has_ended_is_a_use(view: View, area: Path) -> None:
     code = f"""import ctypes, os, sys, threading
 os.chdir({str(view.place / "tool")!r})
 def wait():
@@ -315,11 +317,11 @@ def wait():
 threading.Thread(target=wait).start()
 ctypes.CDLL(None).pthread_exit(None)"""
     view.mount()
-    (folder / "empty").mkdir()
+    (area / "empty").mkdir()
     with support.background(code) as process:
         while "State:\tZ" not in Path(f"/proc/{process.pid}/status").read_text():
             pass
-        view.mount(folder / "empty")
+        view.mount(area / "empty")
         assert f"({process.pid})" in view.remove().message
 
 
@@ -368,28 +370,28 @@ sys.stdin.read()"""
     assert waited == [usage.POLL_SECONDS]
 
 
-def test_open_files_of_other_file_systems_are_not_uses(view: View, folder: Path) -> None:
+def test_open_files_of_other_file_systems_are_not_uses(view: View, area: Path) -> None:
     """Pipes, sockets, memory files and a detached tmpfs are not files of an overlay."""
-    (folder / "memory").mkdir()
-    support.command("mount", "-t", "tmpfs", "tmpfs", folder / "memory")
+    (area / "memory").mkdir()
+    support.command("mount", "-t", "tmpfs", "tmpfs", area / "memory")
     code = (
         """import os, socket, sys
 held = os.memfd_create('x'), os.pipe(), socket.socketpair(), os.open(sys.argv[1], os.O_RDONLY), os.eventfd(0)
 """
         + support.WAIT
     )
-    with support.background(code, folder / "memory"):
-        support.command("umount", "--lazy", folder / "memory")
+    with support.background(code, area / "memory"):
+        support.command("umount", "--lazy", area / "memory")
         assert view.remove().ok["changed"]
 
 
 @pytest.mark.usefixtures("with_programs")
-def test_an_image_in_use_is_not_replaced_in_its_store(view: View, folder: Path) -> None:
-    store = folder / "images"
+def test_an_image_in_use_is_not_replaced_in_its_store(view: View, area: Path) -> None:
+    store = area / "images"
     store.mkdir()
     arguments: dict[str, Any] = {
         "name": "view",
-        "store": str(folder / "store"),
+        "store": str(area / "store"),
         "releases": [{"release": "tool/1"}],
         "image_store": str(store),
     }

@@ -29,9 +29,9 @@ def done(name: str, /, **arguments: Any) -> dict[str, Any]:
 class Farm:
     """A software root with three releases of one package, a store with their manifests, and a mountpoint of a view."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.root, self.store, self.view = folder / "root", folder / "store", folder / "view"
+    def __init__(self, area: Path) -> None:
+        self.area = area
+        self.root, self.store, self.view = area / "root", area / "store", area / "view"
         self.view.mkdir()
         for version in "123":
             release = self.root / "usd" / version
@@ -63,7 +63,7 @@ class Farm:
     def deploy(self, *releases: str | dict[str, Any], **options: Any) -> dict[str, Any]:
         """Decide, build and mount, as the role does. Return the values of view_releases and the generation."""
         decided = self.decide(*releases, **options)
-        state_dir, releases = str(self.folder / "state"), decided["releases"]
+        state_dir, releases = str(self.area / "state"), decided["releases"]
         layer = done("metadata_layer", name="view", store=str(self.store), state_dir=state_dir, releases=releases)
         mount = {"path": str(self.view), "lower": [layer["layer"]], "data": [str(self.root)]}
         done("overlay_mount", **mount)
@@ -78,8 +78,8 @@ class Farm:
 
 
 @pytest.fixture
-def farm(folder: Path) -> Farm:
-    return Farm(folder)
+def farm(area: Path) -> Farm:
+    return Farm(area)
 
 
 def names(entries: list[dict[str, Any]]) -> list[str]:
@@ -351,7 +351,7 @@ def test_the_mode_of_the_record_does_not_depend_on_the_umask(farm: Farm) -> None
 
 
 def test_symbolic_links_to_the_record_or_its_directory_are_refused(farm: Farm) -> None:
-    outside = farm.folder / "outside"
+    outside = farm.area / "outside"
     outside.mkdir()
     (farm.store / ".views").symlink_to(outside)
     for check in (True, False):
@@ -414,41 +414,41 @@ def test_a_read_only_store_is_refused_by_name_unless_nothing_lingers(farm: Farm)
 
 @pytest.mark.parametrize("module", ["view_releases", "release_manifest", "release_info", "metadata_layer"])
 def test_a_missing_store_is_an_error_and_is_never_created(farm: Farm, module: str) -> None:
-    missing = farm.folder / "net" / "manifests"
+    missing = farm.area / "net" / "manifests"
     given = {
         "view_releases": {**farm.options, "releases": [{"release": "usd/1"}]},
         "release_manifest": {"root": str(farm.root), "release": "usd/1"},
         "release_info": {"root": str(farm.root)},
-        "metadata_layer": {"name": "view", "state_dir": str(farm.folder / "state"), "releases": [{"release": "usd/1"}]},
+        "metadata_layer": {"name": "view", "state_dir": str(farm.area / "state"), "releases": [{"release": "usd/1"}]},
     }[module]
     for check in (True, False):
         ran = support.module(module, check=check, **{**given, "store": str(missing)})
         assert f"manifest store {missing} does not exist: is it mounted?" in ran.message
     assert not missing.parent.exists()
-    assert not (farm.folder / "state").exists()
+    assert not (farm.area / "state").exists()
 
 
 def test_an_empty_store_causes_a_warning(farm: Farm) -> None:
     """A mountpoint whose share is not mounted looks like a new store."""
     given = {"root": str(farm.root), "release": "usd/1"}
-    (farm.folder / "other").mkdir()
-    first = done("release_manifest", store=str(farm.folder / "other"), **given)
-    assert f"manifest store {farm.folder}/other was empty" in str(first["warnings"])
-    assert "warnings" not in done("release_manifest", store=str(farm.folder / "other"), **given)
+    (farm.area / "other").mkdir()
+    first = done("release_manifest", store=str(farm.area / "other"), **given)
+    assert f"manifest store {farm.area}/other was empty" in str(first["warnings"])
+    assert "warnings" not in done("release_manifest", store=str(farm.area / "other"), **given)
     assert "warnings" not in done("release_manifest", store=str(farm.store), **{**given, "release": "usd/2"})
 
 
 @pytest.mark.usefixtures("with_programs")
 def test_an_image_store_is_created_only_as_images_in_the_manifest_store(farm: Farm) -> None:
     given: dict[str, Any] = {"name": "view", "store": str(farm.store), "releases": [{"release": "usd/1"}]}
-    for missing in (farm.folder / "missing", farm.folder / "net" / "images", farm.store / "some" / "images"):
+    for missing in (farm.area / "missing", farm.area / "net" / "images", farm.store / "some" / "images"):
         ran = support.module("metadata_layer", **given, image_store=str(missing))
         assert f"image store {missing} does not exist: is it mounted?" in ran.message
         assert not missing.exists()
     done("metadata_layer", **given, image_store=str(farm.store / ".images"))
     assert (farm.store / ".images").stat().st_mode & 0o7777 == 0o755
-    (farm.folder / "images").mkdir()
-    done("metadata_layer", **given, image_store=str(farm.folder / "images"))
+    (farm.area / "images").mkdir()
+    done("metadata_layer", **given, image_store=str(farm.area / "images"))
 
 
 # ---- private mount namespaces
@@ -459,8 +459,8 @@ def test_a_private_mount_namespace_does_not_follow_a_switch_and_a_slave_does(
     farm: Farm, propagation: str, kept: bool
 ) -> None:
     """In a slave mount namespace, as PrivateMounts of systemd creates, the unmount of the old overlay propagates."""
-    support.command("mount", "--bind", farm.folder, farm.folder)
-    support.command("mount", "--make-shared", farm.folder)
+    support.command("mount", "--bind", farm.area, farm.area)
+    support.command("mount", "--make-shared", farm.area)
     farm.deploy("usd/1", linger=0)
     with support.namespace(propagation) as pid:
         farm.deploy("usd/2", linger=0)

@@ -29,7 +29,7 @@ def test_the_odd_release_has_many_entries_of_each_kind(odd: Placement) -> None:
 @pytest.mark.parametrize("kind", FILESYSTEMS)
 def test_a_view_equals_its_releases(
     disks: dict[str, Path],
-    folder: Path,
+    area: Path,
     root: Path,
     odd: Placement,
     tools: Sequence[Placement],
@@ -41,7 +41,7 @@ def test_a_view_equals_its_releases(
     layer, generation, report = support.build(state_dir, [elsewhere, odd, tools[0]], namespace)
     assert generation.entries.files == odd.record.entries.files + 2 * tools[0].record.entries.files
     options: dict[str, Any] = {"userxattr": True} if namespace == "user" else {}
-    spec = support.declared(folder / "view", [layer], [root], **options)
+    spec = support.declared(area / "view", [layer], [root], **options)
     with support.mounted(spec) as view:
         assert sorted(os.listdir(view)) == ["else", "odd", "tool"]
         assert support.compare_trees(view / "odd" / "1", root / "odd" / "1") == []
@@ -80,18 +80,18 @@ def test_a_manifest_has_as_many_entries_as_its_record_says(odd: Placement) -> No
     assert sum(entry.size for entry in entries if entry.target and not entry.is_hardlink and not entry.is_directory)
 
 
-def test_checksums_are_recorded_but_not_copied_to_the_layer(folder: Path, root: Path) -> None:
-    placement = support.scanned(folder / "store", root, "tool/1.0", checksum=True)
+def test_checksums_are_recorded_but_not_copied_to_the_layer(area: Path, root: Path) -> None:
+    placement = support.scanned(area / "store", root, "tool/1.0", checksum=True)
     assert placement.record.checksums
     with_checksum = [entry for entry in manifest_store.entries(placement) if entry.xattrs]
     assert [entry.path for entry in with_checksum] == [b"/bin/tool", b"/version"]
-    layer, _generation, _report = support.build(folder / "state", [placement])
+    layer, _generation, _report = support.build(area / "state", [placement])
     assert set(os.listxattr(layer / "tool/1.0/version")) == {"trusted.overlay.metacopy", "trusted.overlay.redirect"}
 
 
-def test_owner_and_group_replace_those_of_the_release(folder: Path, root: Path, odd: Placement) -> None:
-    layer, _generation, _report = support.build(folder / "state", [odd], owner=77, group=88)
-    with support.mounted(support.declared(folder / "view", [layer], [root])) as view:
+def test_owner_and_group_replace_those_of_the_release(area: Path, root: Path, odd: Placement) -> None:
+    layer, _generation, _report = support.build(area / "state", [odd], owner=77, group=88)
+    with support.mounted(support.declared(area / "view", [layer], [root])) as view:
         listed = support.listing(view)
         assert {(status.st_uid, status.st_gid) for status in listed.values()} == {(77, 88)}
         theirs = support.listing(root / "odd" / "1")
@@ -102,15 +102,15 @@ def test_owner_and_group_replace_those_of_the_release(folder: Path, root: Path, 
         assert support.capability_of(os.fsencode(view) + b"/odd/1/special/capable") is None
 
 
-def test_source_is_the_path_in_the_data_layer(folder: Path, root: Path, tools: Sequence[Placement]) -> None:
+def test_source_is_the_path_in_the_data_layer(area: Path, root: Path, tools: Sequence[Placement]) -> None:
     placement = replace(tools[0], source=b"1.0", at=b"")
-    layer, _generation, _report = support.build(folder / "state", [placement])
-    with support.mounted(support.declared(folder / "view", [layer], [root / "tool"])) as view:
+    layer, _generation, _report = support.build(area / "state", [placement])
+    with support.mounted(support.declared(area / "view", [layer], [root / "tool"])) as view:
         assert support.compare_trees(view, root / "tool" / "1.0") == []
 
 
-def test_a_tree_of_a_thousand_levels_is_built_and_removed(folder: Path) -> None:
-    top = folder / "root" / "deep" / "1"
+def test_a_tree_of_a_thousand_levels_is_built_and_removed(area: Path) -> None:
+    top = area / "root" / "deep" / "1"
     top.mkdir(parents=True)
     support.command(
         "python3",
@@ -118,14 +118,12 @@ def test_a_tree_of_a_thousand_levels_is_built_and_removed(folder: Path) -> None:
         "import os, sys\nos.chdir(sys.argv[1])\nfor _ in range(1500):\n os.mkdir('d')\n os.chdir('d')\nopen('f', 'w').write('deep')",
         top,
     )
-    done = support.module(
-        "release_manifest", root=str(folder / "root"), release="deep/1", store=str(folder / "store")
-    ).ok
+    done = support.module("release_manifest", root=str(area / "root"), release="deep/1", store=str(area / "store")).ok
     assert done["entries"]["directories"] == 1501
-    arguments: dict[str, Any] = {"name": "v", "state_dir": str(folder / "state")}
+    arguments: dict[str, Any] = {"name": "v", "state_dir": str(area / "state")}
     built = support.module("metadata_layer", releases=[{"manifest": done["manifest"]}], **arguments).ok
-    with support.mounted(support.declared(folder / "view", [Path(built["layer"])], [folder / "root"])) as view:
+    with support.mounted(support.declared(area / "view", [Path(built["layer"])], [area / "root"])) as view:
         path = view / "deep" / "1" / Path(*["d"] * 1500) / "f"
         assert path.read_text() == "deep"
     assert support.module("metadata_layer", state="absent", **arguments).ok["changed"]
-    assert not (folder / "state" / "views" / "v").exists()
+    assert not (area / "state" / "views" / "v").exists()

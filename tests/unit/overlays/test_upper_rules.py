@@ -19,7 +19,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.upper_
     UpperDirectory,
     UpperState,
     check_upper,
-    record_of,
+    lower_record,
 )
 
 SPEC = mount_spec(b"/v", [b"/meta"], [b"/data"], {}, False, (), Writable(b"/k/upper", b"/k/work"))
@@ -100,18 +100,18 @@ def test_other_lower_layers_than_recorded_are_refused_and_other_data_layers_are_
     kept = Writable(b"/k/upper", b"/k/work")
     other_data = mount_spec(b"/w", [b"/meta"], [], {}, False, (), kept)
     turned = mount_spec(b"/v", [b"/b", b"/a"], [], {}, False, (), kept)
-    check_upper(other_data, replace(state(), record=record_of(SPEC)), None)
+    check_upper(other_data, replace(state(), record=lower_record(SPEC)), None)
     for lower in ([b"/a", b"/b"], [b"/b"], [b"/b:/a"]):
         spec = mount_spec(b"/v", lower, [], {}, False, (), kept)
         with pytest.raises(OverlayError, match=r"used over other lower layers \(/b:/a\)"):
-            check_upper(spec, replace(state(), record=record_of(turned)), None)
+            check_upper(spec, replace(state(), record=lower_record(turned)), None)
 
 
 def test_a_record_of_many_layers_has_a_bounded_length() -> None:
     many = mount_spec(b"/v", [b"/layer%d" % number for number in range(400)], [], {}, False)
-    assert len(record_of(many)) < 1200
+    assert len(lower_record(many)) < 1200
     fewer = mount_spec(b"/v", list(many.lower[:-1]), [], {}, False)
-    assert record_of(many) != record_of(fewer)
+    assert lower_record(many) != lower_record(fewer)
 
 
 def overlay(path: bytes, upper: bytes, work: bytes) -> Mount:
