@@ -10,7 +10,7 @@ from typing import Any
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.declaration import (
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import (
     KEYS,
     declared_views,
     unknown_variables,

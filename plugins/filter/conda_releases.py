@@ -83,7 +83,7 @@ def conda_releases(
 ) -> list[Any]:
     """Return the releases of conda packages; see DOCUMENTATION. Raises AnsibleFilterError with the reason if there are none."""
     try:
-        return resolved.releases(conda.environment(packages), resolved.Request(pattern, at, exclude, left_out))
+        return resolved.releases(conda.environment(packages), resolved.Resolving(pattern, at, exclude, left_out))
     except OverlayError as error:
         raise AnsibleFilterError(f"renderfarm.overlay.conda_releases: {error}") from error
 

@@ -85,7 +85,7 @@ def rez_releases(
 ) -> list[Any]:
     """Return the releases of a rez context; see DOCUMENTATION. Raises AnsibleFilterError with the reason if there are none."""
     try:
-        return resolved.releases(rez.environment(context, root), resolved.Request(pattern, at, exclude, left_out))
+        return resolved.releases(rez.environment(context, root), resolved.Resolving(pattern, at, exclude, left_out))
     except OverlayError as error:
         raise AnsibleFilterError(f"renderfarm.overlay.rez_releases: {error}") from error
 

@@ -111,7 +111,7 @@ def spack_releases(
         if at is not None and view is not None:
             raise OverlayError("at and view must not be given together: a view says itself where packages appear")
         environment = spack.environment(lock, link, view)
-        return resolved.releases(environment, resolved.Request(pattern, at, exclude, left_out))
+        return resolved.releases(environment, resolved.Resolving(pattern, at, exclude, left_out))
     except OverlayError as error:
         raise AnsibleFilterError(f"renderfarm.overlay.spack_releases: {error}") from error
 

@@ -412,21 +412,14 @@ def _check(views: list[dict[str, Any]], hold: int | None) -> None:
 
 
 def _outcome(brought: list[Brought]) -> runner.Outcome:
-    failed = [one for one in brought if one.failure]
     return runner.Outcome(
         {"views": [one.as_dict() for one in brought]},
         tuple(action for one in brought for action in one.actions),
         {one.name: one.before for one in brought},
         {one.name: one.after for one in brought},
         list(dict.fromkeys(warning for one in brought for warning in one.warnings)),
-        failure="; ".join(_named(one) for one in failed),
+        failure="; ".join(one.named_failure for one in brought if one.failure),
     )
-
-
-def _named(one: Brought) -> str:
-    """Return why a view failed, with its name."""
-    label = f"view {one.name}"
-    return one.failure if one.failure.startswith(label) else f"{label}: {one.failure}"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import status_file
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import Hold, Status
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import Hold, ViewStatus
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     deadline,
     mount_lock,
@@ -70,6 +70,12 @@ class Brought:
     #: Why the view failed; empty if it did not.
     failure: str = ""
 
+    @property
+    def named_failure(self) -> str:
+        """Why the view failed, with its name."""
+        label = f"view {self.name}"
+        return self.failure if self.failure.startswith(label) else f"{label}: {self.failure}"
+
     def as_dict(self) -> dict[str, Any]:
         """Return the return values of this view."""
         return {
@@ -86,7 +92,7 @@ def bring(view: Mapping[str, Any], run: Run) -> Brought:
     """Bring a view to its declared state. A failure is returned, and recorded in the status of the view, and not raised."""
     brought = Brought(view["name"])
     paths = ViewPaths.of(view["state_dir"], view["name"])
-    known: Status | None = None
+    known: ViewStatus | None = None
     hold: Hold | None = None
     try:
         if view["state"] != "mounted":
@@ -102,7 +108,7 @@ def bring(view: Mapping[str, Any], run: Run) -> Brought:
         generation = (
             view["locked_generation"] or brought.values.get("generation") or (known.generation if known else None)
         )
-        status = Status(view["name"], view["mountpoint"], generation, view["persist"], brought.failure, hold)
+        status = ViewStatus(view["name"], view["mountpoint"], generation, view["persist"], brought.failure, hold)
         try:
             status_file.write(paths, status)
         except (OverlayError, OSError) as error:
@@ -110,7 +116,7 @@ def bring(view: Mapping[str, Any], run: Run) -> Brought:
     return brought
 
 
-def _active_hold(view: Mapping[str, Any], known: Status | None) -> Hold | None:
+def _active_hold(view: Mapping[str, Any], known: ViewStatus | None) -> Hold | None:
     """Return the hold that keeps the view at a generation, unless it has ended, is lifted, or another generation is asked for."""
     hold = known.hold if known else None
     if hold is None or view["lift_hold"] or view["generation"] is not None or not hold.holds(int(time.time())):

@@ -57,7 +57,7 @@ class Hold:
 
 
 @dataclass(frozen=True)
-class Status:
+class ViewStatus:
     """What a host last did with a view."""
 
     view: str
@@ -71,7 +71,7 @@ class Status:
     hold: Hold | None = None
 
 
-def status_to_json(status: Status) -> bytes:
+def status_to_json(status: ViewStatus) -> bytes:
     """Return the text of a status record. Raises RecordError if it could not be read again."""
     return _STATUS.dump(
         {
@@ -85,11 +85,11 @@ def status_to_json(status: Status) -> bytes:
     )
 
 
-def status_from_json(text: bytes) -> Status:
+def status_from_json(text: bytes) -> ViewStatus:
     """Return the status that a record has. Raises RecordError or OutdatedError if it is not one of this format."""
     fields: Mapping[str, Any] = _STATUS.load(text)
     hold = fields["hold"]
-    return Status(
+    return ViewStatus(
         view=fields["view"],
         mountpoint=fields["mountpoint"],
         generation=fields["generation"],

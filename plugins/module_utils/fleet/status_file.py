@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import status
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import Status
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import ViewStatus
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, record_files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import OutdatedError, RecordError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
@@ -27,7 +27,7 @@ def last_run(paths: ViewPaths) -> int | None:
         return None
 
 
-def find(paths: ViewPaths) -> Status | None:
+def find(paths: ViewPaths) -> ViewStatus | None:
     """Return the status of a view; None if there is none that can be read. The next run writes it anew."""
     try:
         return status.status_from_json(record_files.read(path_of(paths), status.LARGEST_STATUS))
@@ -35,7 +35,7 @@ def find(paths: ViewPaths) -> Status | None:
         return None
 
 
-def write(paths: ViewPaths, value: Status) -> None:
+def write(paths: ViewPaths, value: ViewStatus) -> None:
     """Write the status of a view, whose directory exists. If it is the same as before, only the mtime of the file changes."""
     if find(paths) == value:
         os.utime(path_of(paths))

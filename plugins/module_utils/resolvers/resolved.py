@@ -106,7 +106,7 @@ class Environment:
 
 
 @dataclass(frozen=True)
-class Request:
+class Resolving:
     """The options that all filters have. Each is checked when it is used."""
 
     pattern: Any = DEFAULT_PATTERN
@@ -121,7 +121,7 @@ class _Chosen:
     left_out: list[LeftOut] = field(default_factory=list)
 
 
-def releases(environment: Environment, request: Request) -> list[Any]:
+def releases(environment: Environment, request: Resolving) -> list[Any]:
     """Return the releases of an environment as the key ``releases`` of a view takes them, or the packages that are left out.
 
     Raises OverlayError if an option is wrong, two packages have one path, or a package unexpectedly has no release.
@@ -142,7 +142,7 @@ def releases(environment: Environment, request: Request) -> list[Any]:
     return chosen.releases
 
 
-def _choose(environment: Environment, request: Request) -> _Chosen:
+def _choose(environment: Environment, request: Resolving) -> _Chosen:
     pattern = Template.parse(request.pattern, "pattern", environment.known_fields)
     at = None if request.at is None else Template.parse(request.at, "at", environment.known_fields)
     exclude = _globs(request.exclude)

@@ -18,7 +18,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.resolvers.resol
     Template,
     shown,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.resolvers.spack_lock import Lock, Node
+from ansible_collections.renderfarm.overlay.plugins.module_utils.resolvers.spack_lock import Node, SpackLock
 from ansible_collections.renderfarm.overlay.plugins.module_utils.resolvers.spack_specs import Constraint
 
 #: The names that all filters have, then those of Spack's projections.
@@ -66,7 +66,7 @@ class _View:
             tuple(map(_projection, mapping(described.get("projections") or {}, "view.projections").items())),
         )
 
-    def reason_against(self, node: Node, lock: Lock) -> str:
+    def reason_against(self, node: Node, lock: SpackLock) -> str:
         """Return why the view does not show a package; empty if it does."""
         if self.select and not any(one.matches(node, lock) for one in self.select):
             return "is not selected by the view"
@@ -74,7 +74,7 @@ class _View:
             return "is excluded by the view"
         return ""
 
-    def place(self, node: Node, lock: Lock) -> Template:
+    def place(self, node: Node, lock: SpackLock) -> Template:
         """Return where the view shows a package: by the first projection for it, else by that for all, else at its root."""
         for constraint, template in self.projections:
             if constraint and constraint.matches(node, lock):
@@ -92,7 +92,7 @@ def environment(lock: Any, link: Any = "all", view: Any = None) -> Environment:
     link = (described and described.link) or link
     if not isinstance(link, str) or link not in LINKS:
         raise OverlayError(f"link must be one of {', '.join(LINKS)}, not {shown(link)}")
-    found = Lock.parse(lock)
+    found = SpackLock.parse(lock)
     needed = {node.key: node for node in found.reached(found.roots, LINKS[link])}
     packages: list[Package] = []
     left_out: list[LeftOut] = []
@@ -110,7 +110,7 @@ def environment(lock: Any, link: Any = "all", view: Any = None) -> Environment:
     return Environment(packages, FIELDS, left_out)
 
 
-def _fields(node: Node, lock: Lock) -> dict[str, str]:
+def _fields(node: Node, lock: SpackLock) -> dict[str, str]:
     fields = {"package": node.name, "name": node.name, "version": node.version, "hash": node.key, **node.architecture}
     if node.namespace:
         fields["namespace"] = node.namespace

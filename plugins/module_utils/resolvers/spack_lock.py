@@ -126,14 +126,14 @@ def _external(value: Any, where: str) -> str:
 
 
 @dataclass
-class Lock:
+class SpackLock:
     """The packages of a lock file by hash, and the hashes of its roots."""
 
     roots: list[str] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, lock: Any) -> Lock:
+    def parse(cls, lock: Any) -> SpackLock:
         """Return a lock file, parsed or as text, with the environments that it includes.
 
         Raises OverlayError naming the key if it is not a lock file, is too old, or refers to a package that it does not have.

@@ -12,7 +12,7 @@ from typing import Any
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.resolvers.json_values import text
 from ansible_collections.renderfarm.overlay.plugins.module_utils.resolvers.resolved import shown
-from ansible_collections.renderfarm.overlay.plugins.module_utils.resolvers.spack_lock import Lock, Node
+from ansible_collections.renderfarm.overlay.plugins.module_utils.resolvers.spack_lock import Node, SpackLock
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<sigil>[\^%]?)(?P<name>[a-zA-Z0-9_][a-zA-Z0-9_.-]*))?(?:@(?P<versions>[a-zA-Z0-9_.:,=-]+))?(?=[\s^%]|$)"
@@ -106,7 +106,7 @@ class Constraint:
             parts[""][0] if parts[""] else _Part("", ()), parts["%"][0] if parts["%"] else None, tuple(parts["^"])
         )
 
-    def matches(self, node: Node, lock: Lock) -> bool:
+    def matches(self, node: Node, lock: SpackLock) -> bool:
         """Return whether the spec chooses a package of a lock file."""
         if not self.own.matches(frozenset((node.name,)), node.version):
             return False
@@ -116,7 +116,7 @@ class Constraint:
         return all(_depends(node, part, lock) for part in self.dependencies)
 
 
-def _depends(node: Node, part: _Part, lock: Lock) -> bool:
+def _depends(node: Node, part: _Part, lock: SpackLock) -> bool:
     """Return whether a package needs another one, by its name or a virtual name, to link or to run."""
     types = {"link", "run"}
     for user in lock.reached([node.key], types):

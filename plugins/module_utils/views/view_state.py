@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import FORMATS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, trust
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation_files, view_trust
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.files import ASIDE_PREFIX
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.trust import check_own, check_state_dir, linked
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation_files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import (
     Generation,
     content_for_diff,
@@ -21,6 +25,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_pla
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import (
     CURRENT,
     PREVIOUS,
+    RECORD,
     ViewPaths,
     generation_of,
     layer_path,
@@ -33,7 +38,7 @@ def observe(paths: ViewPaths) -> ViewState:
 
     A damaged record is part of the state, so that it fails only what needs its generation.
     """
-    view_trust.check_view(paths)
+    check_view(paths)
     try:
         names = os.listdir(paths.generations)
     except FileNotFoundError:
@@ -103,7 +108,7 @@ def locked(paths: ViewPaths, seconds: float, progress: Progress = no_progress) -
     files.make_directories(os.path.dirname(state_dir), 0o755)
     files.make_directories(state_dir, 0o700)
     while True:
-        view_trust.check_view(paths)
+        check_view(paths)
         files.make_directories(paths.root, 0o755)
         # Truncating the file would change its mtime although nothing has changed.
         with open(files.open_or_make(paths.lock, 0o600), "ab") as stream:
@@ -126,3 +131,41 @@ def make_current(paths: ViewPaths, directory: str, previous: str | None) -> None
     if previous is not None and generation_of(previous) != generation_of(directory):
         files.replace_link(paths.link(PREVIOUS), os.path.join("generations", previous))
     files.replace_link(paths.link(CURRENT), os.path.join("generations", directory))
+
+
+def check_view(paths: ViewPaths) -> bool:
+    """Return whether a view exists.
+
+    Raises OverlayError if users other than root can write to it, or if one of its directories is a symbolic link.
+    """
+    views_dir = os.path.dirname(paths.root)
+    if not check_state_dir(os.path.dirname(views_dir)):
+        return False
+    directories = [views_dir, paths.root, paths.generations, paths.staging, paths.incoming, paths.removing]
+    there = {path for path in directories if check_own(path, stat.S_IFDIR)}
+    for name in (CURRENT, PREVIOUS):
+        check_own(paths.link(name), stat.S_IFLNK)
+    check_own(paths.lock, stat.S_IFREG)
+    if paths.generations in there:
+        # Another run may be removing the view.
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(paths.generations):
+                _check_generation(paths.generation(name))
+    return paths.root in there
+
+
+def _check_generation(place: str) -> None:
+    # A killed run may have left a file or a symbolic link. Neither is a generation, and pruning removes them.
+    aside = os.path.basename(place).startswith(ASIDE_PREFIX)
+    if not check_own(place, stat.S_IFDIR, stat.S_IFREG, *((stat.S_IFLNK,) if aside else ())):
+        return
+    if not os.path.isdir(place):
+        return
+    check_own(os.path.join(place, RECORD), stat.S_IFREG)
+    for one in FORMATS.values():
+        layer = layer_path(place, one.name)
+        if one.is_image:
+            check_own(layer, stat.S_IFREG)
+        elif os.path.islink(layer):
+            # The owner and mode of a layer that is a directory are those that the view shows, so they are not checked.
+            raise linked(os.fsencode(layer))

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.declaration import declared_views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolution import locked_views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import declared_views
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.test_modules import everything
 
@@ -77,8 +77,8 @@ class Farm:
 
 
 @pytest.fixture
-def farm(folder: Path) -> Farm:
-    return Farm(folder)
+def farm(area: Path) -> Farm:
+    return Farm(area)
 
 
 def without_status(top: Path) -> dict[Any, Any]:

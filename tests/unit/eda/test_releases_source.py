@@ -23,7 +23,10 @@ import pytest
 import yaml
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, patterns
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import (
+    manifest_writer,
+    patterns,
+)
 
 COLLECTION = Path(patterns.__file__).parents[3]
 SOURCE = COLLECTION / "extensions" / "eda" / "plugins" / "event_source" / "releases.py"
@@ -77,7 +80,7 @@ class Place:
 
     def scan(self, release: str) -> str:
         """Write the manifest of a release, and return its digest."""
-        return manifest_store.write(str(self.store), str(self.root), release, checksum=False).record.digest
+        return manifest_writer.write(str(self.store), str(self.root), release, checksum=False).record.digest
 
     def known(self) -> list[str] | None:
         return json.loads(self.state.read_text())["releases"] if self.state.exists() else None

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.declaration import declared_views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolution import (
     SHARED,
@@ -17,6 +16,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolutio
     problems_of_hosts,
     shared_views,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import declared_views
 
 #: Other values than the defaults, for keys that hosts may not differ in.
 OTHER = {

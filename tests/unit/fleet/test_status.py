@@ -1,4 +1,4 @@
-"""Status records are read as they were written, and holds end."""
+"""ViewStatus records are read as they were written, and holds end."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import (
     Hold,
-    Status,
+    ViewStatus,
     status_from_json,
     status_to_json,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import RecordError
 
-STATUS = Status("software", "/software", "0123456789abcdef", "systemd")
+STATUS = ViewStatus("software", "/software", "0123456789abcdef", "systemd")
 
 
 @pytest.mark.parametrize(
     "status",
     [
         STATUS,
-        Status("a", "/a", None, "none", "it failed: \udce4", Hold("0123456789abcdef", 5, "why")),
-        Status("a", "/\udcff", None, "fstab", "", Hold("0123456789abcdef", 0)),
+        ViewStatus("a", "/a", None, "none", "it failed: \udce4", Hold("0123456789abcdef", 5, "why")),
+        ViewStatus("a", "/\udcff", None, "fstab", "", Hold("0123456789abcdef", 0)),
     ],
 )
-def test_a_status_is_read_as_it_was_written(status: Status) -> None:
+def test_a_status_is_read_as_it_was_written(status: ViewStatus) -> None:
     assert status_from_json(status_to_json(status)) == status
 
 
 def test_a_long_failure_is_cut() -> None:
-    found = status_from_json(status_to_json(Status("a", "/a", None, "none", "x" * 9000)))
+    found = status_from_json(status_to_json(ViewStatus("a", "/a", None, "none", "x" * 9000)))
     assert len(found.failure) == 4096
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.declaration import (
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import (
     KEYS,
     declared_views,
     unknown_variables,
