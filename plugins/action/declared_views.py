@@ -59,5 +59,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         if overrides and isinstance(views, (list, tuple)):
             views = [{**view, **overrides} if isinstance(view, dict) else view for view in views]
         completed, found = declared_views(views, common, chosen)
-        result.update(changed=False, views=completed, problems=[*problems, *found])
+        listed = views if isinstance(views, (list, tuple)) else ()
+        result.update(
+            changed=False,
+            views=completed,
+            names=[view["name"] for view in listed if isinstance(view, dict) and isinstance(view.get("name"), str)],
+            chosen=chosen,
+            problems=[*problems, *found],
+        )
         return result

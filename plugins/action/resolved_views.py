@@ -27,6 +27,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolutio
     choose,
     problems_of_hosts,
     shared_views,
+    unknown_choices,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 
@@ -66,6 +67,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         )
         declared = {host: one.get("views", []) for host, one in given["declared"].items()}
         problems = problems_of_hosts({host: one.get("problems", []) for host, one in given["declared"].items()})
+        problems += unknown_choices(given["declared"])
         views, differing = shared_views(declared, given["scan_host"])
         problems += differing
         if problems:

@@ -48,6 +48,17 @@ views:
   elements: dict
   returned: always
   sample: [{"name": "software", "mountpoint": "/software", "releases": [{"release": "houdini/20.5.410"}]}]
+names:
+  description: The names of all views that the host declares.
+  type: list
+  elements: str
+  returned: always
+  sample: [software, tools]
+chosen:
+  description: The name of the one view that C(overlay_view) chooses; empty if RV(views) has all.
+  type: str
+  returned: always
+  sample: software
 problems:
   description: What is wrong with the declaration, one line for each problem.
   type: list

@@ -57,6 +57,17 @@ def problems_of_hosts(found: Mapping[str, Sequence[str]]) -> list[str]:
     ]
 
 
+def unknown_choices(declared: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a line for each chosen view that no host declares; ``declared`` is what declared_views returned for each host."""
+    names = sorted({name for one in declared.values() for name in one.get("names", ())})
+    chosen = dict.fromkeys(one["chosen"] for one in declared.values() if one.get("chosen"))
+    return [
+        f"overlay_view: no host of this play has a view {name}; the views are {', '.join(names) or 'none'}"
+        for name in chosen
+        if name not in names
+    ]
+
+
 def shared_views(
     declared: Mapping[str, Sequence[Mapping[str, Any]]], scanning: str
 ) -> tuple[list[dict[str, Any]], list[str]]:

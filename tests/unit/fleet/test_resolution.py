@@ -15,6 +15,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolutio
     locked_views,
     problems_of_hosts,
     shared_views,
+    unknown_choices,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import declared_views
 
@@ -141,3 +142,12 @@ def test_a_view_that_is_not_in_the_lock_is_left_out_unless_it_is_taken_down_or_r
     assert found["generation"] == "previous"
     (found,) = locked_views(views(name="other", state="absent"), LOCK)
     assert found["state"] == "absent"
+
+
+def test_a_chosen_view_that_no_host_declares_is_a_problem() -> None:
+    one, other = ({"names": ["all", "pinned"], "chosen": "pinned"}, {"names": ["all"], "chosen": "pinned"})
+    assert unknown_choices({"a": one, "b": other, "c": {}}) == []
+    assert unknown_choices({"a": {"names": ["b", "a"], "chosen": ""}}) == []
+    assert unknown_choices({"a": {**one, "chosen": "some"}, "b": {**other, "chosen": "some"}}) == [
+        "overlay_view: no host of this play has a view some; the views are all, pinned"
+    ]
