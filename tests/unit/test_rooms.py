@@ -59,7 +59,7 @@ PURE = {
         *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
     },
     "software_root": {"nfs_options", "root_plan"},
-    "fleet": {"declaration", "lock", "resolution", "status"},
+    "fleet": {"declaration", "host_ranges", "lock", "report", "report_page", "resolution", "status"},
 }
 #: What pure files may not touch: the system, the clock, the network.
 IMPURE = {
