@@ -144,4 +144,5 @@ def _for_script(values: Any) -> str:
     text = json.dumps(values, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+    # Before 2.19, ansible-core takes text that begins with a brace for a dictionary, and writes it as Python does.
+    return " " + text

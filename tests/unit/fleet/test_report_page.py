@@ -195,6 +195,10 @@ def test_the_time_may_be_left_out() -> None:
     assert json.loads(page_data([]))["time"] is None
 
 
+def test_the_data_are_not_taken_for_a_dictionary() -> None:
+    assert page_data([]).startswith(" {")
+
+
 def test_problems_are_listed_up_to_a_limit() -> None:
     rows = [{"host": f"n{number}", "status": "failed", "failure": f"error {number} occurred"} for number in range(400)]
     data = json.loads(page_data(rows_of(rows)))
