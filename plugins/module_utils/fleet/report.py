@@ -242,7 +242,9 @@ def problems_of(rows: Iterable[Row]) -> list[Problem]:
 
 
 def _without_host(reason: str, host: str) -> str:
-    for name in dict.fromkeys((host, host.partition(".")[0])):
+    short = host.partition(".")[0]
+    # The short name of an address would be a number.
+    for name in (host,) if short.isdigit() else (host, short):
         if name in reason:
             reason = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", "HOST", reason)
     return _ADDRESS.sub("ADDRESS", reason)

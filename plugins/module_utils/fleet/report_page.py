@@ -134,7 +134,7 @@ def _distances(numbers: Iterable[int]) -> list[int]:
 
 def _seconds(time: str) -> int:
     """Return a time such as ``2026-11-27T15:00:00Z`` in seconds since 1970."""
-    day, _, clock = time.rstrip("Z").partition("T")
+    day, _separator, clock = time.rstrip("Z").partition("T")
     numbers = [int(one) for one in (*day.split("-"), *clock.split(":"))]
     return calendar.timegm((*numbers, 0, 0, 0))
 

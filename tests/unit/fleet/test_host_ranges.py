@@ -18,7 +18,7 @@ def expanded(folded: str) -> list[str]:
         return [folded]
     names = []
     for span in match[1].split(","):
-        first, _, last = span.partition("-")
+        first, _dash, last = span.partition("-")
         width = len(first) if first[0] == "0" else 0
         for number in range(int(first), int(last or first) + 1):
             names += expanded(folded[: match.start()] + str(number).zfill(width) + folded[match.end() :])

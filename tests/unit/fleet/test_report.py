@@ -99,14 +99,14 @@ def test_what_is_as_declared_is_no_problem() -> None:
 
 def test_each_reason_is_a_problem_of_its_own() -> None:
     both = row("a", "drifted", drift=["one.", "two."], failure="three", hold={"until": NOW, "reason": "four"})
-    assert [reason for _, reason, _, _ in problems(both)] == [f"held until {NOW}: four", "one.", "three", "two."]
+    assert [problem[1] for problem in problems(both)] == [f"held until {NOW}: four", "one.", "three", "two."]
 
 
 @pytest.mark.parametrize("status", [status for status in STATUSES if status != "as declared"])
 def test_a_problem_without_a_reason_has_one_all_the_same(status: str) -> None:
-    [(found, reason, _, _)] = problems(row("a", status))
-    assert found == status
-    assert reason
+    [problem] = problems(row("a", status))
+    assert problem[0] == status
+    assert problem[1]
 
 
 def test_a_hold_says_until_when() -> None:
@@ -123,6 +123,13 @@ def test_the_same_reason_on_many_hosts_is_one_problem() -> None:
     assert problems(*rows) == [("unreachable", "ssh: connect to HOST (ADDRESS): timed out", (), hosts)]
 
 
+def test_a_number_in_a_reason_is_not_taken_for_a_host() -> None:
+    rows = [
+        row(f"10.0.0.{number}", "failed", failure=f"10.0.0.{number} did not answer for 10 seconds") for number in (1, 2)
+    ]
+    assert [problem[1] for problem in problems(*rows)] == ["HOST did not answer for 10 seconds"]
+
+
 def test_what_is_the_same_for_all_hosts_is_shown_as_it_is() -> None:
     rows = [row(host, "failed", failure="the server 10.0.0.1 does not answer") for host in "ab"]
     assert problems(*rows) == [("failed", "the server 10.0.0.1 does not answer", ("software",), ("a", "b"))]
@@ -133,7 +140,7 @@ def test_views_are_put_together_if_they_have_the_same_hosts() -> None:
         *(row(host, "failed", view, failure="x") for host in "ab" for view in ("one", "two")),
         row("a", "failed", "three", failure="x"),
     ]
-    assert [(views, hosts) for _, _, views, hosts in problems(*rows)] == [
+    assert [problem[2:] for problem in problems(*rows)] == [
         (("one", "two"), ("a", "b")),
         (("three",), ("a",)),
     ]

@@ -70,7 +70,7 @@ class Document(HTMLParser):
 def test_the_page_is_well_formed() -> None:
     document = Document(page(farm_rows(5, 2, 12)))
     assert document.declarations == ["DOCTYPE html"]
-    assert {"html", "head", "body", "title", "main", "h1"} <= {tag for tag, _ in document.elements}
+    assert {"html", "head", "body", "title", "main", "h1"} <= {tag for tag, _attributes in document.elements}
     assert dict(document.elements)["html"] == {"lang": "en"}
     identifiers = document.attributes("id")
     assert len(set(identifiers)) == len(identifiers)
