@@ -22,6 +22,10 @@ options:
         V(not declared).
       - A row can have C(view), C(generation), C(declared_generation), C(since), C(mountpoint), C(releases), C(drift), C(failure), C(hold),
         C(bytes_on_disk) and C(last_run).
+      - C(since) and C(last_run) are times in UTC, such as V(2026-11-27T15:00:00Z). C(drift) is a list of sentences.
+      - C(hold) is a mapping with C(until) and C(reason). C(until) is a time in UTC, or seconds since 1970.
+      - V(0) stands for a hold without an end.
+      - A row without C(releases) gets those of another row with its view and generation.
     type: list
     elements: dict
     required: true

@@ -38,6 +38,8 @@ _ADDRESS = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w.]*\w)")
 
 _ID = records.nullable(records.form("[0-9a-f]{16}"))
 _WHEN = records.nullable(records.form(TIME))
+#: The year 9999.
+_SECONDS = records.integer(0, 253_402_300_799)
 
 
 def _any_text(value: Any) -> str | None:
@@ -50,9 +52,31 @@ def _texts(value: Any) -> str | None:
 
 
 def _hold(value: Any) -> str | None:
-    if value is None or (isinstance(value, Mapping) and not _WHEN(value.get("until"))):
+    if value is None:
         return None
-    return "must be null, or a mapping with the keys until and reason"
+    until = value.get("until") if isinstance(value, Mapping) else ""
+    # The status record of a view has seconds.
+    problem = _SECONDS(until) if isinstance(until, int) else _WHEN(until)
+    return "must be null, or a mapping with the keys until, which is a time, and reason" if problem else None
+
+
+def _hold_end(until: Any) -> str | None:
+    """Return the end of a hold as text; None if it has none. It may be given in seconds since 1970, with 0 for none."""
+    return (time_text(until) if until else None) if isinstance(until, int) else until
+
+
+def time_text(seconds: int) -> str:
+    """Return a time that is given in seconds since 1970 as text in UTC, such as ``2026-11-27T15:00:00Z``."""
+    days, second = divmod(seconds, 86_400)
+    # Days are counted from 1 March of the year 0, so that a leap day is the last day of its year. 400 years have 146,097 days.
+    era, day = divmod(days + 719_468, 146_097)
+    year = (day - day // 1_460 + day // 36_524 - day // 146_096) // 365
+    day -= 365 * year + year // 4 - year // 100
+    month = (5 * day + 2) // 153
+    day -= (153 * month + 2) // 5 - 1
+    month = month + 3 if month < 10 else month - 9
+    year += era * 400 + (month <= 2)
+    return f"{year:04d}-{month:02d}-{day:02d}T{second // 3_600:02d}:{second // 60 % 60:02d}:{second % 60:02d}Z"
 
 
 #: The fields of a row that may be left out, with what they hold then.
@@ -114,7 +138,9 @@ class Row:
         found["failure"] = found["failure"] or ""
         found["bytes_on_disk"] = found["bytes_on_disk"] or 0
         if hold is not None:
-            found.update(is_held=True, hold_until=hold.get("until"), hold_reason=str(hold.get("reason") or ""))
+            found.update(
+                is_held=True, hold_until=_hold_end(hold.get("until")), hold_reason=str(hold.get("reason") or "")
+            )
         return cls(host=str(values["host"]), status=str(values["status"]), **found)
 
     def reasons(self) -> list[str]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.report import (
     STATUSES,
@@ -18,6 +21,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.report im
     shown_generations,
     summary,
     table_text,
+    time_text,
     whole_report,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
@@ -47,6 +51,8 @@ def problems(*rows: dict[str, Any]) -> list[tuple[str, str, tuple[str, ...], tup
         (row("h", drift=[1]), "drift must be a list of texts"),
         (row("h", hold="yes"), "hold must be null, or a mapping"),
         (row("h", hold={"until": "later"}), "hold must be null, or a mapping"),
+        (row("h", hold={"until": -1}), "hold must be null, or a mapping"),
+        (row("h", hold={"until": True}), "hold must be null, or a mapping"),
         (row("h", bytes_on_disk=-1), "bytes_on_disk has to be a whole number"),
     ],
 )
@@ -112,6 +118,19 @@ def test_a_problem_without_a_reason_has_one_all_the_same(status: str) -> None:
 def test_a_hold_says_until_when() -> None:
     assert Row("a", "held", is_held=True, hold_reason="bad").reasons() == ["held until the hold is lifted: bad"]
     assert Row("a", "held", is_held=True, hold_until=NOW).reasons() == [f"held until {NOW}"]
+
+
+@pytest.mark.parametrize(("until", "text"), [(None, None), (0, None), (1795791600, NOW), (NOW, NOW)])
+def test_the_end_of_a_hold_may_be_given_in_seconds(until: Any, text: str | None) -> None:
+    [held] = rows_of([row("a", "held", hold={"generation": OLD, "until": until, "reason": "bad"})])
+    assert (held.is_held, held.hold_until, held.hold_reason) == (True, text, "bad")
+
+
+@given(st.integers(0, 253_402_300_799))
+@example(951_782_400)
+@example(4_107_542_400)
+def test_seconds_are_written_as_the_standard_library_does(seconds: int) -> None:
+    assert time_text(seconds) == datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def test_the_same_reason_on_many_hosts_is_one_problem() -> None:
