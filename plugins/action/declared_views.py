@@ -59,5 +59,6 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         if overrides and isinstance(views, (list, tuple)):
             views = [{**view, **overrides} if isinstance(view, dict) else view for view in views]
         completed, found = declared_views(views, common, chosen)
-        result.update(changed=False, views=completed, problems=[*problems, *found])
+        named = [str(view["name"]) for view in views if isinstance(view, dict) and view.get("name")] if views else []
+        result.update(changed=False, views=completed, problems=[*problems, *found], names=named, chosen=chosen)
         return result

@@ -25,6 +25,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolutio
     Listing,
     batches,
     choose,
+    nothing_declared,
     problems_of_hosts,
     shared_views,
 )
@@ -67,7 +68,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         declared = {host: one.get("views", []) for host, one in given["declared"].items()}
         problems = problems_of_hosts({host: one.get("problems", []) for host, one in given["declared"].items()})
         views, differing = shared_views(declared, given["scan_host"])
-        problems += differing
+        problems += [*differing, *nothing_declared(given["declared"].values())]
         if problems:
             result.update(failed=True, problems=problems, msg=_counted(problems))
             return result

@@ -48,6 +48,17 @@ views:
   elements: dict
   returned: always
   sample: [{"name": "software", "mountpoint": "/software", "releases": [{"release": "houdini/20.5.410"}]}]
+names:
+  description: The names of all views that the host declares.
+  type: list
+  elements: str
+  returned: always
+  sample: [software]
+chosen:
+  description: The one view that is wanted; empty if all are.
+  type: str
+  returned: always
+  sample: ''
 problems:
   description: What is wrong with the declaration, one line for each problem.
   type: list

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -55,6 +55,18 @@ def problems_of_hosts(found: Mapping[str, Sequence[str]]) -> list[str]:
         problem if len(hosts) == len(found) else f"{problem} (on {host_list(hosts)})"
         for problem, hosts in hosts_of.items()
     ]
+
+
+def nothing_declared(declared: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what is wrong if no host declares a view, or the chosen view. ``declared`` is what declared_views returned on each host."""
+    found = list(declared)
+    names = sorted({name for one in found for name in one.get("names", ())})
+    chosen = next((one["chosen"] for one in found if one.get("chosen")), "")
+    if not names:
+        if not any(one.get("problems") for one in found):
+            yield "no host of this run declares a view: overlay_views lists the views of a host"
+    elif chosen and chosen not in names:
+        yield f"overlay_view: no host of this run has a view {chosen}; the views are {', '.join(names)}"
 
 
 def shared_views(

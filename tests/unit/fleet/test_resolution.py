@@ -13,6 +13,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolutio
     choose,
     host_list,
     locked_views,
+    nothing_declared,
     problems_of_hosts,
     shared_views,
 )
@@ -88,6 +89,17 @@ def test_a_problem_of_many_hosts_is_told_once() -> None:
     found = {"a": ["x", "y"], "b": ["x"], "c": ["x"]}
     assert problems_of_hosts(found) == ["x", "y (on a)"]
     assert host_list(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+
+
+def test_a_run_without_a_view_and_a_view_that_nobody_has_are_problems() -> None:
+    assert list(nothing_declared([{"names": []}, {"names": []}])) == [
+        "no host of this run declares a view: overlay_views lists the views of a host"
+    ]
+    assert list(nothing_declared([{"names": [], "problems": ["x"]}])) == []
+    assert list(nothing_declared([{"names": ["a"], "chosen": "c"}, {"names": ["b"]}])) == [
+        "overlay_view: no host of this run has a view c; the views are a, b"
+    ]
+    assert list(nothing_declared([{"names": ["a"], "chosen": "b"}, {"names": ["b"]}])) == []
 
 
 def test_releases_are_chosen_as_declared_and_by_query() -> None:
