@@ -74,8 +74,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
             return result
         try:
             resolution = self._use(views, given["lock"]) if given["lock"] else self._resolve(views, variables)
-        except _HostError as error:
+        except OverlayError as error:
             result.update(failed=True, problems=[str(error)], msg=str(error))
+            return result
+        except _HostError as error:
+            # Another host may be able to.
+            result.update(changed=False, obstacle=str(error))
             return result
         text = lock_to_json(resolution.locked)
         result.update(
@@ -104,7 +108,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         try:
             found = lock_from_json(given) if isinstance(given, str) else lock_from_values(given)
         except OverlayError as error:
-            raise _HostError(f"overlay_lock: {error}") from None
+            raise OverlayError(f"overlay_lock: {error}") from None
         resolution = _Resolution()
         for view in views:
             name = view["name"]

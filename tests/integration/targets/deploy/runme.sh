@@ -88,7 +88,7 @@ grep -q "check mode ends here, since software root $place/nowhere does not exist
 run renderfarm.overlay.deploy --limit one,two
 recap one 2
 recap two 0
-test "$(grep -c 'release=tool/1.0\|item=tool/1.0' "$place/log")" = 1
+test "$(grep -c '^scanning .*tool/1.0' "$place/log")" = 1
 test "$(cat "$place/newest/tool/1.1/name")" = tool/1.1
 test ! -e "$place/newest/tool/1.0"
 test "$(cat "$place/newest/tool/current/name")" = tool/1.1
