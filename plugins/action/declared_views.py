@@ -59,12 +59,6 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         if overrides and isinstance(views, (list, tuple)):
             views = [{**view, **overrides} if isinstance(view, dict) else view for view in views]
         completed, found = declared_views(views, common, chosen)
-        listed = views if isinstance(views, (list, tuple)) else ()
-        result.update(
-            changed=False,
-            views=completed,
-            names=[view["name"] for view in listed if isinstance(view, dict) and isinstance(view.get("name"), str)],
-            chosen=chosen,
-            problems=[*problems, *found],
-        )
+        named = [str(view["name"]) for view in views if isinstance(view, dict) and view.get("name")] if views else []
+        result.update(changed=False, views=completed, problems=[*problems, *found], names=named, chosen=chosen)
         return result

@@ -25,9 +25,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolutio
     Listing,
     batches,
     choose,
+    nothing_declared,
     problems_of_hosts,
     shared_views,
-    unknown_choices,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 
@@ -68,9 +68,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         )
         declared = {host: one.get("views", []) for host, one in given["declared"].items()}
         problems = problems_of_hosts({host: one.get("problems", []) for host, one in given["declared"].items()})
-        problems += unknown_choices(given["declared"])
         views, differing = shared_views(declared, given["scan_host"])
-        problems += differing
+        problems += [*differing, *nothing_declared(given["declared"].values())]
         if problems:
             result.update(failed=True, problems=problems, msg=_counted(problems))
             return result
@@ -79,8 +78,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
             return result
         try:
             resolution = self._use(views, given["lock"]) if given["lock"] else self._resolve(views, variables)
-        except _HostError as error:
+        except OverlayError as error:
             result.update(failed=True, problems=[str(error)], msg=str(error))
+            return result
+        except _HostError as error:
+            # Another host may be able to.
+            result.update(changed=False, obstacle=str(error))
             return result
         text = lock_to_json(resolution.locked)
         result.update(
@@ -109,7 +112,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         try:
             found = lock_from_json(given) if isinstance(given, str) else lock_from_values(given)
         except OverlayError as error:
-            raise _HostError(f"overlay_lock: {error}") from None
+            raise OverlayError(f"overlay_lock: {error}") from None
         resolution = _Resolution()
         for view in views:
             name = view["name"]

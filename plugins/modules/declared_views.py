@@ -53,12 +53,12 @@ names:
   type: list
   elements: str
   returned: always
-  sample: [software, tools]
+  sample: [software]
 chosen:
-  description: The name of the one view that C(overlay_view) chooses; empty if RV(views) has all.
+  description: The one view that is wanted; empty if all are.
   type: str
   returned: always
-  sample: software
+  sample: ''
 problems:
   description: What is wrong with the declaration, one line for each problem.
   type: list

@@ -197,7 +197,7 @@ def build_and_install(directory: Path) -> Count:
 
 
 # Programs that make runs. They import files beside them by bare name.
-PROGRAMS = ("tests/tools", "tests/demo", "tests/bench", "tests/farm")
+PROGRAMS = ("tests/tools", "tests/demo", "tests/bench", "tests/farm", "tests/page")
 
 
 def types(_args: Sequence[str]) -> Count:
@@ -237,7 +237,7 @@ nitpicky = False
 """
 
 
-#: The generated pages refer to this page of ansible-core's documentation, which is not available offline.
+#: The generated pages refer to these pages of ansible-core's documentation, which are not available offline.
 ANSIBLE_CORE_PAGE = """
 :orphan:
 
@@ -247,6 +247,13 @@ Common return values
 ====================
 
 See ansible-core's documentation of the return values that all modules have.
+
+.. _action_plugins:
+
+Action plugins
+==============
+
+See ansible-core's documentation of action plugins.
 """
 
 

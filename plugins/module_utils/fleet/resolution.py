@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -57,15 +57,16 @@ def problems_of_hosts(found: Mapping[str, Sequence[str]]) -> list[str]:
     ]
 
 
-def unknown_choices(declared: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a line for each chosen view that no host declares; ``declared`` is what declared_views returned for each host."""
-    names = sorted({name for one in declared.values() for name in one.get("names", ())})
-    chosen = dict.fromkeys(one["chosen"] for one in declared.values() if one.get("chosen"))
-    return [
-        f"overlay_view: no host of this play has a view {name}; the views are {', '.join(names) or 'none'}"
-        for name in chosen
-        if name not in names
-    ]
+def nothing_declared(declared: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what is wrong if no host declares a view, or the chosen view. ``declared`` is what declared_views returned on each host."""
+    found = list(declared)
+    names = sorted({name for one in found for name in one.get("names", ())})
+    chosen = next((one["chosen"] for one in found if one.get("chosen")), "")
+    if not names:
+        if not any(one.get("problems") for one in found):
+            yield "no host of this run declares a view: overlay_views lists the views of a host"
+    elif chosen and chosen not in names:
+        yield f"overlay_view: no host of this run has a view {chosen}; the views are {', '.join(names)}"
 
 
 def shared_views(

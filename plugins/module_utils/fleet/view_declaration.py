@@ -182,16 +182,17 @@ def _is_blank(value: Any) -> bool:
 
 def _described(value: Any) -> str:
     """Return a value for a message, shortened."""
-    kind = {str: "the text ", bool: "", int: "the number ", float: "the number "}.get(type(value))
-    if kind is None:
+    # Values come from Ansible, which derives types of its own from Python's.
+    if isinstance(value, bool):
+        kind, shown = "", str(value).lower()
+    elif isinstance(value, str):
+        kind, shown = "the text ", repr(str(value))
+    elif isinstance(value, (int, float)):
+        kind, shown = "the number ", str(value)
+    else:
         return (
-            "a mapping"
-            if isinstance(value, Mapping)
-            else "a list"
-            if isinstance(value, (list, tuple))
-            else "a value of another type"
+            "a mapping" if isinstance(value, Mapping) else "a list" if isinstance(value, (list, tuple)) else "nothing"
         )
-    shown = repr(value) if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
     return kind + (shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "...")
 
 

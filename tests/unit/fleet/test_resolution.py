@@ -13,9 +13,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolutio
     choose,
     host_list,
     locked_views,
+    nothing_declared,
     problems_of_hosts,
     shared_views,
-    unknown_choices,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import declared_views
 
@@ -91,6 +91,17 @@ def test_a_problem_of_many_hosts_is_told_once() -> None:
     assert host_list(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
 
 
+def test_a_run_without_a_view_and_a_view_that_nobody_has_are_problems() -> None:
+    assert list(nothing_declared([{"names": []}, {"names": []}])) == [
+        "no host of this run declares a view: overlay_views lists the views of a host"
+    ]
+    assert list(nothing_declared([{"names": [], "problems": ["x"]}])) == []
+    assert list(nothing_declared([{"names": ["a"], "chosen": "c"}, {"names": ["b"]}])) == [
+        "overlay_view: no host of this run has a view c; the views are a, b"
+    ]
+    assert list(nothing_declared([{"names": ["a"], "chosen": "b"}, {"names": ["b"]}])) == []
+
+
 def test_releases_are_chosen_as_declared_and_by_query() -> None:
     there = [listed("a/1"), listed("a/2", manifest=None)]
     (view,) = views(releases=[{"release": "a/1", "at": "x"}, "c/1"])
@@ -142,12 +153,3 @@ def test_a_view_that_is_not_in_the_lock_is_left_out_unless_it_is_taken_down_or_r
     assert found["generation"] == "previous"
     (found,) = locked_views(views(name="other", state="absent"), LOCK)
     assert found["state"] == "absent"
-
-
-def test_a_chosen_view_that_no_host_declares_is_a_problem() -> None:
-    one, other = ({"names": ["all", "pinned"], "chosen": "pinned"}, {"names": ["all"], "chosen": "pinned"})
-    assert unknown_choices({"a": one, "b": other, "c": {}}) == []
-    assert unknown_choices({"a": {"names": ["b", "a"], "chosen": ""}}) == []
-    assert unknown_choices({"a": {**one, "chosen": "some"}, "b": {**other, "chosen": "some"}}) == [
-        "overlay_view: no host of this play has a view some; the views are all, pinned"
-    ]

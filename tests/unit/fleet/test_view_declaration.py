@@ -118,6 +118,13 @@ def test_a_common_value_that_is_missing_is_named_with_its_variable() -> None:
     ]
 
 
+def test_a_text_of_ansible_is_shown_as_text() -> None:
+    class Text(str):
+        __slots__ = ()
+
+    assert problems(view(format=Text("erfs")))[0].endswith("not the text 'erfs': did you mean erofs?")
+
+
 def test_no_message_is_long() -> None:
     assert all(len(line) < 300 for line in problems(view(releases="x" * 9000, format="y" * 9000)))
 
