@@ -12,7 +12,7 @@ author:
 version_added: 0.1.0
 short_description: Give the views of a host what a lock resolved them to
 description:
-  - Takes the views of a host, as P(renderfarm.overlay.declared_views#action) returns them, and a lock, and returns the views as
+  - Takes the views of a host, as M(renderfarm.overlay.declared_views) returns them, and a lock, and returns the views as
     M(renderfarm.overlay.view) takes them.
   - A view that is to be mounted and is not in the lock is left out.
 positional: lock
@@ -23,7 +23,7 @@ options:
     elements: dict
     required: true
   lock:
-    description: The lock, as P(renderfarm.overlay.resolved_views#action) returns it.
+    description: The lock, as M(renderfarm.overlay.resolved_views) returns it.
     type: dict
     required: true
 """

@@ -247,6 +247,13 @@ Common return values
 ====================
 
 See ansible-core's documentation of the return values that all modules have.
+
+.. _action_plugins:
+
+Action plugins
+==============
+
+See ansible-core's documentation of the plugins that run on the controller before a module, or in its place.
 """
 
 
