@@ -63,6 +63,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                 "declared": {"type": "dict", "required": True},
                 "scan_host": {"type": "str", "default": ""},
                 "lock": {"type": "raw"},
+                "resolve": {"type": "bool", "default": True},
             }
         )
         declared = {host: one.get("views", []) for host, one in given["declared"].items()}
@@ -71,6 +72,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         problems += [*differing, *nothing_declared(given["declared"].values())]
         if problems:
             result.update(failed=True, problems=problems, msg=_counted(problems))
+            return result
+        if not given["resolve"]:
+            result["changed"] = False
             return result
         try:
             resolution = self._use(views, given["lock"]) if given["lock"] else self._resolve(views, variables)

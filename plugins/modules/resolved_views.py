@@ -45,6 +45,10 @@ options:
       - A lock of an earlier resolution, as text or as a dictionary. Nothing is listed, scanned or built then.
       - A view that is not in the lock is in RV(failures).
     type: raw
+  resolve:
+    description: With V(false), only check the declarations of the hosts. Nothing but RV(problems) is returned then.
+    type: bool
+    default: true
 seealso:
   - module: renderfarm.overlay.declared_views
   - module: renderfarm.overlay.view_lock

@@ -289,7 +289,7 @@ views:
     layer:
       description: Path of the layer.
       type: str
-      sample: /var/lib/renderfarm-overlay/views/software/generations/0123456789abcdef-erofs-data_only-trusted/layer.erofs
+      sample: /var/lib/renderfarm-overlay/views/software/generations/0123456789abcdef-erofs/layer.erofs
     held:
       description: The hold that keeps the view at its generation; none if there is none.
       type: dict

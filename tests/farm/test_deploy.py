@@ -42,31 +42,29 @@ def node(farm: Farm, request: pytest.FixtureRequest) -> Machine:
 
 def test_the_first_run_mounts_the_view(deployment: Deployment) -> None:
     assert deployment.run.failures("new") == []
-    [mounted] = deployment.run.of("new", "overlay_mount")
-    assert mounted.changed
-    assert mounted.values["mount"]["data"] == [ROOT]
+    view = deployment.run.views("new")["software"]
+    assert view["changed"]
+    assert view["mount"]["data"] == [ROOT]
 
 
 def test_every_release_is_scanned_and_readable(deployment: Deployment) -> None:
-    # Ansible reports a task with run_once for the first host of the play, wherever it ran.
-    runs = [result for name in ("old", "new") for result in deployment.run.of(name, "release_manifest")]
-    scanned = [manifest for result in runs if result.status == "item" for manifest in result.values["manifests"]]
-    assert sorted(manifest["release"] for manifest in scanned) == sorted(
-        release.path for release in software.releases()
-    )
-    assert [manifest["unreadable"] for manifest in scanned] == [[]] * len(scanned)
+    resolution = deployment.run.resolution
+    releases = {release.path for release in software.releases()}
+    assert {f"scan release {release}" for release in releases} <= set(resolution.values["actions"])
+    [view] = resolution.values["lock"]["views"]
+    assert {one["release"] for one in view["releases"]} == releases
+    assert "not everybody may read" not in resolution.warnings
 
 
 def test_a_kernel_without_data_only_layers_shows_the_same_generation_by_redirects(deployment: Deployment) -> None:
     """The playbook and the variables are the same."""
     assert deployment.run.failures("old") == []
-    [built], [other] = (deployment.run.of(node, "metadata_layer") for node in ("old", "new"))
-    assert (built.values["strategy"], other.values["strategy"]) == ("redirect", "data_only")
-    assert built.values["generation"] == other.values["generation"]
-    [mounted] = deployment.run.of("old", "overlay_mount")
-    assert mounted.changed
-    assert mounted.values["mount"]["root"] == "/view"
-    assert mounted.values["mount"]["lower"] == [built.values["layer"], ROOT]
+    view, other = (deployment.run.views(node)["software"] for node in ("old", "new"))
+    assert (view["strategy"], other["strategy"]) == ("redirect", "data_only")
+    assert view["generation"] == other["generation"]
+    assert view["changed"]
+    assert view["mount"]["root"] == "/view"
+    assert view["mount"]["lower"] == [view["layer"], ROOT]
 
 
 def test_a_kernel_without_data_only_layers_fails_before_it_copies_an_image(farm: Farm) -> None:
@@ -115,8 +113,7 @@ def test_check_mode_on_a_new_host_writes_nothing(farm: Farm, other: Machine) -> 
 def test_a_host_that_does_not_scan_only_reads_manifests(other: Machine, second_host: Run) -> None:
     """Deploying to one more host costs the server a few calls and no listing, however large the tree is."""
     assert second_host.changed("new") == []
-    scans = [result for result in second_host.of(OTHER, "release_manifest") if result.changed]
-    assert scans == []
+    assert second_host.resolution.values["actions"] == []
     assert "overlay" in other.output(f"findmnt -n -o FSTYPE {VIEW}")
     calls = collection.calls(other, ROOT)
     assert calls.get("READDIR", 0) == 0, calls
@@ -124,8 +121,10 @@ def test_a_host_that_does_not_scan_only_reads_manifests(other: Machine, second_h
 
 
 def test_the_same_declaration_gives_the_same_generation_on_every_host(farm: Farm, second_host: Run) -> None:
-    generations = {name: second_host.of(name, "metadata_layer")[-1].values["generation"] for name in ("new", OTHER)}
-    assert generations["new"] == generations[OTHER]
+    generations = [second_host.views(name)["software"]["generation"] for name in ("new", OTHER)]
+    assert generations[0] == generations[1]
+    # It is the one that the run resolved to before it changed either host.
+    assert generations[0] == second_host.resolution.values["lock"]["views"][0]["generation"]
     listings = [trees.listing(machine, VIEW) for machine in (farm.nodes["new"], farm.server)]
     assert listings[0] == listings[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,7 +36,7 @@ def play(farm: Farm, name: str, hosts: str, *arguments: str, **variables: Any) -
 
 
 def generation(run: Run, machine: str) -> str:
-    return str(run.of(machine, "metadata_layer")[-1].values["generation"])
+    return str(run.views(machine)["imaged"]["generation"])
 
 
 def calls(machine: Machine, mountpoint: str) -> dict[str, int]:
@@ -86,12 +87,15 @@ def second_host(farm: Farm, other: Machine) -> tuple[Run, dict[str, int]]:
 
 
 def test_the_image_is_built_on_the_host_that_scans_and_mounted_there(new: Machine, first_host: Run) -> None:
-    published, installed = first_host.of("new", "metadata_layer")
-    assert published.changed
-    assert published.values["image"] == f"{STORE}/.images/{published.values['generation']}.erofs"
-    assert installed.values["format"] == "erofs"
-    assert installed.values["image_digest"] == published.values["image_digest"]
-    assert f"{installed.values['generation']}-erofs/layer" in new.output(f"findmnt -n -o OPTIONS {VIEW}")
+    [locked] = first_host.resolution.values["lock"]["views"]
+    image = f"{STORE}/.images/{locked['generation']}.erofs"
+    assert f"build image {image}" in first_host.resolution.values["actions"]
+    view = first_host.views("new")["imaged"]
+    assert f"install generation {locked['generation']} from {image}" in view["actions"]
+    assert (view["format"], view["generation"]) == ("erofs", locked["generation"])
+    record = json.loads(new.output(f"cat {STATE_DIR}/views/imaged/current/view.json"))
+    assert record["image"]["digest"] == locked["image_digest"]
+    assert f"{view['generation']}-erofs/layer" in new.output(f"findmnt -n -o OPTIONS {VIEW}")
 
 
 def test_one_more_host_reads_only_the_image_and_its_record(
@@ -99,12 +103,11 @@ def test_one_more_host_reads_only_the_image_and_its_record(
 ) -> None:
     run, sent = second_host
     assert run.changed("new") == []
-    [installed] = run.of(OTHER, "metadata_layer")
-    size = int(other.output(["stat", "-c", "%s", installed.values["layer"]]))
+    size = int(other.output(["stat", "-c", "%s", run.views(OTHER)["imaged"]["layer"]]))
     options = other.output(["findmnt", "-n", "-o", "OPTIONS", STORE]).split(",")
     rsize = next(int(option.removeprefix("rsize=")) for option in options if option.startswith("rsize="))
     ahead = int(other.output(f"cat /sys/class/bdi/$(mountpoint -d {STORE})/read_ahead_kb")) * 1024
-    print(f"image of {size} bytes, rsize {rsize}, read-ahead {ahead}, {installed.values['entries']}: {sent}")
+    print(f"image of {size} bytes, rsize {rsize}, read-ahead {ahead}: {sent}")
     # Twice as many, since read-ahead may start with smaller pieces; and some for the record.
     reads = sent.get("READ", 0) + sent.get("READ_PLUS", 0)
     assert 0 < reads <= 2 * -(-size // min(rsize, ahead)) + 8, sent
@@ -145,28 +148,37 @@ def test_a_rollback_sends_no_call_to_the_share(farm: Farm, new: Machine, other: 
     deployed = play(farm, "deploy", BOTH)
     assert generation(deployed, "new") == generation(deployed, OTHER)
     assert [machine.output(f"cat {VIEW}/imaged/1.0/data/file") for machine in (new, other)] == ["one", "one"]
-    earlier = deployed.of(OTHER, "metadata_layer")[-1].values["previous"]
+    earlier = deployed.views(OTHER)["imaged"]["previous"]
 
     before = calls(other, STORE)
     tried = play(farm, "rollback", OTHER, "--check", "--diff", overlay_view="imaged")
-    [layer] = tried.of(OTHER, "metadata_layer")
-    releases = {moment: set(layer.values["diff"][moment]["releases"]) for moment in ("before", "after")}
+    [result] = tried.of(OTHER, "view")
+    releases = {moment: set(result.values["diff"][moment]["imaged"]["releases"]) for moment in ("before", "after")}
     assert releases["before"] - releases["after"] == {"/imaged/1.0"}
     assert releases["after"] < releases["before"]
     assert other.output(f"ls {VIEW}/imaged") == "1.0"
 
     run = play(farm, "rollback", OTHER, overlay_view="imaged")
-    [mounted] = run.of(OTHER, "overlay_mount")
-    assert (mounted.values["switched"], mounted.values["method"]) == (True, "beneath")
+    view = run.views(OTHER)["imaged"]
+    assert (view["switched"], view["method"]) == (True, "beneath")
     assert generation(run, OTHER) == earlier
     assert other.ssh(f"ls {VIEW}/imaged", check=False).returncode != 0
     # No call went to the host that scans, or to the share with manifests and images.
     assert run.of("new") == []
+    assert run.resolution.values["lock"]["views"] == []
     assert since(before, calls(other, STORE)) == {}
     assert new.output(f"ls {VIEW}/imaged") == "1.0"
 
     assert play(farm, "rollback", OTHER, overlay_generation=earlier).changed(OTHER) == []
-    back = play(farm, "deploy", BOTH)
+    # The rollback holds, and a deployment names the hosts that differ.
+    held = play(farm, "deploy", BOTH)
+    assert {name: held.changed(name) for name in ("new", OTHER)} == {"new": [], OTHER: []}
+    assert generation(held, OTHER) == earlier
+    assert f"hosts show different generations: {generation(held, 'new')} on new, {earlier} on {OTHER}" in held.output
+    assert held.views(OTHER)["imaged"]["held"]["generation"] == earlier
+
+    back = play(farm, "deploy", BOTH, overlay_lift_holds=True)
     assert back.changed("new") == []
     assert generation(back, OTHER) == generation(back, "new")
+    assert "different generations:" not in back.output
     assert other.output(f"cat {VIEW}/imaged/1.0/data/file") == "one"

@@ -134,8 +134,8 @@ def check_boot(machine: Machine) -> None:
 
 
 def test_a_switch_keeps_the_unit_active(new: Machine, switched: Switched) -> None:
-    mounted = switched.run.of(new, "overlay_mount")[0]
-    assert (mounted.values["switched"], mounted.values["method"]) == (True, "beneath")
+    view = switched.run.views(new)["kept"]
+    assert (view["switched"], view["method"]) == (True, "beneath")
     assert lower(new) != switched.before
     assert new.output("systemctl show -P ActiveState 'kept\\x20view.mount'") == "active"
 

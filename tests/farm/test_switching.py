@@ -54,8 +54,8 @@ def test_a_late_import_finds_the_release_that_a_rollout_replaced(farm: Farm, new
     new.wait_for("grep -q started /run/farm-switching-said", 300)
 
     run = collection.deploy(farm, declared(NEW))
-    [decided] = run.of("new", "view_releases")
-    assert [one["release"] for one in decided.values["leaving"]] == [OLD]
+    [view] = run.resolution.values["lock"]["views"]
+    assert [one["release"] for one in view["leaving"]] == [OLD]
     assert f"no longer declared, and still shown: {OLD} until" in run.output
     assert new.output(f"ls {VIEW}/usd-core").split() == ["25.11", "26.11"]
 

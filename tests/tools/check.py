@@ -237,7 +237,7 @@ nitpicky = False
 """
 
 
-#: The generated pages refer to this page of ansible-core's documentation, which is not available offline.
+#: The generated pages refer to these pages of ansible-core's documentation, which are not available offline.
 ANSIBLE_CORE_PAGE = """
 :orphan:
 

@@ -82,6 +82,16 @@ class Run:
             and (not module or result.action == f"{COLLECTION}.{module}")
         ]
 
+    def views(self, machine: str | Machine) -> dict[str, Mapping[str, Any]]:
+        """Return, by name, the views of one host as the module `view` returned them; empty if it did not run there."""
+        return {view["name"]: view for result in self.of(machine, "view") for view in result.values.get("views", ())}
+
+    @property
+    def resolution(self) -> Result:
+        """Return the result of resolving the views. Ansible records it for a host of the play, wherever it ran."""
+        action = f"{COLLECTION}.resolved_views"
+        return [result for result in self.results if result.action == action and result.status != "skipped"][-1]
+
     def changed(self, machine: str | Machine) -> list[str]:
         """Return the names of the tasks that changed something on a host."""
         return [result.task for result in self.of(machine) if result.changed and not result.status.startswith("item")]
