@@ -184,15 +184,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                 found = self._call("release_manifest", {**options, "releases": batch}, variables)
                 resolution.actions += found.get("actions", [])
                 resolution.warnings += found.get("warnings", [])
-                reasons = (
-                    dict.fromkeys(batch, "would have to be scanned first")
-                    if self._task.check_mode
-                    else _failures_of(found, batch)
-                )
-                for path, reason in reasons.items():
+                for path, reason in _failures_of(found, batch).items():
                     for name in paths[path]:
                         choices.pop(name, None)
                         self._give_up(name, f"release {path} {reason}", resolution)
+        if self._task.check_mode:
+            for name in [name for name, choice in choices.items() if choice.unscanned]:
+                listed = ", ".join(choices.pop(name).unscanned)
+                self._give_up(name, f"these releases would have to be scanned first: {listed}", resolution)
 
     def _lock(self, wanted: list[dict[str, Any]], resolution: _Resolution, variables: dict[str, Any]) -> None:
         found = self._call("view_lock", {"views": wanted}, variables)

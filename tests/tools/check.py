@@ -253,7 +253,7 @@ See ansible-core's documentation of the return values that all modules have.
 Action plugins
 ==============
 
-See ansible-core's documentation of action plugins.
+See ansible-core's documentation of the plugins that run on the controller before a module, or in its place.
 """
 
 

@@ -191,3 +191,21 @@ def locked_views(views: Iterable[Mapping[str, Any]], lock: Mapping[str, LockedVi
                 options["releases"] = [dict(one) for one in locked.releases]
         found.append(options)
     return found
+
+
+def differing_views(shown: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[str]:
+    """Return a sentence for each view of which hosts show different generations.
+
+    ``shown`` is what the module ``view`` returned on each host.
+    """
+    hosts_of: dict[str, dict[str, list[str]]] = {}
+    for host, views in shown.items():
+        for view in views:
+            if view.get("generation"):
+                hosts_of.setdefault(view["name"], {}).setdefault(view["generation"], []).append(host)
+    return [
+        f"view {name}: hosts show different generations: "
+        + ", ".join(f"{generation} on {host_list(hosts)}" for generation, hosts in generations.items())
+        for name, generations in hosts_of.items()
+        if len(generations) > 1
+    ]

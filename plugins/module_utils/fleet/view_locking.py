@@ -120,7 +120,6 @@ def _publish(view: Mapping[str, Any], wanted: LayerSpec, locked: Brought, run: R
             found = image_store.publish(store, spec, builder, composition, run.progress)
             locked.warnings += layer_sources.rights_warnings(found.rights)
         locked.actions += plan
+    # In check mode there may be no image yet. A host then shows what its releases would change.
     if found and found.image:
         locked.values["image_digest"] = found.image.digest
-    else:
-        raise OverlayError(f"view {view['name']}: its image would have to be built first")

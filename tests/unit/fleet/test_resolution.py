@@ -11,6 +11,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolutio
     SHARED,
     batches,
     choose,
+    differing_views,
     host_list,
     locked_views,
     nothing_declared,
@@ -153,3 +154,12 @@ def test_a_view_that_is_not_in_the_lock_is_left_out_unless_it_is_taken_down_or_r
     assert found["generation"] == "previous"
     (found,) = locked_views(views(name="other", state="absent"), LOCK)
     assert found["state"] == "absent"
+
+
+def test_hosts_that_show_different_generations_are_named() -> None:
+    shown = {
+        "one": [{"name": "a", "generation": "1"}, {"name": "b", "generation": "2"}, {"name": "c"}],
+        "two": [{"name": "a", "generation": "3"}, {"name": "b", "generation": "2"}],
+    }
+    assert differing_views(shown) == ["view a: hosts show different generations: 1 on one, 3 on two"]
+    assert differing_views({}) == []
