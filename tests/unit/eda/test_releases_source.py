@@ -461,7 +461,7 @@ def test_the_playbook_of_the_rulebook_refers_to_nothing_by_a_relative_path() -> 
     playbook = (COLLECTION / "playbooks" / "deploy.yml").read_text(encoding="utf-8")
     assert (
         re.findall(
-            r"\b(?:include_tasks|import_tasks|include_vars|vars_files|import_playbook): *(?!renderfarm\.)", playbook
+            r"\b(?:include_tasks|import_tasks|include_vars|vars_files|import_playbook):(?! *renderfarm\.)", playbook
         )
         == []
     )
