@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.meta
 import pytest
 import yaml
 
@@ -15,9 +13,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_decl
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path.name for path in (CHECKOUT / "roles").iterdir())
-
-#: A default of the role view: the key of the entry that the playbook deploys, or else an expression.
-FROM_ENTRY = re.compile(r"{{ _view_entry\.(\w+) \| default\((.*)\) }}")
 
 
 def load(path: str) -> Any:
@@ -31,20 +26,9 @@ def options(role: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def evaluate(expression: str) -> Any:
-    """Return the value of a Jinja2 literal, or a template where the expression uses variables."""
-    names = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(f"{{{{ {expression} }}}}"))  # noqa: S701
-    return f"{{{{ {expression} }}}}" if names else jinja2.Environment().compile_expression(expression)()  # noqa: S701
-
-
 def defaults(role: str) -> dict[str, Any]:
-    """Return the defaults of a role, for a view without the entry that each of them looks at first."""
     found: dict[str, Any] = load(f"roles/{role}/defaults/main.yml")
-    if role != "view":
-        return found
-    matches = {name: FROM_ENTRY.fullmatch(value) for name, value in found.items()}
-    assert [name for name, match in matches.items() if not match or f"view_{match.group(1)}" != name] == []
-    return {name: evaluate(match.group(2)) for name, match in matches.items() if match}
+    return found
 
 
 @pytest.mark.parametrize("role", ROLES)
