@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-MODULES = Path(__file__).resolve().parents[2] / "plugins" / "modules"
+PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,13 @@ class Call:
 def measure(rounds: int) -> list[Call]:
     """Call each module with `ansible localhost -m` and return its costs."""
     with tempfile.TemporaryDirectory() as directory:
-        return [
-            _measure(module, Path(directory), rounds) for module in sorted(path.stem for path in MODULES.glob("*.py"))
-        ]
+        return [_measure(module, Path(directory), rounds) for module in _modules()]
+
+
+def _modules() -> list[str]:
+    """Return the names of the modules that run on hosts. Those with an action plugin run on the controller."""
+    names = {path.stem for path in (PLUGINS / "modules").glob("*.py")}
+    return sorted(names - {path.stem for path in (PLUGINS / "action").glob("*.py")})
 
 
 def _measure(module: str, directory: Path, rounds: int) -> Call:

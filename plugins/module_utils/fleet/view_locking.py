@@ -115,8 +115,7 @@ def _publish(view: Mapping[str, Any], wanted: LayerSpec, locked: Brought, run: R
         source = layer_sources.from_releases(spec, builder, "", run.progress)
         plan: Plan = (PublishImage(image),)
         composition = source.composed_for(plan)
-        assert composition is not None, "an image that is published is composed"
-        if not run.check_mode:
+        if composition and not run.check_mode:
             found = image_store.publish(store, spec, builder, composition, run.progress)
             locked.warnings += layer_sources.rights_warnings(found.rights)
         locked.actions += plan

@@ -96,7 +96,8 @@ class ViewPruning:
 
     def _values(self, candidate: Candidate) -> dict[str, Any]:
         name = GenerationName.parse(candidate.directory)
-        assert name, f"{candidate.directory} is not the name of a generation"
+        if name is None:
+            raise ValueError(f"{candidate.directory} is not the name of a generation")
         return {"view": self.paths.name, "generation": name.id, "format": name.format}
 
 

@@ -104,7 +104,7 @@ def test_a_problem_is_named(views: Any, problem: str) -> None:
 
 def test_all_problems_are_found_at_once() -> None:
     found = problems(view(format="x", keep="y"), view(name="b", mountpoint="b"), persist="never")
-    assert [line.split(" must")[0] for line in found] == [
+    assert [line.partition(" must")[0] for line in found] == [
         "overlay_persist",
         "view software: format",
         "view software: keep",
