@@ -50,6 +50,8 @@ class _Resolution:
     pending: dict[str, str] = field(default_factory=dict)
     actions: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    #: Why this host could not list or scan, although another one may; empty if it could.
+    obstacle: str = ""
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
@@ -103,6 +105,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
             ],
             actions=resolution.actions,
         )
+        if resolution.obstacle:
+            result["obstacle"] = resolution.obstacle
         if resolution.warnings:
             result["warnings"] = resolution.warnings
         return result
@@ -147,7 +151,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                 listings[listing] = self._call("release_info", vars(listing), variables)
             listed = listings[listing]
             if listed.get("failed"):
-                self._give_up(name, str(listed.get("msg")), resolution)
+                resolution.obstacle = str(listed.get("msg"))
+                self._give_up(name, resolution.obstacle, resolution)
                 continue
             try:
                 choice = choose(view, listed["releases"], select_releases)
@@ -184,6 +189,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                 found = self._call("release_manifest", {**options, "releases": batch}, variables)
                 resolution.actions += found.get("actions", [])
                 resolution.warnings += found.get("warnings", [])
+                if found.get("failed") and not found.get("failures"):
+                    resolution.obstacle = str(found.get("msg"))
                 for path, reason in _failures_of(found, batch).items():
                     for name in paths[path]:
                         choices.pop(name, None)

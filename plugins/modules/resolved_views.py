@@ -99,9 +99,9 @@ leaving:
   returned: success
   sample: ["view software: no longer declared, and still shown: usd/1 until 2026-11-29T15:00:00Z"]
 obstacle:
-  description: Why this host cannot resolve the views, although another one may.
+  description: Why this host could not list, scan or build, although another one may.
   type: str
-  returned: when there is no lock
+  returned: if there is one
   sample: the module failed
 problems:
   description: What is wrong with the declaration, one line for each problem.

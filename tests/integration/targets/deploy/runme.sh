@@ -168,6 +168,26 @@ test ! -e "$place/batches-two/tool/1.1"
 test "$(batch one)" = "$(batch two)"
 rm -r "$place/software/tool/1.2" "$place/manifests/tool/1.2."*
 
+# The next host resolves the views where the first one cannot, here since it has no software root.
+cat > "$place/failover.yml" <<EOF
+all:
+  hosts:
+    broken: {overlay_scan_root: "$place/nowhere"}
+    working:
+  vars:
+    ansible_connection: local
+    ansible_python_interpreter: "$(command -v python)"
+    overlay_become: false
+    overlay_root: $place/software
+    overlay_store: $place/manifests
+    overlay_state_dir: $place/state-{{ inventory_hostname }}
+    overlay_views: [{name: failover, mountpoint: "$place/{{ inventory_hostname }}", query: newest(@), linger: 0}]
+EOF
+ansible-playbook -i "$place/failover.yml" -e overlay_hosts=all renderfarm.overlay.deploy | tee "$place/log"
+test -e "$place/broken/tool/1.1/name"
+test -e "$place/working/tool/1.1/name"
+ansible-playbook -i "$place/failover.yml" -e overlay_hosts=all renderfarm.overlay.remove
+
 # An unknown key of a view is refused.
 run renderfarm.overlay.deploy --limit one,two -e '{"overlay_views": [{"name": "newest", "mountpoint": "'"$place"'/newest",
     "query": "newest(@)", "at": "/"}]}' && exit 1
