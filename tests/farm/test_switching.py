@@ -91,6 +91,21 @@ def test_a_withdrawn_release_is_refused_at_once_by_a_client_with_cached_attribut
         new.ssh(f"rm -rf {STORE}/withdrawn")
 
 
+def test_a_release_that_was_just_published_is_found_by_a_client_with_cached_listings(farm: Farm, new: Machine) -> None:
+    """The software root is mounted with actimeo=3600, and the client has listed it before."""
+    farm.server.add_release("published/1", {"data/file": "one\n"})
+    newest = {"name": "switching", "mountpoint": VIEW, "query": "newest([?package=='published'])", "linger": 0}
+    try:
+        collection.deploy(farm, [newest])
+        assert new.output(f"ls {VIEW}/published") == "1"
+        farm.server.add_release("published/2", {"data/file": "two\n"})
+        collection.deploy(farm, [newest])
+        assert new.output(f"ls {VIEW}/published") == "2"
+    finally:
+        farm.server.delete_release("published")
+        new.ssh(f"rm -rf {STORE}/published")
+
+
 @pytest.mark.parametrize(("properties", "seen"), [("MountFlags=private", "25.11"), ("PrivateMounts=yes", "26.11")])
 def test_a_render_client_whose_mounts_are_private_never_sees_a_switch(
     farm: Farm, new: Machine, properties: str, seen: str

@@ -17,6 +17,7 @@ from typing import Any
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.limits import MOST_PATTERNS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import records
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_bytes
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import RecordError, RecordKind
 
 #: The number of the format that is written and read.
@@ -103,7 +104,7 @@ def _listed(name: str, values: list[dict[str, Any]], end: str) -> list[str]:
 def lock_from_json(text: str | bytes) -> dict[str, LockedView]:
     """Return the views of a lock by name. Raises OverlayError if the text is not a lock."""
     try:
-        fields = _LOCK.load(text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape"))
+        fields = _LOCK.load(text if isinstance(text, bytes) else to_bytes(text))
         return _views(fields["views"])
     except OverlayError as error:
         raise OverlayError(f"not a lock of views: {error}") from None

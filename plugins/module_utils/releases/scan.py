@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -368,8 +369,7 @@ def _find(
 ) -> Iterator[Release]:
     level = pattern.levels[len(names)]
     try:
-        with os.scandir(directory) as listing:
-            inner = [item.name for item in listing if level.fullmatch(item.name) and item.is_dir(follow_symlinks=False)]
+        inner = _directories_in(directory, level)
     except PermissionError:
         if not names:
             raise
@@ -384,6 +384,18 @@ def _find(
             release = pattern.release(here)
             if release:
                 yield release
+
+
+def _directories_in(directory: str, level: re.Pattern[str]) -> list[str]:
+    """Return the names of the directories in a directory that match one level of a pattern."""
+    fd = os.open(directory, syscalls.LIST_DIRECTORY)
+    try:
+        # An NFS client keeps a listing as long as attributes, which is an hour on a software root.
+        syscalls.refresh(fd)
+        with os.scandir(fd) as listing:
+            return [item.name for item in listing if level.fullmatch(item.name) and item.is_dir(follow_symlinks=False)]
+    finally:
+        os.close(fd)
 
 
 def is_ready(root: bytes, release: bytes, marker: bytes) -> bool:
