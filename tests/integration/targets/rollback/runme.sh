@@ -166,6 +166,7 @@ run renderfarm.overlay.deploy
 recap one 0
 recap two 0
 recap three 0
+grep -q 'held at the generation of a rollback: all; ' "$place/log"
 test "$(generation two)" = "$first"
 run renderfarm.overlay.deploy -e overlay_lift_holds=true
 recap one 0
