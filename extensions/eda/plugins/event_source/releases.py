@@ -370,8 +370,11 @@ def poll(request: Mapping[str, Any]) -> dict[str, Any]:
         return {"wrong": str(error)}
     problems: list[str] = []
     try:
-        _refresh(request["store"] or request["root"], pattern.levels)
-        found = _in_store(request, pattern, problems) if request["store"] else _on_root(request, pattern, problems)
+        if request["store"]:
+            _refresh(request["store"], pattern.levels)
+            found = _in_store(request, pattern, problems)
+        else:
+            found = _on_root(request, pattern, problems)
     except (OverlayError, OSError) as error:
         return {"unreachable": str(error)}
     found.sort(key=lambda release: str(release["path"]))
@@ -385,10 +388,7 @@ def _is_utf8(path: str) -> bool:
 
 
 def _refresh(directory: str, levels: Any) -> None:
-    """Have an NFS client ask its server which directories above the releases have changed, whatever ``actimeo`` it is mounted with.
-
-    A software root is mounted to ask about nothing for an hour, and a listing would lack new releases for that time.
-    """
+    """Have an NFS client ask its server which directories of a manifest store have changed, whatever ``actimeo`` it is mounted with."""
     from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
 
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
