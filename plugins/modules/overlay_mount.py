@@ -329,19 +329,8 @@ from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
-    mount_lock,
-    mountpoints,
     namespaces,
     still_paths,
-)
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
-    boot,
-    detached,
-    mount_task,
-)
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import (
-    MountpointState,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import mounting
 
@@ -371,37 +360,13 @@ def main() -> None:
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     runner.check_absolute(params["path"], "path")
-    path = still_paths.mountpoint(os.fsencode(params["path"]), namespaces.own_mounts())
-    try:
-        task = _planned(path, params, context.check_mode)
-        if context.check_mode or not task.plan:
-            return _outcome(task, task.state, context.check_mode)
-    except OverlayError:
-        # Another run, which holds the lock, may be changing what is in the way.
-        if context.check_mode:
-            raise
-    with mount_lock.held(path, context.timeout, context.progress):
-        # Another run may have changed something before this one got the lock.
-        task = _planned(path, params, context.check_mode)
-        with mountpoints.undone_on_failure():
-            context.carry_out(task.plan, boot.HANDLERS)
-            after = mount_task.observed_result(task)
-        outcome = _outcome(task, after, context.check_mode)
-        if task.mounting:
-            # Remove the records of overlays that are no longer in use.
-            detached.in_use()
-        return outcome
-
-
-def _planned(path: bytes, params: dict[str, Any], check_mode: bool) -> mount_task.MountTask:
-    for option in ("lower", "data", "upper", "work"):
+    for option in ("lower", "data", "upper", "work") if params["state"] == "mounted" else ():
         for layer in [params[option]] if isinstance(params[option], str) else params[option] or []:
             runner.check_absolute(layer, option)
-    return mounting.planned(path, params, check_mode)
-
-
-def _outcome(task: mount_task.MountTask, after: MountpointState, check_mode: bool) -> runner.Outcome:
-    report = mount_task.report(task, after, check_mode)
+    path = still_paths.mountpoint(os.fsencode(params["path"]), namespaces.own_mounts())
+    task, report = mounting.bring(
+        path, params, context.check_mode, context.timeout, context.progress, context.carry_out
+    )
     return runner.Outcome(report.values, task.plan, report.before, report.after, report.warnings)
 
 

@@ -16,9 +16,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import st
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import Hold, ViewStatus
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     deadline,
-    mount_lock,
     mountinfo,
-    mountpoints,
     namespaces,
     still_paths,
 )
@@ -26,14 +24,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
-    boot,
-    detached,
-    mount_task,
     probe,
     strategies,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import MountpointState
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_task import MountTask
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
     layer_plan,
     layer_sources,
@@ -203,35 +196,14 @@ def _check_locked(view: Mapping[str, Any], source: Source) -> None:
 
 def _mount(params: Mapping[str, Any], run: Run, brought: Brought) -> bool:
     """Bring the mount of a view to its state; return whether it changed."""
-    task, after = _mounted(still_paths.mountpoint(os.fsencode(params["path"]), namespaces.own_mounts()), params, run)
-    report = mount_task.report(task, after, run.check_mode)
-    if task.mounting and not run.check_mode:
-        # Remove the records of overlays that are no longer in use.
-        detached.in_use()
+    path = still_paths.mountpoint(os.fsencode(params["path"]), namespaces.own_mounts())
+    task, report = mounting.bring(path, params, run.check_mode, run.seconds, run.progress, run.carry_out)
     brought.actions += task.plan
     brought.values.update(report.values)
     brought.warnings += report.warnings
     brought.before["mount"] = report.before
     brought.after["mount"] = report.after
     return bool(task.mounting)
-
-
-def _mounted(path: bytes, params: Mapping[str, Any], run: Run) -> tuple[MountTask, MountpointState]:
-    """Carry out the task for a mount; return it with what is at the mountpoint afterwards."""
-    try:
-        task = mounting.planned(path, params, run.check_mode)
-        if run.check_mode or not task.plan:
-            return task, task.state
-    except OverlayError:
-        # Another run, which holds the lock, may be changing what is in the way.
-        if run.check_mode:
-            raise
-    with mount_lock.held(path, run.seconds, run.progress):
-        # Another run may have changed something before this one got the lock.
-        task = mounting.planned(path, params, run.check_mode)
-        with mountpoints.undone_on_failure():
-            run.carry_out(task.plan, boot.HANDLERS)
-            return task, mount_task.observed_result(task)
 
 
 def _warn_of_rights(view: Mapping[str, Any], layer: Mapping[str, Any], mounted: bool, brought: Brought) -> None:

@@ -6,18 +6,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Callable
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mount_lock, mountpoints
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
+    boot,
     creating,
     declaration,
+    detached,
     mount_task,
     mounts,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import (
     plan_unmounted,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_task import MountTask
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_task import MountReport, MountTask
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import data_layers
 
 
@@ -36,3 +42,36 @@ def planned(path: bytes, params: Mapping[str, Any], check_mode: bool) -> MountTa
     warnings = declaration.check_layers(spec, bool(mounting), check_mode)
     data_layers.check(spec, mounting)
     return mount_task.planned(path, state, spec, mounting, params["persist"], warnings, check_mode)
+
+
+def bring(
+    path: bytes,
+    params: Mapping[str, Any],
+    check_mode: bool,
+    seconds: float,
+    progress: Progress,
+    carry_out: Callable[[Plan, Handlers], None],
+) -> tuple[MountTask, MountReport]:
+    """Bring the mount at ``path`` to its declared state; return the task and its report. Check mode only plans.
+
+    Waits up to ``seconds`` for another run at this mountpoint. Raises OverlayError if the state cannot be reached.
+    """
+    try:
+        task = planned(path, params, check_mode)
+        if check_mode or not task.plan:
+            return task, mount_task.report(task, task.state, check_mode)
+    except OverlayError:
+        # Another run, which holds the lock, may be changing what is in the way.
+        if check_mode:
+            raise
+    with mount_lock.held(path, seconds, progress):
+        # Another run may have changed something before this one got the lock.
+        task = planned(path, params, check_mode)
+        with mountpoints.undone_on_failure():
+            carry_out(task.plan, boot.HANDLERS)
+            after = mount_task.observed_result(task)
+        report = mount_task.report(task, after, check_mode)
+        if task.mounting:
+            # Remove the records of overlays that are no longer in use.
+            detached.in_use()
+        return task, report
