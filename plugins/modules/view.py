@@ -180,6 +180,24 @@ options:
         description: Seconds for which a generation stays at least.
         type: float
         default: 3600.0
+      health_check:
+        description:
+          - A command for the shell that must succeed in the view before the host switches to it.
+          - It runs in a private mount namespace, in which the new generation is mounted at O(views[].mountpoint). Everybody else still sees
+            what was there before. It starts in this directory, with C(OVERLAY_VIEW), C(OVERLAY_MOUNTPOINT) and C(OVERLAY_GENERATION) in its
+            environment.
+          - Before the command, the view is listed, and one file of each release is opened. V(none) turns both off.
+          - Nothing is checked if the mount stays as it is, nor in check mode.
+        type: str
+        default: ''
+      health_timeout:
+        description: Seconds after which the command of O(views[].health_check) is given up.
+        type: float
+        default: 60
+      health_user:
+        description: The user who runs the command of O(views[].health_check), by name or uid.
+        type: str
+        default: nobody
       state_dir:
         description: Directory on the host that holds the layers of all views.
         type: path
@@ -195,6 +213,12 @@ options:
     type: str
   lift_holds:
     description: End the holds of the views.
+    type: bool
+    default: false
+  take_back:
+    description:
+      - Return the views that the last run switched to the generation that they showed before. The others stay as they are.
+      - A view that is returned stays there until another generation is declared, or until a run has O(lift_holds).
     type: bool
     default: false
 seealso:
@@ -239,6 +263,11 @@ actions:
   elements: str
   returned: success, and when views failed
   sample: [build generation 0123456789abcdef (erofs)]
+mount_changed:
+  description: Whether a view was mounted, switched or unmounted, or in check mode would be.
+  type: bool
+  returned: success, and when views failed
+  sample: true
 views:
   description: The result for each view.
   type: list
@@ -297,6 +326,10 @@ views:
     mount:
       description: The mount, as M(renderfarm.overlay.overlay_mount) returns it.
       type: dict
+    mount_changed:
+      description: Whether the view was mounted, switched or unmounted.
+      type: bool
+      sample: true
     switched:
       description: Whether a mounted view was replaced.
       type: bool
@@ -347,6 +380,7 @@ def main() -> None:
             "hold": {"type": "int"},
             "hold_reason": {"type": "str"},
             "lift_holds": {"type": "bool", "default": False},
+            "take_back": {"type": "bool", "default": False},
         },
         work,
     )
@@ -370,6 +404,9 @@ def _view_options() -> dict[str, Any]:
         "persist": {"type": "str", "choices": ["none", "systemd", "fstab"], "default": "none"},
         "keep": {"type": "int", "default": 3},
         "min_age": {"type": "float", "default": 3600.0},
+        "health_check": {"type": "str", "default": ""},
+        "health_timeout": {"type": "float", "default": 60.0},
+        "health_user": {"type": "str", "default": "nobody"},
         "state_dir": runner.STATE_DIR,
     }
     return {
@@ -383,7 +420,12 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     """Bring the views to their state, one after the other."""
     views = params["views"]
     _check(views, params["hold"])
-    holding = {"hold": params["hold"], "hold_reason": params["hold_reason"], "lift_hold": params["lift_holds"]}
+    holding = {
+        "hold": params["hold"],
+        "hold_reason": params["hold_reason"],
+        "lift_hold": params["lift_holds"],
+        "take_back": params["take_back"],
+    }
     run = Run(context.check_mode, context.timeout, context.progress, context.carry_out, runner.explain)
     brought = []
     for view in views:
@@ -404,7 +446,7 @@ def _check(views: list[dict[str, Any]], hold: int | None) -> None:
                 runner.check_absolute(view[option], f"{label}: {option}")
         for layer in view["data"]:
             runner.check_absolute(layer, f"{label}: data")
-        for option in ("keep", "min_age"):
+        for option in ("keep", "min_age", "health_timeout"):
             if view[option] < 0:
                 raise OverlayError(f"{label}: {option} must not be negative, but it is {view[option]:g}")
         if names.count(view["name"]) > 1:
@@ -413,7 +455,10 @@ def _check(views: list[dict[str, Any]], hold: int | None) -> None:
 
 def _outcome(brought: list[Brought]) -> runner.Outcome:
     return runner.Outcome(
-        {"views": [one.as_dict() for one in brought]},
+        {
+            "mount_changed": any(one.values.get("mount_changed") for one in brought),
+            "views": [one.as_dict() for one in brought],
+        },
         tuple(action for one in brought for action in one.actions),
         {one.name: one.before for one in brought},
         {one.name: one.after for one in brought},

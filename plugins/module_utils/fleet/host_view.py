@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import status_file
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import health, status_file
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import Hold, ViewStatus
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     deadline,
@@ -27,6 +27,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import
     probe,
     strategies,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_task import MountTask
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
     layer_plan,
     layer_sources,
@@ -36,6 +37,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
     usage,
     view_state,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import MakeCurrent
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_sources import Source
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
 
@@ -94,32 +96,56 @@ def bring(view: Mapping[str, Any], run: Run) -> Brought:
             _take_down(view, paths, run, brought)
             return brought
         known = status_file.find(paths)
-        hold = _active_hold(view, known)
+        if view["take_back"]:
+            hold = _hold_of_return(view, known)
+            if hold is None:
+                return brought
+        hold = hold or _active_hold(view, known)
         _show(view, paths, run, brought, hold)
-        hold = _new_hold(view, brought) or hold
+        hold = _hold_of_rollback(view, brought) or hold
     except (OverlayError, OSError) as error:
         brought.failure = run.explain(error)
     if not run.check_mode and os.path.isdir(paths.root):
-        generation = (
-            view["locked_generation"] or brought.values.get("generation") or (known.generation if known else None)
-        )
-        status = ViewStatus(view["name"], view["mountpoint"], generation, view["persist"], brought.failure, hold)
         try:
-            status_file.write(paths, status)
+            status_file.write(paths, _new_status(view, brought, known, hold))
         except (OverlayError, OSError) as error:
             brought.failure = brought.failure or run.explain(error)
     return brought
 
 
+def _new_status(view: Mapping[str, Any], brought: Brought, known: ViewStatus | None, hold: Hold | None) -> ViewStatus:
+    generation = view["locked_generation"] or brought.values.get("generation") or (known.generation if known else None)
+    shown, before = brought.values.get("generation"), brought.before.get("generation")
+    return ViewStatus(
+        view["name"],
+        view["mountpoint"],
+        generation,
+        view["persist"],
+        brought.failure,
+        hold,
+        before if before and not brought.failure and shown != before else None,
+    )
+
+
 def _active_hold(view: Mapping[str, Any], known: ViewStatus | None) -> Hold | None:
     """Return the hold that keeps the view at a generation, unless it has ended, is lifted, or another generation is asked for."""
     hold = known.hold if known else None
-    if hold is None or view["lift_hold"] or view["generation"] is not None or not hold.holds(int(time.time())):
+    if hold is None or view["lift_hold"] or view["generation"] is not None:
         return None
-    return hold
+    return hold if hold.holds(int(time.time()), view["locked_generation"]) else None
 
 
-def _new_hold(view: Mapping[str, Any], brought: Brought) -> Hold | None:
+def _hold_of_return(view: Mapping[str, Any], known: ViewStatus | None) -> Hold | None:
+    """Return the hold at the generation that the last run replaced; None if it replaced none.
+
+    It lasts until another generation is declared than the one that the host returns from.
+    """
+    if known is None or known.switched_from is None:
+        return None
+    return Hold(known.switched_from, 0, view["hold_reason"] or "", known.generation)
+
+
+def _hold_of_rollback(view: Mapping[str, Any], brought: Brought) -> Hold | None:
     if view["generation"] is None or view["hold"] is None:
         return None
     until = int(time.time()) + view["hold"] if view["hold"] else 0
@@ -127,7 +153,7 @@ def _new_hold(view: Mapping[str, Any], brought: Brought) -> Hold | None:
 
 
 def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought, hold: Hold | None) -> None:
-    """Make the declared generation the current one, mount it, and remove the generations that nobody needs."""
+    """Provide the declared generation, mount it, make it the current one, and remove the generations that nobody needs."""
     wanted = {**view, "generation": hold.generation} if hold else dict(view)
     if wanted["generation"] is not None:
         wanted.update(image=None, image_digest=None, releases=[])
@@ -139,21 +165,10 @@ def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought,
     brought.before = dict(view_state.content_of_current(paths, state))
     brought.after = source.content()
     brought.values["held"] = hold.as_dict() if hold else None
-    plan = layer_plan.plan_layer(source.directory, source.action, state)
     # Conflicts are refused before anything is written, and in check mode as well.
-    composition = source.composed_for(plan)
-    if plan and not run.check_mode:
-        with view_state.locked(paths, run.seconds, run.progress):
-            # Another run may have done it while this one waited.
-            plan = layer_plan.plan_layer(source.directory, source.action, view_state.observe(paths))
-            run.carry_out(plan, source.handlers(paths, run.progress, brought.warnings))
-            state = view_state.observe(paths)
-    elif run.check_mode:
-        run.carry_out(plan, source.handlers(paths, run.progress, brought.warnings))
-    brought.actions += plan
-    layer = source.values_on_host(paths, state, composition)
-    for name in ("generation", "format", "format_reason", "strategy", "previous", "layer"):
-        brought.values[name] = layer[name]
+    composition = source.composed_for(layer_plan.plan_layer(source.directory, source.action, state))
+    _carry_out_layer(source, paths, run, brought, provide_only=True)
+    layer = source.values_on_host(paths, view_state.observe(paths), composition)
     mounted = _mount(
         {
             **view,
@@ -164,9 +179,62 @@ def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought,
         },
         run,
         brought,
+        lambda task: _check_health(view, source, task, run, brought),
     )
+    # Only now, so that a view that cannot be shown stays at its generation.
+    _carry_out_layer(source, paths, run, brought)
+    layer = source.values_on_host(paths, view_state.observe(paths), composition)
+    for name in ("generation", "format", "format_reason", "strategy", "previous", "layer"):
+        brought.values[name] = layer[name]
     _warn_of_rights(view, layer, mounted, brought)
     _prune(view, paths, run, brought)
+
+
+def _carry_out_layer(source: Source, paths: ViewPaths, run: Run, brought: Brought, provide_only: bool = False) -> None:
+    """Provide a generation and make it the current one. ``provide_only`` leaves the current generation as it is."""
+
+    def planned() -> Plan:
+        plan = layer_plan.plan_layer(source.directory, source.action, view_state.observe(paths))
+        return tuple(one for one in plan if not (provide_only and isinstance(one, MakeCurrent)))
+
+    plan = planned()
+    handlers = source.handlers(paths, run.progress, brought.warnings)
+    with contextlib.ExitStack() as stack:
+        if plan and not run.check_mode:
+            stack.enter_context(view_state.locked(paths, run.seconds, run.progress))
+            # Another run may have done it while this one waited.
+            plan = planned()
+        run.carry_out(plan, handlers)
+    brought.actions += [one for one in plan if one not in brought.actions]
+
+
+def _check_health(view: Mapping[str, Any], source: Source, task: MountTask, run: Run, brought: Brought) -> None:
+    """Check the new overlay before the host switches to it. Raises OverlayError with the reason if it does not work."""
+    if view["health_check"] == health.NONE or task.spec is None:
+        return
+    environment = {
+        "OVERLAY_VIEW": view["name"],
+        "OVERLAY_MOUNTPOINT": view["mountpoint"],
+        "OVERLAY_GENERATION": source.generation,
+    }
+    check = health.HealthCheck(view["health_check"], view["health_user"], view["health_timeout"], environment)
+    try:
+        health.try_unseen(
+            task.spec,
+            task.state,
+            view["inner_mounts"],
+            source.releases,
+            check,
+            # Less than the time limit of the module, so that the reason is reported.
+            run.seconds / 2,
+            run.progress,
+        )
+    except (OverlayError, OSError) as error:
+        before = brought.before.get("generation")
+        stays = f"it still shows generation {before}" if task.state.mount and before else "it was not mounted"
+        raise OverlayError(
+            f"generation {source.generation} failed its health check, and {stays}: {run.explain(error)}"
+        ) from None
 
 
 def _check_kernel(view: Mapping[str, Any], source: Source, run: Run) -> None:
@@ -194,11 +262,14 @@ def _check_locked(view: Mapping[str, Any], source: Source) -> None:
         )
 
 
-def _mount(params: Mapping[str, Any], run: Run, brought: Brought) -> bool:
-    """Bring the mount of a view to its state; return whether it changed."""
+def _mount(
+    params: Mapping[str, Any], run: Run, brought: Brought, check_first: Callable[[MountTask], None] = lambda _task: None
+) -> bool:
+    """Bring the mount of a view to its state; return whether it changed. ``check_first`` is called before it is changed."""
     path = still_paths.mountpoint(os.fsencode(params["path"]), namespaces.own_mounts())
-    task, report = mounting.bring(path, params, run.check_mode, run.seconds, run.progress, run.carry_out)
+    task, report = mounting.bring(path, params, run.check_mode, run.seconds, run.progress, run.carry_out, check_first)
     brought.actions += task.plan
+    brought.values["mount_changed"] = bool(task.mounting)
     brought.values.update(report.values)
     brought.warnings += report.warnings
     brought.before["mount"] = report.before

@@ -167,7 +167,7 @@ _OF_HOST = (
         "inner_mounts",
         "persist",
     ),
-    *("keep", "min_age", "state_dir"),
+    *("keep", "min_age", "state_dir", "health_check", "health_timeout", "health_user"),
 )
 
 

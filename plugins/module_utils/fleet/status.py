@@ -20,7 +20,10 @@ _LONGEST_REASON = 4096
 _LAST_SECOND = 253_402_300_799
 _GENERATION = records.form("[0-9a-f]{16}")
 _SECONDS = records.integer(0, _LAST_SECOND)
-_HOLD = records.fields({"generation": _GENERATION, "until": _SECONDS, "reason": records.text(_LONGEST_REASON, 0)})
+_HOLD = records.fields(
+    {"generation": _GENERATION, "until": _SECONDS, "reason": records.text(_LONGEST_REASON, 0)},
+    {"instead_of": records.nullable(_GENERATION)},
+)
 _STATUS = RecordKind(
     records.fields(
         {
@@ -31,7 +34,8 @@ _STATUS = RecordKind(
             "persist": records.word("none", "systemd", "fstab"),
             "failure": records.text(_LONGEST_REASON, 0),
             "hold": records.nullable(_HOLD),
-        }
+        },
+        {"switched_from": records.nullable(_GENERATION)},
     ),
     LARGEST_STATUS,
     "format",
@@ -47,13 +51,20 @@ class Hold:
     #: Seconds since 1970; 0 means until it is lifted.
     until: int
     reason: str = ""
+    #: The only declared generation that the hold is against, so that it ends when another one is declared; None if it is against all.
+    instead_of: str | None = None
 
-    def holds(self, now: int) -> bool:
-        """Return whether the view is still held at a time, given in seconds since 1970."""
-        return not self.until or now < self.until
+    def holds(self, now: int, declared: str | None = None) -> bool:
+        """Return whether the view is still held at a time, given in seconds since 1970, against the ``declared`` generation."""
+        return (not self.until or now < self.until) and self.instead_of in (None, declared)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"generation": self.generation, "until": self.until, "reason": self.reason}
+        return {
+            "generation": self.generation,
+            "until": self.until,
+            "reason": self.reason,
+            **({"instead_of": self.instead_of} if self.instead_of else {}),
+        }
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,8 @@ class ViewStatus:
     #: Why the last run failed; empty if it did not.
     failure: str = ""
     hold: Hold | None = None
+    #: The generation that the last run replaced; None if it replaced none.
+    switched_from: str | None = None
 
 
 def status_to_json(status: ViewStatus) -> bytes:
@@ -81,6 +94,7 @@ def status_to_json(status: ViewStatus) -> bytes:
             "persist": status.persist,
             "failure": status.failure[:_LONGEST_REASON],
             "hold": status.hold.as_dict() if status.hold else None,
+            "switched_from": status.switched_from,
         }
     )
 
@@ -95,5 +109,6 @@ def status_from_json(text: bytes) -> ViewStatus:
         generation=fields["generation"],
         persist=fields["persist"],
         failure=fields["failure"],
-        hold=Hold(hold["generation"], hold["until"], hold["reason"]) if hold else None,
+        hold=Hold(hold["generation"], hold["until"], hold["reason"], hold.get("instead_of")) if hold else None,
+        switched_from=fields.get("switched_from"),
     )

@@ -61,11 +61,11 @@ def no_progress() -> None:
     """Do nothing: the progress callback of work without a time limit."""
 
 
-def run(work: Callable[[Progress], Result], seconds: float) -> Result:
+def run(work: Callable[[Progress], Result], seconds: float, forward: Progress = no_progress) -> Result:
     """Run ``work`` in a child process and return its result, which must be picklable.
 
-    ``work`` receives a callback to call whenever it makes progress. Raises TimeLimitError after ``seconds`` without such a call,
-    OverlayError and OSError as the work raised them, and WorkError for any other exception.
+    ``work`` receives a callback to call whenever it makes progress; ``forward`` is called then in this process. Raises TimeLimitError
+    after ``seconds`` without such a call, OverlayError and OSError as the work raised them, and WorkError for any other exception.
     """
     receiver, sender = os.pipe()
     parent = os.getpid()
@@ -75,7 +75,7 @@ def run(work: Callable[[Progress], Result], seconds: float) -> Result:
         _be_the_child(work, sender, parent)
     os.close(sender)
     try:
-        answer = _receive(receiver, seconds)
+        answer = _receive(receiver, seconds, forward)
     except BaseException:
         os.kill(child, signal.SIGKILL)
         _reap(child)
@@ -95,7 +95,8 @@ def _be_the_child(work: Callable[[Progress], Result], sender: int, parent: int) 
     """Run the work, send its outcome and end this process, whatever happens."""
     try:
         syscalls.die_with_parent(signal.SIGKILL)
-        if os.getppid() != parent:
+        # A parent in another PID namespace has the number 0 here.
+        if os.getppid() not in (parent, 0):
             os._exit(1)
         # Whoever started the parent reads its output to the end, so a child that is left behind must not hold that open.
         null = os.open(os.devnull, os.O_RDWR)
@@ -149,7 +150,7 @@ def at_intervals(tell: Callable[[], None]) -> Progress:
     return progress
 
 
-def _receive(receiver: int, seconds: float) -> bytes:
+def _receive(receiver: int, seconds: float, forward: Progress) -> bytes:
     """Return the pickled outcome; empty if the child ended without one. Raises TimeLimitError after ``seconds`` without a tick."""
     received = b""
     while True:
@@ -159,6 +160,7 @@ def _receive(receiver: int, seconds: float) -> bytes:
         chunk = os.read(receiver, 1 << 20)
         if not chunk:
             return received[1:]
+        forward()
         received = (received + chunk).lstrip(_TICK) if received[:1] != _RESULT else received + chunk
 
 

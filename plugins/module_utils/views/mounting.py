@@ -51,10 +51,12 @@ def bring(
     seconds: float,
     progress: Progress,
     carry_out: Callable[[Plan, Handlers], None],
+    check_first: Callable[[MountTask], None] = lambda _task: None,
 ) -> tuple[MountTask, MountReport]:
     """Bring the mount at ``path`` to its declared state; return the task and its report. Check mode only plans.
 
-    Waits up to ``seconds`` for another run at this mountpoint. Raises OverlayError if the state cannot be reached.
+    Waits up to ``seconds`` for another run at this mountpoint. ``check_first`` is called before the mount is changed. What it raises leaves
+    everything as it was. Raises OverlayError if the state cannot be reached.
     """
     try:
         task = planned(path, params, check_mode)
@@ -67,6 +69,8 @@ def bring(
     with mount_lock.held(path, seconds, progress):
         # Another run may have changed something before this one got the lock.
         task = planned(path, params, check_mode)
+        if task.mounting:
+            check_first(task)
         with mountpoints.undone_on_failure():
             carry_out(task.plan, boot.HANDLERS)
             after = mount_task.observed_result(task)
