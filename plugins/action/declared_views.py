@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from ansible.errors import AnsibleError
@@ -17,10 +18,12 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_decl
 )
 
 _PREFIX = "overlay_"
+#: The variables that are files with tasks.
+HOOKS = ("before_host", "after_host")
 #: The variables that are not keys of views.
 _OTHERS = (
     *("become", "hosts", "source", "view", "views", "lock", "lock_file", "serial", "max_fail_percentage"),
-    *("hold", "hold_reason", "lift_holds"),
+    *("hold", "hold_reason", "lift_holds", *HOOKS),
 )
 
 
@@ -39,7 +42,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         chosen = ""
         for name in names:
             key = name[len(_PREFIX) :]
-            if key not in KEYS and key not in ("views", "view"):
+            if key not in KEYS and key not in ("views", "view", *HOOKS):
                 continue
             try:
                 value = self._templar.template(variables[name])
@@ -48,6 +51,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                 continue
             if key == "views":
                 views = value
+            elif key in HOOKS:
+                problems += _problems_of_tasks(name, value)
             elif key == "view":
                 chosen = str(value or "")
             else:
@@ -62,3 +67,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         named = [str(view["name"]) for view in views if isinstance(view, dict) and view.get("name")] if views else []
         result.update(changed=False, views=completed, problems=[*problems, *found], names=named, chosen=chosen)
         return result
+
+
+def _problems_of_tasks(name: str, path: Any) -> list[str]:
+    """Return what is wrong with a variable that is a file with tasks on the controller."""
+    if not path:
+        return []
+    if not isinstance(path, str) or not path.startswith("/"):
+        return [f"{name} must be an absolute path, such as {{{{ playbook_dir }}}}/drain.yml, not {path!r}"]
+    return [] if os.path.isfile(path) else [f"{name}: there is no file {path}"]

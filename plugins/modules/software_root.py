@@ -99,6 +99,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+client_missing:
+  description: Whether the software root has to be mounted, and this host has no NFS client for it. The module then fails.
+  type: bool
+  returned: always
+  sample: false
 actions:
   description: The actions that were carried out, or that check mode would have carried out.
   type: list
@@ -189,10 +194,16 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     path = still_paths.mountpoint(os.fsencode(params["path"]), namespaces.own_mounts())
     if params["state"] == "present":
         nfs_mount.check_has_content(path)
-        return runner.Outcome({"mount": nfs_mount.values_of(mountpoints.observe(path).mount)}, ())
+        live = mountpoints.observe(path).mount
+        return runner.Outcome({"mount": nfs_mount.values_of(live), "client_missing": False}, ())
     declared = _declared(path, params)
     observed = nfs_mount.observe(declared)
     plan = root_plan.plan_root(declared, observed)
+    if nfs_mount.lacks_client(declared, plan) and not context.check_mode:
+        what = f"mounting {params['source']} at {params['path']}"
+        return runner.Outcome(
+            {"mount": None, "client_missing": True}, (), failure=f"{what}: {nfs_mount.CLIENT_MISSING}"
+        )
     if context.check_mode or not plan:
         return _outcome(declared, observed, plan, observed.mountpoint.mount)
     with mount_lock.held(path, context.timeout, context.progress):
@@ -224,7 +235,8 @@ def _declared(path: bytes, params: dict[str, Any]) -> DeclaredRoot:
 
 def _outcome(declared: DeclaredRoot, observed: ObservedRoot, plan: Plan, live: Mount | None) -> runner.Outcome:
     before, after = root_plan.diff_of(declared, observed, plan)
-    return runner.Outcome({"mount": nfs_mount.values_of(live)}, plan, before, after)
+    values = {"mount": nfs_mount.values_of(live), "client_missing": nfs_mount.lacks_client(declared, plan)}
+    return runner.Outcome(values, plan, before, after)
 
 
 if __name__ == "__main__":

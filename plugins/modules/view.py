@@ -360,23 +360,23 @@ views:
       sample: []
 """
 
-import copy
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import host_view
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import host_options, host_view
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_view import Brought, Run
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import layer_parameters
-
-#: What overlay_mount takes and a view of releases does not.
-_NOT_WRITABLE = {"upper": None, "work": None, "scratch": None, "read_only": None}
 
 
 def main() -> None:
     runner.run(
         {
-            "views": {"type": "list", "elements": "dict", "required": True, **_view_options()},
+            "views": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                **host_options.view_options(runner.STATE_DIR),
+            },
             "hold": {"type": "int"},
             "hold_reason": {"type": "str"},
             "lift_holds": {"type": "bool", "default": False},
@@ -384,36 +384,6 @@ def main() -> None:
         },
         work,
     )
-
-
-def _view_options() -> dict[str, Any]:
-    layer = copy.deepcopy(layer_parameters.OPTIONS)
-    # A view is built on its host or installed, and never published.
-    del layer["image_store"]
-    layer["releases"]["options"]["digest"] = {"type": "str"}
-    options = {
-        **layer,
-        "name": {"type": "str", "required": True},
-        "mountpoint": {"type": "path", "required": True},
-        "state": {"type": "str", "choices": ["mounted", "unmounted", "absent"], "default": "mounted"},
-        "locked_generation": {"type": "str"},
-        "options": {"type": "dict", "default": {"nodev": True, "nosuid": True}},
-        "data": {"type": "list", "elements": "path", "default": []},
-        "switch": {"type": "str", "choices": ["auto", "beneath", "over", "replace", "never"], "default": "auto"},
-        "inner_mounts": {"type": "str", "choices": ["carry", "drop"], "default": "carry"},
-        "persist": {"type": "str", "choices": ["none", "systemd", "fstab"], "default": "none"},
-        "keep": {"type": "int", "default": 3},
-        "min_age": {"type": "float", "default": 3600.0},
-        "health_check": {"type": "str", "default": ""},
-        "health_timeout": {"type": "float", "default": 60.0},
-        "health_user": {"type": "str", "default": "nobody"},
-        "state_dir": runner.STATE_DIR,
-    }
-    return {
-        "options": options,
-        "mutually_exclusive": [("image", "generation")],
-        "required_together": [("image", "image_digest")],
-    }
 
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
@@ -430,7 +400,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     brought = []
     for view in views:
         context.note.write(f"view {view['name']}")
-        brought.append(host_view.bring({**view, **_NOT_WRITABLE, **holding}, run))
+        brought.append(host_view.bring({**view, **host_options.NOT_WRITABLE, **holding}, run))
         context.progress()
     return _outcome(brought)
 

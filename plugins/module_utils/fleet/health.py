@@ -28,8 +28,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, inner_mounts
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import MountpointState
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, inner_mounts, mounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
 
 #: Turns the check off.
@@ -60,7 +59,6 @@ class HealthCheck:
 
 def try_unseen(
     spec: MountSpec,
-    state: MountpointState,
     inner: str,
     releases: Sequence[Mapping[str, Any]],
     check: HealthCheck,
@@ -69,22 +67,21 @@ def try_unseen(
 ) -> None:
     """Check a view where no other process sees it.
 
-    ``spec`` declares its overlay, without an upper layer. ``state`` is what is at its mountpoint, and ``inner`` says what happens to mounts
-    inside of that. ``releases`` are those of its record. Gives up after ``seconds`` without progress.
+    ``spec`` declares its overlay, without an upper layer, and ``inner`` says what happens to mounts inside of the overlay that it replaces.
+    ``releases`` are those of its record. Gives up after ``seconds`` without progress.
 
     Raises OverlayError with the reason if the overlay cannot be mounted, cannot be listed, does not have the content of a release, or if
     the command fails.
     """
     made = files.make_directories(spec.path, 0o755)
     try:
-        deadline.run(lambda tick: _try(spec, state, inner, releases, check, seconds, tick), seconds, progress)
+        deadline.run(lambda tick: _try(spec, inner, releases, check, seconds, tick), seconds, progress)
     finally:
         files.remove_directories(made)
 
 
 def _try(
     spec: MountSpec,
-    state: MountpointState,
     inner: str,
     releases: Sequence[Mapping[str, Any]],
     check: HealthCheck,
@@ -92,6 +89,7 @@ def _try(
     progress: Progress,
 ) -> None:
     namespaces.make_private()
+    state = mounts.observe(spec.path)
     if state.mount:
         with inner_mounts.new_tree(spec, state.mount, state.inner, inner) as (mount, _problems):
             creating.attach(mount, spec.path)

@@ -221,7 +221,6 @@ def _check_health(view: Mapping[str, Any], source: Source, task: MountTask, run:
     try:
         health.try_unseen(
             task.spec,
-            task.state,
             view["inner_mounts"],
             source.releases,
             check,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
@@ -16,7 +17,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     namespaces,
     processes,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root.nfs_options import (
@@ -63,6 +64,19 @@ def handlers(seconds: float) -> Handlers:
         ),
         SetReadAhead: lambda action: _set_read_ahead(action.path, action.kibibytes),
     }
+
+
+#: Where mount(8) looks for its helpers, besides the path.
+_HELPERS = "/sbin:/usr/sbin"
+
+CLIENT_MISSING = "the NFS client is missing: install nfs-common on Debian and Ubuntu, nfs-utils on Rocky"
+
+
+def lacks_client(declared: DeclaredRoot, plan: Plan) -> bool:
+    """Return whether a plan mounts a software root, and this host has no helper of mount(8) for its type of file system."""
+    if declared.spec is None or not any(isinstance(action, MountSoftwareRoot) for action in plan):
+        return False
+    return shutil.which(f"mount.{declared.spec.fstype}", path=f"{_HELPERS}:{os.environ.get('PATH', '')}") is None
 
 
 def mount(spec: SoftwareRootSpec, seconds: float) -> None:
@@ -119,7 +133,7 @@ def _set_read_ahead(path: bytes, kibibytes: int) -> None:
 def _hint(said: str) -> str:
     """Return what to do about a failure of mount(8); empty if nothing is known."""
     if "helper program" in said or "unknown filesystem type" in said:
-        return "; the NFS client is missing: install nfs-common on Debian and Ubuntu, nfs-utils on Rocky"
+        return f"; {CLIENT_MISSING}"
     return ""
 
 

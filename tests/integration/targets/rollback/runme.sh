@@ -4,43 +4,23 @@
 set -euo pipefail
 
 place=$(mktemp -d /var/tmp/overlay-test-XXXXXX)
-declare -A keeper
+# shellcheck source=../setup_overlay/hosts.sh
+. ../setup_overlay/hosts.sh
 
-# The mounts of a host vanish with the process that keeps its mount namespace.
 clean() {
-    kill "${keeper[@]}"
-    wait
+    remove_hosts
     rm -rf "$place"
 }
 trap clean EXIT
 
-release() {
-    mkdir -p "$place/software/$1"
-    echo "$1" > "$place/software/$1/name"
-    touch "$place/software/$1/.ready"
-}
 release tool/1.0
 release lib/3
 mkdir "$place/manifests"
 
-# The hosts are mount namespaces of this machine. Each has its own directory at the same path, and they share the software
-# root. The last host is not reachable.
-mkdir "$place/here"
+# The last host is not reachable.
 for host in one two three; do
-    mkdir "$place/$host"
-    unshare --mount --propagation private sh -c "
-        mount --bind $place/$host $place/here && touch $place/$host/up && exec sleep infinity" &
-    keeper[$host]=$!
-    until test -e "$place/$host/up"; do sleep 0.1; done
-    printf '#!/bin/sh\nexec nsenter --target=%s --mount -- %s "$@"\n' "${keeper[$host]}" "$(command -v python)" \
-        > "$place/$host/python"
-    chmod 755 "$place/$host/python"
+    make_host "$host"
 done
-
-# on HOST COMMAND...: run COMMAND in the mount namespace of HOST.
-on() {
-    nsenter --target="${keeper[$1]}" --mount -- "${@:2}"
-}
 
 cat > "$place/inventory.yml" <<EOF
 all:
@@ -76,11 +56,6 @@ EOF
 
 run() {
     ansible-playbook -i "$place/inventory.yml" -e overlay_hosts=render "$@" | tee "$place/log"
-}
-
-# recap HOST CHANGED: check that no task of HOST failed and that CHANGED tasks changed something.
-recap() {
-    grep -Eq "^$1 +: .* changed=$2 +unreachable=0 +failed=0 " "$place/log"
 }
 
 # generation HOST: print the current generation of HOST.
