@@ -146,7 +146,7 @@ def test_each_metric_has_one_block_with_help_and_type() -> None:
     calls = {b"/net/software": {"LOOKUP": NfsCalls(2, 1)}}
     hold = {"until": NOW, "reason": ""}
     text = text_of({**ROW, "hold": hold}, {**ROW, "view": "tools", "hold": hold}, calls=calls)
-    names = []
+    names: list[str] = []
     for line in text.splitlines():
         name = re.sub(r"^# (?:HELP|TYPE) ", "", line).split(" ")[0].split("{")[0]
         if name not in names[-1:]:
