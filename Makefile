@@ -18,7 +18,7 @@ RUN = env -u PYTHONDONTWRITEBYTECODE \
 
 LEGS := lint types unit kernel integration integration-oldest sanity docs importer
 
-.PHONY: help test $(LEGS) eda demo demo-clean bench farm page format requirements clean setup-demo setup-test
+.PHONY: help test $(LEGS) eda demo demo-clean bench farm metrics page format requirements clean setup-demo setup-test
 
 help: ## list the targets
 	@echo "make TARGET [PYTHON=/path/to/python3] [ARGS='...']"
@@ -52,15 +52,17 @@ demo: SCRIPT := tests/demo/run
 demo-clean: SCRIPT := tests/demo/clean
 bench: SCRIPT := tests/bench/run
 farm: SCRIPT := tests/farm/run
+metrics: SCRIPT := tests/metrics/run
 page: SCRIPT := tests/page/run
 
 demo: setup-demo ## create a small software root on this machine, deploy a view of it, and say how to look at it
 demo-clean: setup-demo ## remove the demo
 bench: setup-test ## measure building, switching, finalizing and removing; print tables
 farm: setup-test ## test on virtual machines: a real NFS server and several kernels
+metrics: setup-test ## have node_exporter and Prometheus read metrics; test alert rules and the dashboard
 page: setup-test ## open the page of a report in headless Chromium; keep pages and pictures in .build/page
 
-demo demo-clean bench farm page:
+demo demo-clean bench farm metrics page:
 	@test -f $(SCRIPT) || { echo "make $@: $(SCRIPT) is missing in this version" >&2; exit 1; }
 	@exec $(RUN) $(SCRIPT) $(ARGS)
 
