@@ -244,7 +244,9 @@ class Report:
             self._bar(bad, 0, "<= {:.0f}"),
         )
 
-    def add_fleet(self, found: fleet.Comparison, tasks_bar: int, events_bar: int, ratio_bar: float | None) -> None:
+    def add_fleet(
+        self, found: fleet.Comparison, tasks_bar: int, events_bar: int | None, ratio_bar: float | None
+    ) -> None:
         for version, runs, bars in (
             ("now", found.ours, (tasks_bar, events_bar)),
             ("before", found.before, (None, None)),
