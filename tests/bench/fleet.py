@@ -83,7 +83,7 @@ class Fleet:
         self._root, self._store = place / "root", place / "store"
         #: In each namespace, the files of its host are here.
         self._host = place / "host"
-        for directory in (self._root, self._store, self._host, *map(self._below, ("hosts", "python"))):
+        for directory in (place, self._root, self._store, self._host, *map(self._below, ("hosts", "python"))):
             directory.mkdir()
         self.hosts: list[str] = []
         self._keepers: list[subprocess.Popen[bytes]] = []
