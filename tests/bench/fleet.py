@@ -83,7 +83,7 @@ class Fleet:
         self._root, self._store = place / "root", place / "store"
         #: In each namespace, the files of its host are here.
         self._host = place / "host"
-        for directory in (place, self._root, self._store, self._host, *map(self._below, ("hosts", "python"))):
+        for directory in (place, self._root, self._store, self._host, *map(self._below, ("hosts", "python", "aside"))):
             directory.mkdir()
         self.hosts: list[str] = []
         self._keepers: list[subprocess.Popen[bytes]] = []
@@ -101,7 +101,7 @@ class Fleet:
 
     def publish(self, package: str, version: str) -> None:
         """Publish a release; it is ready at once."""
-        aside = self._root / f".{package}-{version}"
+        aside = self._below("aside") / f"{package}-{version}"
         (aside / "lib").mkdir(parents=True)
         for name in ("package.py", "lib/module.so"):
             (aside / name).write_text(f"{package} {version} {name}\n", encoding="utf-8")
@@ -389,11 +389,16 @@ class Batches:
 
 
 def in_batches(fleet: Fleet, count: int, batch: int, views: int) -> Batches:
-    """Publish releases while a rollout runs in batches, each newer than all that are there."""
+    """Publish releases while a rollout runs in batches, each newer than all that are there.
+
+    Raises FleetError if the rollout does not change each host, or if too little is published meanwhile to tell.
+    """
     fleet.grow(count)
     publishing = _Publishing(fleet)
     with publishing:
         run = fleet.deploy(current(), count, views, {"overlay_serial": batch})
+    if run.changed < count or publishing.count < count // batch:
+        raise FleetError(f"a rollout with {publishing.count} new releases changed {run.changed} of {count} hosts")
     different = [len(shown) for shown in fleet.generations(count, views)]
     return Batches(count, batch, publishing.count, different, run)
 
@@ -408,6 +413,7 @@ class _Publishing:
         self.count = 0
 
     def __enter__(self) -> None:
+        self._publish()
         self._thread.start()
 
     def __exit__(self, *_error: object) -> None:
@@ -416,8 +422,11 @@ class _Publishing:
 
     def _run(self) -> None:
         while not self._over.wait(1):
-            self._fleet.publish(f"package_{self.count % PACKAGES:02}", f"2.{self.count}")
-            self.count += 1
+            self._publish()
+
+    def _publish(self) -> None:
+        self._fleet.publish(f"package_{self.count % PACKAGES:02}", f"2.{self.count}")
+        self.count += 1
 
 
 def current() -> Version:

@@ -259,7 +259,7 @@ class Report:
                     f"{events:.1f}",
                     self._bar(events, bars[1], "<= {}"),
                     f"{run.all_events:,}",
-                    _megabytes(run.result_bytes),
+                    _kilobytes(run.result_bytes),
                 ),
                 *(_seconds(statistics.median(getattr(one, what) for one in runs)) for what in ("seconds", "processor")),
             )
@@ -290,7 +290,7 @@ class Report:
     def add_many(self, what: str, run: fleet.Pass) -> None:
         self._many.add(
             *(f"{run.hosts:,}", what, _seconds(run.seconds), _seconds(run.processor), str(run.tasks)),
-            *(f"{run.all_events:,}", _megabytes(run.result_bytes), _megabytes(run.main_peak)),
+            *(f"{run.all_events:,}", _kilobytes(run.result_bytes), _megabytes(run.main_peak)),
             _megabytes(run.controller_peak),
         )
 
@@ -318,6 +318,10 @@ class Report:
 
 def _seconds(count: float) -> str:
     return f"{count:.1f} s"
+
+
+def _kilobytes(count: float) -> str:
+    return f"{count / 1e3:,.0f} kB"
 
 
 def _megabytes(count: float) -> str:
