@@ -33,9 +33,11 @@ BEFORE = "22ba66b6ab657e2d767a7abdef9c4988579f1c48"
 _LIMIT = 3600.0
 #: Seconds between two looks at the memory of the controller.
 _PERIOD = 0.25
-#: Starts a shell as the first process of new namespaces. It ends when the benchmark does, however that ends.
+#: Starts a program that ends when the benchmark does, however that ends.
+_END_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+#: Starts a shell as the first process of new namespaces.
 _ENTER_NEW = (
-    *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "--pid", "--fork"),
+    *(*_END_WITH_US, "unshare", "--mount", "--propagation", "private", "--pid", "--fork"),
     *("--kill-child", "--mount-proc", "sh", "-ec"),
 )
 _SET_UP = 'mount --bind "$1" "$2"; mount --bind "$1/run" /run; echo ready; exec sleep infinity'
@@ -169,7 +171,7 @@ class Fleet:
         events = self._below("events.json")
         events.unlink(missing_ok=True)
         given = {"overlay_hosts": "all", **(variables or {})}
-        command = ["ansible-playbook", "-i", str(inventory), "-e", json.dumps(given), DEPLOY]
+        command = [*_END_WITH_US, "ansible-playbook", "-i", str(inventory), "-e", json.dumps(given), DEPLOY]
         environment = {
             **os.environ,
             "ANSIBLE_CONFIG": str(self._below("ansible.cfg")),
