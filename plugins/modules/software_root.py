@@ -193,7 +193,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     runner.check_absolute(params["path"], "path")
     path = still_paths.mountpoint(os.fsencode(params["path"]), namespaces.own_mounts())
     if params["state"] == "present":
-        nfs_mount.check_has_content(path)
+        mountpoints.check_has_content(path)
         live = mountpoints.observe(path).mount
         return runner.Outcome({"mount": nfs_mount.values_of(live), "client_missing": False}, ())
     declared = _declared(path, params)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import calls
 import finalizing
+import fleet
 import removing
 from images import Comparison
 
@@ -117,6 +118,29 @@ class Report:
             ),
         )
         self._soak_said: list[str] = []
+        self._fleet = Table(
+            "A fleet with nothing to do: this version, and the one whose deployment ran roles for each view (medians)",
+            *("hosts", "views", "version", "tasks for each host", "bar", "events for each host", "bar"),
+            *("events", "results", "wall time", "processor time"),
+        )
+        self._fleet_ratios = Table(
+            "How many times less time this version needs (medians of the rounds' ratios)",
+            *("hosts", "views", "wall time", "range", "bar", "processor time", "range"),
+        )
+        self._fleet_growth = Table(
+            "Growth with hosts and views (nothing to do)",
+            *("hosts", "views", "wall time", "processor time", "for each host", "tasks for each host", "bar"),
+            *("events for each host", "sent to a host", "main process", "controller"),
+        )
+        self._batches = Table(
+            "A rollout in batches while releases are published",
+            *("hosts", "batch", "published meanwhile", "wall time", "generations of each view", "bar"),
+        )
+        self._many = Table(
+            "The largest fleet",
+            *("hosts", "run", "wall time", "processor time", "tasks for each host", "events", "results"),
+            *("main process", "controller"),
+        )
         self._speed = Table("For information", "what", "files", "seconds", "entries per second")
         self._missed = 0
 
@@ -220,13 +244,64 @@ class Report:
             self._bar(bad, 0, "<= {:.0f}"),
         )
 
+    def add_fleet(
+        self, found: fleet.Comparison, tasks_bar: int, events_bar: int | None, ratio_bar: float | None
+    ) -> None:
+        for version, runs, bars in (
+            ("now", found.ours, (tasks_bar, events_bar)),
+            ("before", found.before, (None, None)),
+        ):
+            run = runs[0]
+            events = run.all_events / run.hosts
+            self._fleet.add(
+                *(str(found.hosts), str(found.views), version, str(run.tasks), self._bar(run.tasks, bars[0], "<= {}")),
+                *(
+                    f"{events:.1f}",
+                    self._bar(events, bars[1], "<= {}"),
+                    f"{run.all_events:,}",
+                    _kilobytes(run.result_bytes),
+                ),
+                *(_seconds(statistics.median(getattr(one, what) for one in runs)) for what in ("seconds", "processor")),
+            )
+        cells = []
+        for what, bar in (("seconds", ratio_bar), ("processor", None)):
+            ratios = found.ratios(what)
+            cells += [f"{statistics.median(ratios):.1f}", f"{min(ratios):.1f} - {max(ratios):.1f}"]
+            if what == "seconds":
+                cells.append(self._bar(statistics.median(ratios), bar, ">= {:g}"))
+        self._fleet_ratios.add(str(found.hosts), str(found.views), *cells)
+
+    def add_fleet_growth(self, found: fleet.Growth, tasks_bar: int) -> None:
+        run = found.run
+        self._fleet_growth.add(
+            *(str(run.hosts), str(found.views), _seconds(run.seconds), _seconds(run.processor)),
+            *(f"{run.processor / run.hosts:.2f} s", str(run.tasks), self._bar(run.tasks, tasks_bar, "<= {}")),
+            *(f"{run.all_events / run.hosts:.1f}", f"{found.payload:,} bytes"),
+            *(_megabytes(run.main_peak), _megabytes(run.controller_peak)),
+        )
+
+    def add_batches(self, found: fleet.Batches) -> None:
+        shown = ", ".join(map(str, sorted(set(found.generations))))
+        self._batches.add(
+            *(str(found.hosts), str(found.batch), str(found.published), _seconds(found.run.seconds), shown),
+            self._bar(max(found.generations), 1, "<= {}"),
+        )
+
+    def add_many(self, what: str, run: fleet.Pass) -> None:
+        self._many.add(
+            *(f"{run.hosts:,}", what, _seconds(run.seconds), _seconds(run.processor), str(run.tasks)),
+            *(f"{run.all_events:,}", _kilobytes(run.result_bytes), _megabytes(run.main_peak)),
+            _megabytes(run.controller_peak),
+        )
+
     def add_speed(self, what: str, files: int, seconds: float, entries: int) -> None:
         self._speed.add(what, f"{files:,}", f"{seconds:.2f}", f"{entries / seconds:,.0f}")
 
     def _bar(self, found: float, bar: float | None, wanted: str) -> str:
+        """Compare a figure with its bar, and count it if it does not meet it. ``wanted`` says what is better: <=, >= or <."""
         if bar is None:
             return ""
-        met = found <= bar if "=" in wanted else found < bar
+        met = found >= bar if ">=" in wanted else found <= bar if "<=" in wanted else found < bar
         self._missed += not met
         return f"{wanted.format(bar)}: {'met' if met else 'NOT MET'}"
 
@@ -234,10 +309,19 @@ class Report:
         verdict = f"Bars not met: {self._missed}." if self._missed else "All bars are met."
         tables = (
             *(self._compared, self._memory, self._images, self._growth, self._sizes),
-            *(self._second, self._switches, self._finalize, self._removing, self._calls, self._soak, self._speed),
+            *(self._second, self._switches, self._finalize, self._removing, self._calls, self._soak),
+            *(self._fleet, self._fleet_ratios, self._fleet_growth, self._batches, self._many, self._speed),
         )
         verdict = "\n".join((*self._soak_said, verdict))
         return "\n\n".join((*(str(table) for table in tables if not table.is_empty), verdict))
+
+
+def _seconds(count: float) -> str:
+    return f"{count:.1f} s"
+
+
+def _kilobytes(count: float) -> str:
+    return f"{count / 1e3:,.0f} kB"
 
 
 def _megabytes(count: float) -> str:

@@ -17,6 +17,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     deadline,
     mountinfo,
+    mountpoints,
     namespaces,
     still_paths,
 )
@@ -237,9 +238,13 @@ def _check_health(view: Mapping[str, Any], source: Source, task: MountTask, run:
 
 
 def _check_kernel(view: Mapping[str, Any], source: Source, run: Run) -> None:
-    """Raises OverlayError if the kernel cannot mount the view. It is tried only if there is no mount at the mountpoint."""
+    """Raises OverlayError if the kernel cannot mount the view, or the software root is missing. Does nothing if a view is mounted."""
     if mountinfo.top_mount(namespaces.own_mounts(), os.fsencode(view["mountpoint"])) is not None:
         return
+    # In check mode, an earlier task may not have mounted it.
+    if view["data"] and not run.check_mode:
+        # Layers with a part of the software root come before it.
+        mountpoints.check_has_content(os.fsencode(view["data"][-1]))
     feature = "redirect" if source.strategy == strategies.REDIRECT else "data_only"
     if view["xattr_namespace"] == "user":
         feature = "data_only_userxattr"

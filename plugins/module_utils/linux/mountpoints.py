@@ -68,6 +68,15 @@ def directory_state(path: bytes) -> bool | None:
         raise OverlayError(f"mountpoint {show(path)} is not a directory") from None
 
 
+def check_has_content(path: bytes) -> None:
+    """Check that a software root that something else mounts is there. Raises OverlayError if it is missing or empty."""
+    empty = directory_state(path)
+    if empty is None:
+        raise OverlayError(f"software root {show(path)} does not exist: is it mounted?")
+    if empty:
+        raise OverlayError(f"software root {show(path)} is empty: is it mounted?")
+
+
 #: The directories that actions have made since ``undone_on_failure`` was entered.
 _made: list[bytes] = []
 

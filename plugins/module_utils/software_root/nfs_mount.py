@@ -135,12 +135,3 @@ def _hint(said: str) -> str:
     if "helper program" in said or "unknown filesystem type" in said:
         return f"; {CLIENT_MISSING}"
     return ""
-
-
-def check_has_content(path: bytes) -> None:
-    """Check that a software root that something else mounts is there. Raises OverlayError if it is missing or empty."""
-    empty = mountpoints.directory_state(path)
-    if empty is None:
-        raise OverlayError(f"software root {show(path)} does not exist: is it mounted?")
-    if empty:
-        raise OverlayError(f"software root {show(path)} is empty: is it mounted?")

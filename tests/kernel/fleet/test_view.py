@@ -206,6 +206,21 @@ def test_a_release_that_cannot_be_shown_fails_its_view_alone(farm: Farm) -> None
     assert found[1]["generation"]
 
 
+def test_a_view_without_its_software_root_is_not_mounted(farm: Farm) -> None:
+    views = farm.views(farm.lock("usd/1"))
+    farm.root.rename(farm.top / "elsewhere")
+    assert f"software root {farm.root} does not exist: is it mounted?" in farm.bring(views).message
+    farm.root.mkdir()
+    assert f"software root {farm.root} is empty: is it mounted?" in farm.bring(views).message
+    assert support.live(farm.top / "software") is None
+    farm.root.rmdir()
+    (farm.top / "elsewhere").rename(farm.root)
+    assert farm.bring(views).ok["changed"]
+    # A mounted view needs no look at the software root, whose server may be down.
+    farm.root.rename(farm.top / "elsewhere")
+    assert not farm.bring(views).ok["changed"]
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
