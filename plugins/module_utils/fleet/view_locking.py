@@ -94,13 +94,14 @@ def _record_handlers(view: Mapping[str, Any], record: linger.Record) -> Handlers
 
 
 def _given(release: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a release without what is as by default, so that locks are short."""
-    path = release["release"]
-    return {
-        name: value
-        for name, value in release.items()
-        if name == "release" or (value and not (name in ("at", "source") and value == path))
-    }
+    """Return a release as a lock has it: without what is as by default, and with an empty path for the top of the view."""
+    found: dict[str, Any] = {"release": release["release"]}
+    for name in ("at", "source"):
+        place = release[name].strip("/")
+        if place != release["release"]:
+            found[name] = place
+    found.update({name: release[name] for name in ("include", "exclude") if release.get(name)})
+    return found
 
 
 def _publish(view: Mapping[str, Any], wanted: LayerSpec, locked: Brought, run: Run) -> None:

@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import (
+    LockedView,
+    lock_from_json,
+    lock_to_json,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolution import locked_views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import declared_views
 from ansible_collections.renderfarm.overlay.tests.kernel import support
@@ -102,6 +106,20 @@ def test_both_views_are_shown_and_a_second_run_changes_nothing(farm: Farm) -> No
     assert again["actions"] == []
     assert without_status(farm.top / "state") == before
     assert farm.status()["generation"] == locked[0]["generation"]
+
+
+def test_releases_at_the_top_of_a_view_are_locked_there(farm: Farm) -> None:
+    releases = [{"release": "usd/1", "at": "/"}, {"release": "qt/1", "at": "/", "exclude": ["file"]}]
+    ran = support.module(
+        "view_lock",
+        views=[{"name": "software", "root": str(farm.root), "store": str(farm.store), "releases": releases, "linger": 0}],
+    )
+    (found,) = ran.ok["views"]
+    assert [one["at"] for one in found["releases"]] == ["", ""]
+    locked = LockedView("software", found["generation"], tuple(found["releases"]))
+    assert lock_from_json(lock_to_json([locked])) == {"software": locked}
+    assert farm.bring(farm.views([found])[:1]).ok["changed"]
+    assert (farm.top / "software" / "file").read_bytes() == b"usd/1"
 
 
 def test_a_changed_lock_switches_the_views(farm: Farm) -> None:
