@@ -68,6 +68,11 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                 "resolve": {"type": "bool", "default": True},
             }
         )
+        if given["declared"] and not any("views" in one for one in given["declared"].values()):
+            # The check, in an earlier task, gives an entry also to a host without views.
+            reason = "the declarations were not checked in this run: leave out --start-at-task"
+            result.update(failed=True, problems=[reason], msg=reason)
+            return result
         declared = {host: one.get("views", []) for host, one in given["declared"].items()}
         problems = problems_of_hosts({host: one.get("problems", []) for host, one in given["declared"].items()})
         views, differing = shared_views(declared, given["scan_host"])
@@ -189,7 +194,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                 found = self._call("release_manifest", {**options, "releases": batch}, variables)
                 resolution.actions += found.get("actions", [])
                 resolution.warnings += found.get("warnings", [])
-                if found.get("failed") and not found.get("failures"):
+                if found.get("failed") and (
+                    not found.get("failures") or any(one.get("of_host") for one in found["failures"])
+                ):
                     resolution.obstacle = str(found.get("msg"))
                 for path, reason in _failures_of(found, batch).items():
                     for name in paths[path]:
@@ -209,6 +216,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         for view in found["views"]:
             if view["msg"]:
                 self._give_up(view["name"], view["msg"], resolution)
+                if view.get("of_host"):
+                    resolution.obstacle = f"view {view['name']}: {view['msg']}"
             else:
                 resolution.locked.append(
                     LockedView(

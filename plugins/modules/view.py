@@ -14,7 +14,8 @@ description:
     or switches to it, writes what mounts it when the host starts, and removes generations that nobody needs.
   - Does what M(renderfarm.overlay.metadata_layer), M(renderfarm.overlay.overlay_mount) and M(renderfarm.overlay.overlay_prune) do for one
     view each, with the same options.
-  - A view that fails does not keep the others from their state. The task then fails at its end and names it.
+  - A view that fails does not keep the others from their state. The task then fails at its end and names it. A view that makes no progress
+    for O(timeout) seconds has failed.
   - A rollback can hold. While it does, the view stays at its generation although another one is declared.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
@@ -81,6 +82,13 @@ options:
             type: list
             elements: str
             default: []
+      leaving:
+        description:
+          - The releases among these that linger, each with C(release), and C(until), the time after which a resolution leaves it out.
+            They are kept with the lock.
+        type: list
+        elements: dict
+        default: []
       on_conflict:
         description: What to do when releases have different things at one path.
         type: str
@@ -148,6 +156,12 @@ options:
       generation:
         description: A generation on this host, or V(previous), instead of O(views[].releases).
         type: str
+      unresolved:
+        description:
+          - The view could not be resolved, so it has no O(views[].releases). It stays at the generation that the host shows, or showed
+            last, and is mounted again if it is not mounted.
+        type: bool
+        default: false
       options:
         description: Mount options.
         type: dict
@@ -328,11 +342,13 @@ views:
 """
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import host_view
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import host_view, view_parameters
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_view import Brought, Run
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import layer_parameters
 
@@ -359,17 +375,7 @@ def _view_options() -> dict[str, Any]:
     layer["releases"]["options"]["digest"] = {"type": "str"}
     options = {
         **layer,
-        "name": {"type": "str", "required": True},
-        "mountpoint": {"type": "path", "required": True},
-        "state": {"type": "str", "choices": ["mounted", "unmounted", "absent"], "default": "mounted"},
-        "locked_generation": {"type": "str"},
-        "options": {"type": "dict", "default": {"nodev": True, "nosuid": True}},
-        "data": {"type": "list", "elements": "path", "default": []},
-        "switch": {"type": "str", "choices": ["auto", "beneath", "over", "replace", "never"], "default": "auto"},
-        "inner_mounts": {"type": "str", "choices": ["carry", "drop"], "default": "carry"},
-        "persist": {"type": "str", "choices": ["none", "systemd", "fstab"], "default": "none"},
-        "keep": {"type": "int", "default": 3},
-        "min_age": {"type": "float", "default": 3600.0},
+        **view_parameters.OPTIONS,
         "state_dir": runner.STATE_DIR,
     }
     return {
@@ -384,13 +390,25 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     views = params["views"]
     _check(views, params["hold"])
     holding = {"hold": params["hold"], "hold_reason": params["hold_reason"], "lift_hold": params["lift_holds"]}
-    run = Run(context.check_mode, context.timeout, context.progress, context.carry_out, runner.explain)
     brought = []
     for view in views:
         context.note.write(f"view {view['name']}")
-        brought.append(host_view.bring({**view, **_NOT_WRITABLE, **holding}, run))
+        brought.append(_bring({**view, **_NOT_WRITABLE, **holding}, context))
         context.progress()
     return _outcome(brought)
+
+
+def _bring(view: dict[str, Any], context: runner.Context) -> Brought:
+    """Bring a view to its state, in a process with a time limit of its own: a view that hangs is given up alone."""
+
+    def in_child(progress: deadline.Progress) -> Brought:
+        inner = replace(context, progress=progress)
+        return host_view.bring(view, Run(inner.check_mode, inner.timeout, progress, inner.carry_out, runner.explain))
+
+    try:
+        return deadline.run(in_child, context.timeout, context.progress)
+    except deadline.TimeLimitError as error:
+        return host_view.given_up(view, runner.given_up(error), context.check_mode)
 
 
 def _check(views: list[dict[str, Any]], hold: int | None) -> None:

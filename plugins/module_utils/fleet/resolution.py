@@ -174,7 +174,8 @@ _OF_HOST = (
 def locked_views(views: Iterable[Mapping[str, Any]], lock: Mapping[str, LockedView]) -> list[dict[str, Any]]:
     """Return the views of a host as the module ``view`` takes them: completed, and with what the lock resolved them to.
 
-    A view that is to be mounted and is not in the lock, since it could not be resolved, is left out. Blank texts are left out of a view.
+    A view that is to be mounted and is not in the lock, since it could not be resolved, stays at the generation that the host showed last.
+    Blank texts are left out of a view.
     """
     found = []
     for view in views:
@@ -182,8 +183,11 @@ def locked_views(views: Iterable[Mapping[str, Any]], lock: Mapping[str, LockedVi
         if view["state"] == "mounted" and not view["generation"]:
             locked = lock.get(view["name"])
             if locked is None:
+                found.append({**options, "unresolved": True})
                 continue
             options["locked_generation"] = locked.generation
+            if locked.leaving:
+                options["leaving"] = [dict(one) for one in locked.leaving]
             if locked.image_digest:
                 options["image"] = f"{view['image_store']}/{locked.generation}{IMAGE_SUFFIX}"
                 options["image_digest"] = locked.image_digest
