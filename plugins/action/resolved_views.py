@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible.errors import AnsibleFilterError
+from ansible.errors import AnsibleConnectionFailure, AnsibleFilterError
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.renderfarm.overlay.plugins.filter.select_releases import select_releases
@@ -230,9 +230,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                 )
 
     def _call(self, module: str, options: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = self._execute_module(
-            module_name=f"renderfarm.overlay.{module}", module_args=options, task_vars=variables
-        )
+        try:
+            found: dict[str, Any] = self._execute_module(
+                module_name=f"renderfarm.overlay.{module}", module_args=options, task_vars=variables
+            )
+        except AnsibleConnectionFailure as error:
+            # An unreachable host would end the play, even if ignore_unreachable is set: it has run_once or any_errors_fatal.
+            raise _HostError(f"unreachable: {error}") from error
         return found
 
 

@@ -63,6 +63,7 @@ PURE = {
     "fleet": {
         "host_ranges",
         "lock",
+        "promotion",
         "report",
         "report_page",
         "resolution",

@@ -198,18 +198,22 @@ def locked_views(views: Iterable[Mapping[str, Any]], lock: Mapping[str, LockedVi
 
 
 def differing_views(shown: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[str]:
-    """Return a sentence for each view of which hosts show different generations.
+    """Return a sentence for each view of which hosts show different generations, or which failed on some of them.
 
     ``shown`` is what the module ``view`` returned on each host.
     """
     hosts_of: dict[str, dict[str, list[str]]] = {}
+    failed: dict[str, list[str]] = {}
     for host, views in shown.items():
         for view in views:
-            if view.get("generation"):
+            if view.get("failed"):
+                failed.setdefault(view["name"], []).append(host)
+            elif view.get("generation"):
                 hosts_of.setdefault(view["name"], {}).setdefault(view["generation"], []).append(host)
     return [
         f"view {name}: hosts show different generations: "
         + ", ".join(f"{generation} on {host_list(hosts)}" for generation, hosts in generations.items())
+        + (f"; it failed on {host_list(failed[name])}" if name in failed else "")
         for name, generations in hosts_of.items()
-        if len(generations) > 1
+        if len(generations) > 1 or name in failed
     ]

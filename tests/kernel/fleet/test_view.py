@@ -141,6 +141,32 @@ def test_a_view_that_was_not_resolved_stays_held(farm: Farm) -> None:
     assert farm.shown() == ["2"]
 
 
+def test_the_lock_of_what_is_shown_is_read_without_a_server(farm: Farm) -> None:
+    def read(**keys: Any) -> list[dict[str, Any]]:
+        given = [
+            {"name": name, "mountpoint": str(farm.top / name), "state_dir": str(farm.top / "state"), **keys}
+            for name in VIEWS
+        ]
+        with dead(farm.root), dead(farm.store):
+            found: list[dict[str, Any]] = support.module("view_lock_info", views=given, timeout=30).ok["views"]
+        return found
+
+    never = read()
+    assert [(one["generation"], one["mounted"], one["lock"]) for one in never] == [(None, False, None)] * 2
+    first = farm.lock("usd/1")
+    assert farm.bring(farm.views(first)).ok["changed"]
+    os.utime(farm.top / "state" / "views" / "software" / "current", (0, 0), follow_symlinks=False)
+    support.command("umount", str(farm.top / "tools"))
+    (software, tools), (locked, _other) = read(), first
+    assert (software["generation"], software["mounted"], software["hold"], software["failure"]) == (
+        *(locked["generation"], True, None, ""),
+    )
+    assert software["lock"]["releases"] == locked["releases"]
+    assert software["seconds"] > 1e9
+    assert (tools["mounted"], tools["seconds"] < 1e5) == (False, True)
+    assert read(generation="previous") == read(state="absent") == []
+
+
 def test_a_view_that_hangs_is_given_up_alone(farm: Farm) -> None:
     assert farm.bring(farm.views(farm.lock("usd/1"))).ok["changed"]
     views = farm.views(farm.lock("usd/2"))
