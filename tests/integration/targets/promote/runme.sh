@@ -68,6 +68,11 @@ said() {
     tr -s '\n\\" ' ' ' < "$place/log" | grep -qF -- "$1"
 }
 
+# unchanged: check that no host changed.
+unchanged() {
+    test "$(grep -Ec ' changed=[1-9]' "$place/log")" = 0
+}
+
 # refused TEXT OPTION...: check that a promotion is refused with TEXT, and that no host changed.
 refused() {
     if promote "${@:2}"; then
@@ -75,12 +80,12 @@ refused() {
         exit 1
     fi
     said "$1"
-    ! grep -Eq ' changed=[1-9]' "$place/log"
+    unchanged
 }
 
 # shows HOST RELEASE...: check which releases of tool HOST shows.
 shows() {
-    test "$(ls "$place/$1/newest/tool" | xargs)" = "${*:2}"
+    test "$(cd "$place/$1/newest/tool" && echo *)" = "${*:2}"
     test "$(ls "$place/$1/image/tool")" = "${*: -1}"
     test "$(cat "$place/$1/merged/name")" = lib/3
 }
@@ -107,20 +112,20 @@ shows r1 1.0 1.1
 shows r2 1.0 1.1
 grep -q '"release": "tool/1.0", "until": ' "$place/lock.json"
 test "$(grep -c '"image_digest": "sha256:' "$place/lock.json")" = 1
-! grep -q 'tool/1.2' "$place/lock.json"
+test "$(grep -c 'tool/1.2' "$place/lock.json")" = 0
 for view in newest image merged; do
     test "$(basename "$(readlink "$place/state-r1/views/$view/current")")" = \
         "$(basename "$(readlink "$place/state-c1/views/$view/current")")"
 done
 promote
-! grep -Eq ' changed=[1-9]' "$place/log"
+unchanged
 
 # One view alone.
 deploy canary
 promote -e overlay_view=merged
 shows r1 1.0 1.1
 promote -e overlay_view=newest -e overlay_lock_file=
-test "$(ls "$place/r1/newest/tool" | xargs)" = '1.0 1.1 1.2'
+test "$(cd "$place/r1/newest/tool" && echo *)" = '1.0 1.1 1.2'
 promote
 
 # Canary hosts that were not read.
