@@ -341,7 +341,6 @@ views:
       sample: []
 """
 
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -350,7 +349,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import ho
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_view import Brought, Run
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import layer_parameters
 
 #: What overlay_mount takes and a view of releases does not.
 _NOT_WRITABLE = {"upper": None, "work": None, "scratch": None, "read_only": None}
@@ -369,17 +367,8 @@ def main() -> None:
 
 
 def _view_options() -> dict[str, Any]:
-    layer = copy.deepcopy(layer_parameters.OPTIONS)
-    # A view is built on its host or installed, and never published.
-    del layer["image_store"]
-    layer["releases"]["options"]["digest"] = {"type": "str"}
-    options = {
-        **layer,
-        **view_parameters.OPTIONS,
-        "state_dir": runner.STATE_DIR,
-    }
     return {
-        "options": options,
+        "options": {**view_parameters.options(), "state_dir": runner.STATE_DIR},
         "mutually_exclusive": [("image", "generation")],
         "required_together": [("image", "image_digest")],
     }

@@ -65,7 +65,7 @@ views:
     hold:
       description: The hold that keeps the view at a generation; none if there is none.
       type: dict
-      sample:
+      sample: {"generation": "0123456789abcdef", "until": 0, "reason": "black frames"}
     failure:
       description: Why the last run failed; empty if it did not.
       type: str

@@ -69,7 +69,6 @@ PURE = {
         "resolution",
         "status",
         "view_declaration",
-        "view_parameters",
     },
     "resolvers": {"conda", "json_values", "resolved", "rez", "spack", "spack_lock", "spack_specs"},
 }
