@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible.errors import AnsibleFilterError
+from ansible.errors import AnsibleConnectionFailure, AnsibleFilterError
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.renderfarm.overlay.plugins.filter.select_releases import select_releases
@@ -68,6 +68,11 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                 "resolve": {"type": "bool", "default": True},
             }
         )
+        if given["declared"] and not any("views" in one for one in given["declared"].values()):
+            # The check, in an earlier task, gives an entry also to a host without views.
+            reason = "the declarations were not checked in this run: leave out --start-at-task"
+            result.update(failed=True, problems=[reason], msg=reason)
+            return result
         declared = {host: one.get("views", []) for host, one in given["declared"].items()}
         problems = problems_of_hosts({host: one.get("problems", []) for host, one in given["declared"].items()})
         views, differing = shared_views(declared, given["scan_host"])
@@ -189,7 +194,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                 found = self._call("release_manifest", {**options, "releases": batch}, variables)
                 resolution.actions += found.get("actions", [])
                 resolution.warnings += found.get("warnings", [])
-                if found.get("failed") and not found.get("failures"):
+                if found.get("failed") and (
+                    not found.get("failures") or any(one.get("of_host") for one in found["failures"])
+                ):
                     resolution.obstacle = str(found.get("msg"))
                 for path, reason in _failures_of(found, batch).items():
                     for name in paths[path]:
@@ -209,6 +216,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         for view in found["views"]:
             if view["msg"]:
                 self._give_up(view["name"], view["msg"], resolution)
+                if view.get("of_host"):
+                    resolution.obstacle = f"view {view['name']}: {view['msg']}"
             else:
                 resolution.locked.append(
                     LockedView(
@@ -221,9 +230,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                 )
 
     def _call(self, module: str, options: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = self._execute_module(
-            module_name=f"renderfarm.overlay.{module}", module_args=options, task_vars=variables
-        )
+        try:
+            found: dict[str, Any] = self._execute_module(
+                module_name=f"renderfarm.overlay.{module}", module_args=options, task_vars=variables
+            )
+        except AnsibleConnectionFailure as error:
+            # An unreachable host would end the play, even if ignore_unreachable is set: it has run_once or any_errors_fatal.
+            raise _HostError(f"unreachable: {error}") from error
         return found
 
 

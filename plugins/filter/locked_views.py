@@ -14,7 +14,7 @@ short_description: Give the views of a host what a lock resolved them to
 description:
   - Takes the views of a host, as M(renderfarm.overlay.declared_views) returns them, and a lock, and returns the views as
     M(renderfarm.overlay.view) takes them.
-  - A view that is to be mounted and is not in the lock is left out.
+  - A view that is to be mounted and is not in the lock could not be resolved. It stays at the generation that the host showed last.
 positional: lock
 options:
   _input:

@@ -124,10 +124,7 @@ def run(
     try:
         outcome = deadline.run(in_child, timeout)
     except deadline.TimeLimitError as error:
-        place = f" at {note.read()}" if note.read() else ""
-        module.fail_json(
-            msg=f"gave up: {error}{place}. A file server that does not answer is the usual reason; for slower work raise 'timeout'"
-        )
+        module.fail_json(msg=given_up(error, note.read()))
     except deadline.WorkError as error:
         module.fail_json(msg="unexpected error, which is a bug in the module: report it", exception=str(error))
     except OverlayError as error:
@@ -144,6 +141,14 @@ def run(
     if outcome.failure:
         module.fail_json(msg=outcome.failure, **result)
     module.exit_json(**result)
+
+
+def given_up(error: deadline.TimeLimitError, place: str = "") -> str:
+    """Return the message for work that made no progress. ``place`` is the item that was worked on, if that is known."""
+    at = f" at {place}" if place else ""
+    return (
+        f"gave up: {error}{at}. A file server that does not answer is the usual reason; for slower work raise 'timeout'"
+    )
 
 
 def _unusable_timeout(timeout: float) -> str | None:

@@ -265,12 +265,17 @@ failures:
       description: Why the release failed.
       type: str
       sample: "release houdini/20.5.487 is not ready: it has no .ready, so it is still being written or was interrupted"
+    of_host:
+      description: Whether another host may be able to do it.
+      type: bool
+      sample: false
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import is_of_host
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, recording
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import root_identity
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.manifest_plan import (
@@ -341,11 +346,15 @@ def _outcome_of_one(manifest: ReleaseManifest) -> runner.Outcome:
 def _outcome(manifests: Sequence[ReleaseManifest]) -> runner.Outcome:
     done = [manifest for manifest in manifests if not manifest.failure]
     changed = [manifest for manifest in done if manifest.plan]
-    failures = [(manifest.release, runner.explain(manifest.failure)) for manifest in manifests if manifest.failure]
+    failed = [(manifest.release, manifest.failure) for manifest in manifests if manifest.failure]
+    failures = [(release, runner.explain(error)) for release, error in failed]
     return runner.Outcome(
         {
             "manifests": [{"release": manifest.release, **manifest.values()} for manifest in done],
-            "failures": [{"release": release, "msg": reason} for release, reason in failures],
+            "failures": [
+                {"release": release, "msg": runner.explain(error), "of_host": is_of_host(error)}
+                for release, error in failed
+            ],
         },
         tuple(action for manifest in changed for action in manifest.plan),
         {manifest.release: manifest.diff_before() for manifest in changed},

@@ -14,7 +14,8 @@ description:
     or switches to it, writes what mounts it when the host starts, and removes generations that nobody needs.
   - Does what M(renderfarm.overlay.metadata_layer), M(renderfarm.overlay.overlay_mount) and M(renderfarm.overlay.overlay_prune) do for one
     view each, with the same options.
-  - A view that fails does not keep the others from their state. The task then fails at its end and names it.
+  - A view that fails does not keep the others from their state. The task then fails at its end and names it. A view that makes no progress
+    for O(timeout) seconds has failed.
   - A rollback can hold. While it does, the view stays at its generation although another one is declared.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
@@ -81,6 +82,13 @@ options:
             type: list
             elements: str
             default: []
+      leaving:
+        description:
+          - The releases among these that linger, each with C(release), and C(until), the time after which a resolution leaves it out.
+            They are kept with the lock.
+        type: list
+        elements: dict
+        default: []
       on_conflict:
         description: What to do when releases have different things at one path.
         type: str
@@ -148,6 +156,12 @@ options:
       generation:
         description: A generation on this host, or V(previous), instead of O(views[].releases).
         type: str
+      unresolved:
+        description:
+          - The view could not be resolved, so it has no O(views[].releases). It stays at the generation that the host shows, or showed
+            last, and is mounted again if it is not mounted.
+        type: bool
+        default: false
       options:
         description: Mount options.
         type: dict
@@ -360,23 +374,23 @@ views:
       sample: []
 """
 
+from dataclasses import replace
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import host_options, host_view
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import host_view, view_parameters
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_view import Brought, Run
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+
+#: What overlay_mount takes and a view of releases does not.
+_NOT_WRITABLE = {"upper": None, "work": None, "scratch": None, "read_only": None}
 
 
 def main() -> None:
     runner.run(
         {
-            "views": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                **host_options.view_options(runner.STATE_DIR),
-            },
+            "views": {"type": "list", "elements": "dict", "required": True, **_view_options()},
             "hold": {"type": "int"},
             "hold_reason": {"type": "str"},
             "lift_holds": {"type": "bool", "default": False},
@@ -384,6 +398,14 @@ def main() -> None:
         },
         work,
     )
+
+
+def _view_options() -> dict[str, Any]:
+    return {
+        "options": {**view_parameters.options(), "state_dir": runner.STATE_DIR},
+        "mutually_exclusive": [("image", "generation")],
+        "required_together": [("image", "image_digest")],
+    }
 
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
@@ -396,13 +418,25 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         "lift_hold": params["lift_holds"],
         "take_back": params["take_back"],
     }
-    run = Run(context.check_mode, context.timeout, context.progress, context.carry_out, runner.explain)
     brought = []
     for view in views:
         context.note.write(f"view {view['name']}")
-        brought.append(host_view.bring({**view, **host_options.NOT_WRITABLE, **holding}, run))
+        brought.append(_bring({**view, **_NOT_WRITABLE, **holding}, context))
         context.progress()
     return _outcome(brought)
+
+
+def _bring(view: dict[str, Any], context: runner.Context) -> Brought:
+    """Bring a view to its state, in a process with a time limit of its own: a view that hangs is given up alone."""
+
+    def in_child(progress: deadline.Progress) -> Brought:
+        inner = replace(context, progress=progress)
+        return host_view.bring(view, Run(inner.check_mode, inner.timeout, progress, inner.carry_out, runner.explain))
+
+    try:
+        return deadline.run(in_child, context.timeout, context.progress)
+    except deadline.TimeLimitError as error:
+        return host_view.given_up(view, runner.given_up(error), context.check_mode)
 
 
 def _check(views: list[dict[str, Any]], hold: int | None) -> None:

@@ -167,6 +167,11 @@ views:
       description: Why the view cannot be resolved; empty if it can.
       type: str
       sample: ''
+    of_host:
+      description: Whether another host may be able to resolve the view, if this one cannot.
+      type: bool
+      returned: when the view cannot be resolved
+      sample: false
     generation:
       description: The generation that the releases make.
       type: str

@@ -61,7 +61,7 @@ PURE = {
     },
     "software_root": {"nfs_options", "root_plan"},
     "fleet": {
-        *("host_ranges", "lock", "metrics", "mountstats", "report", "report_page", "resolution", "status"),
+        *("host_ranges", "lock", "metrics", "mountstats", "promotion", "report", "report_page", "resolution", "status"),
         "view_declaration",
     },
     "resolvers": {"conda", "json_values", "resolved", "rez", "spack", "spack_lock", "spack_specs"},

@@ -99,7 +99,7 @@ def _try(
         os.close(mount)
     open_each(spec.path, releases, progress)
     if check.command:
-        _run_command(check, spec.path, seconds / 2, progress)
+        _run_command(check, spec.path, seconds, progress)
 
 
 # What is there by default: the view can be listed, and a file of each release can be opened.

@@ -9,10 +9,11 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import health, status_file
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import health, lock_file, status_file
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView, short_release
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import Hold, ViewStatus
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     deadline,
@@ -40,7 +41,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import MakeCurrent
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_sources import Source
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import CURRENT, ViewPaths
 
 
 @dataclass(frozen=True)
@@ -109,14 +110,18 @@ def bring(view: Mapping[str, Any], run: Run) -> Brought:
     if not run.check_mode and os.path.isdir(paths.root):
         try:
             status_file.write(paths, _new_status(view, brought, known, hold))
+            if _has_lock(view) and not hold and not brought.failure:
+                lock_file.write(paths, _lock_of(view, paths))
         except (OverlayError, OSError) as error:
             brought.failure = brought.failure or run.explain(error)
     return brought
 
 
 def _new_status(view: Mapping[str, Any], brought: Brought, known: ViewStatus | None, hold: Hold | None) -> ViewStatus:
-    generation = view["locked_generation"] or brought.values.get("generation") or (known.generation if known else None)
-    shown, before = brought.values.get("generation"), brought.before.get("generation")
+    last, shown = known.generation if known else None, brought.values.get("generation")
+    # A view that could not be resolved has no declared generation but that of the last run.
+    generation = view["locked_generation"] or (last or shown if view["unresolved"] else shown or last)
+    before = brought.before.get("generation")
     return ViewStatus(
         view["name"],
         view["mountpoint"],
@@ -125,6 +130,36 @@ def _new_status(view: Mapping[str, Any], brought: Brought, known: ViewStatus | N
         brought.failure,
         hold,
         before if before and not brought.failure and shown != before else None,
+    )
+
+
+def given_up(view: Mapping[str, Any], reason: str, check_mode: bool) -> Brought:
+    """Return a view that hung, and record the reason in its status. The process that brought it to its state has ended."""
+    brought = Brought(view["name"], failure=reason)
+    paths = ViewPaths.of(view["state_dir"], view["name"])
+    known = None if check_mode else status_file.find(paths)
+    if known:
+        with contextlib.suppress(OSError):
+            status_file.write(paths, replace(known, failure=reason))
+    return brought
+
+
+def _has_lock(view: Mapping[str, Any]) -> bool:
+    given = view["image"] is not None or all(one["release"] and one["digest"] for one in view["releases"])
+    return bool(view["locked_generation"]) and given
+
+
+def _lock_of(view: Mapping[str, Any], paths: ViewPaths) -> LockedView:
+    """Return what the view was locked to. Releases of an image are not given, so they are taken from its record."""
+    if view["image"] is None:
+        releases = [
+            {name: value for name, value in release.items() if value not in (None, [])} for release in view["releases"]
+        ]
+    else:
+        current = view_state.observe(paths).current
+        releases = [short_release(one) for one in view_state.read_generation(paths, str(current)).releases]
+    return LockedView(
+        view["name"], view["locked_generation"], tuple(releases), tuple(view["leaving"]), view["image_digest"]
     )
 
 
@@ -156,9 +191,14 @@ def _hold_of_rollback(view: Mapping[str, Any], brought: Brought) -> Hold | None:
 def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought, hold: Hold | None) -> None:
     """Provide the declared generation, mount it, make it the current one, and remove the generations that nobody needs."""
     wanted = {**view, "generation": hold.generation} if hold else dict(view)
+    state = view_state.observe(paths)
+    if view["unresolved"] and not hold:
+        if state.current is None:
+            # It was never shown here. The run says why it could not be resolved.
+            return
+        wanted["generation"] = CURRENT
     if wanted["generation"] is not None:
         wanted.update(image=None, image_digest=None, releases=[])
-    state = view_state.observe(paths)
     source = layer_sources.from_parameters(wanted, paths, state, run.seconds, run.progress)
     if not hold and view["generation"] is None:
         _check_locked(view, source)
@@ -225,8 +265,7 @@ def _check_health(view: Mapping[str, Any], source: Source, task: MountTask, run:
             view["inner_mounts"],
             source.releases,
             check,
-            # Less than the time limit of the module, so that the reason is reported.
-            run.seconds / 2,
+            run.seconds,
             run.progress,
         )
     except (OverlayError, OSError) as error:

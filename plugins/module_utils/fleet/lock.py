@@ -25,7 +25,8 @@ LOCK_FORMAT = 1
 
 _MOST_VIEWS = 10_000
 _MOST_RELEASES = 100_000
-_LARGEST = 1 << 27
+#: Bytes of the longest lock.
+LARGEST_LOCK = 1 << 27
 
 _PATTERNS = records.list_of(records.text(), MOST_PATTERNS)
 _RELEASE = records.fields(
@@ -49,7 +50,7 @@ _LOCK = RecordKind(
             "views": records.list_of(_VIEW, _MOST_VIEWS),
         }
     ),
-    _LARGEST,
+    LARGEST_LOCK,
     "format",
     LOCK_FORMAT,
 )
@@ -77,6 +78,17 @@ class LockedView:
             "leaving": [dict(one) for one in self.leaving],
             "image_digest": self.image_digest,
         }
+
+
+def short_release(release: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a release as a lock has it: without what is as by default, and with an empty path for the top of the view."""
+    found: dict[str, Any] = {name: release[name] for name in ("release", "digest") if name in release}
+    for name in ("at", "source"):
+        place = release[name].strip("/")
+        if place != release["release"]:
+            found[name] = place
+    found.update({name: list(release[name]) for name in ("include", "exclude") if release.get(name)})
+    return found
 
 
 def lock_to_json(views: Iterable[LockedView]) -> str:

@@ -174,7 +174,8 @@ _OF_HOST = (
 def locked_views(views: Iterable[Mapping[str, Any]], lock: Mapping[str, LockedView]) -> list[dict[str, Any]]:
     """Return the views of a host as the module ``view`` takes them: completed, and with what the lock resolved them to.
 
-    A view that is to be mounted and is not in the lock, since it could not be resolved, is left out. Blank texts are left out of a view.
+    A view that is to be mounted and is not in the lock, since it could not be resolved, stays at the generation that the host showed last.
+    Blank texts are left out of a view.
     """
     found = []
     for view in views:
@@ -182,8 +183,11 @@ def locked_views(views: Iterable[Mapping[str, Any]], lock: Mapping[str, LockedVi
         if view["state"] == "mounted" and not view["generation"]:
             locked = lock.get(view["name"])
             if locked is None:
+                found.append({**options, "unresolved": True})
                 continue
             options["locked_generation"] = locked.generation
+            if locked.leaving:
+                options["leaving"] = [dict(one) for one in locked.leaving]
             if locked.image_digest:
                 options["image"] = f"{view['image_store']}/{locked.generation}{IMAGE_SUFFIX}"
                 options["image_digest"] = locked.image_digest
@@ -194,18 +198,22 @@ def locked_views(views: Iterable[Mapping[str, Any]], lock: Mapping[str, LockedVi
 
 
 def differing_views(shown: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[str]:
-    """Return a sentence for each view of which hosts show different generations.
+    """Return a sentence for each view of which hosts show different generations, or which failed on some of them.
 
     ``shown`` is what the module ``view`` returned on each host.
     """
     hosts_of: dict[str, dict[str, list[str]]] = {}
+    failed: dict[str, list[str]] = {}
     for host, views in shown.items():
         for view in views:
-            if view.get("generation"):
+            if view.get("failed"):
+                failed.setdefault(view["name"], []).append(host)
+            elif view.get("generation"):
                 hosts_of.setdefault(view["name"], {}).setdefault(view["generation"], []).append(host)
     return [
         f"view {name}: hosts show different generations: "
         + ", ".join(f"{generation} on {host_list(hosts)}" for generation, hosts in generations.items())
+        + (f"; it failed on {host_list(failed[name])}" if name in failed else "")
         for name, generations in hosts_of.items()
-        if len(generations) > 1
+        if len(generations) > 1 or name in failed
     ]

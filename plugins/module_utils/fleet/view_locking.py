@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_view import Brought, Run
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import short_release
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.format_support import SUPPORT
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import declared_links
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, is_of_host
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import scan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
     image_store,
@@ -38,6 +39,7 @@ _NOT_GIVEN = {"manifest": None, "at": None, "source": None, "include": (), "excl
 def lock(view: Mapping[str, Any], now: int, note: Callable[[str], None], run: Run) -> Brought:
     """Return what a view is resolved to. A failure is returned, and not raised. ``now`` is in seconds since 1970."""
     locked = Brought(view["name"])
+    note(f"view {view['name']}")
     try:
         releases, leaving, plan, record = _releases(view, now, note, run)
         options = {**view, "releases": [{**_NOT_GIVEN, **one} for one in releases]}
@@ -46,7 +48,7 @@ def lock(view: Mapping[str, Any], now: int, note: Callable[[str], None], run: Ru
         digests = {one.record.release: one.record.digest for one in spec.placements}
         locked.values = {
             "generation": spec.generation,
-            "releases": [{**_given(one), "digest": digests[one["release"]]} for one in releases],
+            "releases": [{**short_release(one), "digest": digests[one["release"]]} for one in releases],
             "leaving": leaving,
             "image_digest": None,
         }
@@ -57,6 +59,7 @@ def lock(view: Mapping[str, Any], now: int, note: Callable[[str], None], run: Ru
         locked.actions += plan
     except (OverlayError, OSError) as error:
         locked.failure = run.explain(error)
+        locked.values["of_host"] = is_of_host(error)
     return locked
 
 
@@ -90,16 +93,6 @@ def _record_handlers(view: Mapping[str, Any], record: linger.Record) -> Handlers
     return {
         RecordReleases: lambda _action: view_record.write(store, name, record),
         ForgetReleases: lambda _action: view_record.remove(store, name),
-    }
-
-
-def _given(release: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a release without what is as by default, so that locks are short."""
-    path = release["release"]
-    return {
-        name: value
-        for name, value in release.items()
-        if name == "release" or (value and not (name in ("at", "source") and value == path))
     }
 
 

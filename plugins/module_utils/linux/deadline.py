@@ -27,6 +27,9 @@ _RESULT = b"="
 #: Seconds between two signs of progress that are really sent.
 _TICK_INTERVAL = 0.2
 
+#: Seconds between two calls of ``forward``, at most.
+_FORWARD_INTERVAL = 0.5
+
 #: Seconds to wait for a killed child. One in an uninterruptible sleep is left behind.
 _REAP_SECONDS = 2.0
 
@@ -64,8 +67,9 @@ def no_progress() -> None:
 def run(work: Callable[[Progress], Result], seconds: float, forward: Progress = no_progress) -> Result:
     """Run ``work`` in a child process and return its result, which must be picklable.
 
-    ``work`` receives a callback to call whenever it makes progress; ``forward`` is called then in this process. Raises TimeLimitError
-    after ``seconds`` without such a call, OverlayError and OSError as the work raised them, and WorkError for any other exception.
+    ``work`` receives a callback to call whenever it makes progress. Meanwhile ``forward`` is called in this process, so that a process
+    which is itself the child of another one is not given up before its own child is. Raises TimeLimitError after ``seconds`` without a
+    call, OverlayError and OSError as the work raised them, and WorkError for any other exception.
     """
     receiver, sender = os.pipe()
     parent = os.getpid()
@@ -153,10 +157,16 @@ def at_intervals(tell: Callable[[], None]) -> Progress:
 def _receive(receiver: int, seconds: float, forward: Progress) -> bytes:
     """Return the pickled outcome; empty if the child ended without one. Raises TimeLimitError after ``seconds`` without a tick."""
     received = b""
+    limit = time.monotonic() + seconds
     while True:
-        readable, _writable, _exceptional = select.select([receiver], [], [], seconds)
+        rest = limit - time.monotonic()
+        readable, _writable, _exceptional = select.select([receiver], [], [], min(_FORWARD_INTERVAL, max(rest, 0)))
+        forward()
         if not readable:
+            if rest > 0:
+                continue
             raise TimeLimitError(f"no progress for {seconds:g} seconds")
+        limit = time.monotonic() + seconds
         chunk = os.read(receiver, 1 << 20)
         if not chunk:
             return received[1:]

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class OverlayError(Exception):
     """A failure with a message for the user: it names the path or object, what is wrong, and what to do."""
@@ -12,6 +14,24 @@ class OverlayError(Exception):
 
 class ManifestError(OverlayError):
     """A manifest is malformed, truncated or altered."""
+
+
+class HostError(OverlayError):
+    """A failure for a reason of this host or its mounts. Another host may be able to do the same."""
+
+
+#: Errors that depend on the host: its access to a file system, how it has mounted it, and its connection to the server.
+_OF_HOST = frozenset(
+    (
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+        *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
+    )
+)
+
+
+def is_of_host(error: Exception) -> bool:
+    """Return whether another host may be able to do what failed."""
+    return isinstance(error, HostError) or (isinstance(error, OSError) and error.errno in _OF_HOST)
 
 
 def show(path: bytes) -> str:

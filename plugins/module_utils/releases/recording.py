@@ -13,7 +13,7 @@ from typing import Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import HostError, OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, manifest_writer, scan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
     ManifestRecord,
@@ -96,9 +96,7 @@ def for_each(
             if isinstance(error, OSError) and error.errno in _STORE_UNUSABLE:
                 for later in manifests[number + 1 :]:
                     if later.plan:
-                        later.failure = OverlayError(
-                            f"release {later.release} was not tried after that: {error.strerror}"
-                        )
+                        later.failure = HostError(f"release {later.release} was not tried after that: {error.strerror}")
 
 
 def observe(manifest: ReleaseManifest, request: ManifestRequest, progress: Progress) -> None:

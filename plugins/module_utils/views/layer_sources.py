@@ -41,6 +41,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_spe
     releases_of,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import (
+    CURRENT,
     PREVIOUS,
     ViewPaths,
     generation_of,
@@ -232,14 +233,14 @@ def installed(paths: ViewPaths, state: ViewState, image: str, digest: str) -> So
 
 
 def existing(paths: ViewPaths, state: ViewState, wanted: str, strategy: str) -> Source:
-    """Return the generation ``wanted``: an ID, the name of a directory, or ``previous``.
+    """Return the generation ``wanted``: an ID, the name of a directory, ``current`` or ``previous``.
 
     If a generation exists in several forms, the current one is returned, else one of ``strategy``. Raises OverlayError that lists the
     generations on this host if it has no such generation, or if the record of the generation is damaged.
     """
-    if wanted == PREVIOUS:
-        directory = state.previous
-        problem = "has no previous generation"
+    if wanted in (CURRENT, PREVIOUS):
+        directory = state.current if wanted == CURRENT else state.previous
+        problem = f"has no {wanted} generation"
     else:
         directory = _form_of(paths, state, wanted, strategy)
         problem = f"has no generation {wanted!r}"

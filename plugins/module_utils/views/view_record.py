@@ -14,7 +14,7 @@ import stat
 import time
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import HostError, OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import linger
 
@@ -62,7 +62,7 @@ def read(store: str, view: str) -> linger.Record | None:
 def write(store: str, view: str, record: linger.Record) -> None:
     """Write the record of a view. An interrupted run leaves either the old or the new record.
 
-    Raises OverlayError if the store is not writable.
+    Raises HostError if the store is not writable.
     """
     try:
         mode = files.mode_within(store)
@@ -72,7 +72,7 @@ def write(store: str, view: str, record: linger.Record) -> None:
         ):
             aside.write(linger.record_to_json(view, record))
     except OSError as error:
-        raise OverlayError(
+        raise HostError(
             f"{show(os.fsencode(path_of(store, view)))} cannot be written: {error.strerror}; it records the releases that leave view"
             f" {view}, so let this host write to the manifest store, unless 'linger' is 0"
         ) from None

@@ -10,10 +10,15 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import (
+    LockedView,
+    lock_from_json,
+    lock_to_json,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolution import locked_views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import declared_views
 from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel.test_dead_server import dead
 from ansible_collections.renderfarm.overlay.tests.kernel.test_modules import everything
 
 VIEWS = ("software", "tools")
@@ -81,6 +86,104 @@ def farm(area: Path) -> Farm:
     return Farm(area)
 
 
+def lock_beside(farm: Farm, name: str) -> LockedView:
+    """Return the lock that the host has of a view."""
+    return lock_from_json((farm.top / "state" / "views" / name / "lock.json").read_bytes())[name]
+
+
+@pytest.mark.usefixtures("with_programs")
+@pytest.mark.parametrize("central", [False, True])
+def test_a_host_keeps_the_lock_of_what_it_shows(farm: Farm, central: bool) -> None:
+    releases = [{"release": "usd/2", "at": "/"}, {"release": "qt/1", "exclude": ["demo"]}]
+    options: dict[str, Any] = {"image_store": str(farm.store / ".images")} if central else {}
+    locked = farm.lock(releases=releases, **options)
+    assert [one["msg"] for one in locked] == ["", ""]
+    assert (locked[0]["image_digest"] is not None) == central
+    views = farm.views(locked, build="central" if central else "local", image_store=str(farm.store / ".images"))
+    for view in views:
+        view["leaving"] = [{"release": "qt/1", "until": "2026-11-29T10:00:00Z"}]
+    assert farm.bring(views, check=True).ok["changed"]
+    assert farm.bring(views).ok["changed"]
+    for one in locked:
+        found = lock_beside(farm, one["name"])
+        assert (found.generation, found.image_digest) == (one["generation"], one["image_digest"])
+        assert {item["release"]: item for item in found.releases} == {item["release"]: item for item in one["releases"]}
+        assert found.leaving == ({"release": "qt/1", "until": "2026-11-29T10:00:00Z"},)
+
+
+def test_a_view_that_was_not_resolved_stays_and_is_mounted_again(farm: Farm) -> None:
+    unresolved = [{**view, "unresolved": True} for view in farm.views([])]
+    # A host that never showed it has nothing to stay at.
+    for check in (True, False):
+        assert not farm.bring(unresolved, check=check).ok["changed"]
+    assert not (farm.top / "state").exists()
+    locked = farm.lock("usd/1")
+    assert farm.bring(farm.views(locked)).ok["changed"]
+    support.command("umount", str(farm.top / "software"))
+    ran = farm.bring(unresolved).ok
+    assert [one["changed"] for one in ran["views"]] == [True, False]
+    assert farm.shown() == ["1"]
+    assert farm.status()["generation"] == locked[0]["generation"]
+    assert not farm.bring(unresolved).ok["changed"]
+
+
+def test_a_view_that_was_not_resolved_stays_held(farm: Farm) -> None:
+    second = farm.lock("usd/2")
+    assert farm.bring(farm.views(farm.lock("usd/1"))).ok["changed"]
+    assert farm.bring(farm.views(second)).ok["changed"]
+    assert farm.bring(farm.views([], generation="previous"), hold=0).ok["changed"]
+    unresolved = [{**view, "unresolved": True} for view in farm.views([])]
+    for _run in range(2):
+        assert not farm.bring(unresolved).ok["changed"]
+        assert farm.shown() == ["1"]
+        assert farm.status()["hold"] is not None
+    assert farm.bring(farm.views(second), lift_holds=True).ok["changed"]
+    assert farm.shown() == ["2"]
+
+
+def test_the_lock_of_what_is_shown_is_read_without_a_server(farm: Farm) -> None:
+    def read(**keys: Any) -> list[dict[str, Any]]:
+        given = [
+            {"name": name, "mountpoint": str(farm.top / name), "state_dir": str(farm.top / "state"), **keys}
+            for name in VIEWS
+        ]
+        with dead(farm.root), dead(farm.store):
+            found: list[dict[str, Any]] = support.module("view_lock_info", views=given, timeout=30).ok["views"]
+        return found
+
+    never = read()
+    assert [(one["generation"], one["mounted"], one["lock"]) for one in never] == [(None, False, None)] * 2
+    first = farm.lock("usd/1")
+    assert farm.bring(farm.views(first)).ok["changed"]
+    os.utime(farm.top / "state" / "views" / "software" / "current", (0, 0), follow_symlinks=False)
+    support.command("umount", str(farm.top / "tools"))
+    (software, tools), (locked, _other) = read(), first
+    assert (software["generation"], software["mounted"], software["hold"], software["failure"]) == (
+        *(locked["generation"], True, None, ""),
+    )
+    assert software["lock"]["releases"] == locked["releases"]
+    assert software["seconds"] > 1e9
+    assert (tools["mounted"], tools["seconds"] < 1e5) == (False, True)
+    assert read(generation="previous") == read(state="absent") == []
+
+
+def test_a_view_that_hangs_is_given_up_alone(farm: Farm) -> None:
+    assert farm.bring(farm.views(farm.lock("usd/1"))).ok["changed"]
+    views = farm.views(farm.lock("usd/2"))
+    hanging = farm.top / "hanging"
+    hanging.mkdir()
+    views[0]["store"] = str(hanging / "store")
+    with dead(hanging):
+        ran = farm.bring(views, timeout=3)
+    assert ran.message == (
+        "view software: gave up: no progress for 3 seconds. A file server that does not answer is the usual reason; for slower work raise"
+        " 'timeout'"
+    )
+    assert (farm.shown(), farm.shown("tools")) == (["1"], ["2"])
+    assert farm.status()["failure"].startswith("gave up: ")
+    assert farm.status("tools")["failure"] == ""
+
+
 def without_status(top: Path) -> dict[Any, Any]:
     return {path: found for path, found in everything(top).items() if not os.fsdecode(path).endswith("status.json")}
 
@@ -102,6 +205,22 @@ def test_both_views_are_shown_and_a_second_run_changes_nothing(farm: Farm) -> No
     assert again["actions"] == []
     assert without_status(farm.top / "state") == before
     assert farm.status()["generation"] == locked[0]["generation"]
+
+
+def test_releases_at_the_top_of_a_view_are_locked_there(farm: Farm) -> None:
+    releases = [{"release": "usd/1", "at": "/"}, {"release": "qt/1", "at": "/", "exclude": ["file"]}]
+    ran = support.module(
+        "view_lock",
+        views=[
+            {"name": "software", "root": str(farm.root), "store": str(farm.store), "releases": releases, "linger": 0}
+        ],
+    )
+    (found,) = ran.ok["views"]
+    assert [one["at"] for one in found["releases"]] == ["", ""]
+    locked = LockedView("software", found["generation"], tuple(found["releases"]))
+    assert lock_from_json(lock_to_json([locked])) == {"software": locked}
+    assert farm.bring(farm.views([found])[:1]).ok["changed"]
+    assert (farm.top / "software" / "file").read_bytes() == b"usd/1"
 
 
 def test_a_changed_lock_switches_the_views(farm: Farm) -> None:

@@ -149,7 +149,9 @@ def test_a_host_is_given_the_image_of_the_lock_in_its_own_store() -> None:
 
 
 def test_a_view_that_is_not_in_the_lock_is_left_out_unless_it_is_taken_down_or_rolled_back() -> None:
-    assert locked_views(views(name="other"), LOCK) == []
+    (found,) = locked_views(views(name="other"), LOCK)
+    assert found["unresolved"] is True
+    assert "locked_generation" not in found
     (found,) = locked_views(views(name="other", generation="previous"), LOCK)
     assert found["generation"] == "previous"
     (found,) = locked_views(views(name="other", state="absent"), LOCK)
@@ -163,3 +165,6 @@ def test_hosts_that_show_different_generations_are_named() -> None:
     }
     assert differing_views(shown) == ["view a: hosts show different generations: 1 on one, 3 on two"]
     assert differing_views({}) == []
+    alike = {host: [{"name": "a", "generation": "1"}] for host in ("one", "two")}
+    failing = {**alike, "three": [{"name": "a", "generation": "1", "failed": True}]}
+    assert differing_views(failing) == ["view a: hosts show different generations: 1 on one, two; it failed on three"]
