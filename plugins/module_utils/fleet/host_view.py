@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import status_file
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import Hold, ViewStatus
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import Hold, ViewStatus, mount_of
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import USER
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     deadline,
     mountinfo,
@@ -89,21 +90,31 @@ def bring(view: Mapping[str, Any], run: Run) -> Brought:
     paths = ViewPaths.of(view["state_dir"], view["name"])
     known: ViewStatus | None = None
     hold: Hold | None = None
+    is_shown = view["state"] == "mounted"
     try:
-        if view["state"] != "mounted":
-            _take_down(view, paths, run, brought)
-            return brought
         known = status_file.find(paths)
-        hold = _active_hold(view, known)
-        _show(view, paths, run, brought, hold)
-        hold = _new_hold(view, brought) or hold
+        if is_shown:
+            hold = _active_hold(view, known)
+            _show(view, paths, run, brought, hold)
+            hold = _new_hold(view, brought) or hold
+        else:
+            hold = known.hold if known else None
+            _take_down(view, paths, run, brought)
     except (OverlayError, OSError) as error:
         brought.failure = run.explain(error)
     if not run.check_mode and os.path.isdir(paths.root):
         generation = (
             view["locked_generation"] or brought.values.get("generation") or (known.generation if known else None)
         )
-        status = ViewStatus(view["name"], view["mountpoint"], generation, view["persist"], brought.failure, hold)
+        status = ViewStatus(
+            view["name"],
+            view["mountpoint"],
+            generation if is_shown else None,
+            view["persist"],
+            brought.failure,
+            hold,
+            mount_of(view) if is_shown else None,
+        )
         try:
             status_file.write(paths, status)
         except (OverlayError, OSError) as error:
@@ -154,17 +165,8 @@ def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought,
     layer = source.values_on_host(paths, state, composition)
     for name in ("generation", "format", "format_reason", "strategy", "previous", "layer"):
         brought.values[name] = layer[name]
-    mounted = _mount(
-        {
-            **view,
-            "path": view["mountpoint"],
-            "lower": [layer["layer"]],
-            "strategy": source.strategy,
-            "options": {**({"userxattr": True} if view["xattr_namespace"] == "user" else {}), **view["options"]},
-        },
-        run,
-        brought,
-    )
+    namespace = view["xattr_namespace"]
+    mounted = _mount(mount_parameters(view, layer["layer"], source.strategy, namespace), run, brought)
     _warn_of_rights(view, layer, mounted, brought)
     _prune(view, paths, run, brought)
 
@@ -192,6 +194,17 @@ def _check_locked(view: Mapping[str, Any], source: Source) -> None:
             f"view {view['name']}: this host would show generation {source.generation}, but the lock has {wanted}: a manifest is not the"
             " one that was locked, or a user or group has another uid or gid here; resolve the views again"
         )
+
+
+def mount_parameters(view: Mapping[str, Any], layer: str, strategy: str, xattr_namespace: str) -> dict[str, Any]:
+    """Return the parameters of overlay_mount for a view that shows ``layer``, which has this strategy and xattr namespace."""
+    return {
+        **view,
+        "path": view["mountpoint"],
+        "lower": [layer],
+        "strategy": strategy,
+        "options": {**({"userxattr": True} if xattr_namespace == USER else {}), **view["options"]},
+    }
 
 
 def _mount(params: Mapping[str, Any], run: Run, brought: Brought) -> bool:
