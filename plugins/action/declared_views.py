@@ -20,7 +20,7 @@ _PREFIX = "overlay_"
 #: The variables that are not keys of views.
 _OTHERS = (
     *("become", "hosts", "source", "view", "views", "lock", "lock_file", "serial", "max_fail_percentage"),
-    *("hold", "hold_reason", "lift_holds"),
+    *("hold", "hold_reason", "lift_holds", "report", "report_dir"),
 )
 
 

@@ -60,7 +60,17 @@ PURE = {
         *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
     },
     "software_root": {"nfs_options", "root_plan"},
-    "fleet": {"drift", "host_ranges", "lock", "report", "report_page", "resolution", "status", "view_declaration"},
+    "fleet": {
+        "drift",
+        "gathering",
+        "host_ranges",
+        "lock",
+        "report",
+        "report_page",
+        "resolution",
+        "status",
+        "view_declaration",
+    },
     "resolvers": {"conda", "json_values", "resolved", "rez", "spack", "spack_lock", "spack_specs"},
 }
 #: What pure files may not touch: the system, the clock, the network.
