@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Report views that are as declared, drifted, held, failed, not declared, and on a host that does not answer.
 
-set -euo pipefail
+set -euo pipefail; set -x
 
 place=$(mktemp -d /var/tmp/overlay-test-XXXXXX)
 declare -A keeper
