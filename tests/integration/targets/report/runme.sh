@@ -121,6 +121,7 @@ deploy -e overlay_hosts=render
 test "$(awk '$1 == "two" && /ok=/ {gsub(/[a-z]+=/, ""); print $3 + $7}' "$place/log")" -le 6
 
 # Reports change nothing but their files, and need no declaration.
+rm -r "$place/report"
 report -e overlay_hosts=render --check
 test ! -e "$place/report"
 report -e overlay_hosts=render
