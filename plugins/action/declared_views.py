@@ -23,7 +23,7 @@ HOOKS = ("before_host", "after_host")
 #: The variables that are not keys of views.
 _OTHERS = (
     *("become", "hosts", "source", "view", "views", "lock", "lock_file", "serial", "max_fail_percentage"),
-    *("hold", "hold_reason", "lift_holds", "canary", "canary_min", "promote_after", *HOOKS),
+    *("hold", "hold_reason", "lift_holds", "canary", "canary_min", "promote_after", "report", "report_dir", *HOOKS),
 )
 
 

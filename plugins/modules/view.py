@@ -372,13 +372,21 @@ views:
       type: list
       elements: str
       sample: []
+report:
+  description:
+    - A row for each view, as M(renderfarm.overlay.view_info) returns it. In check mode it says where the views stand before the run.
+    - The releases of a generation that is O(views[].locked_generation) are left out, since the lock has them.
+  type: list
+  elements: dict
+  returned: success, and when views failed
+  sample: [{"view": "software", "status": "as declared", "generation": "0123456789abcdef"}]
 """
 
 from dataclasses import replace
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import host_view, view_parameters
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import host_report, host_view, view_parameters
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_view import Brought, Run
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
@@ -423,7 +431,8 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         context.note.write(f"view {view['name']}")
         brought.append(_bring({**view, **_NOT_WRITABLE, **holding}, context))
         context.progress()
-    return _outcome(brought)
+    rows = host_report.of_run(views, {one.name: one.failure for one in brought}, runner.explain)
+    return _outcome(brought, rows)
 
 
 def _bring(view: dict[str, Any], context: runner.Context) -> Brought:
@@ -457,11 +466,12 @@ def _check(views: list[dict[str, Any]], hold: int | None) -> None:
             raise OverlayError(f"{label} is given twice")
 
 
-def _outcome(brought: list[Brought]) -> runner.Outcome:
+def _outcome(brought: list[Brought], report: list[dict[str, Any]]) -> runner.Outcome:
     return runner.Outcome(
         {
             "mount_changed": any(one.values.get("mount_changed") for one in brought),
             "views": [one.as_dict() for one in brought],
+            "report": report,
         },
         tuple(action for one in brought for action in one.actions),
         {one.name: one.before for one in brought},

@@ -62,6 +62,7 @@ PURE = {
     "software_root": {"nfs_options", "root_plan"},
     "fleet": {
         *("host_ranges", "lock", "metrics", "mountstats", "promotion", "report", "report_page", "resolution", "status"),
+        *("drift", "gathering"),
         "view_declaration",
     },
     "resolvers": {"conda", "json_values", "resolved", "rez", "spack", "spack_lock", "spack_specs"},

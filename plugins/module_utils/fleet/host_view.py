@@ -14,7 +14,8 @@ from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import health, lock_file, status_file
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView, short_release
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import Hold, ViewStatus
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import Hold, ViewStatus, mount_of
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import USER
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     deadline,
     mountinfo,
@@ -93,18 +94,18 @@ def bring(view: Mapping[str, Any], run: Run) -> Brought:
     paths = ViewPaths.of(view["state_dir"], view["name"])
     known: ViewStatus | None = None
     hold: Hold | None = None
+    is_shown = view["state"] == "mounted"
     try:
-        if view["state"] != "mounted":
-            _take_down(view, paths, run, brought)
-            return brought
         known = status_file.find(paths)
-        if view["take_back"]:
-            hold = _hold_of_return(view, known)
-            if hold is None:
+        if not is_shown:
+            hold = known.hold if known else None
+            _take_down(view, paths, run, brought)
+        else:
+            hold = _hold_of_return(view, known) if view["take_back"] else _active_hold(view, known)
+            if view["take_back"] and hold is None:
                 return brought
-        hold = hold or _active_hold(view, known)
-        _show(view, paths, run, brought, hold)
-        hold = _hold_of_rollback(view, brought) or hold
+            _show(view, paths, run, brought, hold)
+            hold = _hold_of_rollback(view, brought) or hold
     except (OverlayError, OSError) as error:
         brought.failure = run.explain(error)
     if not run.check_mode and os.path.isdir(paths.root):
@@ -118,6 +119,7 @@ def bring(view: Mapping[str, Any], run: Run) -> Brought:
 
 
 def _new_status(view: Mapping[str, Any], brought: Brought, known: ViewStatus | None, hold: Hold | None) -> ViewStatus:
+    is_shown = view["state"] == "mounted"
     last, shown = known.generation if known else None, brought.values.get("generation")
     # A view that could not be resolved has no declared generation but that of the last run.
     generation = view["locked_generation"] or (last or shown if view["unresolved"] else shown or last)
@@ -125,11 +127,12 @@ def _new_status(view: Mapping[str, Any], brought: Brought, known: ViewStatus | N
     return ViewStatus(
         view["name"],
         view["mountpoint"],
-        generation,
+        generation if is_shown else None,
         view["persist"],
         brought.failure,
         hold,
-        before if before and not brought.failure and shown != before else None,
+        mount_of(view) if is_shown else None,
+        before if is_shown and before and not brought.failure and shown != before else None,
     )
 
 
@@ -211,13 +214,7 @@ def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought,
     _carry_out_layer(source, paths, run, brought, provide_only=True)
     layer = source.values_on_host(paths, view_state.observe(paths), composition)
     mounted = _mount(
-        {
-            **view,
-            "path": view["mountpoint"],
-            "lower": [layer["layer"]],
-            "strategy": source.strategy,
-            "options": {**({"userxattr": True} if view["xattr_namespace"] == "user" else {}), **view["options"]},
-        },
+        mount_parameters(view, layer["layer"], source.strategy, view["xattr_namespace"]),
         run,
         brought,
         lambda task: _check_health(view, source, task, run, brought),
@@ -303,6 +300,17 @@ def _check_locked(view: Mapping[str, Any], source: Source) -> None:
             f"view {view['name']}: this host would show generation {source.generation}, but the lock has {wanted}: a manifest is not the"
             " one that was locked, or a user or group has another uid or gid here; resolve the views again"
         )
+
+
+def mount_parameters(view: Mapping[str, Any], layer: str, strategy: str, xattr_namespace: str) -> dict[str, Any]:
+    """Return the parameters of overlay_mount for a view that shows ``layer``, which has this strategy and xattr namespace."""
+    return {
+        **view,
+        "path": view["mountpoint"],
+        "lower": [layer],
+        "strategy": strategy,
+        "options": {**({"userxattr": True} if xattr_namespace == USER else {}), **view["options"]},
+    }
 
 
 def _mount(

@@ -17,6 +17,9 @@ STATUS_FORMAT = 1
 LARGEST_STATUS = 1 << 20
 
 _LONGEST_REASON = 4096
+_LONGEST_WORD = 100
+_MOST_OPTIONS = 100
+_MOST_DATA_LAYERS = 1000
 _LAST_SECOND = 253_402_300_799
 _GENERATION = records.form("[0-9a-f]{16}")
 _SECONDS = records.integer(0, _LAST_SECOND)
@@ -24,6 +27,22 @@ _HOLD = records.fields(
     {"generation": _GENERATION, "until": _SECONDS, "reason": records.text(_LONGEST_REASON, 0)},
     {"instead_of": records.nullable(_GENERATION)},
 )
+_PATH = records.nullable(records.absolute)
+
+
+def _option(value: Any) -> str | None:
+    return None if value is None or isinstance(value, (bool, int)) else records.text(_LONGEST_WORD)(value)
+
+
+#: The parameters of overlay_mount that the declaration of a view decides.
+_OF_MOUNT: dict[str, records.Check] = {
+    "options": records.mapping(records.text(_LONGEST_WORD), _option, _MOST_OPTIONS),
+    "data": records.list_of(records.absolute, _MOST_DATA_LAYERS),
+    "upper": _PATH,
+    "work": _PATH,
+    "scratch": records.nullable(records.integer(0, records.LARGEST_SIZE)),
+    "read_only": records.nullable(records.boolean),
+}
 _STATUS = RecordKind(
     records.fields(
         {
@@ -35,7 +54,11 @@ _STATUS = RecordKind(
             "failure": records.text(_LONGEST_REASON, 0),
             "hold": records.nullable(_HOLD),
         },
-        {"switched_from": records.nullable(_GENERATION)},
+        # Records of earlier versions lack these.
+        {
+            "mount": records.nullable(records.fields(_OF_MOUNT)),
+            "switched_from": records.nullable(_GENERATION),
+        },
     ),
     LARGEST_STATUS,
     "format",
@@ -80,8 +103,15 @@ class ViewStatus:
     #: Why the last run failed; empty if it did not.
     failure: str = ""
     hold: Hold | None = None
+    #: The parameters of overlay_mount that were declared; None if the view was not to be mounted, or if the record does not say.
+    mount: Mapping[str, Any] | None = None
     #: The generation that the last run replaced; None if it replaced none.
     switched_from: str | None = None
+
+
+def mount_of(view: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of overlay_mount that the declaration of a view decides."""
+    return {name: view[name] for name in _OF_MOUNT}
 
 
 def status_to_json(status: ViewStatus) -> bytes:
@@ -94,6 +124,7 @@ def status_to_json(status: ViewStatus) -> bytes:
             "persist": status.persist,
             "failure": status.failure[:_LONGEST_REASON],
             "hold": status.hold.as_dict() if status.hold else None,
+            "mount": None if status.mount is None else dict(status.mount),
             "switched_from": status.switched_from,
         }
     )
@@ -110,5 +141,6 @@ def status_from_json(text: bytes) -> ViewStatus:
         persist=fields["persist"],
         failure=fields["failure"],
         hold=Hold(hold["generation"], hold["until"], hold["reason"], hold.get("instead_of")) if hold else None,
+        mount=fields.get("mount"),
         switched_from=fields.get("switched_from"),
     )

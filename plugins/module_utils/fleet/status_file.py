@@ -10,6 +10,7 @@ import os
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import status
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import ViewStatus
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, record_files
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import OutdatedError, RecordError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
 
@@ -27,11 +28,26 @@ def last_run(paths: ViewPaths) -> int | None:
         return None
 
 
+def read(paths: ViewPaths) -> ViewStatus | None:
+    """Return the status of a view; None if there is none, or if an older version of the collection wrote it.
+
+    Raises OverlayError naming the file if it is damaged.
+    """
+    try:
+        return status.status_from_json(record_files.read(path_of(paths), status.LARGEST_STATUS))
+    except (FileNotFoundError, OutdatedError):
+        return None
+    except RecordError as error:
+        raise RecordError(
+            f"{show(os.fsencode(path_of(paths)))} is damaged: {error}; the next run of the module view writes it anew"
+        ) from None
+
+
 def find(paths: ViewPaths) -> ViewStatus | None:
     """Return the status of a view; None if there is none that can be read. The next run writes it anew."""
     try:
-        return status.status_from_json(record_files.read(path_of(paths), status.LARGEST_STATUS))
-    except (FileNotFoundError, OutdatedError, RecordError):
+        return read(paths)
+    except RecordError:
         return None
 
 

@@ -238,6 +238,17 @@ def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
     return problem
 
 
+def mapping(named: Check, described: Check, longest: int) -> Check:
+    """Describe an object with at most ``longest`` fields of any names. ``named`` describes the names, and ``described`` the values."""
+
+    def problem(value: Any) -> str | None:
+        if not isinstance(value, dict) or len(value) > longest:
+            return f"has to be an object of at most {longest} fields, and is {_shown(value)}"
+        return _first((f"field {name!r}", named(name) or described(element)) for name, element in value.items())
+
+    return problem
+
+
 def _first(problems: Any) -> str | None:
     """Return the first problem, after the name of the value that has it; None if no value has one."""
     return next((f"{name} {problem}" for name, problem in problems if problem), None)

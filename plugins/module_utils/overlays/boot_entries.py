@@ -427,6 +427,12 @@ def _removable_units(path: bytes, units: Sequence[Unit], desired: Sequence[Unit]
             yield unit, parts
 
 
+def has_view_lines(text: bytes, path: bytes) -> bool:
+    """Return whether fstab has a line of ours for the view at ``path``."""
+    lines = (_own_line(line, b"view") for line in fstab_lines.split(text))
+    return any(line and line.path == path for line in lines)
+
+
 def fstab_with_view(text: bytes, path: bytes, lines: Sequence[bytes]) -> bytes:
     """Return the text of fstab with these lines for a view, and without lines for parts that are not needed. Other lines are kept.
 

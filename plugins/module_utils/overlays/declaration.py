@@ -36,16 +36,23 @@ def declared(path: bytes, params: Mapping[str, Any], live: Mount | None, default
     Raises OverlayError if the declaration is not valid.
     """
     if live is not None:
-        seen = namespaces.own_mounts()
-        as_written = _declared(
-            path,
-            params,
-            lambda layer: still_paths.resolved(layer, seen),
-            lambda layers: list(filter(is_image_path, layers)),
-        )
-        if not mount_differences(as_written, live, defaults):
-            return as_written
+        written = as_written(path, params, namespaces.own_mounts())
+        if not mount_differences(written, live, defaults):
+            return written
     return _declared(path, params, os.path.realpath, images.among)
+
+
+def as_written(path: bytes, params: Mapping[str, Any], seen: Sequence[Mount]) -> MountSpec:
+    """Return the declaration of an overlay at ``path`` without asking a file server: lower layers with names of images are images.
+
+    ``seen`` are the mounts that this process sees. Raises OverlayError if the declaration is not valid.
+    """
+    return _declared(
+        path,
+        params,
+        lambda layer: still_paths.resolved(layer, seen),
+        lambda layers: list(filter(is_image_path, layers)),
+    )
 
 
 def _declared(

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import (
     Hold,
     ViewStatus,
+    mount_of,
     status_from_json,
     status_to_json,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import RecordError
 
-STATUS = ViewStatus("software", "/software", "0123456789abcdef", "systemd")
+MOUNT = {
+    "options": {"nosuid": True, "xino": "off"},
+    "data": ["/net/software"],
+    "upper": None,
+    "work": None,
+    "scratch": None,
+    "read_only": None,
+}
+STATUS = ViewStatus("software", "/software", "0123456789abcdef", "systemd", mount=MOUNT)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +38,16 @@ STATUS = ViewStatus("software", "/software", "0123456789abcdef", "systemd")
 )
 def test_a_status_is_read_as_it_was_written(status: ViewStatus) -> None:
     assert status_from_json(status_to_json(status)) == status
+
+
+def test_a_status_of_an_earlier_version_has_no_mount() -> None:
+    text = json.loads(status_to_json(STATUS))
+    del text["mount"]
+    assert status_from_json(json.dumps(text).encode()) == replace(STATUS, mount=None)
+
+
+def test_what_the_declaration_decides_of_a_mount_is_kept() -> None:
+    assert mount_of({**MOUNT, "name": "software", "persist": "none"}) == MOUNT
 
 
 def test_a_long_failure_is_cut() -> None:
@@ -45,6 +65,10 @@ def test_a_long_failure_is_cut() -> None:
         ("last_run", -1),
         ("other", 1),
         ("persist", ""),
+        ("mount", {"options": {}}),
+        ("mount", {**MOUNT, "data": ["net"]}),
+        ("mount", {**MOUNT, "options": {"xino": []}}),
+        ("mount", {**MOUNT, "options": {"": True}}),
     ],
 )
 def test_what_is_no_status_is_refused(field: str, value: object) -> None:

@@ -1,0 +1,117 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Describe how a view on a host differs from its declaration: one sentence for each difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Plan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, overlay_layers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
+    RemoveUnit,
+    RemoveViewLines,
+    Stored,
+    WriteUnit,
+    WriteViewLines,
+    has_view_lines,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import ViewState
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import (
+    GenerationName,
+    generation_of,
+)
+
+
+@dataclass(frozen=True)
+class ShownLayer:
+    """A layer of a view that is mounted."""
+
+    mount: Mount
+    #: The name of the directory of its generation.
+    directory: str
+
+
+def shown_layer(mount: Mount | None, generations: bytes) -> ShownLayer | None:
+    """Return the layer of a view that a mount shows; None if it shows none. ``generations`` is the directory of the view's generations."""
+    if mount is None or mount.fstype != b"overlay":
+        return None
+    lower = overlay_layers(mount).lower
+    if not lower or not lower[0].startswith(generations + b"/"):
+        return None
+    directory = show(lower[0][len(generations) + 1 :].partition(b"/")[0])
+    return ShownLayer(mount, directory) if GenerationName.parse(directory) else None
+
+
+def of_mountpoint(path: bytes, stack: Sequence[Mount], generations: bytes) -> Iterator[str]:
+    """Yield why a mountpoint does not show a generation of the view. ``stack`` has the mounts there, the visible one first."""
+    if not stack:
+        yield f"it is not mounted at {show(path)}"
+    elif shown_layer(stack[0], generations) is None:
+        other = f"a mount of type {show(stack[0].fstype)} from {show(stack[0].source)}"
+        if any(shown_layer(mount, generations) for mount in stack[1:]):
+            yield f"{other} covers it at {show(path)}"
+        else:
+            yield f"{other} is at {show(path)} instead of it"
+
+
+def of_generation(shown: str | None, wanted: str | None, state: ViewState) -> Iterator[str]:
+    """Yield how the generation that is shown differs from ``wanted``, and what is missing or damaged of both. ``shown`` is a directory."""
+    if shown is not None and wanted is not None and generation_of(shown) != wanted:
+        yield f"it shows generation {generation_of(shown)} instead of {wanted}"
+    if shown is not None and shown not in state.generations and shown not in state.damaged:
+        yield f"the layer or the record of generation {generation_of(shown)}, which is mounted, is missing"
+    if wanted is not None and not any(generation_of(one) == wanted for one in (*state.generations, *state.damaged)):
+        yield f"generation {wanted} is not on this host"
+
+
+#: The parts of a mount in sentences. Others are mount options.
+_PARTS = {
+    "lower": "its layers are",
+    "data": "its data layers are",
+    "root": "the directory of the overlay that it shows is",
+    "upper": "its upper layer is",
+    "work": "its work directory is",
+}
+
+
+def of_mount(changes: Mapping[str, tuple[object, object]]) -> Iterator[str]:
+    """Yield how a mount differs from its declaration. ``changes`` is what ``mount_differences`` returned."""
+    for name, (now, wanted) in changes.items():
+        yield f"{_PARTS.get(name, f'mount option {name} is')} {_word(now)} instead of {_word(wanted)}"
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def of_boot(path: bytes, plan: Plan, stored: Stored) -> Iterator[str]:
+    """Yield how what mounts a view at boot differs from its declaration. ``plan`` is what would mend it."""
+    names = {unit.name for unit in stored.units}
+    for action in plan:
+        if isinstance(action, WriteUnit):
+            wrong = "differs from the declaration" if action.unit.name in names else "is missing"
+            yield f"unit {action.unit.name}, which is needed to mount it at boot, {wrong}"
+        elif isinstance(action, RemoveUnit):
+            yield f"unit {action.name}, which mounts it at boot, is not declared"
+        elif isinstance(action, WriteViewLines):
+            wrong = "differ from the declaration" if has_view_lines(stored.fstab, path) else "are missing"
+            yield f"the lines in /etc/fstab that mount it at boot {wrong}"
+        elif isinstance(action, RemoveViewLines):
+            yield "the lines in /etc/fstab that mount it at boot are not declared"
+
+
+def status_of(failure: str, drift: Sequence[str], is_held: bool) -> str:
+    """Return the status of a declared view: one of ``report.STATUSES``."""
+    if failure:
+        return "failed"
+    if drift:
+        return "drifted"
+    return "held" if is_held else "as declared"
