@@ -272,7 +272,7 @@ class Poller:
             raise UnreachableError(f"no answer within {self._settings.timeout:g} seconds") from None
         finally:
             await self._end(process)
-        answer = _answer(output, errors)
+        answer = _answer(output, errors, process.returncode or 0)
         self._report(set(answer["problems"]))
         releases: list[dict[str, Any]] = answer["releases"]
         return releases
@@ -296,11 +296,17 @@ class Poller:
             await asyncio.wait_for(process.wait(), REAP_SECONDS)
 
 
-def _answer(output: bytes, errors: bytes) -> dict[str, Any]:
-    """Return the releases and problems that a poll printed. Raises ValueError or UnreachableError with the reason if it printed that."""
+def _answer(output: bytes, errors: bytes, status: int) -> dict[str, Any]:
+    """Return the releases and problems that a poll printed.
+
+    ``status`` is the exit status of its process, or a signal as a negative number. Raises ValueError or UnreachableError with the reason
+    if the poll failed.
+    """
     try:
         answer: dict[str, Any] = json.loads(output)
     except ValueError:
+        if status < 0:
+            raise UnreachableError(f"the process of the poll was ended by signal {-status}") from None
         reason = errors.decode("utf-8", "replace").strip().rpartition("\n")[2] or "it printed nothing"
         raise UnreachableError(f"the poll failed: {reason}") from None
     if "wrong" in answer:
