@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from farmlib import collection, host
 from farmlib.collection import STORE
-from farmlib.machines import SOFTWARE, Farm, Machine, Server
+from farmlib.machines import MANIFESTS, SOFTWARE, Farm, Machine, Server
 
 PROGRAM = "/usr/local/lib/farm/source.py"
 OVERLAY = "/usr/local/lib/farm/ansible_collections/renderfarm/overlay"
 SOURCE = f"{OVERLAY}/extensions/eda/plugins/event_source/releases.py"
 #: A mount of the software root with the options of role host: the kernel keeps attributes and listings for an hour.
 MOUNT = "/net/watched"
+WATCHED_STORE = "/net/watched-manifests"
 STATE = "/var/tmp/farm-events.json"
 OUTPUT = "/run/farm-events"
 PATTERN = "watched/{package}/{version}"
@@ -129,35 +130,33 @@ def test_a_source_that_is_killed_during_an_outage_sends_nothing_twice(farm: Farm
 
 
 def test_a_release_sends_its_event_when_its_marker_is_written_and_not_before(farm: Farm, watcher: Watcher) -> None:
+    """The kernel keeps what it has of the mount for an hour, so the source has to ask the server."""
     farm.server.write(f"{SOFTWARE}/watched/tool/4.0/file", "four\n")
     time.sleep(8)
     assert watcher.events() == []
-    began = time.monotonic()
     farm.server.ssh(f"touch {SOFTWARE}/watched/tool/4.0/.ready")
-    watcher.wait_until(lambda: watcher.events() == ["watched/tool/4.0"], 30)
-    assert time.monotonic() - began < 20, "the kernel's cached attributes delayed the event"
+    watcher.wait_until(lambda: watcher.events() == ["watched/tool/4.0"])
 
 
 def test_a_manifest_that_another_host_writes_is_seen_at_once(farm: Farm, node: Machine) -> None:
-    """The kernel of a client keeps listings and missing names of a share for 30 to 60 seconds."""
     other = farm.nodes["old"]
-    for machine in (node, other):
-        collection.mount_store(machine)
+    collection.mount_store(other)
     other.ssh(f"mkdir -p {MOUNT}; mount -t nfs -o ro,vers=4.2 server:{SOFTWARE} {MOUNT}")
-    release = {"root": MOUNT, "store": STORE, "release": "watched/tool/1.0"}
-    listed = {"store": STORE, "pattern": PATTERN}
-    layer = {"name": "watched", "releases": [{"manifest": f"{STORE}/watched/tool/1.0.dump.gz"}]}
+    # The kernel keeps listings and missing names of a share for a minute, and of this mount for an hour.
+    options = "ro,vers=4.2,actimeo=3600,nosharecache"
+    node.ssh(f"mkdir -p {WATCHED_STORE}; mount -t nfs -o {options} server:{MANIFESTS} {WATCHED_STORE}")
+    listed = {"store": WATCHED_STORE, "pattern": PATTERN}
+    layer = {"name": "watched", "releases": [{"manifest": f"{WATCHED_STORE}/watched/tool/1.0.dump.gz"}]}
     try:
         assert collection.module(farm, node, "release_info", listed).values["releases"] == []
         missing = collection.module(farm, node, "metadata_layer", layer, check=False)
         assert "there is no such manifest" in missing.message
-        began = time.monotonic()
+        release = {"root": MOUNT, "store": STORE, "release": "watched/tool/1.0"}
         collection.module(farm, other, "release_manifest", release)
         collection.module(farm, node, "metadata_layer", layer)
         found = collection.module(farm, node, "release_info", listed).values["releases"]
         assert [item["path"] for item in found if item["digest"]] == ["watched/tool/1.0"]
-        assert time.monotonic() - began < 25, "the cache of the client may have expired"
     finally:
         collection.module(farm, node, "metadata_layer", {"name": "watched", "state": "absent"})
-        node.ssh(f"rm -rf {STORE}/watched")
-        other.ssh(f"umount {MOUNT}; rmdir {MOUNT}")
+        node.ssh(f"umount {WATCHED_STORE}; rmdir {WATCHED_STORE}")
+        other.ssh(f"rm -rf {STORE}/watched; umount {MOUNT}; rmdir {MOUNT}")
