@@ -19,7 +19,7 @@ import yaml
 CHECKOUT = Path(__file__).resolve().parents[2]
 TOOLS = CHECKOUT / ".build" / "venv-eda" / "bin"
 RULEBOOK = CHECKOUT / "extensions" / "eda" / "rulebooks" / "deploy_new_releases.yml"
-LIMIT = 90.0  # seconds, for a start of ansible-rulebook or a deployment
+LIMIT = 240.0  # seconds, for a start of ansible-rulebook or a deployment on a busy machine
 
 
 class Site:

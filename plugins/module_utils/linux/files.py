@@ -31,6 +31,23 @@ ASIDE_PREFIX = ".new-"
 _ABANDONED_AFTER = 24 * 3600
 
 
+@contextlib.contextmanager
+def fresh_listing(directory: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """Provide the listing of a directory while the block runs. An NFS client is made to ask its server, whatever it has cached.
+
+    Raises OSError naming the directory if it cannot be listed.
+    """
+    fd = os.open(directory, syscalls.LIST_DIRECTORY)
+    try:
+        syscalls.refresh(fd)
+        with os.scandir(fd) as listing:
+            yield listing
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, directory) from None
+    finally:
+        os.close(fd)
+
+
 def open_or_make(path: str, mode: int) -> int:
     """Open a file for reading and appending and return the descriptor. A new file gets ``mode``. Raises OSError: ELOOP for a link."""
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 from typing import BinaryIO
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 
 #: O_NONBLOCK opens a FIFO without waiting for a writer. O_NOCTTY keeps a terminal from becoming the controlling one.
@@ -38,9 +40,36 @@ def open_regular(path: str) -> BinaryIO:
 
 
 def read(path: str, largest: int) -> bytes:
-    """Return the content of a regular file. Raises OverlayError if it is longer than ``largest`` bytes, or is not a regular file."""
-    with open_regular(path) as stream:
+    """Return the content of a regular file.
+
+    An NFS client remembers for up to a minute that a name is missing. So if the file is missing, the client is made to ask its server, and
+    the file is looked for again. Raises OverlayError if the file is longer than ``largest`` bytes, or is not a regular file. Raises OSError
+    if it does not exist or may not be read.
+    """
+    try:
+        stream = open_regular(path)
+    except FileNotFoundError:
+        with contextlib.suppress(FileNotFoundError):
+            _refresh(os.path.dirname(os.path.abspath(path)))
+        stream = open_regular(path)
+    with stream:
         text = stream.read(largest + 1)
     if len(text) > largest:
         raise OverlayError(f"{show(os.fsencode(path))} has more than {largest} bytes, so it is not a record: remove it")
     return text
+
+
+def _refresh(directory: str) -> None:
+    """Revalidate a directory with its file server. If it is missing, revalidate the directory above it first, and look again.
+
+    Raises FileNotFoundError if it does not exist.
+    """
+    try:
+        fd = os.open(directory, syscalls.HOLD_DIRECTORY)
+    except FileNotFoundError:
+        _refresh(os.path.dirname(directory))
+        fd = os.open(directory, syscalls.HOLD_DIRECTORY)
+    try:
+        syscalls.refresh(fd)
+    finally:
+        os.close(fd)

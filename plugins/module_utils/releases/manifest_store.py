@@ -10,6 +10,7 @@ digest in the record while it is read. Do not use anything that was built from i
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import os
@@ -17,7 +18,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Callable, TypeVar
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import record_files
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, record_files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import ManifestError, OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import OutdatedError
@@ -122,21 +123,41 @@ def remains(manifest_file: str) -> bool:
 
 
 def find_manifests(store: str, pattern: Pattern, progress: Progress = no_progress) -> Iterator[Release]:
-    """Yield the releases that match ``pattern`` and have a manifest in the store. Raises OverlayError if there is no store."""
+    """Yield the releases that match ``pattern`` and have a manifest in the store.
+
+    An NFS client is made to ask its server, so that what other hosts have just written is found. Directories in the store that this process
+    may not list are skipped. Raises OverlayError if there is no store, and OSError if the store cannot be listed.
+    """
     check_store(store)
-    for directory, directories, names in os.walk(store):
-        progress()
-        parents = os.path.relpath(directory, store).split("/") if directory != store else []
-        level = pattern.levels[len(parents)]
-        # Directories that do not match the pattern, such as an image store, are skipped.
-        directories[:] = [name for name in directories if level.fullmatch(name)]
-        if len(parents) + 1 == len(pattern.levels):
-            directories.clear()
-            for name in names:
-                if name.endswith(RECORD_SUFFIX):
-                    release = pattern.release([*parents, name[: -len(RECORD_SUFFIX)]])
-                    if release:
-                        yield release
+    yield from _find(store, [], pattern, progress)
+
+
+def _find(directory: str, parents: list[str], pattern: Pattern, progress: Progress) -> Iterator[Release]:
+    """Yield the releases with a manifest in a directory of the store, which is ``parents`` below the store."""
+    is_last = len(parents) + 1 == len(pattern.levels)
+    try:
+        with files.fresh_listing(directory) as listing:
+            if is_last:
+                names = [item.name[: -len(RECORD_SUFFIX)] for item in listing if item.name.endswith(RECORD_SUFFIX)]
+            else:
+                # Directories that do not match the pattern, such as an image store, are skipped.
+                level = pattern.levels[len(parents)]
+                names = [
+                    item.name for item in listing if level.fullmatch(item.name) and item.is_dir(follow_symlinks=False)
+                ]
+    except OSError as error:
+        # Another host may have removed it, or it is a lost+found.
+        if parents and error.errno in (errno.ENOENT, errno.ESTALE, errno.EACCES):
+            return
+        raise
+    progress()
+    for name in names:
+        if not is_last:
+            yield from _find(os.path.join(directory, name), [*parents, name], pattern, progress)
+            continue
+        release = pattern.release([*parents, name])
+        if release:
+            yield release
 
 
 def read_record(manifest_file: str, release: str | None = None) -> ManifestRecord:

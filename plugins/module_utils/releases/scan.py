@@ -388,14 +388,9 @@ def _find(
 
 def _directories_in(directory: str, level: re.Pattern[str]) -> list[str]:
     """Return the names of the directories in a directory that match one level of a pattern."""
-    fd = os.open(directory, syscalls.LIST_DIRECTORY)
-    try:
-        # An NFS client keeps a listing as long as attributes, which is an hour on a software root.
-        syscalls.refresh(fd)
-        with os.scandir(fd) as listing:
-            return [item.name for item in listing if level.fullmatch(item.name) and item.is_dir(follow_symlinks=False)]
-    finally:
-        os.close(fd)
+    # An NFS client keeps a listing as long as attributes, which is an hour on a software root.
+    with files.fresh_listing(directory) as listing:
+        return [item.name for item in listing if level.fullmatch(item.name) and item.is_dir(follow_symlinks=False)]
 
 
 def is_ready(root: bytes, release: bytes, marker: bytes) -> bool:

@@ -75,3 +75,35 @@ def test_an_image_store_in_the_manifest_store_is_not_listed(tmp_path: Path) -> N
     found = list(manifest_store.find_manifests(str(store), pattern, lambda: listed.append(None)))
     assert [release.path for release in found] == ["usd/25.05"]
     assert len(listed) == len(["the store", "usd"])
+
+
+def manifests_as_nobody(store: Path) -> list[str]:
+    """Return the releases that an unprivileged user finds in a manifest store."""
+
+    def find(_progress: deadline.Progress) -> list[str]:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        return [
+            release.path for release in manifest_store.find_manifests(str(store), Pattern.parse("{package}/{version}"))
+        ]
+
+    return deadline.run(find, 30)
+
+
+def test_a_directory_of_a_store_that_may_not_be_listed_does_not_hide_other_manifests(software_root: Path) -> None:
+    store = software_root / "store"
+    store.mkdir()
+    for release in ("usd/25.05", "houdini/20.5.410"):
+        manifest_writer.write(str(store), str(software_root), release, checksum=False)
+    (store / "lost+found").mkdir(0o700)
+    (store / "houdini").chmod(0o700)
+    assert manifests_as_nobody(store) == ["usd/25.05"]
+
+
+def test_a_store_that_may_not_be_listed_is_an_error_and_not_an_empty_store(software_root: Path) -> None:
+    store = software_root / "store"
+    store.mkdir(0o700)
+    with pytest.raises(PermissionError) as caught:
+        manifests_as_nobody(store)
+    assert caught.value.filename == str(store)

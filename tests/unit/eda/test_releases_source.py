@@ -285,6 +285,23 @@ def test_a_poll_that_hangs_is_killed_and_a_later_one_sends_the_events(
     assert caplog.records[0].getMessage().endswith("no answer within 3 seconds")
 
 
+#: A poll that is ended as by the shutdown of a service.
+ENDED = (sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
+
+
+def test_a_poll_that_is_ended_by_a_signal_is_reported_as_that(
+    module: dict[str, Any], place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work() -> None:
+        module["main"].__globals__["POLL"] = ENDED
+        async with running(module, place.args):
+            await until(lambda: bool(caplog.records))
+
+    with caplog.at_level(logging.WARNING):
+        run(work())
+    assert caplog.records[0].getMessage().endswith("the process of the poll was ended by signal 15")
+
+
 def test_no_other_poll_starts_while_one_cannot_be_killed(
     module: dict[str, Any], place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -272,7 +272,7 @@ class Poller:
             raise UnreachableError(f"no answer within {self._settings.timeout:g} seconds") from None
         finally:
             await self._end(process)
-        answer = _answer(output, errors)
+        answer = _answer(output, errors, process.returncode or 0)
         self._report(set(answer["problems"]))
         releases: list[dict[str, Any]] = answer["releases"]
         return releases
@@ -296,11 +296,17 @@ class Poller:
             await asyncio.wait_for(process.wait(), REAP_SECONDS)
 
 
-def _answer(output: bytes, errors: bytes) -> dict[str, Any]:
-    """Return the releases and problems that a poll printed. Raises ValueError or UnreachableError with the reason if it printed that."""
+def _answer(output: bytes, errors: bytes, status: int) -> dict[str, Any]:
+    """Return the releases and problems that a poll printed.
+
+    ``status`` is the exit status of its process, or a signal as a negative number. Raises ValueError or UnreachableError with the reason
+    if the poll failed.
+    """
     try:
         answer: dict[str, Any] = json.loads(output)
     except ValueError:
+        if status < 0:
+            raise UnreachableError(f"the process of the poll was ended by signal {-status}") from None
         reason = errors.decode("utf-8", "replace").strip().rpartition("\n")[2] or "it printed nothing"
         raise UnreachableError(f"the poll failed: {reason}") from None
     if "wrong" in answer:
@@ -370,11 +376,7 @@ def poll(request: Mapping[str, Any]) -> dict[str, Any]:
         return {"wrong": str(error)}
     problems: list[str] = []
     try:
-        if request["store"]:
-            _refresh(request["store"], pattern.levels)
-            found = _in_store(request, pattern, problems)
-        else:
-            found = _on_root(request, pattern, problems)
+        found = _in_store(request, pattern, problems) if request["store"] else _on_root(request, pattern, problems)
     except (OverlayError, OSError) as error:
         return {"unreachable": str(error)}
     found.sort(key=lambda release: str(release["path"]))
@@ -385,29 +387,6 @@ def poll(request: Mapping[str, Any]) -> dict[str, Any]:
 def _is_utf8(path: str) -> bool:
     """Return whether a path can be part of an event. Names of other bytes have surrogates."""
     return path.isascii() or not any("\ud800" <= char <= "\udfff" for char in path)
-
-
-def _refresh(directory: str, levels: Any) -> None:
-    """Have an NFS client ask its server which directories of a manifest store have changed, whatever ``actimeo`` it is mounted with."""
-    from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
-
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        syscalls.refresh(descriptor)
-        if len(levels) > 1:
-            with os.scandir(descriptor) as listing:
-                inner = [
-                    item.name
-                    for item in listing
-                    if levels[0].fullmatch(item.name) and item.is_dir(follow_symlinks=False)
-                ]
-    finally:
-        os.close(descriptor)
-    if len(levels) > 1:
-        for name in inner:
-            # It may be gone, or closed to this user: the listing that follows says so.
-            with contextlib.suppress(FileNotFoundError, PermissionError):
-                _refresh(os.path.join(directory, name), levels[1:])
 
 
 def _in_store(request: Mapping[str, Any], pattern: Any, problems: list[str]) -> list[dict[str, Any]]:
