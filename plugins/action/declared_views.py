@@ -25,6 +25,9 @@ _OTHERS = (
     *("become", "hosts", "source", "view", "views", "lock", "lock_file", "serial", "max_fail_percentage"),
     *("hold", "hold_reason", "lift_holds", "canary", "canary_min", "promote_after", "report", "report_dir", *HOOKS),
 )
+#: What the playbooks rollback and remove set for all views. Extra variables win over the variables of a playbook, also if they are
+#: blank, so this is not the name of a variable that users set.
+_UNLESS_GIVEN = "_overlay_unless_given"
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
@@ -36,7 +39,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         names = [name for name in variables if name.startswith(_PREFIX)]
-        problems = [*unknown_variables(names, [_PREFIX + name for name in _OTHERS])]
+        # Facts that an earlier job cached are not misspelt variables.
+        facts = variables.get("ansible_facts", {})
+        asked = [name for name in names if name not in facts]
+        problems = [*unknown_variables(asked, [_PREFIX + name for name in _OTHERS])]
         common: dict[str, Any] = {}
         views: Any = []
         chosen = ""
@@ -59,8 +65,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                 common[key] = value
         if "overlay_views" not in names:
             problems.append("overlay_views is missing: it lists the views of the host")
-        # A state or generation that is given for the run is meant for all views, whatever they declare.
-        overrides = {key: common.pop(key) for key in ("state", "generation") if common.get(key)}
+        # A state or generation that is given for the run is meant for all views, whatever they declare. A blank one counts as not given.
+        otherwise = self._templar.template(variables.get(_UNLESS_GIVEN, {}))
+        run = {key: str(common.pop(key, None) or "").strip() or otherwise.get(key) for key in ("state", "generation")}
+        overrides = {key: value for key, value in run.items() if value}
         if overrides and isinstance(views, (list, tuple)):
             views = [{**view, **overrides} if isinstance(view, dict) else view for view in views]
         completed, found = declared_views(views, common, chosen)

@@ -365,6 +365,13 @@ def eda(args: Sequence[str]) -> Count:
     return pytest("eda", args, prefix=(*ALONE, "sh", "-c", '"$@"; exit "$?"', "sh"))
 
 
+def awx(args: Sequence[str]) -> Count:
+    """Configure AWX from examples/awx, and run its jobs in ansible-runner, with deployments to this machine."""
+    if os.geteuid() != 0:
+        return failure("the jobs of examples/awx deploy views: run make as root")
+    return pytest("awx", args, prefix=(*ALONE, "sh", "-c", '"$@"; exit "$?"', "sh"))
+
+
 # ---- ansible-test
 
 # ansible-test prints these when it leaves something out, and exits 0.
@@ -399,7 +406,7 @@ def copy_tree(leg: str) -> Path:
         (copy / "tests" / "output").rename(output)
     shutil.rmtree(copy, ignore_errors=True)
     for path in tracked():
-        if any(path.is_relative_to(directory) for directory in (*PROGRAMS, "tests/kernel", "tests/eda")):
+        if any(path.is_relative_to(directory) for directory in (*PROGRAMS, "tests/kernel", "tests/eda", "tests/awx")):
             continue
         (copy / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(CHECKOUT / path, copy / path, follow_symlinks=False)
@@ -515,6 +522,7 @@ LEGS: dict[str, Callable[[Sequence[str]], Count]] = {
     "docs": docs,
     "importer": importer,
     "eda": eda,
+    "awx": awx,
 }
 
 

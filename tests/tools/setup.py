@@ -53,6 +53,7 @@ LEVELS = {
     "oldest": Level("oldest.txt", "venv-oldest", ((3, 10), (3, 11), (3, 12)), optional=True),
     "rez": Level("rez.txt", "venv-rez"),
     "eda": Level("eda.txt", "venv-eda"),
+    "awx": Level("awx.txt", "venv-awx"),
     "requirements": Level("uv.txt", "venv-requirements"),
 }
 

@@ -117,8 +117,8 @@ test "$(shown three)" = '1.0 2.0'
 test "$(generation two)" = "$first"
 test "$(on one cat "$place/here/pinned/tool/1.0/name")" = tool/1.0
 
-# A second rollback undoes the first. With a name, a second run changes nothing.
-run "${rollback[@]}" --limit one,two
+# A second rollback undoes the first, also with the blank answers of a survey. With a name, a second run changes nothing.
+run "${rollback[@]}" --limit one,two -e overlay_generation= -e overlay_hold=
 recap one 1
 test "$(generation one)" = "$second"
 run "${rollback[@]}" --limit one,two -e overlay_generation="$first"
@@ -167,7 +167,7 @@ recap one 1
 recap two 1
 test "$(generation two)" = "$third"
 
-run renderfarm.overlay.remove
+run renderfarm.overlay.remove -e overlay_state=
 test ! -e "$place/two/all"
 test ! -e "$place/two/state/views/all"
 test -e "$place/manifests/.images/$third.erofs"
