@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import status_file
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import status_file, writable_view
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import Hold, ViewStatus
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.writable_view import LeftChanges
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     deadline,
     mountinfo,
@@ -23,6 +24,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action, Handlers, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
     probe,
     strategies,
@@ -136,6 +138,9 @@ def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought,
     if not hold and view["generation"] is None:
         _check_locked(view, source)
     _check_kernel(view, source, run)
+    path, live = _mounted_at(view)
+    left = writable_view.left_behind(view, paths, source.directory, live)
+    writable_view.check_may_leave(view, paths, left)
     brought.before = dict(view_state.content_of_current(paths, state))
     brought.after = source.content()
     brought.values["held"] = hold.as_dict() if hold else None
@@ -161,10 +166,14 @@ def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought,
             "lower": [layer["layer"]],
             "strategy": source.strategy,
             "options": {**({"userxattr": True} if view["xattr_namespace"] == "user" else {}), **view["options"]},
+            **writable_view.mount_parameters(view, paths, source.directory, live),
         },
+        paths,
+        path,
         run,
         brought,
     )
+    _discard(paths, left, run, brought)
     _warn_of_rights(view, layer, mounted, brought)
     _prune(view, paths, run, brought)
 
@@ -194,16 +203,35 @@ def _check_locked(view: Mapping[str, Any], source: Source) -> None:
         )
 
 
-def _mount(params: Mapping[str, Any], run: Run, brought: Brought) -> bool:
+def _mounted_at(view: Mapping[str, Any]) -> tuple[bytes, Mount | None]:
+    """Return the path of the mountpoint of a view, and the mount there."""
+    live = namespaces.own_mounts()
+    path = still_paths.mountpoint(os.fsencode(view["mountpoint"]), live)
+    return path, mountinfo.top_mount(live, path)
+
+
+def _mount(params: Mapping[str, Any], paths: ViewPaths, path: bytes, run: Run, brought: Brought) -> bool:
     """Bring the mount of a view to its state; return whether it changed."""
-    path = still_paths.mountpoint(os.fsencode(params["path"]), namespaces.own_mounts())
-    task, report = mounting.bring(path, params, run.check_mode, run.seconds, run.progress, run.carry_out)
+    carry_out = writable_view.guarded(params, paths, path, run.carry_out)
+    task, report = mounting.bring(path, params, run.check_mode, run.seconds, run.progress, carry_out)
+    if run.check_mode:
+        writable_view.check_scratch(params, paths, task.state.mount, task.plan)
     brought.actions += task.plan
     brought.values.update(report.values)
     brought.warnings += report.warnings
     brought.before["mount"] = report.before
     brought.after["mount"] = report.after
     return bool(task.mounting)
+
+
+def _discard(paths: ViewPaths, left: tuple[LeftChanges, ...], run: Run, brought: Brought) -> None:
+    """Discard the changes that a view has left behind, and remove its other upper layers."""
+    plan, handlers = writable_view.discarding(paths, left, run.progress)
+    if not run.check_mode:
+        writable_view.check_discardable(paths, left)
+        writable_view.remove_empty(paths, left, run.progress)
+    run.carry_out(plan, handlers)
+    brought.actions += plan
 
 
 def _warn_of_rights(view: Mapping[str, Any], layer: Mapping[str, Any], mounted: bool, brought: Brought) -> None:
@@ -234,7 +262,12 @@ def _take_down(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Bro
     state = view_state.observe(paths)
     brought.before = dict(view_state.content_of_current(paths, state))
     brought.after = {} if view["state"] == "absent" else dict(brought.before)
-    mounted = _mount({**view, "path": view["mountpoint"], "lower": []}, run, brought)
+    path, live = _mounted_at(view)
+    left = writable_view.left_behind(view, paths, None, live)
+    writable_view.check_may_leave(view, paths, left)
+    unmounted = {**view, **writable_view.NOT_MOUNTED, "path": view["mountpoint"], "lower": []}
+    mounted = _mount(unmounted, paths, path, run, brought)
+    _discard(paths, left, run, brought)
     # Check mode has not unmounted it, and the layers of a mounted view are not removed.
     if view["state"] != "absent" or (run.check_mode and mounted):
         return

@@ -167,6 +167,7 @@ _OF_HOST = (
         "inner_mounts",
         "persist",
     ),
+    *("writable", "scratch_size", "discard_changes"),
     *("keep", "min_age", "state_dir"),
 )
 
