@@ -141,6 +141,7 @@ def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought,
     path, live = _mounted_at(view)
     left = writable_view.left_behind(view, paths, source.directory, live)
     writable_view.check_may_leave(view, paths, left)
+    writable_view.check_discardable(paths, left, live, run.progress)
     brought.before = dict(view_state.content_of_current(paths, state))
     brought.after = source.content()
     brought.values["held"] = hold.as_dict() if hold else None
@@ -228,7 +229,7 @@ def _discard(paths: ViewPaths, left: tuple[LeftChanges, ...], run: Run, brought:
     """Discard the changes that a view has left behind, and remove its other upper layers."""
     plan, handlers = writable_view.discarding(paths, left, run.progress)
     if not run.check_mode:
-        writable_view.check_discardable(paths, left)
+        writable_view.check_discardable(paths, left, None, run.progress)
         writable_view.remove_empty(paths, left, run.progress)
     run.carry_out(plan, handlers)
     brought.actions += plan
@@ -265,6 +266,7 @@ def _take_down(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Bro
     path, live = _mounted_at(view)
     left = writable_view.left_behind(view, paths, None, live)
     writable_view.check_may_leave(view, paths, left)
+    writable_view.check_discardable(paths, left, live, run.progress)
     unmounted = {**view, **writable_view.NOT_MOUNTED, "path": view["mountpoint"], "lower": []}
     mounted = _mount(unmounted, paths, path, run, brought)
     _discard(paths, left, run, brought)

@@ -10,6 +10,7 @@ leaves its generation if the changes may be discarded.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Callable
@@ -27,13 +28,16 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.strategies import REDIRECT, SHOWN_DIRECTORY
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.uppers import Changes
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.usage import POLL_SECONDS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import (
     GenerationName,
     ViewPaths,
     generation_of,
 )
 
-NONE, SCRATCH, UPPER = "none", "scratch", "upper"
+SCRATCH, UPPER = "scratch", "upper"
+#: Seconds after which a use is taken for one that does not end by itself. A module that mounts something has copies of all mounts.
+_LASTING_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -163,30 +167,42 @@ def remove_empty(paths: ViewPaths, left: tuple[LeftChanges, ...], progress: Prog
     for one in left:
         if one.directory is None or one.changes.count or uppers.has_changes(os.fsencode(paths.upper(one.directory))):
             continue
-        if not _users(paths, one.directory):
+        if not _users(paths, one.directory, None):
             files.remove_tree(os.path.join(paths.changes, one.directory), progress)
 
 
-def _users(paths: ViewPaths, directory: str) -> list[str]:
-    """Return where overlays with the upper layer of a generation are mounted, in all mount namespaces."""
+def _users(paths: ViewPaths, directory: str, leaving: Mount | None) -> list[str]:
+    """Return where overlays with the upper layer of a generation are mounted, in all mount namespaces.
+
+    What is unmounted along with ``leaving``, the mount of the view, is left out.
+    """
     upper = os.fsencode(os.path.realpath(paths.upper(directory)))
     return [
         show(mount.path) + mountinfo.in_namespace(pid)
         for pid, live in namespaces.everywhere()
         for mount in live
         if _upper_of(mount) == upper
+        and not (leaving and (mountinfo.goes_with(mount, leaving) if pid is not None else mount.id == leaving.id))
     ]
 
 
-def check_discardable(paths: ViewPaths, left: tuple[LeftChanges, ...]) -> None:
-    """Check that no overlay uses an upper layer whose changes are discarded. Raises OverlayError if one does, as in a container."""
+def check_discardable(
+    paths: ViewPaths, left: tuple[LeftChanges, ...], leaving: Mount | None, progress: Progress
+) -> None:
+    """Check that no overlay uses an upper layer whose changes are discarded, besides ``leaving``, the mount of the view.
+
+    Waits for uses that end by themselves. Raises OverlayError if an overlay uses one, as in a container.
+    """
+    end = time.monotonic() + _LASTING_SECONDS
     for one in left:
-        users = _users(paths, one.directory) if one.directory is not None and one.changes.count else []
-        if users:
-            raise OverlayError(
-                f"view {paths.name}: the changes in {paths.upper(one.directory or '')} are not discarded, since the overlay at"
-                f" {', '.join(users)} uses them: unmount it, and run the task again"
-            )
+        while one.directory is not None and one.changes.count and (users := _users(paths, one.directory, leaving)):
+            if time.monotonic() > end:
+                raise OverlayError(
+                    f"view {paths.name}: the changes in {paths.upper(one.directory)} cannot be discarded, since the overlay at"
+                    f" {', '.join(users)} uses them: unmount it, and run the task again"
+                )
+            progress()
+            time.sleep(POLL_SECONDS)
 
 
 def check_scratch(view: Mapping[str, Any], paths: ViewPaths, live: Mount | None, plan: Plan) -> None:
