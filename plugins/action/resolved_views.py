@@ -26,6 +26,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolutio
     batches,
     choose,
     nothing_declared,
+    passed_over,
     problems_of_hosts,
     shared_views,
 )
@@ -50,6 +51,8 @@ class _Resolution:
     pending: dict[str, str] = field(default_factory=dict)
     actions: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    #: A sentence for each release that is on the software root and not ready.
+    passed_over: list[str] = field(default_factory=list)
     #: Why this host could not list or scan, although another one may; empty if it could.
     obstacle: str = ""
 
@@ -108,6 +111,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                 for view in resolution.locked
                 if view.leaving
             ],
+            passed_over=resolution.passed_over,
             actions=resolution.actions,
         )
         if resolution.obstacle:
@@ -154,6 +158,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
             name, listing = view["name"], Listing.of(view)
             if listing not in listings:
                 listings[listing] = self._call("release_info", vars(listing), variables)
+                listed = listings[listing].get("releases", [])
+                for sentence in passed_over(listed, listing.ready_marker):
+                    if sentence not in resolution.passed_over:
+                        resolution.passed_over.append(sentence)
             listed = listings[listing]
             if listed.get("failed"):
                 resolution.obstacle = str(listed.get("msg"))

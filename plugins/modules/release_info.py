@@ -89,6 +89,12 @@ releases:
       description: Whether the release has its O(ready_marker). Always true without O(root).
       type: bool
       sample: true
+    not_ready_since:
+      description:
+        - When the directory of a release without O(ready_marker) last changed, in UTC. That is when something was last added at its top, or
+          when the ready marker was removed. None if the release is ready.
+      type: str
+      sample: "2026-11-27T15:00:00Z"
     exists:
       description: Whether the release is on the software root. None without O(root).
       type: bool
@@ -116,6 +122,7 @@ releases:
 """
 
 import os
+import time
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
@@ -167,6 +174,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
                 "version": release.version,
                 "path": release.path,
                 "ready": ready,
+                "not_ready_since": None if ready or not exists else _last_change(root, release.path),
                 "exists": exists,
                 **_manifest(manifests.get(release.path), release.path, params["root_name"]),
             }
@@ -178,6 +186,14 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
 
 def _is_ready(root: str, release: str, marker: str) -> bool:
     return scan.is_ready(os.fsencode(root), os.fsencode(release), os.fsencode(marker))
+
+
+def _last_change(root: str, release: str) -> str | None:
+    try:
+        seconds = os.stat(os.path.join(root, release)).st_mtime
+    except OSError:  # it has gone since it was listed
+        return None
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _manifest(path: str | None, release: str, root_name: str | None) -> dict[str, Any]:

@@ -98,6 +98,12 @@ leaving:
   elements: str
   returned: success
   sample: ["view software: no longer declared, and still shown: usd/1 until 2026-11-29T15:00:00Z"]
+passed_over:
+  description: A sentence for each of the first releases on the software root that have no ready marker.
+  type: list
+  elements: str
+  returned: success
+  sample: []
 obstacle:
   description: Why this host could not list, scan or build, although another one may.
   type: str

@@ -186,6 +186,27 @@ options:
         type: str
         choices: [none, systemd, fstab]
         default: none
+      writable:
+        description:
+          - Whether the view can be written to. Nothing is ever written to the releases.
+          - V(none) mounts the view read-only.
+          - With V(scratch) what is written is kept in memory, up to O(views[].scratch_size), until the view is switched or unmounted.
+          - With V(upper) it is kept in a directory of the host, C(views/NAME/changes) in O(views[].state_dir), also over reboots.
+          - Changes belong to the generation that they were made in. The view does not leave a generation with changes, or its
+            mountpoint with changes in scratch space, unless O(views[].discard_changes). It then fails, and names the changes.
+          - A writable view cannot be replaced while it is in use. The view fails, and names the processes.
+          - Users write as the modes and owners in the view allow. O(views[].owner) gives a view to a user.
+        type: str
+        choices: [none, scratch, upper]
+        default: none
+      scratch_size:
+        description: The most that may be written with O(views[].writable=scratch).
+        type: bytes
+        default: 2G
+      discard_changes:
+        description: Discard what was written to the view if it would be left behind.
+        type: bool
+        default: false
       keep:
         description: The number of newest generations that stay.
         type: int
@@ -391,9 +412,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_view
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 
-#: What overlay_mount takes and a view of releases does not.
-_NOT_WRITABLE = {"upper": None, "work": None, "scratch": None, "read_only": None}
-
 
 def main() -> None:
     runner.run(
@@ -429,7 +447,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     brought = []
     for view in views:
         context.note.write(f"view {view['name']}")
-        brought.append(_bring({**view, **_NOT_WRITABLE, **holding}, context))
+        brought.append(_bring({**view, **holding}, context))
         context.progress()
     rows = host_report.of_run(views, {one.name: one.failure for one in brought}, runner.explain)
     return _outcome(brought, rows)

@@ -24,7 +24,7 @@ options:
     description:
       - The declared views of the host, as M(renderfarm.overlay.declared_views) returns them.
       - These keys of a view are read. C(name), C(mountpoint), C(state), C(generation), C(options), C(data), C(persist), C(state_dir),
-        C(upper), C(work) and C(scratch). They mean the same as in M(renderfarm.overlay.view). Other keys are ignored.
+        C(writable) and C(scratch_size). They mean the same as in M(renderfarm.overlay.view). Other keys are ignored.
       - A view on the host that is not in the list has the status V(not declared).
       - Without this option each view is compared with what M(renderfarm.overlay.view) was given in its last run on the host.
       - A view that another module made has no such record. Its generation is compared with the current one, and its options, data layers
@@ -128,6 +128,8 @@ report:
 from collections.abc import Mapping
 from typing import Any
 
+from ansible.module_utils.common.text.formatters import human_to_bytes
+
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import host_report
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
@@ -143,9 +145,8 @@ _KEYS: dict[str, tuple[Any, Any]] = {
     "data": (list, []),
     "persist": (str, "none"),
     "state_dir": (str, None),
-    "upper": (str, None),
-    "work": (str, None),
-    "scratch": (int, None),
+    "writable": (str, "none"),
+    "scratch_size": ((int, str), "2G"),
 }
 
 
@@ -179,6 +180,10 @@ def _declared(view: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, A
         found[key] = default if value is None or value == "" else value
         if found[key] is not None and not isinstance(found[key], kind):
             raise OverlayError(f"view {view.get('name')}: {key} has the value {value!r}: give another type")
+    try:
+        found["scratch_size"] = human_to_bytes(found["scratch_size"])
+    except ValueError:
+        raise OverlayError(f"view {view.get('name')}: scratch_size must be a size, such as 2G") from None
     found["state_dir"] = found["state_dir"] or params["state_dir"]
     for key in ("name", "mountpoint"):
         if found[key] is None:

@@ -102,6 +102,38 @@ def test_a_kernel_that_cannot_mount_beneath_mounts_other_releases_over_the_old_o
     assert old.output(f"ls -d /trial {STATE_DIR}/views/trial 2>/dev/null || true") == ""
 
 
+@pytest.mark.parametrize("writable", ["scratch", "upper"])
+def test_a_writable_view_keeps_what_was_written(
+    farm: Farm, deployment: Deployment, node: Machine, writable: str
+) -> None:
+    assert deployment.run.failures("old") == []
+    releases = [release.path for release in software.releases()[:2]]
+    view = {
+        "name": "dev",
+        "mountpoint": "/dev-view",
+        "store": STORE,
+        "data": [ROOT],
+        "writable": writable,
+        "scratch_size": "64M",
+    }
+
+    def bring(**keys: object) -> collection.Result:
+        return collection.module(farm, node, "view", {"views": [{**view, **keys}]}, check=False)
+
+    first, second = ([{"release": release}] for release in releases)
+    assert bring(releases=first).changed
+    changed = node.output(f"find /dev-view/{releases[0]} -type f | sort | head -1")
+    node.ssh(f"chmod u+w {changed} && echo patched > {changed} && echo own > /dev-view/own")
+    assert not bring(releases=first).changed
+    for refused in (bring(releases=second), bring(state="absent")):
+        assert refused.failed
+        assert "view dev stays as it is, since it was written to" in refused.message
+    assert node.output(f"cat {changed} /dev-view/own") == "patched\nown"
+    assert bring(releases=second, discard_changes=True).changed
+    assert node.output("ls /dev-view") == releases[1].split("/")[0]
+    assert bring(state="absent").changed
+
+
 def test_check_mode_on_a_new_host_writes_nothing(farm: Farm, other: Machine) -> None:
     look = f"cut -d' ' -f5- /proc/self/mountinfo; ls -d {VIEW} {ROOT} {STATE_DIR} 2>&1 || true"
     before = other.output(look)

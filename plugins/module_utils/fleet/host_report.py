@@ -36,21 +36,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_path
     GenerationName,
     ViewPaths,
     generation_of,
-    layer_path,
 )
 
 #: Returns the message for an error.
 Explain = Callable[["OverlayError | OSError"], str]
 
-#: The parameters of overlay_mount that a declaration may leave out.
-_UNDECLARED: dict[str, Any] = {
-    "options": {},
-    "data": [],
-    "upper": None,
-    "work": None,
-    "scratch": None,
-    "read_only": None,
-}
+#: The keys of a view that decide how it is mounted, with what they are if they are left out.
+_UNDECLARED: dict[str, Any] = {"options": {}, "data": [], "writable": "none", "scratch_size": 2 << 30}
 
 
 class _Host:
@@ -88,7 +80,7 @@ class _Wanted:
     state: str
     generation: str | None
     persist: str | None
-    #: Parameters of overlay_mount; None if they are not known.
+    #: The keys that decide how it is mounted; None if they are not known.
     mount: Mapping[str, Any] | None
 
 
@@ -123,12 +115,10 @@ class _View:
 
     def spec(self, wanted: _Wanted, place: bytes, directory: str) -> MountSpec | None:
         """Return the declaration of the mount that shows a generation, given its directory's name; None if it is not known."""
-        name = GenerationName.parse(directory)
-        if wanted.mount is None or name is None:
+        if wanted.mount is None or GenerationName.parse(directory) is None:
             return None
-        layer = layer_path(self.paths.generation(directory), name.format)
-        params = {**_UNDECLARED, **wanted.mount, "mountpoint": wanted.mountpoint}
-        params = host_view.mount_parameters(params, layer, name.strategy, name.xattr_namespace)
+        view = {**_UNDECLARED, **wanted.mount, "mountpoint": wanted.mountpoint, "switch": "auto"}
+        params = host_view.mount_parameters(view, self.paths, directory, None)
         return declaration.as_written(place, params, self.host.mounts)
 
     def directory_of(self, generation: str, shown: ShownLayer | None) -> str | None:
@@ -235,8 +225,9 @@ def _row(
 
 def _values(host: _Host, view: _View, status: ViewStatus | None, declared: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the fields of a row that follow from the state of a view."""
-    hold = status.hold if status and status.hold and status.hold.holds(int(time.time())) else None
     wanted = _wanted(view, status, declared)
+    is_held = status is not None and status.hold is not None and status.hold.holds(int(time.time()), wanted.generation)
+    hold = status.hold if status and is_held else None
     place = host.place(wanted.mountpoint) if wanted.mountpoint else None
     stack = mountinfo.stack(host.mounts, place) if place else []
     shown = drift.shown_layer(stack[0] if stack else None, view.generations)

@@ -12,9 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import health, lock_file, status_file
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import (
+    health,
+    lock_file,
+    status_file,
+    writable_view,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView, short_release
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import Hold, ViewStatus, mount_of
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.writable_view import LeftChanges
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import USER
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     deadline,
@@ -26,7 +32,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action, Handlers, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
+    creating,
+    declaration,
     probe,
     strategies,
 )
@@ -42,7 +51,12 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import MakeCurrent
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_sources import Source
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import CURRENT, ViewPaths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import (
+    CURRENT,
+    GenerationName,
+    ViewPaths,
+    layer_path,
+)
 
 
 @dataclass(frozen=True)
@@ -206,6 +220,10 @@ def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought,
     if not hold and view["generation"] is None:
         _check_locked(view, source)
     _check_kernel(view, source, run)
+    path, live = _mounted_at(view)
+    left = writable_view.left_behind(view, paths, source.directory, live)
+    writable_view.check_may_leave(view, paths, left)
+    writable_view.check_discardable(paths, left, live, run.progress)
     brought.before = dict(view_state.content_of_current(paths, state))
     brought.after = source.content()
     brought.values["held"] = hold.as_dict() if hold else None
@@ -213,17 +231,21 @@ def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought,
     composition = source.composed_for(layer_plan.plan_layer(source.directory, source.action, state))
     _carry_out_layer(source, paths, run, brought, provide_only=True)
     layer = source.values_on_host(paths, view_state.observe(paths), composition)
+    params = mount_parameters(view, paths, source.directory, live)
     mounted = _mount(
-        mount_parameters(view, layer["layer"], source.strategy, view["xattr_namespace"]),
+        params,
+        paths,
+        path,
         run,
         brought,
-        lambda task: _check_health(view, source, task, run, brought),
+        lambda task: _check_health(params, source, task, run, brought),
     )
     # Only now, so that a view that cannot be shown stays at its generation.
     _carry_out_layer(source, paths, run, brought)
     layer = source.values_on_host(paths, view_state.observe(paths), composition)
     for name in ("generation", "format", "format_reason", "strategy", "previous", "layer"):
         brought.values[name] = layer[name]
+    _discard(paths, left, run, brought)
     _warn_of_rights(view, layer, mounted, brought)
     _prune(view, paths, run, brought)
 
@@ -247,9 +269,18 @@ def _carry_out_layer(source: Source, paths: ViewPaths, run: Run, brought: Brough
 
 
 def _check_health(view: Mapping[str, Any], source: Source, task: MountTask, run: Run, brought: Brought) -> None:
-    """Check the new overlay before the host switches to it. Raises OverlayError with the reason if it does not work."""
-    if view["health_check"] == health.NONE or task.spec is None:
+    """Check the new overlay before the host switches to it. Raises OverlayError with the reason if it does not work.
+
+    ``view`` has the parameters of overlay_mount besides the keys of the view.
+    """
+    spec = task.spec
+    if view["health_check"] == health.NONE or spec is None:
         return
+    if spec.writable:
+        # The upper layer can be in use, and a check is to leave nothing there.
+        options = {name: value for name, value in view["options"].items() if name != "volatile"}
+        params = {**view, **writable_view.NOT_MOUNTED, "options": options}
+        spec = declaration.declared(task.path, params, None, creating.overlay_defaults())
     environment = {
         "OVERLAY_VIEW": view["name"],
         "OVERLAY_MOUNTPOINT": view["mountpoint"],
@@ -258,7 +289,7 @@ def _check_health(view: Mapping[str, Any], source: Source, task: MountTask, run:
     check = health.HealthCheck(view["health_check"], view["health_user"], view["health_timeout"], environment)
     try:
         health.try_unseen(
-            task.spec,
+            spec,
             view["inner_mounts"],
             source.releases,
             check,
@@ -302,23 +333,44 @@ def _check_locked(view: Mapping[str, Any], source: Source) -> None:
         )
 
 
-def mount_parameters(view: Mapping[str, Any], layer: str, strategy: str, xattr_namespace: str) -> dict[str, Any]:
-    """Return the parameters of overlay_mount for a view that shows ``layer``, which has this strategy and xattr namespace."""
+def mount_parameters(view: Mapping[str, Any], paths: ViewPaths, directory: str, live: Mount | None) -> dict[str, Any]:
+    """Return the parameters of overlay_mount for a view that shows the generation in ``directory``, given the directory's name.
+
+    ``live`` is the mount at the mountpoint.
+    """
+    name = GenerationName.parse(directory)
+    if name is None:
+        raise OverlayError(f"view {paths.name}: {directory} is no name of a generation")
     return {
         **view,
         "path": view["mountpoint"],
-        "lower": [layer],
-        "strategy": strategy,
-        "options": {**({"userxattr": True} if xattr_namespace == USER else {}), **view["options"]},
+        "lower": [layer_path(paths.generation(directory), name.format)],
+        "strategy": name.strategy,
+        "options": {**({"userxattr": True} if name.xattr_namespace == USER else {}), **view["options"]},
+        **writable_view.mount_parameters(view, paths, directory, live),
     }
 
 
+def _mounted_at(view: Mapping[str, Any]) -> tuple[bytes, Mount | None]:
+    """Return the path of the mountpoint of a view, and the mount there."""
+    live = namespaces.own_mounts()
+    path = still_paths.mountpoint(os.fsencode(view["mountpoint"]), live)
+    return path, mountinfo.top_mount(live, path)
+
+
 def _mount(
-    params: Mapping[str, Any], run: Run, brought: Brought, check_first: Callable[[MountTask], None] = lambda _task: None
+    params: Mapping[str, Any],
+    paths: ViewPaths,
+    path: bytes,
+    run: Run,
+    brought: Brought,
+    check_first: Callable[[MountTask], None] = lambda _task: None,
 ) -> bool:
     """Bring the mount of a view to its state; return whether it changed. ``check_first`` is called before it is changed."""
-    path = still_paths.mountpoint(os.fsencode(params["path"]), namespaces.own_mounts())
-    task, report = mounting.bring(path, params, run.check_mode, run.seconds, run.progress, run.carry_out, check_first)
+    carry_out = writable_view.guarded(params, paths, path, run.carry_out)
+    task, report = mounting.bring(path, params, run.check_mode, run.seconds, run.progress, carry_out, check_first)
+    if run.check_mode:
+        writable_view.check_scratch(params, paths, task.state.mount, task.plan)
     brought.actions += task.plan
     brought.values["mount_changed"] = bool(task.mounting)
     brought.values.update(report.values)
@@ -326,6 +378,16 @@ def _mount(
     brought.before["mount"] = report.before
     brought.after["mount"] = report.after
     return bool(task.mounting)
+
+
+def _discard(paths: ViewPaths, left: tuple[LeftChanges, ...], run: Run, brought: Brought) -> None:
+    """Discard the changes that a view has left behind, and remove its other upper layers."""
+    plan, handlers = writable_view.discarding(paths, left, run.progress)
+    if not run.check_mode:
+        writable_view.check_discardable(paths, left, None, run.progress)
+        writable_view.remove_empty(paths, left, run.progress)
+    run.carry_out(plan, handlers)
+    brought.actions += plan
 
 
 def _warn_of_rights(view: Mapping[str, Any], layer: Mapping[str, Any], mounted: bool, brought: Brought) -> None:
@@ -356,7 +418,13 @@ def _take_down(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Bro
     state = view_state.observe(paths)
     brought.before = dict(view_state.content_of_current(paths, state))
     brought.after = {} if view["state"] == "absent" else dict(brought.before)
-    mounted = _mount({**view, "path": view["mountpoint"], "lower": []}, run, brought)
+    path, live = _mounted_at(view)
+    left = writable_view.left_behind(view, paths, None, live)
+    writable_view.check_may_leave(view, paths, left)
+    writable_view.check_discardable(paths, left, live, run.progress)
+    unmounted = {**view, **writable_view.NOT_MOUNTED, "path": view["mountpoint"], "lower": []}
+    mounted = _mount(unmounted, paths, path, run, brought)
+    _discard(paths, left, run, brought)
     # Check mode has not unmounted it, and the layers of a mounted view are not removed.
     if view["state"] != "absent" or (run.check_mode and mounted):
         return

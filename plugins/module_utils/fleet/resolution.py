@@ -21,6 +21,8 @@ SHARED = (
 _OF_SCANNING = ("scan_root", "scan_store", "scan_image_store")
 #: Hosts that a message names.
 _NAMED = 3
+#: Releases that messages name.
+_NAMED_RELEASES = 10
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,23 @@ def choose(view: Mapping[str, Any], listed: Sequence[Mapping[str, Any]], select:
     return Choice(tuple(releases), unscanned)
 
 
+def passed_over(listed: Sequence[Mapping[str, Any]], marker: str) -> Iterator[str]:
+    """Yield a sentence for each of the first releases that have no ready marker, for those who publish them.
+
+    ``listed`` is what release_info returned, and ``marker`` the name of the ready marker.
+    """
+    unready = [one for one in listed if one["exists"] and not one["ready"]]
+    for one in unready[:_NAMED_RELEASES]:
+        why = (
+            "it was withdrawn"
+            if one["manifest"]
+            else f"it is still being copied, or the copy was interrupted; write {marker} when it is complete"
+        )
+        yield f"release {one['path']} is passed over, since it has no {marker}: {why} (last change: {one.get('not_ready_since')})"
+    if len(unready) > _NAMED_RELEASES:
+        yield f"{len(unready) - _NAMED_RELEASES} more releases are passed over, since they have no {marker}"
+
+
 def batches(paths: Iterable[str], size: int) -> list[list[str]]:
     """Return paths in lists of at most ``size``."""
     ordered = list(paths)
@@ -167,6 +186,7 @@ _OF_HOST = (
         "inner_mounts",
         "persist",
     ),
+    *("writable", "scratch_size", "discard_changes"),
     *("keep", "min_age", "state_dir", "health_check", "health_timeout", "health_user"),
 )
 

@@ -25,7 +25,7 @@ def read(view: Mapping[str, Any], now: int) -> dict[str, Any]:
     state = view_state.observe(paths)
     status = status_file.find(paths)
     locked = lock_file.find(paths)
-    hold = status.hold if status and status.hold and status.hold.holds(now) else None
+    hold = status.hold if status and status.hold and status.hold.holds(now, status.generation) else None
     return {
         "name": view["name"],
         "generation": generation_of(state.current) if state.current else None,

@@ -27,21 +27,18 @@ _HOLD = records.fields(
     {"generation": _GENERATION, "until": _SECONDS, "reason": records.text(_LONGEST_REASON, 0)},
     {"instead_of": records.nullable(_GENERATION)},
 )
-_PATH = records.nullable(records.absolute)
 
 
 def _option(value: Any) -> str | None:
     return None if value is None or isinstance(value, (bool, int)) else records.text(_LONGEST_WORD)(value)
 
 
-#: The parameters of overlay_mount that the declaration of a view decides.
+#: The keys of a view that decide how it is mounted.
 _OF_MOUNT: dict[str, records.Check] = {
     "options": records.mapping(records.text(_LONGEST_WORD), _option, _MOST_OPTIONS),
     "data": records.list_of(records.absolute, _MOST_DATA_LAYERS),
-    "upper": _PATH,
-    "work": _PATH,
-    "scratch": records.nullable(records.integer(0, records.LARGEST_SIZE)),
-    "read_only": records.nullable(records.boolean),
+    "writable": records.word("none", "scratch", "upper"),
+    "scratch_size": records.integer(0, records.LARGEST_SIZE),
 }
 _STATUS = RecordKind(
     records.fields(
@@ -103,14 +100,14 @@ class ViewStatus:
     #: Why the last run failed; empty if it did not.
     failure: str = ""
     hold: Hold | None = None
-    #: The parameters of overlay_mount that were declared; None if the view was not to be mounted, or if the record does not say.
+    #: The keys that decide how it is mounted; None if the view was not to be mounted, or if the record does not say.
     mount: Mapping[str, Any] | None = None
     #: The generation that the last run replaced; None if it replaced none.
     switched_from: str | None = None
 
 
 def mount_of(view: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of overlay_mount that the declaration of a view decides."""
+    """Return the keys of a view that decide how it is mounted."""
     return {name: view[name] for name in _OF_MOUNT}
 
 

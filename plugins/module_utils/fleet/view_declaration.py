@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import posixpath
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
@@ -34,6 +35,8 @@ _SHOWN = 60
 _PREFIX = "overlay_"
 _TRUE = ("y", "yes", "on", "true", "t", "1")
 _FALSE = ("n", "no", "off", "false", "f", "0")
+#: A size in bytes, as Ansible takes it.
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)[KMGTPEZYkmgtpezy]?[bB]?")
 
 
 class InvalidValueError(ValueError):
@@ -143,6 +146,8 @@ def _contradictions(view: Mapping[str, Any]) -> Iterator[str]:
         yield "strategy: redirect cannot have images: set build: local, and format: directory or auto"
     if view["strategy"] == "redirect" and view["xattr_namespace"] != "trusted":
         yield "strategy: redirect needs xattr_namespace: trusted"
+    if view["writable"] == "scratch" and view["persist"] != "none":
+        yield "writable: scratch ends with the mount, so it cannot be mounted at boot: set persist: none, or writable: upper"
     for name in ("root", *(("data",) if view["data"] else ())):
         for path in [view[name]] if name == "root" else view[name]:
             if _inside(view["mountpoint"], path):
@@ -265,6 +270,13 @@ def _whole(value: Any) -> int:
     return int(found)
 
 
+def _size(value: Any) -> str:
+    found = None if isinstance(value, bool) else _SIZE.fullmatch(str(value))
+    if found is None or not float(found[1]):
+        raise InvalidValueError(f"must be a size above 0, such as 2G, not {_described(value)}")
+    return str(value)
+
+
 def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, (list, tuple)):
         raise InvalidValueError(f"must be a list of {what}, not {_described(value)}")
@@ -374,6 +386,9 @@ KEYS: dict[str, Key] = {
     "switch": Key(_one_of("auto", "beneath", "over", "replace", "never"), "auto"),
     "inner_mounts": Key(_one_of("carry", "drop"), "carry"),
     "persist": Key(_one_of("none", "systemd", "fstab"), "none"),
+    "writable": Key(_one_of("none", "scratch", "upper"), "none"),
+    "scratch_size": Key(_size, "2G"),
+    "discard_changes": Key(_boolean, False),
     "keep": Key(_whole, 3),
     "min_age": Key(_number, 3600.0),
     "health_check": Key(_text, ""),

@@ -66,13 +66,17 @@ def new_overlay(spec: MountSpec) -> int:
     """
     scratch = spec.writable if spec.writable and spec.writable.scratch is not None else None
     if not spec.images and not scratch and spec.root == b"/":
+        uppers.make_like_lower(spec)
         return create_overlay(spec)
 
     def create() -> tuple[int, None]:
         images.mount_unseen(spec.images, (*spec.lower, *spec.data, *spec.kept))
         if scratch:
             uppers.mount_scratch(scratch, spec.lower[0])
+        uppers.make_like_lower(spec)
         mount = create_overlay(spec)
+        if scratch:
+            uppers.mark_empty(scratch)
         return (mount if spec.root == b"/" else _shown_part(mount, spec)), None
 
     return mount_from_child(create)[0]

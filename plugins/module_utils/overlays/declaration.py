@@ -30,8 +30,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.option
 def declared(path: bytes, params: Mapping[str, Any], live: Mount | None, defaults: Mapping[bytes, bytes]) -> MountSpec:
     """Return the declaration of an overlay at ``path``.
 
-    ``params`` are the parameters of overlay_mount, with absolute paths. ``live`` is the mount at ``path``, and ``defaults`` are the host's
-    defaults of overlay options. No file server is asked for a layer if the declaration equals ``live``.
+    ``params`` are the parameters of overlay_mount, with absolute paths; they may have ``like_lower``, which is that of ``Writable``.
+    ``live`` is the mount at ``path``, and ``defaults`` are the host's defaults of overlay options. No file server is asked for a layer if
+    the declaration equals ``live``.
 
     Raises OverlayError if the declaration is not valid.
     """
@@ -70,7 +71,7 @@ def _declared(
         writable = scratch_space(params["scratch"])
     elif params["upper"] is not None:
         upper, work = (os.path.realpath(os.fsencode(params[option])) for option in ("upper", "work"))
-        writable = Writable(upper, work)
+        writable = Writable(upper, work, like_lower=params.get("like_lower", False))
     read_only = writable is None if params["read_only"] is None else params["read_only"]
     found = images_among(lower)
     return mount_spec(path, lower, data, params["options"], read_only, found, writable, params["strategy"])

@@ -63,6 +63,8 @@ class Writable:
     work: bytes
     #: The size in bytes of the tmpfs that both are on, which is mounted at ``place``; None if both are directories of the host.
     scratch: int | None = None
+    #: Whether a new upper layer gets the uid, gid and mode of the topmost lower layer. That of scratch space always does.
+    like_lower: bool = False
 
     @property
     def place(self) -> bytes:

@@ -124,6 +124,6 @@ def check_mountable(view: str, layer_format: str, strategy: str, seconds: float)
         obstacle = f"images need data-only layers, which its kernel lacks ({lacking})"
     if obstacle:
         raise OverlayError(
-            f"view {view} cannot be an image on this host: {obstacle}; build it on this host as a directory instead"
-            " (metadata_layer with 'releases'; with the role view, view_build: local)"
+            f"view {view} cannot be an image on this host: {obstacle}; let this host build the layer itself: run the playbook deploy"
+            " for it with overlay_build: local, the role view with view_build: local, or metadata_layer with 'releases'"
         )

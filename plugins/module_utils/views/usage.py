@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Find what uses the generations of a view: mounts in any mount namespace, processes, loop devices, and mounts at boot.
+"""Find what uses the generations of a view: mounts in any mount namespace, processes, loop devices, mounts at boot, and changes.
 
 Call this before anything of a view is removed. It reads what the kernel reports about paths, and never looks up a file in a data layer,
 whose server may not answer. If it is unknown which generation is in use, all of them count as used.
@@ -25,7 +25,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
     in_namespace,
     overlay_layers,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import detached, strangers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import detached, strangers, uppers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import (
     is_image_path,
     without_suffix,
@@ -67,7 +67,18 @@ def of_generations(paths: ViewPaths, forget: bool) -> dict[str, list[str]]:
                 reasons.append(use.reason)
     for name in _at_boot(view):
         found.setdefault(os.fsdecode(name), []).append("it is mounted at boot")
+    for directory in written_to(paths):
+        found.setdefault(directory, []).append(f"what was written to it is in {paths.upper(directory)}; move it away")
     return found
+
+
+def written_to(paths: ViewPaths) -> list[str]:
+    """Return the directories of the generations that something was written to. A generation may be gone and what was written not."""
+    try:
+        names = sorted(os.listdir(paths.changes))
+    except FileNotFoundError:
+        return []
+    return [name for name in names if uppers.has_changes(os.fsencode(paths.upper(name)))]
 
 
 def lasting(paths: ViewPaths, progress: Progress = no_progress) -> dict[str, list[str]]:

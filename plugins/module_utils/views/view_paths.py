@@ -109,6 +109,19 @@ class ViewPaths:
         return posixpath.join(self.root, "removing")
 
     @property
+    def changes(self) -> str:
+        """The directory with what was written to the generations of the view."""
+        return posixpath.join(self.root, "changes")
+
+    def upper(self, directory: str) -> str:
+        """Return the path of the upper layer of a generation, given its directory's name."""
+        return posixpath.join(self.changes, directory, "upper")
+
+    def work(self, directory: str) -> str:
+        """Return the path of the work directory of a generation, given its directory's name."""
+        return posixpath.join(self.changes, directory, "work")
+
+    @property
     def lock(self) -> str:
         """The file that a run locks while it changes the view."""
         return posixpath.join(self.root, "lock")

@@ -134,6 +134,20 @@ def test_a_line_of_fstab_mounts_the_declared_overlay(area: Path, name: str, kind
     assert is_as_declared(spec)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_upper_layer_is_mounted_at_boot_with_what_was_written(area: Path, kind: str) -> None:
+    kept = area / "kept"
+    kept.mkdir(mode=0o700)
+    spec = view_of(area, kind=kind, writable=support.writable(kept / "upper", kept / "work"))
+    support.carried_out(spec)
+    (area / "view" / "own").write_text("own")
+    support.command("umount", area / "view")
+    mount_units(boot_entries.desired_units(spec, append=True))
+    assert is_as_declared(spec)
+    assert (area / "view" / "own").read_text() == "own"
+    (area / "view" / "later").write_text("later")
+
+
 def test_layers_too_long_for_one_option_are_mounted_one_by_one(area: Path) -> None:
     assert creating.takes_layers_one_by_one()
     spec = view_of(area / ("x" * 120) / ("y" * 40))

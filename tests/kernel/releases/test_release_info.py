@@ -15,6 +15,7 @@ import pytest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, manifest_writer, scan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern
+from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +55,15 @@ def test_a_directory_that_may_not_be_listed_does_not_hide_other_releases(softwar
     found, unlisted = as_nobody(software_root)
     assert found == ["houdini/20.5.410", "usd/25.05"]
     assert unlisted == [str(software_root / "lost+found")]
+
+
+def test_a_release_without_its_ready_marker_has_the_time_of_its_last_change(area: Path) -> None:
+    for release in ("usd/1", "usd/2"):
+        (area / release).mkdir(parents=True)
+    (area / "usd" / "1" / ".ready").touch()
+    os.utime(area / "usd" / "2", (0, 86400))
+    found = support.module("release_info", root=str(area), ready_marker=".ready").ok["releases"]
+    assert [one["not_ready_since"] for one in found] == [None, "1970-01-02T00:00:00Z"]
 
 
 def test_a_root_that_may_not_be_listed_is_an_error_and_not_an_empty_list(software_root: Path) -> None:

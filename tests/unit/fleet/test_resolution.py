@@ -15,6 +15,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolutio
     host_list,
     locked_views,
     nothing_declared,
+    passed_over,
     problems_of_hosts,
     shared_views,
 )
@@ -52,6 +53,22 @@ def views(**keys: Any) -> list[dict[str, Any]]:
 
 def listed(path: str, **values: Any) -> dict[str, Any]:
     return {"path": path, "exists": True, "manifest": f"/store/{path}", **values}
+
+
+def test_releases_without_a_ready_marker_are_named_with_the_reason() -> None:
+    listed = [
+        {"path": "a/1", "exists": True, "ready": True, "manifest": None, "not_ready_since": None},
+        {"path": "a/2", "exists": True, "ready": False, "manifest": None, "not_ready_since": "2026-11-27T15:00:00Z"},
+        {"path": "a/3", "exists": True, "ready": False, "manifest": "/m", "not_ready_since": None},
+        {"path": "a/4", "exists": False, "ready": False, "manifest": "/m", "not_ready_since": None},
+    ]
+    half, withdrawn = passed_over(listed, ".ready")
+    assert half.startswith("release a/2 is passed over, since it has no .ready: it is still being copied")
+    assert half.endswith("(last change: 2026-11-27T15:00:00Z)")
+    assert withdrawn.startswith("release a/3 is passed over, since it has no .ready: it was withdrawn")
+    assert list(passed_over([listed[1]] * 12, ".ready"))[10:] == [
+        "2 more releases are passed over, since they have no .ready"
+    ]
 
 
 def test_every_shared_key_is_tried() -> None:

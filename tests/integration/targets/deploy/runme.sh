@@ -123,6 +123,45 @@ run renderfarm.overlay.deploy --check
 recap one 0
 recap three 0
 
+# A release that is passed over is named for those who publish it, and one that was deleted stops its view alone.
+mkdir "$place/software/tool/1.9"
+mkdir "$place/software/gone" "$place/software/gone/1"
+touch "$place/software/gone/1/.ready"
+cat > "$place/deleted.yml" <<EOF
+overlay_views:
+  - {name: newest, mountpoint: "$place/newest", query: "newest(@)", links: [{path: tool/current, target: '1.1'}]}
+  - {name: deleted, mountpoint: "$place/deleted", releases: [gone/1, lib/3], linger: 0}
+EOF
+run renderfarm.overlay.deploy --limit one -e @"$place/deleted.yml"
+grep -q 'release tool/1.9 is passed over, since it has no .ready: it is still being copied' "$place/log"
+test -e "$place/deleted/gone/1"
+rm -r "$place/software/gone" "$place/software/tool/1.9"
+run renderfarm.overlay.deploy --limit one -e @"$place/deleted.yml" && exit 1
+grep -q 'view deleted: these releases .* any more: gone/1; restore them, or take them out of the view' "$place/log"
+test ! -e "$place/newest/gone"
+test -e "$place/deleted/lib/3/name"
+run renderfarm.overlay.remove --limit one -e @"$place/deleted.yml" -e overlay_view=deleted
+rm "$place/manifests/gone/1."*
+run renderfarm.overlay.deploy --limit one
+
+# A developer writes to a view, which then stays at its generation until the changes may be discarded.
+cat > "$place/writable.yml" <<EOF
+overlay_views: [{name: writable, mountpoint: "$place/writable", releases: [tool/1.0], writable: scratch, scratch_size: 64M,
+                 linger: 0}]
+EOF
+run renderfarm.overlay.deploy --limit one -e @"$place/writable.yml"
+echo patched > "$place/writable/tool/1.0/name"
+test "$(cat "$place/software/tool/1.0/name")" = tool/1.0
+run renderfarm.overlay.deploy --limit one -e @"$place/writable.yml"
+recap one 0
+sed -i s,tool/1.0,tool/1.1, "$place/writable.yml"
+run renderfarm.overlay.deploy --limit one -e @"$place/writable.yml" && exit 1
+grep -q 'view writable stays as it is, since it was written to: .*discard_changes: true' "$place/log"
+test "$(cat "$place/writable/tool/1.0/name")" = patched
+run renderfarm.overlay.deploy --limit one -e @"$place/writable.yml" -e overlay_discard_changes=true
+test "$(ls "$place/writable/tool")" = 1.1
+run renderfarm.overlay.remove --limit one -e @"$place/writable.yml"
+
 # A release that leaves a view lingers, equally in each batch of hosts, and leaves when its time is over.
 cat > "$place/batches.yml" <<EOF
 - hosts: one,two
