@@ -16,21 +16,21 @@ from typing import Any
 import jinja2
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import report
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.gathering import (
-    HostResults,
-    rows_of_results,
-    run_ends,
-)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_ranges import fold_hosts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import (
     LockedView,
     lock_from_json,
     lock_from_values,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.report import Row
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.report_page import page_data
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import report
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.gathering import (
+    HostResults,
+    rows_of_results,
+    run_ends,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.report import Row
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.report_page import page_data
 
 _TEMPLATE = Path(__file__).resolve().parents[2] / "playbooks" / "templates" / "report.html.j2"
 _SPEC = {

@@ -91,9 +91,9 @@ from typing import Any, Callable
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import report
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.report_page import page_data
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import report
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.report_page import page_data
 
 _FORMATS: dict[str, Callable[..., Any]] = {
     "table": report.table_text,

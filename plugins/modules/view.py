@@ -407,10 +407,11 @@ from dataclasses import replace
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import host_report, host_view, view_parameters
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import host_view, view_parameters
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_view import Brought, Run
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import host_report
 
 
 def main() -> None:

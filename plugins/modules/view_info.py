@@ -131,8 +131,8 @@ from typing import Any
 from ansible.module_utils.common.text.formatters import human_to_bytes
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import host_report
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import host_report
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
 
 #: The keys of a view that are read, each with its type and its default.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import metrics
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import metrics
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 EXAMPLES = CHECKOUT / "examples" / "monitoring"

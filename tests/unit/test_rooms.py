@@ -26,11 +26,23 @@ ARROWS = {
     "finalize": {"overlays", "releases", "linux"},
     "software_root": {"linux"},
     "fleet": {"views", "layers", "overlays", "releases", "linux"},
+    "reports": {"fleet", "views", "layers", "overlays", "linux"},
     "runner": {"linux"},
-    "modules": {"runner", "fleet", "views", "layers", "finalize", "software_root", "overlays", "releases", "linux"},
+    "modules": {
+        "runner",
+        "reports",
+        "fleet",
+        "views",
+        "layers",
+        "finalize",
+        "software_root",
+        "overlays",
+        "releases",
+        "linux",
+    },
     "resolvers": {"linux"},
-    "filter": {"fleet", "resolvers", "releases", "linux"},
-    "action": {"fleet", "filter", "linux"},
+    "filter": {"reports", "fleet", "resolvers", "releases", "linux"},
+    "action": {"reports", "fleet", "filter", "linux"},
     "doc_fragments": set[str](),
 }
 #: Files that make no system call: they take values and return values. They import pure files alone.
@@ -60,11 +72,8 @@ PURE = {
         *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
     },
     "software_root": {"nfs_options", "root_plan"},
-    "fleet": {
-        *("host_ranges", "lock", "metrics", "mountstats", "promotion", "report", "report_page", "resolution", "status"),
-        *("drift", "gathering"),
-        "view_declaration",
-    },
+    "fleet": {"host_ranges", "lock", "promotion", "resolution", "status", "view_declaration"},
+    "reports": {"drift", "gathering", "metrics", "mountstats", "report", "report_page"},
     "resolvers": {"conda", "json_values", "resolved", "rez", "spack", "spack_lock", "spack_specs"},
 }
 #: What pure files may not touch: the system, the clock, the network.

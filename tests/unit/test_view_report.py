@@ -11,7 +11,7 @@ from ansible.errors import AnsibleFilterError
 
 from ansible_collections.renderfarm.overlay.plugins.filter import view_report as plugin
 from ansible_collections.renderfarm.overlay.plugins.filter.view_report import FilterModule, view_report
-from ansible_collections.renderfarm.overlay.tests.unit.fleet.farm_rows import NOW, farm_rows
+from ansible_collections.renderfarm.overlay.tests.unit.reports.farm_rows import NOW, farm_rows
 
 ROWS = farm_rows(20, 2, 10)
 

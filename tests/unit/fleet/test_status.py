@@ -17,12 +17,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import RecordError
 
 MOUNT = {
-    "options": {"nosuid": True, "xino": "off"},
+    "options": {"nodev": True, "xino": "off", "metacopy": None},
     "data": ["/net/software"],
-    "upper": None,
-    "work": None,
-    "scratch": None,
-    "read_only": None,
+    "writable": "scratch",
+    "scratch_size": 1 << 20,
 }
 STATUS = ViewStatus("software", "/software", "0123456789abcdef", "systemd", mount=MOUNT)
 
@@ -33,7 +31,7 @@ STATUS = ViewStatus("software", "/software", "0123456789abcdef", "systemd", moun
         STATUS,
         ViewStatus("a", "/a", None, "none", "it failed: \udce4", Hold("0123456789abcdef", 5, "why")),
         ViewStatus("a", "/\udcff", None, "fstab", "", Hold("0123456789abcdef", 0)),
-        ViewStatus("a", "/a", "0" * 16, "none", "", Hold("1" * 16, 0, "why", "0" * 16), "2" * 16),
+        ViewStatus("a", "/a", "0" * 16, "none", "", Hold("1" * 16, 0, "why", "0" * 16), None, "2" * 16),
     ],
 )
 def test_a_status_is_read_as_it_was_written(status: ViewStatus) -> None:

@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import metrics, mountstats, report
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, files, namespaces, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import metrics, mountstats, report
 
 #: The collector ignores files without it. The name of a file that is being written does not end with it.
 SUFFIX = ".prom"

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Report where the views of this host stand, as rows of a report (``fleet/report.py``).
+"""Report where the views of this host stand, as rows of a report (``reports/report.py``).
 
 Reads the state directory, the mounts in /proc, the units of systemd and fstab. No path on a data layer and no mountpoint is looked up, so a
 file server that does not answer delays nothing.
@@ -17,9 +17,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import drift, host_view, status_file
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.drift import ShownLayer
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.report import time_text
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import host_view, status_file
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import ViewStatus
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo, namespaces, still_paths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
@@ -27,6 +25,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot, creating, declaration
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import Stored, plan_persistence
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, mount_differences
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import drift
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.drift import ShownLayer
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.report import time_text
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import pruning, view_state
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import Generation
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import ViewState

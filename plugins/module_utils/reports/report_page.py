@@ -28,7 +28,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_ranges import natural_key
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.report import (
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.report import (
     STATUSES,
     Row,
     one_line,

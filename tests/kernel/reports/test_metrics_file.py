@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import metrics_file
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import metrics_file
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 ROW: dict[str, Any] = {"view": "software", "status": "as declared", "generation": "0123456789abcdef"}
@@ -114,7 +114,7 @@ def test_no_file_of_a_view_is_looked_at(place: Path, area: Path) -> None:
     support.command("mount", "-t", "overlay", "-o", f"ro,lowerdir={layer}:{data}", "overlay", view)
     seen = area / "seen"
     program = (
-        "from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import metrics_file\n"
+        "from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import metrics_file\n"
         f"metrics_file.write({str(place / 'views.prom')!r}, [{ {**ROW, 'mountpoint': str(view)}!r}])"
     )
     support.command("strace", "-f", "-e", "trace=%file", "-o", seen, sys.executable, "-c", program)

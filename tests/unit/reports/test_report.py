@@ -12,7 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.report import (
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.report import (
     STATUSES,
     Row,
     csv_text,
@@ -24,8 +25,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.report im
     time_text,
     whole_report,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.tests.unit.fleet.farm_rows import HOSTILE, NOW, farm_rows, hostile_rows
+from ansible_collections.renderfarm.overlay.tests.unit.reports.farm_rows import HOSTILE, NOW, farm_rows, hostile_rows
 
 OLD, NEW = "0" * 16, "f" * 16
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import drift
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
@@ -19,6 +18,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_e
     WriteUnit,
     WriteViewLines,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import drift
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import ViewState
 
 GENERATIONS = b"/state/views/software/generations"

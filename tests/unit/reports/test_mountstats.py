@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import mountstats
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.mountstats import NfsCalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo
-from ansible_collections.renderfarm.overlay.tests.unit.fleet.nfs_host import MOUNTINFO, MOUNTSTATS
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import mountstats
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.mountstats import NfsCalls
+from ansible_collections.renderfarm.overlay.tests.unit.reports.nfs_host import MOUNTINFO, MOUNTSTATS
 
 
 def test_only_nfs_mounts_are_read() -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import metrics, mountstats, report
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.mountstats import NfsCalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.tests.unit.fleet.farm_rows import farm_rows, hostile_rows
-from ansible_collections.renderfarm.overlay.tests.unit.fleet.nfs_host import MOUNTSTATS
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import metrics, mountstats, report
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.mountstats import NfsCalls
+from ansible_collections.renderfarm.overlay.tests.unit.reports.farm_rows import farm_rows, hostile_rows
+from ansible_collections.renderfarm.overlay.tests.unit.reports.nfs_host import MOUNTSTATS
 
 NOW = 1_795_791_600
 GENERATION, OTHER = "0123456789abcdef", "fedcba9876543210"

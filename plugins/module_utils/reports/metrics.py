@@ -13,9 +13,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.mountstats import NfsCalls
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.report import STATUSES, Row
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.mountstats import NfsCalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.report import STATUSES, Row
 
 PREFIX = "renderfarm_overlay_"
 #: A host never reports itself as unreachable.

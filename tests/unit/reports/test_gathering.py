@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.gathering import (
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.gathering import (
     HostResults,
     rows_of_results,
     run_ends,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.report import rows_of
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.report import rows_of
 
 GENERATION = "0123456789abcdef"
 LOCK = {"software": LockedView("software", GENERATION, ({"release": "usd/1", "digest": ""}, {"release": "usd/1"}))}

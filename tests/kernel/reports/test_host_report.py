@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.report import rows_of
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.report import rows_of
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.fleet.test_view import Farm
 from ansible_collections.renderfarm.overlay.tests.kernel.test_dead_server import LIMIT, dead, etc_of_its_own

@@ -14,9 +14,9 @@ from typing import Any
 import jinja2
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.report import Row, rows_of
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.report_page import page_data
-from ansible_collections.renderfarm.overlay.tests.unit.fleet.farm_rows import HOSTILE, NOW, farm_rows, hostile_rows
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.report import Row, rows_of
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.report_page import page_data
+from ansible_collections.renderfarm.overlay.tests.unit.reports.farm_rows import HOSTILE, NOW, farm_rows, hostile_rows
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "playbooks" / "templates"
 #: Elements without an end tag.
