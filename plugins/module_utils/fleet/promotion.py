@@ -52,7 +52,7 @@ def promoted(read: Mapping[str, Shown], least: int | None, seconds: int) -> tupl
 
 def _missing(read: Mapping[str, Shown], reached: Mapping[str, Shown], least: int | None) -> Iterator[str]:
     if not read:
-        yield "overlay_canary names no host of the inventory"
+        yield "overlay_canary names no host of the inventory: give a host or a group, -e overlay_canary=GROUP"
         return
     wanted = len(read) if least is None else max(1, least)
     if len(reached) < wanted:
