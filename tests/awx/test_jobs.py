@@ -58,7 +58,5 @@ def test_what_is_rolled_out_is_enforced_until_the_next_rollout(controller: Contr
     # A rollback with otherwise blank answers goes to the previous generation, and the enforcement leaves the view there.
     assert changed(farm.launch(controller, "Roll back views", {"overlay_view": "software"})) == [CANARY, OTHER]
     assert [farm.shown(host, "houdini") for host in HOSTS] == [["20.5.410"]] * 2
-    held = farm.launch(controller, "Deploy views")
-    assert changed(held) == []
-    assert "held at the generation of a rollback: software" in held.output
+    assert changed(farm.launch(controller, "Deploy views")) == []
     assert [farm.shown(host, "houdini") for host in HOSTS] == [["20.5.410"]] * 2
