@@ -167,7 +167,7 @@ def remove_empty(paths: ViewPaths, left: tuple[LeftChanges, ...], progress: Prog
     for one in left:
         if one.directory is None or one.changes.count or uppers.has_changes(os.fsencode(paths.upper(one.directory))):
             continue
-        if not _users(paths, one.directory, None):
+        if not _lasting_users(paths, one.directory, None, progress):
             files.remove_tree(os.path.join(paths.changes, one.directory), progress)
 
 
@@ -186,23 +186,32 @@ def _users(paths: ViewPaths, directory: str, leaving: Mount | None) -> list[str]
     ]
 
 
+def _lasting_users(paths: ViewPaths, directory: str, leaving: Mount | None, progress: Progress) -> list[str]:
+    """Return what ``_users`` returns, after waiting for uses that end by themselves."""
+    end = time.monotonic() + _LASTING_SECONDS
+    while True:
+        users = _users(paths, directory, leaving)
+        if not users or time.monotonic() > end:
+            return users
+        progress()
+        time.sleep(POLL_SECONDS)
+
+
 def check_discardable(
     paths: ViewPaths, left: tuple[LeftChanges, ...], leaving: Mount | None, progress: Progress
 ) -> None:
     """Check that no overlay uses an upper layer whose changes are discarded, besides ``leaving``, the mount of the view.
 
-    Waits for uses that end by themselves. Raises OverlayError if an overlay uses one, as in a container.
+    Raises OverlayError if an overlay uses one, as in a container.
     """
-    end = time.monotonic() + _LASTING_SECONDS
     for one in left:
-        while one.directory is not None and one.changes.count and (users := _users(paths, one.directory, leaving)):
-            if time.monotonic() > end:
-                raise OverlayError(
-                    f"view {paths.name}: the changes in {paths.upper(one.directory)} cannot be discarded, since the overlay at"
-                    f" {', '.join(users)} uses them: unmount it, and run the task again"
-                )
-            progress()
-            time.sleep(POLL_SECONDS)
+        if one.directory is None or not one.changes.count:
+            continue
+        if users := _lasting_users(paths, one.directory, leaving, progress):
+            raise OverlayError(
+                f"view {paths.name}: the changes in {paths.upper(one.directory)} cannot be discarded, since the overlay at"
+                f" {', '.join(users)} uses them: unmount it, and run the task again"
+            )
 
 
 def check_scratch(view: Mapping[str, Any], paths: ViewPaths, live: Mount | None, plan: Plan) -> None:
