@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Report views that are as declared, drifted, held, failed, not declared, and on a host that does not answer.
 
-set -euo pipefail; set -x
+set -euo pipefail
 
 place=$(mktemp -d /var/tmp/overlay-test-XXXXXX)
 declare -A keeper
@@ -185,7 +185,7 @@ cat > "$place/facts.yml" <<EOF
       vars:
         wanted: {one: held, gone: unreachable}
 EOF
-ANSIBLE_SHOW_CUSTOM_STATS=true report "$place/facts.yml" -e overlay_hosts=all
+ANSIBLE_SHOW_CUSTOM_STATS=true book "$place/facts.yml" -e overlay_state_dir="$place/here/state" -e overlay_hosts=all
 shows 'CUSTOM STATS'
 
 # Failed: the report is the last thing that a run shows, also if all hosts of a batch fail, and if the run stops.
