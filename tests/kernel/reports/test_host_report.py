@@ -109,7 +109,7 @@ def test_another_generation_than_declared_has_drifted(farm: Farm) -> None:
     # It is mounted by hand, and not by a run.
     farm.bring(farm.views(second, keep=3))
     layer = next((farm.top / "state/views/software/generations").glob(f"{old}-*/layer*"))
-    options = {"data": [str(farm.root)], "options": {"nodev": True, "nosuid": True}}
+    options: dict[str, Any] = {"data": [str(farm.root)], "options": {"nodev": True, "nosuid": True}}
     assert support.module("overlay_mount", path=str(farm.top / "software"), lower=[str(layer)], **options).ok["changed"]
     row = software(farm)
     assert row["drift"] == [f"it shows generation {old} instead of {new}"]

@@ -182,6 +182,6 @@ def test_hosts_that_show_different_generations_are_named() -> None:
     }
     assert differing_views(shown) == ["view a: hosts show different generations: 1 on one, 3 on two"]
     assert differing_views({}) == []
-    alike = {host: [{"name": "a", "generation": "1"}] for host in ("one", "two")}
-    failing = {**alike, "three": [{"name": "a", "generation": "1", "failed": True}]}
+    alike: dict[str, list[dict[str, object]]] = {host: [{"name": "a", "generation": "1"}] for host in ("one", "two")}
+    failing: dict[str, list[dict[str, object]]] = {**alike, "three": [{"name": "a", "generation": "1", "failed": True}]}
     assert differing_views(failing) == ["view a: hosts show different generations: 1 on one, two; it failed on three"]
