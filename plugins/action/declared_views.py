@@ -23,7 +23,8 @@ HOOKS = ("before_host", "after_host")
 #: The variables that are not keys of views.
 _OTHERS = (
     *("become", "hosts", "source", "view", "views", "lock", "lock_file", "serial", "max_fail_percentage"),
-    *("hold", "hold_reason", "lift_holds", "canary", "canary_min", "promote_after", "report", "report_dir", *HOOKS),
+    *("hold", "hold_reason", "lift_holds", "canary", "canary_min", "promote_after"),
+    *("report", "report_dir", "metrics_file", *HOOKS),
 )
 #: What the playbooks rollback and remove set for all views. Extra variables win over the variables of a playbook, also if they are
 #: blank, so this is not the name of a variable that users set.

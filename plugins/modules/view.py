@@ -256,6 +256,12 @@ options:
       - A view that is returned stays there until another generation is declared, or until a run has O(lift_holds).
     type: bool
     default: false
+  metrics_file:
+    description:
+      - Path of a file for metrics of the views of this host, which the textfile collector of node_exporter reads. Its name must end with
+        C(.prom), and its directory must exist.
+      - Each run writes the file anew, also if views failed, but not in check mode. Writing it is not a change.
+    type: path
 seealso:
   - module: renderfarm.overlay.resolved_views
   - module: renderfarm.overlay.metadata_layer
@@ -411,7 +417,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import ho
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_view import Brought, Run
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import host_report
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import host_report, metrics_file
 
 
 def main() -> None:
@@ -422,6 +428,7 @@ def main() -> None:
             "hold_reason": {"type": "str"},
             "lift_holds": {"type": "bool", "default": False},
             "take_back": {"type": "bool", "default": False},
+            "metrics_file": {"type": "path"},
         },
         work,
     )
@@ -439,27 +446,27 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     """Bring the views to their state, one after the other."""
     views = params["views"]
     _check(views, params["hold"])
-    holding = {
-        "hold": params["hold"],
-        "hold_reason": params["hold_reason"],
-        "lift_hold": params["lift_holds"],
-        "take_back": params["take_back"],
-    }
+    if params["metrics_file"]:
+        metrics_file.check_path(params["metrics_file"])
+    holding = {name: params[name] for name in ("hold", "hold_reason", "lift_holds", "take_back")}
     brought = []
     for view in views:
         context.note.write(f"view {view['name']}")
         brought.append(_bring({**view, **holding}, context))
         context.progress()
     rows = host_report.of_run(views, {one.name: one.failure for one in brought}, runner.explain)
-    return _outcome(brought, rows)
+    problem = ""
+    if params["metrics_file"] and not context.check_mode:
+        problem = metrics_file.write_for(params["metrics_file"], views, runner.DEFAULT_STATE_DIR, runner.explain)
+    return _outcome(brought, rows, problem)
 
 
 def _bring(view: dict[str, Any], context: runner.Context) -> Brought:
     """Bring a view to its state, in a process with a time limit of its own: a view that hangs is given up alone."""
 
     def in_child(progress: deadline.Progress) -> Brought:
-        inner = replace(context, progress=progress)
-        return host_view.bring(view, Run(inner.check_mode, inner.timeout, progress, inner.carry_out, runner.explain))
+        carry_out = replace(context, progress=progress).carry_out
+        return host_view.bring(view, Run(context.check_mode, context.timeout, progress, carry_out, runner.explain))
 
     try:
         return deadline.run(in_child, context.timeout, context.progress)
@@ -485,18 +492,15 @@ def _check(views: list[dict[str, Any]], hold: int | None) -> None:
             raise OverlayError(f"{label} is given twice")
 
 
-def _outcome(brought: list[Brought], report: list[dict[str, Any]]) -> runner.Outcome:
+def _outcome(brought: list[Brought], report: list[dict[str, Any]], problem: str) -> runner.Outcome:
+    changed = any(one.values.get("mount_changed") for one in brought)
     return runner.Outcome(
-        {
-            "mount_changed": any(one.values.get("mount_changed") for one in brought),
-            "views": [one.as_dict() for one in brought],
-            "report": report,
-        },
+        {"mount_changed": changed, "views": [one.as_dict() for one in brought], "report": report},
         tuple(action for one in brought for action in one.actions),
         {one.name: one.before for one in brought},
         {one.name: one.after for one in brought},
         list(dict.fromkeys(warning for one in brought for warning in one.warnings)),
-        failure="; ".join(one.named_failure for one in brought if one.failure),
+        failure="; ".join(filter(None, (*(one.named_failure for one in brought if one.failure), problem))),
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 PREFIX = "ansible_collections.renderfarm.overlay.plugins."
@@ -246,3 +247,11 @@ def test_a_wrong_import_is_noticed(room: str, file: str, statement: str) -> None
 
 if __name__ == "__main__":
     print(table())
+
+
+def test_module_defaults_of_the_group_reach_every_module() -> None:
+    # Those with an action run on the controller, and take no timeout.
+    modules = {path.stem for path in (PLUGINS / "modules").glob("*.py")}
+    actions = {path.stem for path in (PLUGINS / "action").glob("*.py")}
+    groups = yaml.safe_load((PLUGINS.parent / "meta" / "runtime.yml").read_text(encoding="utf-8"))["action_groups"]
+    assert groups["overlay"] == sorted(modules - actions)

@@ -183,7 +183,7 @@ def _lock_of(view: Mapping[str, Any], paths: ViewPaths) -> LockedView:
 def _active_hold(view: Mapping[str, Any], known: ViewStatus | None) -> Hold | None:
     """Return the hold that keeps the view at a generation, unless it has ended, is lifted, or another generation is asked for."""
     hold = known.hold if known else None
-    if hold is None or view["lift_hold"] or view["generation"] is not None:
+    if hold is None or view["lift_holds"] or view["generation"] is not None:
         return None
     return hold if hold.holds(int(time.time()), view["locked_generation"]) else None
 

@@ -9,12 +9,17 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, files, namespaces, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import metrics, mountstats, report
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import (
+    host_report,
+    metrics,
+    mountstats,
+    report,
+)
 
 #: The collector ignores files without it. The name of a file that is being written does not end with it.
 SUFFIX = ".prom"
@@ -29,6 +34,23 @@ def check_path(path: str) -> None:
     """
     with _opened(path):
         pass
+
+
+def write_for(path: str, views: Sequence[Mapping[str, Any]], state_dir: str, explain: host_report.Explain) -> str:
+    """Write the metrics of all views of this host: of the declared ones, and of the others below their state directories.
+
+    ``views`` are as the module ``view`` takes them, and ``state_dir`` is that of views that are not among them. Return why they could not
+    be written; empty if they were.
+    """
+    shown = [view for view in views if view["state"] == "mounted"]
+    state_dirs = [state_dir, *(view["state_dir"] for view in views)]
+    try:
+        rows = host_report.of_views(shown, explain)
+        rows += host_report.of_others(state_dirs, {view["name"] for view in shown}, False, explain)
+        write(path, rows)
+    except (OverlayError, OSError) as error:
+        return f"metrics_file: {explain(error)}"
+    return ""
 
 
 def write(path: str, rows: Iterable[Mapping[str, Any]]) -> None:

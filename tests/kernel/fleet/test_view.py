@@ -353,3 +353,24 @@ def test_bad_options_are_refused_before_anything_is_done(farm: Farm, change: dic
     views[0].update(change)
     assert farm.bring(views).message.startswith(problem)
     assert not (farm.top / "state").exists()
+
+
+def test_metrics_of_all_views_are_written(farm: Farm) -> None:
+    metrics = farm.top / "metrics"
+    metrics.mkdir()
+    path = metrics / "overlay.prom"
+    views = farm.views(farm.lock("usd/1"))
+    assert farm.bring(views, check=True, metrics_file=str(path)).ok["changed"]
+    assert not path.exists()
+    assert farm.bring(views, metrics_file=str(path)).ok["changed"]
+    # A run for one view keeps the metrics of the other.
+    assert not farm.bring(views[:1], metrics_file=str(path)).ok["changed"]
+    for name in VIEWS:
+        assert f'view="{name}"' in path.read_text()
+    ran = farm.bring(views, metrics_file=str(farm.top / "nowhere" / "overlay.prom"))
+    assert "nowhere for the metrics file does not exist" in ran.message
+    # A view that fails has metrics as well, and what the views returned is not lost.
+    bad = farm.views(farm.lock("usd/2"), health_check="exit 3")
+    ran = farm.bring(bad, metrics_file=str(path))
+    assert "failed with status 3" in ran.message
+    assert len(ran.result["views"]) == 2
