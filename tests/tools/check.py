@@ -163,7 +163,7 @@ def lint(_args: Sequence[str]) -> Count:
     ]
     scripts = [path for path in tracked() if is_shell(CHECKOUT / path)]
     if scripts:
-        counts.append(step("shellcheck", "shellcheck", *scripts))
+        counts.append(step("shellcheck", "shellcheck", "--external-sources", "--source-path=SCRIPTDIR", *scripts))
     with tempfile.TemporaryDirectory(dir=BUILD) as directory:
         counts.append(build_and_install(Path(directory)))
     return total(counts)

@@ -21,6 +21,7 @@ MAKERS = {
     "covered.py": "its directories are in memory, in a private mount namespace",
     "inner_mounts.py": "its directories are in memory, in a private mount namespace",
     "moving.py": "it creates a directory for root only, and then sets the mode of the moved directory",
+    "gathered_report.py": "it makes a directory of the user of the controller, whose umask decides",
     "directory_layer.py": "it sets the mode of each entry of a layer to that of the release",
 }
 #: The files that may open a path for writing that is not on a disk, or that nobody else sees.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import posixpath
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -185,7 +186,11 @@ def scratch_size(mount: Mount) -> int | None:
 
 def scratch_changes(mount: Mount) -> Changes:
     """Return how many inodes were added to an overlay's scratch space. The overlay is the topmost mount at its mountpoint."""
-    return Changes(abs(_free_inodes(scratch_size(mount) or 0) - os.statvfs(mount.path).f_ffree))
+    fd = beneath.open_root(mount.path)
+    try:
+        return Changes(abs(_free_inodes(scratch_size(mount) or 0) - os.fstatvfs(fd).f_ffree))
+    finally:
+        os.close(fd)
 
 
 def changes_in(upper: bytes, shown: bytes = b"") -> Changes:
@@ -195,7 +200,7 @@ def changes_in(upper: bytes, shown: bytes = b"") -> Changes:
     """
     count = 0
     paths: list[bytes] = []
-    for path in _leaves(upper, b""):
+    for path in _leaves(upper):
         count += 1
         if len(paths) < _MOST_SHOWN:
             paths.append(path[len(shown) + 1 :] if shown and path.startswith(shown + b"/") else path)
@@ -204,29 +209,39 @@ def changes_in(upper: bytes, shown: bytes = b"") -> Changes:
 
 def has_changes(upper: bytes) -> bool:
     """Return whether something was written to an upper layer."""
-    return next(_leaves(upper, b""), None) is not None
+    return next(_leaves(upper), None) is not None
 
 
-def _leaves(top: bytes, path: bytes) -> Iterator[bytes]:
-    """Yield everything below ``path`` in an upper layer that is not a directory with entries. Symbolic links are not followed."""
-    pending = [path]
-    while pending:
-        path = pending.pop()
-        try:
-            with os.scandir(os.path.join(top, path)) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        if path and not entries:
-            yield path
-        directories = []
-        for entry in entries:
-            inner = os.path.join(path, entry.name)
-            if stat.S_ISDIR(entry.stat(follow_symlinks=False).st_mode):
-                directories.append(inner)
-            else:
-                yield inner
-        pending += reversed(directories)
+def _leaves(top: bytes) -> Iterator[bytes]:
+    """Yield everything in an upper layer that is not a directory with entries. Users can write there, so no symbolic link is followed."""
+    try:
+        root = beneath.open_layer(top)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    try:
+        pending = [b""]
+        while pending:
+            path = pending.pop()
+            try:
+                directory = beneath.open_at(root, path or b".")
+            except OSError:
+                # Somebody has just removed or exchanged it.
+                yield path
+                continue
+            try:
+                entries = sorted(
+                    (entry.name, stat.S_ISDIR(entry.stat(follow_symlinks=False).st_mode))
+                    for entry in beneath.entries(directory)
+                )
+            finally:
+                os.close(directory)
+            if path and not entries:
+                yield path
+            inner = [(posixpath.join(path, name), is_directory) for name, is_directory in entries]
+            yield from (one for one, is_directory in inner if not is_directory)
+            pending += [one for one, is_directory in reversed(inner) if is_directory]
+    finally:
+        os.close(root)
 
 
 @contextlib.contextmanager

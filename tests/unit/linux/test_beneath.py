@@ -16,11 +16,12 @@ FOREIGN = sorted(
     for path in (ROOMS / "overlays" / "uppers.py", *(ROOMS / "finalize").glob("*.py"))
     if path.name != "__init__.py"
 )
-#: Their functions that use paths which only root can change: below /run, /proc and /sys.
+#: Their functions that use paths which only root can change: below /run, /proc and /sys, or in a private mount namespace.
 OWN_PATHS = {
     "finalize/moving.py": {"_longest_redirect"},
     "finalize/parallel.py": {"held"},
     "finalize/remount.py": {"forget"},
+    "overlays/uppers.py": {"mark_empty"},
 }
 
 #: Functions of module os that take a path.
