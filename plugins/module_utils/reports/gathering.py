@@ -47,6 +47,11 @@ def rows_of_results(
             left.append(one.host)
             continue
         known = {row.get("view") for row in found}
+        for row in found:
+            # It stays at what it showed last, and is not what is declared.
+            reason = unresolved.get(str(row.get("view")))
+            if reason and not row.get("failure"):
+                row.update(status="failed", failure=reason)
         found += [
             {"host": one.host, "view": view, "status": "failed", "failure": reason}
             for view, reason in unresolved.items()

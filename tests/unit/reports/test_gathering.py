@@ -72,12 +72,12 @@ def test_views_that_could_not_be_resolved_have_failed_where_they_are_declared() 
         of("one", {"report": [ROW]}),
         HostResults("two", [{"report": [ROW]}], {"software"}, True),
         of("three", {"unreachable": True}),
-        unresolved={"tools": "there is no release qt/9", "software": "never shown, since there is a row"},
+        unresolved={"tools": "there is no release qt/9", "software": "it stays at what it showed last"},
     )
     assert [(row["host"], row.get("view"), row["status"]) for row in found] == [
-        ("one", "software", "as declared"),
+        ("one", "software", "failed"),
         ("one", "tools", "failed"),
-        ("two", "software", "as declared"),
+        ("two", "software", "failed"),
         ("three", None, "unreachable"),
     ]
 

@@ -91,7 +91,7 @@ shows() {
 }
 
 if run renderfarm.overlay.promote -e overlay_hosts=rest; then exit 1; fi
-said 'overlay_canary names no host of the inventory'
+said 'overlay_canary must name the canary hosts'
 refused 'view image: it is not mounted'
 
 deploy canary,rest

@@ -8,7 +8,8 @@ if [ "${1:-}" != inside ]; then
     exec unshare --mount --propagation private "$0" inside
 fi
 
-site=$(cd ../../../../examples/site && pwd)
+# ansible-test runs a copy of the tests alone, with the collection on this path.
+site=${ANSIBLE_COLLECTIONS_PATH%%:*}/ansible_collections/renderfarm/overlay/examples/site
 place=$(mktemp -d /var/tmp/overlay-test-XXXXXX)
 made=()
 

@@ -3,6 +3,7 @@
 # make_host for each. A host has its own directory at $place/here, which is $place/HOST outside, and shares all else.
 
 declare -A keeper
+: "${place:?}"
 
 # make_host HOST: make a host. $place/HOST/python is its interpreter.
 make_host() {
