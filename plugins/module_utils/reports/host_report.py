@@ -228,7 +228,8 @@ def _values(host: _Host, view: _View, status: ViewStatus | None, declared: Mappi
     """Return the fields of a row that follow from the state of a view."""
     wanted = _wanted(view, status, declared)
     is_held = status is not None and status.hold is not None and status.hold.holds(int(time.time()), wanted.generation)
-    hold = status.hold if status and is_held else None
+    # A view that is not to be mounted is not held at a generation until it is.
+    hold = status.hold if status and is_held and wanted.state == "mounted" else None
     place = host.place(wanted.mountpoint) if wanted.mountpoint else None
     stack = mountinfo.stack(host.mounts, place) if place else []
     shown = drift.shown_layer(stack[0] if stack else None, view.generations)

@@ -47,7 +47,12 @@ systemd-analyze verify "$place/overlay-pull.service" "$place/overlay-pull.timer"
 command=$(sed -n 's#^ExecStart=/usr/bin/##p' "$site/systemd/overlay-pull.service")
 
 # The controller and the host use the repository as users do.
-unset ANSIBLE_CONFIG ANSIBLE_INVENTORY
+for name in $(compgen -e ANSIBLE_); do
+    case $name in
+        ANSIBLE_TEST_* | ANSIBLE_COLLECTIONS_PATH) ;;
+        *) unset "$name" ;;
+    esac
+done
 export GIT_CONFIG_COUNT=2 GIT_CONFIG_KEY_0=user.name GIT_CONFIG_VALUE_0=test \
     GIT_CONFIG_KEY_1=user.email GIT_CONFIG_VALUE_1=test@example.com
 git init --quiet --bare --initial-branch=main "$place/site.git"

@@ -121,12 +121,12 @@ touch "$place/one/broken"
 run renderfarm.overlay.deploy "${hooks[@]}" && exit 1
 grep -q "task 'Start a render' of overlay_after_host failed, so the host was returned" "$place/log"
 test "$(shown "${hosts[@]}")" = '3 3 3 3'
-rm "$place/one/broken"
+rm -r "$place/one/broken" "$place/software/tool/9"
 run renderfarm.overlay.deploy
 recap one 0
 recap two 1
 test "$(shown "${hosts[@]}")" = '3 4 4 4'
-grep -q 'held at' "$place/log"
+grep -q '  all: held until the hold is lifted: the tasks after the change failed: ' "$place/log"
 release tool/5
 run renderfarm.overlay.deploy
 test "$(shown "${hosts[@]}")" = '5 5 5 5'
