@@ -120,6 +120,15 @@ done
 promote
 unchanged
 
+# An extra variable beats the lock of the canary hosts, so it must be the same one.
+cat > "$place/given.yml" <<EOF
+overlay_lock: $(tr -d '\n' < "$place/lock.json")
+EOF
+promote -e @"$place/given.yml"
+unchanged
+sed -i 's/"generation": "......../"generation": "00000000/' "$place/given.yml"
+refused 'overlay_lock is given as an extra variable, and is not what the canary hosts show' -e @"$place/given.yml"
+
 # Canary hosts that were not read.
 deploy canary
 refused '2 of 3 canary hosts were read, and 3 have to be; these are unreachable, or --limit leaves them out: gone' \
