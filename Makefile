@@ -18,7 +18,7 @@ RUN = env -u PYTHONDONTWRITEBYTECODE \
 
 LEGS := lint types unit kernel awx integration integration-oldest sanity docs importer
 
-.PHONY: help test $(LEGS) eda demo demo-clean bench farm metrics page format requirements clean setup-demo setup-test
+.PHONY: help test $(LEGS) eda demo demo-clean bench farm farm-resolve metrics page format requirements clean setup-demo setup-test
 
 help: ## list the targets
 	@echo "make TARGET [PYTHON=/path/to/python3] [ARGS='...']"
@@ -61,6 +61,8 @@ demo-clean: setup-demo ## remove the demo
 bench: setup-test ## measure building, switching, finalizing and removing; print tables
 farm: setup-test ## test on virtual machines: a real NFS server and several kernels
 metrics: setup-test ## have node_exporter and Prometheus read metrics; test alert rules and the dashboard
+farm-resolve: ARGS := test -s tests/farm/test_resolve.py
+farm-resolve: farm ## count the NFS calls of a resolve with rez on the farm
 page: setup-test ## open the page of a report in headless Chromium; keep pages and pictures in .build/page
 
 demo demo-clean bench farm metrics page:

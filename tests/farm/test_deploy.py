@@ -102,10 +102,9 @@ def test_a_kernel_that_cannot_mount_beneath_mounts_other_releases_over_the_old_o
     assert old.output(f"ls -d /trial {STATE_DIR}/views/trial 2>/dev/null || true") == ""
 
 
-@pytest.mark.parametrize("writable", ["scratch", "upper"])
-def test_a_writable_view_keeps_what_was_written(
-    farm: Farm, deployment: Deployment, node: Machine, writable: str
-) -> None:
+@pytest.mark.parametrize(("kernel", "writable"), [("old", "upper"), ("new", "scratch")])
+def test_a_writable_view_keeps_what_was_written(farm: Farm, deployment: Deployment, kernel: str, writable: str) -> None:
+    node = farm.nodes[kernel]
     assert deployment.run.failures("old") == []
     releases = [release.path for release in software.releases()[:2]]
     view = {
