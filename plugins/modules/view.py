@@ -221,7 +221,8 @@ options:
           - It runs in a private mount namespace, in which the new generation is mounted at O(views[].mountpoint). Everybody else still sees
             what was there before. It starts in this directory, with C(OVERLAY_VIEW), C(OVERLAY_MOUNTPOINT) and C(OVERLAY_GENERATION) in its
             environment.
-          - Before the command, the view is listed, and one file of each release is opened. V(none) turns both off.
+          - Before the command, the view is listed, and one file of each release that the current generation lacks is opened. V(none)
+            turns both off.
           - Nothing is checked if the mount stays as it is, nor in check mode.
         type: str
         default: ''

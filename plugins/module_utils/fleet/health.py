@@ -68,7 +68,7 @@ def try_unseen(
     """Check a view where no other process sees it.
 
     ``spec`` declares its overlay, without an upper layer, and ``inner`` says what happens to mounts inside of the overlay that it replaces.
-    ``releases`` are those of its record. Gives up after ``seconds`` without progress.
+    ``releases`` are those to open, as in its record. Gives up after ``seconds`` without progress.
 
     Raises OverlayError with the reason if the overlay cannot be mounted, cannot be listed, does not have the content of a release, or if
     the command fails.

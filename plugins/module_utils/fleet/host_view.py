@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
@@ -49,7 +49,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
     usage,
     view_state,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import MakeCurrent
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import MakeCurrent, ViewState
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_sources import Source
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import (
     CURRENT,
@@ -238,7 +238,7 @@ def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought,
         path,
         run,
         brought,
-        lambda task: _check_health(params, source, task, run, brought),
+        lambda task: _check_health(params, source, _new_releases(source, paths, state), task, run, brought),
     )
     # Only now, so that a view that cannot be shown stays at its generation.
     _carry_out_layer(source, paths, run, brought)
@@ -268,10 +268,28 @@ def _carry_out_layer(source: Source, paths: ViewPaths, run: Run, brought: Brough
     brought.actions += [one for one in plan if one not in brought.actions]
 
 
-def _check_health(view: Mapping[str, Any], source: Source, task: MountTask, run: Run, brought: Brought) -> None:
+def _new_releases(source: Source, paths: ViewPaths, state: ViewState) -> list[Mapping[str, Any]]:
+    """Return the releases that the current generation does not have, so that a switch on a whole farm asks the file server little."""
+
+    def key(release: Mapping[str, Any]) -> tuple[str, ...]:
+        return release["release"], release["digest"], release["at"]
+
+    current = state.current if state.current in state.generations else None
+    known = {key(one) for one in view_state.read_generation(paths, current).releases} if current else set()
+    return [release for release in source.releases if key(release) not in known]
+
+
+def _check_health(
+    view: Mapping[str, Any],
+    source: Source,
+    releases: Sequence[Mapping[str, Any]],
+    task: MountTask,
+    run: Run,
+    brought: Brought,
+) -> None:
     """Check the new overlay before the host switches to it. Raises OverlayError with the reason if it does not work.
 
-    ``view`` has the parameters of overlay_mount besides the keys of the view.
+    ``view`` has the parameters of overlay_mount besides the keys of the view. ``releases`` are those to open.
     """
     spec = task.spec
     if view["health_check"] == health.NONE or spec is None:
@@ -291,7 +309,7 @@ def _check_health(view: Mapping[str, Any], source: Source, task: MountTask, run:
         health.try_unseen(
             spec,
             view["inner_mounts"],
-            source.releases,
+            releases,
             check,
             run.seconds,
             run.progress,

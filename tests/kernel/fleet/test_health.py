@@ -70,6 +70,14 @@ def test_a_view_without_the_content_of_a_release_is_not_switched_to(farm: Farm) 
     assert farm.status()["failure"] == ""
 
 
+def test_only_releases_that_are_new_are_opened(farm: Farm) -> None:
+    views = farm.views(farm.lock("usd/1", "usd/2"))
+    # It is in the current generation, and whoever uses it knows already.
+    (farm.root / "usd" / "1" / "file").unlink()
+    assert farm.bring(views).ok["changed"]
+    assert farm.shown() == ["1", "2"]
+
+
 def test_a_new_view_that_fails_is_not_mounted_and_leaves_no_mountpoint(area: Path) -> None:
     farm = Farm(area)
     ran = farm.bring(farm.views(farm.lock("usd/1"), health_check="exit 3"))
