@@ -324,12 +324,14 @@ def _check_health(
 
 def _check_kernel(view: Mapping[str, Any], source: Source, run: Run) -> None:
     """Raises OverlayError if the kernel cannot mount the view, or the software root is missing. Does nothing if a view is mounted."""
-    if mountinfo.top_mount(namespaces.own_mounts(), os.fsencode(view["mountpoint"])) is not None:
+    seen = namespaces.own_mounts()
+    if mountinfo.top_mount(seen, os.fsencode(view["mountpoint"])) is not None:
         return
-    # In check mode, an earlier task may not have mounted it.
-    if view["data"] and not run.check_mode:
-        # Layers with a part of the software root come before it.
-        mountpoints.check_has_content(os.fsencode(view["data"][-1]))
+    # Layers with a part of the software root come before it. In check mode, an earlier task may not have mounted it. If it is on a file
+    # server, it is mounted, and is not listed.
+    for root in view["data"][-1:] if not run.check_mode else ():
+        if still_paths.is_local(os.path.realpath(os.fsencode(root)), seen):
+            mountpoints.check_has_content(os.fsencode(root))
     feature = "redirect" if source.strategy == strategies.REDIRECT else "data_only"
     if view["xattr_namespace"] == "user":
         feature = "data_only_userxattr"

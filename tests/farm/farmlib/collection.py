@@ -19,6 +19,8 @@ COLLECTION = "renderfarm.overlay"
 # Paths on the nodes.
 ROOT = "/net/software"
 STORE = "/net/manifests"
+#: The most NFS calls that open and read one file: lookups on its path, the open, a read and the close.
+CALLS_TO_OPEN = 12
 VIEW = "/software"
 STATE_DIR = "/var/lib/renderfarm-overlay"
 COUNT = "/usr/local/lib/farm/count.py"
