@@ -110,7 +110,7 @@ shows r1 1.0
 promote -e overlay_lock_file="$place/lock.json"
 shows r1 1.0 1.1
 shows r2 1.0 1.1
-grep -q '"release": "tool/1.0", "until": ' "$place/lock.json"
+grep -Eq '^ +\{"release": "tool/1.0", "until": "[^"]+"\},?$' "$place/lock.json"
 test "$(grep -c '"image_digest": "sha256:' "$place/lock.json")" = 1
 test "$(grep -c 'tool/1.2' "$place/lock.json")" = 0
 for view in newest image merged; do

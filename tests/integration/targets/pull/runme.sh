@@ -96,6 +96,8 @@ canary:
 EOF
 ansible-playbook resolve.yml --limit "$(hostname)" -e overlay_become=false
 grep -q '"release": "houdini/20.5.410"' views.lock.json
+# It can be reviewed: each release is in a line of its own.
+grep -Eq '^ +\{.*"release": "houdini/20.5.410"\},?$' views.lock.json
 commit 'Show the first releases'
 
 pull
