@@ -73,33 +73,26 @@ def try_unseen(
     Raises OverlayError with the reason if the overlay cannot be mounted, cannot be listed, does not have the content of a release, or if
     the command fails.
     """
+
+    def attempt(tick: Progress) -> None:
+        namespaces.make_private()
+        state = mounts.observe(spec.path)
+        if state.mount:
+            with inner_mounts.new_tree(spec, state.mount, state.inner, inner) as (mount, _problems):
+                creating.attach(mount, spec.path)
+        else:
+            mount = creating.new_overlay(spec)
+            creating.attach(mount, spec.path)
+            os.close(mount)
+        open_each(spec.path, releases, tick)
+        if check.command:
+            _run_command(check, spec.path, seconds, tick)
+
     made = files.make_directories(spec.path, 0o755)
     try:
-        deadline.run(lambda tick: _try(spec, inner, releases, check, seconds, tick), seconds, progress)
+        deadline.run(attempt, seconds, progress)
     finally:
         files.remove_directories(made)
-
-
-def _try(
-    spec: MountSpec,
-    inner: str,
-    releases: Sequence[Mapping[str, Any]],
-    check: HealthCheck,
-    seconds: float,
-    progress: Progress,
-) -> None:
-    namespaces.make_private()
-    state = mounts.observe(spec.path)
-    if state.mount:
-        with inner_mounts.new_tree(spec, state.mount, state.inner, inner) as (mount, _problems):
-            creating.attach(mount, spec.path)
-    else:
-        mount = creating.new_overlay(spec)
-        creating.attach(mount, spec.path)
-        os.close(mount)
-    open_each(spec.path, releases, progress)
-    if check.command:
-        _run_command(check, spec.path, seconds, progress)
 
 
 # What is there by default: the view can be listed, and a file of each release can be opened.

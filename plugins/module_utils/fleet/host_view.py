@@ -229,8 +229,7 @@ def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought,
     brought.values["held"] = hold.as_dict() if hold else None
     # Conflicts are refused before anything is written, and in check mode as well.
     composition = source.composed_for(layer_plan.plan_layer(source.directory, source.action, state))
-    _carry_out_layer(source, paths, run, brought, provide_only=True)
-    layer = source.values_on_host(paths, view_state.observe(paths), composition)
+    provided = _carry_out_layer(source, paths, state, run, brought, provide_only=True)
     params = mount_parameters(view, paths, source.directory, live)
     mounted = _mount(
         params,
@@ -241,8 +240,8 @@ def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought,
         lambda task: _check_health(params, source, _new_releases(source, paths, state), task, run, brought),
     )
     # Only now, so that a view that cannot be shown stays at its generation.
-    _carry_out_layer(source, paths, run, brought)
-    layer = source.values_on_host(paths, view_state.observe(paths), composition)
+    finished = _carry_out_layer(source, paths, provided, run, brought)
+    layer = source.values_on_host(paths, finished, composition)
     for name in ("generation", "format", "format_reason", "strategy", "previous", "layer"):
         brought.values[name] = layer[name]
     _discard(paths, left, run, brought)
@@ -250,22 +249,30 @@ def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought,
     _prune(view, paths, run, brought)
 
 
-def _carry_out_layer(source: Source, paths: ViewPaths, run: Run, brought: Brought, provide_only: bool = False) -> None:
-    """Provide a generation and make it the current one. ``provide_only`` leaves the current generation as it is."""
+def _carry_out_layer(
+    source: Source, paths: ViewPaths, state: ViewState, run: Run, brought: Brought, provide_only: bool = False
+) -> ViewState:
+    """Provide a generation and make it the current one, given the state of the view; return the state afterwards.
 
-    def planned() -> Plan:
-        plan = layer_plan.plan_layer(source.directory, source.action, view_state.observe(paths))
+    ``provide_only`` leaves the current generation as it is.
+    """
+
+    def planned(state: ViewState) -> Plan:
+        plan = layer_plan.plan_layer(source.directory, source.action, state)
         return tuple(one for one in plan if not (provide_only and isinstance(one, MakeCurrent)))
 
-    plan = planned()
+    plan = planned(state)
     handlers = source.handlers(paths, run.progress, brought.warnings)
-    with contextlib.ExitStack() as stack:
-        if plan and not run.check_mode:
-            stack.enter_context(view_state.locked(paths, run.seconds, run.progress))
+    if plan and not run.check_mode:
+        with view_state.locked(paths, run.seconds, run.progress):
             # Another run may have done it while this one waited.
-            plan = planned()
+            plan = planned(view_state.observe(paths))
+            run.carry_out(plan, handlers)
+            state = view_state.observe(paths)
+    else:
         run.carry_out(plan, handlers)
     brought.actions += [one for one in plan if one not in brought.actions]
+    return state
 
 
 def _new_releases(source: Source, paths: ViewPaths, state: ViewState) -> list[Mapping[str, Any]]:

@@ -18,6 +18,10 @@ _OCTAL = re.compile(rb"\\([0-7]{3})")
 LAYER_OPTIONS = frozenset((b"lowerdir", b"lowerdir+", b"datadir+", b"upperdir", b"workdir"))
 
 
+#: Types of a live NFS mount: the kernel reports nfs for version 3 and nfs4 for version 4, whatever type was requested.
+NFS_TYPES = (b"nfs", b"nfs4")
+
+
 @dataclass(frozen=True)
 class Mount:
     """A line of mountinfo. Escapes are undone in paths, and kept in the options of the file system."""

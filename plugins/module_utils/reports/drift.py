@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.shown_layer import shown_layer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, overlay_layers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
     RemoveUnit,
     RemoveViewLines,
@@ -21,29 +21,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_e
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import ViewState
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import (
-    GenerationName,
     generation_of,
 )
-
-
-@dataclass(frozen=True)
-class ShownLayer:
-    """A layer of a view that is mounted."""
-
-    mount: Mount
-    #: The name of the directory of its generation.
-    directory: str
-
-
-def shown_layer(mount: Mount | None, generations: bytes) -> ShownLayer | None:
-    """Return the layer of a view that a mount shows; None if it shows none. ``generations`` is the directory of the view's generations."""
-    if mount is None or mount.fstype != b"overlay":
-        return None
-    lower = overlay_layers(mount).lower
-    if not lower or not lower[0].startswith(generations + b"/"):
-        return None
-    directory = show(lower[0][len(generations) + 1 :].partition(b"/")[0])
-    return ShownLayer(mount, directory) if GenerationName.parse(directory) else None
 
 
 def of_mountpoint(path: bytes, stack: Sequence[Mount], generations: bytes) -> Iterator[str]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import host_view, status_file
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.shown_layer import ShownLayer, shown_layer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import ViewStatus
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo, namespaces, still_paths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
@@ -26,7 +27,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import Stored, plan_persistence
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, mount_differences
 from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import drift
-from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.drift import ShownLayer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.report import time_text
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import pruning, view_state
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import Generation
@@ -101,10 +101,7 @@ class _View:
     def mountpoint(self) -> str | None:
         """Return where a generation of the view is mounted; None if none is."""
         for mount in self.host.mounts:
-            if (
-                drift.shown_layer(mount, self.generations)
-                and mountinfo.top_mount(self.host.mounts, mount.path) == mount
-            ):
+            if shown_layer(mount, self.generations) and mountinfo.top_mount(self.host.mounts, mount.path) == mount:
                 return os.fsdecode(mount.path)
         return None
 
@@ -130,7 +127,7 @@ class _View:
 
     def drift(self, wanted: _Wanted, expected: str | None, stack: Sequence[Mount], place: bytes) -> Iterator[str]:
         """Yield how the view differs from its declaration. ``expected`` is the generation that it has to show."""
-        shown = drift.shown_layer(stack[0] if stack else None, self.generations)
+        shown = shown_layer(stack[0] if stack else None, self.generations)
         spec = None
         if wanted.state != "mounted":
             if shown:
@@ -232,7 +229,7 @@ def _values(host: _Host, view: _View, status: ViewStatus | None, declared: Mappi
     hold = status.hold if status and is_held and wanted.state == "mounted" else None
     place = host.place(wanted.mountpoint) if wanted.mountpoint else None
     stack = mountinfo.stack(host.mounts, place) if place else []
-    shown = drift.shown_layer(stack[0] if stack else None, view.generations)
+    shown = shown_layer(stack[0] if stack else None, view.generations)
     since = view.since(shown) if shown else None
     record = view.records.get(shown.directory) if shown else None
     last_run = status_file.last_run(view.paths)

@@ -10,9 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
-
-_NFS_TYPES = frozenset((b"nfs", b"nfs4"))
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import NFS_TYPES, Mount
 
 _DEVICE = re.compile(rb"device .* mounted on (\S+) with fstype (\S+)")
 #: An operation, and at least the eight numbers that every kernel prints for it. The first number counts the calls.
@@ -37,7 +35,7 @@ def parse_mountstats(text: bytes) -> dict[bytes, dict[str, NfsCalls]]:
     for line in text.split(b"\n"):
         device = _DEVICE.match(line)
         if device:
-            current = {} if device[2] in _NFS_TYPES else None
+            current = {} if device[2] in NFS_TYPES else None
             if current is not None:
                 found[mountinfo.unescape(device[1])] = current
             continue
@@ -62,7 +60,7 @@ def nfs_mounts_below(mountpoints: Iterable[bytes], mounts: Sequence[Mount]) -> l
         layers = mountinfo.overlay_layers(overlay)
         for layer in (*layers.lower, *layers.data):
             mount = mountinfo.containing_mount(mounts, layer)
-            if mount is not None and mount.fstype in _NFS_TYPES:
+            if mount is not None and mount.fstype in NFS_TYPES:
                 found[mount.device] = min(mount.path, found.get(mount.device, mount.path))
     return sorted(found.values())
 

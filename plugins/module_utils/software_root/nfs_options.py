@@ -17,9 +17,6 @@ from typing import Any
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, unescape
 
-#: Types of a live mount: the kernel reports nfs for version 3 and nfs4 for version 4, whatever type was requested.
-NFS_TYPES = (b"nfs", b"nfs4")
-
 #: Each option for a flag of the mount, the flag that the kernel prints, and whether it must be present.
 _FLAGS = {
     "ro": ("ro", True),

@@ -18,13 +18,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action im
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import (
+    NFS_TYPES,
     Mount,
     Mountpoint,
     overlay_layers,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import is_inside, to_bytes
 from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root.nfs_options import (
-    NFS_TYPES,
     SoftwareRootSpec,
     declared_by,
     nfs_differences,

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.shown_layer import shown_layer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
@@ -52,7 +53,7 @@ def state(*generations: str, damaged: Any = ()) -> ViewState:
     ],
 )
 def test_the_generation_of_a_mount_is_found_by_its_layer(live: Mount | None, directory: str | None) -> None:
-    shown = drift.shown_layer(live, GENERATIONS)
+    shown = shown_layer(live, GENERATIONS)
     assert (shown.directory if shown else None) == directory
 
 
