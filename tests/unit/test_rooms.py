@@ -70,6 +70,7 @@ PURE = {
         "upper_rules",
     },
     "layers": {"compose", "dump", "globs", "headerball", "layer_formats", "limits", "links", "merge", "ownership"},
+    "data_images": {"trace_results"},
     "views": {"generation_record", "layer_plan", "layer_spec", "linger", "retention", "view_paths"},
     "finalize": {
         *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
