@@ -64,7 +64,7 @@ PURE = {
             "posix_acl",
             "rights",
         ),
-        *("scan_report", "versions"),
+        *("scan_report", "trace_record", "versions"),
     },
     "overlays": {
         *("boot_entries", "detached_records", "image_names", "mount_plan", "option_rules", "options", "strategies"),
