@@ -46,12 +46,10 @@ def test_traces_are_merged_in_the_store(store: str) -> None:
 
 
 def test_a_missing_store_is_named(tmp_path: Path) -> None:
-    for call in (
-        lambda: trace_files.find(str(tmp_path / "no"), "a"),
-        lambda: trace_files.add(str(tmp_path / "no"), TRACE),
-    ):
-        with pytest.raises(OverlayError, match="no does not exist"):
-            call()
+    with pytest.raises(OverlayError, match="no does not exist"):
+        trace_files.find(str(tmp_path / "no"), "a")
+    with pytest.raises(OverlayError, match="no does not exist"):
+        trace_files.add(str(tmp_path / "no"), TRACE)
 
 
 def test_a_trace_of_a_release_that_the_store_does_not_have_is_not_added(store: str) -> None:
@@ -65,9 +63,10 @@ def test_a_trace_of_a_release_that_the_store_does_not_have_is_not_added(store: s
 def test_a_damaged_trace_is_named_and_not_replaced(store: str, text: bytes) -> None:
     path = Path(store, "usd/1.0.trace.json")
     path.write_bytes(text)
-    for call in (lambda: trace_files.find(store, "usd/1.0"), lambda: trace_files.add(store, TRACE)):
-        with pytest.raises(OverlayError, match=r"usd/1\.0\.trace\.json is not a trace: .*remove it"):
-            call()
+    with pytest.raises(OverlayError, match=r"usd/1\.0\.trace\.json is not a trace: .*remove it"):
+        trace_files.find(store, "usd/1.0")
+    with pytest.raises(OverlayError, match=r"usd/1\.0\.trace\.json is not a trace: .*remove it"):
+        trace_files.add(store, TRACE)
     assert path.read_bytes() == text
 
 
