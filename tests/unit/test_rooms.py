@@ -54,6 +54,7 @@ PURE = {
     "releases": {
         *(
             "capability",
+            "data_image_record",
             "entries",
             "entry_check",
             "manifest",
@@ -72,6 +73,7 @@ PURE = {
     "layers": {"compose", "dump", "globs", "headerball", "layer_formats", "limits", "links", "merge", "ownership"},
     "data_images": {"trace_results"},
     "views": {"generation_record", "layer_plan", "layer_spec", "linger", "retention", "view_paths"},
+    "data_images": {"image_plan", "selection"},
     "finalize": {
         *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
     },

@@ -19,7 +19,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.compose 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_build import LayerBuilder
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import (
     FORMATS,
-    Image,
     LayerFormat,
     published_format,
 )
@@ -157,18 +156,25 @@ def _check_replaceable(image: str) -> None:
         )
 
 
-def install(paths: ViewPaths, image: str, generation: Generation, progress: Progress = no_progress) -> Generation:
+def install(
+    paths: ViewPaths,
+    image: str,
+    generation: Generation,
+    progress: Progress = no_progress,
+    require_verity: bool = False,
+) -> Generation:
     """Copy an image to this host and make it a generation of the view. The caller has to hold the lock of the view.
 
-    An interrupted copy continues where it ended, but a copy that did not fit on the disk is removed. Raises OverlayError if the copy does
-    not have the recorded digest.
+    An interrupted copy continues where it ended, but a copy that did not fit on the disk is removed. The image gets fs-verity where the
+    file system has it. Raises OverlayError if the copy does not have the recorded digest, or if ``require_verity`` is not possible.
     """
     if generation.image is None:
         raise OverlayError(f"{_printable(image)} is not recorded as an image: build it again")
     part = os.path.join(paths.incoming, generation.image.digest.partition(":")[2])
     removal.clear(paths, paths.incoming, progress, keep=[os.path.basename(part)])
     try:
-        _bring(image, part, generation.image, progress)
+        bring(image, part, generation.image.digest, progress)
+        files.enable_verity(part, require_verity)
         with generations.staged(paths, generation.directory, progress) as directory:
             layer = layer_path(directory, generation.format)
             os.rename(part, layer)
@@ -182,8 +188,11 @@ def install(paths: ViewPaths, image: str, generation: Generation, progress: Prog
     return here
 
 
-def _bring(image: str, part: str, recorded: Image, progress: Progress) -> None:
-    """Copy an image to ``part``. Raises OverlayError if the copy does not have the recorded digest."""
+def bring(image: str, part: str, recorded: str, progress: Progress) -> None:
+    """Copy an image to ``part``, continuing an interrupted copy, and sync it.
+
+    Raises OverlayError if the copy does not have the recorded digest, ``sha256:...``.
+    """
     files.make_directories(os.path.dirname(part), 0o755)
     if not _copied(image, part, recorded, progress):
         # What an earlier run has left may be damaged, so copy everything once more.
@@ -191,12 +200,12 @@ def _bring(image: str, part: str, recorded: Image, progress: Progress) -> None:
         if not _copied(image, part, recorded, progress):
             os.unlink(part)
             raise OverlayError(
-                f"image {_printable(image)} does not have the recorded digest {recorded.digest}: nothing was installed; remove it and build"
-                " it again"
+                f"image {_printable(image)} does not have the recorded digest {recorded}: nothing was installed; remove it and build it"
+                " again"
             )
 
 
-def _copied(image: str, part: str, recorded: Image, progress: Progress) -> bool:
+def _copied(image: str, part: str, recorded: str, progress: Progress) -> bool:
     """Copy the missing part of an image, and return whether the whole copy has the recorded digest."""
     digest = hashlib.sha256()
     with (
@@ -214,7 +223,7 @@ def _copied(image: str, part: str, recorded: Image, progress: Progress) -> bool:
             progress()
         os.fchmod(target.fileno(), 0o644)
         os.fsync(target.fileno())
-    return "sha256:" + digest.hexdigest() == recorded.digest
+    return "sha256:" + digest.hexdigest() == recorded
 
 
 def _printable(path: str) -> str:
