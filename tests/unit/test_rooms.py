@@ -73,7 +73,16 @@ PURE = {
         *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
     },
     "software_root": {"nfs_options", "root_plan"},
-    "fleet": {"host_ranges", "lock", "promotion", "resolution", "shown_layer", "status", "view_declaration"},
+    "fleet": {
+        "data_choice",
+        "host_ranges",
+        "lock",
+        "promotion",
+        "resolution",
+        "shown_layer",
+        "status",
+        "view_declaration",
+    },
     "reports": {"drift", "gathering", "metrics", "mountstats", "report", "report_page"},
     "resolvers": {"conda", "json_values", "resolved", "rez", "spack", "spack_lock", "spack_specs"},
 }
