@@ -24,15 +24,17 @@ ARROWS = {
     "overlays": {"linux"},
     "layers": {"overlays", "releases", "linux"},
     "views": {"layers", "overlays", "releases", "linux"},
+    "data_images": {"views", "layers", "overlays", "releases", "linux"},
     "finalize": {"overlays", "releases", "linux"},
     "software_root": {"linux"},
-    "fleet": {"views", "layers", "overlays", "releases", "linux"},
-    "reports": {"fleet", "views", "layers", "overlays", "linux"},
+    "fleet": {"data_images", "views", "layers", "overlays", "releases", "linux"},
+    "reports": {"fleet", "data_images", "views", "layers", "overlays", "linux"},
     "runner": {"linux"},
     "modules": {
         "runner",
         "reports",
         "fleet",
+        "data_images",
         "views",
         "layers",
         "finalize",
@@ -52,6 +54,7 @@ PURE = {
     "releases": {
         *(
             "capability",
+            "data_image_record",
             "entries",
             "entry_check",
             "manifest",
