@@ -10,11 +10,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MOST_LAYERS
+
 #: The kinds of data images of a view: what ``data_images`` of a view asks for. ``only`` is ``everything`` without the software root.
 NONE, TRACE, EVERYTHING, ONLY = "none", "trace", "everything", "only"
-
-#: Layers of one overlay (OVL_MAX_STACK of fs/overlayfs, Linux 6.12).
-MOST_LAYERS = 500
 
 #: A size in bytes, as Ansible takes it, and a part of a disk.
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)([KMGTPEZYkmgtpezy]?)[bB]?")

@@ -165,10 +165,10 @@ def _data_image_contradictions(view: Mapping[str, Any]) -> Iterator[str]:
         return
     if view["strategy"] == "redirect":
         yield f"strategy: redirect has no data-only layers, so data_images: {kind} cannot be: leave out one of them"
-    if view["writable"] != "none" and view["switch"] != "replace":
+    if view["writable"] != "none":
         yield (
             f"writable: {view['writable']} keeps a view from being switched while it is in use, which data_images: {kind} needs: leave out"
-            " one of them, or set switch: replace"
+            " one of them"
         )
 
 

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.data_choice import (
-    MOST_LAYERS,
     LockedImage,
     Space,
     as_layers,
@@ -19,6 +18,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.data_choi
     images_of,
     size_in_bytes,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MOST_LAYERS
 
 PLENTY = Space(None, 1 << 40, 0)
 
