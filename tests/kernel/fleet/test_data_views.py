@@ -127,6 +127,13 @@ class Farm:
     def installed(self) -> set[str]:
         return set(installing.installed(str(self.state)))
 
+    def row(self, **keys: Any) -> dict[str, Any]:
+        """Return the row of the view in a report, compared with a declaration."""
+        view = {"name": "software", "mountpoint": str(self.view), "data": [str(self.root)], **keys}
+        ran = support.module("view_info", views=[view], state_dir=str(self.state)).ok
+        (row,) = ran["report"]
+        return dict(row)
+
     def check_content(self, *releases: str, names: tuple[str, ...] = tuple(FILES)) -> None:
         for release in releases:
             for name in names:
@@ -247,6 +254,10 @@ def test_a_view_stands_without_its_software_root_and_goes_back(farm: Farm) -> No
     views = farm.locked(LockedView.from_dict(lock), data_images="only")
     again = support.module("view", views=views).ok
     assert not again["changed"]
+    row = farm.row(data_images="only")
+    assert (row["status"], row["detached"], row["drift"]) == ("as declared", True, [])
+    assert [one["release"] for one in row["data_images"]] == ["qt/1", "usd/1"]
+    assert farm.row()["drift"] != []
     # It is mounted again, as after a reboot.
     support.command("umount", farm.view)
     assert support.module("view", views=views).ok["changed"]
@@ -272,6 +283,9 @@ def test_a_view_that_lacks_a_file_keeps_its_software_root_and_names_the_file(far
         ) in ran.message
         assert farm.data() == [lacking.id, "root"]
         farm.check_content("usd/1")
+    attached = farm.row(data_images="only")
+    assert (attached["status"], attached["detached"]) == ("failed", False)
+    assert attached["drift"] == ["it has the software root as a data layer, and is declared to stand without it"]
     farm.publish("usd/1", "everything")
     assert farm.bring("usd/1", data_images="only").ok["views"][0]["detached"]
 
