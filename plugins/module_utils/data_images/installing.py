@@ -22,7 +22,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views import im
 
 _DIRECTORY = "data"
 #: The directory that images are copied to. An interrupted copy continues from what is here.
-_INCOMING = "incoming"
+INCOMING = "incoming"
 _LOCK = "lock"
 
 #: Seconds to wait for another run that installs data images on this host.
@@ -93,10 +93,12 @@ def install(image_store: str, image: DataImage, state_dir: str, progress: Progre
     place = data_directory(state_dir)
     files.make_directories(place, 0o700)
     trust.check_own(place, stat.S_IFDIR)
-    with _locked(place, progress):
+    with locked(place, progress):
         if _installed(state_dir, image.id) is not None:
+            # It counts as young again, so that a run that prunes does not remove it before it is mounted.
+            os.utime(record_path(state_dir, image.id))
             return
-        incoming = os.path.join(place, _INCOMING)
+        incoming = os.path.join(place, INCOMING)
         part = os.path.join(incoming, image.digest.partition(":")[2])
         try:
             copying.bring(published.image_path(image_store, image), part, image.digest, progress)
@@ -112,7 +114,7 @@ def install(image_store: str, image: DataImage, state_dir: str, progress: Progre
 
 
 @contextlib.contextmanager
-def _locked(place: str, progress: Progress) -> Iterator[None]:
+def locked(place: str, progress: Progress) -> Iterator[None]:
     """Hold the lock of the installed data images while the block runs."""
     fd = files.open_or_make(os.path.join(place, _LOCK), 0o600)
     try:
