@@ -10,11 +10,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import coverage, installing, published
+from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import (
+    coverage,
+    installing,
+    pruning_images,
+    published,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.pruning_images import DataImagePruning
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import data_choice, status_file
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.data_choice import (
     DataChoice,
@@ -119,7 +125,8 @@ def prepare(view: Mapping[str, Any], source: Source) -> HostData:
     images, left_out = _images(view, source, there)
     wanted, too_many = data_choice.as_layers(images, there, _LOWER_LAYERS + len(view["data"]))
     left_out.update({image.release: f"an overlay has at most {MOST_LAYERS} layers" for image in too_many})
-    choice = _choice(view, wanted, there)
+    others = [other for other in view["companions"] if _shares(view, other)]
+    choice, _room = _choice([view, *others], {view["name"]: wanted}, there)
     left_out.update({image.release: choice.reason(image) for image in wanted if choice.reason(image)})
     installed: dict[str, DataImage | LockedImage] = {
         image.id: there[image.id] for image in wanted if image.id in there and not choice.reason(image)
@@ -144,17 +151,23 @@ def _images(
     return images, {release: reason for release in releases if release not in known}
 
 
-def _choice(view: Mapping[str, Any], wanted: Sequence[LockedImage], there: Mapping[str, DataImage]) -> DataChoice:
-    """Return which images the host has, given those that one view wants, and with regard to the other views of the run."""
-    others = [other for other in view["companions"] if _shares(view, other)]
-    required = list(wanted) if view["data_images"] == data_choice.ONLY else []
-    optional = [] if required else list(wanted)
-    for other in others:
-        of_other = data_choice.images_of(other["data_images"], _locked(other))
-        (required if other["data_images"] == data_choice.ONLY else optional).extend(of_other)
+def _choice(
+    views: Sequence[Mapping[str, Any]], wanted: Mapping[str, Sequence[LockedImage]], there: Mapping[str, DataImage]
+) -> tuple[DataChoice, Space]:
+    """Return which images the host has for views of one state directory, and the space for them.
+
+    ``wanted`` has what views want, by name; the others want what the lock has for them. ``there`` are the installed images, by ID.
+    """
+    required: list[LockedImage] = []
+    optional: list[LockedImage] = []
+    for view in views:
+        images = wanted.get(view["name"])
+        if images is None:
+            images = data_choice.images_of(view["data_images"], _locked(view))
+        (required if view["data_images"] == data_choice.ONLY else optional).extend(images)
     sizes = {image.id: image.bytes_on_disk for image in there.values()}
-    space = _space([view, *others], sizes.keys() - {one.id for one in (*required, *optional)}, sizes)
-    return data_choice.choose(required, optional, sizes, space)
+    space = _space(views, sizes.keys() - {one.id for one in (*required, *optional)}, sizes)
+    return data_choice.choose(required, optional, sizes, space), space
 
 
 def install(
@@ -205,6 +218,41 @@ def check_covered(host: HostData, layer: str, namespace: str, seconds: float, pr
             f"{found.missing} of {found.files} files with content are in no data image here, so it cannot stand without the software root:"
             f" {found.listed()}{'; ' + without if without else ''}"
         )
+
+
+def find_unneeded(view: Mapping[str, Any], check_mode: bool) -> DataImagePruning:
+    """Return which data images of the state directory of a view can be removed. The caller has to hold their lock unless it is check mode.
+
+    Images of the current and the previous generation of a view stay, and so do those that were installed less than ``min_age`` seconds ago,
+    unless there are too many for the budget or the disk. What is in use stays.
+    """
+    state_dir = view["state_dir"]
+    there = installing.installed(state_dir)
+    views = [view, *(other for other in view["companions"] if _shares(view, other))]
+    if view["state"] != "mounted" or view["data_images"] == data_choice.NONE:
+        views = views[1:]
+    if not views:
+        keep = dict.fromkeys(_shown_by_others(view), "a view shows it")
+        return _unneeded(state_dir, there, keep, view["min_age"], check_mode)
+    choice, space = _choice(views, {}, there)
+    keep = dict.fromkeys((*choice.ids, *_shown_by_others(view)), "a view shows it")
+    total = sum(image.bytes_on_disk for image in there.values())
+    if space.free < space.keep_free or (space.budget is not None and total > space.budget):
+        return _unneeded(state_dir, there, keep, 0, check_mode)
+    left_out = {image.id for image, _reason in choice.left_out}
+    for image_id, reason in pruning_images.images_of_views(state_dir).items():
+        if image_id not in left_out:
+            keep.setdefault(image_id, reason)
+    return _unneeded(state_dir, there, keep, view["min_age"], check_mode)
+
+
+def _unneeded(
+    state_dir: str, there: Collection[str], keep: Mapping[str, str], min_age: float, check_mode: bool
+) -> DataImagePruning:
+    if not set(there) - set(keep):
+        # To find what is in use takes a while.
+        return DataImagePruning(state_dir)
+    return pruning_images.find_data_images(state_dir, keep, min_age, check_mode)
 
 
 def _install(host: HostData, image: LockedImage, progress: Progress) -> None:
@@ -267,7 +315,7 @@ def _space(views: Sequence[Mapping[str, Any]], others: Iterable[str], sizes: Map
     except ValueError as error:
         raise OverlayError(f"data_keep_free: {error}, a percentage of the disk, or 0") from None
     budgets = [view["data_budget"] for view in views if view["data_budget"]]
-    shown = _shown_by_others(views) & set(others)
+    shown = _shown_by_others(views[0]) & set(others)
     return Space(
         min(budgets) if budgets else None,
         status.f_bavail * status.f_frsize,
@@ -276,13 +324,17 @@ def _space(views: Sequence[Mapping[str, Any]], others: Iterable[str], sizes: Map
     )
 
 
-def _shown_by_others(views: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Return the IDs of the data images that the views of the host were mounted with last, besides those that replace theirs."""
-    state_dir = views[0]["state_dir"]
-    mine = {view["name"] for view in views if view["locked_data_images"]}
+def _shown_by_others(view: Mapping[str, Any]) -> set[str]:
+    """Return the IDs of the data images that views of the host were mounted with last, besides those for which this run decides."""
+    state_dir = view["state_dir"]
+    decided = {
+        one["name"]
+        for one in (view, *view["companions"])
+        if one["locked_data_images"] or one["data_images"] == data_choice.NONE or one["state"] != "mounted"
+    }
     found: set[str] = set()
     for name in pruning.view_names(state_dir):
-        status = None if name in mine else status_file.find(ViewPaths.of(state_dir, name))
+        status = None if name in decided else status_file.find(ViewPaths.of(state_dir, name))
         for layer in status.mount["data"] if status and status.mount else ():
             found.add(os.path.splitext(os.path.basename(layer))[0])
     return found

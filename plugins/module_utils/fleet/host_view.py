@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import pruning_images
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import (
     data_choice,
     health,
@@ -527,6 +528,15 @@ def _prune(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought
         run.carry_out(found.plan, found.handlers(run.progress))
     brought.actions += found.plan
     brought.values["removed"] = [one["generation"] for one in found.removed_values()]
+    _prune_images(view, run, brought)
+
+
+def _prune_images(view: Mapping[str, Any], run: Run, brought: Brought) -> None:
+    """Remove the data images that nobody needs. They belong to all views of the state directory."""
+    with pruning_images.locked(view["state_dir"], run.check_mode, run.progress):
+        found = host_data.find_unneeded(view, run.check_mode)
+        run.carry_out(found.plan, found.handlers(run.progress))
+    brought.actions += found.plan
 
 
 def _take_down(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought) -> None:
@@ -552,3 +562,4 @@ def _take_down(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Bro
             stack.enter_context(view_state.locked(paths, run.seconds, run.progress))
         run.carry_out(plan, handlers)
     brought.actions += plan
+    _prune_images(view, run, brought)

@@ -300,3 +300,32 @@ def test_a_detached_view_stays_as_it_is_if_a_release_has_no_image(farm: Farm) ->
     assert "it stays as it is" in ran.message
     assert farm.data() == data
     assert sorted(os.listdir(farm.view / "usd")) == ["1"]
+
+
+def test_an_image_goes_when_nothing_uses_it(farm: Farm) -> None:
+    first = farm.publish("usd/1", "trace")
+    assert farm.bring("usd/1", data_images="trace").ok["changed"]
+    # A newer trace makes another image.
+    del farm.published["usd/1", "trace"]
+    second = farm.publish("usd/1", "everything")
+    with open(farm.view / "usd/1/lib/hot", "rb") as reader:
+        assert farm.bring("usd/1", data_images="everything").ok["changed"]
+        assert farm.data() == [second.id, "root"]
+        assert farm.installed() == {first.id, second.id}
+        assert reader.read() == content("usd/1", "lib/hot")
+    ran = farm.bring("usd/1", data_images="everything", data_budget=second.bytes_on_disk).ok
+    assert [one for one in ran["actions"] if "data image" in one] == [f"remove data image {first.id} of release usd/1"]
+    assert farm.installed() == {second.id}
+    assert not farm.bring("usd/1", data_images="everything").ok["changed"]
+    would = farm.bring("usd/1", check=True).ok
+    assert farm.bring("usd/1").ok["changed"]
+    assert would["changed"]
+    assert farm.installed() == set()
+
+
+def test_images_go_with_the_last_view(farm: Farm) -> None:
+    farm.publish("usd/1", "trace")
+    assert farm.bring("usd/1", data_images="trace").ok["changed"]
+    assert farm.bring("usd/1", state="absent").ok["changed"]
+    assert farm.installed() == set()
+    assert not farm.bring("usd/1", state="absent").ok["changed"]
