@@ -64,7 +64,7 @@ PURE = {
             "posix_acl",
             "rights",
         ),
-        *("scan_report", "versions"),
+        *("scan_report", "trace_record", "versions"),
     },
     "overlays": {
         *("boot_entries", "detached_records", "image_names", "mount_plan", "option_rules", "options", "strategies"),
@@ -72,6 +72,7 @@ PURE = {
     },
     "layers": {"compose", "dump", "globs", "headerball", "layer_formats", "limits", "links", "merge", "ownership"},
     "views": {"generation_record", "layer_plan", "layer_spec", "linger", "retention", "view_paths"},
+    "data_images": {"image_plan", "selection"},
     "finalize": {
         *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
     },
