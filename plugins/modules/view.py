@@ -153,6 +153,10 @@ options:
       image_digest:
         description: Digest that the image must have.
         type: str
+      require_verity:
+        description: Fail unless the layer is an image with fs-verity, as in M(renderfarm.overlay.metadata_layer).
+        type: bool
+        default: false
       generation:
         description: A generation on this host, or V(previous), instead of O(views[].releases).
         type: str
