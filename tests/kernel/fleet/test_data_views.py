@@ -335,7 +335,7 @@ def test_a_view_in_use_is_switched_pass_by_pass(farm: Farm, monkeypatch: pytest.
     assert farm.bring(*RELEASES).ok["changed"]
     (given,) = farm.views(*RELEASES, data_images="only")
     defaults = {name: option.get("default") for name, option in view_parameters.options().items()}
-    others = {"manifest": None, "at": None, "source": None, "include": [], "exclude": []}
+    others: dict[str, Any] = {"manifest": None, "at": None, "source": None, "include": [], "exclude": []}
     releases = [{**others, **one} for one in given["releases"]]
     rest = {"take_back": False, "lift_holds": False, "hold": None, "hold_reason": None}
     view = {**defaults, **given, **rest, "scratch_size": 1 << 30, "releases": releases, "generation": None}
@@ -446,7 +446,7 @@ def test_a_release_without_a_trace_is_a_warning(farm: Farm) -> None:
 def test_an_image_that_cannot_be_built_is_a_failure_only_for_hosts_that_need_it(farm: Farm) -> None:
     shutil.rmtree(farm.root / "qt" / "1" / "lib")
     shutil.rmtree(farm.root / "qt" / "1" / "bin")
-    asked = {"sample": 0, "data_images": ["everything"]}
+    asked: dict[str, Any] = {"sample": 0, "data_images": ["everything"]}
     ran = resolved(farm, "qt/1", **asked)
     assert (
         "view software: 1 of its 1 releases have no data image, and are read from the software root: qt/1: "
