@@ -148,11 +148,14 @@ options:
         type: bool
         default: false
       image:
-        description: Path of the image of the generation in an image store, instead of O(views[].releases).
+        description: Path or http(s) address of the image of the generation in an image store, instead of O(views[].releases).
         type: path
       image_digest:
         description: Digest that the image must have.
         type: str
+      ca_path:
+        description: File with the certificates of the authorities to trust for https addresses, instead of those of the system.
+        type: path
       generation:
         description: A generation on this host, or V(previous), instead of O(views[].releases).
         type: str
@@ -481,9 +484,8 @@ def _check(views: list[dict[str, Any]], hold: int | None) -> None:
     names = [view["name"] for view in views]
     for view in views:
         label = f"view {view['name']}"
-        for option in ("mountpoint", "state_dir", "store", "image"):
-            if view[option] is not None:
-                runner.check_absolute(view[option], f"{label}: {option}")
+        for option in ("mountpoint", "state_dir"):
+            runner.check_absolute(view[option], f"{label}: {option}")
         for layer in view["data"]:
             runner.check_absolute(layer, f"{label}: data")
         for option in ("keep", "min_age", "health_timeout"):

@@ -20,13 +20,14 @@ PREFIX = "ansible_collections.renderfarm.overlay.plugins."
 #: Each room, and the other rooms that it may import from.
 ARROWS = {
     "linux": set[str](),
-    "releases": {"linux"},
+    "stores": {"linux"},
+    "releases": {"stores", "linux"},
     "overlays": {"linux"},
     "layers": {"overlays", "releases", "linux"},
-    "views": {"layers", "overlays", "releases", "linux"},
+    "views": {"layers", "overlays", "releases", "stores", "linux"},
     "finalize": {"overlays", "releases", "linux"},
     "software_root": {"linux"},
-    "fleet": {"views", "layers", "overlays", "releases", "linux"},
+    "fleet": {"views", "layers", "overlays", "releases", "stores", "linux"},
     "reports": {"fleet", "views", "layers", "overlays", "linux"},
     "runner": {"linux"},
     "modules": {
@@ -39,6 +40,7 @@ ARROWS = {
         "software_root",
         "overlays",
         "releases",
+        "stores",
         "linux",
     },
     "resolvers": {"linux"},
@@ -49,6 +51,7 @@ ARROWS = {
 #: Files that make no system call: they take values and return values. They import pure files alone.
 PURE = {
     "linux": {"action", "errors", "fstab_lines", "mountinfo", "paths", "records"},
+    "stores": {"locations"},
     "releases": {
         *(
             "capability",
@@ -86,6 +89,7 @@ IMPURE = {
         "fcntl",
         "glob",
         "grp",
+        "http",
         "multiprocessing",
         "os",
         "pathlib",
@@ -93,7 +97,7 @@ IMPURE = {
         "random",
         "resource",
     ),
-    *("select", "shutil", "signal", "socket", "subprocess", "tempfile", "threading", "time"),
+    *("select", "shutil", "signal", "socket", "ssl", "subprocess", "tempfile", "threading", "time"),
 }
 #: What stands before the body of a module, which has at most so many lines.
 DOCUMENTATION = ("DOCUMENTATION", "EXAMPLES", "RETURN")

@@ -17,6 +17,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import strategies
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement, relative_path
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.web_client import Access
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import check_composition
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_spec import (
     LayerSpec,
@@ -61,8 +62,14 @@ OPTIONS: dict[str, Any] = {
     "image_store": {"type": "path"},
     "image": {"type": "path"},
     "image_digest": {"type": "str"},
+    "ca_path": {"type": "path"},
     "generation": {"type": "str"},
 }
+
+
+def access(params: Mapping[str, Any]) -> Access:
+    """Return how this host reaches the stores that are addresses of web servers."""
+    return Access(params["ca_path"])
 
 
 def layer_spec(params: Mapping[str, Any]) -> LayerSpec:

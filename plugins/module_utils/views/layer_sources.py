@@ -17,6 +17,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.rights import Rights
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.web_client import SYSTEM, Access
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
     generations,
     image_store,
@@ -69,7 +71,7 @@ class Source:
     provide: Provide
     #: Compose what is to be built; None if nothing is built.
     compose: Callable[[], Composition] | None = None
-    #: The path of its image in an image store; None if it does not come from there.
+    #: The path or address of its image in an image store; None if it does not come from there.
     image: str | None = None
 
     @property
@@ -142,11 +144,15 @@ def from_parameters(
 
     Raises OverlayError if a parameter or this host does not allow it.
     """
+    for option in ("store", "image"):
+        if params[option] is not None:
+            locations.check(params[option], option)
     if params["image"] is not None:
         layer_format = image_store.format_of(params["image"])
         layer_choice.check_mountable(params["name"], layer_format.name, params["strategy"], seconds)
+        access = layer_parameters.access(params)
         return installed(paths, state, params["image"], params["image_digest"]) or from_image(
-            params["image"], image_store.read(params["image"], params["image_digest"])
+            params["image"], image_store.read(params["image"], params["image_digest"], access), access
         )
     strategy = layer_choice.choose_strategy(params["strategy"], params["xattr_namespace"], seconds)
     if params["generation"] is not None:
@@ -194,11 +200,11 @@ def rights_warnings(rights: Rights) -> list[str]:
     return warnings
 
 
-def from_image(image: str, generation: Generation) -> Source:
-    """Return the source of a generation that is installed from ``image``, a path in an image store."""
+def from_image(image: str, generation: Generation, access: Access = SYSTEM) -> Source:
+    """Return the source of a generation that is installed from ``image``, a path or address in an image store."""
 
     def provide(paths: ViewPaths, progress: Progress) -> list[str]:
-        image_store.install(paths, image, generation, progress)
+        image_store.install(paths, image, generation, progress, access)
         return []
 
     source = _source_of(generation, InstallGeneration(generation.id, image), "the image was built elsewhere", provide)
