@@ -49,6 +49,11 @@ options:
       release:
         description: Path of the release below the software root, such as V(houdini/20.5.410). Its manifest is read from O(store).
         type: str
+      digest:
+        description:
+          - Digest that the manifest must have, as a lock has it.
+          - Required if O(store) is an http(s) address.
+        type: str
       at:
         description:
           - Where the release appears, relative to the root of the view. V(/) is the root of the view.
@@ -107,7 +112,10 @@ options:
         type: str
         required: true
   store:
-    description: Directory with the manifests of the releases that O(releases[].release) names.
+    description:
+      - Directory with the manifests of the releases that O(releases[].release) names.
+      - It may also be the http(s) address at which a web server serves this directory. Manifests are then copied to C(manifests) in
+        O(state_dir), in check mode too, and those that were not used for 30 days are removed.
     type: path
   state:
     description:

@@ -64,7 +64,7 @@ options:
             description: Path of the manifest of the release, instead of O(views[].releases[].release).
             type: path
           digest:
-            description: The digest that the lock has for the manifest. It is part of O(views[].locked_generation).
+            description: The digest that the lock has for the manifest. The view fails if the manifest has another one.
             type: str
           at:
             description: Where the release appears in the view.
@@ -109,7 +109,7 @@ options:
             type: str
             required: true
       store:
-        description: Directory with the manifests.
+        description: Directory with the manifests, or the http(s) address at which a web server serves it.
         type: path
       format:
         description: The format of the layer.

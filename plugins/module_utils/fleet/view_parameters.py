@@ -38,5 +38,4 @@ def options() -> dict[str, Any]:
     layer = copy.deepcopy(layer_parameters.OPTIONS)
     # A view is built on its host or installed, and never published.
     del layer["image_store"]
-    layer["releases"]["options"]["digest"] = {"type": "str"}
     return {**layer, **_OPTIONS}

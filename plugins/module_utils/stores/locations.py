@@ -39,13 +39,13 @@ def check(location: str, what: str) -> str:
         if not location.startswith("/"):
             raise OverlayError(f"{what} must be an absolute path or an http(s) address, not {location!r}")
         return location.rstrip("/") or "/"
-    problem = _problem(location)
+    problem = problem_of(location)
     if problem:
         raise OverlayError(f"{what} {shown(location)} {problem}")
     return location.rstrip("/")
 
 
-def _problem(address: str) -> str | None:
+def problem_of(address: str) -> str | None:
     """Return what is wrong with an address; None if it can be used."""
     scheme = address.partition(":")[0].lower()
     if scheme not in SCHEMES:

@@ -157,7 +157,7 @@ def from_parameters(
     strategy = layer_choice.choose_strategy(params["strategy"], params["xattr_namespace"], seconds)
     if params["generation"] is not None:
         return existing(paths, state, params["generation"], strategy)
-    spec = replace(layer_parameters.layer_spec(params), strategy=strategy)
+    spec = replace(layer_parameters.layer_spec(params, progress), strategy=strategy)
     choice = layer_choice.choose_format(params["format"], spec, state)
     return from_releases(replace(spec, format=choice.format), choice.builder, choice.reason, progress)
 
