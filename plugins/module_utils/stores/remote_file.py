@@ -11,7 +11,7 @@ import re
 import time
 from dataclasses import dataclass
 from http.client import HTTPResponse
-from typing import Any, Callable
+from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import HostError, OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import web_client
@@ -59,11 +59,10 @@ class RemoteFile(io.RawIOBase):
     server refuses or sends something else than was asked for, and ChangedError if the file is replaced meanwhile.
     """
 
-    def __init__(self, address: str, offset: int, access: Access, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, address: str, offset: int, access: Access) -> None:
         super().__init__()
         self._address = address
         self._access = access
-        self._pause = pause
         self._position = offset
         self._version: _Version | None = None
         self._response: HTTPResponse | None = None
@@ -118,7 +117,7 @@ class RemoteFile(io.RawIOBase):
                 f"{shown(self._address)}: the connection broke {self._failures + 1} times at byte {self._position} ({reason}): look at the"
                 " log of the server and of the proxy, then run the task again, which continues there"
             )
-        self._pause(web_client.PAUSES[self._failures])
+        time.sleep(web_client.PAUSES[self._failures])
         self._failures += 1
 
     def _connect(self) -> HTTPResponse:
@@ -126,7 +125,7 @@ class RemoteFile(io.RawIOBase):
         headers = {"Range": f"bytes={self._position}-"} if self._position else {}
         if headers and self._version:
             headers.update(self._version.condition)
-        response = web_client.send("GET", self._address, headers, self._access, self._pause)
+        response = web_client.send("GET", self._address, headers, self._access)
         try:
             start, version = self._begin_of(response)
             known = self._version

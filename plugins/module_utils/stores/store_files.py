@@ -25,7 +25,7 @@ def open_from(location: str, offset: int = 0, access: Access = SYSTEM) -> Stream
     HostError if it cannot be reached, and OverlayError if it is not a regular file or the server refuses to send it.
     """
     if locations.is_address(location):
-        return RemoteFile(locations.check(location, "the address"), offset, access)
+        return RemoteFile(location, offset, access)
     stream = record_files.open_regular(location)
     stream.seek(offset)
     return stream  # type: ignore[return-value]
@@ -55,7 +55,7 @@ def size(location: str, access: Access = SYSTEM) -> int | None:
     """
     if not locations.is_address(location):
         return os.stat(location).st_size
-    with web_client.send("HEAD", locations.check(location, "the address"), {}, access) as response:
+    with web_client.send("HEAD", location, {}, access) as response:
         return length_of(response)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import functools
 import http.client
 import netrc
 import os
@@ -23,12 +24,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.message import Message
 from http.client import HTTPResponse
-from typing import IO, Any, Callable, NoReturn
+from typing import IO, Any, NoReturn
 from urllib.parse import urlsplit
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import HostError, OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.locations import (
     SCHEMES,
+    check,
     is_encrypted,
     shown,
 )
@@ -57,17 +59,13 @@ class Access:
 SYSTEM = Access()
 
 
-def send(
-    method: str,
-    address: str,
-    headers: Mapping[str, str],
-    access: Access,
-    pause: Callable[[float], None] = time.sleep,
-) -> HTTPResponse:
+def send(method: str, address: str, headers: Mapping[str, str], access: Access) -> HTTPResponse:
     """Send a request and return the response, whose status is 2xx or 416. Failures that may pass are tried again.
 
-    Raises FileNotFoundError if the server has no such file, HostError if it cannot be reached, and OverlayError if it refuses the request.
+    Raises FileNotFoundError if the server has no such file, HostError if it cannot be reached, and OverlayError if it refuses the request,
+    or if the address is not that of a web server.
     """
+    check(address, "the address")
     opener = _opener(access)
     pauses = list(PAUSES)
     while True:
@@ -83,7 +81,7 @@ def send(
                 _refuse(error, address)
         except BROKEN as error:
             _check_passing(error, address, bool(pauses))
-        pause(pauses.pop(0))
+        time.sleep(pauses.pop(0))
 
 
 def _check_passing(error: Exception, address: str, is_tried_again: bool) -> None:
@@ -115,17 +113,22 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         _headers: Message,
         newurl: str,
     ) -> urllib.request.Request:
-        there = f"{shown(req.full_url)}: the server redirects to {shown(newurl)}"
         if urlsplit(newurl).scheme not in SCHEMES:
-            raise OverlayError(f"{there}, which is no http(s) address: give an address that serves the file itself")
+            raise _not_followed(req.full_url, newurl, "no http(s) address")
         if is_encrypted(req.full_url) and not is_encrypted(newurl):
-            raise OverlayError(f"{there}, which is not encrypted: give an address that serves the file itself")
+            raise _not_followed(req.full_url, newurl, "not encrypted")
         kept = {name: value for name, value in req.headers.items() if name.lower() != "proxy-authorization"}
         # Credentials are those of the new host, and not those of the one that redirects to it.
         return _request(req.get_method(), newurl, kept)
 
     # Python before 3.11 does not follow it.
     http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
+
+
+def _not_followed(address: str, to: str, reason: str) -> OverlayError:
+    return OverlayError(
+        f"{shown(address)}: the server redirects to {shown(to)}, which is {reason}: give an address that serves the file itself"
+    )
 
 
 def _opener(access: Access) -> urllib.request.OpenerDirector:
@@ -145,7 +148,12 @@ def _opener(access: Access) -> urllib.request.OpenerDirector:
     return opener
 
 
+@functools.lru_cache(maxsize=None)
 def _context(access: Access) -> ssl.SSLContext:
+    """Return what checks certificates. Reading those of the system takes tens of milliseconds, so it is done once.
+
+    Raises OverlayError if the file of ``access`` cannot be used.
+    """
     try:
         context = ssl.create_default_context(cafile=access.ca_path)
     except FileNotFoundError:
@@ -191,35 +199,38 @@ def _authorize(request: urllib.request.Request) -> None:
 def _refuse(error: urllib.error.HTTPError, address: str) -> NoReturn:
     """Raise the error for a status: what it means, and what to do."""
     code = error.code
-    # With a redirect, the address is that of the last server.
-    name = shown(error.geturl() or address)
+    # With a redirect, the address is that of the last server. A proxy may answer in its place.
+    name, route = shown(error.geturl() or address), _route(address)
     if code in (404, 410):
         raise FileNotFoundError(errno.ENOENT, f"the server has no such file ({code})", name) from None
-    if 300 <= code < 400:
+    if 300 <= code < 400 and urlsplit(error.geturl()).scheme in SCHEMES:
         raise OverlayError(
             f"{name}: the server redirects more than {_MOST_REDIRECTS} times, or to nowhere: give an address that serves the file itself"
         ) from None
+    if 300 <= code < 400:
+        raise _not_followed(address, error.geturl(), "no http(s) address")
     if code == 401:
         where = (
-            "give them in the file .netrc of the user who runs the task"
+            "give those of the server in the file .netrc of the user who runs the task"
             if is_encrypted(address)
-            else "give an https address, since credentials are only sent over https"
+            else "give an https address, since credentials of servers are only sent over https"
         )
-        raise OverlayError(f"{name}: the server asks for credentials (401), or does not accept them: {where}") from None
+        proxy = ", and those of the proxy in its environment variable" if route else ""
+        raise OverlayError(f"{name}: credentials are missing or wrong (401){route}: {where}{proxy}") from None
     if code == 403:
         raise OverlayError(
-            f"{name}: the server refuses access (403): allow this host there, and make the file readable for the server"
+            f"{name}: the server refuses access (403){route}: allow this host there, and make the file readable for the server"
         ) from None
     if code == 407:
         raise HostError(
-            f"{name}: the proxy asks for credentials (407): give them in the environment variable of the proxy"
+            f"{name}: access is refused (407){route}: give the credentials of the proxy in its environment variable"
         ) from None
     if code >= 500 or code in _PASSING:
         raise HostError(
-            f"{name}: the server failed ({code} {error.reason}) {len(PAUSES) + 1} times: look at its log, then run the task again"
+            f"{name}: the server failed ({code} {error.reason}) {len(PAUSES) + 1} times{route}: look at its log, then run the task again"
         ) from None
     raise OverlayError(
-        f"{name}: the server answers {code} {error.reason}: check the address, and that it serves plain files"
+        f"{name}: the server answers {code} {error.reason}{route}: check the address, and that it serves plain files"
     ) from None
 
 
