@@ -25,15 +25,17 @@ ARROWS = {
     "overlays": {"linux"},
     "layers": {"overlays", "releases", "linux"},
     "views": {"layers", "overlays", "releases", "stores", "linux"},
+    "data_images": {"views", "layers", "overlays", "releases", "stores", "linux"},
     "finalize": {"overlays", "releases", "linux"},
     "software_root": {"linux"},
-    "fleet": {"views", "layers", "overlays", "releases", "stores", "linux"},
-    "reports": {"fleet", "views", "layers", "overlays", "linux"},
+    "fleet": {"data_images", "views", "layers", "overlays", "releases", "stores", "linux"},
+    "reports": {"fleet", "data_images", "views", "layers", "overlays", "linux"},
     "runner": {"linux"},
     "modules": {
         "runner",
         "reports",
         "fleet",
+        "data_images",
         "views",
         "layers",
         "finalize",
@@ -55,6 +57,7 @@ PURE = {
     "releases": {
         *(
             "capability",
+            "data_image_record",
             "entries",
             "entry_check",
             "manifest",
@@ -64,7 +67,7 @@ PURE = {
             "posix_acl",
             "rights",
         ),
-        *("scan_report", "versions"),
+        *("scan_report", "trace_record", "versions"),
     },
     "overlays": {
         *("boot_entries", "detached_records", "image_names", "mount_plan", "option_rules", "options", "strategies"),
@@ -72,6 +75,7 @@ PURE = {
     },
     "layers": {"compose", "dump", "globs", "headerball", "layer_formats", "limits", "links", "merge", "ownership"},
     "views": {"generation_record", "layer_plan", "layer_spec", "linger", "retention", "view_paths"},
+    "data_images": {"image_plan", "selection"},
     "finalize": {
         *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
     },

@@ -148,7 +148,7 @@ def _opener(access: Access) -> urllib.request.OpenerDirector:
     return opener
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _context(access: Access) -> ssl.SSLContext:
     """Return what checks certificates. Reading those of the system takes tens of milliseconds, so it is done once.
 
