@@ -183,7 +183,8 @@ def _read(path: str, release: str, access: Access) -> DataImage | None:
         raise OverlayError(f"{locations.shown(path)}: {error}; remove it, and build the data image again") from None
     if found.release != release:
         raise OverlayError(
-            f"{locations.shown(path)} is the record of a data image of release {locations.shown(found.release)}: remove it, and build the image again"
+            f"{locations.shown(path)} is the record of a data image of release {locations.shown(found.release)}: remove it, and build the"
+            " image again"
         )
     return found
 

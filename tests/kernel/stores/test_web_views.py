@@ -178,7 +178,7 @@ def test_a_full_disk_leaves_nothing(farm: Farm, server: Nginx) -> None:
 
 
 def test_without_digest_nothing_is_taken_from_an_address(farm: Farm, server: Nginx) -> None:
-    state = {"name": "software", "state_dir": str(farm.top / "state"), "ca_path": str(server.ca_path)}
+    state: dict[str, Any] = {"name": "software", "state_dir": str(farm.top / "state"), "ca_path": str(server.ca_path)}
     store = f"{server.https}/store"
     refused = support.module("metadata_layer", store=store, releases=[{"release": "usd/1"}], **state).message
     assert refused == (
@@ -194,12 +194,13 @@ def test_nothing_is_published_to_an_address_or_listed_there(farm: Farm, server: 
     published = support.module("metadata_layer", name="view", store=str(farm.store), image_store=store).message
     assert f"image store {store} is an address, and nothing can be published to a web server: {served}" in published
     assert f"{store} is an address, which can neither be listed" in support.module("release_info", store=store).message
-    for name, options in {
+    options: dict[str, dict[str, Any]] = {
         "release_manifest": {"releases": ["usd/1"], "store": store, "root": root},
         "view_lock": {"views": [{"name": "view", "store": store, "root": root, "releases": []}]},
         "view_releases": {"name": "view", "store": store, "root": root, "releases": []},
-    }.items():
-        assert served in support.module(name, **options).message, name
+    }
+    for name, given in options.items():
+        assert served in support.module(name, **given).message, name
 
 
 @pytest.mark.parametrize(
