@@ -90,7 +90,7 @@ def _record(store: str, release: str, digest: str, access: Access) -> ManifestRe
 def _copy(store: str, path: str, record: ManifestRecord, progress: Progress, access: Access) -> None:
     """Copy a manifest from the server and check its text. Raises ManifestError if it is not the one that the record describes."""
     address = joined(store, record.release + manifest_store.SUFFIX)
-    with store_files.open_from(address, 0, access) as source, files.written_aside(path) as aside:
+    with store_files.open_from(address, 0, access, record.stored_bytes) as source, files.written_aside(path) as aside:
         # One byte more than recorded is enough to find that a file is too long.
         left = record.stored_bytes + 1
         while left:

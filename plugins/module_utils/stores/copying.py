@@ -62,7 +62,7 @@ def _copied(location: str, part: str, size: int, progress: Progress, access: Acc
             there += len(chunk)
             progress()
         if there < size:
-            with store_files.open_from(location, there, access) as source:
+            with store_files.open_from(location, there, access, size) as source:
                 _check_size(location, source, size)
                 while there < size:
                     chunk = source.read(min(_CHUNK, size - there))

@@ -9,7 +9,7 @@ import contextlib
 import io
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPResponse
 from typing import Any
 
@@ -59,10 +59,12 @@ class RemoteFile(io.RawIOBase):
     server refuses or sends something else than was asked for, and ChangedError if the file is replaced meanwhile.
     """
 
-    def __init__(self, address: str, offset: int, access: Access) -> None:
+    def __init__(self, address: str, offset: int, access: Access, expected: int | None = None) -> None:
+        """Ask for the file. ``expected`` is its length in bytes if the server does not say it, as from a record."""
         super().__init__()
         self._address = address
         self._access = access
+        self._expected = expected
         self._position = offset
         self._version: _Version | None = None
         self._response: HTTPResponse | None = None
@@ -73,8 +75,9 @@ class RemoteFile(io.RawIOBase):
 
     @property
     def size(self) -> int | None:
-        """The length of the whole file in bytes; None if the server does not say it."""
-        return self._version.size if self._version else None
+        """The length of the whole file in bytes; None if it is not known."""
+        said = self._version.size if self._version else None
+        return self._expected if said is None else said
 
     def readable(self) -> bool:
         return True
@@ -135,7 +138,8 @@ class RemoteFile(io.RawIOBase):
             response.close()
             raise
         self._unwanted = self._position - start
-        self._version = known or version
+        # A server that sends a file in chunks says its length only with a range.
+        self._version = version if known is None else replace(known, size=known.size or version.size)
         self._response = response
         return response
 

@@ -18,14 +18,16 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.web_clie
 Stream = Union[io.BufferedIOBase, io.RawIOBase]
 
 
-def open_from(location: str, offset: int = 0, access: Access = SYSTEM) -> Stream:
+def open_from(location: str, offset: int = 0, access: Access = SYSTEM, expected: int | None = None) -> Stream:
     """Open a file of a store for reading from ``offset`` bytes on. ``read`` may return fewer bytes than asked for before the end.
+
+    ``expected`` is the length of the file in bytes, which a web server need not say.
 
     A stream from a web server reconnects when the connection breaks. Raises FileNotFoundError if there is no such file, OSError or
     HostError if it cannot be reached, and OverlayError if it is not a regular file or the server refuses to send it.
     """
     if locations.is_address(location):
-        return RemoteFile(location, offset, access)
+        return RemoteFile(location, offset, access, expected)
     stream = record_files.open_regular(location)
     stream.seek(offset)
     return stream  # type: ignore[return-value]

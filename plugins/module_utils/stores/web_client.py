@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from email.message import Message
 from http.client import HTTPResponse
 from typing import IO, Any, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import HostError, OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.locations import (
@@ -40,12 +40,17 @@ _SOCKET_SECONDS = 20.0
 #: Seconds between tries. A request that fails once more after the last of them is given up.
 PAUSES = (0.5, 1.0, 2.0, 4.0)
 _MOST_REDIRECTS = 5
+#: What the address of a redirect may consist of, RFC 3986. Everything else is encoded.
+_UNQUOTED = "!#$%&'()*+,/:;=?@[]~"
+
+#: Sent with each request. Files are sent as they are stored.
+_HEADERS = {"Accept-Encoding": "identity", "User-Agent": "renderfarm.overlay"}
 
 #: What a server answers while it is overloaded or restarted, or its network is down. The request may succeed later.
 _PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
 
-#: What a broken connection raises.
-BROKEN = (http.client.HTTPException, OSError)
+#: What a broken connection raises, and a header or a host that cannot be parsed.
+BROKEN = (http.client.HTTPException, OSError, ValueError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def send(method: str, address: str, headers: Mapping[str, str], access: Access) 
     opener = _opener(access)
     pauses = list(PAUSES)
     while True:
-        request = _request(method, address, {**headers, "Accept-Encoding": "identity"})
+        request = _request(method, address, {**headers, **_HEADERS})
         try:
             response: HTTPResponse = opener.open(request, timeout=_SOCKET_SECONDS)
             return response
@@ -99,30 +104,39 @@ def _check_passing(error: Exception, address: str, is_tried_again: bool) -> None
         ) from None
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirects, but never from https to http, and to web servers only."""
+class _Request(urllib.request.Request):
+    """A request that counts the redirects that led to it."""
 
-    max_redirections = _MOST_REDIRECTS
+    redirects = 0
 
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        _fp: IO[bytes],
-        _code: int,
-        _msg: str,
-        _headers: Message,
-        newurl: str,
-    ) -> urllib.request.Request:
-        if urlsplit(newurl).scheme not in SCHEMES:
-            raise _not_followed(req.full_url, newurl, "no http(s) address")
-        if is_encrypted(req.full_url) and not is_encrypted(newurl):
-            raise _not_followed(req.full_url, newurl, "not encrypted")
+
+class _Redirects(urllib.request.BaseHandler):
+    """Follow redirects, but never from https to http, and to web servers only.
+
+    The handler of urllib reads the whole body of a redirect, however long, and follows redirects from https to http.
+    """
+
+    def http_error_302(
+        self, req: _Request, fp: IO[bytes], _code: int, _msg: str, headers: Message
+    ) -> HTTPResponse | None:
+        """Follow a redirect, and return the response; None if there is nothing to follow, which makes it an error."""
+        to = headers.get("Location")
+        if to is None or req.redirects == _MOST_REDIRECTS:
+            return None
+        fp.close()
+        address = urljoin(req.full_url, quote(to, safe=_UNQUOTED))
+        if urlsplit(address).scheme not in SCHEMES:
+            raise _not_followed(req.full_url, address, "no http(s) address")
+        if is_encrypted(req.full_url) and not is_encrypted(address):
+            raise _not_followed(req.full_url, address, "not encrypted")
         kept = {name: value for name, value in req.headers.items() if name.lower() != "proxy-authorization"}
         # Credentials are those of the new host, and not those of the one that redirects to it.
-        return _request(req.get_method(), newurl, kept)
+        request = _request(req.get_method(), address, kept)
+        request.redirects = req.redirects + 1
+        response: HTTPResponse = self.parent.open(request, timeout=_SOCKET_SECONDS)
+        return response
 
-    # Python before 3.11 does not follow it.
-    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def _not_followed(address: str, to: str, reason: str) -> OverlayError:
@@ -166,10 +180,9 @@ def _context(access: Access) -> ssl.SSLContext:
     return context
 
 
-def _request(method: str, address: str, headers: Mapping[str, str]) -> urllib.request.Request:
+def _request(method: str, address: str, headers: Mapping[str, str]) -> _Request:
     """Return a request with the credentials for its host."""
-    # The opener refuses other schemes than those of web servers.
-    request = urllib.request.Request(address, headers=dict(headers), method=method)  # noqa: S310
+    request = _Request(address, headers=dict(headers), method=method)
     _authorize(request)
     return request
 
@@ -203,12 +216,10 @@ def _refuse(error: urllib.error.HTTPError, address: str) -> NoReturn:
     name, route = shown(error.geturl() or address), _route(address)
     if code in (404, 410):
         raise FileNotFoundError(errno.ENOENT, f"the server has no such file ({code})", name) from None
-    if 300 <= code < 400 and urlsplit(error.geturl()).scheme in SCHEMES:
+    if 300 <= code < 400:
         raise OverlayError(
             f"{name}: the server redirects more than {_MOST_REDIRECTS} times, or to nowhere: give an address that serves the file itself"
         ) from None
-    if 300 <= code < 400:
-        raise _not_followed(address, error.geturl(), "no http(s) address")
     if code == 401:
         where = (
             "give those of the server in the file .netrc of the user who runs the task"

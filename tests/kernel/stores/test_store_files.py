@@ -211,6 +211,17 @@ def test_a_broken_connection_continues(stack: ExitStack, has_ranges: bool) -> No
     assert faults.received[-1]["if-range"] == '"one"'
 
 
+@pytest.mark.parametrize("has_ranges", [True, False])
+def test_a_broken_connection_of_unknown_length_continues(stack: ExitStack, area: Path, has_ranges: bool) -> None:
+    faults = Faulty({"/file": CONTENT}, has_ranges, is_chunked=True, cuts=[1_000_000, 0, 2_000_000])
+    stack.enter_context(web_servers.faulty(faults))
+    assert read_all(faults.address("/file")) == CONTENT
+    # Without chunks, only the record tells that something is missing.
+    faults.is_chunked, faults.headers, faults.cuts = False, {"Content-Length": None}, [1_000_000, 0, 2_000_000]
+    bring(faults.address("/file"), area / "part")
+    assert (area / "part").read_bytes() == CONTENT
+
+
 def test_a_connection_that_breaks_again_and_again_is_given_up(stack: ExitStack) -> None:
     faults = stack.enter_context(web_servers.faulty(Faulty({"/file": CONTENT}, cuts=[1000, *[0] * 20])))
     with pytest.raises(
@@ -458,3 +469,48 @@ def test_a_killed_copy_is_continued(tmp_path: Path, served: Path, area: Path) ->
         bring(f"{slow.http}/file", part)
         assert part.read_bytes() == CONTENT
         assert slow.has_logged(f"GET /file 206 bytes={there}-")
+
+
+def test_whatever_a_server_answers_gives_the_content_or_an_error_for_users(stack: ExitStack, area: Path) -> None:
+    chosen = random.Random(7)
+    values = (
+        "",
+        "-1",
+        "x",
+        "9" * 30,
+        "1 000",
+        "bytes */5",
+        "bytes 5-4/3",
+        "bytes 0-9/*",
+        "\x00",
+        "é",
+        "gzip",
+        "chunked",
+        '"',
+        "0",
+    )
+    names = (
+        "Content-Length",
+        "Content-Range",
+        "ETag",
+        "Last-Modified",
+        "Content-Encoding",
+        "Transfer-Encoding",
+        "Location",
+    )
+    content = CONTENT[:5000]
+    digest = "sha256:" + hashlib.sha256(content).hexdigest()
+    faults = stack.enter_context(web_servers.faulty(Faulty({"/file": content})))
+    whole = 0
+    for _turn in range(400):
+        faults.headers = {chosen.choice(names): chosen.choice(values) for _header in range(chosen.randrange(3))}
+        faults.statuses = [chosen.choice((None, None, 100, 204, 206, 226, 300, 302, 304, 399, 416, 418, 505, 599, 999))]
+        faults.cuts = [chosen.choice((None, 0, 100, 4999))]
+        (area / "part").write_bytes(content[: chosen.choice((0, 0, 10, 5000))])
+        try:
+            copying.bring(faults.address("/file"), str(area / "part"), len(content), digest)
+        except (OverlayError, OSError):
+            continue
+        assert (area / "part").read_bytes() == content
+        whole += 1
+    assert 50 < whole < 390

@@ -163,6 +163,8 @@ class Faulty:
     etags: list[str | None] = field(default_factory=list)
     #: Headers that are added, or replace those that are right; None leaves one out.
     headers: dict[str, str | None] = field(default_factory=dict)
+    #: Whether the content is sent in chunks, without its length.
+    is_chunked: bool = False
     #: Bytes that follow the content.
     excess: bytes = b""
     #: Called when a request has come, before it is answered.
@@ -178,6 +180,7 @@ class Faulty:
 
 
 class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
     server: _Server
 
     def log_message(self, *_arguments: Any) -> None:
@@ -194,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = faults.files.get(self.path)
         status = (faults.statuses.pop(0) if faults.statuses else None) or (200 if content is not None else 404)
         etag = faults.etags.pop(0) if faults.etags else '"one"'
-        headers: dict[str, str | None] = {"ETag": etag}
+        headers: dict[str, str | None] = {"ETag": etag, "Connection": "close"}
         content = content or b""
         begin = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if status == 200 and begin and faults.has_ranges and self.headers.get("If-Range") in (None, etag):
@@ -203,7 +206,10 @@ class _Handler(BaseHTTPRequestHandler):
             total = f"{start}-{len(content) - 1}" if status == 206 else "*"
             headers["Content-Range"] = f"bytes {total}/{len(content)}"
             content = content[start:]
-        headers["Content-Length"] = str(len(content))
+        if faults.is_chunked:
+            headers["Transfer-Encoding"] = "chunked"
+        else:
+            headers["Content-Length"] = str(len(content))
         headers.update(faults.headers)
         self.send_response(status)
         for name, value in headers.items():
@@ -213,7 +219,14 @@ class _Handler(BaseHTTPRequestHandler):
         cut = faults.cuts.pop(0) if faults.cuts else None
         if self.command == "GET":
             with contextlib.suppress(ConnectionError):
-                self.wfile.write(content[:cut] if cut is not None else content + faults.excess)
+                sent = content[:cut] if cut is not None else content + faults.excess
+                if faults.is_chunked:
+                    for start in range(0, len(sent), 10_000):
+                        part = sent[start : start + 10_000]
+                        self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+                    self.wfile.write(b"" if cut is not None else b"0\r\n\r\n")
+                else:
+                    self.wfile.write(sent)
 
 
 class _Server(ThreadingHTTPServer):
