@@ -230,15 +230,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                 if view.get("of_host"):
                     resolution.obstacle = f"view {view['name']}: {view['msg']}"
             else:
-                resolution.locked.append(
-                    LockedView(
-                        view["name"],
-                        view["generation"],
-                        tuple(view["releases"]),
-                        tuple(view["leaving"]),
-                        view["image_digest"],
-                    )
-                )
+                resolution.locked.append(LockedView.from_dict(view))
 
     def _call(self, module: str, options: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -258,6 +250,9 @@ def _options_of(view: Mapping[str, Any]) -> dict[str, Any]:
         "root": view["scan_root"],
         "store": view["scan_store"],
         "image_store": view["scan_image_store"] if view["build"] == "central" else None,
+        "data_images": view["data_images"],
+        "data_required": view["data_required"],
+        "data_image_store": view["scan_image_store"] if view["data_images"] else None,
         **{
             name: view[name]
             for name in (

@@ -12,6 +12,7 @@ import calls
 import finalizing
 import fleet
 import removing
+import tracing
 from images import Comparison
 
 from ansible_collections.renderfarm.overlay.tests.kernel.soak import Found
@@ -92,6 +93,21 @@ class Report:
             *("files", "our peak", "bar", "peak of mkcomposefs", "image", "gzipped", "bar"),
         )
         self._switches = Table("Switching a mounted view", "between", "switches", "median", "longest", "bar")
+        self._tracing = Table(
+            "Tracing opens: processor time of a job in a view, with and without a listener (the least of all turns)",
+            *(
+                "job",
+                "opens",
+                "job",
+                "traced job",
+                "listener",
+                "more",
+                "bar",
+                "more for each open",
+                "wall time",
+                "traced",
+            ),
+        )
         self._finalize = Table(
             "Finalizing an overlay, and chown -R -h with ls -lR (medians, in seconds)",
             *("files", "upper layer on", "ours", "without sealing", "commands", "ratio", "bar"),
@@ -206,6 +222,16 @@ class Report:
         cells = (what, str(count), f"{median * 1e3:.1f} ms", f"{longest * 1e3:.1f} ms")
         self._switches.add(*cells, self._bar(median, bar, "< {} s"))
 
+    def add_tracing(self, found: tracing.TracedJob, bar: float | None) -> None:
+        plain, traced = (found.best(traced) for traced in (False, True))
+        more = traced.own + traced.listener - plain.own
+        share = more / plain.own
+        self._tracing.add(
+            *(found.name, f"{found.opens:,}", f"{plain.own:.3f} s", f"{traced.own:.3f} s", f"{traced.listener:.3f} s"),
+            *(f"{share:.1%}", self._bar(share, bar, "< {:.0%}"), f"{more / found.opens * 1e6:.1f} us"),
+            *(f"{plain.wall:.3f} s", f"{traced.wall:.3f} s"),
+        )
+
     def add_finalize(self, found: finalizing.Comparison, ratio_bar: float | None, again_bar: float | None) -> None:
         ours, unsealed, commands, inside, again = map(
             statistics.median, (found.ours, found.unsealed, found.commands, found.inside, found.again)
@@ -309,7 +335,7 @@ class Report:
         verdict = f"Bars not met: {self._missed}." if self._missed else "All bars are met."
         tables = (
             *(self._compared, self._memory, self._images, self._growth, self._sizes),
-            *(self._second, self._switches, self._finalize, self._removing, self._calls, self._soak),
+            *(self._second, self._switches, self._tracing, self._finalize, self._removing, self._calls, self._soak),
             *(self._fleet, self._fleet_ratios, self._fleet_growth, self._batches, self._many, self._speed),
         )
         verdict = "\n".join((*self._soak_said, verdict))

@@ -75,12 +75,21 @@ PURE = {
     },
     "layers": {"compose", "dump", "globs", "headerball", "layer_formats", "limits", "links", "merge", "ownership"},
     "views": {"generation_record", "layer_plan", "layer_spec", "linger", "retention", "view_paths"},
-    "data_images": {"image_plan", "selection"},
+    "data_images": {"image_plan", "selection", "trace_results"},
     "finalize": {
         *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
     },
     "software_root": {"nfs_options", "root_plan"},
-    "fleet": {"host_ranges", "lock", "promotion", "resolution", "shown_layer", "status", "view_declaration"},
+    "fleet": {
+        "data_choice",
+        "host_ranges",
+        "lock",
+        "promotion",
+        "resolution",
+        "shown_layer",
+        "status",
+        "view_declaration",
+    },
     "reports": {"drift", "gathering", "metrics", "mountstats", "report", "report_page"},
     "resolvers": {"conda", "json_values", "resolved", "rez", "spack", "spack_lock", "spack_specs"},
 }

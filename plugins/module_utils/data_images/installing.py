@@ -23,7 +23,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.web_clie
 
 _DIRECTORY = "data"
 #: The directory that images are copied to. An interrupted copy continues from what is here.
-_INCOMING = "incoming"
+INCOMING = "incoming"
 _LOCK = "lock"
 
 #: Seconds to wait for another run that installs data images on this host.
@@ -100,10 +100,12 @@ def install(
     place = data_directory(state_dir)
     files.make_directories(place, 0o700)
     trust.check_own(place, stat.S_IFDIR)
-    with _locked(place, progress):
+    with locked(place, progress):
         if _installed(state_dir, image.id) is not None:
+            # It counts as young again, so that a run that prunes does not remove it before it is mounted.
+            os.utime(record_path(state_dir, image.id))
             return
-        incoming = os.path.join(place, _INCOMING)
+        incoming = os.path.join(place, INCOMING)
         part = os.path.join(incoming, image.digest.partition(":")[2])
         try:
             files.make_directories(incoming, 0o755)
@@ -121,7 +123,7 @@ def install(
 
 
 @contextlib.contextmanager
-def _locked(place: str, progress: Progress) -> Iterator[None]:
+def locked(place: str, progress: Progress) -> Iterator[None]:
     """Hold the lock of the installed data images while the block runs."""
     fd = files.open_or_make(os.path.join(place, _LOCK), 0o600)
     try:

@@ -43,7 +43,15 @@ _REQUIRES = b"x-systemd.requires-mounts-for="
 #: The target that wants the units of views. It comes after the network, since data layers are on file servers.
 WANTED_BY = "remote-fs.target"
 
-#: The most bytes of an option of fsconfig(2), of all options of mount(2), and of a file name.
+#: The layer name of a data image that was installed on the host.
+_INSTALLED = re.compile(rb"/data/[0-9a-f]{16}\Z")
+
+#: The dependencies of a unit that needs no network. Those by default would order it after the network, or before all local file systems,
+#: which the disk with its layers may not be one of.
+_ALONE = (b"DefaultDependencies=no", b"Conflicts=umount.target", b"Before=umount.target")
+
+#: The most bytes of an option of fsconfig(2), of all options of mount(2), and of a file name. mount(8) uses fsconfig(2) from util-linux
+#: 2.39 on.
 _LONGEST_VALUE = 255
 _LONGEST_OPTIONS = 4095
 _LONGEST_NAME = 255
@@ -145,24 +153,29 @@ def whole_of(spec: MountSpec) -> bytes | None:
 # Units
 
 
-def desired_units(spec: MountSpec, append: bool) -> tuple[Unit, ...]:
-    """Return the units of an overlay, those of its images first. ``append`` is whether the kernel takes layers one at a time.
+def desired_units(spec: MountSpec, append: bool, any_length: bool = False) -> tuple[Unit, ...]:
+    """Return the units of an overlay, those of its images first.
 
+    ``append`` is whether the kernel takes layers one at a time, and ``any_length`` whether mount(8) takes options of any length.
     Raises OverlayError if a unit cannot express the overlay.
     """
     _check_outlives_boot(spec)
     for path in (spec.path, *spec.lower, *spec.data, *spec.images, *spec.kept):
         _check_for_unit(path)
+    alone = _stands_alone(spec)
+    netdev = [] if alone else [b"_netdev"]
     found = []
     for image in spec.images:
-        text = _unit(_IMAGE + image, image, without_suffix(image), b"erofs", b"ro,_netdev", [image])
+        text = _unit(
+            _IMAGE + image, image, without_suffix(image), b"erofs", b",".join((b"ro", *netdev)), [image], alone=alone
+        )
         found.append(Unit(unit_name(without_suffix(image)), text, False))
     notes = b"\n".join((_VIEW + spec.path, *(_IMAGE + image for image in spec.images)))
-    options = mount_options(spec, append, [b"_netdev"])
+    options = mount_options(spec, append, netdev, any_length)
     requires = [*spec.lower, *spec.data, *spec.kept]
     whole = whole_of(spec)
     if whole is None:
-        text = _unit(notes, b"overlay", spec.path, b"overlay", options, requires, wanted=True)
+        text = _unit(notes, b"overlay", spec.path, b"overlay", options, requires, wanted=True, alone=alone)
     else:
         found.append(
             Unit(unit_name(whole), _unit(_WHOLE + whole, b"overlay", whole, b"overlay", options, requires), False)
@@ -173,6 +186,11 @@ def desired_units(spec: MountSpec, append: bool) -> tuple[Unit, ...]:
     return (*found, Unit(unit_name(spec.path), text, True))
 
 
+def _stands_alone(spec: MountSpec) -> bool:
+    """Return whether an overlay has the content of all its files in images, so that it needs no software root and no network."""
+    return bool(spec.data) and len(spec.data_images) == len(spec.data)
+
+
 def _unit(
     notes: bytes,
     what: bytes,
@@ -181,6 +199,7 @@ def _unit(
     options: bytes,
     requires: Sequence[bytes],
     wanted: bool = False,
+    alone: bool = False,
 ) -> bytes:
     # systemd splits lists at spaces, and interprets quotes and backslashes in them. It takes other values as they are. In all values a
     # percent sign starts a specifier (systemd.syntax(7), systemd.unit(5)).
@@ -191,6 +210,8 @@ def _unit(
         b"[Unit]",
         (b"Description=Overlay at " if wanted else b"Description=Layer ") + _percent(where),
         b"RequiresMountsFor=" + _percent(listed),
+        *(_ALONE if alone else ()),
+        *((b"Before=" + WANTED_BY.encode(),) if alone and wanted else ()),
         b"",
         b"[Mount]",
         b"What=" + _percent(what),
@@ -229,8 +250,11 @@ def unit_name(path: bytes) -> str:
 # Lines of fstab
 
 
-def desired_lines(spec: MountSpec, append: bool) -> tuple[bytes, ...]:
-    """Return the lines of fstab of an overlay, those of its images first. Raises OverlayError if fstab cannot express the overlay."""
+def desired_lines(spec: MountSpec, append: bool, any_length: bool = False) -> tuple[bytes, ...]:
+    """Return the lines of fstab of an overlay, those of its images first; the parameters are those of ``desired_units``.
+
+    Raises OverlayError if fstab cannot express the overlay.
+    """
     _check_outlives_boot(spec)
     for path in (*spec.lower, *spec.data, *spec.images, *spec.kept):
         _check_for_fstab(path)
@@ -245,10 +269,10 @@ def desired_lines(spec: MountSpec, append: bool) -> tuple[bytes, ...]:
     view = _FSTAB_MARKER + b"view"
     whole = whole_of(spec)
     if whole is None:
-        options = mount_options(spec, append, [*order, *requires, view])
+        options = mount_options(spec, append, [*order, *requires, view], any_length)
         found.append(fstab_lines.make_line(b"overlay", spec.path, b"overlay", options))
     else:
-        options = mount_options(spec, append, [b"_netdev", b"nofail", *requires, _FSTAB_MARKER + b"whole"])
+        options = mount_options(spec, append, [b"_netdev", b"nofail", *requires, _FSTAB_MARKER + b"whole"], any_length)
         found.append(fstab_lines.make_line(b"overlay", whole, b"overlay", options))
         bind = b",".join((b"bind", *_flags(spec), *order, _REQUIRES + whole, view))
         found.append(fstab_lines.make_line(whole + spec.root, spec.path, b"none", bind))
@@ -258,8 +282,11 @@ def desired_lines(spec: MountSpec, append: bool) -> tuple[bytes, ...]:
 # Options of mount(8)
 
 
-def mount_options(spec: MountSpec, append: bool, extra: Sequence[bytes] = ()) -> bytes:
-    """Return the options of an overlay for mount(8), the layers last. Raises OverlayError if they are too long for mount(8)."""
+def mount_options(spec: MountSpec, append: bool, extra: Sequence[bytes] = (), any_length: bool = False) -> bytes:
+    """Return the options of an overlay for mount(8), the layers last; ``append`` and ``any_length`` are those of ``desired_units``.
+
+    Raises OverlayError if they are too long for mount(8).
+    """
     words = _flags(spec)
     words += [name if value is None else name + b"=" + value for name, value in spec.settings]
     words += _upper_options(spec)
@@ -267,10 +294,10 @@ def mount_options(spec: MountSpec, append: bool, extra: Sequence[bytes] = ()) ->
     if len(layers[0]) - len(b"lowerdir=") > _LONGEST_VALUE:
         layers = list(_one_by_one(spec, append))
     options = b",".join((*words, *extra, *layers))
-    if len(options) > _LONGEST_OPTIONS:
+    if len(options) > _LONGEST_OPTIONS and not any_length:
         raise OverlayError(
-            f"the options of the overlay at {show(spec.path)} have {len(options)} bytes, and mount(8) takes {_LONGEST_OPTIONS}:"
-            " use fewer layers or shorter paths"
+            f"the options of the overlay at {show(spec.path)} have {len(options)} bytes, and mount(8) takes {_LONGEST_OPTIONS} (util-linux"
+            " 2.39 takes more): use fewer layers or shorter paths"
         )
     return options
 
@@ -483,14 +510,16 @@ def plan_persistence(
     stored: Stored,
     live: Sequence[Mount],
     append: bool,
+    any_length: bool = False,
 ) -> Plan:
     """Return the actions that make the mounts at boot agree with the declaration of a view; ``spec`` is None for an unmounted view.
 
-    ``persist`` is ``none``, ``systemd`` or ``fstab``. ``live`` are the mounts before the view was mounted or unmounted. Raises OverlayError
-    if the overlay cannot be mounted at boot, or if a unit or line of somebody else is in the way.
+    ``persist`` is ``none``, ``systemd`` or ``fstab``. ``live`` are the mounts before the view was mounted or unmounted. ``append`` and
+    ``any_length`` are those of ``desired_units``. Raises OverlayError if the overlay cannot be mounted at boot, or if a unit or line of
+    somebody else is in the way.
     """
-    units = desired_units(spec, append) if spec and persist == "systemd" else ()
-    lines = desired_lines(spec, append) if spec and persist == "fstab" else ()
+    units = desired_units(spec, append, any_length) if spec and persist == "systemd" else ()
+    lines = desired_lines(spec, append, any_length) if spec and persist == "fstab" else ()
     _check_nobody_else(path, units, lines, stored)
     removable = list(_removable_units(path, stored.units, units))
     fstab = fstab_with_view(stored.fstab, path, lines)
@@ -515,10 +544,15 @@ def _to_unmount(
 ) -> list[bytes]:
     """Return the mountpoints of images and whole overlays, mounted at boot, that no overlay uses and no unit or line needs."""
     here: set[bytes] = set()
-    elsewhere = set(spec.lower if spec else ())
+    elsewhere = set((*spec.lower, *spec.data) if spec else ())
     for mount in live:
         if mount.fstype == b"overlay":
-            (here if mount.path == path else elsewhere).update(overlay_layers(mount).lower)
+            layers = overlay_layers(mount)
+            if mount.path == path:
+                # A data layer may be an image that somebody else has mounted.
+                here.update((*layers.lower, *filter(_INSTALLED.search, layers.data)))
+            else:
+                elsewhere.update((*layers.lower, *layers.data))
     visible = {name for name in here if _is_image(top_mount(live, name))}
     return sorted((visible | set(unneeded)) - elsewhere - set(kept))
 

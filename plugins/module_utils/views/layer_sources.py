@@ -144,7 +144,7 @@ def from_parameters(
 
     Raises OverlayError if a parameter or this host does not allow it.
     """
-    for option in ("store", "image"):
+    for option in ("store", "image", "image_store"):
         if params[option] is not None:
             locations.check(params[option], option)
     if params["image"] is not None:

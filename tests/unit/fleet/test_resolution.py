@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.data_choice import LockedImage
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolution import (
     SHARED,
@@ -176,14 +178,18 @@ def test_a_host_is_given_the_address_of_the_image_of_the_lock() -> None:
 
 def test_a_view_is_only_resolved_in_directories() -> None:
     address = {"store": "https://host/x", "image_store": "https://host/y"}
-    assert unlistable(views(**address, scan_store="/net/x")) == []
-    (problem,) = unlistable(views(**address))
+
+    def problems(**keys: Any) -> list[str]:
+        return unlistable(shared_views({"a": views(**address, **keys)}, "a")[0])
+
+    assert problems(scan_store="/net/x") == []
+    (problem,) = problems()
     assert problem == (
         "view software: scan_store is the address https://host/x, which can neither be listed nor written to: give the directory that the"
         " web server serves, or deploy with a lock (overlay_lock)"
     )
-    assert len(unlistable(views(**address, build="central"))) == 2
-    assert unlistable(views(**address, build="central", scan_store="/net/x")) == []
+    assert len(problems(build="central")) == len(problems(data_images="trace")) == 2
+    assert problems(build="central", scan_store="/net/x") == []
 
 
 def test_a_view_that_is_not_in_the_lock_is_left_out_unless_it_is_taken_down_or_rolled_back() -> None:
@@ -206,3 +212,30 @@ def test_hosts_that_show_different_generations_are_named() -> None:
     alike: dict[str, list[dict[str, object]]] = {host: [{"name": "a", "generation": "1"}] for host in ("one", "two")}
     failing: dict[str, list[dict[str, object]]] = {**alike, "three": [{"name": "a", "generation": "1", "failed": True}]}
     assert differing_views(failing) == ["view a: hosts show different generations: 1 on one, two; it failed on three"]
+
+
+def test_hosts_may_want_different_data_images_of_one_view() -> None:
+    declared = {
+        "a": views(),
+        "b": views(data_images="trace"),
+        "c": views(data_images="only"),
+        "d": views(data_images="everything"),
+    }
+    (found,), problems = shared_views(declared, "a")
+    assert problems == []
+    assert (found["data_images"], found["data_required"]) == (["everything", "trace"], True)
+    (found,), _problems = shared_views({"a": views(), "b": views(data_images="trace")}, "a")
+    assert (found["data_images"], found["data_required"]) == (["trace"], False)
+
+
+def test_a_host_is_given_the_data_images_of_its_kind() -> None:
+    trace = LockedImage("a/1", "trace", "sha256:" + "1" * 64, 10, 3, False)
+    everything = LockedImage("a/1", "everything", "sha256:" + "2" * 64, 99, 0, True)
+    lock = {"software": replace(LOCK["software"], data_images=(everything, trace))}
+    (found,) = locked_views(views(data_images="trace", data_budget="1G"), lock)
+    assert found["locked_data_images"] == [trace.as_dict()]
+    assert (found["data_budget"], found["image_store"]) == (1 << 30, "/net/manifests/.images")
+    (found,) = locked_views(views(data_images="only"), lock)
+    assert found["locked_data_images"] == [everything.as_dict()]
+    (found,) = locked_views(views(), lock)
+    assert not {"data_images", "locked_data_images", "image_store"} & set(found)
