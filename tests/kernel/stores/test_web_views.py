@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel.fleet.test_data_views import Farm as DataFarm
 from ansible_collections.renderfarm.overlay.tests.kernel.fleet.test_view import Farm
 from ansible_collections.renderfarm.overlay.tests.kernel.stores import web_servers
 from ansible_collections.renderfarm.overlay.tests.kernel.stores.web_servers import Nginx
@@ -232,3 +233,60 @@ def test_a_password_in_an_address_is_refused_and_in_no_result(farm: Farm, server
     assert "s3cret-word" not in ran.output
     ran = support.module("release_info", store=store)
     assert "s3cret-word" not in ran.output
+
+
+# ---- no file server at all
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_host_without_nfs_and_without_a_copy_stands_on_data_images(area: Path, tmp_path: Path, scheme: str) -> None:
+    farm = DataFarm(area)
+    for release in ("usd/1", "qt/1"):
+        farm.publish(release, "everything")
+    with web_servers.nginx(tmp_path / "nginx", farm.top) as server:
+        store = f"{getattr(server, scheme)}/store"
+        keys = {
+            "store": store,
+            "image_store": f"{store}/.images",
+            "ca_path": str(server.ca_path),
+            "data_images": "only",
+        }
+        views = farm.views("usd/1", "qt/1", **keys)
+        # The host never had the software root.
+        farm.root.rename(farm.top / "elsewhere")
+        ran = support.module("view", check=True, views=views).ok
+        assert ran["changed"]
+        brought = support.module("view", views=views).ok["views"][0]
+        assert brought["detached"]
+        farm.check_content("usd/1", "qt/1")
+        assert len(farm.data()) == 2
+        before = server.requests
+        assert not support.module("view", views=views).ok["changed"]
+        assert server.requests == before
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "no image", "no record", "other digest"])
+def test_a_data_image_that_is_not_the_locked_one_is_not_installed(area: Path, tmp_path: Path, damage: str) -> None:
+    farm = DataFarm(area)
+    image = farm.publish("usd/1", "everything")
+    path = farm.images / ".data" / "usd" / "1" / f"{image.id}.erofs"
+    content = bytearray(path.read_bytes())
+    with web_servers.nginx(tmp_path / "nginx", farm.top) as server:
+        store = f"{server.http}/store"
+        keys = {"store": store, "image_store": f"{store}/.images", "data_images": "everything"}
+        views = farm.views("usd/1", **keys)
+        if damage == "flipped":
+            content[-1] ^= 1
+            path.write_bytes(content)
+        elif damage == "truncated":
+            path.write_bytes(content[:-1])
+        elif damage == "other digest":
+            views[0]["locked_data_images"][0]["digest"] = image.digest[:-1] + ("0" if image.digest[-1] != "0" else "1")
+        else:
+            (path if damage == "no image" else path.with_suffix(".json")).unlink()
+        # The view is read from the software root then.
+        ran = support.module("view", views=views).ok
+        assert "usd/1" in str(ran["warnings"])
+        assert farm.data() == ["root"]
+        assert farm.installed() == set()
+        assert files_below(farm.state / "data") in ([], ["lock"])
