@@ -29,6 +29,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolutio
     passed_over,
     problems_of_hosts,
     shared_views,
+    unlistable,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 
@@ -80,6 +81,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         problems = problems_of_hosts({host: one.get("problems", []) for host, one in given["declared"].items()})
         views, differing = shared_views(declared, given["scan_host"])
         problems += [*differing, *nothing_declared(given["declared"].values())]
+        if not given["lock"] and given["resolve"]:
+            problems += unlistable(views)
         if problems:
             result.update(failed=True, problems=problems, msg=_counted(problems))
             return result

@@ -13,8 +13,9 @@ import errno
 import json
 import math
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
@@ -25,6 +26,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, refusal_hint, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import containing_mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_bytes
+
+#: The password in an address, such as https://user:password@host.
+_PASSWORD = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/@:\s]*:([^/\s]+)@")
 
 #: Seconds. select(2) takes no longer time limit.
 _LONGEST_TIMEOUT = 1e8
@@ -40,7 +44,8 @@ READY_MARKER = {"type": "str", "default": ""}
 def check_absolute(path: str, option: str) -> None:
     """Check the value of an option. Raises OverlayError if it is not an absolute path."""
     if not os.path.isabs(path):
-        raise OverlayError(f"{option} must be an absolute path, not {path!r}")
+        hint = ": give the directory that the web server serves" if "://" in path else ""
+        raise OverlayError(f"{option} must be an absolute path, not {path!r}{hint}")
 
 
 @dataclass
@@ -110,6 +115,8 @@ def run(
         reason = f"an option has bytes that are not UTF-8 ({error.object!r}), which Ansible cannot pass to a module: give UTF-8"
         print(json.dumps({"failed": True, "msg": reason}))  # pylint: disable=ansible-bad-function
         sys.exit(1)  # pylint: disable=ansible-bad-function
+    # Such addresses are refused, and the message has no password, but Ansible returns the parameters with it.
+    module.no_log_values.update(_passwords(module.params))
     timeout = module.params["timeout"]
     unusable = _unusable(module.params) or _unusable_timeout(timeout)
     if unusable:
@@ -155,6 +162,18 @@ def _unusable_timeout(timeout: float) -> str | None:
     if 0 < timeout <= _LONGEST_TIMEOUT:
         return None
     return f"timeout must be a number of seconds greater than 0, and up to {_LONGEST_TIMEOUT:g}, not {timeout:g}"
+
+
+def _passwords(value: Any) -> Iterator[str]:
+    """Yield the passwords in the addresses among the values of options."""
+    if isinstance(value, str):
+        yield from _PASSWORD.findall(value)
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _passwords(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _passwords(part)
 
 
 def _unusable(value: Any, name: str = "") -> str | None:

@@ -49,6 +49,11 @@ options:
       release:
         description: Path of the release below the software root, such as V(houdini/20.5.410). Its manifest is read from O(store).
         type: str
+      digest:
+        description:
+          - Digest that the manifest must have, as a lock has it.
+          - Required if O(store) is an http(s) address.
+        type: str
       at:
         description:
           - Where the release appears, relative to the root of the view. V(/) is the root of the view.
@@ -107,7 +112,10 @@ options:
         type: str
         required: true
   store:
-    description: Directory with the manifests of the releases that O(releases[].release) names.
+    description:
+      - Directory with the manifests of the releases that O(releases[].release) names.
+      - It may also be the http(s) address at which a web server serves this directory. Manifests are then copied to C(manifests) in
+        O(state_dir), in check mode too, and those that were not used for 30 days are removed.
     type: path
   state:
     description:
@@ -137,8 +145,8 @@ options:
     type: path
   image:
     description:
-      - Path of an image in an image store. The module copies it to this host, checks it against O(image_digest), and makes it the current
-        generation.
+      - Path of an image in an image store, or its http(s) address if a web server serves the image store. The module copies it to this
+        host, checks it against O(image_digest), and makes it the current generation.
       - If the kernel of this host cannot mount the image, the module fails before it copies anything.
       - An interrupted copy continues where it ended. A generation that exists on this host is not copied again, and the image need not
         exist any more.
@@ -156,6 +164,13 @@ options:
         on this host.
     type: bool
     default: false
+  ca_path:
+    description:
+      - Path of a file on this host with the certificates of the authorities to trust for https addresses, in PEM format. By default those
+        of the system are trusted.
+      - Proxies are taken from the environment variables C(http_proxy), C(https_proxy) and C(no_proxy) of the task. User names and passwords
+        for https addresses are taken from the file C(.netrc) of the user who runs the task, or from the file that C(NETRC) names.
+    type: path
   generation:
     description:
       - Makes a generation on this host the current one and builds nothing. This is the name of a generation, or V(previous) for the one
@@ -505,9 +520,7 @@ def main() -> None:
 
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
-    for option in ("state_dir", "image_store", "image"):
-        if params[option] is not None:
-            runner.check_absolute(params[option], option)
+    runner.check_absolute(params["state_dir"], "state_dir")
     for option in ("image", "generation"):
         if params[option] is not None and params["releases"]:
             raise OverlayError(f"'{option}' already determines which releases the view shows: leave out 'releases'")

@@ -64,7 +64,7 @@ options:
             description: Path of the manifest of the release, instead of O(views[].releases[].release).
             type: path
           digest:
-            description: The digest that the lock has for the manifest. It is part of O(views[].locked_generation).
+            description: The digest that the lock has for the manifest. The view fails if the manifest has another one.
             type: str
           at:
             description: Where the release appears in the view.
@@ -109,7 +109,7 @@ options:
             type: str
             required: true
       store:
-        description: Directory with the manifests.
+        description: Directory with the manifests, or the http(s) address at which a web server serves it.
         type: path
       format:
         description: The format of the layer.
@@ -148,7 +148,7 @@ options:
         type: bool
         default: false
       image:
-        description: Path of the image of the generation in an image store, instead of O(views[].releases).
+        description: Path or http(s) address of the image of the generation in an image store, instead of O(views[].releases).
         type: path
       image_digest:
         description: Digest that the image must have.
@@ -159,6 +159,9 @@ options:
           - A data image that cannot have fs-verity is not installed.
         type: bool
         default: false
+      ca_path:
+        description: File with the certificates of the authorities to trust for https addresses, instead of those of the system.
+        type: path
       generation:
         description: A generation on this host, or V(previous), instead of O(views[].releases).
         type: str
@@ -259,7 +262,7 @@ options:
             type: bool
             default: false
       image_store:
-        description: Directory that the data images are installed from.
+        description: Directory that the data images are installed from, or the http(s) address at which a web server serves it.
         type: path
       data_budget:
         description:
@@ -574,9 +577,8 @@ def _check(views: list[dict[str, Any]], hold: int | None) -> None:
     names = [view["name"] for view in views]
     for view in views:
         label = f"view {view['name']}"
-        for option in ("mountpoint", "state_dir", "store", "image", "image_store"):
-            if view[option] is not None:
-                runner.check_absolute(view[option], f"{label}: {option}")
+        for option in ("mountpoint", "state_dir"):
+            runner.check_absolute(view[option], f"{label}: {option}")
         for layer in view["data"]:
             runner.check_absolute(layer, f"{label}: data")
         for option in ("keep", "min_age", "health_timeout"):

@@ -20,14 +20,15 @@ PREFIX = "ansible_collections.renderfarm.overlay.plugins."
 #: Each room, and the other rooms that it may import from.
 ARROWS = {
     "linux": set[str](),
-    "releases": {"linux"},
+    "stores": {"linux"},
+    "releases": {"stores", "linux"},
     "overlays": {"linux"},
     "layers": {"overlays", "releases", "linux"},
-    "views": {"layers", "overlays", "releases", "linux"},
-    "data_images": {"views", "layers", "overlays", "releases", "linux"},
+    "views": {"layers", "overlays", "releases", "stores", "linux"},
+    "data_images": {"views", "layers", "overlays", "releases", "stores", "linux"},
     "finalize": {"overlays", "releases", "linux"},
     "software_root": {"linux"},
-    "fleet": {"data_images", "views", "layers", "overlays", "releases", "linux"},
+    "fleet": {"data_images", "views", "layers", "overlays", "releases", "stores", "linux"},
     "reports": {"fleet", "data_images", "views", "layers", "overlays", "linux"},
     "runner": {"linux"},
     "modules": {
@@ -41,6 +42,7 @@ ARROWS = {
         "software_root",
         "overlays",
         "releases",
+        "stores",
         "linux",
     },
     "resolvers": {"linux"},
@@ -51,6 +53,7 @@ ARROWS = {
 #: Files that make no system call: they take values and return values. They import pure files alone.
 PURE = {
     "linux": {"action", "errors", "fstab_lines", "mountinfo", "paths", "records"},
+    "stores": {"locations"},
     "releases": {
         *(
             "capability",
@@ -99,6 +102,7 @@ IMPURE = {
         "fcntl",
         "glob",
         "grp",
+        "http",
         "multiprocessing",
         "os",
         "pathlib",
@@ -106,7 +110,7 @@ IMPURE = {
         "random",
         "resource",
     ),
-    *("select", "shutil", "signal", "socket", "subprocess", "tempfile", "threading", "time"),
+    *("select", "shutil", "signal", "socket", "ssl", "subprocess", "tempfile", "threading", "time"),
 }
 #: What stands before the body of a module, which has at most so many lines.
 DOCUMENTATION = ("DOCUMENTATION", "EXAMPLES", "RETURN")

@@ -38,3 +38,19 @@ def test_a_denied_permission_says_what_to_do(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     error = PermissionError(errno.EACCES, "Permission denied", "/a")
     assert runner.explain(error) == "/a: Permission denied: run the task as root (become: true)"
+
+
+@pytest.mark.parametrize(
+    ("value", "passwords"),
+    [
+        ("https://host/path", []),
+        ("/net/u:p@h", []),
+        ("https://reader@host/x", []),
+        ("https://reader:secret@host/x", ["secret"]),
+        ("https://reader:a@b:c@host/x@y", ["a@b:c"]),
+        ([{"store": "http://a:one@h/x", "image": "http://b:two@h/y"}], ["one", "two"]),
+        (None, []),
+    ],
+)
+def test_the_passwords_in_addresses_are_found(value: object, passwords: list[str]) -> None:
+    assert list(runner._passwords(value)) == passwords

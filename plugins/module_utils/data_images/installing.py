@@ -18,7 +18,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import OutdatedError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import data_image_record
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.data_image_record import DataImage
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import image_store as copying
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import copying
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.web_client import SYSTEM, Access
 
 _DIRECTORY = "data"
 #: The directory that images are copied to. An interrupted copy continues from what is here.
@@ -88,9 +89,10 @@ def install(
     image: DataImage,
     state_dir: str,
     progress: Progress = no_progress,
+    access: Access = SYSTEM,
     require_verity: bool = False,
 ) -> None:
-    """Copy a data image to this host, unless it is installed.
+    """Copy a data image from a store, a directory or the address of a web server, to this host, unless it is installed.
 
     An interrupted copy continues where it ended, but a copy that did not fit on the disk is removed. The image gets fs-verity where the
     file system has it. Raises OverlayError if the copy does not have the recorded digest, or if ``require_verity`` is not possible, and
@@ -109,7 +111,9 @@ def install(
         incoming = os.path.join(place, INCOMING)
         part = os.path.join(incoming, image.digest.partition(":")[2])
         try:
-            copying.bring(published.image_path(image_store, image), part, image.digest, progress)
+            files.make_directories(incoming, 0o755)
+            location = published.image_path(image_store, image)
+            copying.bring(location, part, image.bytes_on_disk, image.digest, progress, access)
             files.enable_verity(part, require_verity)
             os.rename(part, path)
             with files.written_aside(record_path(state_dir, image.id), 0o600) as stream:

@@ -15,12 +15,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, record_files
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import OutdatedError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import data_image_record
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.data_image_record import DataImage
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations, store_files
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.web_client import SYSTEM, Access
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import usage
 
 #: The directory of all data images in an image store.
@@ -35,40 +37,40 @@ _ABANDONED_AFTER = 24 * 3600
 
 
 def release_directory(image_store: str, release: str) -> str:
-    """Return the path of the directory with the data images of a release."""
-    return os.path.join(image_store, DIRECTORY, release)
+    """Return the path or address of the directory with the data images of a release."""
+    return locations.joined(image_store, DIRECTORY, release)
 
 
 def image_path(image_store: str, image: DataImage) -> str:
-    """Return the path of a data image in a store."""
-    return os.path.join(release_directory(image_store, image.release), image.id + SUFFIX)
+    """Return the path or address of a data image in a store."""
+    return locations.joined(image_store, DIRECTORY, image.release, image.id + SUFFIX)
 
 
-def find(image_store: str, release: str, kind: str) -> DataImage | None:
+def find(image_store: str, release: str, kind: str, access: Access = SYSTEM) -> DataImage | None:
     """Return the current data image of a kind of a release.
 
     Return None if there is none, if it is incomplete, or if an older version of the collection made it. Raises OverlayError if its record
     is damaged or belongs to another release.
     """
-    found = _read(os.path.join(release_directory(image_store, release), kind + RECORD_SUFFIX), release)
-    if found is None or not _is_whole(image_store, found):
+    found = _read(locations.joined(image_store, DIRECTORY, release, kind + RECORD_SUFFIX), release, access)
+    if found is None or not _is_whole(image_store, found, access):
         return None
     return replace(found, kind=kind)
 
 
-def find_by_id(image_store: str, release: str, image_id: str) -> DataImage | None:
+def find_by_id(image_store: str, release: str, image_id: str, access: Access = SYSTEM) -> DataImage | None:
     """Return a data image of a release, given its ID, whether it is the current one or not.
 
     Return None if there is none, if it is incomplete, or if an older version of the collection made it. Raises OverlayError if its record
     is damaged or belongs to another release or image.
     """
-    path = os.path.join(release_directory(image_store, release), image_id + RECORD_SUFFIX)
-    found = _read(path, release)
-    if found is None or not _is_whole(image_store, found):
+    path = locations.joined(image_store, DIRECTORY, release, image_id + RECORD_SUFFIX)
+    found = _read(path, release, access)
+    if found is None or not _is_whole(image_store, found, access):
         return None
     if found.id != image_id:
         raise OverlayError(
-            f"{_shown(path)} is the record of data image {found.id}: remove both files, and build the image again"
+            f"{locations.shown(path)} is the record of data image {found.id}: remove both files, and build the image again"
         )
     return found
 
@@ -171,26 +173,25 @@ def _unlink(image_store: str, release: str, names: Sequence[str]) -> None:
         files.sync_directory(directory)
 
 
-def _read(path: str, release: str) -> DataImage | None:
+def _read(path: str, release: str, access: Access) -> DataImage | None:
     try:
-        found = data_image_record.data_image_from_json(record_files.read(path, data_image_record.LARGEST_RECORD))
+        text = store_files.read(path, data_image_record.LARGEST_RECORD, access)
+        found = data_image_record.data_image_from_json(text)
     except (FileNotFoundError, NotADirectoryError, OutdatedError):
         return None
     except OverlayError as error:
-        raise OverlayError(f"{_shown(path)}: {error}; remove it, and build the data image again") from None
+        raise OverlayError(f"{locations.shown(path)}: {error}; remove it, and build the data image again") from None
     if found.release != release:
         raise OverlayError(
-            f"{_shown(path)} is the record of a data image of release {_shown(found.release)}: remove it, and build the image again"
+            f"{locations.shown(path)} is the record of a data image of release {locations.shown(found.release)}: remove it, and build the"
+            " image again"
         )
     return found
 
 
-def _is_whole(image_store: str, image: DataImage) -> bool:
+def _is_whole(image_store: str, image: DataImage, access: Access) -> bool:
     try:
-        return os.stat(image_path(image_store, image)).st_size == image.bytes_on_disk
+        # A web server need not say the size. The copy is checked in any case.
+        return store_files.size(image_path(image_store, image), access) in (None, image.bytes_on_disk)
     except FileNotFoundError:
         return False
-
-
-def _shown(path: str) -> str:
-    return show(os.fsencode(path))

@@ -34,7 +34,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import strategies
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MOST_LAYERS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.data_image_record import DataImage
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import pruning
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.locations import shown
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import layer_parameters, pruning
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_sources import Source
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
 
@@ -270,10 +271,11 @@ def _install(host: HostData, image: LockedImage, progress: Progress) -> None:
     store = host.view["image_store"]
     if store is None:
         raise OverlayError("image_store is not given")
-    record = published.find_by_id(store, image.release, image.id)
+    access = layer_parameters.access(host.view)
+    record = published.find_by_id(store, image.release, image.id, access)
     if record is None or record.digest != image.digest:
-        raise OverlayError(f"{published.release_directory(store, image.release)} has no data image {image.id}")
-    installing.install(store, record, host.view["state_dir"], progress, host.view["require_verity"])
+        raise OverlayError(f"{shown(published.release_directory(store, image.release))} has no data image {image.id}")
+    installing.install(store, record, host.view["state_dir"], progress, access, host.view["require_verity"])
     host.installed[image.id] = record
 
 

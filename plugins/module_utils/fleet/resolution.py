@@ -12,6 +12,7 @@ from typing import Any, Callable
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import data_choice
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import IMAGE_SUFFIX
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
 
 #: The keys of a view that decide what it shows. They are the same on all hosts that declare it.
 SHARED = (
@@ -164,6 +165,20 @@ def passed_over(listed: Sequence[Mapping[str, Any]], marker: str) -> Iterator[st
         yield f"{len(unready) - _NAMED_RELEASES} more releases are passed over, since they have no {marker}"
 
 
+def unlistable(views: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for each shared view that cannot be resolved, since a store for that is the address of a web server."""
+    return [
+        f"view {view['name']}: {name} is the address {locations.shown(view[name])}, which can neither be listed nor written to: give"
+        " the directory that the web server serves, or deploy with a lock (overlay_lock)"
+        for view in views
+        for name in (
+            "scan_store",
+            *(("scan_image_store",) if view["build"] == "central" or view["data_images"] else ()),
+        )
+        if locations.is_address(view[name])
+    ]
+
+
 def batches(paths: Iterable[str], size: int) -> list[list[str]]:
     """Return paths in lists of at most ``size``."""
     ordered = list(paths)
@@ -178,6 +193,7 @@ _OF_HOST = (
         "state",
         "generation",
         "store",
+        "ca_path",
         "links",
         "strategy",
         "format",

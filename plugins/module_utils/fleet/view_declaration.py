@@ -28,6 +28,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths imp
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import relative_path
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import is_view_name
 
 #: Characters of a value that a message shows.
@@ -258,6 +259,15 @@ def _path(value: Any) -> str:
     return posixpath.normpath("/" + value.lstrip("/"))
 
 
+def _location(value: Any) -> str:
+    if not isinstance(value, str) or not locations.is_address(value):
+        return _path(value)
+    problem = locations.problem_of(value)
+    if problem:
+        raise InvalidValueError(f"{locations.shown(value)} {problem}")
+    return value.rstrip("/")
+
+
 def _relative(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise InvalidValueError(f"must have {what} as a path, not {_described(value)}")
@@ -412,7 +422,7 @@ KEYS: dict[str, Key] = {
     "links": Key(_links, lambda _view: [], common=False),
     "root": Key(_path, required=True),
     "root_name": Key(_text, lambda view: view["root"]),
-    "store": Key(_path, required=True),
+    "store": Key(_location, required=True),
     "pattern": Key(_pattern, "{package}/{version}"),
     "ready_marker": Key(_text, ""),
     "checksum": Key(_one_of("none", "sha256"), "none"),
@@ -421,7 +431,8 @@ KEYS: dict[str, Key] = {
     "strategy": Key(_one_of("auto", "data_only", "redirect"), "auto"),
     "format": Key(_one_of("auto", "directory", "erofs"), "auto"),
     "build": Key(_one_of("local", "central"), "local"),
-    "image_store": Key(_path, lambda view: f"{view['store']}/.images"),
+    "image_store": Key(_location, lambda view: f"{view['store']}/.images"),
+    "ca_path": Key(_path, ""),
     "xattr_namespace": Key(_one_of("trusted", "user"), "trusted"),
     "owner": Key(_text, ""),
     "group": Key(_text, ""),
@@ -450,6 +461,6 @@ KEYS: dict[str, Key] = {
     "state_dir": Key(_path, "/var/lib/renderfarm-overlay"),
     "scan_host": Key(_text, ""),
     "scan_root": Key(_path, lambda view: view["root"]),
-    "scan_store": Key(_path, lambda view: view["store"]),
-    "scan_image_store": Key(_path, lambda view: f"{view['scan_store']}/.images"),
+    "scan_store": Key(_location, lambda view: view["store"]),
+    "scan_image_store": Key(_location, lambda view: f"{view['scan_store']}/.images"),
 }

@@ -53,5 +53,4 @@ _OPTIONS: dict[str, Any] = {
 def options() -> dict[str, Any]:
     """Return the argument spec of a view, without the state directory. ``image_store`` is where its data images are installed from."""
     layer = copy.deepcopy(layer_parameters.OPTIONS)
-    layer["releases"]["options"]["digest"] = {"type": "str"}
     return {**layer, **_OPTIONS}

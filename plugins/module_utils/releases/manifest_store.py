@@ -29,6 +29,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entrie
     Placement,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern, Release
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
 
 Parsed = TypeVar("Parsed")
 
@@ -45,6 +46,11 @@ def check_store(store: str) -> None:
 
     Raises OverlayError if there is no directory at ``store``.
     """
+    if locations.is_address(store):
+        raise OverlayError(
+            f"manifest store {locations.shown(store)} is an address, which can neither be listed nor written to: give the directory that"
+            " the web server serves, or deploy with a lock"
+        )
     if os.path.isdir(store):
         return
     shown = show(os.fsencode(store))

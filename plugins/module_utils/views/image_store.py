@@ -4,14 +4,14 @@
 """Publish images in an image store, and install them from there.
 
 An image store is a directory, usually on the file server, with one image and one small JSON record for each generation. An image is built
-once, on one host, and the other hosts install it by its digest. The record is written last, so an image without one is not whole.
+once, on one host, and the other hosts install it by its digest. The record is written last, so an image without one is not whole. Hosts may
+also install from the address of a web server that serves the directory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 from dataclasses import replace
 
@@ -22,9 +22,11 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_fo
     LayerFormat,
     published_format,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, record_files
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import copying, locations, store_files
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.web_client import SYSTEM, Access
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
     generation_files,
     generations,
@@ -41,17 +43,19 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_path
     record_path as generation_record_path,
 )
 
-_CHUNK = 1 << 20
-
 
 def check_store(store: str, manifests: str | None) -> None:
-    """Check that there is an image store at ``store``. Raises OverlayError if there is none.
+    """Check that images can be published in ``store``. Raises OverlayError if it is not the absolute path of a directory.
 
     An image store directly inside the manifest store ``manifests`` may be missing: ``publish`` creates it.
     """
+    path = locations.shown(locations.check(store, "image_store"))
+    if locations.is_address(store):
+        raise OverlayError(
+            f"image store {path} is an address, and nothing can be published to a web server: give the directory that it serves"
+        )
     if os.path.isdir(store):
         return
-    path = _printable(store)
     if os.path.lexists(store):
         raise OverlayError(f"image store {path} is not a directory: give the path of a directory")
     above = os.path.dirname(store.rstrip("/"))
@@ -60,8 +64,8 @@ def check_store(store: str, manifests: str | None) -> None:
 
 
 def image_path(store: str, generation: str) -> str:
-    """Return the path of the image of a generation in a store, given the generation's ID."""
-    return os.path.join(store, generation + published_format().suffix)
+    """Return the path or address of the image of a generation in a store, given the generation's ID."""
+    return locations.joined(store, generation + published_format().suffix)
 
 
 def format_of(image: str) -> LayerFormat:
@@ -71,7 +75,7 @@ def format_of(image: str) -> LayerFormat:
         if image.endswith(one.suffix):
             return one
     suffixes = " or ".join(one.suffix for one in formats)
-    raise OverlayError(f"{_printable(image)} is not an image: give a path that ends in {suffixes}")
+    raise OverlayError(f"{locations.shown(image)} is not an image: give a path that ends in {suffixes}")
 
 
 def record_path(image: str) -> str:
@@ -79,42 +83,42 @@ def record_path(image: str) -> str:
     return image[: -len(format_of(image).suffix)] + ".json"
 
 
-def find(image: str) -> Generation | None:
-    """Return the generation whose image is at a path; None if there is no whole image of this version of the collection.
+def find(image: str, access: Access = SYSTEM) -> Generation | None:
+    """Return the generation whose image is at a path or address; None if there is no whole image of this version of the collection.
 
     A record without its image is not read. Raises OverlayError if the record of an image is damaged or belongs to another generation.
     """
     path = record_path(image)
     try:
-        size = os.stat(image).st_size
+        size = store_files.size(image, access)
     except FileNotFoundError:
         return None
-    generation = generation_files.find(path)
-    if generation is None or generation.image is None or generation.image.bytes != size:
+    generation = generation_files.find(path, access)
+    if generation is None or generation.image is None or size not in (None, generation.image.bytes):
         return None
     expected = generation.id + FORMATS[generation.format].suffix
     if os.path.basename(image) != expected:
         raise OverlayError(
-            f"{_printable(path)} is the record of generation {generation.id}, whose image is called {expected}: remove both files and build"
-            " the image again"
+            f"{locations.shown(path)} is the record of generation {generation.id}, whose image is called {expected}: remove both files and"
+            " build the image again"
         )
     return generation
 
 
-def read(image: str, digest: str) -> Generation:
-    """Return the generation whose image is at a path.
+def read(image: str, digest: str, access: Access = SYSTEM) -> Generation:
+    """Return the generation whose image is at a path or address.
 
     Raises OverlayError if there is no whole image, if its record cannot be used, or if its digest is not ``digest``.
     """
-    found = find(image)
+    found = find(image, access)
     if found is None or found.image is None:
         raise OverlayError(
-            f"image {_printable(image)} is missing, incomplete or of an older version of the collection: build it again with metadata_layer"
-            " and 'image_store'"
+            f"image {locations.shown(image)} is missing, incomplete or of an older version of the collection: build it again with"
+            " metadata_layer and 'image_store'"
         )
     if found.image.digest != digest:
         raise OverlayError(
-            f"image {_printable(image)} has the digest {found.image.digest}, but image_digest is {digest}: nothing was installed"
+            f"image {locations.shown(image)} has the digest {found.image.digest}, but image_digest is {digest}: nothing was installed"
         )
     return found
 
@@ -151,7 +155,7 @@ def _check_replaceable(image: str) -> None:
     uses = usage.of_image(image) if os.path.lexists(image) else []
     if uses:
         raise OverlayError(
-            f"image {_printable(image)} has lost its record or a part of its content, but it is in use, so it is not replaced"
+            f"image {locations.shown(image)} has lost its record or a part of its content, but it is in use, so it is not replaced"
             f" ({'; '.join(uses)}): unmount it, then build it again"
         )
 
@@ -161,6 +165,7 @@ def install(
     image: str,
     generation: Generation,
     progress: Progress = no_progress,
+    access: Access = SYSTEM,
     require_verity: bool = False,
 ) -> Generation:
     """Copy an image to this host and make it a generation of the view. The caller has to hold the lock of the view.
@@ -169,11 +174,12 @@ def install(
     file system has it. Raises OverlayError if the copy does not have the recorded digest, or if ``require_verity`` is not possible.
     """
     if generation.image is None:
-        raise OverlayError(f"{_printable(image)} is not recorded as an image: build it again")
+        raise OverlayError(f"{locations.shown(image)} is not recorded as an image: build it again")
     part = os.path.join(paths.incoming, generation.image.digest.partition(":")[2])
     removal.clear(paths, paths.incoming, progress, keep=[os.path.basename(part)])
     try:
-        bring(image, part, generation.image.digest, progress)
+        files.make_directories(paths.incoming, 0o755)
+        copying.bring(image, part, generation.image.bytes, generation.image.digest, progress, access)
         files.enable_verity(part, require_verity)
         with generations.staged(paths, generation.directory, progress) as directory:
             layer = layer_path(directory, generation.format)
@@ -186,45 +192,3 @@ def install(
         raise
     removal.clear(paths, paths.incoming, progress)
     return here
-
-
-def bring(image: str, part: str, recorded: str, progress: Progress) -> None:
-    """Copy an image to ``part``, continuing an interrupted copy, and sync it.
-
-    Raises OverlayError if the copy does not have the recorded digest, ``sha256:...``.
-    """
-    files.make_directories(os.path.dirname(part), 0o755)
-    if not _copied(image, part, recorded, progress):
-        # What an earlier run has left may be damaged, so copy everything once more.
-        os.unlink(part)
-        if not _copied(image, part, recorded, progress):
-            os.unlink(part)
-            raise OverlayError(
-                f"image {_printable(image)} does not have the recorded digest {recorded}: nothing was installed; remove it and build it"
-                " again"
-            )
-
-
-def _copied(image: str, part: str, recorded: str, progress: Progress) -> bool:
-    """Copy the missing part of an image, and return whether the whole copy has the recorded digest."""
-    digest = hashlib.sha256()
-    with (
-        open(files.open_or_make(part, 0o600), "a+b", buffering=0) as target,
-        record_files.open_regular(image) as source,
-    ):
-        target.seek(0)
-        for chunk in iter(lambda: target.read(_CHUNK), b""):
-            digest.update(chunk)
-            progress()
-        source.seek(target.tell())
-        for chunk in iter(lambda: source.read(_CHUNK), b""):
-            digest.update(chunk)
-            files.write(target, chunk, part)
-            progress()
-        os.fchmod(target.fileno(), 0o644)
-        os.fsync(target.fileno())
-    return "sha256:" + digest.hexdigest() == recorded
-
-
-def _printable(path: str) -> str:
-    return show(os.fsencode(path))

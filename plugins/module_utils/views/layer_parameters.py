@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.globs import clean_globs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import DIRECTORY, FORMATS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import declared_links
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import accounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import strategies
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_cache, manifest_store
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement, relative_path
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.web_client import Access
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import view_state
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import check_composition
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_spec import (
     LayerSpec,
@@ -33,6 +37,7 @@ OPTIONS: dict[str, Any] = {
         "options": {
             "manifest": {"type": "path"},
             "release": {"type": "str"},
+            "digest": {"type": "str"},
             "at": {"type": "str"},
             "source": {"type": "str"},
             "include": _PATTERNS,
@@ -62,20 +67,25 @@ OPTIONS: dict[str, Any] = {
     "image": {"type": "path"},
     "image_digest": {"type": "str"},
     "require_verity": {"type": "bool", "default": False},
+    "ca_path": {"type": "path"},
     "generation": {"type": "str"},
 }
 
 
-def layer_spec(params: Mapping[str, Any]) -> LayerSpec:
+def access(params: Mapping[str, Any]) -> Access:
+    """Return how this host reaches the stores that are addresses of web servers."""
+    return Access(params["ca_path"])
+
+
+def layer_spec(params: Mapping[str, Any], progress: Progress = no_progress) -> LayerSpec:
     """Return the declaration with the format ``directory``, and with strategy ``data_only`` for ``auto``.
 
     Raises OverlayError if a parameter is not usable, or if the manifest store is missing.
     """
-    if params["store"] is not None and params["releases"]:
-        manifest_store.check_store(params["store"])
+    store = _store(params, progress) if params["store"] is not None and params["releases"] else None
     spec = LayerSpec(
         name=params["name"],
-        placements=tuple(_placement(release, params["store"]) for release in params["releases"]),
+        placements=tuple(_placement(release, store) for release in params["releases"]),
         format=DIRECTORY.name,
         strategy=strategies.DATA_ONLY if params["strategy"] == "auto" else params["strategy"],
         xattr_namespace=params["xattr_namespace"],
@@ -92,9 +102,39 @@ def layer_spec(params: Mapping[str, Any]) -> LayerSpec:
     return spec
 
 
-def _placement(release: dict[str, Any], store: str | None) -> Placement:
+#: Takes a release and returns the path of its manifest, and the path of the release below the software root.
+_Store = Callable[[Mapping[str, Any]], "tuple[str, str]"]
+
+
+def _store(params: Mapping[str, Any], progress: Progress) -> _Store:
+    """Return what finds manifests in the store. Raises OverlayError if there is no store."""
+    store = locations.check(params["store"], "store")
+    if not locations.is_address(store):
+        manifest_store.check_store(store)
+        return lambda release: (manifest_store.manifest_path(store, _path(release)), _path(release))
+    view_state.make_state_dir(params["state_dir"])
+    cache = os.path.join(params["state_dir"], "manifests")
+    manifest_cache.remove_unused(cache, progress)
+
+    def fetched(release: Mapping[str, Any]) -> tuple[str, str]:
+        path, digest = _path(release), release.get("digest")
+        return manifest_cache.fetched(store, path, digest, cache, progress, access(params)), path
+
+    return fetched
+
+
+def _path(release: Mapping[str, Any]) -> str:
+    return os.fsdecode(relative_path(os.fsencode(release["release"]), "release"))
+
+
+def _placement(release: Mapping[str, Any], store: _Store | None) -> Placement:
     path, expected = _manifest(release, store)
     record = manifest_store.read_record(path, expected)
+    if release.get("digest") not in (None, record.digest):
+        raise OverlayError(
+            f"the manifest of release {record.release} has the digest {record.digest}, but the lock has {release['digest']}: resolve the"
+            " views again"
+        )
 
     def place(option: str) -> bytes:
         given = record.release if release[option] is None else release[option]
@@ -107,7 +147,7 @@ def _placement(release: dict[str, Any], store: str | None) -> Placement:
     return Placement(path, record, place("at"), place("source"), patterns("include"), patterns("exclude"))
 
 
-def _manifest(release: dict[str, Any], store: str | None) -> tuple[str, str | None]:
+def _manifest(release: Mapping[str, Any], store: _Store | None) -> tuple[str, str | None]:
     """Return the path of a release's manifest, and the path of the release below the software root if it is given.
 
     Raises OverlayError if the release is given without a store.
@@ -118,5 +158,4 @@ def _manifest(release: dict[str, Any], store: str | None) -> tuple[str, str | No
         raise OverlayError(
             f"release {release['release']} is given without its manifest: set 'store' to the directory of the manifests"
         )
-    path = os.fsdecode(relative_path(os.fsencode(release["release"]), "release"))
-    return manifest_store.manifest_path(store, path), path
+    return store(release)

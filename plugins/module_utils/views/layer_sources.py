@@ -19,6 +19,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.rights import Rights
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.web_client import SYSTEM, Access
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
     generations,
     image_store,
@@ -71,7 +73,7 @@ class Source:
     provide: Provide
     #: Compose what is to be built; None if nothing is built.
     compose: Callable[[], Composition] | None = None
-    #: The path of its image in an image store; None if it does not come from there.
+    #: The path or address of its image in an image store; None if it does not come from there.
     image: str | None = None
 
     @property
@@ -144,14 +146,18 @@ def from_parameters(
 
     Raises OverlayError if a parameter or this host does not allow it.
     """
+    for option in ("store", "image", "image_store"):
+        if params[option] is not None:
+            locations.check(params[option], option)
     if params["image"] is not None:
         layer_format = image_store.format_of(params["image"])
         layer_choice.check_mountable(params["name"], layer_format.name, params["strategy"], seconds)
         there = installed(paths, state, params["image"], params["image_digest"])
         if there:
             return _checked_verity(there, paths, params["require_verity"])
-        found = image_store.read(params["image"], params["image_digest"])
-        return from_image(params["image"], found, params["require_verity"])
+        access = layer_parameters.access(params)
+        found = image_store.read(params["image"], params["image_digest"], access)
+        return from_image(params["image"], found, access, params["require_verity"])
     strategy = layer_choice.choose_strategy(params["strategy"], params["xattr_namespace"], seconds)
     if params["generation"] is not None:
         return _checked_verity(existing(paths, state, params["generation"], strategy), paths, params["require_verity"])
@@ -159,7 +165,7 @@ def from_parameters(
         raise OverlayError(
             f"view {paths.name}: require_verity is for layers that are installed from an image: give 'image', or leave it out"
         )
-    spec = replace(layer_parameters.layer_spec(params), strategy=strategy)
+    spec = replace(layer_parameters.layer_spec(params, progress), strategy=strategy)
     choice = layer_choice.choose_format(params["format"], spec, state)
     return from_releases(replace(spec, format=choice.format), choice.builder, choice.reason, progress)
 
@@ -213,11 +219,13 @@ def _checked_verity(source: Source, paths: ViewPaths, required: bool) -> Source:
     return source
 
 
-def from_image(image: str, generation: Generation, require_verity: bool = False) -> Source:
-    """Return the source of a generation that is installed from ``image``, a path in an image store."""
+def from_image(
+    image: str, generation: Generation, access: Access = SYSTEM, require_verity: bool = False
+) -> Source:
+    """Return the source of a generation that is installed from ``image``, a path or address in an image store."""
 
     def provide(paths: ViewPaths, progress: Progress) -> list[str]:
-        image_store.install(paths, image, generation, progress, require_verity)
+        image_store.install(paths, image, generation, progress, access, require_verity)
         return []
 
     source = _source_of(generation, InstallGeneration(generation.id, image), "the image was built elsewhere", provide)

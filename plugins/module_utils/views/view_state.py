@@ -97,16 +97,20 @@ def content_of_current(paths: ViewPaths, state: ViewState) -> dict[str, object]:
     return content_for_diff(generation.id, generation.releases, generation.links)
 
 
+def make_state_dir(state_dir: str) -> None:
+    """Make a state directory if it is missing. Raises OverlayError if somebody else than root could change what is in it."""
+    trust.check_state_dir(state_dir)
+    files.make_directories(os.path.dirname(state_dir), 0o755)
+    files.make_directories(state_dir, 0o700)
+
+
 @contextlib.contextmanager
 def locked(paths: ViewPaths, seconds: float, progress: Progress = no_progress) -> Iterator[None]:
     """Hold the lock of a view, waiting up to ``seconds``, so that runs change it one after the other. Creates the view's directory.
 
     Raises OverlayError naming the view on timeout.
     """
-    state_dir = os.path.dirname(os.path.dirname(paths.root))
-    trust.check_state_dir(state_dir)
-    files.make_directories(os.path.dirname(state_dir), 0o755)
-    files.make_directories(state_dir, 0o700)
+    make_state_dir(os.path.dirname(os.path.dirname(paths.root)))
     while True:
         check_view(paths)
         files.make_directories(paths.root, 0o755)

@@ -20,6 +20,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolutio
     passed_over,
     problems_of_hosts,
     shared_views,
+    unlistable,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import declared_views
 
@@ -165,6 +166,30 @@ def test_a_host_is_given_the_image_of_the_lock_in_its_own_store() -> None:
     (found,) = locked_views(views(name="central", image_store="/images", build="central"), LOCK)
     assert (found["image"], found["image_digest"]) == ("/images/fedcba9876543210.erofs", "sha256:" + "1" * 64)
     assert "releases" not in found
+
+
+def test_a_host_is_given_the_address_of_the_image_of_the_lock() -> None:
+    (found,) = locked_views(
+        views(name="central", store="https://host/x", build="central", ca_path="/etc/ssl/stores.pem"), LOCK
+    )
+    assert found["image"] == "https://host/x/.images/fedcba9876543210.erofs"
+    assert found["ca_path"] == "/etc/ssl/stores.pem"
+
+
+def test_a_view_is_only_resolved_in_directories() -> None:
+    address = {"store": "https://host/x", "image_store": "https://host/y"}
+
+    def problems(**keys: Any) -> list[str]:
+        return unlistable(shared_views({"a": views(**address, **keys)}, "a")[0])
+
+    assert problems(scan_store="/net/x") == []
+    (problem,) = problems()
+    assert problem == (
+        "view software: scan_store is the address https://host/x, which can neither be listed nor written to: give the directory that the"
+        " web server serves, or deploy with a lock (overlay_lock)"
+    )
+    assert len(problems(build="central")) == len(problems(data_images="trace")) == 2
+    assert problems(build="central", scan_store="/net/x") == []
 
 
 def test_a_view_that_is_not_in_the_lock_is_left_out_unless_it_is_taken_down_or_rolled_back() -> None:

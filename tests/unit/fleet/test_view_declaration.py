@@ -36,6 +36,33 @@ def test_a_view_is_completed_with_defaults() -> None:
     assert found["options"] == {"nodev": True, "nosuid": True}
 
 
+def test_a_store_may_be_an_address() -> None:
+    ([found], none) = declared_views([view(store="https://stores.example.com/manifests/")], COMMON)
+    assert none == []
+    assert found["store"] == found["scan_store"] == "https://stores.example.com/manifests"
+    assert found["image_store"] == "https://stores.example.com/manifests/.images"
+
+
+@pytest.mark.parametrize("key", ["store", "image_store", "scan_store", "scan_image_store"])
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("https://reader:hidden@host/x", "https://host/x has a user name or a password: leave them out"),
+        ("https://host/x?signature=hidden", "https://host/x has a '?' or a '#'"),
+        ("file:///net/x", "file:///net/x has the scheme file: give an http(s) address or an absolute path"),
+        ("net/x", "must be an absolute path, not the text 'net/x'"),
+    ],
+)
+def test_an_unusable_address_is_named_without_its_secrets(key: str, value: str, problem: str) -> None:
+    (found,) = problems(view(**{key: value}))
+    assert found.startswith(f"view software: {key} {problem}")
+    assert "hidden" not in found
+
+
+def test_only_stores_may_be_addresses() -> None:
+    assert "root must be an absolute path" in problems(view(root="https://host/x"))[0]
+
+
 def test_sizes_of_data_images_are_bytes() -> None:
     ([found], none) = declared_views([view(data_budget="1.5G", data_keep_free="5%")], COMMON)
     assert none == []
