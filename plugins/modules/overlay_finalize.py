@@ -276,6 +276,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.finali
     STALE,
     Request,
     Wanted,
+    check_detach,
     check_numbers,
     chosen_subtrees,
 )
@@ -291,6 +292,7 @@ def main() -> None:
             "group": {"type": "str"},
             "keep_setid": {"type": "bool", "default": False},
             "copy_content": {"type": "bool", "default": False},
+            "detach": {"type": "bool", "default": False},
             "passes": {"type": "list", "elements": "str", "choices": list(PASSES), "default": list(PASSES)},
             "seal": {"type": "str", "choices": list(SEALS), "default": "auto"},
             "allow_unmount": {"type": "bool", "default": False},
@@ -313,6 +315,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         keep_setid=params["keep_setid"],
         copy_content=params["copy_content"],
         check_mode=context.check_mode,
+        detach=params["detach"],
     )
     request = Request(
         path=os.fsencode(os.path.realpath(params["path"])),
@@ -326,6 +329,8 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         workers=params["workers"],
         patience=context.timeout,
     )
+    if request.wanted.detach:
+        check_detach(request.subtrees, request.passes, request.seal, request.merged_levels)
     result = passes.run(request, context.progress)
     return runner.Outcome(
         result.values, result.plan, result.before, result.after, result.warnings, failure=result.refusal
