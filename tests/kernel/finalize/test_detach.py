@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
@@ -13,10 +12,10 @@ from typing import Any
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.writable import (
     METACOPY,
-    OPAQUE,
     REDIRECT,
     Overlay,
     attribute,
@@ -84,7 +83,6 @@ def without_links(software: Path) -> None:
 def shut_down(disk: Path) -> None:
     """Shut a file system down: everything that reaches it fails."""
     support.command("xfs_io", "-x", "-c", "shutdown", disk)
-    drop_caches()
 
 
 def detached(overlay: Overlay, **arguments: Any) -> dict[str, Any]:
@@ -126,11 +124,11 @@ def use(view: Path) -> None:
         (view / "no-such-name").stat()
     (top / "bin").rename(top / "renamed")
     os.link(top / "version-again", top / "third")
-    assert (top / "third").stat().st_nlink == 2
+    links = (top / "third").stat().st_nlink
     os.chown(top / "third", 5, 6)
     (top / "third").chmod(0o600)
     (top / "version-again").unlink()
-    assert (top / "third").stat().st_nlink == 1
+    assert (top / "third").stat().st_nlink == links - 1
     (top / "third").write_bytes(b"written")
     os.truncate(top / "third", 3)
     (view / "readme").unlink()
@@ -161,7 +159,6 @@ def test_a_detached_overlay_is_as_before_and_works_without_its_lower_layer(
     assert sealed(overlay, "tool/1.0")
     shut_down(disk)
     assert everything(overlay.path) == before
-    # What was unmounted is still as it was.
     overlay.unmount()
     overlay.lowers = (Path(result["lower"][0]),)
     overlay.mount()
@@ -172,12 +169,14 @@ def test_a_detached_overlay_is_as_before_and_works_without_its_lower_layer(
 
 def test_the_file_system_of_the_lower_layer_can_be_unmounted(area: Path, disk: Path, software: Path) -> None:
     overlay = overlay_at(area / "overlay", software)
-    with pytest.raises(Exception, match="busy"):
-        support.command("umount", disk)
+    device = os.stat(disk).st_dev
     detached(overlay)
     support.command("umount", disk)
-    use(overlay.path)
-    support.command("mount", "-t", "tmpfs", "tmpfs", disk)
+    try:
+        assert syscalls.has_superblock((os.major(device), os.minor(device))) is False
+        use(overlay.path)
+    finally:
+        support.command("mount", "-t", "tmpfs", "tmpfs", disk)
 
 
 def test_without_detaching_the_lower_layer_is_reached(area: Path, disk: Path, software: Path) -> None:
@@ -307,14 +306,16 @@ def test_a_detached_overlay_is_as_declared_over_the_empty_directory(area: Path, 
     }
     lower = detached(overlay)["lower"]
     assert not support.module("overlay_mount", check=True, lower=lower, **arguments).ok["changed"]
-    # The kernel records the lower layer of an upper layer with an index, so the old one is refused.
-    ran = support.module("overlay_mount", lower=[str(software)], **arguments)
-    assert "another lower layer" in ran.message
-    assert (overlay.path / "tool/1.0/version").read_bytes() == b"one"
+    # With an index, the kernel records the lower layer of an upper layer. It refuses the old one.
+    overlay.unmount()
+    with pytest.raises(OverlayError, match="another lower layer"):
+        overlay.mount()
 
 
-def test_several_lower_layers_and_data_layers_are_left_behind(area: Path, software: Path, root: Path, odd: Any) -> None:
-    layer, _generation, _report = support.build(area / "state", [odd])
+def test_several_lower_layers_and_data_layers_are_left_behind(
+    area: Path, software: Path, root: Path, tools: tuple[Any, ...]
+) -> None:
+    layer, _generation, _report = support.build(area / "state", list(tools))
     overlay = overlay_at(area / "overlay", layer, software, data=(root,))
     before = everything(overlay.path)
     detached(overlay)
@@ -405,9 +406,6 @@ def test_something_in_the_way_of_the_empty_directory_is_refused(area: Path, soft
         ran = support.module("overlay_finalize", path=str(overlay.path), detach=True, allow_unmount=True)
         assert reason in ran.message
         assert os.listdir(overlay.upper) == []
-        shutil.rmtree(place)
-        place.write_bytes(b"")
-
-
-#: The last system call of each run that is killed, and how many of them there are at most.
-LAST_CALLS = ("setxattr", "lsetxattr", "removexattr", "lremovexattr", "fremovexattr", "utimensat", "unlinkat", "syncfs")
+        if place.is_dir():
+            shutil.rmtree(place)
+            place.write_bytes(b"")
