@@ -129,13 +129,13 @@ def mtime_to_note(mtime_ns: int, inode: int) -> bytes:
 def mtime_from_note(note: bytes, inode: int) -> int | None:
     """Parse the value of MTIME of the file with this inode number; return nanoseconds.
 
-    Return None if it is malformed or written for another file.
+    Return None if it is malformed, out of range, or written for another file.
     """
     try:
         mtime_ns, written_for = map(int, note.split(b" "))
     except ValueError:
         return None
-    return mtime_ns if written_for == inode else None
+    return mtime_ns if written_for == inode and abs(mtime_ns) < 1 << 63 else None
 
 
 def empty_lower(upper: bytes) -> bytes:
