@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import detaching
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.tests.kernel import support
@@ -113,15 +114,20 @@ def change_as_users_do(view: Path) -> None:
     (view / "tool/2.0/bin").rename(view / "mine/bin")
 
 
-def use(view: Path) -> None:
-    """Make each kind of change once."""
-    top = view / "tool/1.0"
+def use_files(view: Path) -> None:
+    """Look up, stat and read everything."""
     for path in view.rglob("*"):
         path.lstat()
         if path.is_file() and not path.is_symlink():
             path.read_bytes()
     with pytest.raises(FileNotFoundError):
         (view / "no-such-name").stat()
+
+
+def use(view: Path) -> None:
+    """Make each kind of change once."""
+    use_files(view)
+    top = view / "tool/1.0"
     (top / "bin").rename(top / "renamed")
     os.link(top / "version-again", top / "third")
     links = (top / "third").stat().st_nlink
@@ -323,14 +329,63 @@ def test_several_lower_layers_and_data_layers_are_left_behind(
     assert everything(overlay.path) == before
 
 
+def test_xattrs_of_the_namespace_user_are_removed_too(area: Path, disk: Path, software: Path) -> None:
+    without_links(software)
+    overlay = overlay_at(area / "overlay", software, options=(("userxattr", None), ("index", "off")))
+    before = everything(overlay.path)
+    assert overlay.finalized(detach=True)["detached"]
+    assert everything(overlay.path) == before
+    shut_down(disk)
+    use_files(overlay.path)
+    for path in overlay.upper.rglob("*"):
+        if path.is_symlink() or not path.is_dir():
+            assert attribute(path, "user.overlay.origin") is None
+    assert attribute(overlay.upper / "tool", "user.overlay.origin") is not None
+
+
+def test_a_volatile_overlay_is_detached(area: Path, disk: Path, software: Path) -> None:
+    options = (("metacopy", "on"), ("redirect_dir", "on"), ("index", "on"), ("volatile", None))
+    overlay = overlay_at(area / "overlay", software, options=options)
+    before = everything(overlay.path)
+    detached(overlay)
+    shut_down(disk)
+    assert everything(overlay.path) == before
+
+
+def test_a_copied_note_of_an_mtime_has_no_effect(area: Path, software: Path) -> None:
+    """A copy of a file whose content a killed run was copying keeps its own mtime, and the file gets the one that was noted."""
+    overlay = overlay_at(area / "overlay", software)
+    file, copy = overlay.path / "tool/1.0/bin/tool", overlay.path / "tool/1.0/bin/copy"
+    noted = file.stat().st_mtime_ns
+    os.setxattr(file, MTIME, b"%d %d" % (noted, file.stat().st_ino))
+    support.command("cp", "-a", file, copy)
+    os.utime(copy, ns=(3, 4))
+    os.utime(file, ns=(5, 6))
+    assert attribute(copy, MTIME) is not None
+    detached(overlay)
+    assert copy.stat().st_mtime_ns == 4
+    assert file.stat().st_mtime_ns == noted
+
+
+@pytest.mark.parametrize("function", [detaching.copy_content, lambda held: detaching.copy_up_whole(held, True)])
+def test_nothing_but_a_regular_file_is_opened(area: Path, function: Callable[[int], None]) -> None:
+    """A user may put a FIFO, or a link to a file of root, in the place of a file. Opening a FIFO would wait for its other end."""
+    os.mkfifo(area / "fifo")
+    (area / "link").symlink_to("/etc/shadow")
+    for name in ("fifo", "link"):
+        held = os.open(area / name, os.O_PATH | os.O_NOFOLLOW)
+        function(held)
+        os.close(held)
+        assert attribute(area / name, MTIME) is None
+
+
 def test_without_allow_unmount_everything_but_the_last_step_is_done(area: Path, software: Path) -> None:
     overlay = overlay_at(area / "overlay", software)
     result = overlay.finalize(detach=True)
     assert not result["detached"]
-    assert {
-        "path": ".",
-        "reason": "it can only be detached while the overlay is unmounted: allow that with 'allow_unmount'",
-    } in (result["pending"]) or all("allow_unmount" in one["reason"] for one in result["pending"])
+    assert [one["path"] for one in result["pending"]] == [".", "other", "tool"]
+    assert "it can only be detached while the overlay is unmounted" in result["pending"][0]["reason"]
+    assert all("allow_unmount" in one["reason"] for one in result["pending"])
     assert attribute(overlay.upper / "tool/1.0/version", METACOPY) is None
     result = detached(overlay)
     assert result["content_files"] == 0
