@@ -18,7 +18,7 @@ RUN = env -u PYTHONDONTWRITEBYTECODE \
 
 LEGS := lint types unit kernel awx integration integration-oldest sanity docs importer
 
-.PHONY: help test $(LEGS) eda demo demo-clean bench farm farm-resolve metrics page format requirements clean setup-demo setup-test
+.PHONY: help test $(LEGS) eda demo demo-clean bench farm farm-resolve metrics page unionmount format requirements clean setup-demo setup-test
 
 help: ## list the targets
 	@echo "make TARGET [PYTHON=/path/to/python3] [ARGS='...']"
@@ -55,6 +55,7 @@ bench: SCRIPT := tests/bench/run
 farm: SCRIPT := tests/farm/run
 metrics: SCRIPT := tests/metrics/run
 page: SCRIPT := tests/page/run
+unionmount: SCRIPT := tests/unionmount/run
 
 demo: setup-demo ## create a small software root on this machine, deploy a view of it, and say how to look at it
 demo-clean: setup-demo ## remove the demo
@@ -64,8 +65,9 @@ metrics: setup-test ## have node_exporter and Prometheus read metrics; test aler
 farm-resolve: ARGS := test -s tests/farm/test_resolve.py
 farm-resolve: farm ## count the NFS calls of a resolve with rez on the farm
 page: setup-test ## open the page of a report in headless Chromium; keep pages and pictures in .build/page
+unionmount: setup-test ## run unionmount-testsuite, ARGS=DIRECTORY, on finalized and on detached overlays; needs root
 
-demo demo-clean bench farm metrics page:
+demo demo-clean bench farm metrics page unionmount:
 	@test -f $(SCRIPT) || { echo "make $@: $(SCRIPT) is missing in this version" >&2; exit 1; }
 	@exec $(RUN) $(SCRIPT) $(ARGS)
 

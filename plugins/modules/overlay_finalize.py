@@ -7,12 +7,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: overlay_finalize
-short_description: Stop a writable overlay from asking its lower layer for names
+short_description: Stop a writable overlay from asking its lower layer for names, or for anything
 version_added: 0.1.0
 description:
   - Copies the metadata of every entry in the lower layer of a mounted overlay up to its upper layer, and seals the directories there.
-    Looking up names that do not exist, listing directories and reading attributes then no longer reach the lower layer, which usually is
-    a file server. The content of files stays in the lower layer.
+    Looking up names that do not exist and listing directories then no longer reach the lower layer, which usually is a file server. The
+    content of files stays in the lower layer, and the kernel asks it for the attributes of each file that is not in memory.
+  - With O(detach), copies the content too, and detaches the overlay. Nothing reaches the lower layer then. It may be unmounted.
   - Use it for overlays with an upper layer over a file server, such as overlays that users write to, or on kernels without data-only
     layers. A view over a layer of M(renderfarm.overlay.metadata_layer) does not need it.
   - All state is in the upper layer. A second run changes nothing, a run after an interrupted one continues it, and releases that have
@@ -75,6 +76,22 @@ options:
       - If it is V(false) and there is such content, the task fails before it changes anything, and returns the number of files and bytes.
     type: bool
     default: false
+  detach:
+    description:
+      - Whether to make the overlay independent of its lower layers. It then works without the file server.
+      - All content is copied to the upper layer, whatever O(copy_content) is. All directories are sealed. In the upper layer, the extended
+        attribute C(overlay.origin) of each file is removed, by which the kernel finds the lower file, as are the entries of the index. The
+        overlay is then mounted over an empty directory, whose path is that of the upper layer followed by C(.detached).
+      - Give RV(lower) as the lower layer wherever the overlay is declared, for example in M(renderfarm.overlay.overlay_mount), and where it
+        is mounted at boot. With C(index=on), the kernel refuses to mount it over its old lower layers.
+      - It needs O(allow_unmount) and the whole overlay, so O(subtrees), O(merged_levels) and a selection of O(passes) are refused. If
+        anything is RV(pending), the overlay is not detached, and the next run continues.
+      - Files get other inode numbers, which stay the same from then on. Names of one file stay names of one file.
+      - A program that runs from the overlay cannot be copied. It is returned as RV(pending).
+      - An overlay that is mounted with C(nfs_export=on) is refused, since its file handles refer to the lower layers.
+      - A detached overlay has nothing left to finalize, so later runs change nothing, with any options.
+    type: bool
+    default: false
   seal:
     description:
       - How directories are sealed. A sealed directory shows what is in the upper layer, and not what appears in the lower layer.
@@ -124,6 +141,8 @@ options:
 notes:
   - In the upper layer, a sealed directory has the extended attributes C(trusted.overlay.opaque) and C(trusted.renderfarm-overlay.sealed),
     and the files in it have C(trusted.overlay.redirect).
+  - Anything that a run killed with O(detach) began is continued by the next run with O(detach). Until then the overlay reads as before. A
+    file whose content was being copied may have a wrong modification time.
   - Later runs do not visit a directory that is not sealed and was moved into a sealed one. It goes on working.
   - In check mode, the module reads and compares everything that a run does. It cannot know which directories the kernel would seal, nor
     what would keep a directory from being sealed while the overlay is unmounted. It counts all directories that a run would try to seal.
@@ -148,6 +167,21 @@ EXAMPLES = r"""
     group: render
     allow_unmount: true
 
+- name: Copy everything to the host, and detach the overlay from the file server
+  renderfarm.overlay.overlay_finalize:
+    path: /software
+    detach: true
+    allow_unmount: true
+  register: software
+
+- name: Keep the detached overlay, also after a reboot
+  renderfarm.overlay.overlay_mount:
+    path: /software
+    lower: "{{ software.lower }}"
+    upper: /var/lib/software/upper
+    work: /var/lib/software/work
+    persist: systemd
+
 - name: Copy up new releases, and remove deleted ones, while software runs
   renderfarm.overlay.overlay_finalize:
     path: /software
@@ -168,7 +202,9 @@ copied_up:
   returned: success
   sample: 22000
 content_files:
-  description: Number of files whose content was copied, or would be if the task fails without O(copy_content).
+  description:
+    - Number of files whose content was copied, or would be if the task fails without O(copy_content).
+    - With O(detach), files that were in the upper layer without their content are included.
   type: int
   returned: success, or refused
   sample: 0
@@ -178,7 +214,7 @@ content_bytes:
   returned: success, or refused
   sample: 0
 already:
-  description: Number of entries that were in the upper layer before, without entries of sealed directories.
+  description: Number of entries that were in the upper layer before. Entries of sealed directories are counted with O(detach) only.
   type: int
   returned: success
   sample: 12
@@ -218,6 +254,19 @@ unmounted:
   type: bool
   returned: success
   sample: true
+detached:
+  description: Whether the overlay is detached, by this run or an earlier one. In check mode, whether it would be.
+  type: bool
+  returned: success
+  sample: false
+lower:
+  description:
+    - The lower layers of the overlay after the run, its data layers last. In check mode, those that it would have.
+    - Those of a detached overlay are the empty directory that it can be mounted over without the file server.
+  type: list
+  elements: str
+  returned: success
+  sample: [/net/software]
 pending:
   description: The first 100 entries that are left to do or cannot be done, sorted by path.
   type: list
@@ -276,6 +325,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.finali
     STALE,
     Request,
     Wanted,
+    check_detach,
     check_numbers,
     chosen_subtrees,
 )
@@ -291,6 +341,7 @@ def main() -> None:
             "group": {"type": "str"},
             "keep_setid": {"type": "bool", "default": False},
             "copy_content": {"type": "bool", "default": False},
+            "detach": {"type": "bool", "default": False},
             "passes": {"type": "list", "elements": "str", "choices": list(PASSES), "default": list(PASSES)},
             "seal": {"type": "str", "choices": list(SEALS), "default": "auto"},
             "allow_unmount": {"type": "bool", "default": False},
@@ -313,6 +364,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         keep_setid=params["keep_setid"],
         copy_content=params["copy_content"],
         check_mode=context.check_mode,
+        detach=params["detach"],
     )
     request = Request(
         path=os.fsencode(os.path.realpath(params["path"])),
@@ -326,6 +378,8 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         workers=params["workers"],
         patience=context.timeout,
     )
+    if request.wanted.detach:
+        check_detach(request.subtrees, request.passes, request.seal, request.merged_levels)
     result = passes.run(request, context.progress)
     return runner.Outcome(
         result.values, result.plan, result.before, result.after, result.warnings, failure=result.refusal

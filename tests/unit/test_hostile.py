@@ -434,6 +434,7 @@ def test_units_and_fstab(units: list[tuple[str, bytes]], fstab: bytes, persist: 
 READERS: dict[str, Callable[[bytes], object]] = {
     "mark of a move": move_plan.parse_marker,
     "note of attributes": lambda note: marks.OwnerChange.from_note(note, 7),
+    "note of an mtime": lambda note: marks.mtime_from_note(note, 7),
 }
 
 
@@ -442,6 +443,7 @@ def test_marks_in_xattrs(reader: str) -> None:
     good = {
         "mark of a move": move_plan.marker_of(b"/old", b"/new", 1),
         "note of attributes": marks.OwnerChange(0o4755, 1, 2, b"\1").to_note(7),
+        "note of an mtime": marks.mtime_to_note(1_700_000_000_000_000_001, 7),
     }
 
     @hostile

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import parallel
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import detaching, parallel
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.decisions import (
     CarryOut,
     ChangeOwner,
@@ -65,6 +66,8 @@ class Visit:
     stale: list[bytes] = field(default_factory=list)
     #: The first path of each file in it that lost set-ID bits or a capability with its owner, by device and inode number.
     stripped: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    #: The size of each file in it that was in the upper layer without its content, by device and inode number.
+    completed: dict[tuple[int, int], int] = field(default_factory=dict)
 
 
 @dataclass
@@ -79,6 +82,10 @@ class _Here:
     stored: int = -1
     lower: int = -1
     further: list[OverlayDirectory] = field(default_factory=list)
+    #: Whether files are copied up with their content.
+    whole: bool = False
+    #: Whether the index may have files that have no name in the upper layer.
+    indexed: bool = False
 
     @property
     def directory(self) -> OverlayDirectory:
@@ -86,18 +93,27 @@ class _Here:
 
 
 def _keep_owner(here: _Here, name: bytes, _held: int, status: os.stat_result, _decision: KeepOwner) -> None:
+    if here.whole and stat.S_ISREG(status.st_mode):
+        with beneath.held(here.shown, name) as held:
+            detaching.copy_up_whole(held, not here.indexed)
+        return
     # A change of metadata that changes nothing makes the kernel copy the entry up.
     beneath.keep_times(here.shown, name, status.st_atime_ns)
 
 
-def _change_owner(_here: _Here, _name: bytes, held: int, _status: os.stat_result, decision: ChangeOwner) -> None:
+def _change_owner(here: _Here, _name: bytes, held: int, _status: os.stat_result, decision: ChangeOwner) -> None:
+    # The owner first, in the same step as the copy, so that a killed run leaves no copy with the old one.
     beneath.change_owner(held, decision.uid, decision.gid)
+    if here.whole:
+        detaching.copy_content(held)
 
 
 def _change_owner_keeping_setid(
     here: _Here, name: bytes, held: int, _status: os.stat_result, decision: ChangeOwnerKeepingSetid
 ) -> None:
     here.owners.change(here.shown, name, held, decision.uid, decision.gid)
+    if here.whole:
+        detaching.copy_content(held)
 
 
 #: How each decision is carried out on a name in the directory that is being visited, and on what was held and looked at.
@@ -134,9 +150,11 @@ class CopyUpWalk:
             group=wanted.group,
             keep_setid=wanted.keep_setid,
             keeps_links=overlay.keeps_links,
-            copies_content=not overlay.metacopy,
-            copy_content=wanted.copy_content,
+            copies_content=not overlay.metacopy or wanted.detach,
+            copy_content=wanted.copy_content or wanted.detach,
         )
+        self._detaches = wanted.detach
+        self._has_index = wanted.detach and detaching.has_index(overlay)
         self._lock = parallel.Lock()
         self._upper_is_checked = False
 
@@ -148,6 +166,9 @@ class CopyUpWalk:
 
     def _visit(self, directory: OverlayDirectory, progress: Progress) -> tuple[Visit, list[OverlayDirectory]]:
         here = _Here(Visit(directory), OwnerChanger(self._lock), progress)
+        # Without metacopy, every copy has its content.
+        here.whole = self._detaches and self._overlay.metacopy
+        here.indexed = self._has_index
         progress()
         try:
             here.shown = self._overlay.open(directory.path)
@@ -195,6 +216,8 @@ class CopyUpWalk:
         if stored:
             visit.counts.already += 1
             marks = self._overlay.marks_in(here.stored, entry.name) if is_directory else None
+            if self._detaches and entry.is_file(follow_symlinks=False):
+                self._complete(here, entry.name)
         elif directory.lower is None:
             # It appeared in the upper layer just now.
             return
@@ -209,9 +232,20 @@ class CopyUpWalk:
         path = directory.child(entry.name)
         if marks and marks.sealed:
             visit.sealed.append(OverlayDirectory(path, None, marks))
+            if self._detaches:
+                here.further.append(visit.sealed[-1])
         else:
             lower = lower_path(directory.lower, entry.name, marks or Marks())
             here.further.append(OverlayDirectory(path, lower, marks))
+
+    def _complete(self, here: _Here, name: bytes) -> None:
+        """Copy the content of a file that the upper layer has without it."""
+        if not detaching.lacks_content(self._overlay, here.stored, name):
+            return
+        with beneath.held(here.shown, name) as held:
+            status = os.fstat(held)
+            self._carry_out(detaching.copy_content, held)
+            here.visit.completed[status.st_dev, status.st_ino] = status.st_size
 
     def _stale_among(self, here: _Here, entries: Sequence[os.DirEntry[bytes]]) -> set[bytes]:
         """Return the names of those entries of the upper layer that are stale."""

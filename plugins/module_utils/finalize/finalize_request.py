@@ -39,6 +39,8 @@ class Wanted:
     copy_content: bool
     #: Whether to change nothing, and report what a run would do.
     check_mode: bool
+    #: Whether the upper layer is to need nothing from the lower layers: all content is copied.
+    detach: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,19 @@ def check_numbers(workers: int | None, merged_levels: int) -> None:
         raise OverlayError(f"workers must be from 1 to {MOST_WORKERS}, not {workers}")
     if merged_levels < 0:
         raise OverlayError(f"merged_levels must be 0 or more, not {merged_levels}")
+
+
+def check_detach(subtrees: Collection[bytes], passes: Collection[str], seal: str, merged_levels: int) -> None:
+    """Check the options that are given together with ``detach``. Raises OverlayError if they leave a part of the overlay merged."""
+    reasons = {
+        "'subtrees' out": bool(subtrees),
+        "'merged_levels' out": merged_levels > 0,
+        "'passes' out, or name copy_up and seal among them": not {"copy_up", "seal"}.issubset(passes),
+        f"'seal' out, or set it to offline, not {seal}": seal not in ("auto", "offline"),
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise OverlayError(f"'detach' detaches a whole overlay, and no part of it may stay merged: leave {reason}")
 
 
 def chosen_subtrees(given: Collection[bytes]) -> tuple[bytes, ...]:

@@ -91,6 +91,15 @@ class RemoveStale(Action):
 
 
 @dataclass(frozen=True)
+class Detach(Action):
+    lower: tuple[bytes, ...]
+    empty: bytes
+
+    def __str__(self) -> str:
+        return f"detach the overlay from {', '.join(map(show, self.lower))}, and mount it over the empty directory {show(self.empty)}"
+
+
+@dataclass(frozen=True)
 class MountAgain(Action):
     path: bytes
 
@@ -132,6 +141,12 @@ class FinalizeResult:
     unmounted: bool = False
     #: Paths of files that lost set-ID bits or capabilities with their owner. Names of one file are counted once.
     stripped: list[bytes] = field(default_factory=list)
+    #: The lower layers of the overlay before the run, data layers last; empty if it is not mounted.
+    lower: tuple[bytes, ...] = ()
+    #: The empty directory that is its lower layer after the run if the run detached it.
+    detached_over: bytes | None = None
+    #: Whether the overlay was detached before the run.
+    was_detached: bool = False
     #: Why the run is refused before it changes anything; empty if it is not.
     refusal: str = ""
 
@@ -153,6 +168,8 @@ class FinalizeResult:
         plan += tuple(RemoveStale(path) for path in sorted(self.removed))
         if counts.sealed:
             plan += (SealDirectories(counts.sealed),)
+        if self.detached_over is not None:
+            plan += (Detach(self.lower, self.detached_over),)
         return plan
 
     @property
@@ -162,11 +179,17 @@ class FinalizeResult:
             **vars(self.counts),
             "removed": [show(path) for path in sorted(self.removed)],
             "unmounted": self.unmounted,
+            "detached": self.was_detached or self.detached_over is not None,
+            "lower": [show(layer) for layer in self._lower_after],
             "pending": first_pending(self.pending),
             "pending_total": len(set(self.pending)),
             "pending_by_reason": pending_by_reason(self.pending),
             "finalized": not self.pending and not self.refusal,
         }
+
+    @property
+    def _lower_after(self) -> tuple[bytes, ...]:
+        return self.lower if self.detached_over is None else (self.detached_over,)
 
     @property
     def before(self) -> dict[str, Any]:
@@ -178,6 +201,7 @@ class FinalizeResult:
             "in upper": self.counts.already,
             "owners half changed": self.counts.restored,
             "sealed by this run": 0,
+            "lower layers": [show(layer) for layer in self.lower],
             "gone from the lower layers": [show(path) for path in sorted(self.removed)],
         }
 
@@ -191,12 +215,14 @@ class FinalizeResult:
             "in upper": self.counts.already + self.counts.copied_up,
             "owners half changed": 0,
             "sealed by this run": self.counts.sealed,
+            "lower layers": [show(layer) for layer in self._lower_after],
             "gone from the lower layers": [],
         }
 
     @property
     def warnings(self) -> list[str]:
-        return [_stripped_warning(self.stripped)] if self.stripped else []
+        found = [_stripped_warning(self.stripped)] if self.stripped else []
+        return found if self.detached_over is None else [*found, _detached_warning(self.detached_over)]
 
 
 def content_refusal(path: bytes, files: int, size: int) -> str:
@@ -206,6 +232,13 @@ def content_refusal(path: bytes, files: int, size: int) -> str:
         f"the overlay at {show(path)} is mounted without metacopy=on, so copying up would copy the content of {files} files with {size}"
         f" bytes{gib} from the lower layers to the upper layer; nothing was changed. Mount the overlay with metacopy=on, or allow the copy"
         " with 'copy_content: true'"
+    )
+
+
+def _detached_warning(empty: bytes) -> str:
+    return (
+        f"from now on, the lower layer of the overlay is the empty directory {show(empty)}: give it as 'lower' wherever the overlay is"
+        " declared, also where it is mounted at boot"
     )
 
 

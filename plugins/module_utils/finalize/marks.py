@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The xattrs of an upper layer that finalizing reads and writes, and what follows from them.
 
-The kernel's xattrs are those of Documentation/filesystems/overlayfs.rst. Three are ours, and the overlay passes them through like any
+The kernel's xattrs are those of Documentation/filesystems/overlayfs.rst. Four are ours, and the overlay passes them through like any
 other. All state of a finalized overlay is in these xattrs.
 """
 
@@ -18,6 +18,9 @@ SEALED = b"trusted.renderfarm-overlay.sealed"
 RESTORING = b"trusted.renderfarm-overlay.restoring"
 #: Marks such a file. The value is the note of an OwnerChange.
 RESTORE = b"trusted.renderfarm-overlay.restore"
+
+#: Marks a file whose content is being copied to the upper layer, which changes its mtime. The value is the note of that mtime.
+MTIME = b"trusted.renderfarm-overlay.mtime"
 
 #: Values of ``overlay.opaque``: opaque, sealed by the kernel, and with whiteouts that are regular files.
 OPAQUE, KERNEL_SEALED, WITH_WHITEOUT_FILES = b"y", b"z", b"x"
@@ -113,3 +116,28 @@ class OwnerChange:
             return change if int(written_for) == inode else None
         except ValueError:
             return None
+
+
+def mtime_to_note(mtime_ns: int, inode: int) -> bytes:
+    """Return the value of MTIME for the file with this inode number in the overlay. ``mtime_ns`` is in nanoseconds.
+
+    The inode number makes the note invalid in a copy of the file.
+    """
+    return b"%d %d" % (mtime_ns, inode)
+
+
+def mtime_from_note(note: bytes, inode: int) -> int | None:
+    """Parse the value of MTIME of the file with this inode number; return nanoseconds.
+
+    Return None if it is malformed, out of range, or written for another file.
+    """
+    try:
+        mtime_ns, written_for = map(int, note.split(b" "))
+    except ValueError:
+        return None
+    return mtime_ns if written_for == inode and abs(mtime_ns) < 1 << 63 else None
+
+
+def empty_lower(upper: bytes) -> bytes:
+    """Return the path of the empty directory that is the lower layer of a detached overlay. It is beside the upper layer."""
+    return upper.rstrip(b"/") + b".detached"

@@ -10,7 +10,7 @@ import posixpath
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import lowers, remount, seal
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import detaching, lowers, remount, seal
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.copy_up import CopyUpWalk, Visit
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.decisions import (
     CarryOut,
@@ -30,7 +30,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.finali
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.live_overlay import Overlay, find
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.lowers import Lowers
-from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.marks import KERNEL_SEALED
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.marks import KERNEL_SEALED, empty_lower
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.reading import read_below, read_directories
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.stale import StaleRemoval
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.tracing import is_stale, start, trace
@@ -50,6 +50,13 @@ def run(request: Request, progress: Progress = no_progress) -> FinalizeResult:
         overlay = _overlay(request.path, change, result)
         if overlay is not None:
             stack.callback(overlay.roots.close)
+            result.lower = (*overlay.layers.lower, *overlay.layers.data)
+            result.was_detached = result.lower == (empty_lower(overlay.upper),)
+            if result.was_detached:
+                # There is nothing below that could be copied up or be gone.
+                return result
+            if request.wanted.detach:
+                detaching.check(overlay)
             # The same upper layer may be used by a mount at another path.
             change(stack.enter_context, mount_lock.held(overlay.upper, request.patience, progress))
             _Run(overlay, request, change, result, progress).all_passes()
@@ -110,7 +117,8 @@ class _Run:
             if self._is_refused(below):
                 return
             visits = self._copy_up(below)
-            while not self._overlay.metacopy and any(visit.changed for visit in visits):
+            wanted = self._request.wanted
+            while (wanted.detach or not self._overlay.metacopy) and any(visit.changed for visit in visits):
                 # Copying all content takes long. Meanwhile entries may have appeared.
                 visits = self._copy_up(below, again=True)
             self._result.pending += [one for visit in visits for one in visit.pending]
@@ -135,7 +143,7 @@ class _Run:
     def _is_refused(self, below: Lowers | None) -> bool:
         """Return whether content would be copied without being allowed, and record how much."""
         wanted = self._request.wanted
-        if self._overlay.metacopy or wanted.copy_content or "copy_up" not in self._request.passes:
+        if self._overlay.metacopy or wanted.copy_content or wanted.detach or "copy_up" not in self._request.passes:
             return False
         counting = replace(wanted, owner=None, group=None, copy_content=True)
         counts = self._result.counts
@@ -149,11 +157,15 @@ class _Run:
     def _copy_up(self, below: Lowers | None, again: bool = False) -> list[Visit]:
         visits = self._walk(self._request.wanted, self._change, below)
         stripped: dict[tuple[int, int], bytes] = {}
+        completed: dict[tuple[int, int], int] = {}
         for visit in visits:
             if again:
                 visit.counts.already = 0
+            completed.update(visit.completed)
             self._result.counts.add(visit.counts)
             stripped.update({file: path for file, path in visit.stripped.items() if file not in stripped})
+        self._result.counts.content_files += len(completed)
+        self._result.counts.content_bytes += sum(completed.values())
         self._result.counts.setid_stripped += len(stripped)
         self._result.stripped += stripped.values()
         return visits
@@ -231,29 +243,47 @@ class _Run:
             and depth(visit.directory.path) > self._request.merged_levels
             and visit.directory.path not in done | incomplete
         ]
-        if not chosen:
+        detaches = self._request.wanted.detach and not self._result.pending
+        if not chosen and not detaches:
             return
         if self._request.seal == "kernel":
             self._leave(chosen, "the kernel has not sealed it: 'seal: offline' does")
             return
         if not self._request.allow_unmount:
             self._leave(chosen, "it can only be sealed while the overlay is unmounted: allow that with 'allow_unmount'")
+            if detaches:
+                reason = "it can only be detached while the overlay is unmounted: allow that with 'allow_unmount'"
+                self._result.pending.append(Pending(b"", reason))
             return
         settled = {directory.path for visit in visits for directory in visit.sealed} | done
         settled |= {visit.directory.path for visit in visits if not visit.directory.is_merged}
         if not self._change(self._seal_unmounted, chosen, settled - incomplete):
             self._result.counts.sealed += len(chosen)
+            self._result.detached_over = empty_lower(self._overlay.upper) if detaches else None
 
     def _seal_unmounted(self, chosen: Sequence[OverlayDirectory], settled: Collection[bytes]) -> None:
         overlay = self._overlay
         images = lowers.images_among(overlay.layers)
-        with remount.unmounted(overlay.mount, images, overlay.roots.let_go, self._progress):
+        if self._request.wanted.detach:
+            detaching.make_empty_lower(overlay)
+        with remount.unmounted(overlay.mount, images, overlay.roots.let_go, self._progress) as place:
             self._result.unmounted = True
             with lowers.opened(overlay.layers) as below:
                 sealing = seal.seal(overlay, below, chosen, settled, self._workers, self._progress)
+                self._result.counts.sealed += sealing.sealed
+                self._result.pending += sealing.pending
+                is_ready = self._request.wanted.detach and self._is_ready(below)
+            if is_ready:
+                detaching.detach(overlay, self._workers, self._progress)
+                place.mount_over(empty_lower(overlay.upper))
+                self._result.detached_over = empty_lower(overlay.upper)
         overlay.roots.open(_mount_at(self._request.path))
-        self._result.counts.sealed += sealing.sealed
-        self._result.pending += sealing.pending
+
+    def _is_ready(self, below: Lowers) -> bool:
+        """Return whether the unmounted overlay can be detached, and record what keeps it from that."""
+        if not self._result.pending:
+            self._result.pending += detaching.unready(self._overlay, below, self._workers, self._progress)
+        return not self._result.pending
 
     def _leave(self, directories: Sequence[OverlayDirectory], reason: str) -> None:
         """Report the topmost of the directories."""

@@ -66,11 +66,25 @@ def forget(path: bytes) -> None:
         os.unlink(_note_path(path))
 
 
+class Unmounted:
+    """An overlay that is unmounted for a while."""
+
+    def __init__(self, entry: RemountSpec) -> None:
+        #: How it is mounted afterwards.
+        self.entry = entry
+
+    def mount_over(self, lower: bytes) -> None:
+        """Have the overlay mounted with the directory ``lower`` as its only lower layer, also if this run is killed."""
+        entry = remount_notes.over(self.entry, lower)
+        _write_note(entry)
+        self.entry = entry
+
+
 @contextlib.contextmanager
 def unmounted(
     mount: Mount, images: tuple[bytes, ...], let_go: Callable[[], None], progress: Progress = no_progress
-) -> Iterator[None]:
-    """Unmount an overlay while the block runs, and always mount it again afterwards.
+) -> Iterator[Unmounted]:
+    """Unmount an overlay while the block runs, and always mount it again afterwards, as it was unless the block says otherwise.
 
     ``images`` are the image files among its layers. Call ``let_go`` right before unmounting, to close what this process has open in
     the overlay. Raises OverlayError, and leaves the overlay mounted, if processes use it, which the message names, or if it could not be
@@ -86,6 +100,7 @@ def unmounted(
             )
     # If the kernel refuses these options now, it would refuse them after unmounting.
     creating.rehearse(entry.spec)
+    overlay = Unmounted(entry)
     with _mountpoint(mount.path) as place:
         _write_note(entry)
         let_go()
@@ -96,9 +111,9 @@ def unmounted(
             raise
         try:
             _wait_for_release(mount, progress)
-            yield
+            yield overlay
         finally:
-            _mount_at(entry, place)
+            _mount_at(overlay.entry, place)
 
 
 def mount_again(entry: RemountSpec) -> None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import records
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
@@ -69,6 +69,11 @@ def remount_spec(mount: Mount, images: tuple[bytes, ...]) -> RemountSpec:
         mount.path, layers.lower, layers.data, settings, frozenset(flags - {"relatime"}), images, writable, mount.source
     )
     return RemountSpec(spec, "shared" in propagation)
+
+
+def over(entry: RemountSpec, lower: bytes) -> RemountSpec:
+    """Return how to mount the overlay with the directory ``lower`` as its only lower layer."""
+    return replace(entry, spec=replace(entry.spec, lower=(lower,), data=(), images=()))
 
 
 def to_json(entry: RemountSpec) -> bytes:

@@ -204,7 +204,10 @@ def _give_redirect(
     has = beneath.attribute_here(name, redirect)
     target = needed_redirect(directory.lower, name, has)
     if target is None:
-        return []
+        if not has or not is_below or lowers.has(has):
+            return []
+        # A file with several names keeps its redirect in the index. The names may have been moved in the lower layers since.
+        target, has = posixpath.join(directory.merged_with(), name), None
     # A copy that was renamed within its directory is looked up by its old name.
     if (has or not is_below) and not lowers.has(target):
         return [Pending(directory.child(name), "its source is gone from the lower layers")]

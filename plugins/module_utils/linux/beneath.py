@@ -153,6 +153,19 @@ def keep_held_times(fd: int, atime_ns: int) -> None:
     syscalls.keep_times(syscalls.AT_FDCWD, name_of(fd), atime_ns, follow=True)
 
 
+def set_held_times(fd: int, atime_ns: int, mtime_ns: int) -> None:
+    """Set atime and mtime of the inode of an O_PATH descriptor, in nanoseconds. The inode may not be a symbolic link."""
+    os.utime(name_of(fd), ns=(atime_ns, mtime_ns))
+
+
+def open_for_writing(fd: int) -> None:
+    """Open the regular file of an O_PATH descriptor for writing, write nothing, and close it. An overlay copies its content up.
+
+    Raises OSError: ETXTBSY for a program that is running, EWOULDBLOCK instead of waiting for the holder of a lease.
+    """
+    os.close(os.open(name_of(fd), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC))
+
+
 def attribute(fd: int, name: bytes) -> bytes | None:
     """Return the value of an xattr of an open directory or file; None if it has none of that name."""
     return xattrs.read(fd, name)
@@ -197,6 +210,11 @@ def remove_held_attribute(fd: int, name: bytes) -> None:
             raise
 
 
+def held_attribute_names(fd: int) -> list[str]:
+    """Return the names of the xattrs of the inode of an O_PATH descriptor."""
+    return os.listxattr(name_of(fd))
+
+
 def has_attribute_here(name: bytes, attribute_name: str) -> bool:
     """Return whether ``name`` in the working directory has an xattr of this name."""
     return attribute_name in os.listxattr(name, follow_symlinks=False)
@@ -211,6 +229,16 @@ def attribute_here(name: bytes, attribute_name: bytes) -> bytes | None:
         if error.errno in (errno.ENODATA, errno.ENOTSUP):
             return None
         raise
+
+
+def attribute_names_here(name: bytes) -> list[str]:
+    """Return the names of the xattrs of ``name`` in the working directory; none if its file system does not support xattrs."""
+    return xattrs.names(name)
+
+
+def remove_attribute_here(name: bytes, attribute_name: bytes) -> None:
+    """Remove an xattr of ``name`` in the working directory, if it has it."""
+    xattrs.remove(name, attribute_name)
 
 
 def create_attribute_here(name: bytes, attribute_name: bytes, value: bytes) -> bool:

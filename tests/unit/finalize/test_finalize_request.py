@@ -6,8 +6,10 @@ import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.finalize_request import (
     MOST_WORKERS,
+    PASSES,
     WORKERS_FAR,
     WORKERS_HERE,
+    check_detach,
     check_numbers,
     chosen_subtrees,
     default_workers,
@@ -50,6 +52,29 @@ def test_numbers_in_range_are_accepted(workers: int | None) -> None:
 def test_numbers_out_of_range_are_refused_by_name(workers: int | None, merged_levels: int, message: str) -> None:
     with pytest.raises(OverlayError, match=message):
         check_numbers(workers, merged_levels)
+
+
+@pytest.mark.parametrize("seal", ["auto", "offline"])
+def test_a_whole_overlay_can_be_detached(seal: str) -> None:
+    check_detach((), PASSES, seal, 0)
+
+
+@pytest.mark.parametrize(
+    ("subtrees", "passes", "seal", "merged_levels", "message"),
+    [
+        ((b"tool",), PASSES, "auto", 0, "leave 'subtrees' out"),
+        ((), PASSES, "auto", 1, "leave 'merged_levels' out"),
+        ((), ("seal",), "auto", 0, "copy_up and seal"),
+        ((), ("copy_up",), "auto", 0, "copy_up and seal"),
+        ((), PASSES, "kernel", 0, "set it to offline, not kernel"),
+        ((), PASSES, "none", 0, "set it to offline, not none"),
+    ],
+)
+def test_what_leaves_a_part_merged_is_refused(
+    subtrees: tuple[bytes, ...], passes: tuple[str, ...], seal: str, merged_levels: int, message: str
+) -> None:
+    with pytest.raises(OverlayError, match=message):
+        check_detach(subtrees, passes, seal, merged_levels)
 
 
 MOUNTS = tuple(

@@ -50,6 +50,26 @@ def test_the_plan_has_an_action_for_each_change() -> None:
     ]
 
 
+def test_detaching_is_the_last_action_and_names_the_new_lower_layer() -> None:
+    result = FinalizeResult(FinalizeCounts(sealed=2), lower=(b"/net/a", b"/net/b"), detached_over=b"/u.detached")
+    assert [str(action) for action in result.plan] == [
+        "seal 2 directories",
+        "detach the overlay from /net/a, /net/b, and mount it over the empty directory /u.detached",
+    ]
+    assert result.values["detached"]
+    assert result.values["lower"] == result.after["lower layers"] == ["/u.detached"]
+    assert result.before["lower layers"] == ["/net/a", "/net/b"]
+    assert "/u.detached" in result.warnings[0]
+
+
+def test_an_overlay_that_was_detached_before_is_returned_as_detached() -> None:
+    result = FinalizeResult(lower=(b"/u.detached",), was_detached=True)
+    assert result.plan == ()
+    assert result.values["detached"]
+    assert result.values["lower"] == ["/u.detached"]
+    assert result.warnings == []
+
+
 def test_a_refused_run_changes_nothing() -> None:
     result = FinalizeResult(FinalizeCounts(content_files=2, content_bytes=9), refusal="no")
     assert result.plan == ()
@@ -66,6 +86,7 @@ def test_the_diff_shows_what_changes() -> None:
         "in upper": (4, 7),
         "owners half changed": (0, 0),
         "sealed by this run": (0, 2),
+        "lower layers": ([], []),
         "gone from the lower layers": (["a\\n"], []),
     }
 

@@ -8,7 +8,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.marks 
     Marks,
     OwnerChange,
     copied_from,
+    empty_lower,
     lower_path,
+    mtime_from_note,
+    mtime_to_note,
     needed_redirect,
 )
 
@@ -100,3 +103,20 @@ def test_the_note_of_an_owner_change_is_invalid_for_another_inode() -> None:
 @pytest.mark.parametrize("note", [b"", b"y", b"6755 1 2 -", b"9 1 2 - 77", b"6755 1 2 zz 77", b"6755 1 2 - 77 1"])
 def test_a_malformed_note_of_an_owner_change_is_ignored(note: bytes) -> None:
     assert OwnerChange.from_note(note, 77) is None
+
+
+@pytest.mark.parametrize("mtime_ns", [0, 1, -1, 1_700_000_000_123_456_789])
+def test_the_note_of_an_mtime_is_valid_for_its_file_only(mtime_ns: int) -> None:
+    note = mtime_to_note(mtime_ns, 7)
+    assert mtime_from_note(note, 7) == mtime_ns
+    assert mtime_from_note(note, 8) is None
+
+
+@pytest.mark.parametrize("note", [b"", b"1", b"1 7 7", b"x 7", b"1 x", b"%d 7" % (1 << 63)])
+def test_a_malformed_note_of_an_mtime_is_ignored(note: bytes) -> None:
+    assert mtime_from_note(note, 7) is None
+
+
+@pytest.mark.parametrize("upper", [b"/disk/upper", b"/disk/upper/"])
+def test_the_empty_directory_is_beside_the_upper_layer(upper: bytes) -> None:
+    assert empty_lower(upper) == b"/disk/upper.detached"

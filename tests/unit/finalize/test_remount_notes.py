@@ -69,6 +69,18 @@ def test_a_mount_that_would_differ_is_refused(old: bytes, new: bytes, reason: st
         remount_notes.remount_spec(mount_of(MOUNT.replace(old, new)), ())
 
 
+def test_a_detached_overlay_is_mounted_over_one_directory() -> None:
+    found = remount_notes.remount_spec(mount_of(MOUNT), (b"/net/c.erofs",))
+    over = remount_notes.over(found, b"/disk/up per.detached")
+    assert (over.spec.lower, over.spec.data, over.spec.images) == ((b"/disk/up per.detached",), (), ())
+    assert (over.spec.writable, over.spec.settings, over.spec.flags) == (
+        found.spec.writable,
+        found.spec.settings,
+        found.spec.flags,
+    )
+    assert remount_notes.from_json(remount_notes.to_json(over)) == over
+
+
 @pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"path": 1}', b"null"])
 def test_a_malformed_note_is_refused(text: bytes) -> None:
     with pytest.raises(RecordError):
