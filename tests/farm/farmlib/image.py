@@ -18,7 +18,7 @@ from farmlib import cpio, host
 SUITE = "bookworm"
 # The mtime of all files, so that the image is reproducible.
 EPOCH = 1735689600
-ROOT_SIZE = "4G"
+ROOT_SIZE = "8G"
 
 
 @dataclass(frozen=True)
