@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from farmlib import collection, starts
+from farmlib import collection, measure, starts
 from farmlib.collection import ROOT, STATE_DIR, STORE
 from farmlib.machines import Farm, Machine
 
@@ -17,7 +17,7 @@ RELEASE = "numpy/2.3.5"
 START = "numpy"
 IMAGE_STORE = f"{STORE}/.images"
 DECLARED = {"name": "traced", "mountpoint": VIEW, "releases": [RELEASE], "data_images": "trace"}
-WAY = starts.Way("traced", "a view with data images", VIEW, starts.measure.kept(VIEW))
+WAY = starts.Way("traced", "a view with data images", VIEW, measure.kept(VIEW))
 
 
 @dataclass(frozen=True)
