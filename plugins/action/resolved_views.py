@@ -227,15 +227,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                 if view.get("of_host"):
                     resolution.obstacle = f"view {view['name']}: {view['msg']}"
             else:
-                resolution.locked.append(
-                    LockedView(
-                        view["name"],
-                        view["generation"],
-                        tuple(view["releases"]),
-                        tuple(view["leaving"]),
-                        view["image_digest"],
-                    )
-                )
+                resolution.locked.append(LockedView.from_dict(view))
 
     def _call(self, module: str, options: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -207,6 +207,66 @@ options:
         description: Discard what was written to the view if it would be left behind.
         type: bool
         default: false
+      data_images:
+        description:
+          - Which data images the view has on this host. A data image has the content of files of one release. It is a data layer before
+            those of O(views[].data), so these files are not read from the software root.
+          - V(trace) has images of the files that a start of the software opens. V(everything) has images of all files.
+          - V(only) has images of all files, and does without the software root, which is the last of O(views[].data). Before the view is
+            switched to the images alone, it is checked that they have each file of the view that has content, with its size. If one is
+            missing, the view is mounted with the software root as well and fails, and names the first missing files. If there is no
+            software root either, it stays as it is.
+          - An image that does not fit or cannot be installed is left out with a warning. Its files are then read from the software root.
+          - Adding or removing an image switches the mount and makes no new generation.
+        type: str
+        choices: [none, trace, everything, only]
+        default: none
+      locked_data_images:
+        description: The data images that the lock has for the releases of the view, at most one for each release.
+        type: list
+        elements: dict
+        default: []
+        suboptions:
+          release:
+            description: The release.
+            type: str
+            required: true
+          kind:
+            description: What the image has.
+            type: str
+            choices: [trace, everything]
+            required: true
+          digest:
+            description: The digest of the image file.
+            type: str
+            required: true
+          bytes_on_disk:
+            description: The size of the image file.
+            type: int
+            required: true
+          opens:
+            description: How often the files of the image were opened in the trace. Images with the most opens per byte are installed first.
+            type: int
+            default: 0
+          complete:
+            description: Whether the image has every file of the release that has content.
+            type: bool
+            default: false
+      image_store:
+        description: Directory that the data images are installed from.
+        type: path
+      data_budget:
+        description:
+          - The most bytes of the data images of all views in O(views[].state_dir). 0 means that only O(views[].data_keep_free) limits them.
+          - Images that are installed stay as long as they are in the budget, and then those with the most opens per byte are installed. An
+            image that this run replaces is not counted. It is removed when nothing uses it.
+          - If views of one state directory have different values, the lowest one is used.
+        type: bytes
+        default: 0
+      data_keep_free:
+        description: How much of the file system of O(views[].state_dir) stays free, as a size such as V(20G) or as a percentage.
+        type: str
+        default: 5%
       keep:
         description: The number of newest generations that stay.
         type: int
@@ -296,6 +356,24 @@ EXAMPLES = r"""
         data: [/net/software]
     hold: 86400
     hold_reason: renders are black
+
+- name: Show a view without the file server
+  renderfarm.overlay.view:
+    views:
+      - name: software
+        mountpoint: /software
+        store: /net/manifests
+        releases:
+          - release: houdini/20.5.410
+        data: [/net/software]
+        data_images: only
+        image_store: /net/manifests/.images
+        locked_data_images:
+          - release: houdini/20.5.410
+            kind: everything
+            digest: sha256:9f2c5e0c1f0a6c0e4b8f5f0f3f2b7a0d6d2f9d5a3c1b0e7f8a9b6c5d4e3f2a1b
+            bytes_on_disk: 3221225472
+            complete: true
 """
 
 RETURN = r"""
@@ -395,6 +473,15 @@ views:
       type: list
       elements: str
       sample: []
+    data_images:
+      description: The data images that the view is mounted with.
+      type: list
+      elements: dict
+      sample: [{"release": "houdini/20.5.410", "id": "9f2c5e0c1f0a6c0e", "bytes_on_disk": 3221225472, "complete": true}]
+    detached:
+      description: Whether the view stands without the software root.
+      type: bool
+      sample: false
     removed:
       description: The generations that were removed.
       type: list
@@ -453,7 +540,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     brought = []
     for view in views:
         context.note.write(f"view {view['name']}")
-        brought.append(_bring({**view, **holding}, context))
+        brought.append(_bring({**view, **holding, "companions": views}, context))
         context.progress()
     rows = host_report.of_run(views, {one.name: one.failure for one in brought}, runner.explain)
     problem = ""
@@ -481,7 +568,7 @@ def _check(views: list[dict[str, Any]], hold: int | None) -> None:
     names = [view["name"] for view in views]
     for view in views:
         label = f"view {view['name']}"
-        for option in ("mountpoint", "state_dir", "store", "image"):
+        for option in ("mountpoint", "state_dir", "store", "image", "image_store"):
             if view[option] is not None:
                 runner.check_absolute(view[option], f"{label}: {option}")
         for layer in view["data"]:

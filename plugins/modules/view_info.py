@@ -23,8 +23,8 @@ options:
   views:
     description:
       - The declared views of the host, as M(renderfarm.overlay.declared_views) returns them.
-      - These keys of a view are read. C(name), C(mountpoint), C(state), C(generation), C(options), C(data), C(persist), C(state_dir),
-        C(writable) and C(scratch_size). They mean the same as in M(renderfarm.overlay.view). Other keys are ignored.
+      - These keys of a view are read. C(name), C(mountpoint), C(state), C(generation), C(options), C(data), C(data_images),
+        C(persist), C(state_dir), C(writable) and C(scratch_size). They mean the same as in M(renderfarm.overlay.view).
       - A view on the host that is not in the list has the status V(not declared).
       - Without this option each view is compared with what M(renderfarm.overlay.view) was given in its last run on the host.
       - A view that another module made has no such record. Its generation is compared with the current one, and its options, data layers
@@ -119,6 +119,15 @@ report:
       description: Disk space of all generations of the view, in bytes, as their records say.
       type: int
       sample: 9437184
+    data_images:
+      description: The data images that the view is mounted with.
+      type: list
+      elements: dict
+      sample: [{"release": "houdini/20.5.410", "id": "9f2c5e0c1f0a6c0e", "bytes_on_disk": 3221225472}]
+    detached:
+      description: Whether the view is mounted without the software root.
+      type: bool
+      sample: false
     last_run:
       description: When M(renderfarm.overlay.view) last worked on the view, in UTC; none if it never did.
       type: str
@@ -143,6 +152,7 @@ _KEYS: dict[str, tuple[Any, Any]] = {
     "generation": (str, None),
     "options": (Mapping, {"nodev": True, "nosuid": True}),
     "data": (list, []),
+    "data_images": (str, "none"),
     "persist": (str, "none"),
     "state_dir": (str, None),
     "writable": (str, "none"),

@@ -310,9 +310,9 @@ def declared(
 ) -> MountSpec:
     """Return the declaration of an overlay; it is read-only unless there is a ``writable``, or ``read_only`` is false."""
     layers = [os.fsencode(one) for one in lower]
-    found = images.among(layers)
-    read_only = read_only and writable is None
     layers_of_data = [os.fsencode(one) for one in data]
+    found = images.among((*layers, *layers_of_data))
+    read_only = read_only and writable is None
     return mount_spec(os.fsencode(path), layers, layers_of_data, options, read_only, found, writable, strategy)
 
 

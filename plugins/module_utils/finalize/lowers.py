@@ -79,11 +79,11 @@ def _is_whiteout(entry: os.DirEntry[bytes]) -> bool:
 
 
 def images_among(layers: OverlayLayers) -> tuple[bytes, ...]:
-    """Return the image files among the lower layers of a mounted overlay. The kernel reports these by name only."""
+    """Return the image files among the lower and data layers of a mounted overlay. The kernel reports these by name only."""
     return tuple(
         image_path(layer)
-        for layer in layers.lower
-        if beneath.is_file_at(image_path(layer)) and not beneath.is_directory_at(layer)
+        for layer in (*layers.lower, *layers.data)
+        if not beneath.is_directory_at(layer) and beneath.is_file_at(image_path(layer))
     )
 
 

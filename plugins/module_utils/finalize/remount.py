@@ -72,7 +72,7 @@ def unmounted(
 ) -> Iterator[None]:
     """Unmount an overlay while the block runs, and always mount it again afterwards.
 
-    ``images`` are the image files among its lower layers. Call ``let_go`` right before unmounting, to close what this process has open in
+    ``images`` are the image files among its layers. Call ``let_go`` right before unmounting, to close what this process has open in
     the overlay. Raises OverlayError, and leaves the overlay mounted, if processes use it, which the message names, or if it could not be
     mounted again as it is.
     """

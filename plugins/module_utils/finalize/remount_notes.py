@@ -42,7 +42,7 @@ class RemountSpec:
 
 
 def remount_spec(mount: Mount, images: tuple[bytes, ...]) -> RemountSpec:
-    """Return how to mount a writable overlay again. ``images`` are the image files among its lower layers.
+    """Return how to mount a writable overlay again. ``images`` are the image files among its layers.
 
     Raises OverlayError if the new mount would differ.
     """

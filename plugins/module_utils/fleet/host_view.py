@@ -12,16 +12,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import pruning_images
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import (
+    data_choice,
     health,
+    host_data,
     lock_file,
     status_file,
     writable_view,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.data_choice import LockedImage
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_data import HostData, NotCoveredError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView, short_release
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.shown_layer import shown_layer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import Hold, ViewStatus, mount_of
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.writable_view import LeftChanges
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import USER
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import DIRECTORY, USER
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     deadline,
     mountinfo,
@@ -55,6 +61,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_path
     CURRENT,
     GenerationName,
     ViewPaths,
+    generation_of,
     layer_path,
 )
 
@@ -83,6 +90,8 @@ class Brought:
     warnings: list[str] = field(default_factory=list)
     #: Why the view failed; empty if it did not.
     failure: str = ""
+    #: The data layers that it is mounted with; None if it was not brought so far.
+    data: list[str] | None = None
 
     @property
     def named_failure(self) -> str:
@@ -138,6 +147,7 @@ def _new_status(view: Mapping[str, Any], brought: Brought, known: ViewStatus | N
     # A view that could not be resolved has no declared generation but that of the last run.
     generation = view["locked_generation"] or (last or shown if view["unresolved"] else shown or last)
     before = brought.before.get("generation")
+    mount = {**mount_of(view), "data": brought.data or (known.mount if known and known.mount else view)["data"]}
     return ViewStatus(
         view["name"],
         view["mountpoint"],
@@ -145,7 +155,7 @@ def _new_status(view: Mapping[str, Any], brought: Brought, known: ViewStatus | N
         view["persist"],
         brought.failure,
         hold,
-        mount_of(view) if is_shown else None,
+        mount if is_shown else None,
         before if is_shown and before and not brought.failure and shown != before else None,
     )
 
@@ -176,7 +186,12 @@ def _lock_of(view: Mapping[str, Any], paths: ViewPaths) -> LockedView:
         current = view_state.observe(paths).current
         releases = [short_release(one) for one in view_state.read_generation(paths, str(current)).releases]
     return LockedView(
-        view["name"], view["locked_generation"], tuple(releases), tuple(view["leaving"]), view["image_digest"]
+        view["name"],
+        view["locked_generation"],
+        tuple(releases),
+        tuple(view["leaving"]),
+        view["image_digest"],
+        tuple(LockedImage.from_dict(one) for one in view["locked_data_images"]),
     )
 
 
@@ -207,20 +222,17 @@ def _hold_of_rollback(view: Mapping[str, Any], brought: Brought) -> Hold | None:
 
 def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought, hold: Hold | None) -> None:
     """Provide the declared generation, mount it, make it the current one, and remove the generations that nobody needs."""
-    wanted = {**view, "generation": hold.generation} if hold else dict(view)
     state = view_state.observe(paths)
-    if view["unresolved"] and not hold:
-        if state.current is None:
-            # It was never shown here. The run says why it could not be resolved.
-            return
-        wanted["generation"] = CURRENT
-    if wanted["generation"] is not None:
-        wanted.update(image=None, image_digest=None, releases=[])
+    if view["unresolved"] and not hold and state.current is None:
+        # It was never shown here. The run says why it could not be resolved.
+        return
+    wanted = _with_generation(view, state, hold)
     source = layer_sources.from_parameters(wanted, paths, state, run.seconds, run.progress)
     if not hold and view["generation"] is None:
         _check_locked(view, source)
     _check_kernel(view, source, run)
     path, live = _mounted_at(view)
+    data = host_data.prepare(view, source)
     left = writable_view.left_behind(view, paths, source.directory, live)
     writable_view.check_may_leave(view, paths, left)
     writable_view.check_discardable(paths, left, live, run.progress)
@@ -231,14 +243,12 @@ def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought,
     composition = source.composed_for(layer_plan.plan_layer(source.directory, source.action, state))
     provided = _carry_out_layer(source, paths, state, run, brought, provide_only=True)
     params = mount_parameters(view, paths, source.directory, live)
-    mounted = _mount(
-        params,
-        paths,
-        path,
-        run,
-        brought,
-        lambda task: _check_health(params, source, _new_releases(source, paths, state), task, run, brought),
-    )
+    opened = _new_releases(source, paths, state)
+
+    def check_health(task: MountTask) -> None:
+        _check_health(params, source, opened, task, run, brought)
+
+    mounted = _mount_with_data(params, data, source, paths, path, live, run, brought, check_health)
     # Only now, so that a view that cannot be shown stays at its generation.
     finished = _carry_out_layer(source, paths, provided, run, brought)
     layer = source.values_on_host(paths, finished, composition)
@@ -247,6 +257,20 @@ def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought,
     _discard(paths, left, run, brought)
     _warn_of_rights(view, layer, mounted, brought)
     _prune(view, paths, run, brought)
+    if data.problem:
+        raise OverlayError(data.problem)
+
+
+def _with_generation(view: Mapping[str, Any], state: ViewState, hold: Hold | None) -> dict[str, Any]:
+    """Return a view with the generation that it shows, if that is on this host already and is not made from what is declared."""
+    generation = hold.generation if hold else CURRENT if view["unresolved"] else view["generation"]
+    locked = view["locked_generation"]
+    if generation is None and view["data_images"] == data_choice.ONLY:
+        # The store with the manifests may be on the file server that the view does without.
+        generation = locked if locked in {generation_of(one) for one in state.generations} else None
+    if generation is None:
+        return dict(view)
+    return {**view, "generation": generation, "image": None, "image_digest": None, "releases": []}
 
 
 def _carry_out_layer(
@@ -331,14 +355,10 @@ def _check_health(
 
 def _check_kernel(view: Mapping[str, Any], source: Source, run: Run) -> None:
     """Raises OverlayError if the kernel cannot mount the view, or the software root is missing. Does nothing if a view is mounted."""
-    seen = namespaces.own_mounts()
-    if mountinfo.top_mount(seen, os.fsencode(view["mountpoint"])) is not None:
+    if mountinfo.top_mount(namespaces.own_mounts(), os.fsencode(view["mountpoint"])) is not None:
         return
-    # Layers with a part of the software root come before it. In check mode, an earlier task may not have mounted it. If it is on a file
-    # server, it is mounted, and is not listed.
-    for root in view["data"][-1:] if not run.check_mode else ():
-        if still_paths.is_local(os.path.realpath(os.fsencode(root)), seen):
-            mountpoints.check_has_content(os.fsencode(root))
+    if view["data_images"] != data_choice.ONLY:
+        _check_root(view, run)
     feature = "redirect" if source.strategy == strategies.REDIRECT else "data_only"
     if view["xattr_namespace"] == "user":
         feature = "data_only_userxattr"
@@ -349,6 +369,15 @@ def _check_kernel(view: Mapping[str, Any], source: Source, run: Run) -> None:
             f" data-only layers need Linux {'6.16' if feature == 'data_only_userxattr' else '6.5'} or a distribution kernel that carries"
             " them, and strategy redirect does without them"
         )
+
+
+def _check_root(view: Mapping[str, Any], run: Run) -> None:
+    """Raises OverlayError if the software root is missing. In check mode, an earlier task may not have mounted it."""
+    seen = namespaces.own_mounts()
+    # Layers with a part of the software root come before it. If it is on a file server, it is mounted, and is not listed.
+    for root in view["data"][-1:] if not run.check_mode else ():
+        if still_paths.is_local(os.path.realpath(os.fsencode(root)), seen):
+            mountpoints.check_has_content(os.fsencode(root))
 
 
 def _check_locked(view: Mapping[str, Any], source: Source) -> None:
@@ -407,6 +436,67 @@ def _mount(
     return bool(task.mounting)
 
 
+def _mount_with_data(
+    params: Mapping[str, Any],
+    data: HostData,
+    source: Source,
+    paths: ViewPaths,
+    path: bytes,
+    live: Mount | None,
+    run: Run,
+    brought: Brought,
+    check_health: Callable[[MountTask], None],
+) -> bool:
+    """Install the data images of a view, and mount it with them; return whether the mount changed.
+
+    A view that is to stand without the software root is mounted with it if the images do not have all of its content, which ``data`` then
+    has as its problem. Raises OverlayError if the software root is not there either.
+    """
+
+    def mount(with_root: bool, check_first: Callable[[MountTask], None]) -> bool:
+        layers = data.layers(with_root)
+        changed = _mount({**params, "data": layers}, paths, path, run, brought, check_first)
+        brought.data = layers
+        return changed
+
+    def check_covered(task: MountTask) -> None:
+        namespace = params["xattr_namespace"] if source.format == DIRECTORY.name else strategies.TRUSTED
+        host_data.check_covered(data, params["lower"][0], namespace, run.seconds, run.progress)
+        check_health(task)
+
+    shows = live is not None and shown_layer(live, os.fsencode(paths.generations))
+    is_attached = live is not None and _has_root(live, params)
+    changed = False
+    for action, ends_pass in host_data.install(data, run.check_mode, run.progress, run.carry_out, run.explain):
+        brought.actions.append(action)
+        # Who uses the view meanwhile reads from the images that are there, and a run that is killed is not for nothing.
+        if ends_pass and is_attached and shows and shows.directory == source.directory:
+            changed = mount(True, lambda _task: None) or changed
+    if data.is_used:
+        brought.values.update(data_images=data.values(), detached=False)
+    if data.wants_to_detach and not (run.check_mode and data.left_out):
+        try:
+            changed = mount(False, check_covered) or changed
+            brought.values["detached"] = True
+            return changed
+        except NotCoveredError as error:
+            data.problem = str(error)
+            if live is not None and not is_attached:
+                raise OverlayError(f"{error}; it stays as it is") from None
+            _check_root(params, run)
+    elif data.warning():
+        brought.warnings.append(data.warning())
+    if live is not None and not is_attached:
+        _check_root(params, run)
+    return mount(True, check_health) or changed
+
+
+def _has_root(live: Mount, view: Mapping[str, Any]) -> bool:
+    """Return whether the mount of a view has the software root as a data layer."""
+    root = still_paths.resolved(os.fsencode(view["data"][-1]), namespaces.own_mounts()) if view["data"] else None
+    return live.fstype != b"overlay" or root in mountinfo.overlay_layers(live).data
+
+
 def _discard(paths: ViewPaths, left: tuple[LeftChanges, ...], run: Run, brought: Brought) -> None:
     """Discard the changes that a view has left behind, and remove its other upper layers."""
     plan, handlers = writable_view.discarding(paths, left, run.progress)
@@ -438,6 +528,15 @@ def _prune(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought
         run.carry_out(found.plan, found.handlers(run.progress))
     brought.actions += found.plan
     brought.values["removed"] = [one["generation"] for one in found.removed_values()]
+    _prune_images(view, run, brought)
+
+
+def _prune_images(view: Mapping[str, Any], run: Run, brought: Brought) -> None:
+    """Remove the data images that nobody needs. They belong to all views of the state directory."""
+    with pruning_images.locked(view["state_dir"], run.check_mode, run.progress):
+        found = host_data.find_unneeded(view, run.check_mode)
+        run.carry_out(found.plan, found.handlers(run.progress))
+    brought.actions += found.plan
 
 
 def _take_down(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought) -> None:
@@ -463,3 +562,4 @@ def _take_down(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Bro
             stack.enter_context(view_state.locked(paths, run.seconds, run.progress))
         run.carry_out(plan, handlers)
     brought.actions += plan
+    _prune_images(view, run, brought)

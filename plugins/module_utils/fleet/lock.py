@@ -14,14 +14,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import data_choice
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.data_choice import LockedImage
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.limits import MOST_PATTERNS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import records
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_bytes
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import RecordError, RecordKind
 
-#: The number of the format that is written and read.
-LOCK_FORMAT = 1
+#: The number of the newest format. A lock without data images is written in format 1, so that earlier versions can read it.
+LOCK_FORMAT = 2
+_FORMAT_WITHOUT_DATA_IMAGES = 1
 
 _MOST_VIEWS = 10_000
 _MOST_RELEASES = 100_000
@@ -34,6 +37,16 @@ _RELEASE = records.fields(
     {"at": records.relative(0), "source": records.relative(0), "include": _PATTERNS, "exclude": _PATTERNS},
 )
 _LEAVING = records.fields({"release": records.relative(), "until": records.text(20)})
+_DATA_IMAGE = records.fields(
+    {
+        "release": records.relative(),
+        "kind": records.word(data_choice.TRACE, data_choice.EVERYTHING),
+        "digest": records.digest,
+        "bytes_on_disk": records.integer(0, records.LARGEST_SIZE),
+        "opens": records.integer(0, records.LARGEST_SIZE),
+        "complete": records.boolean,
+    }
+)
 _VIEW = records.fields(
     {
         "name": records.form("[A-Za-z0-9][A-Za-z0-9._-]{0,99}"),
@@ -41,18 +54,20 @@ _VIEW = records.fields(
         "releases": records.list_of(_RELEASE, _MOST_RELEASES, 1),
         "leaving": records.list_of(_LEAVING, _MOST_RELEASES),
         "image_digest": records.nullable(records.digest),
-    }
+    },
+    {"data_images": records.list_of(_DATA_IMAGE, 2 * _MOST_RELEASES)},
 )
 _LOCK = RecordKind(
     records.fields(
         {
-            "format": records.integer(LOCK_FORMAT, LOCK_FORMAT),
+            "format": records.integer(_FORMAT_WITHOUT_DATA_IMAGES, LOCK_FORMAT),
             "views": records.list_of(_VIEW, _MOST_VIEWS),
         }
     ),
     LARGEST_LOCK,
     "format",
     LOCK_FORMAT,
+    oldest=_FORMAT_WITHOUT_DATA_IMAGES,
 )
 
 
@@ -69,6 +84,8 @@ class LockedView:
     leaving: tuple[dict[str, str], ...] = ()
     #: The digest of the image that was built for all hosts; None if each host builds its layer.
     image_digest: str | None = None
+    #: The data images of its releases, of each kind that some host wants.
+    data_images: tuple[LockedImage, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -77,7 +94,20 @@ class LockedView:
             "releases": [dict(one) for one in self.releases],
             "leaving": [dict(one) for one in self.leaving],
             "image_digest": self.image_digest,
+            **({"data_images": [one.as_dict() for one in self.data_images]} if self.data_images else {}),
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LockedView:
+        """Return the view that ``as_dict`` described. Raises KeyError if a field is missing."""
+        return cls(
+            values["name"],
+            values["generation"],
+            tuple(values["releases"]),
+            tuple(values["leaving"]),
+            values["image_digest"],
+            tuple(LockedImage.from_dict(one) for one in values.get("data_images", ())),
+        )
 
 
 def short_release(release: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,14 +124,17 @@ def short_release(release: Mapping[str, Any]) -> dict[str, Any]:
 def lock_to_json(views: Iterable[LockedView]) -> str:
     """Return the text of a lock: the views by name, and each release in a line of its own."""
     ordered = sorted(views, key=lambda view: view.name)
-    lines = ["{", f' "format": {LOCK_FORMAT},', ' "views": [']
+    lock_format = LOCK_FORMAT if any(view.data_images for view in ordered) else _FORMAT_WITHOUT_DATA_IMAGES
+    lines = ["{", f' "format": {lock_format},', ' "views": [']
     for number, view in enumerate(ordered, 1):
         values = view.as_dict()
         lines.append("  {")
         lines += [
             f"   {json.dumps(name)}: {json.dumps(values[name])}," for name in ("name", "generation", "image_digest")
         ]
-        lines += [*_listed("releases", values["releases"], ","), *_listed("leaving", values["leaving"], "")]
+        lists = [name for name in ("releases", "leaving", "data_images") if name in values]
+        for name in lists:
+            lines += _listed(name, values[name], "," if name != lists[-1] else "")
         lines.append("  }" + ("," if number < len(ordered) else ""))
     return "\n".join((*lines, " ]", "}", ""))
 
@@ -131,12 +164,7 @@ def lock_from_values(values: Any) -> dict[str, LockedView]:
 
 
 def _views(listed: list[Mapping[str, Any]]) -> dict[str, LockedView]:
-    found = {
-        view["name"]: LockedView(
-            view["name"], view["generation"], tuple(view["releases"]), tuple(view["leaving"]), view["image_digest"]
-        )
-        for view in listed
-    }
+    found = {view["name"]: LockedView.from_dict(view) for view in listed}
     if len(found) != len(listed):
         raise RecordError("it has a view twice")
     return found

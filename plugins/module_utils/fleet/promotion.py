@@ -8,7 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView, lock_from_values
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import (
+    LOCK_FORMAT,
+    LockedView,
+    lock_from_values,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolution import (
     differing_views,
     host_list,
@@ -41,10 +45,13 @@ def promoted(read: Mapping[str, Shown], least: int | None, seconds: int) -> tupl
     locks: dict[str, LockedView] = {}
     for view in (view for views in rows.values() for view in views if view["lock"]):
         name = view["name"]
-        locked = lock_from_values({"format": 1, "views": [view["lock"]]})[name]
+        locked = lock_from_values({"format": LOCK_FORMAT, "views": [view["lock"]]})[name]
         known = locks.setdefault(name, locked)
         if known.generation == locked.generation and known.image_digest != locked.image_digest:
             problems.append(f"view {name}: canary hosts show different images of generation {locked.generation}")
+        if known.generation == locked.generation and len(locked.data_images) > len(known.data_images):
+            # A canary host without data images may have been deployed with another lock of the same generation.
+            locks[name] = locked
     if reached and not locks and not problems:
         problems.append("the canary hosts declare no view that is to be mounted")
     return list(locks.values()), list(dict.fromkeys(problems))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import data_choice
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import IMAGE_SUFFIX
 
@@ -90,7 +91,8 @@ def shared_views(
             if name not in first:
                 first[name] = host, view
                 chosen[name] = {key: view[key] for key in ("name", *SHARED, *_OF_SCANNING)}
-                continue
+                chosen[name].update(data_images=[], data_required=False)
+            _add_data_images(chosen[name], view["data_images"])
             other, known = first[name]
             for key in SHARED:
                 if view[key] != known[key]:
@@ -99,6 +101,15 @@ def shared_views(
                         " that differ names of their own"
                     ] = None
     return list(chosen.values()), list(problems)
+
+
+def _add_data_images(chosen: dict[str, Any], kind: str) -> None:
+    """Add the data images that one host wants for a view. Hosts may differ in this, so the lock has all kinds that some host wants."""
+    if kind == data_choice.NONE:
+        return
+    wanted = data_choice.EVERYTHING if kind == data_choice.ONLY else kind
+    chosen["data_images"] = sorted({*chosen["data_images"], wanted})
+    chosen["data_required"] = chosen["data_required"] or kind == data_choice.ONLY
 
 
 #: Chooses from listed releases by a query.
@@ -189,6 +200,8 @@ _OF_HOST = (
     *("writable", "scratch_size", "discard_changes"),
     *("keep", "min_age", "state_dir", "health_check", "health_timeout", "health_user"),
 )
+#: The keys that a host needs besides them if the view has data images.
+_OF_DATA_IMAGES = ("data_images", "data_budget", "data_keep_free", "image_store")
 
 
 def locked_views(views: Iterable[Mapping[str, Any]], lock: Mapping[str, LockedView]) -> list[dict[str, Any]]:
@@ -199,13 +212,18 @@ def locked_views(views: Iterable[Mapping[str, Any]], lock: Mapping[str, LockedVi
     """
     found = []
     for view in views:
-        options = {name: view[name] for name in _OF_HOST if view[name] not in ("", None)}
+        has_images = view["data_images"] != data_choice.NONE
+        names = (*_OF_HOST, *(_OF_DATA_IMAGES if has_images else ()))
+        options = {name: view[name] for name in names if view[name] not in ("", None)}
         if view["state"] == "mounted" and not view["generation"]:
             locked = lock.get(view["name"])
             if locked is None:
                 found.append({**options, "unresolved": True})
                 continue
             options["locked_generation"] = locked.generation
+            images = data_choice.images_of(view["data_images"], locked.data_images)
+            if images:
+                options["locked_data_images"] = [one.as_dict() for one in images]
             if locked.leaving:
                 options["leaving"] = [dict(one) for one in locked.leaving]
             if locked.image_digest:

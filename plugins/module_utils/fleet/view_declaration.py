@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import data_choice
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.globs import clean_globs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.ownership import parse_mode
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
@@ -37,6 +38,8 @@ _TRUE = ("y", "yes", "on", "true", "t", "1")
 _FALSE = ("n", "no", "off", "false", "f", "0")
 #: A size in bytes, as Ansible takes it.
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)[KMGTPEZYkmgtpezy]?[bB]?")
+#: The keys that are the same for all views of a state directory, since they share its data images.
+_OF_STATE_DIR = ("data_budget", "data_keep_free")
 
 
 class InvalidValueError(ValueError):
@@ -148,11 +151,25 @@ def _contradictions(view: Mapping[str, Any]) -> Iterator[str]:
         yield "strategy: redirect needs xattr_namespace: trusted"
     if view["writable"] == "scratch" and view["persist"] != "none":
         yield "writable: scratch ends with the mount, so it cannot be mounted at boot: set persist: none, or writable: upper"
+    yield from _data_image_contradictions(view)
     for name in ("root", *(("data",) if view["data"] else ())):
         for path in [view[name]] if name == "root" else view[name]:
             if _inside(view["mountpoint"], path):
                 yield f"mountpoint {view['mountpoint']} is inside of the software root {path}: mount the view outside of it"
                 return
+
+
+def _data_image_contradictions(view: Mapping[str, Any]) -> Iterator[str]:
+    kind = view["data_images"]
+    if kind == "none":
+        return
+    if view["strategy"] == "redirect":
+        yield f"strategy: redirect has no data-only layers, so data_images: {kind} cannot be: leave out one of them"
+    if view["writable"] != "none":
+        yield (
+            f"writable: {view['writable']} keeps a view from being switched while it is in use, which data_images: {kind} needs: leave out"
+            " one of them"
+        )
 
 
 def _problems_between(views: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -167,6 +184,7 @@ def _problems_between(views: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     shown = [view for view in seen.values() if view["mountpoint"] and view["state"] == "mounted"]
     for number, view in enumerate(shown):
         for other in shown[:number]:
+            yield from _differences_of_state_dir(other, view)
             if view["mountpoint"] == other["mountpoint"]:
                 yield f"views {other['name']} and {view['name']} have the same mountpoint {view['mountpoint']}"
             elif overlap(to_bytes(view["mountpoint"]), to_bytes(other["mountpoint"])):
@@ -174,6 +192,18 @@ def _problems_between(views: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                     f"views {other['name']} and {view['name']} have mountpoints inside of each other: {other['mountpoint']} and"
                     f" {view['mountpoint']}"
                 )
+
+
+def _differences_of_state_dir(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the keys that two views with data images in one state directory have to agree on, and do not."""
+    if one["state_dir"] != other["state_dir"] or "none" in (one["data_images"], other["data_images"]):
+        return
+    for key in _OF_STATE_DIR:
+        if one[key] != other[key]:
+            yield (
+                f"views {one['name']} and {other['name']} share the data images in {one['state_dir']}, and differ in {key}: give one value"
+                f" as overlay_{key}"
+            )
 
 
 def _inside(path: str, directory: str) -> bool:
@@ -275,6 +305,23 @@ def _size(value: Any) -> str:
     if found is None or not float(found[1]):
         raise InvalidValueError(f"must be a size above 0, such as 2G, not {_described(value)}")
     return str(value)
+
+
+def _bytes(value: Any) -> int:
+    """Return the bytes of a size, which may have a unit."""
+    return data_choice.size_in_bytes(_size(value))
+
+
+def _keep_free(value: Any) -> str:
+    """Return a size, or a percentage, as text."""
+    text = "" if isinstance(value, bool) else str(value).strip()
+    try:
+        data_choice.bytes_to_keep_free(text, 0)
+    except ValueError:
+        raise InvalidValueError(
+            f"must be a size, such as 20G, or a part of the disk, such as 5%, not {_described(value)}"
+        ) from None
+    return text
 
 
 def _list(value: Any, what: str) -> list[Any]:
@@ -389,6 +436,9 @@ KEYS: dict[str, Key] = {
     "writable": Key(_one_of("none", "scratch", "upper"), "none"),
     "scratch_size": Key(_size, "2G"),
     "discard_changes": Key(_boolean, False),
+    "data_images": Key(_one_of("none", "trace", "everything", "only"), "none"),
+    "data_budget": Key(_bytes, 0),
+    "data_keep_free": Key(_keep_free, "5%"),
     "keep": Key(_whole, 3),
     "min_age": Key(_number, 3600.0),
     "health_check": Key(_text, ""),

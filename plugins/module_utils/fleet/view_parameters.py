@@ -25,6 +25,23 @@ _OPTIONS: dict[str, Any] = {
     "writable": {"type": "str", "choices": ["none", "scratch", "upper"], "default": "none"},
     "scratch_size": {"type": "bytes", "default": "2G"},
     "discard_changes": {"type": "bool", "default": False},
+    "data_images": {"type": "str", "choices": ["none", "trace", "everything", "only"], "default": "none"},
+    "locked_data_images": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "release": {"type": "str", "required": True},
+            "kind": {"type": "str", "choices": ["trace", "everything"], "required": True},
+            "digest": {"type": "str", "required": True},
+            "bytes_on_disk": {"type": "int", "required": True},
+            "opens": {"type": "int", "default": 0},
+            "complete": {"type": "bool", "default": False},
+        },
+    },
+    "image_store": {"type": "path"},
+    "data_budget": {"type": "bytes", "default": 0},
+    "data_keep_free": {"type": "str", "default": "5%"},
     "keep": {"type": "int", "default": 3},
     "min_age": {"type": "float", "default": 3600.0},
     "health_check": {"type": "str", "default": ""},
@@ -34,9 +51,7 @@ _OPTIONS: dict[str, Any] = {
 
 
 def options() -> dict[str, Any]:
-    """Return the argument spec of a view, without the state directory."""
+    """Return the argument spec of a view, without the state directory. ``image_store`` is where its data images are installed from."""
     layer = copy.deepcopy(layer_parameters.OPTIONS)
-    # A view is built on its host or installed, and never published.
-    del layer["image_store"]
     layer["releases"]["options"]["digest"] = {"type": "str"}
     return {**layer, **_OPTIONS}

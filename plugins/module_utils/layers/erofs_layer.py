@@ -99,27 +99,36 @@ class Builder:
                 yield from self.text((part,), tally)
 
 
+def find_program(name: str) -> str | None:
+    """Return the path of an administration program; None if this host does not have it."""
+    return shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", os.defpath), *_MORE_PLACES)))
+
+
 def find_builder() -> Builder:
     """Return the program that builds images on this host. Raises OverlayError that says what is missing if there is none."""
-    places = os.pathsep.join((os.environ.get("PATH", os.defpath), *_MORE_PLACES))
-    found = shutil.which("mkcomposefs", path=places)
+    found = find_program("mkcomposefs")
     if found:
         return Builder("mkcomposefs", found)
-    found = shutil.which("mkfs.erofs", path=places)
+    found = find_program("mkfs.erofs")
     if found is None:
         raise OverlayError(
             "this host has neither mkcomposefs (composefs) nor mkfs.erofs (erofs-utils): install one of them"
         )
     # Older versions can only copy a directory, and would read empty files of full size as zeros, byte by byte.
-    # The run_command of AnsibleModule is for modules, and returns text.
-    usage = subprocess.run(  # pylint: disable=ansible-bad-function
-        [found, "--help"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-    )
-    if b"headerball" not in usage.stdout:
+    if b"headerball" not in usage_text(found):
         raise OverlayError(
             f"{found} is too old and mkcomposefs is missing: install erofs-utils 1.8 or later (for --tar=headerball), or composefs"
         )
     return Builder("mkfs.erofs", found)
+
+
+def usage_text(program: str) -> bytes:
+    """Return what a program prints about its usage."""
+    # The run_command of AnsibleModule is for modules, and returns text.
+    done = subprocess.run(  # pylint: disable=ansible-bad-function
+        [program, "--help"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    return done.stdout
 
 
 def build(text: Iterator[bytes], image: str, builder: Builder, progress: Progress = no_progress) -> Image:
@@ -137,11 +146,11 @@ def build(text: Iterator[bytes], image: str, builder: Builder, progress: Progres
             stderr=subprocess.STDOUT,
             env={**os.environ, "LC_ALL": "C"},
             # Safe, because modules work in a process with one thread.
-            preexec_fn=_end_with_parent,  # noqa: PLW1509
+            preexec_fn=end_with_parent,  # noqa: PLW1509
         )
         try:
             whole = _feed(cast(BinaryIO, process.stdin), text, progress)
-            status = _wait(process, progress)
+            status = wait(process, progress)
         except BaseException:
             process.kill()
             process.wait()
@@ -155,7 +164,8 @@ def build(text: Iterator[bytes], image: str, builder: Builder, progress: Progres
     return Image(file_digest(image, progress), os.stat(image).st_size, builder.name)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends."""
     syscalls.die_with_parent(signal.SIGKILL)
 
 
@@ -182,7 +192,7 @@ def _feed(pipe: BinaryIO, text: Iterator[bytes], progress: Progress) -> bool:
     return True
 
 
-def _wait(process: subprocess.Popen[bytes], progress: Progress) -> int:
+def wait(process: subprocess.Popen[bytes], progress: Progress) -> int:
     """Return the exit status of the program. It makes progress as long as it uses processor time."""
     used = -1
     # Popen.wait() with a timeout polls every 50 ms in the end, which is longer than a small image takes.

@@ -55,8 +55,10 @@ class RecordKind:
     largest: int
     #: The field with the number of the format; empty if the kind has none.
     format_field: str = ""
-    #: The number of the format that is written and read. Lower numbers are outdated.
+    #: The number of the format that is written.
     format: int = 0
+    #: The lowest number of a format that is read; 0 means only ``format`` is. Lower numbers are outdated.
+    oldest: int = 0
 
     def dump(self, values: Mapping[str, Any]) -> bytes:
         """Return a record as JSON text. Raises RecordError if ``load`` would refuse it."""
@@ -88,7 +90,7 @@ class RecordKind:
             raise RecordError(f"{self.format_field!r} {problem}")
         if found > self.format:
             raise RecordError(f"{self.format_field!r} is {found}: a newer version of the collection wrote it")
-        if found < self.format:
+        if found < (self.oldest or self.format):
             raise OutdatedError(f"an older version of the collection made it (format {found})")
 
 

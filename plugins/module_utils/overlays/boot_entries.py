@@ -515,10 +515,14 @@ def _to_unmount(
 ) -> list[bytes]:
     """Return the mountpoints of images and whole overlays, mounted at boot, that no overlay uses and no unit or line needs."""
     here: set[bytes] = set()
-    elsewhere = set(spec.lower if spec else ())
+    elsewhere = set((*spec.lower, *spec.data) if spec else ())
     for mount in live:
         if mount.fstype == b"overlay":
-            (here if mount.path == path else elsewhere).update(overlay_layers(mount).lower)
+            layers = overlay_layers(mount)
+            if mount.path == path:
+                here.update(layers.lower)
+            else:
+                elsewhere.update((*layers.lower, *layers.data))
     visible = {name for name in here if _is_image(top_mount(live, name))}
     return sorted((visible | set(unneeded)) - elsewhere - set(kept))
 

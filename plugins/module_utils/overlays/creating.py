@@ -203,17 +203,22 @@ def _takes_option(name: bytes, value: bytes) -> bool:
         os.close(context)
 
 
+def lowerdir(spec: MountSpec) -> bytes:
+    """Return all layers as the value of one option. Raises OverlayError if it is longer than the kernel takes."""
+    value = mountinfo.join_lowerdir(*spec.layers)
+    if len(value) > LONGEST_VALUE:
+        raise OverlayError(
+            f"the paths of the layers of the overlay at {show(spec.path)} have {len(value)} bytes together, and this kernel takes"
+            f" {LONGEST_VALUE} (Linux 6.8 takes that many of each): use fewer layers or shorter paths"
+        )
+    return value
+
+
 def _add_layers(context: int, spec: MountSpec, one_by_one: bool) -> None:
     """Add the lower and data layers: each in an option of its own (Linux 6.8), or all in one option of at most 255 bytes."""
     lower, data = spec.layers
     if not one_by_one:
-        value = mountinfo.join_lowerdir(lower, data)
-        if len(value) > LONGEST_VALUE:
-            raise OverlayError(
-                f"the paths of the layers of the overlay at {show(spec.path)} have {len(value)} bytes together, and this kernel takes"
-                f" {LONGEST_VALUE} (Linux 6.8 takes that many of each): use fewer layers or shorter paths"
-            )
-        syscalls.fsconfig_string(context, b"lowerdir", value)
+        syscalls.fsconfig_string(context, b"lowerdir", lowerdir(spec))
         return
     for path in lower:
         _add_layer(context, b"lowerdir+", path)

@@ -44,7 +44,7 @@ def declared(path: bytes, params: Mapping[str, Any], live: Mount | None, default
 
 
 def as_written(path: bytes, params: Mapping[str, Any], seen: Sequence[Mount]) -> MountSpec:
-    """Return the declaration of an overlay at ``path`` without asking a file server: lower layers with names of images are images.
+    """Return the declaration of an overlay at ``path`` without asking a file server: layers with names of images are images.
 
     ``seen`` are the mounts that this process sees. Raises OverlayError if the declaration is not valid.
     """
@@ -73,7 +73,7 @@ def _declared(
         upper, work = (os.path.realpath(os.fsencode(params[option])) for option in ("upper", "work"))
         writable = Writable(upper, work, like_lower=params.get("like_lower", False))
     read_only = writable is None if params["read_only"] is None else params["read_only"]
-    found = images_among(lower)
+    found = images_among((*lower, *data))
     return mount_spec(path, lower, data, params["options"], read_only, found, writable, params["strategy"])
 
 

@@ -6,10 +6,12 @@
 The kernel lists a detached mount nowhere. Its record, written before it is detached, is the only way to find the processes that use it
 and the layers that they keep in use. A record is one JSON object::
 
-    {"path": "/software", "device": "0:42", "mounts": [90, 131], "lower": ["/var/lib/.../layer"], "time": 1767225600.0}
+    {"path": "/software", "device": "0:42", "mounts": [90, 131], "lower": ["/var/lib/.../layer"], "data": ["/net/software"],
+     "time": 1767225600.0}
 
-``mounts`` are the mount IDs of the overlay in all mount namespaces. ``lower`` are its lower layers, top first, as the kernel reports
-them. ``time`` is in seconds since the epoch. Paths are UTF-8; other bytes are kept as lone surrogates.
+``mounts`` are the mount IDs of the overlay in all mount namespaces. ``lower`` and ``data`` are its layers as the kernel reports them.
+Records of earlier versions lack ``data``. ``time`` is in seconds since the epoch. Paths are UTF-8; other bytes are kept as lone
+surrogates.
 """
 
 from __future__ import annotations
@@ -35,11 +37,13 @@ class DetachedMount:
     mounts: frozenset[int]
     lower: tuple[bytes, ...]
     time: float
+    data: tuple[bytes, ...] = ()
 
 
 def record_of(mount: Mount, mounts: Collection[int], time: float) -> DetachedMount:
     """Return the record of an overlay. ``mounts`` are the IDs of all its mounts, ``time`` is in seconds since the epoch."""
-    return DetachedMount(mount.path, mount.device, frozenset(mounts), overlay_layers(mount).lower, time)
+    layers = overlay_layers(mount)
+    return DetachedMount(mount.path, mount.device, frozenset(mounts), layers.lower, time, layers.data)
 
 
 def to_json(record: DetachedMount) -> bytes:
@@ -49,6 +53,7 @@ def to_json(record: DetachedMount) -> bytes:
         "device": f"{record.device[0]}:{record.device[1]}",
         "mounts": sorted(record.mounts),
         "lower": [to_text(path) for path in record.lower],
+        "data": [to_text(path) for path in record.data],
         "time": record.time,
     }
     return _RECORD.dump(value)
@@ -63,7 +68,8 @@ _RECORD = RecordKind(
             "mounts": records.list_of(records.integer(0, records.LARGEST_SIZE), 1 << 20),
             "lower": _LAYERS,
             "time": records.number(0, 1 << 40),
-        }
+        },
+        {"data": _LAYERS},
     ),
     LARGEST_RECORD,
 )
@@ -79,6 +85,7 @@ def from_json(text: bytes) -> DetachedMount:
         mounts=frozenset(value["mounts"]),
         lower=tuple(to_bytes(path) for path in value["lower"]),
         time=float(value["time"]),
+        data=tuple(to_bytes(path) for path in value.get("data", ())),
     )
 
 

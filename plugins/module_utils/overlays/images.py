@@ -36,7 +36,8 @@ def mount_unseen(images: Sequence[bytes], layers: Collection[bytes]) -> None:
     """Enter a private mount namespace, and mount each image there at its layer name.
 
     ``layers`` are the paths of all layers of the overlay; those that are directories stay what they are outside. Call this in a child
-    process. Raises OverlayError if an image cannot be mounted.
+    process. An image is mounted from its file, unless the kernel cannot do that or could then mount no overlay over the overlay. It is
+    mounted through a loop device otherwise. Raises OverlayError if an image cannot be mounted.
     """
     # Opened in the outer namespace, so that the file system that holds an image is busy there.
     files = {without_suffix(image): _open(image) for image in images}
@@ -61,14 +62,19 @@ def mount_unseen(images: Sequence[bytes], layers: Collection[bytes]) -> None:
         make_directories(layer, 0o755)
         syscalls.mount(b"/proc/self/fd/%d" % fd, layer, None, syscalls.MS_BIND)
         os.close(fd)
+    #: Whether images on a file system are mounted from their files, by its device.
+    from_file: dict[int, bool] = {}
     for name, fd in sorted(files.items()):
         make_directories(name, 0o755)
-        _mount(fd, name)
+        device = os.fstat(fd).st_dev
+        if device not in from_file:
+            from_file[device] = mounts_well_from_file(fd, name)
+        _mount(fd, name, from_file[device])
         os.close(fd)
 
 
 def among(layers: Sequence[bytes]) -> list[bytes]:
-    """Return those of the lower layers that are image files. A missing one counts as an image if it has the name of one."""
+    """Return those of the layers that are image files. A missing one counts as an image if it has the name of one."""
     return [layer for layer in layers if not os.path.isdir(layer) and (is_image_path(layer) or os.path.isfile(layer))]
 
 
@@ -80,23 +86,57 @@ def _open(image: bytes) -> int:
     return fd
 
 
-def _mount(image: int, name: bytes) -> None:
-    source = b"/proc/self/fd/%d" % image
+def mounts_well_from_file(image: int, place: bytes) -> bool:
+    """Return whether the kernel can mount an open image from its file, and an overlay over an overlay of it.
+
+    Some kernels count such a mount as a level of stacked file systems (Linux 6.17.13 and 6.18.3), of which they allow two. A loop device
+    is no level. ``place`` is a directory of this private mount namespace, which is covered meanwhile.
+    """
     try:
-        mount = _detached(source, name)
-    except OSError as error:
-        if error.errno != errno.ENOTBLK:
-            raise
-        # This kernel, or the file system that holds the image, can mount an image only through a loop device.
-        loop = attach_loop(image)
-        try:
-            mount = _detached(b"/proc/self/fd/%d" % loop, name)
-        finally:
-            os.close(loop)
+        mount = _detached(b"/proc/self/fd/%d" % image, place)
+    except OSError:
+        return False
+    here = os.open(".", syscalls.HOLD_DIRECTORY)
+    syscalls.mount(b"tmpfs", place, b"tmpfs", 0, b"mode=0700")
+    try:
+        # Relative paths need no escapes, and are short.
+        os.chdir(place)
+        for name in (b"image", b"empty", b"once", b"twice"):
+            os.mkdir(name)
+        syscalls.move_mount(mount, b"image")
+        for lower, name in ((b"image:empty", b"once"), (b"once:empty", b"twice")):
+            syscalls.mount(b"overlay", name, b"overlay", syscalls.MS_RDONLY, b"lowerdir=" + lower)
+    except OSError:
+        return False
+    finally:
+        os.fchdir(here)
+        syscalls.umount(place, syscalls.MNT_DETACH)
+        os.close(here)
+        os.close(mount)
+    return True
+
+
+def _mount(image: int, name: bytes, from_file: bool) -> None:
+    mount = _detached(b"/proc/self/fd/%d" % image, name) if from_file else _from_loop(image, name)
     try:
         syscalls.move_mount(mount, name)
     finally:
         os.close(mount)
+
+
+def _from_loop(image: int, name: bytes) -> int:
+    """Return a detached mount of an image through a loop device, or from its file where no loop device can be had."""
+    try:
+        loop = attach_loop(image)
+    except (OSError, OverlayError) as error:
+        try:
+            return _detached(b"/proc/self/fd/%d" % image, name)
+        except OSError:  # the kernel cannot mount it from its file
+            raise error from None
+    try:
+        return _detached(b"/proc/self/fd/%d" % loop, name)
+    finally:
+        os.close(loop)
 
 
 def _detached(source: bytes, name: bytes) -> int:

@@ -9,7 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo, namespaces, processes
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    deadline,
+    mountinfo,
+    namespaces,
+    processes,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
@@ -18,6 +23,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import
     creating,
     inner_mounts,
     mounts,
+    probe,
     uppers,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
@@ -29,6 +35,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_e
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import (
     DropCovered,
+    MountOverlay,
     MountpointState,
     SwitchOverlay,
     plan_mounted,
@@ -80,7 +87,22 @@ def plan_declared(
 
     ``switch`` and ``inner`` are parameters of overlay_mount. Raises OverlayError if the overlay cannot be mounted or switched.
     """
-    return plan_mounted(spec, state, defaults, switch, mounts.can_mount_beneath(), uppers.observe(spec), inner)
+    plan = plan_mounted(spec, state, defaults, switch, mounts.can_mount_beneath(), uppers.observe(spec), inner)
+    if spec.data_images and any(isinstance(action, (MountOverlay, SwitchOverlay)) for action in plan):
+        _check_data_images(spec)
+    return plan
+
+
+def _check_data_images(spec: MountSpec) -> None:
+    """Check that the kernel takes the data images of an overlay, before anything is changed. Raises OverlayError with the reason."""
+    feature = deadline.run(lambda _progress: probe.probe(("data_only",)), creating.CHILD_SECONDS)["data_only"]
+    if not feature.supported:
+        raise OverlayError(
+            f"the overlay at {show(spec.path)} has the data image {show(spec.data_images[0])}, and data images need data-only layers (Linux"
+            f" 6.5, or a distribution kernel that has them), which this kernel does not have: {feature.detail}; leave the data images out"
+        )
+    if not creating.takes_layers_one_by_one():
+        creating.lowerdir(spec)
 
 
 def planned(

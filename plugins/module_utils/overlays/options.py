@@ -54,6 +54,9 @@ SETTINGS: dict[str, tuple[str, ...] | None] = {
 #: is mounted in a private mount namespace, so several of one size have the same mountpoint.
 SCRATCH_PLACE = b"/run/renderfarm-overlay/scratch"
 
+#: The most lower and data layers of one overlay (OVL_MAX_STACK in fs/overlayfs/params.h).
+MOST_LAYERS = 500
+
 
 @dataclass(frozen=True)
 class Writable:
@@ -83,12 +86,13 @@ class MountSpec:
     """The declaration of an overlay mount. Its paths are absolute and without symbolic links."""
 
     path: bytes
-    #: The lower layers, top first: each the path of a directory, or the layer name of an image.
+    #: The lower layers, top first, and the data layers, in the order in which the kernel searches them. Each is the path of a directory, or
+    #: the layer name of an image.
     lower: tuple[bytes, ...]
     data: tuple[bytes, ...]
     settings: Settings
     flags: frozenset[str]
-    #: The paths of the image files among the lower layers.
+    #: The paths of the image files among the lower and data layers.
     images: tuple[bytes, ...] = ()
     #: None for an overlay without an upper layer.
     writable: Writable | None = None
@@ -124,7 +128,12 @@ class MountSpec:
     def directories(self) -> tuple[bytes, ...]:
         """The lower and data layers that are directories."""
         names = {without_suffix(image) for image in self.images}
-        return tuple(layer for layer in self.lower if layer not in names) + self.data
+        return tuple(layer for layer in (*self.lower, *self.data) if layer not in names)
+
+    @property
+    def data_images(self) -> tuple[bytes, ...]:
+        """The paths of the image files among the data layers."""
+        return tuple(image for image in self.images if without_suffix(image) in self.data)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the declaration for the diff."""
@@ -176,19 +185,19 @@ def mount_spec(
 ) -> MountSpec:
     """Return a declaration with the options set explicitly that change what users see.
 
-    ``images`` are those of ``lower`` that are image files. Raises OverlayError if there is no lower layer, if an image has no name of an
-    image, or if an option is unknown, has an invalid value or excludes another one.
+    ``images`` are those of ``lower`` and ``data`` that are image files. Raises OverlayError if there is no lower layer or if there are too
+    many layers, if an image cannot be a layer, or if an option is unknown, has an invalid value or excludes another one.
     """
     if not lower:
         raise OverlayError(
             f"overlay at {show(path)}: 'lower' needs at least one layer, since data layers alone show no files"
         )
-    for image in images:
-        if not is_image_path(image):
-            raise OverlayError(
-                f"lower layer {show(image)} is a file and has no name of an image: give a directory, or an EROFS image whose name ends in"
-                " .erofs"
-            )
+    if len(lower) + len(data) > MOST_LAYERS:
+        raise OverlayError(
+            f"overlay at {show(path)} has {len(lower)} lower and {len(data)} data layers, and overlayfs takes {MOST_LAYERS} layers in all:"
+            " leave some out; files of a data image that is left out are read from the software root"
+        )
+    _check_images(path, data, images, strategy)
     given, flags = _sorted_options(options)
     settings = option_rules.pinned(given, writable is not None, bool(data), strategy == REDIRECT)
     reason = option_rules.refusal(settings, writable is not None, bool(data))
@@ -208,9 +217,27 @@ def mount_spec(
     pairs = tuple(
         (name.encode(), None if value is None else value.encode()) for name, value in sorted(settings.items())
     )
-    names = tuple(without_suffix(layer) if layer in images else layer for layer in lower)
-    files = tuple(layer for layer in lower if layer in images)
-    return MountSpec(path, names, tuple(data), pairs, frozenset(flags), files, writable, strategy=strategy)
+    found = frozenset(images)
+    names, data_names = (
+        tuple(without_suffix(layer) if layer in found else layer for layer in layers) for layers in (lower, data)
+    )
+    files = tuple(layer for layer in (*lower, *data) if layer in found)
+    return MountSpec(path, names, data_names, pairs, frozenset(flags), files, writable, strategy=strategy)
+
+
+def _check_images(path: bytes, data: Sequence[bytes], images: Collection[bytes], strategy: str) -> None:
+    """Check that image files can be layers. Raises OverlayError naming one that has no name of an image, or cannot be a data layer."""
+    for image in images:
+        if not is_image_path(image):
+            raise OverlayError(
+                f"layer {show(image)} is a file and has no name of an image: give a directory, or an EROFS image whose name ends in .erofs"
+            )
+    if strategy == REDIRECT and not set(images).isdisjoint(data):
+        first = next(layer for layer in data if layer in images)
+        raise OverlayError(
+            f"overlay at {show(path)}: image {show(first)} cannot be a data layer with strategy redirect, since the kernel would merge the"
+            " names in it with those of the view: data images need data-only layers (Linux 6.5), so leave the image out"
+        )
 
 
 def _sorted_options(options: Mapping[str, OptionValue]) -> tuple[dict[str, str | None], list[str]]:

@@ -12,13 +12,13 @@ import contextlib
 import os
 import struct
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, namespaces, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, strategies
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, images, strategies
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import mount_spec
 
 _CONTENT = b"content of the data layer"
@@ -167,9 +167,28 @@ def _try_erofs_file(scratch: str) -> str:
         image.write(empty_erofs_image())
         image.flush()
         syscalls.mount(b"/proc/self/fd/%d" % image.fileno(), scratch.encode(), b"erofs", syscalls.MS_RDONLY)
-    if os.listdir(scratch):
-        raise TrialError("an empty image shows files")
+        if os.listdir(scratch):
+            raise TrialError("an empty image shows files")
+        syscalls.umount(scratch.encode())
+        if not images.mounts_well_from_file(image.fileno(), scratch.encode()):
+            return (
+                "an image is mounted from its file, but counts as a level of stacked file systems there, so overlay_mount uses a loop"
+                " device"
+            )
     return "an image is mounted from its file, without a loop device"
+
+
+def _try_data_images(scratch: str) -> str:
+    layer, data, view = _layer(scratch)
+    os.unlink(os.path.join(data, "file"))
+    image = os.path.join(scratch, "image.erofs")
+    with open(image, "wb") as stream:
+        stream.write(erofs_image(b"file", _CONTENT))
+    layers = [image.encode(), data.encode()]
+    spec = mount_spec(view.encode(), [layer.encode()], layers, {}, read_only=True, images=layers[:1])
+    _attach(creating.new_overlay(spec), view)
+    _check_view(view, hidden=True)
+    return "a file has its content from an image that is a data-only layer"
 
 
 #: The trial of each feature. It takes an empty directory on a tmpfs, and returns what it did as words.
@@ -183,6 +202,7 @@ TRIALS: dict[str, Trial] = {
     "mount_beneath": _try_mount_beneath,
     "erofs": _try_erofs,
     "erofs_file": _try_erofs_file,
+    "data_images": _try_data_images,
 }
 
 
@@ -254,19 +274,43 @@ def _closing(fd: int) -> Iterator[None]:
         os.close(fd)
 
 
-def empty_erofs_image() -> bytes:
-    """Return an EROFS image of one block with an empty root directory (Documentation/filesystems/erofs.rst, erofs_fs.h).
+#: The two inodes of a small image, counted in units of 32 bytes.
+_ROOT_INODE, _FILE_INODE = 40, 48
 
-    The superblock is at byte 1024. The root is inode 40, counted in units of 32 bytes: a compact inode, followed by its two names.
+
+def empty_erofs_image() -> bytes:
+    """Return an EROFS image of one block with an empty root directory."""
+    return _small_image({_ROOT_INODE: (0o40755, _directory({b".": _ROOT_INODE, b"..": _ROOT_INODE}))})
+
+
+def erofs_image(name: bytes, content: bytes) -> bytes:
+    """Return an EROFS image of one block with one small file. ``name`` sorts after two dots."""
+    names = {b".": _ROOT_INODE, b"..": _ROOT_INODE, name: _FILE_INODE}
+    return _small_image({_ROOT_INODE: (0o40755, _directory(names)), _FILE_INODE: (0o100644, content)})
+
+
+def _directory(names: Mapping[bytes, int]) -> bytes:
+    """Return the content of a directory: an entry for each name, in order, and then the names."""
+    entries = b""
+    place = 12 * len(names)
+    for name, inode in names.items():
+        entries += struct.pack("<QHBB", inode, place, 1 if inode == _FILE_INODE else 2, 0)
+        place += len(name)
+    return entries + b"".join(names)
+
+
+def _small_image(inodes: Mapping[int, tuple[int, bytes]]) -> bytes:
+    """Return an EROFS image of one block (Documentation/filesystems/erofs.rst, erofs_fs.h).
+
+    ``inodes`` have a mode and a content each. The superblock is at byte 1024. An inode is compact, and followed by its content.
     """
     block_bits = 12
-    root = 40
-    names = struct.pack("<QHBBQHBB", root, 24, 2, 0, root, 25, 2, 0) + b"..."
-    # i_format 4: compact, content inline; then xattr count, mode, nlink, size, reserved, address, inode, uid, gid, reserved.
-    inode = struct.pack("<HHHHIIIIHHI", 4, 0, 0o40755, 2, len(names), 0, 0, 1, 0, 0, 0)
-    superblock = struct.pack("<IIIBBHQQIIII", 0xE0F5E1E2, 0, 0, block_bits, 0, root, 1, 0, 0, 1, 0, 0)
+    superblock = struct.pack("<IIIBBHQQIIII", 0xE0F5E1E2, 0, 0, block_bits, 0, _ROOT_INODE, len(inodes), 0, 0, 1, 0, 0)
     image = bytearray(1 << block_bits)
     image[1024 : 1024 + len(superblock)] = superblock
-    image[root * 32 : root * 32 + len(inode)] = inode
-    image[root * 32 + len(inode) : root * 32 + len(inode) + len(names)] = names
+    for number, (mode, content) in inodes.items():
+        links = 2 if number == _ROOT_INODE else 1
+        # i_format 4: compact, content inline; then xattr count, mode, nlink, size, reserved, address, inode, uid, gid, reserved.
+        inode = struct.pack("<HHHHIIIIHHI", 4, 0, mode, links, len(content), 0, 0, number - _ROOT_INODE + 1, 0, 0, 0)
+        image[number * 32 : number * 32 + len(inode) + len(content)] = inode + content
     return bytes(image)

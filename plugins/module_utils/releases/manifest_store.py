@@ -34,6 +34,8 @@ Parsed = TypeVar("Parsed")
 
 SUFFIX = ".dump.gz"
 RECORD_SUFFIX = ".json"
+#: What follows the path of a release in the name of its trace (data_images/trace_files.py).
+TRACE_SUFFIX = ".trace.json"
 
 _CHUNK = 1 << 16
 
@@ -138,7 +140,7 @@ def _find(directory: str, parents: list[str], pattern: Pattern, progress: Progre
     try:
         with files.fresh_listing(directory) as listing:
             if is_last:
-                names = [item.name[: -len(RECORD_SUFFIX)] for item in listing if item.name.endswith(RECORD_SUFFIX)]
+                names = _recorded({item.name for item in listing})
             else:
                 # Directories that do not match the pattern, such as an image store, are skipped.
                 level = pattern.levels[len(parents)]
@@ -158,6 +160,15 @@ def _find(directory: str, parents: list[str], pattern: Pattern, progress: Progre
         release = pattern.release([*parents, name])
         if release:
             yield release
+
+
+def _recorded(names: set[str]) -> list[str]:
+    """Return the names of the releases that have a record among the files of a directory.
+
+    The trace of release 1.0 has the name of the record of a release 1.0.trace, so it is one only beside a manifest of that release.
+    """
+    found = [name[: -len(RECORD_SUFFIX)] for name in names if name.endswith(RECORD_SUFFIX)]
+    return [name for name in found if not (name + RECORD_SUFFIX).endswith(TRACE_SUFFIX) or name + SUFFIX in names]
 
 
 def read_record(manifest_file: str, release: str | None = None) -> ManifestRecord:

@@ -17,7 +17,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import host_view, status_file
+from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import installing
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import data_choice, host_view, status_file
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.shown_layer import ShownLayer, shown_layer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import ViewStatus
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo, namespaces, still_paths
@@ -83,6 +84,8 @@ class _Wanted:
     persist: str | None
     #: The keys that decide how it is mounted; None if they are not known.
     mount: Mapping[str, Any] | None
+    #: What ``data_images`` of the view declares; None if it is not known.
+    data_images: str | None = None
 
 
 class _View:
@@ -90,9 +93,11 @@ class _View:
 
     def __init__(self, host: _Host, name: str, state_dir: str) -> None:
         self.host = host
+        self.state_dir = state_dir
         self.paths = ViewPaths.of(state_dir, name)
         resolved = still_paths.resolved(os.fsencode(state_dir), host.mounts)
         self.generations = os.fsencode(ViewPaths.of(os.fsdecode(resolved), name).generations)
+        self.data = os.fsencode(installing.data_directory(os.fsdecode(resolved)))
         self.state: ViewState = view_state.observe(self.paths)
         self.records: dict[str, Generation] = {
             directory: view_state.read_generation(self.paths, directory) for directory in self.state.generations
@@ -110,6 +115,25 @@ class _View:
         if shown.directory != self.state.current:
             return None
         return int(os.lstat(self.paths.link(CURRENT)).st_mtime)
+
+    def data_images(self, shown: ShownLayer) -> list[dict[str, Any]]:
+        """Return the data images that the view is mounted with."""
+        installed = installing.installed(self.state_dir)
+        ids = [posixpath.basename(os.fsdecode(layer)) for layer in self._image_layers(shown)]
+        return [
+            {"id": one, "release": installed[one].release, "bytes_on_disk": installed[one].bytes_on_disk}
+            for one in ids
+            if one in installed
+        ]
+
+    def is_detached(self, shown: ShownLayer) -> bool:
+        """Return whether the view is mounted with data images alone."""
+        data = mountinfo.overlay_layers(shown.mount).data
+        return bool(data) and list(data) == self._image_layers(shown)
+
+    def _image_layers(self, shown: ShownLayer) -> list[bytes]:
+        data = mountinfo.overlay_layers(shown.mount).data
+        return [layer for layer in data if posixpath.dirname(layer) == self.data]
 
     def spec(self, wanted: _Wanted, place: bytes, directory: str) -> MountSpec | None:
         """Return the declaration of the mount that shows a generation, given its directory's name; None if it is not known."""
@@ -140,6 +164,8 @@ class _View:
             live = self.spec(wanted, place, shown.directory) if shown else None
             if shown and live:
                 yield from drift.of_mount(mount_differences(live, shown.mount, self.host.defaults))
+            if shown and wanted.data_images == data_choice.ONLY and not self.is_detached(shown):
+                yield "it has the software root as a data layer, and is declared to stand without it"
             directory = self.directory_of(expected, shown) if expected else None
             spec = self.spec(wanted, place, directory) if directory else None
         if wanted.persist is not None and (spec or wanted.state != "mounted" or wanted.persist == "none"):
@@ -242,6 +268,8 @@ def _values(host: _Host, view: _View, status: ViewStatus | None, declared: Mappi
         "releases": list(dict.fromkeys(one["release"] for one in record.releases)) if record else [],
         "drift": list(view.drift(wanted, expected, stack, place)) if place else [],
         "hold": hold.as_dict() if hold else None,
+        "data_images": view.data_images(shown) if shown else [],
+        "detached": view.is_detached(shown) if shown else False,
         "bytes_on_disk": sum(record.bytes_on_disk for record in view.records.values()),
         "last_run": None if last_run is None else time_text(last_run),
     }
@@ -259,7 +287,11 @@ def _wanted(view: _View, status: ViewStatus | None, declared: Mapping[str, Any] 
             state,
             generation_of(generation) if generation and state == "mounted" else None,
             declared.get("persist") or "none",
-            {name: declared[name] for name in _UNDECLARED if declared.get(name) is not None},
+            {
+                **{name: declared[name] for name in _UNDECLARED if declared.get(name) is not None},
+                **_data(declared, status),
+            },
+            declared.get("data_images"),
         )
     if status is not None:
         # A view whose first run failed has no generation.
@@ -269,3 +301,9 @@ def _wanted(view: _View, status: ViewStatus | None, declared: Mapping[str, Any] 
     # Another module than view made it, which records no declaration.
     current = generation_of(view.state.current) if view.state.current else None
     return _Wanted(view.mountpoint(), "mounted", current, None, None)
+
+
+def _data(declared: Mapping[str, Any], status: ViewStatus | None) -> dict[str, Any]:
+    """Return the data layers of a view with data images: the last run chose which images fit on the host."""
+    has_images = declared.get("data_images") not in (None, data_choice.NONE)
+    return {"data": status.mount["data"]} if has_images and status and status.mount else {}

@@ -6,6 +6,8 @@
 A redirect does not name a data layer: the kernel looks its path up in each data layer in order, and takes the first file that it finds.
 So each data layer must be a copy of one software root, whole or in part. If two have different files at one path, a view shows the name
 of one root with the content of the other.
+
+A data image has a record beside it, which says what it holds. Without a record it is mounted out of sight, and examined like a directory.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Callable, TypeVar
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, record_files
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, deadline, record_files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import (
@@ -27,9 +30,16 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
     overlay_layers,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import OutdatedError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import strategies
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import images, strategies
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.creating import CHILD_SECONDS
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import (
+    image_path,
+    without_suffix,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import MountOverlay, SwitchOverlay
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import data_image_record
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.data_image_record import DataImage
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation_record, view_paths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import Generation
 
@@ -49,6 +59,8 @@ _LOCAL = frozenset(
 
 _IN_IMAGE_STORE = re.compile(rb"[0-9a-f]{16}")
 
+_Recorded = TypeVar("_Recorded")
+
 
 @dataclass(frozen=True)
 class _DataLayer:
@@ -61,18 +73,102 @@ class _DataLayer:
 def check(spec: MountSpec, plan: Plan) -> None:
     """Check the data layers of an overlay, if the plan mounts it.
 
-    Raises OverlayError if its layers show releases of different software roots, if two data layers have different files of a release or at
-    one path, or if a data layer that is not empty has none of the releases.
+    Raises OverlayError if its layers show releases of different software roots, if a data image is of another root or of a release that
+    the layers do not show, if two data layers have different files of a release or at one path, or if a data layer that is not empty has
+    none of the releases.
     """
     if not any(isinstance(action, (MountOverlay, SwitchOverlay)) for action in plan):
         return
     known = [(layer, generation_of(layer)) for layer in spec.lower]
     _check_roots(spec, known)
-    if len(spec.data) < 2:
+    recorded = _check_images(spec, known)
+    compared = [layer for layer in spec.data if layer not in recorded]
+    if len(compared) < 2:
         return
+    # In check mode an image may not exist yet.
+    unseen = [image for image in spec.data_images if without_suffix(image) in compared and os.path.isfile(image)]
+    if not unseen:
+        _compare(spec, compared, known)
+        return
+
+    def compare_unseen(_progress: deadline.Progress) -> None:
+        images.mount_unseen(unseen, compared)
+        _compare(spec, compared, known)
+
+    deadline.run(compare_unseen, CHILD_SECONDS)
+
+
+def _check_images(spec: MountSpec, known: Sequence[tuple[bytes, Generation | None]]) -> set[bytes]:
+    """Check the data images that have records against the releases of the lower layers; return the layer names of those that are right.
+
+    An image of a release that no lower layer has is left to a comparison if a lower layer has no record. Raises OverlayError naming an
+    image that is of another release or root, that was made of other files than the release has, or whose file is not complete.
+    """
+    shown = [release for _layer, found in known if found for release in found.releases]
+    unknown = any(found is None for _layer, found in known)
+    right = set()
+    for image in spec.data_images:
+        record = recorded_image(without_suffix(image))
+        if record is None:
+            continue
+        _check_complete(image, record)
+        of_release = [one for one in shown if (one["root"], one["source"]) == (record.root_name, record.source)]
+        if any(one["digest"] == record.manifest_digest for one in of_release):
+            right.add(without_suffix(image))
+        elif of_release or not unknown:
+            raise OverlayError(_unfit(spec, image, record, bool(of_release), sorted({one["root"] for one in shown})))
+    return right
+
+
+def _unfit(spec: MountSpec, image: bytes, record: DataImage, is_shown: bool, roots: Sequence[str]) -> str:
+    """Return the message about a data image that does not fit the releases of an overlay. ``roots`` are their software roots."""
+    about = f"data image {show(image)} of the overlay at {show(spec.path)}"
+    release = show(os.fsencode(record.release))
+    if is_shown:
+        return (
+            f"{about} was made with another manifest of release {release} than the view, so files could have the wrong content: build the"
+            " image again with data_image, or leave it out"
+        )
+    if roots and record.root_name not in roots:
+        listed = ", ".join(show(os.fsencode(root)) for root in roots)
+        return (
+            f"{about} is of release {release} of the software root {show(os.fsencode(record.root_name))}, and the view shows releases of"
+            f" {listed}: leave the image out"
+        )
+    return f"{about} is of release {release}, which the view does not show: leave the image out"
+
+
+def _check_complete(image: bytes, record: DataImage) -> None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        size = os.stat(image).st_size
+        if size != record.bytes_on_disk:
+            raise OverlayError(
+                f"data image {show(image)} has {size} bytes, and its record says {record.bytes_on_disk}: remove it, and install it again"
+            )
+
+
+def recorded_image(layer: bytes) -> DataImage | None:
+    """Return the data image with a layer name, from the record beside it; None if there is no record, or one of an older version.
+
+    Raises OverlayError if the record is not valid.
+    """
+    path = os.fsdecode(layer) + ".json"
+    try:
+        return data_image_record.data_image_from_json(record_files.read(path, data_image_record.LARGEST_RECORD))
+    except (FileNotFoundError, NotADirectoryError, OutdatedError):
+        return None
+    except OverlayError as error:
+        raise OverlayError(
+            f"{show(os.fsencode(path))}, beside data image {show(image_path(layer))}: {error}; remove both files, and install the image"
+            " again"
+        ) from None
+
+
+def _compare(spec: MountSpec, compared: Sequence[bytes], known: Sequence[tuple[bytes, Generation | None]]) -> None:
+    """Compare data layers that are directories, or mounted images, by samples of their files. Raises OverlayError if they do not fit."""
     with contextlib.ExitStack() as stack:
         data = []
-        for path in dict.fromkeys(spec.data):
+        for path in dict.fromkeys(compared):
             # In check mode a data layer may not exist yet.
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 data.append(_DataLayer(path, os.open(path, beneath.LISTING)))
@@ -245,20 +341,36 @@ def answers(mount: Mount, live: Sequence[Mount]) -> dict[str, object]:
 
     ``roots`` are the software roots of the releases, or None if a layer has no record on a local file system. ``data_layers`` is ``none``
     or ``one`` for fewer than two data layers. For several it is ``copies`` if the releases are of one software root, ``ambiguous`` if they
-    are of several, and ``unknown`` without a record.
+    are of several, and ``unknown`` without a record. ``data_images`` are the data layers that are images with a record on a local file
+    system, in their order: the ``path`` of each, its ``release`` and ``kind``, and whether it is ``complete``.
     """
     layers = overlay_layers(mount)
     lower, data = layers.lower, layers.data
     if not data and mount.root == b"/" + strategies.SHOWN_DIRECTORY.encode():
         # With strategy redirect the kernel reports data layers as lower layers. The first one is the metadata layer.
         lower, data = layers.lower[:1], layers.lower[1:]
-    found = [_read_locally(layer, live) for layer in lower]
+    found = [_read_locally(layer, live, generation_of) for layer in lower]
     known = all(one is not None for one in found)
     roots = sorted({one.root for one in found if one and one.root is not None})
-    if len(data) < 2:
-        return {"roots": roots if known else None, "data_layers": "one" if data else "none"}
-    kind = ("ambiguous" if len(roots) > 1 else "copies") if known else "unknown"
-    return {"roots": roots if known else None, "data_layers": kind}
+    of_images = [(layer, _read_locally(layer, live, recorded_image)) for layer in data]
+    kind = "one" if data else "none"
+    if len(data) > 1:
+        of_all = {*roots, *(record.root_name for _layer, record in of_images if record)}
+        kind = ("ambiguous" if len(of_all) > 1 else "copies") if known else "unknown"
+    return {
+        "roots": roots if known else None,
+        "data_layers": kind,
+        "data_images": [
+            {
+                "path": show(image_path(layer)),
+                "release": show(os.fsencode(record.release)),
+                "kind": record.kind,
+                "complete": record.complete,
+            }
+            for layer, record in of_images
+            if record
+        ],
+    }
 
 
 def _upwards(path: bytes) -> Iterator[bytes]:
@@ -275,8 +387,8 @@ def _is_local(live: Sequence[Mount], path: bytes) -> bool:
     return mount is not None and (mount.fstype in _LOCAL or (mount.path, mount.fstype) == (b"/", b"overlay"))
 
 
-def _read_locally(layer: bytes, live: Sequence[Mount]) -> Generation | None:
-    """Return the generation that a layer is; None if that is unknown without asking a file server."""
+def _read_locally(layer: bytes, live: Sequence[Mount], read: Callable[[bytes], _Recorded | None]) -> _Recorded | None:
+    """Return what ``read`` reads from the record of a layer; None if that is unknown without asking a file server."""
     place = os.path.dirname(layer)
     if not layer.startswith(b"/") or not all(_is_local(live, path) for path in _upwards(place)):
         return None
@@ -287,6 +399,6 @@ def _read_locally(layer: bytes, live: Sequence[Mount]) -> Generation | None:
             os.close(beneath.open_at(top, place[1:]))
         finally:
             os.close(top)
-        return generation_of(layer)
+        return read(layer)
     except (OSError, OverlayError):
         return None

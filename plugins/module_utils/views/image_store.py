@@ -19,7 +19,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.compose 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_build import LayerBuilder
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import (
     FORMATS,
-    Image,
     LayerFormat,
     published_format,
 )
@@ -168,7 +167,7 @@ def install(paths: ViewPaths, image: str, generation: Generation, progress: Prog
     part = os.path.join(paths.incoming, generation.image.digest.partition(":")[2])
     removal.clear(paths, paths.incoming, progress, keep=[os.path.basename(part)])
     try:
-        _bring(image, part, generation.image, progress)
+        bring(image, part, generation.image.digest, progress)
         with generations.staged(paths, generation.directory, progress) as directory:
             layer = layer_path(directory, generation.format)
             os.rename(part, layer)
@@ -182,8 +181,11 @@ def install(paths: ViewPaths, image: str, generation: Generation, progress: Prog
     return here
 
 
-def _bring(image: str, part: str, recorded: Image, progress: Progress) -> None:
-    """Copy an image to ``part``. Raises OverlayError if the copy does not have the recorded digest."""
+def bring(image: str, part: str, recorded: str, progress: Progress) -> None:
+    """Copy an image to ``part``, continuing an interrupted copy, and sync it.
+
+    Raises OverlayError if the copy does not have the recorded digest, ``sha256:...``.
+    """
     files.make_directories(os.path.dirname(part), 0o755)
     if not _copied(image, part, recorded, progress):
         # What an earlier run has left may be damaged, so copy everything once more.
@@ -191,12 +193,12 @@ def _bring(image: str, part: str, recorded: Image, progress: Progress) -> None:
         if not _copied(image, part, recorded, progress):
             os.unlink(part)
             raise OverlayError(
-                f"image {_printable(image)} does not have the recorded digest {recorded.digest}: nothing was installed; remove it and build"
-                " it again"
+                f"image {_printable(image)} does not have the recorded digest {recorded}: nothing was installed; remove it and build it"
+                " again"
             )
 
 
-def _copied(image: str, part: str, recorded: Image, progress: Progress) -> bool:
+def _copied(image: str, part: str, recorded: str, progress: Progress) -> bool:
     """Copy the missing part of an image, and return whether the whole copy has the recorded digest."""
     digest = hashlib.sha256()
     with (
@@ -214,7 +216,7 @@ def _copied(image: str, part: str, recorded: Image, progress: Progress) -> bool:
             progress()
         os.fchmod(target.fileno(), 0o644)
         os.fsync(target.fileno())
-    return "sha256:" + digest.hexdigest() == recorded.digest
+    return "sha256:" + digest.hexdigest() == recorded
 
 
 def _printable(path: str) -> str:

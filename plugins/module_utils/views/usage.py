@@ -1,10 +1,11 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Find what uses the generations of a view: mounts in any mount namespace, processes, loop devices, mounts at boot, and changes.
+"""Find what uses generations of a view and data images.
 
-Call this before anything of a view is removed. It reads what the kernel reports about paths, and never looks up a file in a data layer,
-whose server may not answer. If it is unknown which generation is in use, all of them count as used.
+Mounts in any mount namespace, processes, loop devices, mounts at boot, and what was written to a generation count as uses. Call this
+before anything of a view or a data image is removed. It reads what the kernel reports about paths, and never looks up a file in a data
+layer, whose server may not answer. If it is unknown which generation or image is in use, all of them count as used.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import boot_files, namespaces, processes
@@ -40,6 +42,9 @@ _LASTING_SECONDS = 3.0
 
 #: What a process that is about to mount something has open.
 _MOUNTING = b"anon_inode:[fscontext]"
+
+#: The ID of a data image, between other characters.
+_IMAGE_ID = re.compile(rb"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])")
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,40 @@ def of_image(image: str) -> list[str]:
     # The kernel reports an image that is a layer by its path without the suffix.
     paths |= {without_suffix(path) for path in paths if is_image_path(path)}
     return sorted({use.reason for use in _all(forget=False) if use.path in paths})
+
+
+def of_data_images(ids: Collection[str], forget: bool) -> dict[str, list[str]]:
+    """Map the ID of each of these data images that is in use on this host to the reasons.
+
+    A path that contains an ID is that of the image: an ID is a part of a digest. If ``forget`` is true, records of detached overlays that
+    are not in use any more are removed.
+    """
+    found: dict[str, list[str]] = {}
+    known = frozenset(ids)
+    if not known:
+        return found
+    for use in (*_settled(forget), *_bound_anywhere()):
+        named = known if use.path is None else known.intersection(_ids_in(use.path))
+        for image_id in named:
+            reasons = found.setdefault(image_id, [])
+            if use.reason not in reasons:
+                reasons.append(use.reason)
+    for image_id in known & _ids_in(b"\n".join(boot_files.texts())):
+        found.setdefault(image_id, []).append("it is mounted at boot")
+    return found
+
+
+def _ids_in(text: bytes) -> set[str]:
+    """Return what may be IDs of data images in a text."""
+    return {match.decode("ascii") for match in _IMAGE_ID.findall(text)}
+
+
+def _bound_anywhere() -> Iterator[_Use]:
+    """Yield the mounts that show a part of a file system."""
+    for pid, mounts in namespaces.everywhere():
+        for mount in mounts:
+            if mount.root != b"/":
+                yield _Use(f"it is bound to {show(mount.path)}{in_namespace(pid)}", mount.root)
 
 
 class _View:
@@ -167,7 +206,7 @@ def _all(forget: bool) -> Iterator[_Use]:
     for record, users in observed.recorded:
         listed = ", ".join(f"{process.name} ({process.pid})" for process in users[:10])
         reason = f"it is used by {listed}" if users else "it is mounted elsewhere"
-        for path in record.lower:
+        for path in (*record.lower, *record.data):
             yield _Use(reason, path)
     yield from _unrecorded(observed)
     yield from _on_loop_devices()

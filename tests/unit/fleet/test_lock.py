@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.data_choice import LockedImage
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import (
     LockedView,
     lock_from_json,
@@ -16,6 +18,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock impo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 
 DIGEST = "sha256:" + "0f" * 32
+IMAGE = LockedImage("a/1", "trace", "sha256:" + "1c" * 32, 4096, 17, False)
 VIEWS = (
     LockedView("tools", "0123456789abcdef", ({"release": "usd/1", "digest": DIGEST},)),
     LockedView(
@@ -43,6 +46,16 @@ def test_a_lock_is_read_as_it_was_written() -> None:
     assert lock_from_json(lock_to_json([])) == {}
 
 
+def test_a_lock_with_data_images_has_a_newer_format() -> None:
+    with_images = [replace(view, data_images=(IMAGE, replace(IMAGE, kind="everything"))) for view in VIEWS]
+    text = lock_to_json(with_images)
+    assert lock_from_json(text) == {view.name: view for view in with_images}
+    assert json.loads(text)["format"] == 2
+    assert sum("4096" in line for line in text.splitlines()) == 4
+    # Earlier versions read a lock without data images, and this version reads theirs.
+    assert json.loads(lock_to_json(VIEWS))["format"] == 1
+
+
 def test_the_same_views_give_the_same_text_and_a_changed_release_changes_one_line() -> None:
     text = lock_to_json(VIEWS)
     assert text == lock_to_json(reversed(VIEWS))
@@ -54,7 +67,7 @@ def test_the_same_views_give_the_same_text_and_a_changed_release_changes_one_lin
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda lock: lock.update(format=2), "a newer version of the collection wrote it"),
+        (lambda lock: lock.update(format=3), "a newer version of the collection wrote it"),
         (lambda lock: lock["views"].append(lock["views"][0]), "it has a view twice"),
         (lambda lock: lock["views"][0].update(generation="../../x"), "generation"),
         (lambda lock: lock["views"][0].update(name="../x"), "name"),
@@ -63,6 +76,9 @@ def test_the_same_views_give_the_same_text_and_a_changed_release_changes_one_lin
         (lambda lock: lock["views"][0].update(releases=[]), "releases"),
         (lambda lock: lock["views"][0].update(other=1), "other"),
         (lambda lock: lock.pop("views"), "views"),
+        (lambda lock: lock["views"][0].update(data_images=[{**IMAGE.as_dict(), "kind": "globs"}]), "kind"),
+        (lambda lock: lock["views"][0].update(data_images=[{**IMAGE.as_dict(), "digest": "../x"}]), "digest"),
+        (lambda lock: lock["views"][0].update(data_images=[{**IMAGE.as_dict(), "release": "/x"}]), "release"),
     ],
 )
 def test_what_is_no_lock_is_refused(change: Any, reason: str) -> None:

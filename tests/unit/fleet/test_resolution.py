@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.data_choice import LockedImage
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolution import (
     SHARED,
@@ -185,3 +187,30 @@ def test_hosts_that_show_different_generations_are_named() -> None:
     alike: dict[str, list[dict[str, object]]] = {host: [{"name": "a", "generation": "1"}] for host in ("one", "two")}
     failing: dict[str, list[dict[str, object]]] = {**alike, "three": [{"name": "a", "generation": "1", "failed": True}]}
     assert differing_views(failing) == ["view a: hosts show different generations: 1 on one, two; it failed on three"]
+
+
+def test_hosts_may_want_different_data_images_of_one_view() -> None:
+    declared = {
+        "a": views(),
+        "b": views(data_images="trace"),
+        "c": views(data_images="only"),
+        "d": views(data_images="everything"),
+    }
+    (found,), problems = shared_views(declared, "a")
+    assert problems == []
+    assert (found["data_images"], found["data_required"]) == (["everything", "trace"], True)
+    (found,), _problems = shared_views({"a": views(), "b": views(data_images="trace")}, "a")
+    assert (found["data_images"], found["data_required"]) == (["trace"], False)
+
+
+def test_a_host_is_given_the_data_images_of_its_kind() -> None:
+    trace = LockedImage("a/1", "trace", "sha256:" + "1" * 64, 10, 3, False)
+    everything = LockedImage("a/1", "everything", "sha256:" + "2" * 64, 99, 0, True)
+    lock = {"software": replace(LOCK["software"], data_images=(everything, trace))}
+    (found,) = locked_views(views(data_images="trace", data_budget="1G"), lock)
+    assert found["locked_data_images"] == [trace.as_dict()]
+    assert (found["data_budget"], found["image_store"]) == (1 << 30, "/net/manifests/.images")
+    (found,) = locked_views(views(data_images="only"), lock)
+    assert found["locked_data_images"] == [everything.as_dict()]
+    (found,) = locked_views(views(), lock)
+    assert not {"data_images", "locked_data_images", "image_store"} & set(found)

@@ -36,6 +36,18 @@ def test_a_view_is_completed_with_defaults() -> None:
     assert found["options"] == {"nodev": True, "nosuid": True}
 
 
+def test_sizes_of_data_images_are_bytes() -> None:
+    ([found], none) = declared_views([view(data_budget="1.5G", data_keep_free="5%")], COMMON)
+    assert none == []
+    assert (found["data_budget"], found["data_keep_free"]) == (3 << 29, "5%")
+
+
+def test_views_without_data_images_and_in_other_state_directories_may_have_other_budgets() -> None:
+    one = view(data_images="trace", data_budget="1G")
+    assert problems(one, view(name="b", mountpoint="/b", data_budget="2G")) == []
+    assert problems(one, view(name="b", mountpoint="/b", data_images="trace", state_dir="/x", data_budget="2G")) == []
+
+
 @pytest.mark.parametrize("blank", ["", "  ", None])
 def test_what_is_blank_is_not_given(blank: str | None) -> None:
     given_ = view(keep=blank, query=blank, generation=blank, persist=blank, root=blank)
@@ -68,6 +80,31 @@ def test_what_is_blank_is_not_given(blank: str | None) -> None:
         (
             [view(writable="scratch", persist="systemd")],
             "view software: writable: scratch ends with the mount, so it cannot be mounted at boot",
+        ),
+        ([view(data_images="all")], "view software: data_images must be none, trace, everything or only, not"),
+        ([view(data_budget="much")], "view software: data_budget must be a size above 0, such as 2G, not the text"),
+        (
+            [view(data_keep_free="5 %")],
+            "view software: data_keep_free must be a size, such as 20G, or a part of the disk",
+        ),
+        (
+            [view(data_keep_free=True)],
+            "view software: data_keep_free must be a size, such as 20G, or a part of the disk",
+        ),
+        (
+            [view(data_images="trace", strategy="redirect", build="local")],
+            "view software: strategy: redirect has no data-only layers, so data_images: trace cannot be",
+        ),
+        (
+            [view(data_images="only", writable="upper")],
+            "view software: writable: upper keeps a view from being switched while it is in use",
+        ),
+        (
+            [
+                view(data_images="trace", data_budget="1G"),
+                view(name="b", mountpoint="/b", data_images="only", data_budget="2G"),
+            ],
+            "views software and b share the data images in /var/lib/renderfarm-overlay, and differ in data_budget",
         ),
         ([view(keep=-1)], "view software: keep must be a number from 0 on, not the number -1"),
         ([view(keep=1.5)], "view software: keep must be a whole number, not the number 1.5"),

@@ -1,0 +1,190 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Keep the files of a data image in a staging directory until its image is built.
+
+A file gets its name in the tree when it is complete and as the manifest says, so an interrupted run leaves only complete files. The
+staging directory belongs to one boot of the host: when a host crashes, a name may be on the disk before its content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from typing import BinaryIO
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.selection import ChosenFile
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, files, record_files, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
+
+#: The mode of files in an image. Users are checked against the metadata layer.
+_FILE_MODE = 0o444
+
+_TREE = "tree"
+_INCOMING = "incoming"
+_BOOT = "boot"
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_LONGEST_ID = 64
+
+
+class Staging:
+    """A staging directory. Only root can enter it, so paths in it are safe."""
+
+    def __init__(self, path: str, source: bytes) -> None:
+        """Open the staging directory at ``path``; make it if it is missing. ``source`` is the path of the release in the image."""
+        self.path = path
+        self._source = source
+        #: The directory with the files at their paths on the software root.
+        self.tree = os.path.join(path, _TREE)
+        self._incoming = os.path.join(path, _INCOMING)
+        self._open()
+        release = os.path.join(os.fsencode(self.tree), source)
+        files.make_directories(release, 0o755)
+        self._release_fd = os.open(release, syscalls.LIST_DIRECTORY)
+
+    def _open(self) -> None:
+        boot, now = os.path.join(self.path, _BOOT), record_files.read(_BOOT_ID, _LONGEST_ID)
+        if os.path.isdir(self.path):
+            with contextlib.suppress(FileNotFoundError):
+                if record_files.read(boot, _LONGEST_ID) == now:
+                    return
+            files.remove_tree(self.path)
+        files.make_directories(self.path, 0o700)
+        files.make_directories(self._incoming, 0o755)
+        with files.written_aside(boot, 0o600) as aside:
+            aside.write(now)
+
+    def close(self) -> None:
+        """Close the directory. What is in it stays."""
+        os.close(self._release_fd)
+
+    def remove(self, progress: Progress = no_progress) -> None:
+        """Remove the staging directory with everything in it."""
+        files.remove_tree(self.path, progress)
+
+    def find(self, file: ChosenFile) -> int | None:
+        """Return a descriptor of the complete copy of a file; None if there is none."""
+        try:
+            fd = beneath.open_at(self._release_fd, file.path, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode) and (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns):
+            return fd
+        os.close(fd)
+        return None
+
+    def has(self, file: ChosenFile) -> bool:
+        """Return whether there is a complete copy of a file."""
+        fd = self.find(file)
+        if fd is not None:
+            os.close(fd)
+        return fd is not None
+
+    def prepare(self, chosen: Sequence[ChosenFile], progress: Progress = no_progress) -> None:
+        """Make the directories of the tree. This sets the umask of the process, so threads may not do it."""
+        for directory in sorted({os.path.dirname(name) for file in chosen for name in file.names}):
+            os.close(beneath.make_directories(self._release_fd, directory))
+            progress()
+
+    def incoming(self, name: str) -> BinaryIO:
+        """Return a new file to write, without a name in the tree. ``name`` is one that only the caller uses."""
+        path = os.path.join(self._incoming, name)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        return open(files.open_or_make(path, 0o600), "r+b", buffering=0)
+
+    def keep(self, name: str, stream: BinaryIO, file: ChosenFile) -> None:
+        """Give the complete copy of a file, written to ``incoming(name)``, its name in the tree."""
+        os.fchmod(stream.fileno(), _FILE_MODE)
+        beneath.set_times(stream.fileno(), file.mtime_ns)
+        directory, base = os.path.split(file.path)
+        with beneath.opened(self._release_fd, directory) as to:
+            os.rename(os.path.join(self._incoming, name), base, dst_dir_fd=to)
+
+    def _link(self, first: bytes, name: bytes) -> None:
+        """Make ``name`` another name of the file at ``first``, both relative to the release. Raises OSError: EMLINK if it has too many."""
+        from_directory, from_base = os.path.split(first)
+        to_directory, base = os.path.split(name)
+        with (
+            beneath.opened(self._release_fd, from_directory) as source,
+            beneath.opened(self._release_fd, to_directory) as to,
+        ):
+            if not beneath.has(to, base):
+                os.link(from_base, base, src_dir_fd=source, dst_dir_fd=to)
+            elif not os.path.samestat(beneath.status(to, base), beneath.status(source, from_base)):
+                aside = os.path.join(self._incoming, "link")
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(aside)
+                os.link(from_base, aside, src_dir_fd=source)
+                os.rename(aside, base, dst_dir_fd=to)
+
+    def finish(self, kept: Sequence[ChosenFile], digests: Mapping[bytes, bytes], progress: Progress) -> bool:
+        """Link the names of each file, and files with equal content and mtime; remove other files; give directories a fixed mtime.
+
+        ``digests`` are those of the files, by their paths. Return whether files with equal content and different mtimes remain.
+        """
+        names = {name for file in kept for name in file.names}
+        self._remove_others(names, progress)
+        firsts: dict[tuple[bytes, int], bytes] = {}
+        contents: dict[bytes, int] = {}
+        for file in kept:
+            content = digests[file.path]
+            first = firsts.setdefault((content, file.mtime_ns), file.path)
+            contents.setdefault(content, file.mtime_ns)
+            for name in file.names if first != file.path else file.names[1:]:
+                try:
+                    self._link(first, name)
+                except OSError as error:
+                    if error.errno != errno.EMLINK or name != file.path:
+                        raise
+                    # The file system allows no more names of one file. Another copy has the same content.
+                    first = firsts[content, file.mtime_ns] = file.path
+            progress()
+        self._fix_times(names, progress)
+        return len(contents) < len(firsts)
+
+    def _remove_others(self, names: set[bytes], progress: Progress) -> None:
+        """Remove everything from the tree but the files with these names, relative to the release."""
+        waiting = [b""]
+        directories = _directories_of(names)
+        while waiting:
+            directory = waiting.pop()
+            progress()
+            with beneath.opened(self._release_fd, directory) as fd:
+                for item in beneath.entries(fd):
+                    path = os.path.join(directory, item.name)
+                    if not item.is_dir(follow_symlinks=False):
+                        if path not in names:
+                            beneath.unlink(fd, item.name)
+                    elif path in directories:
+                        waiting.append(path)
+                    else:
+                        with beneath.opened(fd, item.name) as inner:
+                            files.empty(inner, os.fsdecode(path), progress)
+                        beneath.remove_directory(fd, item.name)
+
+    def _fix_times(self, names: set[bytes], progress: Progress) -> None:
+        """Give the directories of the tree a fixed mtime: images of equal files have equal bytes."""
+        for directory in _directories_of(names):
+            with beneath.opened(self._release_fd, directory) as fd:
+                beneath.set_times(fd, 0)
+            progress()
+        here = os.path.join(os.fsencode(self.tree), self._source)
+        while len(here) >= len(self.tree):
+            os.utime(here, ns=(0, 0))
+            here = os.path.dirname(here)
+
+
+def _directories_of(names: Iterable[bytes]) -> set[bytes]:
+    """Return the directories above relative paths, without the empty path."""
+    found: set[bytes] = set()
+    for name in names:
+        directory = os.path.dirname(name)
+        while directory and directory not in found:
+            found.add(directory)
+            directory = os.path.dirname(directory)
+    return found
