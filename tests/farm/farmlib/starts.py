@@ -24,7 +24,8 @@ SQUASH = f"{DIRECTORY}/squash"
 CACHE = "/var/cache/fscache"
 NFS = "/mnt/farm/nfs"
 FSC = "/mnt/farm/fsc"
-IMAGES = "/mnt/farm/images"
+IMAGES = "/starts"
+IMAGE_STORE = f"{collection.STORE}/.images"
 
 #: The software that is started, by name: its title, and a statement for Python.
 STARTS = {
@@ -36,8 +37,8 @@ STARTS = {
     "editorial": ("OTIO, lxml, jinja2", "import opentimelineio, lxml.etree, jinja2"),
 }
 LATENCIES = (0, 1, 10)
-#: The release that is deployed last, to measure what one more release costs. No start uses it.
-ONE_MORE = "usd-core/25.11"
+#: The release that is deployed last, to measure what one more release costs, and a start of it. No other start uses it.
+ONE_MORE, ONE_MORE_START = "usd-core/25.11", "usd"
 #: The largest wall time of a start from data images, as a multiple of the same start from a copy on the local disk.
 LOCAL_BAR = 1.10
 
@@ -119,19 +120,11 @@ def measured(node: Machine, way: Way, start: str) -> list[dict[str, Any]]:
     return rows
 
 
-def cost(node: Machine, script: str, timeout: float = 3600) -> dict[str, Any]:
-    """Run a script on a node. Return its seconds, and the calls and bytes that it sent and received on NFS mounts."""
-    program = (
-        "import json, subprocess, sys, time; sys.path.insert(0, sys.argv[1]); import count, starts\n"
-        "calls, sent, began = starts.all_calls(), starts.network_bytes(), time.monotonic()\n"
-        "subprocess.run(['/bin/sh', '-eu', '-c', sys.argv[2]], check=True, stdout=subprocess.DEVNULL)\n"
-        "seconds = time.monotonic() - began\n"
-        "print(json.dumps({'seconds': seconds, 'calls': count.total(count.difference(calls, starts.all_calls())), "
-        "'bytes': starts.network_bytes() - sent}))\n"
-    )
-    argv = ["python3", "-B", "-c", program, os.path.dirname(PROGRAM), script]
-    found: dict[str, Any] = json.loads(node.output(argv, timeout=timeout))
-    return found
+def cost(node: Machine, script: str) -> dict[str, Any]:
+    """Run a script on a node. Return its seconds, and the calls and bytes that the node sent and received on NFS mounts."""
+    before = counters(node)
+    node.ssh(f"set -eu; {script}", timeout=3600)
+    return _since(before, counters(node))
 
 
 # --- Preparing each way ---
@@ -167,33 +160,72 @@ def prepare(node: Machine, results: Results) -> None:
     node.ssh(_unmount(NFS))
 
 
-def prepare_images(node: Machine, results: Results) -> None:
-    """Make data images of the files that the starts open, one for each release, and mount a view with them."""
-    began = time.monotonic()
-    wanted: dict[str, set[str]] = {}
-    for start in STARTS:
-        argv = ["python3", PROGRAM, "opened", PLAN, start, collection.VIEW]
-        for path in json.loads(node.output(argv, timeout=900)):
-            wanted.setdefault("/".join(path.split("/")[:2]), set()).add(path)
-    host.say(f"{node.name}: {sum(map(len, wanted.values()))} files traced in {time.monotonic() - began:.0f} s")
-    layers = []
-    script = [f"rm -rf {DIRECTORY}/stage; mkdir -p {DIRECTORY}/images {DIRECTORY}/stage; cd {collection.ROOT}"]
-    for release in sorted(wanted):
-        name = f"{DIRECTORY}/images/{release.replace('/', '+')}"
-        files = f"{name}.files"
-        node.write(files, "".join(f"{path}\n" for path in sorted(wanted[release])))
-        script.append(
-            f"mkdir {DIRECTORY}/stage/x; tar -c -T {files} | tar -x -C {DIRECTORY}/stage/x; "
-            f"mkfs.erofs --quiet -zlz4hc {name}.erofs {DIRECTORY}/stage/x; rm -rf {DIRECTORY}/stage/x; "
-            f"mkdir -p {name}; mount -t erofs -o loop,ro {name}.erofs {name}"
-        )
-        layers.append(name)
-    results.costs["images"] = cost(node, "; ".join(script))
-    used = f"du -ck {DIRECTORY}/images/*.erofs | tail -n 1 | cut -f 1"
-    results.costs["images"]["disk"] = int(node.output(used)) * 1024
-    lower = "::".join([measure.LAYER, *layers, collection.ROOT])
-    node.ssh(f"mkdir -p {IMAGES}; mount -t overlay overlay -o ro,metacopy=on,redirect_dir=on,lowerdir={lower} {IMAGES}")
-    host.say(f"{node.name}: images: {results.costs['images']}")
+def _view(kind: str, *more: str) -> dict[str, Any]:
+    """Declare the view of the releases of the starts, and of some more, with data images of a kind."""
+    return {"name": "starts", "mountpoint": IMAGES, "releases": [*releases(), *more], "data_images": kind}
+
+
+def trace(farm: Farm, node: Machine, start: str, found: Sequence[str] = ()) -> list[str]:
+    """Trace a start in the view of all releases, and return the releases of which files were opened.
+
+    `found` are the releases on the search paths, by default those of the starts.
+    """
+    places = [f"{collection.VIEW}/{release}" for release in found or releases()]
+    options = {
+        "path": collection.VIEW,
+        "command": ["/usr/bin/python3", "-c", STARTS[start][1]],
+        "environment": {
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": ":".join(f"{place}/python" for place in places),
+            "LD_LIBRARY_PATH": ":".join(f"{place}/lib" for place in places),
+        },
+        "store": collection.STORE,
+    }
+    traced = collection.module(farm, node, "access_trace", options, timeout=900)
+    if traced.values["overflowed"]:
+        raise host.FarmError(f"{node.name}: the trace of {start} lacks opens: raise fs.fanotify.max_queued_events")
+    return [release["release"] for release in traced.values["releases"]]
+
+
+def build(farm: Farm, node: Machine, release: str) -> collection.Result:
+    """Build the data image of a traced release, and publish it."""
+    options = {"root": collection.ROOT, "store": collection.STORE, "image_store": IMAGE_STORE, "release": release}
+    return collection.module(farm, node, "data_image", options, timeout=1800)
+
+
+def prepare_views(farm: Farm, node: Machine, results: Results) -> None:
+    """Deploy a view, and again with data images of the traced starts, each then with one more release. Keep what this costs.
+
+    The images and the manifests lie on NFS, so both are read and written there too.
+    """
+    package = ONE_MORE.split("/", maxsplit=1)[0]
+    older = [ONE_MORE if release.startswith(f"{package}/") else release for release in releases()]
+    traced = {release for start in STARTS for release in trace(farm, node, start)}
+    trace(farm, node, ONE_MORE_START, older)
+    for name, kind, built in (("view", "none", ()), ("images", "trace", sorted(traced))):
+        before = counters(node)
+        for release in built:
+            build(farm, node, release)
+        collection.deploy(farm, [_view(kind)], hosts=node.name)
+        results.costs[name] = _since(before, counters(node))
+        used = f"du -sk {collection.STATE_DIR}/views/starts/current/ {collection.STATE_DIR}/data 2>/dev/null | cut -f 1"
+        results.costs[name]["disk"] = sum(map(int, node.output(used, check=False).split())) * 1024
+        before = counters(node)
+        if built:
+            build(farm, node, ONE_MORE)
+        collection.deploy(farm, [_view(kind, ONE_MORE)], hosts=node.name)
+        results.costs[name]["one more"] = _since(before, counters(node))
+        host.say(f"{node.name}: {name}: {results.costs[name]}")
+
+
+def counters(node: Machine) -> dict[str, float]:
+    """Return the time in seconds, and the calls and bytes that a node has sent and received on NFS mounts."""
+    found: dict[str, float] = json.loads(node.output(["python3", PROGRAM, "counters", PLAN]))
+    return {**found, "seconds": time.monotonic()}
+
+
+def _since(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, Any]:
+    return {name: after[name] - value for name, value in before.items()}
 
 
 # --- Measuring ---
@@ -228,7 +260,7 @@ def run(farm: Farm, path: Path, arguments: Sequence[str], document: Path | None 
     collection.deploy(farm, hosts=node.name)
     node.ssh(f"mkdir -p {DIRECTORY}")
     install(node)
-    prepare_images(node, results)
+    prepare_views(farm, node, results)
     prepare(node, results)
     ways = [way for way in WAYS if way.name in options.ways]
     try:

@@ -1,7 +1,7 @@
 """Start software on a render node, cold and warm, and measure each start. Runs on a render node, with count.py beside it.
 
     python3 starts.py measure PLAN START ROOT SETUP TEARDOWN   print a row for the cold start and one for the warm start as JSON
-    python3 starts.py opened PLAN START ROOT                   start once, and print the files below ROOT that were opened as JSON
+    python3 starts.py counters PLAN                            print the calls and bytes so far as JSON
 
 PLAN is a file in JSON: `environment` has the releases on the search paths of the software, and `starts` has a statement for Python by
 the name of each start. SETUP and TEARDOWN are shell commands that mount and unmount ROOT. The calls and bytes are those of all NFS
@@ -10,10 +10,8 @@ mounts, so that a mount that should send nothing is counted too.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import struct
 import subprocess
 import sys
 import time
@@ -29,9 +27,6 @@ _OWN_MODULES = (
     "uuid, xml.etree.ElementTree, zipfile"
 )
 _COUNTERS = "/sys/class/net/farm0/statistics"
-#: linux/fanotify.h
-_FAN_OPEN, _FAN_MARK_ADD, _FAN_MARK_MOUNT, _FAN_UNLIMITED_QUEUE, _FAN_NONBLOCK = 0x20, 0x1, 0x10, 0x10, 0x2
-_EVENT = struct.Struct("=IBBHqii")
 
 
 def environment(plan: Mapping[str, Any], root: str) -> dict[str, str]:
@@ -115,35 +110,14 @@ def measure(plan: Mapping[str, Any], name: str, root: str, setup: str, teardown:
     return rows
 
 
-def opened(plan: Mapping[str, Any], name: str, root: str) -> list[str]:
-    """Start software once, and return the paths relative to `root` of the files that were opened there, sorted."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.fanotify_mark.argtypes = [ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p]
-    queue = libc.fanotify_init(_FAN_UNLIMITED_QUEUE | _FAN_NONBLOCK, os.O_RDONLY | os.O_CLOEXEC)
-    if queue < 0 or libc.fanotify_mark(queue, _FAN_MARK_ADD | _FAN_MARK_MOUNT, _FAN_OPEN, -100, root.encode()) < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), root)
-    start(plan, name, root)
-    found = set()
-    while True:
-        try:
-            events = os.read(queue, 1 << 16)
-        except BlockingIOError:
-            break
-        while events:
-            length, *_, fd, _pid = _EVENT.unpack_from(events)
-            events = events[length:]
-            path = os.readlink(f"/proc/self/fd/{fd}")
-            if os.path.isfile(path):
-                found.add(os.path.relpath(path, root))
-            os.close(fd)
-    return sorted(found)
-
-
 def main() -> None:
     action, plan_file, *arguments = sys.argv[1:]
     with open(plan_file, encoding="utf-8") as file:
         plan = json.load(file)
-    json.dump(measure(plan, *arguments) if action == "measure" else opened(plan, *arguments), sys.stdout)
+    if action == "counters":
+        json.dump({"calls": count.total(all_calls()), "bytes": network_bytes()}, sys.stdout)
+    else:
+        json.dump(measure(plan, *arguments), sys.stdout)
 
 
 if __name__ == "__main__":
