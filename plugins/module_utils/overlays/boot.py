@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Sequence
 
@@ -38,11 +39,24 @@ _RUNNING = "/run/systemd/system"
 #: Seconds to wait for systemd to reload its units.
 _RELOAD_SECONDS = 60.0
 
+#: Seconds to wait for mount(8) to print its version.
+_VERSION_SECONDS = 10.0
+
 
 def read() -> Stored:
     """Return the mount units in the administrator's directory, and the text of fstab."""
     units = [Unit(name, text, os.path.lexists(_wants(name))) for name, text in boot_files.mount_units()]
     return Stored(tuple(units), boot_files.fstab())
+
+
+@functools.cache
+def takes_long_options() -> bool:
+    """Return whether mount(8) takes options of any length, since it passes them one at a time (util-linux 2.39)."""
+    try:
+        _status, output = processes.run(["mount", "--version"], _VERSION_SECONDS)
+    except (OSError, TimeoutError):
+        return False
+    return b"fd-based-mount" in output
 
 
 def missing_places(spec: MountSpec) -> set[bytes]:

@@ -43,7 +43,11 @@ _REQUIRES = b"x-systemd.requires-mounts-for="
 #: The target that wants the units of views. It comes after the network, since data layers are on file servers.
 WANTED_BY = "remote-fs.target"
 
-#: The most bytes of an option of fsconfig(2), of all options of mount(2), and of a file name.
+#: The layer name of a data image that was installed on the host.
+_INSTALLED = re.compile(rb"/data/[0-9a-f]{16}\Z")
+
+#: The most bytes of an option of fsconfig(2), of all options of mount(2), and of a file name. mount(8) uses fsconfig(2) from util-linux
+#: 2.39 on.
 _LONGEST_VALUE = 255
 _LONGEST_OPTIONS = 4095
 _LONGEST_NAME = 255
@@ -145,9 +149,10 @@ def whole_of(spec: MountSpec) -> bytes | None:
 # Units
 
 
-def desired_units(spec: MountSpec, append: bool) -> tuple[Unit, ...]:
-    """Return the units of an overlay, those of its images first. ``append`` is whether the kernel takes layers one at a time.
+def desired_units(spec: MountSpec, append: bool, any_length: bool = False) -> tuple[Unit, ...]:
+    """Return the units of an overlay, those of its images first.
 
+    ``append`` is whether the kernel takes layers one at a time, and ``any_length`` whether mount(8) takes options of any length.
     Raises OverlayError if a unit cannot express the overlay.
     """
     _check_outlives_boot(spec)
@@ -158,7 +163,7 @@ def desired_units(spec: MountSpec, append: bool) -> tuple[Unit, ...]:
         text = _unit(_IMAGE + image, image, without_suffix(image), b"erofs", b"ro,_netdev", [image])
         found.append(Unit(unit_name(without_suffix(image)), text, False))
     notes = b"\n".join((_VIEW + spec.path, *(_IMAGE + image for image in spec.images)))
-    options = mount_options(spec, append, [b"_netdev"])
+    options = mount_options(spec, append, [b"_netdev"], any_length)
     requires = [*spec.lower, *spec.data, *spec.kept]
     whole = whole_of(spec)
     if whole is None:
@@ -229,8 +234,11 @@ def unit_name(path: bytes) -> str:
 # Lines of fstab
 
 
-def desired_lines(spec: MountSpec, append: bool) -> tuple[bytes, ...]:
-    """Return the lines of fstab of an overlay, those of its images first. Raises OverlayError if fstab cannot express the overlay."""
+def desired_lines(spec: MountSpec, append: bool, any_length: bool = False) -> tuple[bytes, ...]:
+    """Return the lines of fstab of an overlay, those of its images first; the parameters are those of ``desired_units``.
+
+    Raises OverlayError if fstab cannot express the overlay.
+    """
     _check_outlives_boot(spec)
     for path in (*spec.lower, *spec.data, *spec.images, *spec.kept):
         _check_for_fstab(path)
@@ -245,10 +253,10 @@ def desired_lines(spec: MountSpec, append: bool) -> tuple[bytes, ...]:
     view = _FSTAB_MARKER + b"view"
     whole = whole_of(spec)
     if whole is None:
-        options = mount_options(spec, append, [*order, *requires, view])
+        options = mount_options(spec, append, [*order, *requires, view], any_length)
         found.append(fstab_lines.make_line(b"overlay", spec.path, b"overlay", options))
     else:
-        options = mount_options(spec, append, [b"_netdev", b"nofail", *requires, _FSTAB_MARKER + b"whole"])
+        options = mount_options(spec, append, [b"_netdev", b"nofail", *requires, _FSTAB_MARKER + b"whole"], any_length)
         found.append(fstab_lines.make_line(b"overlay", whole, b"overlay", options))
         bind = b",".join((b"bind", *_flags(spec), *order, _REQUIRES + whole, view))
         found.append(fstab_lines.make_line(whole + spec.root, spec.path, b"none", bind))
@@ -258,8 +266,11 @@ def desired_lines(spec: MountSpec, append: bool) -> tuple[bytes, ...]:
 # Options of mount(8)
 
 
-def mount_options(spec: MountSpec, append: bool, extra: Sequence[bytes] = ()) -> bytes:
-    """Return the options of an overlay for mount(8), the layers last. Raises OverlayError if they are too long for mount(8)."""
+def mount_options(spec: MountSpec, append: bool, extra: Sequence[bytes] = (), any_length: bool = False) -> bytes:
+    """Return the options of an overlay for mount(8), the layers last; ``append`` and ``any_length`` are those of ``desired_units``.
+
+    Raises OverlayError if they are too long for mount(8).
+    """
     words = _flags(spec)
     words += [name if value is None else name + b"=" + value for name, value in spec.settings]
     words += _upper_options(spec)
@@ -267,10 +278,10 @@ def mount_options(spec: MountSpec, append: bool, extra: Sequence[bytes] = ()) ->
     if len(layers[0]) - len(b"lowerdir=") > _LONGEST_VALUE:
         layers = list(_one_by_one(spec, append))
     options = b",".join((*words, *extra, *layers))
-    if len(options) > _LONGEST_OPTIONS:
+    if len(options) > _LONGEST_OPTIONS and not any_length:
         raise OverlayError(
-            f"the options of the overlay at {show(spec.path)} have {len(options)} bytes, and mount(8) takes {_LONGEST_OPTIONS}:"
-            " use fewer layers or shorter paths"
+            f"the options of the overlay at {show(spec.path)} have {len(options)} bytes, and mount(8) takes {_LONGEST_OPTIONS} (util-linux"
+            " 2.39 takes more): use fewer layers or shorter paths"
         )
     return options
 
@@ -483,14 +494,16 @@ def plan_persistence(
     stored: Stored,
     live: Sequence[Mount],
     append: bool,
+    any_length: bool = False,
 ) -> Plan:
     """Return the actions that make the mounts at boot agree with the declaration of a view; ``spec`` is None for an unmounted view.
 
-    ``persist`` is ``none``, ``systemd`` or ``fstab``. ``live`` are the mounts before the view was mounted or unmounted. Raises OverlayError
-    if the overlay cannot be mounted at boot, or if a unit or line of somebody else is in the way.
+    ``persist`` is ``none``, ``systemd`` or ``fstab``. ``live`` are the mounts before the view was mounted or unmounted. ``append`` and
+    ``any_length`` are those of ``desired_units``. Raises OverlayError if the overlay cannot be mounted at boot, or if a unit or line of
+    somebody else is in the way.
     """
-    units = desired_units(spec, append) if spec and persist == "systemd" else ()
-    lines = desired_lines(spec, append) if spec and persist == "fstab" else ()
+    units = desired_units(spec, append, any_length) if spec and persist == "systemd" else ()
+    lines = desired_lines(spec, append, any_length) if spec and persist == "fstab" else ()
     _check_nobody_else(path, units, lines, stored)
     removable = list(_removable_units(path, stored.units, units))
     fstab = fstab_with_view(stored.fstab, path, lines)
@@ -520,7 +533,8 @@ def _to_unmount(
         if mount.fstype == b"overlay":
             layers = overlay_layers(mount)
             if mount.path == path:
-                here.update(layers.lower)
+                # A data layer may be an image that somebody else has mounted.
+                here.update((*layers.lower, *filter(_INSTALLED.search, layers.data)))
             else:
                 elsewhere.update((*layers.lower, *layers.data))
     visible = {name for name in here if _is_image(top_mount(live, name))}

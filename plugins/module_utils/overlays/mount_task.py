@@ -122,10 +122,11 @@ def planned(
     stored = boot.read()
     missing = boot.missing_places(spec) if spec and persist != "none" else set()
     append = persist != "none" and creating.takes_layers_one_by_one()
+    any_length = append and boot.takes_long_options()
     plan = (
         *plan_places(spec, persist, missing),
         *mounting,
-        *plan_persistence(path, spec, persist, stored, namespaces.own_mounts(), append),
+        *plan_persistence(path, spec, persist, stored, namespaces.own_mounts(), append, any_length),
     )
     # Dropping covered overlays changes nothing that is seen.
     old = state.mount if any(not isinstance(action, DropCovered) for action in mounting) else None

@@ -170,7 +170,8 @@ class _View:
             spec = self.spec(wanted, place, directory) if directory else None
         if wanted.persist is not None and (spec or wanted.state != "mounted" or wanted.persist == "none"):
             append = wanted.persist != "none" and self.host.append
-            plan = plan_persistence(place, spec, wanted.persist, self.host.stored, self.host.mounts, append)
+            any_length = append and boot.takes_long_options()
+            plan = plan_persistence(place, spec, wanted.persist, self.host.stored, self.host.mounts, append, any_length)
             yield from drift.of_boot(place, plan, self.host.stored)
 
 

@@ -18,6 +18,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import
     boot_entries,
     creating,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import without_suffix
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
@@ -65,11 +66,14 @@ def etc(arena: Path) -> Iterator[None]:
 
 
 #: The kinds of layers.
-KINDS = ["image", "directory", "redirect"]
+KINDS = ["image", "directory", "redirect", "data image"]
 
 
 def view_of(area: Path, number: int = 1, kind: str = "image", view: str = "view", **options: Any) -> MountSpec:
-    """Make a generation with one file, and declare its view. ``kind`` is one of KINDS; ``redirect`` is the strategy of that name."""
+    """Make a generation with one file, and declare its view.
+
+    ``kind`` is one of KINDS; ``redirect`` is the strategy of that name. With ``data image``, the content is only in an image.
+    """
     layer, data = area / f"g{number}" / "layer", area / "data"
     top = layer / "view" if kind == "redirect" else layer
     data.mkdir(parents=True, exist_ok=True)
@@ -86,12 +90,16 @@ def view_of(area: Path, number: int = 1, kind: str = "image", view: str = "view"
         support.image_of(layer, layer.with_suffix(".erofs"))
         support.command("rm", "-r", layer)
         layer = layer.with_suffix(".erofs")
+    if kind == "data image":
+        image = support.image_of(data, area / "state" / "data" / f"{number:016x}.erofs")
+        (area / "empty").mkdir(exist_ok=True)
+        return support.declared(area / view, [layer], [image, area / "empty"], **options)
     return support.declared(area / view, [layer], [data], **options)
 
 
 def arguments_of(spec: MountSpec, persist: str, **more: Any) -> dict[str, Any]:
-    lower = [os.fsdecode(path) for path in spec.images or spec.lower]
-    data = [os.fsdecode(path) for path in spec.data]
+    of_layer = {without_suffix(image): image for image in spec.images}
+    lower, data = ([os.fsdecode(of_layer.get(path, path)) for path in layers] for layers in (spec.lower, spec.data))
     given = {"path": os.fsdecode(spec.path), "lower": lower, "data": data, "strategy": spec.strategy}
     return {**given, "persist": persist, **more}
 
@@ -159,7 +167,7 @@ def test_layers_too_long_for_one_option_are_mounted_one_by_one(area: Path) -> No
 
 def test_systemd_analyze_finds_no_fault_in_the_units(area: Path) -> None:
     # No name has a colon: on the command line of systemd-analyze, an alias of the unit follows a colon.
-    for number, name in enumerate(["plain", "a b,c\\e", "%n ü '"]):
+    for number, name in enumerate(["plain", "a b,c\\e", "%n ü '", "data image"]):
         spec = view_of(area / name, number, KINDS[number])
         paths = []
         for unit in boot_entries.desired_units(spec, append=True):
@@ -334,7 +342,7 @@ def test_check_mode_writes_no_unit_and_no_line(area: Path) -> None:
     assert (FSTAB.read_bytes(), sorted(os.listdir(UNITS)), sorted(os.listdir(area / "g1"))) == before
 
 
-@pytest.mark.parametrize("kind", ["image", "redirect"])
+@pytest.mark.parametrize("kind", ["image", "redirect", "data image"])
 @pytest.mark.parametrize("persist", ["systemd", "fstab"])
 def test_a_run_that_ends_after_any_of_its_actions_is_completed_by_the_next(area: Path, persist: str, kind: str) -> None:
     before = FSTAB.read_bytes()
@@ -362,7 +370,9 @@ def test_a_run_that_ends_after_any_of_its_actions_is_completed_by_the_next(area:
         assert own_units() == (expected if persist == "systemd" else set())
         lines = boot_entries.desired_lines(specs[1], append=True) if persist == "fstab" else ()
         assert FSTAB.read_bytes() == before + b"".join(lines)
-        assert [one.path for one in namespaces.own_mounts() if one.path.startswith(os.fsencode(area) + b"/g")] == []
+        assert [
+            one.path for one in namespaces.own_mounts() if re.match(rb"/(g|state)", one.path[len(os.fsencode(area)) :])
+        ] == []
         if done >= len(plan):
             break
         done += 1

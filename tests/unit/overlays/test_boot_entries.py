@@ -258,8 +258,10 @@ def test_long_layers_are_given_one_by_one_if_the_kernel_takes_them_so() -> None:
             mount_options(mount_spec(b"/v", [path], [b"/" + b"y" * 200], {}, True), append=True)
     with pytest.raises(OverlayError, match="has 301 bytes"):
         mount_options(mount_spec(b"/v", [b"/" + b"x" * 300], [b"/d"], {}, True), append=True)
-    with pytest.raises(OverlayError, match="mount\\(8\\) takes 4095"):
-        mount_options(mount_spec(b"/v", [b"/%d" % n + b"x" * 200 for n in range(30)], [], {}, True), append=True)
+    many = mount_spec(b"/v", [b"/%d" % n + b"x" * 200 for n in range(30)], [], {}, True)
+    with pytest.raises(OverlayError, match=r"mount\(8\) takes 4095 \(util-linux 2\.39 takes more\)"):
+        mount_options(many, append=True)
+    assert len(mount_options(many, append=True, any_length=True)) > 4095
 
 
 def test_flags_and_settings_are_given_as_declared() -> None:

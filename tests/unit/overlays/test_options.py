@@ -272,3 +272,35 @@ def test_a_message_explains_why_the_kernel_changed_a_setting() -> None:
         "index is off, not on (the file system of a layer has no file handles, or that of the upper layer has no xattrs; give index=off to"
         " accept that), nosuid is False, not True"
     )
+
+
+# ---- images
+
+
+def test_images_are_named_without_their_suffix_in_both_kinds_of_layers() -> None:
+    lower, data = b"/g/layer.erofs", b"/state/data/0123456789abcdef.erofs"
+    spec = mount_spec(b"/v", [lower, b"/l"], [data, b"/net"], {}, True, [lower, data])
+    assert (spec.lower, spec.data) == ((b"/g/layer", b"/l"), (b"/state/data/0123456789abcdef", b"/net"))
+    assert (spec.images, spec.data_images, spec.directories) == ((lower, data), (data,), (b"/l", b"/net"))
+    assert spec.as_dict()["data"] == ["/state/data/0123456789abcdef", "/net"]
+
+
+def test_a_data_image_is_refused_with_strategy_redirect() -> None:
+    with pytest.raises(
+        OverlayError, match=r"image /d\.erofs cannot be a data layer with strategy redirect.*data-only layers"
+    ):
+        mount_spec(b"/v", [b"/l"], [b"/d.erofs", b"/net"], {}, True, [b"/d.erofs"], strategy="redirect")
+
+
+def test_a_data_layer_that_is_a_file_needs_the_name_of_an_image() -> None:
+    with pytest.raises(OverlayError, match=r"layer /d\.img is a file and has no name of an image"):
+        mount_spec(b"/v", [b"/l"], [b"/d.img"], {}, True, [b"/d.img"])
+
+
+def test_more_layers_than_overlayfs_takes_are_refused() -> None:
+    data = [b"/d%d" % number for number in range(500)]
+    assert len(mount_spec(b"/v", [b"/l"], data[1:], {}, True).data) == 499
+    with pytest.raises(
+        OverlayError, match="overlay at /v has 1 lower and 500 data layers, and overlayfs takes 500 layers in all"
+    ):
+        mount_spec(b"/v", [b"/l"], data, {}, True)
