@@ -1,4 +1,4 @@
-"""Test that a view detaches from the file server and attaches again while a program opens files at random."""
+"""Test that a view detaches from the file server and attaches again while a program opens its files at random."""
 
 from __future__ import annotations
 
@@ -8,87 +8,114 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from farmlib import collection, host
-from farmlib.collection import ROOT, STATE_DIR
+from farmlib import collection, host, starts
+from farmlib.collection import ROOT, STORE
 from farmlib.machines import Farm
 
 ROUNDS = 50
 OPENS = 100_000
+#: Opens after the software root was unmounted.
+OPENS_DETACHED = 1_000
 VIEW = "/detaching"
 RELEASES = ("jinja2/3.1.6", "markupsafe/3.0.4", "requests/2.34.2", "urllib3/2.8.0", "fileseq/3.4.0", "qt-py/2.0.7")
 DECLARED = {"name": "detaching", "mountpoint": VIEW, "releases": list(RELEASES)}
 READER = "/usr/local/lib/farm/reader.py"
 PLACE = "/var/tmp/farm-detaching"
-LAYER = f"{STATE_DIR}/views/detaching/current/layer"
 
-#: Each round detaches the view and attaches it again. All is one task, because starting Ansible takes an emulated processor longest.
+#: All rounds are one task, because starting Ansible takes an emulated processor longer than a switch.
 PLAYBOOK = """
 - hosts: new
   gather_facts: false
   tasks:
-    - name: Switch between the images alone and the images with the software root
-      renderfarm.overlay.overlay_mount:
-        path: "{{ view }}"
-        lower: ["{{ layer }}"]
-        data: "{{ item }}"
-        read_only: true
-        options: {metacopy: "on", redirect_dir: "on"}
-        switch: beneath
-      loop: "{{ [images, images + [root]] * rounds }}"
-      loop_control: {label: "{{ item | length }} data layers"}
+    - name: Detach the view from the file server, and attach it again
+      renderfarm.overlay.view:
+        views: "{{ [declared | combine({'data_images': item})] }}"
+      loop: "{{ kinds }}"
 """
 
 
 @dataclass(frozen=True)
-class Detached:
-    """Hold what the reader found, and the results of the switches."""
+class Rounds:
+    """Hold what the reader found, and the results of the switches, in order."""
 
     reader: dict[str, Any]
     switches: list[collection.Result]
 
 
 @pytest.fixture(scope="module")
-def images(farm: Farm) -> Iterator[list[str]]:
-    """Deploy a view, and make an image of everything for each of its releases. Return the paths of the images."""
+def declared(farm: Farm) -> Iterator[dict[str, Any]]:
+    """Deploy a view, build images of everything for its releases, and return the view as the module `view` takes it."""
     node = farm.nodes["new"]
     collection.mount_store(node)
     collection.deploy(farm, [DECLARED])
+    locked = []
+    for release in RELEASES:
+        built = starts.build(farm, node, release, select="everything").values
+        assert built["complete"], built
+        locked.append({"release": release, "kind": "everything", "complete": True})
+        locked[-1].update({name: built[name] for name in ("digest", "bytes_on_disk")})
     node.copy(host.FARM_SOURCE / "guest" / "reader.py", READER)
-    paths = [f"{PLACE}/{release.replace('/', '+')}.erofs" for release in RELEASES]
-    for release, path in zip(RELEASES, paths):
-        stage = f"{PLACE}/stage/{release}"
-        node.ssh(
-            f"mkdir -p {stage}; cp -a {ROOT}/{release}/. {stage}; mkfs.erofs --quiet -zlz4hc {path} {PLACE}/stage; rm -r {stage}"
-        )
-    node.ssh(f"cd {VIEW}; find . -type f -size +0 -exec sha256sum {{}} + >{PLACE}/digests")
-    yield paths
+    node.ssh(
+        f"mkdir -p {PLACE}; cd {VIEW}; find . -type f -size +0 -exec sha256sum {{}} + >{PLACE}/digests", timeout=600
+    )
+    yield {
+        "name": DECLARED["name"],
+        "mountpoint": VIEW,
+        "store": STORE,
+        "releases": [{"release": release} for release in RELEASES],
+        "data": [ROOT],
+        "image_store": starts.IMAGE_STORE,
+        "locked_data_images": locked,
+    }
     node.ssh(f"touch {PLACE}/stop; while pgrep -f {READER}; do sleep 1; done; rm -rf {PLACE}", check=False)
     variables = {**collection.SITE, "overlay_hosts": "new", "overlay_views": [DECLARED]}
     collection.playbook(farm, "remove", variables, check=False)
+    node.ssh(["rm", "-rf", *(f"{starts.IMAGE_STORE}/.data/{release}" for release in RELEASES)], check=False)
+
+
+def switch(farm: Farm, declared: dict[str, Any], kinds: list[str], directory: Any) -> list[collection.Result]:
+    """Switch the view to data images of each kind, and return the results in order."""
+    source = directory / "switch.yml"
+    source.write_text(PLAYBOOK, encoding="utf-8")
+    run = collection.playbook(farm, source, {"declared": declared, "kinds": kinds}, timeout=5400)
+    return [result for result in run.of("new", "view") if result.status == "item"]
 
 
 @pytest.fixture(scope="module")
-def detached(farm: Farm, images: list[str], tmp_path_factory: pytest.TempPathFactory) -> Detached:
-    """Detach and attach the view again while the reader runs."""
+def rounds(farm: Farm, declared: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Rounds:
+    """Detach and attach the view while the reader runs."""
     node = farm.nodes["new"]
-    source = tmp_path_factory.mktemp("detaching") / "rounds.yml"
-    source.write_text(PLAYBOOK, encoding="utf-8")
+    directory = tmp_path_factory.mktemp("detaching")
     reader = f"python3 {READER} {VIEW} {PLACE}/digests {PLACE}/stop {OPENS} >{PLACE}/read 2>{PLACE}/errors"
+    switch(farm, declared, ["everything"], directory)
     node.ssh(f"({reader}; touch {PLACE}/ended) </dev/null >/dev/null 2>&1 &")
-    variables = {"view": VIEW, "layer": LAYER, "images": images, "root": ROOT, "rounds": ROUNDS}
-    run = collection.playbook(farm, source, variables, timeout=3600)
+    switches = switch(farm, declared, ["only", "everything"] * ROUNDS, directory)
     node.ssh(f"touch {PLACE}/stop")
-    node.wait_for(f"test -e {PLACE}/ended", seconds=1800)
+    node.wait_for(f"test -e {PLACE}/ended", seconds=3600)
     read = node.output(f"cat {PLACE}/errors {PLACE}/read")
-    host.say(f"reader: {read}")
-    return Detached(json.loads(read), run.of(node, "overlay_mount"))
+    host.say(f"{len(switches)} switches; the reader: {read}")
+    return Rounds(json.loads(read), switches)
 
 
-def test_no_open_fails_and_no_byte_is_wrong(detached: Detached) -> None:
-    assert (detached.reader["failed"], detached.reader["wrong"]) == (0, 0), detached.reader
-    assert detached.reader["opens"] >= OPENS
+def test_no_open_fails_and_no_byte_is_wrong(rounds: Rounds) -> None:
+    assert (rounds.reader["failed"], rounds.reader["wrong"]) == (0, 0), rounds.reader
+    assert rounds.reader["opens"] >= OPENS
 
 
-def test_each_round_detached_the_view_and_attached_it(detached: Detached) -> None:
-    switches = [result for result in detached.switches if result.status == "item"]
-    assert [result.values["method"] for result in switches] == ["beneath"] * 2 * ROUNDS
+def test_each_round_detaches_the_view_and_attaches_it(rounds: Rounds) -> None:
+    assert [result.values["views"][0]["detached"] for result in rounds.switches] == [True, False] * ROUNDS
+
+
+def test_a_detached_view_is_read_while_the_server_is_stopped_and_unmounted(
+    farm: Farm, declared: dict[str, Any], rounds: Rounds, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    node = farm.nodes["new"]
+    assert rounds.reader["failed"] == 0
+    switch(farm, declared, ["only"], tmp_path_factory.mktemp("detached"))
+    node.ssh(f"umount {ROOT}")
+    with farm.server.nfsd_stopped():
+        node.drop_caches()
+        argv = ["python3", READER, VIEW, f"{PLACE}/digests", f"{PLACE}/stop", str(OPENS_DETACHED)]
+        read = json.loads(node.output(argv, timeout=900))
+    assert (read["failed"], read["wrong"]) == (0, 0), read
+    assert read["opens"] >= OPENS_DETACHED

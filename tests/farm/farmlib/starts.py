@@ -187,9 +187,15 @@ def trace(farm: Farm, node: Machine, start: str, found: Sequence[str] = ()) -> l
     return [release["release"] for release in traced.values["releases"]]
 
 
-def build(farm: Farm, node: Machine, release: str) -> collection.Result:
-    """Build the data image of a traced release, and publish it."""
-    options = {"root": collection.ROOT, "store": collection.STORE, "image_store": IMAGE_STORE, "release": release}
+def build(farm: Farm, node: Machine, release: str, select: str = "trace") -> collection.Result:
+    """Build a data image of a release, and publish it."""
+    options = {
+        "root": collection.ROOT,
+        "store": collection.STORE,
+        "image_store": IMAGE_STORE,
+        "release": release,
+        "select": select,
+    }
     return collection.module(farm, node, "data_image", options, timeout=1800)
 
 
