@@ -41,8 +41,10 @@ def node(farm: Farm, deployment: collection.Deployment) -> Iterator[Machine]:
 @pytest.fixture(scope="module")
 def made(farm: Farm, node: Machine) -> Made:
     """Trace a start in the view of all releases, build the data image of its release, and deploy a view with it."""
-    assert starts.trace(farm, node, START) == [RELEASE]
-    return Made(starts.build(farm, node, RELEASE), collection.deploy(farm, [DECLARED]))
+    traced, built = collection.modules(farm, node, [starts.trace(START), starts.build(RELEASE)])
+    assert [release["release"] for release in traced.values["releases"]] == [RELEASE]
+    assert not traced.values["overflowed"]
+    return Made(built, collection.deploy(farm, [DECLARED]))
 
 
 def test_the_image_has_what_the_start_opened(made: Made) -> None:

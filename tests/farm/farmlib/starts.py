@@ -165,8 +165,12 @@ def _view(kind: str, *more: str) -> dict[str, Any]:
     return {"name": "starts", "mountpoint": IMAGES, "releases": [*releases(), *more], "data_images": kind}
 
 
-def trace(farm: Farm, node: Machine, start: str, found: Sequence[str] = ()) -> list[str]:
-    """Trace a start in the view of all releases, and return the releases of which files were opened.
+#: A module and its options.
+Call = tuple[str, dict[str, Any]]
+
+
+def trace(start: str, found: Sequence[str] = ()) -> Call:
+    """Return the call that traces a start in the view of all releases.
 
     `found` are the releases on the search paths, by default those of the starts.
     """
@@ -181,14 +185,11 @@ def trace(farm: Farm, node: Machine, start: str, found: Sequence[str] = ()) -> l
         },
         "store": collection.STORE,
     }
-    traced = collection.module(farm, node, "access_trace", options, timeout=900)
-    if traced.values["overflowed"]:
-        raise host.FarmError(f"{node.name}: the trace of {start} lacks opens: raise fs.fanotify.max_queued_events")
-    return [release["release"] for release in traced.values["releases"]]
+    return "access_trace", options
 
 
-def build(farm: Farm, node: Machine, release: str, select: str = "trace") -> collection.Result:
-    """Build a data image of a release, and publish it."""
+def build(release: str, select: str = "trace") -> Call:
+    """Return the call that builds a data image of a release, and publishes it."""
     options = {
         "root": collection.ROOT,
         "store": collection.STORE,
@@ -196,7 +197,7 @@ def build(farm: Farm, node: Machine, release: str, select: str = "trace") -> col
         "release": release,
         "select": select,
     }
-    return collection.module(farm, node, "data_image", options, timeout=1800)
+    return "data_image", options
 
 
 def prepare_views(farm: Farm, node: Machine, results: Results) -> None:
@@ -206,19 +207,20 @@ def prepare_views(farm: Farm, node: Machine, results: Results) -> None:
     """
     package = ONE_MORE.split("/", maxsplit=1)[0]
     older = [ONE_MORE if release.startswith(f"{package}/") else release for release in releases()]
-    traced = {release for start in STARTS for release in trace(farm, node, start)}
-    trace(farm, node, ONE_MORE_START, older)
+    calls = [*map(trace, STARTS), trace(ONE_MORE_START, older)]
+    results_of_starts = collection.modules(farm, node, calls)[:-1]
+    traced = {one["release"] for result in results_of_starts for one in result.values["releases"]}
     for name, kind, built in (("view", "none", ()), ("images", "trace", sorted(traced))):
         before = counters(node)
-        for release in built:
-            build(farm, node, release)
+        if built:
+            collection.modules(farm, node, list(map(build, built)))
         collection.deploy(farm, [_view(kind)], hosts=node.name)
         results.costs[name] = _since(before, counters(node))
         used = f"du -sk {collection.STATE_DIR}/views/starts/current/ {collection.STATE_DIR}/data 2>/dev/null | cut -f 1"
         results.costs[name]["disk"] = sum(map(int, node.output(used, check=False).split())) * 1024
         before = counters(node)
         if built:
-            build(farm, node, ONE_MORE)
+            collection.modules(farm, node, [build(ONE_MORE)])
         collection.deploy(farm, [_view(kind, ONE_MORE)], hosts=node.name)
         results.costs[name]["one more"] = _since(before, counters(node))
         host.say(f"{node.name}: {name}: {results.costs[name]}")
