@@ -244,6 +244,8 @@ def _configure(tree: Path) -> None:
     for unit in (
         "apt-daily.timer",
         "apt-daily-upgrade.timer",
+        # A way to bring software to a node starts it.
+        "cachefilesd.service",
         "dpkg-db-backup.timer",
         "e2scrub_all.timer",
         "fstrim.timer",

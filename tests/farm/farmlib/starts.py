@@ -135,10 +135,10 @@ def _copy(release: str) -> str:
 
 
 def _squash(release: str) -> str:
-    """Return a script that makes a squashfs of a release, compressed as data images are, and mounts it."""
+    """Return a script that makes a squashfs of a release, and mounts it."""
     image = f"{DIRECTORY}/{release.replace('/', '+')}.squashfs"
     return (
-        f"mksquashfs {NFS}/{release} {image} -comp lz4 -Xhc -no-progress -quiet; mkdir -p {SQUASH}/{release}; "
+        f"mksquashfs {NFS}/{release} {image} -comp lz4 -no-progress -quiet; mkdir -p {SQUASH}/{release}; "
         f"mount -o loop,ro {image} {SQUASH}/{release}"
     )
 
