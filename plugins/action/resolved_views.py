@@ -247,6 +247,9 @@ def _options_of(view: Mapping[str, Any]) -> dict[str, Any]:
         "root": view["scan_root"],
         "store": view["scan_store"],
         "image_store": view["scan_image_store"] if view["build"] == "central" else None,
+        "data_images": view["data_images"],
+        "data_required": view["data_required"],
+        "data_image_store": view["scan_image_store"] if view["data_images"] else None,
         **{
             name: view[name]
             for name in (

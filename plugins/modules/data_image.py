@@ -115,7 +115,7 @@ notes:
   - The host needs C(mkfs.erofs) (erofs-utils). Versions before 1.8 cannot store names of 255 bytes; such files are left out.
   - An image holds content without the rights of the files. So a file that some users may not read, because of its mode, its ACL, or a
     directory above it, is left out unless O(image_store) belongs to root and has mode V(0700). Such an image can be read by root only.
-  - Files that are equal in content and mtime are stored once. So are hard links.
+  - Files with equal content are stored once. So are hard links.
 seealso:
   - module: renderfarm.overlay.release_manifest
   - module: renderfarm.overlay.overlay_mount

@@ -69,6 +69,7 @@ features:
   description:
     - The result for each feature, by name.
     - C(supported) is none if O(probe=false). C(detail) says what was tried, or why it failed.
+    - C(data_images) says whether data layers may be images.
   type: dict
   returned: success
   sample:
@@ -89,13 +90,16 @@ recommended_strategy:
   sample: data_only
 mounts:
   description:
-    - The mounted overlays, as M(renderfarm.overlay.overlay_mount) returns them, with C(roots) and C(data_layers).
+    - The mounted overlays, as M(renderfarm.overlay.overlay_mount) returns them, with C(roots), C(data_layers) and C(data_images).
     - C(roots) are the software roots of the releases that an overlay shows. It is none if a layer has no record on this render node.
     - C(data_layers) is V(none) without a data layer, and V(one) with one. With several, it says how they relate.
     - V(copies) means that all releases are of one software root. M(renderfarm.overlay.overlay_mount) has checked that the data layers are
       copies of it.
     - V(ambiguous) means that the releases are of several software roots. A file may have the content of another root at the same path.
     - V(unknown) means that there is no record.
+    - C(data_images) are the data layers that are images with a record, in their order. For each, C(path) is the path of the image file,
+      C(release) the release whose files it has, C(kind) how these were selected, and C(complete) whether all files of the release are in
+      it.
     - The module reads records only from local file systems. It asks no file server.
   type: list
   elements: dict
@@ -104,14 +108,19 @@ mounts:
     - path: /software
       root: /
       lower: [/var/lib/renderfarm-overlay/views/software/generations/4ff24b6d8e0c11a7/layer]
-      data: [/net/software]
+      data: [/var/lib/renderfarm-overlay/data/9c1f0b2e77a4d385, /net/software]
       upper: null
       work: null
       options: {"metacopy": "on", "redirect_dir": "on"}
       flags: [ro, relatime]
       propagation: ["shared:1"]
       roots: [/net/software]
-      data_layers: one
+      data_layers: copies
+      data_images:
+        - path: /var/lib/renderfarm-overlay/data/9c1f0b2e77a4d385.erofs
+          release: houdini/20.5.410
+          kind: trace
+          complete: false
 layer_filesystem:
   description: The file system that O(state_dir) is or will be on.
   type: dict

@@ -11,6 +11,7 @@ short_description: Mount, switch and unmount kernel overlays
 version_added: 0.1.0
 description:
   - Mounts an overlay of the given layers, unless the kernel reports that it is mounted.
+  - Layers may be directories or EROFS images.
   - If the mounted overlay has other layers or options, the module switches it. It mounts the new overlay beneath the old one and then
     detaches the old one. Running software never finds the mountpoint empty, and keeps its open files.
   - Paths may contain any characters, including commas, colons, spaces and backslashes. There may be hundreds of layers.
@@ -39,6 +40,13 @@ options:
     description:
       - The data layers, in the order in which the kernel searches them. The view does not show their names. Files of O(lower) get their
         content from them.
+      - Each is a directory, or an EROFS image file whose name ends in C(.erofs), such as a data image of
+        M(renderfarm.overlay.data_image). Give images before the software root, so that files are read from them. What is true of images in
+        O(lower) is true of these.
+      - The record of a data image is the file next to it whose name ends in C(.json) instead of C(.erofs). By it the module checks that the
+        image is of a release that O(lower) shows, and was made with the same manifest. It fails if the image is not.
+      - An image without a record is compared like a directory.
+      - Data images need data-only layers, so they exclude O(strategy=redirect). O(lower) and O(data) have at most 500 layers together.
       - A layer is one file system. The kernel follows no redirect into an export that is mounted inside another export.
       - The kernel searches each data layer for the path of a file, and takes the first that has it. Several data layers must therefore be
         copies of one software root, whole or in part. An example is a local copy of some releases, followed by the software root itself.
@@ -163,7 +171,8 @@ options:
       - With O(strategy=redirect) there are two units or lines, since mount(8) cannot show only a part of an overlay. The first mounts the
         whole overlay next to the layer, at its path followed by C(.whole-) and some digits. The second binds the directory C(view) of it to
         O(path). The module removes the first like that of an image.
-      - The module fails if a path contains control characters or quotation marks, or if the layers are too long for mount(8).
+      - The module fails if a path contains control characters or quotation marks, or if the layers are too long for mount(8). Before
+        util-linux 2.39 about 65 data images fit.
     type: str
     choices: [none, systemd, fstab]
     default: none
@@ -196,6 +205,15 @@ EXAMPLES = r"""
     data:
       - /net/software
     persist: systemd
+
+- name: Mount a view that reads some files from a data image on this host
+  renderfarm.overlay.overlay_mount:
+    path: /software
+    lower:
+      - /var/lib/renderfarm-overlay/views/software/generations/4ff24b6d8e0c11a7/layer.erofs
+    data:
+      - /var/lib/renderfarm-overlay/data/9c1f0b2e77a4d385.erofs
+      - /net/software
 
 - name: Mount a view with scratch space
   renderfarm.overlay.overlay_mount:
@@ -247,7 +265,7 @@ mount:
       elements: str
       sample: [/var/lib/renderfarm-overlay/views/software/generations/4ff24b6d8e0c11a7/layer]
     data:
-      description: The data-only layers, in their order.
+      description: The data-only layers, in their order. An image is named without C(.erofs).
       type: list
       elements: str
       sample: [/net/software]

@@ -44,6 +44,26 @@ options:
       image_store:
         description: Directory for the image of the view. No image is built without it.
         type: path
+      data_images:
+        description:
+          - The kinds of data images that hosts want of each release. An image that is not published for the manifest of the release is
+            built, as M(renderfarm.overlay.data_image) does.
+          - A release without a trace has no image of kind V(trace), which is a warning.
+        type: list
+        elements: str
+        choices: [trace, everything]
+        default: []
+      data_image_store:
+        description: Directory for data images. O(views[].data_images) needs it.
+        type: path
+      data_required:
+        description: Whether a view fails if an image of kind V(everything) cannot be built. Otherwise that is a warning.
+        type: bool
+        default: false
+      data_staging:
+        description: Directory on this host in which data images are built.
+        type: path
+        default: /var/lib/renderfarm-overlay/data-staging
       releases:
         description: The declared releases.
         type: list
@@ -186,6 +206,18 @@ views:
       type: list
       elements: dict
       sample: []
+    data_images:
+      description: The data images of the releases.
+      type: list
+      elements: dict
+      returned: when O(views[].data_images) is not empty
+      sample:
+        - release: houdini/20.5.410
+          kind: trace
+          digest: sha256:9f2c5e0c1f0a6c0e4b8f5f0f3f2b7a0d6d2f9d5a3c1b0e7f8a9b6c5d4e3f2a1b
+          bytes_on_disk: 165675008
+          opens: 4656
+          complete: false
     image_digest:
       description: The digest of the image; none if no image is built.
       type: str
@@ -233,6 +265,10 @@ def _view_options() -> dict[str, Any]:
             "required": True,
             "options": {**release, "release": {"type": "str", "required": True}},
         },
+        "data_images": {"type": "list", "elements": "str", "choices": ["trace", "everything"], "default": []},
+        "data_image_store": {"type": "path"},
+        "data_required": {"type": "bool", "default": False},
+        "data_staging": {"type": "path", "default": "/var/lib/renderfarm-overlay/data-staging"},
         "ready_marker": runner.READY_MARKER,
         "linger": {"type": "int", "default": 172800},
         "sample": {"type": "int", "default": 20},
@@ -256,9 +292,13 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
 
 
 def _check(view: dict[str, Any]) -> None:
-    for option in ("root", "store", "image_store"):
+    for option in ("root", "store", "image_store", "data_image_store", "data_staging"):
         if view[option] is not None:
             runner.check_absolute(view[option], f"view {view['name']}: {option}")
+    if view["data_images"] and view["data_image_store"] is None:
+        raise OverlayError(
+            f"view {view['name']}: data_images needs data_image_store, the directory of the images: give it"
+        )
     for option in ("linger", "sample"):
         if view[option] < 0:
             raise OverlayError(f"view {view['name']}: {option} must be 0 or more, not {view[option]}")

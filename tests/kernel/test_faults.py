@@ -5,6 +5,7 @@ strace(1) injects the errors and signals into modules that run as under Ansible.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -16,9 +17,14 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import installing
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import erofs_layer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.data_image_record import (
+    DataImage,
+    data_image_to_json,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
     image_store,
@@ -288,6 +294,60 @@ def test_a_failed_switch_leaves_the_old_view_or_the_new_one(
     faults.each(MOUNTING, "overlay_mount", declared[1], around)
     assert faults.runs >= 15
     assert [mount.path for mount in namespaces.own_mounts() if mount.fstype == b"erofs"] == []
+
+
+def test_a_failed_switch_to_a_data_image_leaves_the_old_view_or_the_new_one(
+    area: Path, root: Path, tools: tuple[Placement, ...], faults: Faults
+) -> None:
+    view = View(area, root)
+    layer = run("metadata_layer", **layer_arguments(view, tools[0], "erofs"))["layer"]
+    shutil.copytree(root / "tool" / "1.0", area / "copy" / "tool" / "1.0", symlinks=True)
+    # Without a record, it is mounted once more to compare it with the software root.
+    image = support.image_of(area / "copy", area / "data" / "tool.erofs")
+    place = area / "view"
+    declared = [{"path": str(place), "lower": [layer], "data": data} for data in ([str(root)], [str(image), str(root)])]
+
+    def around() -> Iterator[None]:
+        run("overlay_mount", **declared[0])
+        yield
+        assert support.compare_trees(place / "tool" / "1.0", root / "tool" / "1.0") == []
+        assert run("overlay_mount", **declared[1])["mount"]["data"] == [str(image.with_suffix("")), str(root)]
+        assert support.compare_trees(place / "tool" / "1.0", root / "tool" / "1.0") == []
+        assert not run("overlay_mount", **declared[1])["changed"]
+
+    faults.each(MOUNTING, "overlay_mount", declared[1], around)
+    assert faults.runs >= 15
+    assert [mount.path for mount in namespaces.own_mounts() if mount.fstype == b"erofs"] == []
+    support.unmount_all(place)
+    assert support.loops_gone(area)
+
+
+def test_a_failed_prune_leaves_complete_data_images(area: Path, faults: Faults) -> None:
+    state_dir, saved = area / "state", area / "saved"
+    (saved / "data").mkdir(parents=True, mode=0o700)
+    saved.chmod(0o700)
+    for number in range(3):
+        text = b"image %d" % number
+        digest = "sha256:" + hashlib.sha256(text).hexdigest()
+        image = DataImage("tool/1.0", "tool/1.0", "/net", digest, "trace", digest, False, 1, 0, 1, 1, digest, len(text))
+        (saved / "data" / f"{image.id}.erofs").write_bytes(text)
+        (saved / "data" / f"{image.id}.json").write_bytes(data_image_to_json(image))
+    wanted = {"state_dir": str(state_dir), "min_age": 0}
+
+    def around() -> Iterator[None]:
+        shutil.copytree(saved, state_dir)
+        yield
+        for image_id, image in installing.installed(str(state_dir)).items():
+            path = installing.data_image_path(str(state_dir), image_id)
+            assert erofs_layer.file_digest(path) == image.digest
+        run("overlay_prune", **wanted)
+        assert os.listdir(state_dir / "data") == ["lock"]
+        shutil.rmtree(state_dir)
+
+    # Finding the users of an image takes thousands of system calls, which strace makes slow.
+    faults.most_of_a_kind = 2
+    faults.each(WRITING, "overlay_prune", wanted, around)
+    assert faults.runs >= 8
 
 
 def test_a_failed_prune_leaves_complete_generations(

@@ -35,7 +35,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.rel
 from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.selection import (
     ChosenFile,
     Heat,
-    LeftOut,
+    FilesLeftOut,
     Limits,
     Selection,
 )
@@ -90,7 +90,7 @@ class ImageState:
     plan: Plan = ()
     before: DataImage | None = None
     after: DataImage | None = None
-    left_out: LeftOut = field(default_factory=LeftOut)
+    left_out: FilesLeftOut = field(default_factory=FilesLeftOut)
     #: The manifest, the selection and the program; None if images are only removed.
     placement: Placement | None = None
     wanted: WantedImage | None = None
@@ -115,7 +115,7 @@ class ImageState:
         }
         if wanted and not image:
             chosen = wanted.files
-            values.update(files=len(chosen.files), bytes=chosen.bytes, complete=chosen.complete)
+            values.update(files=len(chosen.files), bytes=chosen.size, complete=chosen.complete)
         return values
 
     def warnings(self) -> list[str]:
@@ -149,7 +149,7 @@ class ImageState:
             return {
                 "image": "known after the build",
                 "files": len(self.wanted.files.files),
-                "bytes": self.wanted.files.bytes,
+                "bytes": self.wanted.files.size,
             }
         return self.diff(self.after)
 
@@ -176,7 +176,7 @@ def observe(request: ImageRequest, progress: Progress) -> ImageState:
     placement = Placement(path, record, b"", os.fsencode(record.release))
     program = image_program.find_image_program()
     is_private = _is_roots_alone(request.image_store)
-    left_out = LeftOut()
+    left_out = FilesLeftOut()
     closed_above = not is_private and not _is_open_above(request)
     chosen, total = _chosen(request, placement, closed_above, left_out, progress)
     found = selection.select(chosen, total, Limits(is_private, program.longest_name, request.budget), left_out)
@@ -193,7 +193,7 @@ def observe(request: ImageRequest, progress: Progress) -> ImageState:
 
 
 def _chosen(
-    request: ImageRequest, placement: Placement, closed_above: bool, left_out: LeftOut, progress: Progress
+    request: ImageRequest, placement: Placement, closed_above: bool, left_out: FilesLeftOut, progress: Progress
 ) -> tuple[Sequence[ChosenFile], int]:
     """Return the files that the request selects, and the number of all files of the release that have content."""
     trace = trace_files.find(request.store, request.release)
@@ -279,7 +279,7 @@ def _build(state: ImageState, progress: Progress) -> DataImage:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 staging.remove(progress)
                 raise OverlayError(
-                    f"{show(os.fsencode(request.staging))} has no room to build the data image of {wanted.files.bytes} bytes of content:"
+                    f"{show(os.fsencode(request.staging))} has no room to build the data image of {wanted.files.size} bytes of content:"
                     " free as much and half of it again, or give another 'staging'; nothing was published"
                 ) from None
             raise
@@ -320,11 +320,11 @@ def _built(
             f"release {show(os.fsencode(request.release))}: none of the {len(chosen.files)} selected files is as the manifest says"
             f" ({reasons}): check 'root', and check the release with release_manifest and rescan=true"
         )
-    deduplicate = staging.finish(kept, reader.digests, progress)
+    staging.finish(kept, reader.digests, progress)
     built = os.path.join(staging.path, _IMAGE)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(built)
-    program.build(staging.tree, built, request.compression, deduplicate, progress)
+    program.build(staging.tree, built, request.compression, progress)
     return built, kept
 
 

@@ -18,7 +18,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import without_suffix
 
 #: Problems that are kept; the others are counted.
-_MOST_PROBLEMS = 10
+_MOST_PROBLEMS = 5
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def plan_present(wanted: WantedImage, current: DataImage | None, older: Sequence
     build: Plan = ()
     superseded: list[str] = []
     if wanted.files.files and not wanted.is_met_by(current):
-        build = (BuildDataImage(wanted.release, wanted.kind, len(wanted.files.files), wanted.files.bytes),)
+        build = (BuildDataImage(wanted.release, wanted.kind, len(wanted.files.files), wanted.files.size),)
         superseded = [current.id] if current else []
     stale = [*superseded, *older][keep:]
     return (*build, *(RemoveDataImage(wanted.release, image_id) for image_id in stale))

@@ -45,17 +45,12 @@ class ImageProgram:
     #: Bytes of the longest name that it can store.
     longest_name: int
 
-    def build(
-        self, tree: str, image: str, compression: str, deduplicate: bool, progress: Progress = no_progress
-    ) -> None:
+    def build(self, tree: str, image: str, compression: str, progress: Progress = no_progress) -> None:
         """Build the image of a tree at ``image``, where nothing exists yet, without syncing it.
 
-        With ``deduplicate``, equal parts of files are stored once, if the program can do this. Raises OverlayError with the output of the
-        program if it fails, and OSError if there is no room.
+        Raises OverlayError with the output of the program if it fails, and OSError if there is no room.
         """
         compress = [] if compression == NONE else [f"-z{compression}", f"-C{_CLUSTER}"]
-        # Older versions ignore extended options that they do not know.
-        compress += ["-Ededupe"] if deduplicate and compress else []
         command = [
             self.path,
             "--quiet",
@@ -118,7 +113,7 @@ def check_compression(program: ImageProgram, compression: str) -> None:
         with files.written_aside(os.path.join(tree, "file")) as stream:
             stream.write(_PROBE_CONTENT)
         try:
-            program.build(tree, image, compression, deduplicate=False)
+            program.build(tree, image, compression)
         except OverlayError as error:
             raise OverlayError(
                 f"{program.path} cannot compress with {compression}: install erofs-utils 1.8, or choose compression=lz4hc ({error})"

@@ -93,10 +93,11 @@ class DataImagePruning:
             else:
                 _remove(self.state_dir, action.id, progress)
 
-        return {
-            RemoveDataImage: remove_image,
-            RemoveDataRemains: lambda action: files.remove(action.path, progress),
-        }
+        def remove(action: RemoveDataRemains) -> None:
+            files.remove(action.path, progress)
+            _remove_empty(_removing(self.state_dir))
+
+        return {RemoveDataImage: remove_image, RemoveDataRemains: remove}
 
     def removed_values(self) -> list[dict[str, Any]]:
         """Return the return values that describe the removed images."""
@@ -169,7 +170,7 @@ def find_data_images(
     place = installing.data_directory(state_dir)
     if not trust.check_own(place, stat.S_IFDIR):
         return found
-    aside = _names_in(os.path.join(place, _REMOVING))
+    aside = _names_in(_removing(state_dir))
     ids = {image_id for name in (*_names_in(place), *aside) for image_id in [os.path.splitext(name)[0]]}
     uses = usage.of_data_images({image_id for image_id in ids if is_image_id(image_id)}, forget=not check_mode)
     if not check_mode:
@@ -212,7 +213,10 @@ def _remains(place: str, needed: Collection[str], min_age: float) -> Iterator[st
             if time.time() - max(os.lstat(part).st_mtime for part in parts) >= min_age:
                 yield path
         elif name == _REMOVING:
-            yield from (os.path.join(path, one) for one in _names_in(path) if os.path.splitext(one)[0] not in needed)
+            inside = _names_in(path)
+            yield from (os.path.join(path, one) for one in inside if os.path.splitext(one)[0] not in needed)
+            if not inside:
+                yield path
         elif _is_left(path, needed):
             yield path
 
@@ -260,26 +264,29 @@ def _generations(paths: ViewPaths) -> list[Generation]:
 
 def _put_aside(state_dir: str, ids: Collection[str]) -> None:
     """Rename images aside, so that nothing refers to them any more."""
-    removing = os.path.join(installing.data_directory(state_dir), _REMOVING)
-    files.make_directories(removing, 0o700)
+    files.make_directories(_removing(state_dir), 0o700)
     for image_id in ids:
         os.rename(installing.data_image_path(state_dir, image_id), _aside(state_dir, image_id))
 
 
+def _removing(state_dir: str) -> str:
+    return os.path.join(installing.data_directory(state_dir), _REMOVING)
+
+
 def _aside(state_dir: str, image_id: str) -> str:
-    return os.path.join(installing.data_directory(state_dir), _REMOVING, image_id + published.SUFFIX)
+    return os.path.join(_removing(state_dir), image_id + published.SUFFIX)
 
 
 def _put_back(state_dir: str, image_id: str) -> None:
     os.rename(_aside(state_dir, image_id), installing.data_image_path(state_dir, image_id))
-    _remove_empty(os.path.join(installing.data_directory(state_dir), _REMOVING))
+    _remove_empty(_removing(state_dir))
 
 
 def _remove(state_dir: str, image_id: str, progress: Progress) -> None:
     """Remove an image that was put aside, its record first, and the mountpoint that it may have at boot."""
     os.unlink(installing.record_path(state_dir, image_id))
     files.remove(_aside(state_dir, image_id), progress)
-    _remove_empty(os.path.join(installing.data_directory(state_dir), _REMOVING))
+    _remove_empty(_removing(state_dir))
     _remove_empty(os.path.join(installing.data_directory(state_dir), image_id))
 
 

@@ -173,8 +173,15 @@ class ReleaseReader:
             digest.update(chunk)
             if target:
                 self._bandwidth.take(len(chunk))
-                files.write(target, chunk, self._staging.path)
+                self._write(target, chunk)
             self._steps += 1
+
+    def _write(self, target: BinaryIO, chunk: bytes) -> None:
+        """Write a part of a file. Zeros become a hole, since some files have gigabytes of them."""
+        if not chunk[0] and chunk == bytes(len(chunk)):
+            os.ftruncate(target.fileno(), target.seek(len(chunk), os.SEEK_CUR))
+        else:
+            files.write(target, chunk, self._staging.path)
 
     def _vanished(self, error: OSError) -> Exception:
         """Return what an error of reading an open file means: it was deleted on the server, or the error itself."""

@@ -65,7 +65,7 @@ class Heat(NamedTuple):
 
 
 @dataclass
-class LeftOut:
+class FilesLeftOut:
     """The selected files that are not in an image, by reason."""
 
     by_reason: dict[str, PathCount] = field(default_factory=dict)
@@ -100,12 +100,12 @@ class Selection:
     """The files that an image is to have, in order of their paths."""
 
     files: tuple[ChosenFile, ...]
-    left_out: LeftOut
+    left_out: FilesLeftOut
     #: True if these are all files of the release that have content.
     complete: bool
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """The bytes of content, uncompressed."""
         return sum(file.size for file in self.files)
 
@@ -189,7 +189,9 @@ def grants_all(entry: Entry, permission: int) -> bool:
     return bool(entry.mode >> 3 & permission and entry.mode & permission)
 
 
-def named_files(files: Mapping[bytes, ChosenFile], names: Iterable[bytes], left_out: LeftOut) -> tuple[ChosenFile, ...]:
+def named_files(
+    files: Mapping[bytes, ChosenFile], names: Iterable[bytes], left_out: FilesLeftOut
+) -> tuple[ChosenFile, ...]:
     """Return the files with these names, each once. Names that no file with content has are left out as unknown."""
     chosen: dict[bytes, ChosenFile] = {}
     for name in names:
@@ -215,7 +217,7 @@ def check_listed(files: Mapping[bytes, ChosenFile], names: Sequence[bytes], othe
         )
 
 
-def select(chosen: Iterable[ChosenFile], total: int, limits: Limits, left_out: LeftOut) -> Selection:
+def select(chosen: Iterable[ChosenFile], total: int, limits: Limits, left_out: FilesLeftOut) -> Selection:
     """Return the files that an image is to have: those of ``chosen`` that may be in one, the hottest first until the budget is spent.
 
     A file that does not fit is left out, and smaller ones after it may still fit. ``total`` is the number of files of the release.

@@ -122,30 +122,28 @@ class Staging:
                 os.link(from_base, aside, src_dir_fd=source)
                 os.rename(aside, base, dst_dir_fd=to)
 
-    def finish(self, kept: Sequence[ChosenFile], digests: Mapping[bytes, bytes], progress: Progress) -> bool:
-        """Link the names of each file, and files with equal content and mtime; remove other files; give directories a fixed mtime.
+    def finish(self, kept: Sequence[ChosenFile], digests: Mapping[bytes, bytes], progress: Progress) -> None:
+        """Make files with equal content names of one file; remove all other files; give directories a fixed mtime.
 
-        ``digests`` are those of the files, by their paths. Return whether files with equal content and different mtimes remain.
+        ``digests`` are those of the files, by their paths. A file with several names has the mtime of the first one. Users see the mtime
+        of the metadata layer.
         """
         names = {name for file in kept for name in file.names}
         self._remove_others(names, progress)
-        firsts: dict[tuple[bytes, int], bytes] = {}
-        contents: dict[bytes, int] = {}
+        firsts: dict[bytes, bytes] = {}
         for file in kept:
             content = digests[file.path]
-            first = firsts.setdefault((content, file.mtime_ns), file.path)
-            contents.setdefault(content, file.mtime_ns)
+            first = firsts.setdefault(content, file.path)
             for name in file.names if first != file.path else file.names[1:]:
                 try:
                     self._link(first, name)
                 except OSError as error:
                     if error.errno != errno.EMLINK or name != file.path:
                         raise
-                    # The file system allows no more names of one file. Another copy has the same content.
-                    first = firsts[content, file.mtime_ns] = file.path
+                    # The file system allows no more names of one file. The copy of this one has the same content.
+                    first = firsts[content] = file.path
             progress()
         self._fix_times(names, progress)
-        return len(contents) < len(firsts)
 
     def _remove_others(self, names: set[bytes], progress: Progress) -> None:
         """Remove everything from the tree but the files with these names, relative to the release."""

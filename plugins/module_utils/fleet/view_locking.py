@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Callable
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import data_locking
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_view import Brought, Run
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import short_release
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.format_support import SUPPORT
@@ -54,6 +55,12 @@ def lock(view: Mapping[str, Any], now: int, note: Callable[[str], None], run: Ru
         }
         if view["image_store"] is not None:
             _publish(view, spec, locked, run)
+        if view["data_images"]:
+            of_releases = {one["release"]: digests[one["release"]] for one in releases}
+            found = data_locking.find_or_build(view, of_releases, note, run.progress, run.carry_out, run.explain)
+            locked.values["data_images"] = [one.as_dict() for one in found.images]
+            locked.actions += found.actions
+            locked.warnings += found.warnings
         # The record is written last: a view whose image cannot be built has not changed what it declares.
         run.carry_out(plan, _record_handlers(view, record))
         locked.actions += plan

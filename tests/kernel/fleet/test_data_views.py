@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import installing, published
+from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import installing, published, trace_files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.data_choice import LockedImage
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolution import locked_views
@@ -19,6 +19,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_decl
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import overlay_layers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import data_image_record, manifest_store
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.data_image_record import DataImage
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.trace_record import Trace, TracedFile
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 RELEASES = ("usd/1", "usd/2", "qt/1")
@@ -36,7 +37,7 @@ class Farm:
 
     def __init__(self, top: Path) -> None:
         self.top, self.root, self.store = top, top / "root", top / "store"
-        self.images, self.state, self.view = top / "images", top / "state", top / "software"
+        self.images, self.state, self.view = top / "store" / ".images", top / "state", top / "software"
         self.published: dict[tuple[str, str], LockedImage] = {}
         for release in RELEASES:
             for name in FILES:
@@ -329,3 +330,115 @@ def test_images_go_with_the_last_view(farm: Farm) -> None:
     assert farm.bring("usd/1", state="absent").ok["changed"]
     assert farm.installed() == set()
     assert not farm.bring("usd/1", state="absent").ok["changed"]
+
+
+def resolved(farm: Farm, *releases: str, check: bool = False, **options: Any) -> support.Ran:
+    """Resolve the view on the host that scans, which builds its data images."""
+    view = {
+        "name": "software",
+        "root": str(farm.root),
+        "store": str(farm.store),
+        "releases": [{"release": one} for one in releases],
+        "linger": 0,
+        "data_image_store": str(farm.images),
+        "data_staging": str(farm.top / "staging"),
+        **options,
+    }
+    return support.module("view_lock", check=check, views=[view])
+
+
+@pytest.mark.usefixtures("with_programs")
+def test_data_images_are_built_once_and_a_host_stands_on_them(farm: Farm) -> None:
+    would = resolved(farm, "usd/1", "qt/1", check=True, data_images=["everything"])
+    assert warnings(would) == "[]"
+    assert sum("data image" in action for action in would.ok["actions"]) == 2
+    assert not farm.images.exists()
+    ran = resolved(farm, "usd/1", "qt/1", data_images=["everything"], data_required=True)
+    (found,) = ran.ok["views"]
+    assert [(one["release"], one["kind"], one["complete"]) for one in found["data_images"]] == [
+        ("usd/1", "everything", True),
+        ("qt/1", "everything", True),
+    ]
+    again = resolved(farm, "usd/1", "qt/1", data_images=["everything"], data_required=True).ok
+    assert (again["changed"], again["views"][0]["data_images"]) == (False, found["data_images"])
+    locked = LockedView.from_dict(found)
+    assert support.module("view", views=farm.locked(locked, data_images="only")).ok["views"][0]["detached"]
+    farm.root.rename(farm.top / "elsewhere")
+    farm.check_content("usd/1", "qt/1")
+
+
+@pytest.mark.usefixtures("with_programs")
+def test_a_release_without_a_trace_is_a_warning(farm: Farm) -> None:
+    files = (TracedFile(b"lib/hot", 7, 3), TracedFile(b"lib/warm", 2, 1))
+    trace_files.add(str(farm.store), Trace("usd/1", 3, files))
+    ran = resolved(farm, "usd/1", "qt/1", data_images=["trace"])
+    assert (
+        "view software: 1 of its 2 releases have no data image, and are read from the software root: qt/1: there is no trace of them"
+    ) in warnings(ran)
+    (found,) = ran.ok["views"]
+    assert [(one["release"], one["opens"], one["complete"]) for one in found["data_images"]] == [("usd/1", 9, False)]
+    views = farm.locked(LockedView.from_dict(found), data_images="trace")
+    assert support.module("view", views=views).ok["changed"]
+    shutil.rmtree(farm.root / "usd" / "1" / "lib")
+    farm.check_content("usd/1", names=("lib/hot", "lib/warm", "bin/cold"))
+
+
+@pytest.mark.usefixtures("with_programs")
+def test_an_image_that_cannot_be_built_is_a_failure_only_for_hosts_that_need_it(farm: Farm) -> None:
+    shutil.rmtree(farm.root / "qt" / "1" / "lib")
+    shutil.rmtree(farm.root / "qt" / "1" / "bin")
+    asked = {"sample": 0, "data_images": ["everything"]}
+    ran = resolved(farm, "qt/1", **asked)
+    assert (
+        "view software: 1 of its 1 releases have no data image, and are read from the software root: qt/1: "
+        in warnings(ran)
+    )
+    assert ran.ok["views"][0]["data_images"] == []
+    required = resolved(farm, "qt/1", **asked, data_required=True).ok["views"][0]
+    assert required["msg"].startswith("release qt/1 has no data image: ")
+
+
+#: Opens files of a view at random and compares their content, until its input ends. Prints how many it opened, and what was wrong.
+_READER = """
+import hashlib, json, os, random, select, sys
+view, digests = sys.argv[1], json.loads(sys.argv[2])
+names = sorted(digests)
+opens, wrong = 0, []
+print("ready", flush=True)
+while opens % 50 or not select.select([sys.stdin], [], [], 0.005)[0]:
+    name = random.choice(names)
+    opens += 1
+    try:
+        with open(os.path.join(view, name), "rb") as stream:
+            found = hashlib.sha256(stream.read()).hexdigest()
+    except OSError as error:
+        found = str(error)
+    if found != digests[name]:
+        wrong.append(f"{name}: {found}")
+print(json.dumps([opens, wrong[:5], len(wrong)]), flush=True)
+"""
+
+#: How often the view is detached and attached, and how many opens that takes at least. The environment can ask for more.
+_ROUNDS = int(os.environ.get("OVERLAY_DETACH_ROUNDS", "8"))
+_OPENS = 2000 * _ROUNDS
+
+
+@pytest.mark.usefixtures("with_programs")
+def test_who_reads_notices_neither_detaching_nor_attaching(farm: Farm) -> None:
+    (found,) = resolved(farm, "usd/1", "usd/2", "qt/1", data_images=["everything"]).ok["views"]
+    locked = LockedView.from_dict(found)
+    attached, detached = farm.locked(locked), farm.locked(locked, data_images="only", min_age=3600)
+    assert support.module("view", views=attached).ok["changed"]
+    digests = {
+        f"{release}/{name}": hashlib.sha256(content(release, name)).hexdigest()
+        for release in RELEASES
+        for name in ("lib/hot", "bin/cold")
+    }
+    with support.background(_READER, farm.view, json.dumps(digests)) as reader:
+        for _round in range(_ROUNDS):
+            ran = support.module("view", views=detached).ok["views"][0]
+            assert (ran["switched"], ran["detached"]) == (True, True)
+            assert support.module("view", views=attached).ok["views"][0]["switched"]
+        opens, *wrong = json.loads(reader.communicate("end")[0])
+    assert wrong == [[], 0]
+    assert opens >= _OPENS
