@@ -160,11 +160,6 @@ def prepare(node: Machine, results: Results) -> None:
     node.ssh(_unmount(NFS))
 
 
-def _view(kind: str, *more: str) -> dict[str, Any]:
-    """Declare the view of the releases of the starts, and of some more, with data images of a kind."""
-    return {"name": "starts", "mountpoint": IMAGES, "releases": [*releases(), *more], "data_images": kind}
-
-
 #: A module and its options.
 Call = tuple[str, dict[str, Any]]
 
@@ -201,29 +196,29 @@ def build(release: str, select: str = "trace") -> Call:
 
 
 def prepare_views(farm: Farm, node: Machine, results: Results) -> None:
-    """Deploy a view, and again with data images of the traced starts, each then with one more release. Keep what this costs.
+    """Trace the starts. Deploy a view, and again with data images of what was traced, each then with one more release.
 
-    The images and the manifests lie on NFS, so both are read and written there too.
+    Keep what the deployments cost. The manifests and images lie on NFS too. The node is the host that scans and builds, and installs the
+    images.
     """
     package = ONE_MORE.split("/", maxsplit=1)[0]
     older = [ONE_MORE if release.startswith(f"{package}/") else release for release in releases()]
-    calls = [*map(trace, STARTS), trace(ONE_MORE_START, older)]
-    results_of_starts = collection.modules(farm, node, calls)[:-1]
-    traced = {one["release"] for result in results_of_starts for one in result.values["releases"]}
-    for name, kind, built in (("view", "none", ()), ("images", "trace", sorted(traced))):
-        before = counters(node)
-        if built:
-            collection.modules(farm, node, list(map(build, built)))
-        collection.deploy(farm, [_view(kind)], hosts=node.name)
-        results.costs[name] = _since(before, counters(node))
-        used = f"du -sk {collection.STATE_DIR}/views/starts/current/ {collection.STATE_DIR}/data 2>/dev/null | cut -f 1"
-        results.costs[name]["disk"] = sum(map(int, node.output(used, check=False).split())) * 1024
-        before = counters(node)
-        if built:
-            collection.modules(farm, node, [build(ONE_MORE)])
-        collection.deploy(farm, [_view(kind, ONE_MORE)], hosts=node.name)
-        results.costs[name]["one more"] = _since(before, counters(node))
+    collection.modules(farm, node, [*map(trace, STARTS), trace(ONE_MORE_START, older)])
+    for name, kind in (("view", "none"), ("images", "trace")):
+        results.costs[name] = _deployed(farm, node, kind)
+        places = f"{collection.STATE_DIR}/views/starts {collection.STATE_DIR}/data"
+        used = node.output(f"du -sk {places} 2>/dev/null | cut -f 1", check=False).split()
+        results.costs[name]["disk"] = sum(map(int, used)) * 1024
+        results.costs[name]["one more"] = _deployed(farm, node, kind, ONE_MORE)
         host.say(f"{node.name}: {name}: {results.costs[name]}")
+
+
+def _deployed(farm: Farm, node: Machine, kind: str, *more: str) -> dict[str, Any]:
+    """Deploy the view of the releases of the starts, and of some more, with data images of a kind. Return what it cost."""
+    view = {"name": "starts", "mountpoint": IMAGES, "releases": [*releases(), *more], "data_images": kind}
+    before = counters(node)
+    collection.deploy(farm, [view], hosts=node.name)
+    return _since(before, counters(node))
 
 
 def counters(node: Machine) -> dict[str, float]:
