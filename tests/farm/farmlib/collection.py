@@ -205,6 +205,22 @@ def module(
     return result
 
 
+def modules(
+    farm: Farm, machine: Machine, calls: Sequence[tuple[str, Mapping[str, Any]]], *, timeout: float = 1800
+) -> list[Result]:
+    """Call several modules of the collection on one machine, in one run of Ansible, which costs less than single calls.
+
+    Return their results in order. Raises FarmError if one fails, or if they do not end in time.
+    """
+    tasks = [{f"{COLLECTION}.{name}": dict(options)} for name, options in calls]
+    with tempfile.TemporaryDirectory() as directory:
+        source = Path(directory, "modules.yml")
+        source.write_text(
+            json.dumps([{"hosts": machine.name, "gather_facts": False, "tasks": tasks}]), encoding="utf-8"
+        )
+        return playbook(farm, source, timeout=timeout).of(machine)
+
+
 def _run(argv: Sequence[str], timeout: float) -> Run:
     with tempfile.TemporaryDirectory() as directory:
         record = Path(directory) / "results"

@@ -18,7 +18,7 @@ from farmlib import cpio, host
 SUITE = "bookworm"
 # The mtime of all files, so that the image is reproducible.
 EPOCH = 1735689600
-ROOT_SIZE = "4G"
+ROOT_SIZE = "8G"
 
 
 @dataclass(frozen=True)
@@ -244,6 +244,8 @@ def _configure(tree: Path) -> None:
     for unit in (
         "apt-daily.timer",
         "apt-daily-upgrade.timer",
+        # A way to bring software to a node starts it.
+        "cachefilesd.service",
         "dpkg-db-backup.timer",
         "e2scrub_all.timer",
         "fstrim.timer",

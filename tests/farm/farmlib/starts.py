@@ -1,0 +1,362 @@
+"""Measure starts of real software: through views with data images, and through what people use instead."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from farmlib import collection, host, measure, report, software, start_tables
+from farmlib.machines import DROP_CACHES, SOFTWARE, Farm, Machine
+
+PROGRAM = "/usr/local/lib/farm/starts.py"
+PLAN = "/usr/local/lib/farm/starts.json"
+
+# Paths on the node.
+DIRECTORY = "/var/tmp/farm-starts"
+LOCAL = f"{DIRECTORY}/local"
+SQUASH = f"{DIRECTORY}/squash"
+CACHE = "/var/cache/fscache"
+NFS = "/mnt/farm/nfs"
+FSC = "/mnt/farm/fsc"
+IMAGES = "/starts"
+IMAGE_STORE = f"{collection.STORE}/.images"
+
+#: The software that is started, by name: its title, and a statement for Python.
+STARTS = {
+    "usd": ("USD", "from pxr import Usd"),
+    "qt": ("Qt", "import PySide6.QtCore"),
+    "numpy": ("NumPy", "import numpy"),
+    "imaging": ("OpenImageIO, OCIO, EXR, MaterialX", "import OpenImageIO, PyOpenColorIO, OpenEXR, MaterialX"),
+    "scipy": ("SciPy", "import scipy.stats, scipy.ndimage, scipy.signal"),
+    "editorial": ("OTIO, lxml, jinja2", "import opentimelineio, lxml.etree, jinja2"),
+}
+LATENCIES = (0, 1, 10)
+#: The release that is deployed last, to measure what one more release costs, and a start of it. No other start uses it.
+ONE_MORE, ONE_MORE_START = "usd-core/25.11", "usd"
+#: The largest wall time of a start from data images, as a multiple of the same start from a copy on the local disk.
+LOCAL_BAR = 1.10
+
+_CACHE_CONFIGURATION = f"{DIRECTORY}/cachefilesd.conf"
+_CACHE_STOP = "pkill -x cachefilesd || true; while pidof cachefilesd >/dev/null; do sleep 0.1; done"
+_CACHE_START = (
+    f"modprobe cachefiles; mkdir -p {CACHE}; cachefilesd -f {_CACHE_CONFIGURATION}; "
+    "while ! pidof cachefilesd >/dev/null; do sleep 0.1; done"
+)
+
+
+def _unmount(mountpoint: str) -> str:
+    return f"while mountpoint -q {mountpoint}; do umount {mountpoint}; done"
+
+
+def _mount_nfs(mountpoint: str, options: str) -> str:
+    return f"mkdir -p {mountpoint}; mount -t nfs -o ro,{options} server:{SOFTWARE} {mountpoint}"
+
+
+@dataclass(frozen=True)
+class Way:
+    """Describe one way to bring software to a node. `setup` mounts it with cold caches, `teardown` unmounts it."""
+
+    name: str
+    title: str
+    root: str
+    setup: str = DROP_CACHES
+    teardown: str = "true"
+
+
+WAYS = (
+    Way("nfs", "plain NFS", NFS, _mount_nfs(NFS, "vers=4.2"), _unmount(NFS)),
+    Way(
+        "fsc-empty",
+        "NFS with `fsc`, empty cache",
+        FSC,
+        f"{_unmount(FSC)}; {_CACHE_STOP}; rm -rf {CACHE}; {_CACHE_START}; {_mount_nfs(FSC, 'vers=4.2,fsc')}",
+        _unmount(FSC),
+    ),
+    Way("fsc", "NFS with `fsc`, filled cache", FSC, _mount_nfs(FSC, "vers=4.2,fsc"), _unmount(FSC)),
+    Way("view", "a view", collection.VIEW, measure.kept(collection.VIEW)),
+    Way("images", "a view with data images", IMAGES, measure.kept(IMAGES)),
+    Way("local", "copy on the local disk (rsync)", LOCAL),
+    Way("squash", "a squashfs for each release", SQUASH),
+)
+
+
+@dataclass
+class Results:
+    """Hold what was measured: rows of starts by latency and way, and costs of preparing each way."""
+
+    machine: str
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stopped: list[dict[str, Any]] = field(default_factory=list)  # from data images, while the server was stopped
+
+
+def releases() -> list[str]:
+    """Return the paths of the releases that starts have on their search paths."""
+    return [release.path for release in software.newest(software.releases())]
+
+
+def install(node: Machine) -> None:
+    """Install the programs that measure starts on a node."""
+    for name in ("count.py", "starts.py"):
+        node.copy(host.FARM_SOURCE / "guest" / name, f"{os.path.dirname(PROGRAM)}/{name}")
+    statements = {name: statement for name, (_title, statement) in STARTS.items()}
+    node.write(PLAN, json.dumps({"environment": releases(), "starts": statements}))
+    node.write(
+        _CACHE_CONFIGURATION,
+        f"dir {CACHE}\ntag farm\nbrun 10%\nbcull 7%\nbstop 3%\nfrun 10%\nfcull 7%\nfstop 3%\n",
+    )
+
+
+def measured(node: Machine, way: Way, start: str) -> list[dict[str, Any]]:
+    """Start software once cold and once warm, and return a row for each."""
+    argv = ["python3", PROGRAM, "measure", PLAN, start, way.root, way.setup, way.teardown]
+    rows: list[dict[str, Any]] = json.loads(node.output(argv, timeout=900))
+    return rows
+
+
+def cost(node: Machine, script: str) -> dict[str, Any]:
+    """Run a script on a node. Return its seconds, and the calls and bytes that the node sent and received on NFS mounts."""
+    before = counters(node)
+    node.ssh(f"set -eu; {script}", timeout=3600)
+    return _since(before, counters(node))
+
+
+# --- Preparing each way ---
+
+
+def _copy(release: str) -> str:
+    return f"mkdir -p {LOCAL}/{release}; rsync -aH {NFS}/{release}/ {LOCAL}/{release}/"
+
+
+def _squash(release: str) -> str:
+    """Return a script that makes a squashfs of a release, and mounts it."""
+    image = f"{DIRECTORY}/{release.replace('/', '+')}.squashfs"
+    return (
+        f"mksquashfs {NFS}/{release} {image} -comp lz4 -no-progress -quiet; mkdir -p {SQUASH}/{release}; "
+        f"mount -o loop,ro {image} {SQUASH}/{release}"
+    )
+
+
+def prepare(node: Machine, results: Results) -> None:
+    """Bring the releases of the starts to the node in each way, and one more, and keep what both cost."""
+    node.ssh(f"{_mount_nfs(NFS, 'vers=4.2')}; mkdir -p {DIRECTORY}")
+    chosen = releases()
+    for name, script, used in (
+        ("local", _copy, f"du -sk {LOCAL} | cut -f 1"),
+        ("squash", _squash, f"du -ck {DIRECTORY}/*.squashfs | tail -n 1 | cut -f 1"),
+    ):
+        node.ssh(DROP_CACHES)
+        results.costs[name] = cost(node, "; ".join(map(script, chosen)))
+        results.costs[name]["disk"] = int(node.output(used, timeout=600)) * 1024
+        node.ssh(DROP_CACHES)
+        results.costs[name]["one more"] = cost(node, script(ONE_MORE))
+        host.say(f"{node.name}: {name}: {results.costs[name]}")
+    node.ssh(_unmount(NFS))
+
+
+#: A module and its options.
+Call = tuple[str, dict[str, Any]]
+
+
+def trace(start: str, found: Sequence[str] = ()) -> Call:
+    """Return the call that traces a start in the view of all releases.
+
+    `found` are the releases on the search paths, by default those of the starts.
+    """
+    places = [f"{collection.VIEW}/{release}" for release in found or releases()]
+    options = {
+        "path": collection.VIEW,
+        "command": ["/usr/bin/python3", "-c", STARTS[start][1]],
+        "environment": {
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": ":".join(f"{place}/python" for place in places),
+            "LD_LIBRARY_PATH": ":".join(f"{place}/lib" for place in places),
+        },
+        "store": collection.STORE,
+    }
+    return "access_trace", options
+
+
+def build(release: str, select: str = "trace") -> Call:
+    """Return the call that builds a data image of a release, and publishes it."""
+    options = {
+        "root": collection.ROOT,
+        "store": collection.STORE,
+        "image_store": IMAGE_STORE,
+        "release": release,
+        "select": select,
+    }
+    return "data_image", options
+
+
+def prepare_views(farm: Farm, node: Machine, results: Results) -> None:
+    """Trace the starts. Deploy a view, and again with data images of what was traced, each then with one more release.
+
+    Keep what the deployments cost. The manifests and images lie on NFS too. The node is the host that scans and builds, and installs the
+    images.
+    """
+    package = ONE_MORE.split("/", maxsplit=1)[0]
+    older = [ONE_MORE if release.startswith(f"{package}/") else release for release in releases()]
+    collection.modules(farm, node, [*map(trace, STARTS), trace(ONE_MORE_START, older)])
+    for name, kind in (("view", "none"), ("images", "trace")):
+        results.costs[name] = _deployed(farm, node, kind)
+        places = f"{collection.STATE_DIR}/views/starts {collection.STATE_DIR}/data"
+        used = node.output(f"du -sk {places} 2>/dev/null | cut -f 1", check=False).split()
+        results.costs[name]["disk"] = sum(map(int, used)) * 1024
+        results.costs[name]["one more"] = _deployed(farm, node, kind, ONE_MORE)
+        host.say(f"{node.name}: {name}: {results.costs[name]}")
+
+
+def _deployed(farm: Farm, node: Machine, kind: str, *more: str) -> dict[str, Any]:
+    """Deploy the view of the releases of the starts, and of some more, with data images of a kind. Return what it cost."""
+    view = {"name": "starts", "mountpoint": IMAGES, "releases": [*releases(), *more], "data_images": kind}
+    before = counters(node)
+    collection.deploy(farm, [view], hosts=node.name)
+    return _since(before, counters(node))
+
+
+def counters(node: Machine) -> dict[str, float]:
+    """Return the time in seconds, and the calls and bytes that a node has sent and received on NFS mounts."""
+    found: dict[str, float] = json.loads(node.output(["python3", PROGRAM, "counters", PLAN]))
+    return {**found, "seconds": time.monotonic()}
+
+
+def _since(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, Any]:
+    return {name: after[name] - value for name, value in before.items()}
+
+
+# --- Measuring ---
+
+
+def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="run starts", description=__doc__)
+    parser.add_argument("--latencies", type=float, nargs="+", default=list(LATENCIES), help="milliseconds")
+    parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS))
+    parser.add_argument("--ways", nargs="+", choices=[way.name for way in WAYS], default=[way.name for way in WAYS])
+    parser.add_argument("--rounds", type=int, default=2, help="repeat everything so often, and take the shortest times")
+    return parser.parse_args(arguments)
+
+
+def run(farm: Farm, path: Path, arguments: Sequence[str], document: Path | None = None) -> bool:
+    """Measure, print the tables, and write them and the rows to the directory `path`, and the tables to `document` if given.
+
+    Return whether all bars are met.
+    """
+    options = _arguments(arguments)
+    node = farm.nodes["new"]
+    results = Results(
+        f"Linux {node.output('uname -r')} (`new`); the server: Linux {farm.server.output('uname -r')}. All machines run in QEMU "
+        f"({farm.accelerator}), on {os.cpu_count()} processors. Each start was measured {options.rounds} times."
+    )
+    path.mkdir(parents=True, exist_ok=True)
+
+    def keep() -> None:
+        (path / "starts.json").write_text(json.dumps(vars(results), indent=1) + "\n", encoding="utf-8")
+
+    collection.mount_store(node)
+    collection.deploy(farm, hosts=node.name)
+    node.ssh(f"mkdir -p {DIRECTORY}")
+    install(node)
+    prepare_views(farm, node, results)
+    prepare(node, results)
+    ways = [way for way in WAYS if way.name in options.ways]
+    try:
+        # All ways of one start after each other, so that other load on the host affects them alike.
+        for latency in [latency for _ in range(options.rounds) for latency in options.latencies]:
+            node.latency(latency)
+            for start in options.starts:
+                for way in ways:
+                    rows = measured(node, way, start)
+                    results.rows.setdefault(f"{latency:g}", {}).setdefault(way.name, []).extend(rows)
+                    keep()
+                    host.say(f"{latency:g} ms, {start}, {way.name}: {_shown(rows)}")
+    finally:
+        node.latency(0)
+    with farm.server.nfsd_stopped():
+        [images] = [way for way in WAYS if way.name == "images"]
+        for start in options.starts:
+            results.stopped.extend(measured(node, images, start))
+            keep()
+    text, met = tables(results)
+    (path / "starts.md").write_text(text, encoding="utf-8")
+    print(text)
+    if document is not None:
+        report.replace(document, "farm starts", text)
+    return met
+
+
+def _shown(rows: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(
+        f"{row['state']} {row['calls']} calls, {row['seconds']:.1f} s ({row['processor']:.1f} s)" for row in rows
+    )
+
+
+# --- The tables ---
+
+
+def tables(results: Results) -> tuple[str, bool]:
+    """Return the tables of what was measured, and whether all bars are met."""
+    titles = {way.name: way.title for way in WAYS}
+    names = {name: title for name, (title, _statement) in STARTS.items()}
+    first = next(iter(results.rows))
+    parts = [results.machine, "", "NFS calls, cold / warm, the most of all rounds and latencies:", ""]
+    everything: dict[str, list[dict[str, Any]]] = {}
+    for ways in results.rows.values():
+        for name, rows in ways.items():
+            everything.setdefault(name, []).extend(rows)
+    parts += start_tables.table(everything, titles, names, lambda row: f"{row['calls']:,}")
+    for latency, ways in results.rows.items():
+        parts += ["", f"Latency {latency} ms: seconds of the start, and of them waiting, cold / warm:", ""]
+        parts += start_tables.table(
+            ways, titles, names, lambda row: f"{row['seconds']:.1f} ({start_tables.waiting(row):.1f})"
+        )
+    parts += [
+        "",
+        f"All starts together at {first} ms, preparing the node, and deploying one more release ({ONE_MORE}):",
+        "",
+    ]
+    parts += start_tables.costs(results.costs, results.rows[first], titles, list(STARTS))
+    bars = _bars(results, everything)
+    parts += ["", "| bar | | measured | |", "|---|---|---|---|"]
+    parts += [f"| {text} | {bar} | {value} | {'met' if met else 'NOT MET'} |" for text, bar, value, met in bars]
+    return "\n".join([*parts, ""]), all(met for *_, met in bars)
+
+
+def _bars(results: Results, everything: start_tables.Ways) -> list[tuple[str, str, str, bool]]:
+    calls = max((row["calls"] for row in everything.get("images", ())), default=0)
+    stopped = max((row["calls"] for row in results.stopped), default=0)
+    bars = [
+        ("NFS calls of a start from data images, cold and warm", "0", f"{calls:,}", calls == 0),
+        ("the same with the server stopped", "0", f"{stopped:,}", stopped == 0),
+    ]
+    for latency, ways in results.rows.items():
+        for text, way, other, bar in (
+            ("wall time of cold starts from data images, to those from the local copy", "images", "local", LOCAL_BAR),
+            ("wall time of cold starts through a view, to those from plain NFS", "view", "nfs", 1.0),
+        ):
+            if way in ways and other in ways:
+                sums = [start_tables.total(ways, name, STARTS, "cold", _seconds) for name in (way, other)]
+                ratio = sums[0] / sums[1]
+                worst = max(_ratios(ways, way, other))
+                value = f"{ratio:.2f}; of single starts {worst:.2f} at most"
+                bars.append((f"{text}, {latency} ms", f"<= {bar:.2f}", value, worst <= bar))
+    return bars
+
+
+def _seconds(row: Mapping[str, Any]) -> float:
+    return float(row["seconds"])
+
+
+def _ratios(ways: start_tables.Ways, way: str, other: str) -> list[float]:
+    found = []
+    for start in STARTS:
+        pair = [start_tables.shortest(ways[name], start, "cold") for name in (way, other)]
+        if pair[0] is not None and pair[1] is not None:
+            found.append(_seconds(pair[0]) / _seconds(pair[1]))
+    return found
