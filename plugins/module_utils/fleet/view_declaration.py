@@ -27,6 +27,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths imp
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import relative_path
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.versions import ORDERS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import is_view_name
 
 #: Characters of a value that a message shows.
@@ -366,6 +367,8 @@ KEYS: dict[str, Key] = {
     "store": Key(_path, required=True),
     "pattern": Key(_pattern, "{package}/{version}"),
     "ready_marker": Key(_text, ""),
+    "version_order": Key(_one_of(*ORDERS), "vendor"),
+    "prereleases": Key(_boolean, False),
     "checksum": Key(_one_of("none", "sha256"), "none"),
     "linger": Key(_whole, 172800),
     "sample": Key(_whole, 20),

@@ -150,6 +150,11 @@ def _check_release(request: ManifestRequest, release: str) -> None:
         raise OverlayError(
             f"release {release} is not ready: it has no {request.ready_marker}, so it is still being written or was interrupted"
         )
+    marker = scan.negative_marker(root, path)
+    if marker is not None:
+        raise OverlayError(
+            f"release {release} is not ready: {show(os.fsencode(marker))} beside it says that it is being written or is to be ignored"
+        )
 
 
 def _check_root(manifest: ReleaseManifest, record: ManifestRecord, request: ManifestRequest) -> None:

@@ -28,7 +28,11 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entry_
     is_mtime,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entry_rights import RightsReader
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern, Release
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import (
+    NEGATIVE_MARKERS,
+    Pattern,
+    Release,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.scan_report import ScanReport
 
 _READ_SIZE = 1 << 20
@@ -358,18 +362,20 @@ def find_releases(
 ) -> Iterator[Release]:
     """Yield the releases below a software root that match ``pattern``. Directories that cannot contain a release are not listed.
 
+    A negative marker beside a version (``patterns.NEGATIVE_MARKERS``) is noted in its release.
+
     Directories that this process may not list, such as ``lost+found``, are skipped and added to ``unlisted``. Raises OSError if the root
     cannot be listed.
     """
-    yield from _find(root, [], pattern, unlisted, progress)
+    yield from _find(root, [], "", pattern, unlisted, progress)
 
 
 def _find(
-    directory: str, names: list[str], pattern: Pattern, unlisted: list[str], progress: Progress
+    directory: str, names: list[str], held_back_by: str, pattern: Pattern, unlisted: list[str], progress: Progress
 ) -> Iterator[Release]:
-    level = pattern.levels[len(names)]
+    level = len(names)
     try:
-        inner = _directories_in(directory, level)
+        inner, markers = _directories_in(directory, pattern.levels[level])
     except PermissionError:
         if not names:
             raise
@@ -378,19 +384,38 @@ def _find(
     progress()
     for name in inner:
         here = [*names, name]
+        held = held_back_by or next((one for one in pattern.markers(level, name) if one in markers), "")
         if len(here) < len(pattern.levels):
-            yield from _find(os.path.join(directory, name), here, pattern, unlisted, progress)
+            yield from _find(os.path.join(directory, name), here, held, pattern, unlisted, progress)
         else:
-            release = pattern.release(here)
+            release = pattern.release(here, held)
             if release:
                 yield release
 
 
-def _directories_in(directory: str, level: re.Pattern[str]) -> list[str]:
-    """Return the names of the directories in a directory that match one level of a pattern."""
+def _directories_in(directory: str, level: re.Pattern[str]) -> tuple[list[str], set[str]]:
+    """Return the names of the directories in a directory that match one level of a pattern, and the negative markers there."""
+    found, markers = [], set()
     # An NFS client keeps a listing as long as attributes, which is an hour on a software root.
     with files.fresh_listing(directory) as listing:
-        return [item.name for item in listing if level.fullmatch(item.name) and item.is_dir(follow_symlinks=False)]
+        for item in listing:
+            if item.name.startswith(NEGATIVE_MARKERS):
+                markers.add(item.name)
+            elif level.fullmatch(item.name) and item.is_dir(follow_symlinks=False):
+                found.append(item.name)
+    return found, markers
+
+
+def negative_marker(root: bytes, release: bytes) -> str | None:
+    """Return the name beside a directory on the path of a release that says it is being written or is to be ignored; None without one."""
+    above = root
+    for name in release.split(b"/"):
+        for marker in NEGATIVE_MARKERS:
+            beside = os.fsencode(marker) + name
+            if os.path.lexists(os.path.join(above, beside)):
+                return os.fsdecode(beside)
+        above = os.path.join(above, name)
+    return None
 
 
 def is_ready(root: bytes, release: bytes, marker: bytes) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -64,6 +64,38 @@ def test_a_release_without_its_ready_marker_has_the_time_of_its_last_change(area
     os.utime(area / "usd" / "2", (0, 86400))
     found = support.module("release_info", root=str(area), ready_marker=".ready").ok["releases"]
     assert [one["not_ready_since"] for one in found] == [None, "1970-01-02T00:00:00Z"]
+
+
+@pytest.mark.parametrize("platform", ["", "/linux"])
+def test_a_release_that_rez_is_writing_or_ignores_is_not_ready_and_is_not_scanned(area: Path, platform: str) -> None:
+    """The markers lie beside the directory of the version, also if the release is a directory in it."""
+    root, store = area / "root", area / "manifests"
+    store.mkdir()
+    for version in ("1.0", "1.1", "1.2", "1.20"):
+        (root / f"usd/{version}{platform}").mkdir(parents=True)
+    for marker in (".building1.2", ".ignore1.1"):
+        (root / "usd" / marker).touch()
+    found = support.module("release_info", root=str(root), pattern=f"{{package}}/{{version}}{platform}").ok["releases"]
+    assert [(one["version"], one["ready"], one["held_back_by"]) for one in found] == [
+        ("1.0", True, None),
+        ("1.1", False, ".ignore1.1"),
+        ("1.2", False, ".building1.2"),
+        ("1.20", True, None),
+    ]
+    given: dict[str, Any] = {"root": str(root), "store": str(store)}
+    refused = support.module("release_manifest", release=f"usd/1.2{platform}", **given)
+    assert f"release usd/1.2{platform} is not ready: .building1.2 beside it" in refused.message
+    assert os.listdir(store) == []
+    (root / "usd" / ".building1.2").unlink()
+    assert support.module("release_manifest", release=f"usd/1.2{platform}", **given).ok["changed"]
+
+
+@pytest.mark.parametrize(("order", "last"), [("vendor", "2.0"), ("pep440", "2.0"), ("rez", "2.0-rc1")])
+def test_releases_are_listed_in_the_order_of_their_versions(area: Path, order: str, last: str) -> None:
+    for version in ("2.0", "2.0-rc1", "1.9"):
+        (area / "usd" / version).mkdir(parents=True)
+    found = support.module("release_info", root=str(area), version_order=order).ok["releases"]
+    assert [found[0]["version"], found[-1]["version"]] == ["1.9", last]
 
 
 def test_a_root_that_may_not_be_listed_is_an_error_and_not_an_empty_list(software_root: Path) -> None:
