@@ -108,6 +108,7 @@ def _publish(view: Mapping[str, Any], wanted: LayerSpec, locked: Brought, run: R
         source = layer_sources.from_releases(spec, builder, "", run.progress)
         plan: Plan = (PublishImage(image),)
         composition = source.composed_for(plan)
+        locked.warnings += layer_sources.hidden_warnings(composition)
         if composition and not run.check_mode:
             found = image_store.publish(store, spec, builder, composition, run.progress)
             locked.warnings += layer_sources.rights_warnings(found.rights)

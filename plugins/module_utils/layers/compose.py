@@ -20,6 +20,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.merge import (
     Conflict,
     Conflicts,
+    HiddenDirectory,
     Merge,
     MergeInput,
 )
@@ -161,6 +162,9 @@ class Composition:
         #: The first conflicts, and the number of all conflicts.
         self.conflicts: tuple[Conflict, ...] = tuple(conflicts.first)
         self.conflict_count = conflicts.count
+        #: The first directories of which the view shows nothing, and the number of entries in all of them.
+        self.hidden_directories: tuple[HiddenDirectory, ...] = tuple(conflicts.directories)
+        self.hidden_entries = conflicts.hidden_entries
 
     def entries(self) -> Iterator[Entry]:
         """Yield the entries of the view, in manifest order, starting with its root."""

@@ -15,7 +15,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.compose 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_build import LayerBuilder
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action, Handlers, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.rights import Rights
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
     generations,
@@ -47,6 +47,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_path
     generation_of,
     layer_path,
 )
+
+#: Hidden directories that a warning names.
+_NAMED_DIRECTORIES = 10
 
 Provide = Callable[[ViewPaths, Progress], "list[str]"]
 
@@ -176,6 +179,23 @@ def from_releases(spec: LayerSpec, builder: LayerBuilder | None, reason: str, pr
         provide,
         compose,
     )
+
+
+def hidden_warnings(composition: Composition | None) -> list[str]:
+    """Return a warning that names the directories of which a view shows nothing, because another release has no directory there."""
+    if composition is None or not composition.hidden_directories:
+        return []
+    named = [
+        f"{show(one.path)} of {one.hidden} ({one.entries} entries), where {one.kept} has a file or symbolic link"
+        for one in composition.hidden_directories[:_NAMED_DIRECTORIES]
+    ]
+    more = len(composition.hidden_directories) - len(named)
+    others = f", and {more} or more others" if more > 0 else ""
+    sentence = (
+        f"the view shows nothing of whole directories, {composition.hidden_entries} entries in all: {'; '.join(named)}{others}. Exclude one"
+        " of the two with 'exclude' if the directory is to be shown"
+    )
+    return [sentence]
 
 
 def rights_warnings(rights: Rights) -> list[str]:
