@@ -421,6 +421,11 @@ conflicts:
       description: Path below the software root of the release whose entry is not shown.
       type: str
       sample: usd/25.05
+excluded:
+  description: Number of entries that the patterns C(include) and C(exclude) of the releases leave out of the view.
+  type: int
+  returned: when the layer is built, and in check mode when it would be built
+  sample: 812
 conflict_count:
   description: Number of all conflicts.
   type: int

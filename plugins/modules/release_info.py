@@ -19,6 +19,7 @@ extends_documentation_fragment:
   - renderfarm.overlay.attributes.info
   - renderfarm.overlay.options
   - renderfarm.overlay.options.ready_marker
+  - renderfarm.overlay.options.ignore_names
 options:
   root:
     description:
@@ -140,7 +141,12 @@ from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, scan, versions
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import (
+    ignored_names,
+    manifest_store,
+    scan,
+    versions,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import root_identity
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern, Release
 
@@ -153,6 +159,7 @@ def main() -> None:
             "store": {"type": "path"},
             "pattern": {"type": "str", "default": "{package}/{version}"},
             "ready_marker": runner.READY_MARKER,
+            "ignore_names": ignored_names.OPTION,
             "version_order": {"type": "str", "choices": list(versions.ORDERS), "default": "vendor"},
         },
         work,
@@ -170,7 +177,8 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     if root is not None:
         if not os.path.isdir(root):
             raise OverlayError(f"software root {root} does not exist or is not a directory: is it mounted?")
-        for release in scan.find_releases(root, pattern, unlisted, context.progress):
+        ignored = ignored_names.IgnoredNames(params["ignore_names"])
+        for release in scan.find_releases(root, pattern, unlisted, context.progress, ignored):
             found[release.path] = release
             on_root.add(release.path)
     manifests = {}
@@ -181,7 +189,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     listed: list[dict[str, Any]] = []
     for release in sorted(found.values(), key=lambda one: one.sort_key(params["version_order"])):
         exists = None if root is None else release.path in on_root
-        ready = exists is None or (exists and _is_ready(root, release, params["ready_marker"]))
+        ready = exists is None or (exists and scan.is_shown_ready(root, release, params["ready_marker"]))
         listed.append(
             {
                 "package": release.package,
@@ -197,10 +205,6 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         context.progress()
     warnings = [f"releases in {directory} are not listed, since this host may not list it" for directory in unlisted]
     return runner.Outcome({"releases": listed}, warnings=warnings)
-
-
-def _is_ready(root: str, release: Release, marker: str) -> bool:
-    return not release.held_back_by and scan.is_ready(os.fsencode(root), os.fsencode(release.path), os.fsencode(marker))
 
 
 def _last_change(root: str, release: str) -> str | None:

@@ -54,6 +54,7 @@ PURE = {
             "capability",
             "entries",
             "entry_check",
+            "ignored_names",
             "manifest",
             "manifest_plan",
             "nfs4_acl",

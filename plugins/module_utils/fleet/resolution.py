@@ -16,6 +16,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.versio
 #: The keys of a view that decide what it shows. They are the same on all hosts that declare it.
 SHARED = (
     *("releases", "query", "links", "root_name", "pattern", "ready_marker", "version_order", "prereleases"),
+    *("ignore_names", "exclude"),
     *("checksum", "linger", "sample", "build"),
     *("owner", "group", "owner_map", "group_map", "mode", "keep_setid", "on_conflict", "xattr_namespace"),
 )
@@ -37,6 +38,7 @@ class Listing:
     pattern: str
     ready_marker: str
     version_order: str
+    ignore_names: tuple[str, ...]
 
     @classmethod
     def of(cls, view: Mapping[str, Any]) -> Listing:
@@ -48,7 +50,16 @@ class Listing:
             view["pattern"],
             view["ready_marker"],
             view["version_order"],
+            tuple(view["ignore_names"]),
         )
+
+    def options(self) -> dict[str, Any]:
+        """Return the parameters of release_info."""
+        return {**vars(self), "ignore_names": list(self.ignore_names)}
+
+    def scan_options(self) -> dict[str, Any]:
+        """Return the parameters of release_manifest that it has in common with release_info."""
+        return {name: value for name, value in self.options().items() if name not in ("pattern", "version_order")}
 
 
 def host_list(hosts: Sequence[str]) -> str:
@@ -133,6 +144,8 @@ def choose(view: Mapping[str, Any], listed: Sequence[Mapping[str, Any]], select:
         releases = [{"release": one["path"]} for one in chosen]
     else:
         releases = list(view["releases"])
+    if view["exclude"]:
+        releases = [{**one, "exclude": [*one.get("exclude", ()), *view["exclude"]]} for one in releases]
     if not releases:
         early = 0 if view["prereleases"] else sum(is_prerelease(one["version"], order) for one in listed)
         also = f", or one of the {early} pre-releases among them meant (prereleases: true)" if early else ""

@@ -16,6 +16,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, is_of_host
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.ignored_names import IgnoredNames
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
     image_store,
     layer_choice,
@@ -68,7 +69,7 @@ def _releases(
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]], Plan, linger.Record]:
     """Return the releases of a view with those that linger, when these leave, and the plan for the record."""
     name, store, seconds = view["name"], view["store"], view["linger"]
-    source = release_checks.ReleaseSource(view["root"], store, view["ready_marker"])
+    source = release_checks.ReleaseSource(view["root"], store, view["ready_marker"], IgnoredNames(view["ignore_names"]))
     declared = [linger.placed(**one) for one in view["releases"]]
     before = view_record.read(store, name)
     os.close(scan.open_root(os.fsencode(view["root"])))

@@ -114,6 +114,7 @@ class Source:
             values.update(
                 conflicts=[conflict.as_dict() for conflict in composition.conflicts],
                 conflict_count=composition.conflict_count,
+                excluded=composition.excluded,
             )
         if generation:
             values.update(

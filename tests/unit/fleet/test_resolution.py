@@ -29,6 +29,8 @@ OTHER = {
     "root_name": "other",
     "pattern": "{version}/{package}",
     "ready_marker": ".ready",
+    "ignore_names": ["@eaDir"],
+    "exclude": ["doc"],
     "version_order": "rez",
     "prereleases": True,
     "checksum": "sha256",
@@ -89,6 +91,17 @@ def test_the_order_and_the_pre_releases_of_a_view_reach_the_query() -> None:
 
     assert choose(view, [listed("a/1")], select).releases == ({"release": "a/1"},)
     assert given == {"order": "rez", "prereleases": True}
+
+
+def test_what_a_view_excludes_is_excluded_of_each_release() -> None:
+    (view,) = views(releases=["a/1", {"release": "b/1", "exclude": ["x"]}], exclude=["share/doc", "**/*.a"])
+    assert choose(view, [], None).releases == (  # type: ignore[arg-type]
+        {"release": "a/1", "exclude": ["share/doc", "**/*.a"]},
+        {"release": "b/1", "exclude": ["x", "share/doc", "**/*.a"]},
+    )
+    (view,) = views(releases=[], query="@", exclude=["doc"])
+    chosen = choose(view, [listed("a/1")], lambda found, _query, **_how: list(found)).releases
+    assert chosen == ({"release": "a/1", "exclude": ["doc"]},)
 
 
 def test_every_shared_key_is_tried() -> None:

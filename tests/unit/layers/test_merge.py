@@ -552,6 +552,14 @@ def test_a_directory_that_a_link_hides_is_named_with_the_number_of_its_entries()
     assert hidden_warnings(None) == []
 
 
+def test_what_patterns_leave_out_is_counted_once() -> None:
+    whole = release("tool", b"x", {b"/doc/a": b"1", b"/doc/b": b"2", b"/bin/c": b"3"}, exclude=(b"doc", b"bin/c"))
+    manifests = reader([whole])
+    view = Composition([whole.placement], lambda one: iter(manifests[one.manifest]), Rules(), lambda: None)
+    assert [entry.path for entry in view.entries()][-1] == b"/x/bin"
+    assert view.excluded == 4
+
+
 def test_a_directory_that_a_release_describes_replaces_an_implied_one() -> None:
     inside = release("inside-of-it", b"share/deep", {b"/x": b"2"})
     view = composed([inside, ONE], Rules(on_conflict="first"))
