@@ -160,7 +160,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         for view in views:
             name, listing = view["name"], Listing.of(view)
             if listing not in listings:
-                listings[listing] = self._call("release_info", vars(listing), variables)
+                listings[listing] = self._call("release_info", listing.options(), variables)
                 listed = listings[listing].get("releases", [])
                 for sentence in passed_over(listed, listing.ready_marker):
                     if sentence not in resolution.passed_over:
@@ -198,8 +198,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
             for path in choices.get(view["name"], Choice()).unscanned:
                 unscanned.setdefault((Listing.of(view), view["checksum"]), {}).setdefault(path, []).append(view["name"])
         for (listing, checksum), paths in unscanned.items():
-            options = {**vars(listing), "checksum": checksum}
-            del options["pattern"]
+            options = {**listing.scan_options(), "checksum": checksum}
             for batch in batches(paths, _BATCH):
                 self._display.display(f"scanning {', '.join(batch)}")
                 found = self._call("release_manifest", {**options, "releases": batch}, variables)
@@ -256,8 +255,18 @@ def _options_of(view: Mapping[str, Any]) -> dict[str, Any]:
         **{
             name: view[name]
             for name in (
-                *("links", "ready_marker", "linger", "sample", "owner", "group", "owner_map", "group_map", "mode"),
-                *("keep_setid", "on_conflict", "xattr_namespace"),
+                *(
+                    "links",
+                    "ready_marker",
+                    "ignore_names",
+                    "linger",
+                    "sample",
+                    "owner",
+                    "group",
+                    "owner_map",
+                    "group_map",
+                ),
+                *("mode", "keep_setid", "on_conflict", "xattr_namespace"),
             )
         },
     }

@@ -40,3 +40,30 @@ options:
     type: str
     default: ''
 """
+
+    IGNORE_NAMES = r"""
+options:
+  ignore_names:
+    description:
+      - Names that are no part of a release, wherever they are. They are neither listed as releases nor recorded in manifests, and it is no
+        change of a release if they appear or go.
+      - They are patterns as the shell has them, with C(*), C(?) and C([...]). The whole name has to match.
+      - The default has snapshot directories and recycle bins of file servers, files that an NFS client renamed because they were deleted
+        while they were open, and bytecode that Python is writing. A list replaces the default.
+    type: list
+    elements: str
+    default:
+      - .nfs[0-9a-fA-F]*
+      - .snapshot
+      - .snapshots
+      - ~snapshot
+      - '#snapshot'
+      - '@Recently-Snapshot'
+      - .zfs
+      - '#recycle'
+      - '@Recycle'
+      - '@eaDir'
+      - lost+found
+      - .DS_Store
+      - '*.pyc.[0-9]*'
+"""

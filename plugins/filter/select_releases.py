@@ -12,11 +12,12 @@ version_added: 0.1.0
 description:
   - Applies a JMESPath query to the list that M(renderfarm.overlay.release_info) returns, so that a view can be declared as a rule instead
     of a list.
-  - Releases that are not ready are never chosen, unless O(ready_only=false).
-  - Queries can use two functions besides those of JMESPath.
+  - Releases that are not ready are never chosen, unless O(ready_only=false). Pre-releases are never chosen, unless O(prereleases=true).
+  - Queries can use three functions besides those of JMESPath.
   - V(version_match(version, condition\)) checks whether a version meets a condition such as V(>=20.5), or several conditions separated by
     commas, such as V(>=20.5, <21).
   - V(newest(releases\)) returns the newest release of each package, and V(newest(releases, n\)) the C(n) newest of each.
+  - V(is_prerelease(version\)) returns whether a version is one of those that O(prereleases) describes.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
 requirements:
@@ -36,9 +37,25 @@ options:
     description: Remove releases that are not ready before the query runs.
     type: bool
     default: true
-notes:
-  - Versions are compared as software vendors write them. Numbers compare as numbers, so C(15.1v12) is later than C(15.1v3). C(2.0rc1) is
-    earlier than C(2.0). A leading C(v) makes no difference.
+  prereleases:
+    description:
+      - Also choose pre-releases, unfinished versions, and copies that were set aside.
+      - These are versions with one of the words C(dev), C(alpha), C(beta), C(pre), C(preview), C(rc), C(wip), C(draft), C(old), C(bak),
+        C(backup), C(orig), C(copy), C(broken), C(tmp) and C(temp), or with C(a), C(b) or C(c) before a number. What follows a C(+) does
+        not count.
+      - With O(order=pep440) they are those with a pre-release or development segment.
+    type: bool
+    default: false
+  order:
+    description:
+      - How versions are compared.
+      - V(vendor) compares as software vendors write versions. Numbers compare as numbers, so C(15.1v12) is later than C(15.1v3).
+        C(2.0rc1) and C(2.0-wip) are earlier than C(2.0), and C(2.0+local) is later. A leading C(v) and trailing zeros make no difference.
+      - V(pep440) is the order of Python packages. Versions that PEP 440 does not allow are earlier than all others.
+      - V(rez) is the order of rez. A longer version is later, so C(2.0-beta) is later than C(2.0). Words are earlier than numbers.
+    type: str
+    choices: [vendor, pep440, rez]
+    default: vendor
 seealso:
   - module: renderfarm.overlay.release_info
 """
@@ -53,6 +70,12 @@ EXAMPLES = r"""
     msg: >-
       {{ software.releases
          | renderfarm.overlay.select_releases("[?package == 'houdini' && version_match(version, '>=20.5, <21')]") }}
+
+- name: Choose the newest release of each package, and for one package also from its pre-releases
+  ansible.builtin.debug:
+    msg: >-
+      {{ software.releases
+         | renderfarm.overlay.select_releases("newest([?!is_prerelease(version) || package == 'usd'])", prereleases=true) }}
 
 - name: Choose the two newest releases of each package, among those that have a manifest
   ansible.builtin.debug:
@@ -74,7 +97,12 @@ from typing import Any, Callable
 from ansible.errors import AnsibleFilterError
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.versions import compare, version_key
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.versions import (
+    ORDERS,
+    compare,
+    is_prerelease,
+    version_key,
+)
 
 try:
     import jmespath
@@ -87,34 +115,38 @@ except ImportError:
 _CONDITION = re.compile(r"\s*(==|!=|<=|>=|<|>)\s*(\S+)\s*")
 
 
-def version_match(version: str, condition: str) -> bool:
+def version_match(version: str, condition: str, order: str) -> bool:
     """Return whether ``version`` meets all conditions, which commas separate. Raises OverlayError if one is malformed."""
     for part in condition.split(","):
         match = _CONDITION.fullmatch(part)
         if not match:
             raise OverlayError(f"version condition {part.strip()!r} is not a comparison such as '>=20.5'")
-        if not compare(version, match.group(1), match.group(2)):
+        if not compare(version, match.group(1), match.group(2), order):
             return False
     return True
 
 
-def newest(releases: list[dict[str, Any]], count: int = 1) -> list[dict[str, Any]]:
+def newest(releases: list[dict[str, Any]], count: int, order: str) -> list[dict[str, Any]]:
     """Return the ``count`` newest releases of each package, in the order of ``releases``."""
     kept: dict[str, list[dict[str, Any]]] = {}
-    for release in sorted(releases, key=lambda release: version_key(release["version"]), reverse=True):
+    for release in sorted(releases, key=lambda release: version_key(release["version"], order), reverse=True):
         chosen = kept.setdefault(release["package"], [])
         if len(chosen) < count:
             chosen.append(release)
     return [release for release in releases if any(release is one for one in kept[release["package"]])]
 
 
-def _functions() -> Any:
-    """Return the functions that queries can use."""
+def _functions(order: str) -> Any:
+    """Return the functions that queries can use. They compare versions in one of ``ORDERS``."""
 
     class ReleaseFunctions(functions.Functions):
         @functions.signature({"types": ["string"]}, {"types": ["string"]})
         def _func_version_match(self, version: str, condition: str) -> bool:
-            return version_match(version, condition)
+            return version_match(version, condition, order)
+
+        @functions.signature({"types": ["string"]})
+        def _func_is_prerelease(self, version: str) -> bool:
+            return is_prerelease(version, order)
 
         # If the second argument were the variadic one, JMESPath would require it.
         @functions.signature({"types": ["array"], "variadic": True})
@@ -123,12 +155,14 @@ def _functions() -> Any:
                 raise OverlayError("newest(releases, n): n must be a whole number, and the last argument")
             if not all(isinstance(one, dict) and {"package", "version"} <= set(one) for one in releases):
                 raise OverlayError("newest(releases): give it a list of releases, each with package and version")
-            return newest(releases, *count)
+            return newest(releases, count[0] if count else 1, order)
 
     return ReleaseFunctions()
 
 
-def select_releases(releases: Any, query: str = "@", ready_only: bool = True) -> list[dict[str, Any]]:
+def select_releases(
+    releases: Any, query: str = "@", ready_only: bool = True, prereleases: bool = False, order: str = "vendor"
+) -> list[dict[str, Any]]:
     """Return the releases that ``query`` chooses. Raises AnsibleFilterError if it does not return a list of releases."""
     if not HAS_JMESPATH:
         raise AnsibleFilterError(
@@ -138,10 +172,23 @@ def select_releases(releases: Any, query: str = "@", ready_only: bool = True) ->
         raise AnsibleFilterError(
             "renderfarm.overlay.select_releases: the input must be the list that release_info returns as 'releases'"
         )
+    if order not in ORDERS:
+        raise AnsibleFilterError(
+            f"renderfarm.overlay.select_releases: there is no order {order!r} of versions; use one of {', '.join(ORDERS)}"
+        )
     # jmespath accepts only Python's own types, not Ansible's subclasses of them.
-    candidates = json.loads(json.dumps([dict(one) for one in releases if one.get("ready") or not ready_only]))
+    candidates = json.loads(
+        json.dumps(
+            [
+                dict(one)
+                for one in releases
+                if (one.get("ready") or not ready_only)
+                and (prereleases or not is_prerelease(str(one.get("version", "")), order))
+            ]
+        )
+    )
     try:
-        chosen = jmespath.search(str(query), candidates, jmespath.Options(custom_functions=_functions()))
+        chosen = jmespath.search(str(query), candidates, jmespath.Options(custom_functions=_functions(order)))
     except (jmespath.exceptions.JMESPathError, OverlayError) as error:
         raise AnsibleFilterError(f"renderfarm.overlay.select_releases: query {str(query)!r}: {error}") from error
     if not isinstance(chosen, list) or not all(isinstance(one, dict) and "path" in one for one in chosen):

@@ -88,6 +88,8 @@ options:
       - V(error) fails before anything is written, and names the conflicts.
       - V(first) shows the file of the release that comes first in O(releases), V(last) that of the last one. A link of O(links) is always
         shown. A file or link that is shown hides a directory at its path with everything in it.
+      - If a file or symbolic link is shown in the place of a directory, such as C(lib64 -> lib), nothing of the directory is shown. The
+        module warns of it, with the number of entries in the directory.
       - Directories do not conflict. They are merged, and have the owner, mode and mtime of the first or last release. With V(error), these
         are of the release with the outermost place, or else of the one whose path below the software root sorts first.
       - Symbolic links with the same target do not conflict. Neither do files of the same size and mode if the manifests record the same
@@ -444,6 +446,11 @@ conflicts:
       description: Path below the software root of the release whose entry is not shown.
       type: str
       sample: usd/25.05
+excluded:
+  description: Number of entries that the patterns C(include) and C(exclude) of the releases leave out of the view.
+  type: int
+  returned: when the layer is built, and in check mode when it would be built
+  sample: 812
 conflict_count:
   description: Number of all conflicts.
   type: int
@@ -540,7 +547,7 @@ def _provide(paths: ViewPaths, params: dict[str, Any], context: runner.Context) 
     plan = layer_plan.plan_layer(source.directory, source.action, state)
     # Conflicts are refused before anything is written, and in check mode as well.
     composition = source.composed_for(plan)
-    warnings: list[str] = []
+    warnings = layer_sources.hidden_warnings(composition)
     if plan and not context.check_mode:
         with view_state.locked(paths, context.timeout, context.progress):
             # Another run may have done it while this one waited.
@@ -565,7 +572,8 @@ def _publish(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     if builder and composition and not context.check_mode:
         found = image_store.publish(store, spec, builder, composition, context.progress)
     values = {**source.values(composition, found), "image": image}
-    warnings = layer_sources.rights_warnings(found.rights) if found and plan else []
+    warnings = layer_sources.hidden_warnings(composition)
+    warnings += layer_sources.rights_warnings(found.rights) if found and plan else []
     return runner.Outcome(values, plan, {} if plan else source.content(), source.content(), warnings)
 
 

@@ -19,6 +19,7 @@ extends_documentation_fragment:
   - renderfarm.overlay.attributes.info
   - renderfarm.overlay.options
   - renderfarm.overlay.options.ready_marker
+  - renderfarm.overlay.options.ignore_names
 options:
   root:
     description:
@@ -42,6 +43,11 @@ options:
       - Symbolic links are ignored. A name that starts with a dot matches only if the pattern has this dot.
     type: str
     default: '{package}/{version}'
+  version_order:
+    description: The order in which versions are sorted; see the option O(renderfarm.overlay.select_releases#filter:order).
+    type: str
+    choices: [vendor, pep440, rez]
+    default: vendor
 seealso:
   - module: renderfarm.overlay.release_manifest
   - plugin: renderfarm.overlay.select_releases
@@ -86,15 +92,23 @@ releases:
       type: str
       sample: houdini/20.5.410
     ready:
-      description: Whether the release has its O(ready_marker). Always true without O(root).
+      description:
+        - Whether the release has its O(ready_marker), and no RV(releases[].held_back_by). Always true without O(root).
       type: bool
       sample: true
     not_ready_since:
       description:
-        - When the directory of a release without O(ready_marker) last changed, in UTC. That is when something was last added at its top, or
+        - When the directory of a release that is not ready last changed, in UTC. That is when something was last added at its top, or
           when the ready marker was removed. None if the release is ready.
       type: str
       sample: "2026-11-27T15:00:00Z"
+    held_back_by:
+      description:
+        - The name beside the version that says the release is being written or is to be ignored. rez leaves C(.building) and C(.ignore),
+          followed by the version.
+        - None if there is none.
+      type: str
+      sample: .building20.5.410
     exists:
       description: Whether the release is on the software root. None without O(root).
       type: bool
@@ -127,7 +141,12 @@ from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import (
+    ignored_names,
+    manifest_store,
+    scan,
+    versions,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import root_identity
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern, Release
 
@@ -140,6 +159,8 @@ def main() -> None:
             "store": {"type": "path"},
             "pattern": {"type": "str", "default": "{package}/{version}"},
             "ready_marker": runner.READY_MARKER,
+            "ignore_names": ignored_names.OPTION,
+            "version_order": {"type": "str", "choices": list(versions.ORDERS), "default": "vendor"},
         },
         work,
         required_one_of=[("root", "store")],
@@ -156,7 +177,8 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     if root is not None:
         if not os.path.isdir(root):
             raise OverlayError(f"software root {root} does not exist or is not a directory: is it mounted?")
-        for release in scan.find_releases(root, pattern, unlisted, context.progress):
+        ignored = ignored_names.IgnoredNames(params["ignore_names"])
+        for release in scan.find_releases(root, pattern, unlisted, context.progress, ignored):
             found[release.path] = release
             on_root.add(release.path)
     manifests = {}
@@ -165,15 +187,16 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
             manifests[release.path] = manifest_store.manifest_path(store, release.path)
             found.setdefault(release.path, release)
     listed: list[dict[str, Any]] = []
-    for release in sorted(found.values(), key=Release.sort_key):
+    for release in sorted(found.values(), key=lambda one: one.sort_key(params["version_order"])):
         exists = None if root is None else release.path in on_root
-        ready = exists is None or (exists and _is_ready(root, release.path, params["ready_marker"]))
+        ready = exists is None or (exists and scan.is_shown_ready(root, release, params["ready_marker"]))
         listed.append(
             {
                 "package": release.package,
                 "version": release.version,
                 "path": release.path,
                 "ready": ready,
+                "held_back_by": release.held_back_by or None,
                 "not_ready_since": None if ready or not exists else _last_change(root, release.path),
                 "exists": exists,
                 **_manifest(manifests.get(release.path), release.path, params["root_name"]),
@@ -182,10 +205,6 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         context.progress()
     warnings = [f"releases in {directory} are not listed, since this host may not list it" for directory in unlisted]
     return runner.Outcome({"releases": listed}, warnings=warnings)
-
-
-def _is_ready(root: str, release: str, marker: str) -> bool:
-    return scan.is_ready(os.fsencode(root), os.fsencode(release), os.fsencode(marker))
 
 
 def _last_change(root: str, release: str) -> str | None:

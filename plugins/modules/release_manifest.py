@@ -22,6 +22,7 @@ extends_documentation_fragment:
   - renderfarm.overlay.attributes
   - renderfarm.overlay.options
   - renderfarm.overlay.options.ready_marker
+  - renderfarm.overlay.options.ignore_names
 options:
   root:
     description: Path of the software root, the directory below which all releases are. It is usually an NFS mount.
@@ -198,6 +199,17 @@ narrowed_count:
   type: int
   returned: if the release was scanned, with O(release)
   sample: 0
+ignored:
+  description: Paths of the first 10 files and directories that were left out because of their names, as O(ignore_names) says.
+  type: list
+  elements: str
+  returned: if the release was scanned, with O(release)
+  sample: [/lib/.nfs000000000a1b2c3d]
+ignored_count:
+  description: Number of all such files and directories. What is in such a directory is not counted.
+  type: int
+  returned: if the release was scanned, with O(release)
+  sample: 1
 manifests:
   description: The values above for each of the O(releases) that did not fail, in the given order.
   type: list
@@ -251,6 +263,15 @@ manifests:
       description: Number of all such files and directories, if the release was scanned.
       type: int
       sample: 0
+    ignored:
+      description: Paths of the first 10 files and directories that were left out because of their names, if the release was scanned.
+      type: list
+      elements: str
+      sample: []
+    ignored_count:
+      description: Number of all such files and directories, if the release was scanned.
+      type: int
+      sample: 0
 failures:
   description: The O(releases) that failed, each with the reason. The message of the task names the first ones.
   type: list
@@ -276,7 +297,11 @@ from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import is_of_host
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, recording
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import (
+    ignored_names,
+    manifest_store,
+    recording,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import root_identity
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.manifest_plan import (
     ReleaseManifest,
@@ -294,6 +319,7 @@ def main() -> None:
             "store": {"type": "path", "required": True},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "ready_marker": runner.READY_MARKER,
+            "ignore_names": ignored_names.OPTION,
             "checksum": {"type": "str", "choices": ["none", "sha256"], "default": "none"},
             "rescan": {"type": "bool", "default": False},
         },
@@ -315,6 +341,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         params["checksum"] == "sha256",
         params["ready_marker"],
         params["rescan"],
+        ignored_names.IgnoredNames(params["ignore_names"]),
     )
     single = params["releases"] is None
     manifests = recording.requested_manifests(request, [params["release"]] if single else params["releases"])
@@ -330,9 +357,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         recording.for_each(manifests, step, context.note.write)
     outcome = _outcome_of_one(*manifests) if single else _outcome(manifests)
     if was_empty and request.wanted and manifests:
-        outcome.warnings.append(
-            f"manifest store {request.store} was empty: if it is not a new one, check that the share is mounted there"
-        )
+        outcome.warnings.append(manifest_store.empty_warning(request.store))
     return outcome
 
 

@@ -108,6 +108,24 @@ options:
         description: Path of a file in a release that says that the release is complete.
         type: str
         default: ''
+      ignore_names:
+        description: Names that are no part of a release; see M(renderfarm.overlay.release_manifest).
+        type: list
+        elements: str
+        default:
+          - .nfs[0-9a-fA-F]*
+          - .snapshot
+          - .snapshots
+          - ~snapshot
+          - '#snapshot'
+          - '@Recently-Snapshot'
+          - .zfs
+          - '#recycle'
+          - '@Recycle'
+          - '@eaDir'
+          - lost+found
+          - .DS_Store
+          - '*.pyc.[0-9]*'
       linger:
         description: Seconds for which a release that is no longer declared stays in the view.
         type: int
@@ -232,6 +250,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import view_locking
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_view import Run
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import ignored_names
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import layer_parameters
 
 #: The options of metadata_layer that decide which generation a view is.
@@ -270,6 +289,7 @@ def _view_options() -> dict[str, Any]:
         "data_required": {"type": "bool", "default": False},
         "data_staging": {"type": "path", "default": "/var/lib/renderfarm-overlay/data-staging"},
         "ready_marker": runner.READY_MARKER,
+        "ignore_names": ignored_names.OPTION,
         "linger": {"type": "int", "default": 172800},
         "sample": {"type": "int", "default": 20},
     }

@@ -23,6 +23,7 @@ extends_documentation_fragment:
   - renderfarm.overlay.attributes
   - renderfarm.overlay.options
   - renderfarm.overlay.options.ready_marker
+  - renderfarm.overlay.options.ignore_names
 options:
   name:
     description:
@@ -202,7 +203,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import declared_links
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import ignored_names, scan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import linger, release_checks, view_record
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import ForgetReleases, RecordReleases
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
@@ -227,6 +228,7 @@ def main() -> None:
             "releases": {"type": "list", "elements": "dict", "required": True, "options": release},
             "links": {"type": "list", "elements": "dict", "default": [], "options": link},
             "ready_marker": runner.READY_MARKER,
+            "ignore_names": ignored_names.OPTION,
             "linger": {"type": "int", "default": 172800},
             "sample": {"type": "int", "default": 20},
             "now": {"type": "int"},
@@ -239,7 +241,9 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     """Check the declared releases, decide which others linger, and write the record."""
     _check(params)
     name, store, seconds = params["name"], params["store"], params["linger"]
-    source = release_checks.ReleaseSource(params["root"], store, params["ready_marker"])
+    source = release_checks.ReleaseSource(
+        params["root"], store, params["ready_marker"], ignored_names.IgnoredNames(params["ignore_names"])
+    )
     declared = [linger.placed(**one) for one in params["releases"]]
     before = view_record.read(store, name)
     os.close(scan.open_root(os.fsencode(params["root"])))

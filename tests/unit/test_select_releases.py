@@ -108,6 +108,39 @@ def test_a_query_that_returns_no_list_of_releases_is_refused_with_the_reason(
         select_releases(releases, query)
 
 
+EARLY = [
+    release(f"usd/{version}")
+    for version in ("26.05", "26.08", "26.08+local", "26.08-beta", "26.11-wip", "26.11rc1", "26.05_old", "26.05.bak")
+]
+
+
+@pytest.mark.parametrize(
+    ("order", "prereleases", "query", "chosen"),
+    [
+        ("vendor", False, "newest(@)", ["26.08+local"]),
+        ("vendor", True, "newest(@)", ["26.11rc1"]),
+        ("vendor", False, "@", ["26.05", "26.08", "26.08+local"]),
+        ("vendor", True, "newest([?!is_prerelease(version)])", ["26.08+local"]),
+        ("vendor", True, "newest([?version_match(version, '<26.08')])", ["26.08-beta"]),
+        ("pep440", False, "newest(@)", ["26.08+local"]),
+        ("pep440", True, "newest(@)", ["26.11rc1"]),
+        ("rez", False, "newest(@)", ["26.08+local"]),
+        ("rez", True, "newest(@)", ["26.11rc1"]),
+        ("rez", True, "newest([?version_match(version, '<26.08+local')])", ["26.08-beta"]),
+    ],
+)
+def test_pre_releases_are_chosen_only_when_asked_for(
+    order: str, prereleases: bool, query: str, chosen: list[str]
+) -> None:
+    found = select_releases(EARLY, query, prereleases=prereleases, order=order)
+    assert [one["version"] for one in found] == chosen
+
+
+def test_an_unknown_order_is_refused() -> None:
+    with pytest.raises(AnsibleFilterError, match="no order 'semver' of versions; use one of vendor, pep440, rez"):
+        select_releases(RELEASES, order="semver")
+
+
 def test_the_message_says_how_to_install_jmespath(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugin, "HAS_JMESPATH", False)
     with pytest.raises(AnsibleFilterError, match="pip install jmespath"):

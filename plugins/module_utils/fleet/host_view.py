@@ -241,6 +241,7 @@ def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought,
     brought.values["held"] = hold.as_dict() if hold else None
     # Conflicts are refused before anything is written, and in check mode as well.
     composition = source.composed_for(layer_plan.plan_layer(source.directory, source.action, state))
+    brought.warnings += layer_sources.hidden_warnings(composition)
     provided = _carry_out_layer(source, paths, state, run, brought, provide_only=True)
     params = mount_parameters(view, paths, source.directory, live)
     opened = _new_releases(source, paths, state)

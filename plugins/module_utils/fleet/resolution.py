@@ -13,10 +13,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import da
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import IMAGE_SUFFIX
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.versions import is_prerelease
 
 #: The keys of a view that decide what it shows. They are the same on all hosts that declare it.
 SHARED = (
-    *("releases", "query", "links", "root_name", "pattern", "ready_marker", "checksum", "linger", "sample", "build"),
+    *("releases", "query", "links", "root_name", "pattern", "ready_marker", "version_order", "prereleases"),
+    *("ignore_names", "exclude"),
+    *("checksum", "linger", "sample", "build"),
     *("owner", "group", "owner_map", "group_map", "mode", "keep_setid", "on_conflict", "xattr_namespace"),
 )
 #: The keys that say how the host that scans reaches the software root and the stores.
@@ -36,11 +39,29 @@ class Listing:
     store: str
     pattern: str
     ready_marker: str
+    version_order: str
+    ignore_names: tuple[str, ...]
 
     @classmethod
     def of(cls, view: Mapping[str, Any]) -> Listing:
         """Return the listing that a view chooses its releases from."""
-        return cls(view["scan_root"], view["root_name"], view["scan_store"], view["pattern"], view["ready_marker"])
+        return cls(
+            view["scan_root"],
+            view["root_name"],
+            view["scan_store"],
+            view["pattern"],
+            view["ready_marker"],
+            view["version_order"],
+            tuple(view["ignore_names"]),
+        )
+
+    def options(self) -> dict[str, Any]:
+        """Return the parameters of release_info."""
+        return {**vars(self), "ignore_names": list(self.ignore_names)}
+
+    def scan_options(self) -> dict[str, Any]:
+        """Return the parameters of release_manifest that it has in common with release_info."""
+        return {name: value for name, value in self.options().items() if name not in ("pattern", "version_order")}
 
 
 def host_list(hosts: Sequence[str]) -> str:
@@ -113,8 +134,8 @@ def _add_data_images(chosen: dict[str, Any], kind: str) -> None:
     chosen["data_required"] = chosen["data_required"] or kind == data_choice.ONLY
 
 
-#: Chooses from listed releases by a query.
-Select = Callable[[Sequence[Mapping[str, Any]], str], "list[dict[str, Any]]"]
+#: Chooses from listed releases by a query: the filter select_releases.
+Select = Callable[..., "list[dict[str, Any]]"]
 
 
 @dataclass(frozen=True)
@@ -129,12 +150,20 @@ class Choice:
 
 def choose(view: Mapping[str, Any], listed: Sequence[Mapping[str, Any]], select: Select) -> Choice:
     """Return the releases that a view shows, chosen from ``listed``, which is what release_info returned."""
-    query = view["query"]
-    releases = [{"release": one["path"]} for one in select(listed, query)] if query else list(view["releases"])
+    query, order = view["query"], view["version_order"]
+    if query:
+        chosen = select(listed, query, prereleases=view["prereleases"], order=order)
+        releases = [{"release": one["path"]} for one in chosen]
+    else:
+        releases = list(view["releases"])
+    if view["exclude"]:
+        releases = [{**one, "exclude": [*one.get("exclude", ()), *view["exclude"]]} for one in releases]
     if not releases:
+        early = 0 if view["prereleases"] else sum(is_prerelease(one["version"], order) for one in listed)
+        also = f", or one of the {early} pre-releases among them meant (prereleases: true)" if early else ""
         return Choice(
             problem=f"the query {query} chooses none of the {len(listed)} releases below {view['scan_root']}: is it mounted, and are the"
-            " releases ready?"
+            f" releases ready{also}?"
         )
     known = {one["path"]: one for one in listed}
     paths = list(dict.fromkeys(one["release"] for one in releases))
@@ -155,6 +184,12 @@ def passed_over(listed: Sequence[Mapping[str, Any]], marker: str) -> Iterator[st
     """
     unready = [one for one in listed if one["exists"] and not one["ready"]]
     for one in unready[:_NAMED_RELEASES]:
+        if one.get("held_back_by"):
+            yield (
+                f"release {one['path']} is passed over, since {one['held_back_by']} beside it says that it is being written or is to be"
+                " ignored"
+            )
+            continue
         why = (
             "it was withdrawn"
             if one["manifest"]
@@ -162,7 +197,7 @@ def passed_over(listed: Sequence[Mapping[str, Any]], marker: str) -> Iterator[st
         )
         yield f"release {one['path']} is passed over, since it has no {marker}: {why} (last change: {one.get('not_ready_since')})"
     if len(unready) > _NAMED_RELEASES:
-        yield f"{len(unready) - _NAMED_RELEASES} more releases are passed over, since they have no {marker}"
+        yield f"{len(unready) - _NAMED_RELEASES} more releases are passed over, since they are not ready"
 
 
 def unlistable(views: Iterable[Mapping[str, Any]]) -> list[str]:

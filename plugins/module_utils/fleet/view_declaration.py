@@ -27,8 +27,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths imp
     to_text,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import relative_path
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.ignored_names import (
+    DEFAULT_IGNORED_NAMES,
+    IgnoredNames,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.versions import ORDERS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import is_view_name
 
 #: Characters of a value that a message shows.
@@ -378,12 +383,21 @@ def _release(value: Any) -> dict[str, Any]:
             found[name] = _relative(value[name], f"'{name}' of release {found['release']}") if value[name] else ""
     for name in ("include", "exclude"):
         if value.get(name):
-            try:
-                clean_globs([to_bytes(_text(one)) for one in _list(value[name], "patterns")], name)
-            except OverlayError as error:
-                raise InvalidValueError(f"has release {found['release']}, which has a wrong pattern: {error}") from None
-            found[name] = [str(one) for one in value[name]]
+            found[name] = _globs(value[name], name, f"has release {found['release']}, which has a wrong pattern")
     return found
+
+
+def _globs(value: Any, what: str, problem: str) -> list[str]:
+    found = _list(value, "patterns")
+    try:
+        clean_globs([to_bytes(_text(one)) for one in found], what)
+    except OverlayError as error:
+        raise InvalidValueError(f"{problem}: {error}") from None
+    return [str(one) for one in found]
+
+
+def _patterns(value: Any) -> list[str]:
+    return _globs(value, "exclude", "has a wrong pattern")
 
 
 def _links(value: Any) -> list[dict[str, str]]:
@@ -411,6 +425,15 @@ def _mode(value: Any) -> str:
     return str(value)
 
 
+def _names(value: Any) -> list[str]:
+    found = [_text(one) for one in _list(value, "patterns of names")]
+    try:
+        IgnoredNames(found)
+    except OverlayError as error:
+        raise InvalidValueError(f"is wrong: {error}") from None
+    return found
+
+
 #: What each key of a view takes, in the order in which defaults are derived from others.
 KEYS: dict[str, Key] = {
     "name": Key(_name, required=True, common=False),
@@ -425,6 +448,10 @@ KEYS: dict[str, Key] = {
     "store": Key(_location, required=True),
     "pattern": Key(_pattern, "{package}/{version}"),
     "ready_marker": Key(_text, ""),
+    "ignore_names": Key(_names, lambda _view: list(DEFAULT_IGNORED_NAMES)),
+    "exclude": Key(_patterns, lambda _view: []),
+    "version_order": Key(_one_of(*ORDERS), "vendor"),
+    "prereleases": Key(_boolean, False),
     "checksum": Key(_one_of("none", "sha256"), "none"),
     "linger": Key(_whole, 172800),
     "sample": Key(_whole, 20),

@@ -17,6 +17,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, is_of_host
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.ignored_names import IgnoredNames
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
     image_store,
     layer_choice,
@@ -75,7 +76,7 @@ def _releases(
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]], Plan, linger.Record]:
     """Return the releases of a view with those that linger, when these leave, and the plan for the record."""
     name, store, seconds = view["name"], view["store"], view["linger"]
-    source = release_checks.ReleaseSource(view["root"], store, view["ready_marker"])
+    source = release_checks.ReleaseSource(view["root"], store, view["ready_marker"], IgnoredNames(view["ignore_names"]))
     declared = [linger.placed(**one) for one in view["releases"]]
     before = view_record.read(store, name)
     os.close(scan.open_root(os.fsencode(view["root"])))
@@ -115,6 +116,7 @@ def _publish(view: Mapping[str, Any], wanted: LayerSpec, locked: Brought, run: R
         source = layer_sources.from_releases(spec, builder, "", run.progress)
         plan: Plan = (PublishImage(image),)
         composition = source.composed_for(plan)
+        locked.warnings += layer_sources.hidden_warnings(composition)
         if composition and not run.check_mode:
             found = image_store.publish(store, spec, builder, composition, run.progress)
             locked.warnings += layer_sources.rights_warnings(found.rights)

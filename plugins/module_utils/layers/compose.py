@@ -20,6 +20,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.merge import (
     Conflict,
     Conflicts,
+    HiddenDirectory,
     Merge,
     MergeInput,
 )
@@ -152,6 +153,8 @@ class Composition:
         self._strips: set[bytes] = set()
         #: The files of these that the view shows. Complete when ``entries`` has ended.
         self.stripped = PathCount()
+        #: By the identity of the placement, since each tree is read twice.
+        self._excluded: dict[int, int] = {}
         conflicts = Conflicts()
         for unit in self._units:
             if not unit.is_plain:
@@ -161,6 +164,9 @@ class Composition:
         #: The first conflicts, and the number of all conflicts.
         self.conflicts: tuple[Conflict, ...] = tuple(conflicts.first)
         self.conflict_count = conflicts.count
+        #: The first directories of which the view shows nothing, and the number of entries in all of them.
+        self.hidden_directories: tuple[HiddenDirectory, ...] = tuple(conflicts.directories)
+        self.hidden_entries = conflicts.hidden_entries
 
     def entries(self) -> Iterator[Entry]:
         """Yield the entries of the view, in manifest order, starting with its root."""
@@ -238,7 +244,7 @@ class Composition:
             whole = placed(placement, self._read(placement), self._rules.ownership, True, self._strips)
             chosen = _remembering(whole, linked, self._progress)
             if placement.include or placement.exclude:
-                chosen = filtered(chosen, placement.include, placement.exclude)
+                chosen = self._filtered(placement, chosen)
             for entry in chosen:
                 yield from map(self._implied, parents)
                 yield entry
@@ -246,6 +252,26 @@ class Composition:
             yield from chosen
 
         return MergeInput(placement.record.release, entries, frozenset(parents), linked)
+
+    def _filtered(self, placement: Placement, entries: Iterator[Entry]) -> Iterator[Entry]:
+        """Yield the entries of a release that its patterns select, and count the others when all have been read."""
+        seen = chosen = 0
+
+        def all_entries() -> Iterator[Entry]:
+            nonlocal seen
+            for entry in entries:
+                seen += 1
+                yield entry
+
+        for entry in filtered(all_entries(), placement.include, placement.exclude):
+            chosen += 1
+            yield entry
+        self._excluded[id(placement)] = seen - chosen
+
+    @property
+    def excluded(self) -> int:
+        """The number of entries of all releases that their patterns leave out."""
+        return sum(self._excluded.values())
 
     def _implied(self, path: bytes, subdirectories: int = 0) -> Entry:
         """Return the entry of a directory that no manifest describes."""

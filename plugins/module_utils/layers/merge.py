@@ -46,17 +46,36 @@ class Conflict:
 
 
 @dataclass
+class HiddenDirectory:
+    """A directory of which the view shows nothing, because another tree has a file or symbolic link in its place."""
+
+    path: bytes
+    #: The trees whose entry the view shows, and whose directory it hides.
+    kept: str
+    hidden: str
+    #: The number of entries in the directory and below, without itself.
+    entries: int = 0
+
+
+@dataclass
 class Conflicts:
-    """The first conflicts, and the number of all conflicts."""
+    """The first conflicts, and the number of all conflicts; the first hidden directories, and the number of all entries in them."""
 
     first: list[Conflict] = field(default_factory=list)
     count: int = 0
+    directories: list[HiddenDirectory] = field(default_factory=list)
+    hidden_entries: int = 0
 
     def add(self, conflict: Conflict) -> None:
         """Count a conflict, and keep it if it is one of the first."""
         self.count += 1
         if len(self.first) < CONFLICTS_KEPT:
             self.first.append(conflict)
+
+    def hide(self, directory: HiddenDirectory) -> None:
+        """Keep a hidden directory if it is one of the first."""
+        if len(self.directories) < CONFLICTS_KEPT:
+            self.directories.append(directory)
 
     def refuse(self) -> None:
         """Raises OverlayError naming the first conflicts if there are any."""
@@ -106,7 +125,7 @@ class Merge:
         self._names: dict[_File, int] = {}
         #: The file type of the topmost entry, None if no tree has entries.
         self.top: int | None = None
-        for number, entry in self._surviving(conflicts.add):
+        for number, entry in self._surviving(conflicts):
             if self.top is None:
                 self.top = stat.S_IFMT(entry.mode)
             if entry.is_directory:
@@ -120,7 +139,7 @@ class Merge:
     def entries(self) -> Iterator[Entry]:
         """Yield the merged entries in manifest order, without checksums."""
         shown: dict[_File, bytes] = {}
-        for number, entry in self._surviving(lambda _conflict: None):
+        for number, entry in self._surviving(Conflicts()):
             if entry.is_directory:
                 nlink = 2 + self._subdirectories.get(entry.path, 0)
                 yield entry if entry.nlink == nlink else entry._replace(nlink=nlink)
@@ -141,30 +160,52 @@ class Merge:
         original = self._trees[number].first_name(entry)
         return original._replace(path=entry.path, nlink=nlink, xattrs=carried(original))
 
-    def _surviving(self, report: Callable[[Conflict], None]) -> Iterator[tuple[int, Entry]]:
-        """Yield the entries that the view shows, each with the index of its tree, and call ``report`` for each conflict."""
+    def _surviving(self, conflicts: Conflicts) -> Iterator[tuple[int, Entry]]:
+        """Yield the entries that the view shows, each with the index of its tree, and add what is found to ``conflicts``."""
         if len(self._trees) == 1:
             for entry in self._trees[0].entries():
                 yield 0, entry
             return
         hidden_below: bytes | None = None
+        hidden: dict[int, HiddenDirectory] = {}
         streams = [_numbered(number, tree) for number, tree in enumerate(self._trees)]
         # merge() is stable: among equal keys, entries of earlier trees come first.
         for _key, group in itertools.groupby(heapq.merge(*streams, key=_key_of), _key_of):
             (_key, number, entry), *others = group
             if hidden_below is not None and entry.path.startswith(hidden_below):
+                self._count(hidden, (number, *(other_number for _key, other_number, _other in others)), conflicts)
                 continue
             if not others:
                 yield number, entry
                 continue
             for _key, other_number, other in others:
                 if not self._agree(number, entry, other_number, other):
-                    report(Conflict(entry.path, self._trees[number].label, self._trees[other_number].label))
+                    conflicts.add(Conflict(entry.path, self._trees[number].label, self._trees[other_number].label))
             if not entry.is_directory:
                 hidden_below = entry.path + b"/"
+                hidden = self._hidden_by(number, entry, others)
+                for directory in hidden.values():
+                    conflicts.hide(directory)
             elif entry.path in self._trees[number].implied:
                 number, entry = self._describing(number, entry, others)
             yield number, entry
+
+    @staticmethod
+    def _count(hidden: dict[int, HiddenDirectory], numbers: Sequence[int], conflicts: Conflicts) -> None:
+        """Count the entries at one path of trees, given their indexes, whose directory above is hidden."""
+        for number in numbers:
+            if number in hidden:
+                hidden[number].entries += 1
+                conflicts.hidden_entries += 1
+
+    def _hidden_by(self, number: int, entry: Entry, others: list[_Item]) -> dict[int, HiddenDirectory]:
+        """Return the directories that an entry hides, by the index of their tree."""
+        kept = self._trees[number].label
+        return {
+            other_number: HiddenDirectory(entry.path, kept, self._trees[other_number].label)
+            for _key, other_number, other in others
+            if other.is_directory
+        }
 
     def _agree(self, number: int, entry: Entry, other_number: int, other: Entry) -> bool:
         """Return whether two entries at one path are not a conflict."""

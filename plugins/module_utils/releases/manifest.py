@@ -277,7 +277,8 @@ def sibling_key(path: bytes) -> bytes:
 def listing_differences(old: Iterable[Entry], new: Iterable[Entry], limit: int = 100) -> tuple[list[str], int]:
     """Compare two listings of a tree, both in manifest order.
 
-    Return descriptions of the first ``limit`` differences, and the number of all differences.
+    Return descriptions of the first ``limit`` differences, and the number of all differences. The mtime and the link count of a directory
+    are not compared: they also change with names that are no part of the release.
     """
     found: list[str] = []
     count = 0
@@ -324,8 +325,10 @@ def _difference(before: Entry | None, after: Entry | None) -> str | None:
         return f"{show(before.path)}: removed"
     if before == after:
         return None
+    if before.is_directory and after.is_directory:
+        before = before._replace(mtime_ns=after.mtime_ns, nlink=after.nlink)
     changes = [f"{name} {get(before)} -> {get(after)}" for name, get in _COMPARED if get(before) != get(after)]
-    return f"{show(before.path)}: {', '.join(changes)}"
+    return f"{show(before.path)}: {', '.join(changes)}" if changes else None
 
 
 _COUNT = records.integer(0, records.LARGEST_SIZE)

@@ -65,6 +65,11 @@ def is_used(store: str) -> bool:
         return any(True for _item in listing)
 
 
+def empty_warning(store: str) -> str:
+    """Return the warning about a store that was empty before it was written to."""
+    return f"manifest store {store} was empty: if it is not a new one, check that the share is mounted there"
+
+
 def manifest_path(store: str, release: str) -> str:
     """Return the path of the manifest of a release."""
     return os.path.join(store, release + SUFFIX)

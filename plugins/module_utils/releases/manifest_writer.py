@@ -27,6 +27,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entrie
     Tally,
     root_identity,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.ignored_names import IgnoredNames
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.manifest_store import (
     check_store,
     entries,
@@ -58,10 +59,12 @@ def write(
     checksum: bool,
     progress: Progress = no_progress,
     root_name: str | None = None,
+    ignored: IgnoredNames | None = None,
 ) -> Written:
     """Scan a release and write its manifest to the store. An interrupted run leaves no record, and so no manifest.
 
-    With ``checksum`` the SHA-256 of every file is recorded. ``root_name`` is the identity of the software root, by default its path.
+    With ``checksum`` the SHA-256 of every file is recorded. ``root_name`` is the identity of the software root, by default its path. Names
+    that are ``ignored``, by default the usual ones, are left out.
     Raises OverlayError if the release cannot be described by a manifest.
     """
     check_store(store)
@@ -71,7 +74,7 @@ def write(
         inside = os.path.join(directory, os.path.basename(path))
         try:
             with files.written_aside(inside) as aside:
-                scanned, report = _scan_into(aside, root, release, checksum, progress)
+                scanned, report = _scan_into(aside, root, release, checksum, progress, ignored)
                 record = replace(scanned, root=root_identity(root_name or root))
                 text = manifest.record_to_json(record)
         except BaseException:
@@ -83,10 +86,10 @@ def write(
 
 
 def _scan_into(
-    aside: BinaryIO, root: str, release: str, checksum: bool, progress: Progress
+    aside: BinaryIO, root: str, release: str, checksum: bool, progress: Progress, ignored: IgnoredNames | None
 ) -> tuple[ManifestRecord, ScanReport]:
     """Scan a release and write its manifest to the open file ``aside``. Return the record and the findings of the scan."""
-    scan = Scan(os.fsencode(root), os.fsencode(release), checksum, progress)
+    scan = Scan(os.fsencode(root), os.fsencode(release), checksum, progress, ignored)
     writer = _ManifestWriter(aside)
     for entry in scan:
         writer.add(entry)
@@ -148,19 +151,24 @@ class _ManifestWriter:
         )
 
 
-def rescan_differences(placement: Placement, root: str, progress: Progress = no_progress) -> tuple[list[str], int]:
-    """Scan a release again and compare it with its manifest.
+def rescan_differences(
+    placement: Placement, root: str, progress: Progress = no_progress, ignored: IgnoredNames | None = None
+) -> tuple[list[str], int]:
+    """Scan a release again and compare it with its manifest, without names that are ``ignored``.
 
     Return descriptions of the first differences, and the number of all differences, as ``manifest.listing_differences`` does.
     """
     record = placement.record
     with tempfile.TemporaryFile() as aside:
-        now, _report = _scan_into(aside, root, record.release, record.checksums, progress)
+        now, _report = _scan_into(aside, root, record.release, record.checksums, progress, ignored)
         if now.digest == record.digest:
             return [], 0
         aside.seek(0)
         with gzip.open(aside, "rb") as stream:
-            return manifest.listing_differences(entries(placement), _decoded(stream))
+            # An older manifest may have names that are ignored now.
+            leave_out = IgnoredNames() if ignored is None else ignored
+            recorded = (entry for entry in entries(placement) if not leave_out.in_path(entry.path))
+            return manifest.listing_differences(recorded, _decoded(stream))
 
 
 def _decoded(stream: gzip.GzipFile) -> Iterator[Entry]:

@@ -9,10 +9,12 @@ import re
 from dataclasses import dataclass
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.versions import Token, version_key
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.versions import Key, version_key
 
 _WILDCARD = re.compile(r"\{(\w*)\}|\*")
 _FIELDS = ("package", "version")
+#: Names beside a version, each followed by the version, with which rez marks a release that is being written or is to be ignored.
+NEGATIVE_MARKERS = (".building", ".ignore")
 
 #: Limits of a pattern. The time to match a name may grow as its length to the power of the number of wildcards in one level.
 _MOST_LEVELS = 32
@@ -27,10 +29,12 @@ class Release:
     version: str
     #: Path below the software root.
     path: str
+    #: The name beside the release that says it is being written or is to be ignored, as rez leaves it; empty if there is none.
+    held_back_by: str = ""
 
-    def sort_key(self) -> tuple[str, tuple[Token, ...], str]:
-        """Return a key that sorts by package, then by version, oldest first."""
-        return self.package, version_key(self.version), self.path
+    def sort_key(self, order: str = "vendor") -> tuple[str, Key, str]:
+        """Return a key that sorts by package, then by version, oldest first, in one of the orders of versions."""
+        return self.package, version_key(self.version, order), self.path
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,13 @@ class Pattern:
             )
         return cls(tuple(re.compile(_expression(part), re.DOTALL) for part in parts))
 
-    def release(self, names: list[str]) -> Release | None:
+    def markers(self, level: int, name: str) -> list[str]:
+        """Return the names of the negative markers of a directory at a level; none if that level has no version in it."""
+        match = self.levels[level].fullmatch(name)
+        version = match.groupdict().get("version") if match else None
+        return [marker + version for marker in NEGATIVE_MARKERS] if version else []
+
+    def release(self, names: list[str], held_back_by: str = "") -> Release | None:
         """Return the release at the path that consists of ``names``, or None if the path does not match."""
         if len(names) != len(self.levels):
             return None
@@ -69,7 +79,7 @@ class Pattern:
             if not match:
                 return None
             fields.update(match.groupdict())
-        return Release(fields["package"], fields["version"], "/".join(names))
+        return Release(fields["package"], fields["version"], "/".join(names), held_back_by)
 
 
 def _expression(part: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers
@@ -20,6 +20,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entrie
     Placement,
     relative_path,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.ignored_names import IgnoredNames
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.manifest_plan import (
     ReleaseManifest,
     RemoveManifest,
@@ -45,6 +46,8 @@ class ManifestRequest:
     ready_marker: str
     #: Compare each release with its manifest.
     rescan: bool
+    #: Names that are no part of a release.
+    ignored: IgnoredNames = field(default_factory=IgnoredNames)
 
 
 def requested_manifests(request: ManifestRequest, releases: Sequence[str]) -> list[ReleaseManifest]:
@@ -118,7 +121,7 @@ def observe(manifest: ReleaseManifest, request: ManifestRequest, progress: Progr
             record = manifest_store.read_record(manifest.path, manifest.release)
         _check_release(request, manifest.release)
         if record and request.rescan:
-            _compare(manifest.path, record, request.root, progress)
+            _compare(manifest.path, record, request, progress)
     manifest.before = record
     manifest.after = record if request.wanted else None
     remains = manifest_store.remains(manifest.path)
@@ -132,7 +135,7 @@ def handlers(manifest: ReleaseManifest, request: ManifestRequest, progress: Prog
 
     def scan_release(action: ScanRelease) -> None:
         written = manifest_writer.write(
-            request.store, request.root, action.release, request.checksum, progress, request.identity
+            request.store, request.root, action.release, request.checksum, progress, request.identity, request.ignored
         )
         manifest.after = written.record
         manifest.report = written.report
@@ -150,6 +153,11 @@ def _check_release(request: ManifestRequest, release: str) -> None:
         raise OverlayError(
             f"release {release} is not ready: it has no {request.ready_marker}, so it is still being written or was interrupted"
         )
+    marker = scan.negative_marker(root, path)
+    if marker is not None:
+        raise OverlayError(
+            f"release {release} is not ready: {show(os.fsencode(marker))} beside it says that it is being written or is to be ignored"
+        )
 
 
 def _check_root(manifest: ReleaseManifest, record: ManifestRecord, request: ManifestRequest) -> None:
@@ -162,10 +170,12 @@ def _check_root(manifest: ReleaseManifest, record: ManifestRecord, request: Mani
         )
 
 
-def _compare(manifest: str, record: ManifestRecord, root: str, progress: Progress) -> None:
+def _compare(manifest: str, record: ManifestRecord, request: ManifestRequest, progress: Progress) -> None:
     """Scan a release again. Raises OverlayError with the first differences if the release is not as its manifest."""
     place = os.fsencode(record.release)
-    listed, count = manifest_writer.rescan_differences(Placement(manifest, record, place, place), root, progress)
+    listed, count = manifest_writer.rescan_differences(
+        Placement(manifest, record, place, place), request.root, progress, request.ignored
+    )
     if count:
         more = f" (and {count - len(listed)} more)" if count > len(listed) else ""
         raise OverlayError(

@@ -21,6 +21,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest, manifest_store, scan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Entry, Placement
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.ignored_names import IgnoredNames
 
 _DIRECTORY = re.compile(rb"[^ ]* [0-9]+ 4[0-7]{4} ")
 
@@ -34,17 +35,24 @@ _KINDS = {stat.S_IFDIR: "a directory", stat.S_IFREG: "a file", stat.S_IFLNK: "a 
 
 
 def sample_differences(
-    placement: Placement, root: str, count: int, marker: str = "", progress: Progress = no_progress
+    placement: Placement,
+    root: str,
+    count: int,
+    marker: str = "",
+    progress: Progress = no_progress,
+    ignored: IgnoredNames | None = None,
 ) -> list[str]:
     """Compare the directory of a release and ``count`` entries in it with the manifest. Return descriptions of the first differences.
 
     Half of the entries are directories. If the mtime of a directory differs, all names in it are compared, so a directory that was only
     touched, for example by writing the ready ``marker``, is not a difference. Owners and modes are not compared, because a file server may
-    show different ones to each host. Entries that this host may not read are skipped. Raises OverlayError if the release does not exist.
+    show different ones to each host. Entries that this host may not read are skipped, and so are those with ``ignored`` names (by default
+    the usual ones). Raises OverlayError if the release does not exist.
     """
     top = scan.open_release(os.fsencode(root), os.fsencode(placement.record.release))
     try:
-        return _Comparison(top, placement, os.fsencode(marker), progress).run(count)
+        leave_out = IgnoredNames() if ignored is None else ignored
+        return _Comparison(top, placement, os.fsencode(marker), leave_out, progress).run(count)
     finally:
         os.close(top)
 
@@ -52,10 +60,13 @@ def sample_differences(
 class _Comparison:
     """One comparison of a release, whose directory is open as ``top``, with its manifest."""
 
-    def __init__(self, top: int, placement: Placement, marker: bytes, progress: Progress) -> None:
+    def __init__(
+        self, top: int, placement: Placement, marker: bytes, ignored: IgnoredNames, progress: Progress
+    ) -> None:
         self._top = top
         self._placement = placement
         self._marker = b"/" + marker.strip(b"/")
+        self._ignored = ignored
         self._progress = progress
         self._found: list[str] = []
         #: Paths of the directories whose mtime differs, by the escaped path.
@@ -72,7 +83,7 @@ class _Comparison:
     def _compare(self, line: bytes) -> None:
         """Compare the entry of a manifest line with the file on the software root, and remember a directory whose mtime differs."""
         entry = manifest.decode(line)
-        if entry.path == self._marker or len(self._found) >= _REPORTED:
+        if entry.path == self._marker or len(self._found) >= _REPORTED or self._ignored.in_path(entry.path):
             return
         self._progress()
         try:
@@ -121,7 +132,7 @@ class _Comparison:
                 self._compare(line)
 
     def _names(self, path: bytes) -> set[bytes]:
-        """Return the names in a directory without the ready marker; none if this host may not list it."""
+        """Return the names in a directory without the ready marker and ignored ones; none if this host may not list it."""
         try:
             fd = beneath.open_at(self._top, path.lstrip(b"/"), beneath.LISTING, same_mount=True)
         except PermissionError:
@@ -130,7 +141,7 @@ class _Comparison:
             names = {os.fsencode(name) for name in os.listdir(fd)}
         finally:
             os.close(fd)
-        return {name for name in names if os.path.join(path, name) != self._marker}
+        return {name for name in names if os.path.join(path, name) != self._marker and name not in self._ignored}
 
     def _report(self, path: bytes, what: str) -> None:
         self._found.append(f"{show(path)}: {what}")

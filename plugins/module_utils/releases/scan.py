@@ -28,7 +28,12 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entry_
     is_mtime,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entry_rights import RightsReader
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern, Release
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.ignored_names import IgnoredNames
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import (
+    NEGATIVE_MARKERS,
+    Pattern,
+    Release,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.scan_report import ScanReport
 
 _READ_SIZE = 1 << 20
@@ -69,12 +74,20 @@ class Scan:
     """One walk of a release. Iterate over its entries, then read ``report``.
 
     ``root`` is the software root, ``release`` the path of the release below it. With ``checksum`` the content of every file is read and its
-    SHA-256 recorded. Iterating raises OverlayError naming the path if a manifest cannot describe the release, and OSError if it cannot be
-    read.
+    SHA-256 recorded. ``ignored`` are names that are left out, by default the usual ones. Iterating raises OverlayError naming the path if a
+    manifest cannot describe the release, and OSError if it cannot be read.
     """
 
-    def __init__(self, root: bytes, release: bytes, checksum: bool = False, progress: Progress = no_progress) -> None:
+    def __init__(
+        self,
+        root: bytes,
+        release: bytes,
+        checksum: bool = False,
+        progress: Progress = no_progress,
+        ignored: IgnoredNames | None = None,
+    ) -> None:
         self.report = ScanReport()
+        self._ignored = IgnoredNames() if ignored is None else ignored
         self._top = os.path.join(root, release)
         self._root = root
         self._release = release
@@ -135,7 +148,11 @@ class Scan:
             subdirectories = 0
             with os.scandir(fd) as listing:
                 for item in listing:
-                    names.append(os.fsencode(item.name))
+                    name = os.fsencode(item.name)
+                    if name in self._ignored:
+                        self.report.ignored.add(os.path.join(path, name))
+                        continue
+                    names.append(name)
                     subdirectories += item.is_dir(follow_symlinks=False)
             self._check_device(status, path)
             if not status.st_mode & stat.S_IXOTH and not _can_enter(fd, names):
@@ -353,44 +370,89 @@ def open_release(root: bytes, release: bytes) -> int:
     return fd
 
 
+@dataclass(frozen=True)
+class _Search:
+    """What a search for releases needs in each directory."""
+
+    pattern: Pattern
+    ignored: IgnoredNames
+    unlisted: list[str]
+    progress: Progress
+
+
 def find_releases(
-    root: str, pattern: Pattern, unlisted: list[str], progress: Progress = no_progress
+    root: str,
+    pattern: Pattern,
+    unlisted: list[str],
+    progress: Progress = no_progress,
+    ignored: IgnoredNames | None = None,
 ) -> Iterator[Release]:
     """Yield the releases below a software root that match ``pattern``. Directories that cannot contain a release are not listed.
+
+    Directories with ``ignored`` names, by default the usual ones, are skipped.
+
+    A negative marker beside a version (``patterns.NEGATIVE_MARKERS``) is noted in its release.
 
     Directories that this process may not list, such as ``lost+found``, are skipped and added to ``unlisted``. Raises OSError if the root
     cannot be listed.
     """
-    yield from _find(root, [], pattern, unlisted, progress)
+    search = _Search(pattern, IgnoredNames() if ignored is None else ignored, unlisted, progress)
+    yield from _find(directory=root, names=[], held_back_by="", search=search)
 
 
-def _find(
-    directory: str, names: list[str], pattern: Pattern, unlisted: list[str], progress: Progress
-) -> Iterator[Release]:
-    level = pattern.levels[len(names)]
+def _find(directory: str, names: list[str], held_back_by: str, search: _Search) -> Iterator[Release]:
+    level, pattern = len(names), search.pattern
     try:
-        inner = _directories_in(directory, level)
+        inner, markers = _directories_in(directory, pattern.levels[level], search.ignored)
     except PermissionError:
         if not names:
             raise
-        unlisted.append(directory)
+        search.unlisted.append(directory)
         return
-    progress()
+    search.progress()
     for name in inner:
         here = [*names, name]
+        held = held_back_by or next((one for one in pattern.markers(level, name) if one in markers), "")
         if len(here) < len(pattern.levels):
-            yield from _find(os.path.join(directory, name), here, pattern, unlisted, progress)
+            yield from _find(os.path.join(directory, name), here, held, search)
         else:
-            release = pattern.release(here)
+            release = pattern.release(here, held)
             if release:
                 yield release
 
 
-def _directories_in(directory: str, level: re.Pattern[str]) -> list[str]:
-    """Return the names of the directories in a directory that match one level of a pattern."""
+def _directories_in(directory: str, level: re.Pattern[str], ignored: IgnoredNames) -> tuple[list[str], set[str]]:
+    """Return the names of the directories in a directory that match one level of a pattern, and the negative markers there."""
+    found, markers = [], set()
     # An NFS client keeps a listing as long as attributes, which is an hour on a software root.
     with files.fresh_listing(directory) as listing:
-        return [item.name for item in listing if level.fullmatch(item.name) and item.is_dir(follow_symlinks=False)]
+        for item in listing:
+            if item.name.startswith(NEGATIVE_MARKERS):
+                markers.add(item.name)
+            elif (
+                level.fullmatch(item.name)
+                and os.fsencode(item.name) not in ignored
+                and item.is_dir(follow_symlinks=False)
+            ):
+                found.append(item.name)
+    return found, markers
+
+
+def negative_marker(root: bytes, release: bytes) -> str | None:
+    """Return the name beside a directory on the path of a release that says it is being written or is to be ignored; None without one."""
+    above = root
+    for name in release.split(b"/"):
+        for marker in NEGATIVE_MARKERS:
+            beside = os.fsencode(marker) + name
+            if os.path.lexists(os.path.join(above, beside)):
+                return os.fsdecode(beside)
+        above = os.path.join(above, name)
+    return None
+
+
+def is_shown_ready(root: str, release: Release, marker: str) -> bool:
+    """Return whether a release that was found has its ready marker and no negative one."""
+    return not release.held_back_by and is_ready(os.fsencode(root), os.fsencode(release.path), os.fsencode(marker))
 
 
 def is_ready(root: bytes, release: bytes, marker: bytes) -> bool:

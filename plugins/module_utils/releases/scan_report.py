@@ -28,6 +28,8 @@ class ScanReport:
     unlisted: PathCount = field(default_factory=PathCount)
     #: Entries whose ACL a layer cannot hold.
     narrowed: PathCount = field(default_factory=PathCount)
+    #: Files and directories that were left out because of their names. Nothing in such a directory is counted.
+    ignored: PathCount = field(default_factory=PathCount)
     #: Files with names outside of the release: the path of the first name, and the number of names in the release, which replaces the link
     #: count that the file system reports.
     link_counts: dict[bytes, int] = field(default_factory=dict)
@@ -35,7 +37,7 @@ class ScanReport:
     def as_dict(self) -> dict[str, Any]:
         """Return the paths and counts as return values of a module."""
         values: dict[str, Any] = {}
-        for name in ("unreadable", "unlisted", "narrowed"):
+        for name in ("unreadable", "unlisted", "narrowed", "ignored"):
             paths: PathCount = getattr(self, name)
             values[name] = list(paths.first)
             values[f"{name}_count"] = paths.count
@@ -48,6 +50,11 @@ class ScanReport:
                 f"release {release}: not everybody may read {self.unreadable.count} of its files and directories, so no view can read them"
                 f" from an export with root_squash: {self.unreadable.listed(_UNREADABLE_NAMED)}; let everybody read the release"
                 " (chmod -R o+rX)"
+            )
+        if self.ignored.count:
+            yield (
+                f"release {release}: {self.ignored.count} files and directories are left out because of their names (ignore_names):"
+                f" {self.ignored.listed()}"
             )
         if self.unlisted.count:
             yield (

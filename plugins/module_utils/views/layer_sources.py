@@ -17,7 +17,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_fo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action, Handlers, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.rights import Rights
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.web_client import SYSTEM, Access
@@ -51,6 +51,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_path
     generation_of,
     layer_path,
 )
+
+#: Hidden directories that a warning names.
+_NAMED_DIRECTORIES = 10
 
 Provide = Callable[[ViewPaths, Progress], "list[str]"]
 
@@ -115,6 +118,7 @@ class Source:
             values.update(
                 conflicts=[conflict.as_dict() for conflict in composition.conflicts],
                 conflict_count=composition.conflict_count,
+                excluded=composition.excluded,
             )
         if generation:
             values.update(
@@ -190,6 +194,23 @@ def from_releases(spec: LayerSpec, builder: LayerBuilder | None, reason: str, pr
         provide,
         compose,
     )
+
+
+def hidden_warnings(composition: Composition | None) -> list[str]:
+    """Return a warning that names the directories of which a view shows nothing, because another release has no directory there."""
+    if composition is None or not composition.hidden_directories:
+        return []
+    named = [
+        f"{show(one.path)} of {one.hidden} ({one.entries} entries), where {one.kept} has a file or symbolic link"
+        for one in composition.hidden_directories[:_NAMED_DIRECTORIES]
+    ]
+    more = len(composition.hidden_directories) - len(named)
+    others = f", and {more} or more others" if more > 0 else ""
+    sentence = (
+        f"the view shows nothing of whole directories, {composition.hidden_entries} entries in all: {'; '.join(named)}{others}. Exclude one"
+        " of the two with 'exclude' if the directory is to be shown"
+    )
+    return [sentence]
 
 
 def rights_warnings(rights: Rights) -> list[str]:

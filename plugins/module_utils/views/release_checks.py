@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
@@ -16,6 +16,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, sampling, scan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import ManifestRecord, Placement
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.ignored_names import IgnoredNames
 
 #: The number of releases that a message names.
 _NAMED = 5
@@ -33,6 +34,8 @@ class ReleaseSource:
     root: str
     store: str
     ready_marker: str
+    #: Names that are no part of a release.
+    ignored: IgnoredNames = field(default_factory=IgnoredNames)
 
     def record(self, release: str) -> ManifestRecord:
         """Return the record of the manifest of a release. Raises ManifestError if there is no complete manifest."""
@@ -96,7 +99,7 @@ def _changes(source: ReleaseSource, release: str, sample: int, progress: Progres
     """Return how a release differs from its manifest, empty if no entry of the sample does."""
     place = os.fsencode(release)
     placement = Placement(manifest_store.manifest_path(source.store, release), source.record(release), place, place)
-    found = sampling.sample_differences(placement, source.root, sample, source.ready_marker, progress)
+    found = sampling.sample_differences(placement, source.root, sample, source.ready_marker, progress, source.ignored)
     return f"release {release} is no longer what its manifest says: {', '.join(found)}; {_REMEDY}" if found else ""
 
 

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def software_root() -> Iterator[Path]:
             (root / release).mkdir(parents=True)
         (root / "usd/current").symlink_to("25.05")
         (root / "usd/README").touch()
-        (root / "lost+found").mkdir(0o700)
+        (root / "private").mkdir(0o700)
         yield root
 
 
@@ -54,7 +55,7 @@ def as_nobody(root: Path) -> tuple[list[str], list[str]]:
 def test_a_directory_that_may_not_be_listed_does_not_hide_other_releases(software_root: Path) -> None:
     found, unlisted = as_nobody(software_root)
     assert found == ["houdini/20.5.410", "usd/25.05"]
-    assert unlisted == [str(software_root / "lost+found")]
+    assert unlisted == [str(software_root / "private")]
 
 
 def test_a_release_without_its_ready_marker_has_the_time_of_its_last_change(area: Path) -> None:
@@ -64,6 +65,91 @@ def test_a_release_without_its_ready_marker_has_the_time_of_its_last_change(area
     os.utime(area / "usd" / "2", (0, 86400))
     found = support.module("release_info", root=str(area), ready_marker=".ready").ok["releases"]
     assert [one["not_ready_since"] for one in found] == [None, "1970-01-02T00:00:00Z"]
+
+
+@pytest.mark.parametrize("platform", ["", "/linux"])
+def test_a_release_that_rez_is_writing_or_ignores_is_not_ready_and_is_not_scanned(area: Path, platform: str) -> None:
+    """The markers lie beside the directory of the version, also if the release is a directory in it."""
+    root, store = area / "root", area / "manifests"
+    store.mkdir()
+    for version in ("1.0", "1.1", "1.2", "1.20"):
+        (root / f"usd/{version}{platform}").mkdir(parents=True)
+    for marker in (".building1.2", ".ignore1.1"):
+        (root / "usd" / marker).touch()
+    found = support.module("release_info", root=str(root), pattern=f"{{package}}/{{version}}{platform}").ok["releases"]
+    assert [(one["version"], one["ready"], one["held_back_by"]) for one in found] == [
+        ("1.0", True, None),
+        ("1.1", False, ".ignore1.1"),
+        ("1.2", False, ".building1.2"),
+        ("1.20", True, None),
+    ]
+    given: dict[str, Any] = {"root": str(root), "store": str(store)}
+    refused = support.module("release_manifest", release=f"usd/1.2{platform}", **given)
+    assert f"release usd/1.2{platform} is not ready: .building1.2 beside it" in refused.message
+    assert os.listdir(store) == []
+    (root / "usd" / ".building1.2").unlink()
+    assert support.module("release_manifest", release=f"usd/1.2{platform}", **given).ok["changed"]
+
+
+def test_what_file_servers_leave_is_neither_a_release_nor_a_part_of_one(area: Path) -> None:
+    root, store = area / "root", area / "manifests"
+    store.mkdir()
+    for directory in (
+        "usd/1.0/lib/@eaDir",
+        "usd/1.0/.snapshot/daily.0",
+        "usd/@eaDir/x",
+        "#recycle/9.9",
+        "~snapshot/1.0",
+    ):
+        (root / directory).mkdir(parents=True)
+    for name in ("lib/a.so", "lib/.nfs0000000000000001", "lib/m.cpython-311.pyc.1234", ".snapshot/daily.0/old"):
+        (root / "usd/1.0" / name).write_text("x")
+    given: dict[str, Any] = {"root": str(root), "store": str(store)}
+    assert [one["path"] for one in support.module("release_info", **given).ok["releases"]] == ["usd/1.0"]
+    scanned = support.module("release_manifest", release="usd/1.0", **given)
+    assert scanned.ok["entries"] == {"directories": 2, "files": 1, "symlinks": 0, "hardlinks": 0}
+    assert sorted(scanned.ok["ignored"]) == [
+        "/.snapshot",
+        "/lib/.nfs0000000000000001",
+        "/lib/@eaDir",
+        "/lib/m.cpython-311.pyc.1234",
+    ]
+    assert "4 files and directories are left out because of their names" in str(scanned.ok["warnings"])
+    # Neither that one goes nor that another one comes is a change of the release. A new file is one.
+    (root / "usd/1.0/lib/.nfs0000000000000001").unlink()
+    (root / "usd/1.0/lib/@eaDir").rmdir()
+    (root / "usd/1.0/lost+found").mkdir()
+    assert not support.module("release_manifest", release="usd/1.0", rescan=True, **given).ok["changed"]
+    (root / "usd/1.0/lib/b.so").touch()
+    message = support.module("release_manifest", release="usd/1.0", rescan=True, **given).message
+    assert "/lib/b.so: added" in message
+
+
+def test_a_manifest_of_an_older_version_may_have_names_that_are_ignored_now(area: Path) -> None:
+    root, store = area / "root", area / "manifests"
+    store.mkdir()
+    (root / "usd/1.0/@eaDir").mkdir(parents=True)
+    (root / "usd/1.0/@eaDir/x").touch()
+    (root / "usd/1.0/a").touch()
+    given: dict[str, Any] = {"root": str(root), "store": str(store), "release": "usd/1.0"}
+    assert support.module("release_manifest", ignore_names=[], **given).ok["entries"]["files"] == 2
+    shutil.rmtree(root / "usd/1.0/@eaDir")
+    assert not support.module("release_manifest", rescan=True, **given).ok["changed"]
+    declared: dict[str, Any] = {
+        "name": "tools",
+        "root": str(root),
+        "store": str(store),
+        "releases": [{"release": "usd/1.0"}],
+    }
+    assert support.module("view_releases", **declared).ok["releases"]
+
+
+@pytest.mark.parametrize(("order", "last"), [("vendor", "2.0"), ("pep440", "2.0"), ("rez", "2.0-rc1")])
+def test_releases_are_listed_in_the_order_of_their_versions(area: Path, order: str, last: str) -> None:
+    for version in ("2.0", "2.0-rc1", "1.9"):
+        (area / "usd" / version).mkdir(parents=True)
+    found = support.module("release_info", root=str(area), version_order=order).ok["releases"]
+    assert [found[0]["version"], found[-1]["version"]] == ["1.9", last]
 
 
 def test_a_root_that_may_not_be_listed_is_an_error_and_not_an_empty_list(software_root: Path) -> None:

@@ -32,6 +32,10 @@ OTHER = {
     "root_name": "other",
     "pattern": "{version}/{package}",
     "ready_marker": ".ready",
+    "ignore_names": ["@eaDir"],
+    "exclude": ["doc"],
+    "version_order": "rez",
+    "prereleases": True,
     "checksum": "sha256",
     "linger": 1,
     "sample": 1,
@@ -55,7 +59,7 @@ def views(**keys: Any) -> list[dict[str, Any]]:
 
 
 def listed(path: str, **values: Any) -> dict[str, Any]:
-    return {"path": path, "exists": True, "manifest": f"/store/{path}", **values}
+    return {"path": path, "version": path.partition("/")[2], "exists": True, "manifest": f"/store/{path}", **values}
 
 
 def test_releases_without_a_ready_marker_are_named_with_the_reason() -> None:
@@ -70,8 +74,37 @@ def test_releases_without_a_ready_marker_are_named_with_the_reason() -> None:
     assert half.endswith("(last change: 2026-11-27T15:00:00Z)")
     assert withdrawn.startswith("release a/3 is passed over, since it has no .ready: it was withdrawn")
     assert list(passed_over([listed[1]] * 12, ".ready"))[10:] == [
-        "2 more releases are passed over, since they have no .ready"
+        "2 more releases are passed over, since they are not ready"
     ]
+
+
+def test_a_release_that_rez_is_writing_is_named_with_the_marker() -> None:
+    held = {"path": "a/1", "exists": True, "ready": False, "manifest": None, "held_back_by": ".building1"}
+    (sentence,) = passed_over([held], "")
+    assert sentence.startswith("release a/1 is passed over, since .building1 beside it says that it is being written")
+
+
+def test_the_order_and_the_pre_releases_of_a_view_reach_the_query() -> None:
+    (view,) = views(releases=[], query="@", version_order="rez", prereleases=True)
+    given: dict[str, Any] = {}
+
+    def select(found: list[dict[str, Any]], _query: str, **how: Any) -> list[dict[str, Any]]:
+        given.update(how)
+        return found
+
+    assert choose(view, [listed("a/1")], select).releases == ({"release": "a/1"},)
+    assert given == {"order": "rez", "prereleases": True}
+
+
+def test_what_a_view_excludes_is_excluded_of_each_release() -> None:
+    (view,) = views(releases=["a/1", {"release": "b/1", "exclude": ["x"]}], exclude=["share/doc", "**/*.a"])
+    assert choose(view, [], None).releases == (  # type: ignore[arg-type]
+        {"release": "a/1", "exclude": ["share/doc", "**/*.a"]},
+        {"release": "b/1", "exclude": ["x", "share/doc", "**/*.a"]},
+    )
+    (view,) = views(releases=[], query="@", exclude=["doc"])
+    chosen = choose(view, [listed("a/1")], lambda found, _query, **_how: list(found)).releases
+    assert chosen == ({"release": "a/1", "exclude": ["doc"]},)
 
 
 def test_every_shared_key_is_tried() -> None:
@@ -129,14 +162,18 @@ def test_releases_are_chosen_as_declared_and_by_query() -> None:
     assert choose(view, there, None).releases == ({"release": "a/1", "at": "x"}, {"release": "c/1"})  # type: ignore[arg-type]
     assert choose(view, there, None).unscanned == ("c/1",)  # type: ignore[arg-type]
     (view,) = views(releases=[], query="@")
-    choice = choose(view, there, lambda found, query: [dict(found[1])] if query == "@" else [])
+    choice = choose(view, there, lambda found, query, **_how: [dict(found[1])] if query == "@" else [])
     assert (choice.releases, choice.unscanned) == (({"release": "a/2"},), ("a/2",))
 
 
 def test_a_query_that_chooses_nothing_and_a_release_that_is_gone_are_problems() -> None:
     (view,) = views(releases=[], query="x")
-    assert choose(view, [], lambda _found, _query: []).problem.startswith(
+    assert choose(view, [], lambda _found, _query, **_how: []).problem.startswith(
         "the query x chooses none of the 0 releases below /net/software"
+    )
+    early = [listed("a/1-wip", version="1-wip"), listed("a/1", version="1")]
+    assert "one of the 1 pre-releases among them meant (prereleases: true)?" in (
+        choose(view, early, lambda _found, _query, **_how: []).problem
     )
     (view,) = views()
     assert "restore them, or take them out" in choose(view, [listed("a/1", exists=False)], None).problem  # type: ignore[arg-type]

@@ -37,6 +37,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entrie
     Xattrs,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.manifest import sibling_key
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_sources import hidden_warnings
 from ansible_collections.renderfarm.overlay.tests.unit.random_cases import Record, each_seed
 
 # ---- releases in memory
@@ -242,6 +243,8 @@ class Model:
         self.rules = rules
         self.nodes: Nodes = {}
         self.conflicts: list[tuple[bytes, str, str]] = []
+        #: Each directory of which nothing is shown, with the number of entries in it.
+        self.hidden: list[tuple[bytes, str, str, int]] = []
         self._roots = [(b"/" + one.placement.at, one.nodes[b"/"].mtime_ns) for one in releases]
         self._newest = max((mtime_ns for _at, mtime_ns in self._roots), default=0)
         if rules.on_conflict == "error":
@@ -294,6 +297,11 @@ class Model:
                 self.conflicts.append((path, there[0].label, layer.label))
         if not kept.is_directory:
             self.nodes[path] = kept
+            self.hidden += [
+                (path, there[0].label, layer.label, sum(one.startswith(path + b"/") for one in layer.nodes))
+                for layer in there
+                if layer.nodes[path].is_directory
+            ]
             return
         described = [layer for layer in there if layer.nodes[path].is_directory and path not in layer.implied]
         self.nodes[path] = described[0].nodes[path] if path in there[0].implied and described else kept
@@ -381,6 +389,9 @@ def _check_view(seed: int) -> None:
     view = composition(rules)
     assert sorted((one.path, one.kept, one.hidden) for one in view.conflicts) == sorted(model.conflicts)
     assert view.conflict_count == len(model.conflicts)
+    hidden = [(one.path, one.kept, one.hidden, one.entries) for one in view.hidden_directories]
+    assert sorted(hidden) == sorted(model.hidden)
+    assert view.hidden_entries == sum(entries for *_names, entries in model.hidden)
     assert listed(list(view.entries())) == model.listing()
     assert list(view.entries()) == list(view.entries())
 
@@ -511,6 +522,42 @@ def test_precedence_of_nested_releases_depends_on_the_order_and_not_on_the_place
     assert list(composed([inside, ONE], Rules(on_conflict="first")))[-1] == b"/share/doc/x"
     with pytest.raises(OverlayError, match="'/share/doc' of one and of inner"):
         composed([inside, ONE])
+
+
+def test_a_directory_that_a_link_hides_is_named_with_the_number_of_its_entries() -> None:
+    linked = release("linked", b"", {})
+    linked.nodes[b"/lib64"] = Node(stat.S_IFLNK | 0o777, 1, 1, 1, 3, b"lib")
+    first, second = (
+        release(name, b"", {b"/lib64/a": b"1", b"/lib64/deep/b": b"2", b"/lib64x": name.encode()})
+        for name in ("first", "second")
+    )
+    inputs = [linked, first, second]
+    manifests = reader(inputs)
+    view = Composition(
+        [one.placement for one in inputs],
+        lambda one: iter(manifests[one.manifest]),
+        Rules(on_conflict="first"),
+        lambda: None,
+    )
+    assert [(one.path, one.kept, one.hidden, one.entries) for one in view.hidden_directories] == [
+        (b"/lib64", "linked", "first", 3),
+        (b"/lib64", "linked", "second", 3),
+    ]
+    assert view.hidden_entries == 6
+    (warning,) = hidden_warnings(view)
+    assert (
+        "6 entries in all: /lib64 of first (3 entries), where linked has a file or symbolic link; /lib64 of sec"
+        in warning
+    )
+    assert hidden_warnings(None) == []
+
+
+def test_what_patterns_leave_out_is_counted_once() -> None:
+    whole = release("tool", b"x", {b"/doc/a": b"1", b"/doc/b": b"2", b"/bin/c": b"3"}, exclude=(b"doc", b"bin/c"))
+    manifests = reader([whole])
+    view = Composition([whole.placement], lambda one: iter(manifests[one.manifest]), Rules(), lambda: None)
+    assert [entry.path for entry in view.entries()][-1] == b"/x/bin"
+    assert view.excluded == 4
 
 
 def test_a_directory_that_a_release_describes_replaces_an_implied_one() -> None:

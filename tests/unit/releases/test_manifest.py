@@ -363,12 +363,17 @@ def test_each_difference_says_what_changed(new: list[Entry], expected: list[str]
     assert count == len(found)
     if expected is None:
         assert found == [
-            "/: links 2 -> 3",
             "/a: mode 100644 -> 40755, size 1 -> 0, links 1 -> 2, target pkg/1/a -> -",
             "/a/b: added",
         ]
     else:
         assert found == expected
+
+
+def test_names_that_came_or_went_elsewhere_are_no_difference_of_a_directory() -> None:
+    assert listing_differences(A, [A[0]._replace(mtime_ns=9, nlink=3), *A[1:]]) == ([], 0)
+    (found,), _count = listing_differences(A, [A[0]._replace(mtime_ns=9, mode=0o40700), *A[1:]])
+    assert found == "/: mode 40755 -> 40700"
 
 
 def test_a_file_that_became_a_hard_link_is_a_difference() -> None:
