@@ -5,8 +5,8 @@ strace(1) injects the errors and signals into modules that run as under Ansible.
 
 from __future__ import annotations
 
-import hashlib
 import contextlib
+import hashlib
 import os
 import shutil
 import subprocess

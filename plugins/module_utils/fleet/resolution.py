@@ -12,8 +12,8 @@ from typing import Any, Callable
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import data_choice
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import IMAGE_SUFFIX
-from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.versions import is_prerelease
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
 
 #: The keys of a view that decide what it shows. They are the same on all hosts that declare it.
 SHARED = (

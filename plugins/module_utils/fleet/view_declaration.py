@@ -32,8 +32,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.ignore
     IgnoredNames,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern
-from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.versions import ORDERS
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import is_view_name
 
 #: Characters of a value that a message shows.

@@ -240,9 +240,7 @@ def _checked_verity(source: Source, paths: ViewPaths, required: bool) -> Source:
     return source
 
 
-def from_image(
-    image: str, generation: Generation, access: Access = SYSTEM, require_verity: bool = False
-) -> Source:
+def from_image(image: str, generation: Generation, access: Access = SYSTEM, require_verity: bool = False) -> Source:
     """Return the source of a generation that is installed from ``image``, a path or address in an image store."""
 
     def provide(paths: ViewPaths, progress: Progress) -> list[str]:
