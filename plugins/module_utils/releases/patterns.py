@@ -32,6 +32,10 @@ class Release:
     #: The name beside the release that says it is being written or is to be ignored, as rez leaves it; empty if there is none.
     held_back_by: str = ""
 
+    def as_dict(self) -> dict[str, str]:
+        """Return the package, the version and the path."""
+        return {"package": self.package, "version": self.version, "path": self.path}
+
     def sort_key(self, order: str = "vendor") -> tuple[str, Key, str]:
         """Return a key that sorts by package, then by version, oldest first, in one of the orders of versions."""
         return self.package, version_key(self.version, order), self.path

@@ -142,9 +142,14 @@ def test_a_release_sends_one_event_when_it_becomes_ready(module: dict[str, Any],
         place.publish("houdini/20.5.332")
         async with running(module, place.args) as queue:
             await until(lambda: place.known() == ["houdini/20.5.332"])
+            # rez is still writing it, whatever the ready marker says.
+            building = place.root / "houdini" / ".building20.5.410"
+            building.touch()
             place.copy("houdini/20.5.410")
             assert await is_silent(queue)
             place.publish("houdini/20.5.410")
+            assert await is_silent(queue)
+            building.unlink()
             assert await asyncio.wait_for(queue.queue.get(), LIMIT) == {
                 "release": {
                     "package": "houdini",

@@ -406,7 +406,7 @@ def _in_store(request: Mapping[str, Any], pattern: Any, problems: list[str]) -> 
             problems.append(str(error))
             continue
         found.append(
-            {**asdict(release), "root": record.root, "store": store, "manifest": path, "digest": record.digest}
+            {**release.as_dict(), "root": record.root, "store": store, "manifest": path, "digest": record.digest}
         )
     return found
 
@@ -415,12 +415,12 @@ def _on_root(request: Mapping[str, Any], pattern: Any, problems: list[str]) -> l
     """Return the unknown releases on the software root that have the ready marker."""
     from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import scan
 
-    root, marker, known = request["root"], os.fsencode(request["ready_marker"]), set(request["known"])
+    root, marker, known = request["root"], request["ready_marker"], set(request["known"])
     unlisted: list[str] = []
     found = [
-        {**asdict(release), "root": root}
+        {**release.as_dict(), "root": root}
         for release in scan.find_releases(root, pattern, unlisted)
-        if release.path not in known and scan.is_ready(os.fsencode(root), os.fsencode(release.path), marker)
+        if release.path not in known and scan.is_shown_ready(root, release, marker)
     ]
     problems.extend(f"{directory} may not be listed, so releases in it are not known" for directory in unlisted)
     return found
