@@ -142,8 +142,8 @@ from typing import Any
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import (
-    ignored_names,
     manifest_store,
+    patterns,
     scan,
     versions,
 )
@@ -159,7 +159,7 @@ def main() -> None:
             "store": {"type": "path"},
             "pattern": {"type": "str", "default": "{package}/{version}"},
             "ready_marker": runner.READY_MARKER,
-            "ignore_names": ignored_names.OPTION,
+            "ignore_names": patterns.IGNORE_NAMES,
             "version_order": {"type": "str", "choices": list(versions.ORDERS), "default": "vendor"},
         },
         work,
@@ -177,7 +177,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     if root is not None:
         if not os.path.isdir(root):
             raise OverlayError(f"software root {root} does not exist or is not a directory: is it mounted?")
-        ignored = ignored_names.IgnoredNames(params["ignore_names"])
+        ignored = patterns.IgnoredNames(params["ignore_names"])
         for release in scan.find_releases(root, pattern, unlisted, context.progress, ignored):
             found[release.path] = release
             on_root.add(release.path)

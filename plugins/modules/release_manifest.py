@@ -298,8 +298,8 @@ from typing import Any
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import is_of_host
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import (
-    ignored_names,
     manifest_store,
+    patterns,
     recording,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import root_identity
@@ -319,7 +319,7 @@ def main() -> None:
             "store": {"type": "path", "required": True},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "ready_marker": runner.READY_MARKER,
-            "ignore_names": ignored_names.OPTION,
+            "ignore_names": patterns.IGNORE_NAMES,
             "checksum": {"type": "str", "choices": ["none", "sha256"], "default": "none"},
             "rescan": {"type": "bool", "default": False},
         },
@@ -341,7 +341,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         params["checksum"] == "sha256",
         params["ready_marker"],
         params["rescan"],
-        ignored_names.IgnoredNames(params["ignore_names"]),
+        patterns.IgnoredNames(params["ignore_names"]),
     )
     single = params["releases"] is None
     manifests = recording.requested_manifests(request, [params["release"]] if single else params["releases"])

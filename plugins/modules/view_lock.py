@@ -250,7 +250,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import view_locking
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_view import Run
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import ignored_names
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import patterns
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import layer_parameters
 
 #: The options of metadata_layer that decide which generation a view is.
@@ -289,7 +289,7 @@ def _view_options() -> dict[str, Any]:
         "data_required": {"type": "bool", "default": False},
         "data_staging": {"type": "path", "default": "/var/lib/renderfarm-overlay/data-staging"},
         "ready_marker": runner.READY_MARKER,
-        "ignore_names": ignored_names.OPTION,
+        "ignore_names": patterns.IGNORE_NAMES,
         "linger": {"type": "int", "default": 172800},
         "sample": {"type": "int", "default": 20},
     }

@@ -203,7 +203,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import declared_links
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import ignored_names, scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import patterns, scan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import linger, release_checks, view_record
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import ForgetReleases, RecordReleases
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
@@ -228,7 +228,7 @@ def main() -> None:
             "releases": {"type": "list", "elements": "dict", "required": True, "options": release},
             "links": {"type": "list", "elements": "dict", "default": [], "options": link},
             "ready_marker": runner.READY_MARKER,
-            "ignore_names": ignored_names.OPTION,
+            "ignore_names": patterns.IGNORE_NAMES,
             "linger": {"type": "int", "default": 172800},
             "sample": {"type": "int", "default": 20},
             "now": {"type": "int"},
@@ -242,7 +242,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     _check(params)
     name, store, seconds = params["name"], params["store"], params["linger"]
     source = release_checks.ReleaseSource(
-        params["root"], store, params["ready_marker"], ignored_names.IgnoredNames(params["ignore_names"])
+        params["root"], store, params["ready_marker"], patterns.IgnoredNames(params["ignore_names"])
     )
     declared = [linger.placed(**one) for one in params["releases"]]
     before = view_record.read(store, name)

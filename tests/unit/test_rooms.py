@@ -60,7 +60,6 @@ PURE = {
             "data_image_record",
             "entries",
             "entry_check",
-            "ignored_names",
             "manifest",
             "manifest_plan",
             "nfs4_acl",

@@ -27,11 +27,11 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths imp
     to_text,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import relative_path
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.ignored_names import (
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import (
     DEFAULT_IGNORED_NAMES,
     IgnoredNames,
+    Pattern,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.versions import ORDERS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import is_view_name

@@ -17,7 +17,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, is_of_host
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import scan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.ignored_names import IgnoredNames
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import IgnoredNames
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
     image_store,
     layer_choice,

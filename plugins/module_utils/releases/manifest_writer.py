@@ -27,7 +27,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entrie
     Tally,
     root_identity,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.ignored_names import IgnoredNames
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.manifest_store import (
     check_store,
     entries,
@@ -35,6 +34,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.manife
     record_path,
     trace_of,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import IgnoredNames
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.scan import Scan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.scan_report import ScanReport
 

@@ -20,13 +20,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entrie
     Placement,
     relative_path,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.ignored_names import IgnoredNames
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.manifest_plan import (
     ReleaseManifest,
     RemoveManifest,
     ScanRelease,
     plan_manifest,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import IgnoredNames
 
 #: Errors of a store that is full or read-only. Every later write to it would fail too.
 _STORE_UNUSABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

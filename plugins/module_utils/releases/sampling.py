@@ -21,7 +21,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest, manifest_store, scan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Entry, Placement
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.ignored_names import IgnoredNames
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import IgnoredNames
 
 _DIRECTORY = re.compile(rb"[^ ]* [0-9]+ 4[0-7]{4} ")
 

@@ -28,9 +28,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entry_
     is_mtime,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entry_rights import RightsReader
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.ignored_names import IgnoredNames
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import (
     NEGATIVE_MARKERS,
+    IgnoredNames,
     Pattern,
     Release,
 )

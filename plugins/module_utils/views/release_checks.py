@@ -16,7 +16,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, sampling, scan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import ManifestRecord, Placement
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.ignored_names import IgnoredNames
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import IgnoredNames
 
 #: The number of releases that a message names.
 _NAMED = 5

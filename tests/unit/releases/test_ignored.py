@@ -7,7 +7,7 @@ import yaml
 
 from ansible_collections.renderfarm.overlay.plugins.doc_fragments.options import ModuleDocFragment
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.ignored_names import (
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import (
     DEFAULT_IGNORED_NAMES,
     IgnoredNames,
 )
