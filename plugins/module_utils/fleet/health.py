@@ -10,37 +10,30 @@ there. Until then everybody else sees what was there before. So a view that fail
 from __future__ import annotations
 
 import os
-import pwd
-import signal
 import stat
-import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
-    accounts,
     deadline,
     files,
     namespaces,
+    processes,
     syscalls,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.processes import UserCommand
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, inner_mounts, mounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
 
 #: Turns the check off.
 NONE = "none"
 
-#: Bytes of the end of a command's output that are kept.
-_LONGEST_OUTPUT = 2000
 #: Files of a release that are tried, and entries of a release that are looked at to find them.
 _MOST_FILES = 5
 _MOST_ENTRIES = 2000
-#: Seconds between two looks at a running command.
-_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -154,79 +147,15 @@ def _files_with_content(top: bytes) -> Iterator[bytes]:
 
 def _run_command(check: HealthCheck, path: bytes, seconds: float, progress: Progress) -> None:
     """Run the command in a PID namespace of its own, so that nothing of it is left when it has ended or was given up."""
+    argv = ("/bin/sh", "-c", check.command)
+    command = UserCommand(argv, check.user, "health_user", path, check.environment, check.seconds)
     syscalls.unshare(syscalls.CLONE_NEWPID)
-    status, output = deadline.run(lambda tick: _command_result(check, path, tick), seconds, progress)
-    if status:
-        how = f"failed with status {status}" if status > 0 else f"was ended by signal {-status}"
-        said = show(output.strip())
+    result = deadline.run(lambda tick: processes.run_as_user(command, tick), seconds, progress)
+    said = show(result.output.strip())
+    if result.status is None:
+        raise OverlayError(
+            f"the command {check.command!r} did not end within {check.seconds:g} seconds{'; it printed: ' + said if said else ''}"
+        )
+    if result.status:
+        how = f"failed with status {result.status}" if result.status > 0 else f"was ended by signal {-result.status}"
         raise OverlayError(f"the command {check.command!r} {how}{': ' + said if said else ', and printed nothing'}")
-
-
-def _command_result(check: HealthCheck, path: bytes, progress: Progress) -> tuple[int, bytes]:
-    """Return the exit status of the command, and the end of its output. Raises OverlayError if it does not end in time."""
-    process = subprocess.Popen(  # pylint: disable=ansible-bad-function
-        ["/bin/sh", "-c", check.command],
-        cwd=path,
-        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/", "LANG": "C.UTF-8", **check.environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        **_credentials(check.user),
-    )
-    limit = time.monotonic() + check.seconds
-    output = b""
-    with process:
-        stream = process.stdout.fileno()  # type: ignore[union-attr]
-        os.set_blocking(stream, False)
-        while True:
-            ended = process.poll() is not None
-            output = (output + _available(stream))[-_LONGEST_OUTPUT:]
-            if ended:
-                return process.returncode, output
-            if time.monotonic() > limit:
-                process.send_signal(signal.SIGKILL)
-                said = f"; it printed: {show(output.strip())}" if output.strip() else ""
-                raise OverlayError(f"the command {check.command!r} did not end within {check.seconds:g} seconds{said}")
-            progress()
-            time.sleep(_POLL_SECONDS)
-
-
-def _available(stream: int) -> bytes:
-    """Return the last of what can be read from a pipe now."""
-    output = b""
-    while True:
-        try:
-            chunk = os.read(stream, 1 << 16)
-        except BlockingIOError:
-            return output
-        if not chunk:
-            return output
-        output = (output + chunk)[-_LONGEST_OUTPUT:]
-
-
-def _credentials(user: str) -> dict[str, Any]:
-    """Return the arguments of Popen that make a process one of ``user``; empty where only the own user exists (user_namespaces(7)).
-
-    Raises OverlayError if there is no such user.
-    """
-    uid = accounts.number(user, "health_user", accounts.user)
-    if not _is_mapped(uid):
-        return {}
-    try:
-        account = pwd.getpwuid(uid)
-    except KeyError:
-        return {"user": uid, "group": uid, "extra_groups": []}
-    return {
-        "user": uid,
-        "group": account.pw_gid,
-        "extra_groups": os.getgrouplist(account.pw_name, account.pw_gid),
-    }
-
-
-def _is_mapped(uid: int) -> bool:
-    with open("/proc/self/uid_map", encoding="ascii") as stream:
-        for line in stream:
-            first, _outside, count = map(int, line.split())
-            if first <= uid < first + count:
-                return True
-    return False

@@ -13,25 +13,28 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
 
 
-def make_private(flags: int = syscalls.CLONE_NEWNS) -> None:
-    """Move this process to a new mount namespace. What it mounts there is invisible to others and is unmounted when the process ends."""
+def make_private(flags: int = syscalls.CLONE_NEWNS, propagation: int = syscalls.MS_PRIVATE) -> None:
+    """Move this process to a new mount namespace. What it mounts there is invisible to others and is unmounted when the process ends.
+
+    With the propagation MS_SLAVE, what others mount and unmount later changes there too, for example by an automounter.
+    """
     syscalls.unshare(flags)
     try:
-        syscalls.mount(b"none", b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount(b"none", b"/", None, syscalls.MS_REC | propagation)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        _make_private_from_above()
+        _set_propagation_from_above(propagation)
 
 
-def _make_private_from_above() -> None:
-    """Make the mounts private in a chroot whose root is not a mountpoint: enter the root of the namespace, and return."""
+def _set_propagation_from_above(propagation: int) -> None:
+    """Set the propagation of the mounts in a chroot whose root is not a mountpoint: enter the root of the namespace, and return."""
     # These are opened now, so that they belong to the new namespace.
     root, here = (os.open(path, syscalls.HOLD_DIRECTORY) for path in ("/", "."))
     process = os.pidfd_open(os.getpid())
     try:
         syscalls.setns(process, syscalls.CLONE_NEWNS)
-        syscalls.mount(b"none", b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount(b"none", b"/", None, syscalls.MS_REC | propagation)
         os.fchdir(root)
         os.chroot(".")
         os.fchdir(here)

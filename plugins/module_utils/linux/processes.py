@@ -11,11 +11,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import re
 import signal
 import subprocess
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import accounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
+
+#: Bytes of the end of a user's command's output that are kept.
+_LONGEST_OUTPUT = 2000
+#: Seconds between two looks at a running command.
+_POLL_SECONDS = 0.1
 
 _MOUNT_ID = re.compile(rb"^mnt_id:\s*([0-9]+)$", re.MULTILINE)
 
@@ -42,6 +53,105 @@ def run(argv: list[str], seconds: float) -> tuple[int, bytes]:
                 os.killpg(process.pid, signal.SIGKILL)
             raise TimeoutError from None
     return process.returncode, output
+
+
+@dataclass(frozen=True)
+class UserCommand:
+    """A command of the user of the collection, and how to run it."""
+
+    argv: Sequence[str]
+    #: The user who runs it, by name or uid, and the option that names this user.
+    user: str
+    user_option: str
+    #: Its working directory.
+    directory: bytes
+    #: Variables that are added to a small environment.
+    environment: Mapping[str, str]
+    #: Seconds after which it is given up.
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """How a command ended."""
+
+    #: The exit status; negative if a signal ended the command, and None if it was given up.
+    status: int | None
+    #: The end of its output, standard error included.
+    output: bytes
+
+
+def run_as_user(command: UserCommand, progress: Progress) -> CommandResult:
+    """Run a command without input, and return how it ended. A command that does not end in time is killed.
+
+    Call this in a PID namespace that ends with the caller: what the command started may still run. Raises OverlayError if there is no such
+    user, and OSError if there is no such program.
+    """
+    process = subprocess.Popen(  # pylint: disable=ansible-bad-function
+        command.argv,
+        cwd=command.directory,
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/", "LANG": "C.UTF-8", **command.environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **_credentials(command),
+    )
+    limit = time.monotonic() + command.seconds
+    output = b""
+    with process:
+        stream = process.stdout.fileno()  # type: ignore[union-attr]
+        os.set_blocking(stream, False)
+        while True:
+            ended = process.poll() is not None
+            output = (output + _available(stream))[-_LONGEST_OUTPUT:]
+            if ended:
+                return CommandResult(process.returncode, output)
+            if time.monotonic() > limit:
+                process.send_signal(signal.SIGKILL)
+                return CommandResult(None, output)
+            progress()
+            time.sleep(_POLL_SECONDS)
+
+
+def _available(stream: int) -> bytes:
+    """Return the last of what can be read from a pipe now."""
+    output = b""
+    while True:
+        try:
+            chunk = os.read(stream, 1 << 16)
+        except BlockingIOError:
+            return output
+        if not chunk:
+            return output
+        output = (output + chunk)[-_LONGEST_OUTPUT:]
+
+
+def _credentials(command: UserCommand) -> dict[str, Any]:
+    """Return the arguments of Popen for the user of a command; empty where only the own user exists (user_namespaces(7)).
+
+    Raises OverlayError if there is no such user.
+    """
+    uid = accounts.number(command.user, command.user_option, accounts.user)
+    if not _is_mapped(uid):
+        return {}
+    try:
+        account = pwd.getpwuid(uid)
+    except KeyError:
+        return {"user": uid, "group": uid, "extra_groups": []}
+    return {
+        "user": uid,
+        "group": account.pw_gid,
+        "extra_groups": os.getgrouplist(account.pw_name, account.pw_gid),
+    }
+
+
+def _is_mapped(uid: int) -> bool:
+    with open("/proc/self/uid_map", encoding="ascii") as stream:
+        for line in stream:
+            first, _outside, count = map(int, line.split())
+            if first <= uid < first + count:
+                return True
+    return False
 
 
 @dataclass(frozen=True, order=True)
