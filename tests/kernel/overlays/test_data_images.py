@@ -130,7 +130,7 @@ def test_the_module_mounts_and_switches_data_images_and_changes_nothing_twice(ar
 def test_an_image_that_others_can_write_to_is_refused(area: Path) -> None:
     spec = make_view(area, area / "data" / "one.erofs")
     (area / "data" / "one.erofs").chmod(0o666)
-    arguments = {
+    arguments: dict[str, Any] = {
         "path": str(area / "view"),
         "lower": [os.fsdecode(spec.lower[0])],
         "data": [str(area / "data/one.erofs")],
@@ -231,7 +231,11 @@ def test_the_kernel_takes_as_many_layers_as_the_module(area: Path) -> None:
     data = [make_tree(area / f"d{number}", {}) for number in range(MOST_LAYERS)]
     with support.mounted(support.declared(area / "view", [layer], data[1:])) as path:
         assert os.listdir(path) == ["tool"]
-    arguments = {"path": str(area / "other"), "lower": [str(layer)], "data": [str(path) for path in data]}
+    arguments: dict[str, Any] = {
+        "path": str(area / "other"),
+        "lower": [str(layer)],
+        "data": [str(path) for path in data],
+    }
     assert "overlayfs takes 500 layers in all" in support.module("overlay_mount", **arguments).message
     assert not (area / "other").exists()
 

@@ -368,7 +368,7 @@ def test_a_failed_mount_leaves_no_new_directory(area: Path, there: str) -> None:
     assert "the kernel refuses it" in support.module("overlay_mount", **arguments).message
     assert sorted(area.rglob("*")) == before
     # Neither does one with an upper layer.
-    kept = {"upper": str(area / "u" / "v" / "upper"), "work": str(area / "u" / "v" / "work")}
+    kept: dict[str, Any] = {"upper": str(area / "u" / "v" / "upper"), "work": str(area / "u" / "v" / "work")}
     assert "the kernel refuses it" in support.module("overlay_mount", **arguments, **kept).message
     assert sorted(area.rglob("*")) == before
 
