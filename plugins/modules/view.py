@@ -156,6 +156,12 @@ options:
       ca_path:
         description: File with the certificates of the authorities to trust for https addresses, instead of those of the system.
         type: path
+      require_verity:
+        description:
+          - Fail unless the layer is an image with fs-verity, as in M(renderfarm.overlay.metadata_layer).
+          - A data image that cannot have fs-verity is not installed.
+        type: bool
+        default: false
       generation:
         description: A generation on this host, or V(previous), instead of O(views[].releases).
         type: str

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 
 import calls
+import data_images
 import finalizing
 import fleet
 import removing
@@ -116,6 +117,10 @@ class Report:
         self._removing = Table(
             "Removing a view, and rm -rf of the same layer (medians, in seconds)",
             *("files", "file system", "in the module", "rm", "ratio", "range"),
+        )
+        self._data_images = Table(
+            "Building a data image and mkfs.erofs alone; installing it, and cp with sha256sum (medians, in seconds)",
+            *("", "files", "content", "image", "ours", "programs", "ratio", "range", "bar"),
         )
         self._calls = Table("One ad-hoc call of each module", "module", "wall time", "sent to the host")
         self._soak = Table(
@@ -250,6 +255,13 @@ class Report:
         cells = (*(f"{seconds:.2f}" for seconds in medians), f"{statistics.median(ratios):.2f}", spread)
         self._removing.add(f"{found.files:,}", found.system, *cells)
 
+    def add_data_images(self, found: data_images.Comparison, bar: float) -> None:
+        ratio = statistics.median(found.ratios())
+        spread = f"{min(found.ratios()):.2f} - {max(found.ratios()):.2f}"
+        medians = (f"{statistics.median(seconds):.2f}" for seconds in (found.ours, found.alone))
+        sizes = (f"{found.files:,}", _megabytes(found.content), _megabytes(found.image))
+        self._data_images.add(found.what, *sizes, *medians, f"{ratio:.2f}", spread, self._bar(ratio, bar, "<= {:.2f}"))
+
     def add_calls(self, found: Sequence[calls.Call]) -> None:
         for call in found:
             self._calls.add(call.module, f"{call.seconds:.2f} s", f"{call.payload:,} bytes")
@@ -335,7 +347,8 @@ class Report:
         verdict = f"Bars not met: {self._missed}." if self._missed else "All bars are met."
         tables = (
             *(self._compared, self._memory, self._images, self._growth, self._sizes),
-            *(self._second, self._switches, self._tracing, self._finalize, self._removing, self._calls, self._soak),
+            *(self._second, self._switches, self._tracing, self._finalize, self._removing, self._data_images),
+            *(self._calls, self._soak),
             *(self._fleet, self._fleet_ratios, self._fleet_growth, self._batches, self._many, self._speed),
         )
         verdict = "\n".join((*self._soak_said, verdict))

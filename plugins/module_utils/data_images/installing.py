@@ -90,18 +90,21 @@ def install(
     state_dir: str,
     progress: Progress = no_progress,
     access: Access = SYSTEM,
+    require_verity: bool = False,
 ) -> None:
     """Copy a data image from a store, a directory or the address of a web server, to this host, unless it is installed.
 
-    An interrupted copy continues where it ended, but a copy that did not fit on the disk is removed. Raises OverlayError if the copy does
-    not have the recorded digest, and OSError if there is no room.
+    An interrupted copy continues where it ended, but a copy that did not fit on the disk is removed. The image gets fs-verity where the
+    file system has it. Raises OverlayError if the copy does not have the recorded digest, or if ``require_verity`` is not possible, and
+    OSError if there is no room.
     """
     trust.check_state_dir(state_dir)
     place = data_directory(state_dir)
     files.make_directories(place, 0o700)
     trust.check_own(place, stat.S_IFDIR)
     with locked(place, progress):
-        if _installed(state_dir, image.id) is not None:
+        path = data_image_path(state_dir, image.id)
+        if _installed(state_dir, image.id) is not None and (not require_verity or files.has_verity(path)):
             # It counts as young again, so that a run that prunes does not remove it before it is mounted.
             os.utime(record_path(state_dir, image.id))
             return
@@ -111,14 +114,15 @@ def install(
             files.make_directories(incoming, 0o755)
             location = published.image_path(image_store, image)
             copying.bring(location, part, image.bytes_on_disk, image.digest, progress, access)
-            os.rename(part, data_image_path(state_dir, image.id))
+            files.enable_verity(part, require_verity)
+            os.rename(part, path)
             with files.written_aside(record_path(state_dir, image.id), 0o600) as stream:
                 stream.write(data_image_record.data_image_to_json(image))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                for path in (part, data_image_path(state_dir, image.id)):
+                for leftover in (part, *(() if os.path.exists(record_path(state_dir, image.id)) else (path,))):
                     with contextlib.suppress(FileNotFoundError):
-                        os.unlink(path)
+                        os.unlink(leftover)
             raise
 
 

@@ -166,11 +166,12 @@ def install(
     generation: Generation,
     progress: Progress = no_progress,
     access: Access = SYSTEM,
+    require_verity: bool = False,
 ) -> Generation:
     """Copy an image to this host and make it a generation of the view. The caller has to hold the lock of the view.
 
-    An interrupted copy continues where it ended, but a copy that did not fit on the disk is removed. Raises OverlayError if the copy does
-    not have the recorded digest.
+    An interrupted copy continues where it ended, but a copy that did not fit on the disk is removed. The image gets fs-verity where the
+    file system has it. Raises OverlayError if the copy does not have the recorded digest, or if ``require_verity`` is not possible.
     """
     if generation.image is None:
         raise OverlayError(f"{locations.shown(image)} is not recorded as an image: build it again")
@@ -179,6 +180,7 @@ def install(
     try:
         files.make_directories(paths.incoming, 0o755)
         copying.bring(image, part, generation.image.bytes, generation.image.digest, progress, access)
+        files.enable_verity(part, require_verity)
         with generations.staged(paths, generation.directory, progress) as directory:
             layer = layer_path(directory, generation.format)
             os.rename(part, layer)

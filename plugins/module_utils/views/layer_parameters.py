@@ -67,6 +67,7 @@ OPTIONS: dict[str, Any] = {
     "image": {"type": "path"},
     "image_digest": {"type": "str"},
     "ca_path": {"type": "path"},
+    "require_verity": {"type": "bool", "default": False},
     "generation": {"type": "str"},
 }
 
