@@ -111,6 +111,7 @@ def decode(delta: Iterable[bytes], read: Read, length: int, size: int) -> Iterat
         raise DamagedError("refers to what is not in the old image")
     for prediction in _predicted(read, found):
         yield _added(stream.take(len(prediction)), prediction)
+    stream.check_end()
 
 
 class _Stream:
@@ -130,6 +131,11 @@ class _Stream:
         taken = bytes(self._pending[:size])
         del self._pending[:size]
         return taken
+
+    def check_end(self) -> None:
+        """Check that there is nothing more. Raises DamagedError if there is, or if a stream below is damaged."""
+        if self._pending or next(self._chunks, None) is not None:
+            raise DamagedError("has data after its end")
 
 
 def _segments(old: memoryview, new: memoryview, progress: Callable[[], None]) -> list[Segment]:

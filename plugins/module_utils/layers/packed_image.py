@@ -23,7 +23,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.deflatin
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.image_delta import decode, encode
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import Image, StoredFile
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, record_files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 
 _CHUNK = 1 << 18
@@ -98,7 +98,8 @@ def _limited(chunks: Iterable[bytes], most: int) -> Iterator[bytes]:
 
 
 def _chunks(path: str, progress: Progress) -> Iterator[bytes]:
-    with open(path, "rb") as stream:
+    # In a store, other users may have replaced a file, with a pipe for example.
+    with record_files.open_regular(path) as stream:
         for chunk in iter(lambda: stream.read(_CHUNK), b""):
             yield chunk
             progress()

@@ -146,8 +146,9 @@ def packed(plain: bytes) -> bytes:
     [
         (b"", "ends early"),
         (DELTA[:-9], "ends early|cannot be decompressed"),
-        (b"x" + DELTA[1:], "cannot be decompressed"),
+        (b"\0" + DELTA[1:], "cannot be decompressed"),
         (packed(PLAIN[:-1]), "ends early"),
+        (packed(PLAIN + b"x"), "has data after its end"),
         (packed(b"another1" + PLAIN[8:]), "belongs to other images"),
         (packed(PLAIN[:24] + struct.pack("<I", 1 << 31) + PLAIN[28:]), "belongs to other images"),
         (packed(PLAIN[:28] + struct.pack("<qQ", -1, 1 << 60) + PLAIN[44:]), "does not describe the whole image"),
