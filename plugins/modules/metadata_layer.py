@@ -140,9 +140,9 @@ options:
     description:
       - Directory in which to publish the view as an image for other hosts. The image is compressed, as C(GENERATION.erofs.gz), with a small
         record beside it. Stores of earlier versions, whose images are not compressed, stay usable.
-      - If the store has images that show at least half of the same releases, the module also publishes deltas from the two that have most in
-        common with the new one, the newest first. For a million files, a delta takes about 10 seconds of processor time and 60 MB of memory.
-        There are no deltas of images of more than 1 GiB.
+      - If the store has images that show at least half of the same releases, the module also publishes deltas from the two that have most
+        in common with the new one, the newest first. For a million files, a delta takes about 10 seconds of processor time and 60 MB of
+        memory. There are no deltas of images of more than 1 GiB.
       - With this option, O(state=present) only makes sure that the image is in this directory. O(state_dir) is not used.
       - The directory has to exist, because a missing one is usually a share that is not mounted. It is created only if it is directly
         inside O(store).

@@ -19,6 +19,7 @@ import errno
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import packed_image
@@ -302,7 +303,7 @@ def install(
         files.make_directories(paths.incoming, 0o755)
         copied = _bring(paths, image, recorded, progress, access)
         # Nothing large is left if the run is killed when the generation has its name.
-        removal.clear(paths, paths.incoming, progress, keep=[_copy_name(recorded)])
+        _remove_copies(paths, copies - {_copy_name(recorded)})
         with generations.staged(paths, generation.directory, progress) as directory:
             layer = layer_path(directory, generation.format)
             os.rename(os.path.join(paths.incoming, _copy_name(recorded)), layer)
@@ -314,10 +315,18 @@ def install(
             generation_files.write(generation_record_path(directory), here)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _remove_copies(paths, copies)
             removal.clear(paths, paths.incoming, progress)
         raise
     removal.clear(paths, paths.incoming, progress)
     return replace(copied, generation=here)
+
+
+def _remove_copies(paths: ViewPaths, names: Iterable[str]) -> None:
+    """Remove copies, which no overlay uses as they are."""
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(paths.incoming, name))
 
 
 def _copy_name(stored: Image | StoredFile) -> str:
