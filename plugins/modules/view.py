@@ -448,6 +448,14 @@ views:
       description: Path of the layer.
       type: str
       sample: /var/lib/renderfarm-overlay/views/software/generations/0123456789abcdef-erofs/layer.erofs
+    installed_from:
+      description: What was copied from the image store, the compressed V(image) or a V(delta). Only if this run has installed an image.
+      type: str
+      sample: delta
+    bytes_copied:
+      description: How many bytes were copied for that.
+      type: int
+      sample: 91686
     held:
       description: The hold that keeps the view at its generation; none if there is none.
       type: dict
