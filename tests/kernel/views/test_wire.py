@@ -273,10 +273,10 @@ def test_two_runs_that_install_at_once_both_succeed(site: Site) -> None:
         ]
         for one in running:
             one.go()
-        found = [one.finish().ok for one in running]
-    for one in found:
-        check_installed(one, second)
-    assert any(one.get("installed_from") == "delta" for one in found)
+        results = [one.finish().ok for one in running]
+    for found in results:
+        check_installed(found, second)
+    assert any(found.get("installed_from") == "delta" for found in results)
 
 
 def unpack_store(site: Site, built: dict[str, Any]) -> None:
