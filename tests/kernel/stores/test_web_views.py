@@ -187,6 +187,8 @@ def test_without_digest_nothing_is_taken_from_an_address(farm: Farm, server: Ngi
         f"release usd/1: the digest of its manifest is not known, and {store} is an address, whose manifests are only taken by their"
         " digest: deploy with a lock, which has it"
     )
+    refused = support.module("metadata_layer", releases=[{"manifest": f"{store}/usd/1.dump.gz"}], **state).message
+    assert refused.startswith(f"manifest {store}/usd/1.dump.gz is an address: give 'release' and 'digest' instead")
     assert "required together" in support.module("metadata_layer", image=f"{store}/.images/x.erofs", **state).message
 
 
