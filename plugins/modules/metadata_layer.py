@@ -140,7 +140,11 @@ options:
     default: auto
   image_store:
     description:
-      - Directory in which to publish the view as an image for other hosts. The image is C(GENERATION.erofs), with a small record beside it.
+      - Directory in which to publish the view as an image for other hosts. The image is compressed, as C(GENERATION.erofs.gz), with a small
+        record beside it. Stores of earlier versions, whose images are not compressed, stay usable.
+      - If the store has images that show at least half of the same releases, the module also publishes deltas from the two that have most
+        in common with the new one, the newest first. For a million files, a delta takes about 10 seconds of processor time and 60 MB of
+        memory. There are no deltas of images of more than 1 GiB.
       - With this option, O(state=present) only makes sure that the image is in this directory. O(state_dir) is not used.
       - The directory has to exist, because a missing one is usually a share that is not mounted. It is created only if it is directly
         inside O(store).
@@ -150,12 +154,22 @@ options:
       - Path of an image in an image store, or its http(s) address if a web server serves the image store. The module copies it to this
         host, checks it against O(image_digest), and makes it the current generation.
       - If the kernel of this host cannot mount the image, the module fails before it copies anything.
+      - The path is that of the image without compression, as the task that built it returns it.
+      - If the view has an image on this host from which the store has a delta, the module copies only the delta. If that cannot be used, it
+        copies the whole image, and warns.
       - An interrupted copy continues where it ended. A generation that exists on this host is not copied again, and the image need not
         exist any more.
     type: path
   image_digest:
     description: Digest that the image must have, as returned by the task that built it.
     type: str
+  ca_path:
+    description:
+      - Path of a file on this host with the certificates of the authorities to trust for https addresses, in PEM format. By default those
+        of the system are trusted.
+      - Proxies are taken from the environment variables C(http_proxy), C(https_proxy) and C(no_proxy) of the task. User names and passwords
+        for https addresses are taken from the file C(.netrc) of the user who runs the task, or from the file that C(NETRC) names.
+    type: path
   require_verity:
     description:
       - Fail unless the layer is an image with fs-verity. The kernel then compares each block that it reads with a hash, so a bit that rots
@@ -166,13 +180,6 @@ options:
         on this host.
     type: bool
     default: false
-  ca_path:
-    description:
-      - Path of a file on this host with the certificates of the authorities to trust for https addresses, in PEM format. By default those
-        of the system are trusted.
-      - Proxies are taken from the environment variables C(http_proxy), C(https_proxy) and C(no_proxy) of the task. User names and passwords
-        for https addresses are taken from the file C(.netrc) of the user who runs the task, or from the file that C(NETRC) names.
-    type: path
   generation:
     description:
       - Makes a generation on this host the current one and builds nothing. This is the name of a generation, or V(previous) for the one
@@ -358,8 +365,18 @@ format_reason:
   type: str
   returned: when state is present
   sample: this host can mount images, and /usr/bin/mkcomposefs makes them
+installed_from:
+  description: What was copied from the image store, the compressed V(image) or a V(delta) from an image that the host had.
+  type: str
+  returned: when this run has installed O(image)
+  sample: delta
+bytes_copied:
+  description: How many bytes were copied from the image store for that, without the record of the image.
+  type: int
+  returned: when this run has installed O(image)
+  sample: 91686
 image:
-  description: Path of the image in the image store.
+  description: Path of the image in the image store, without the C(.gz) that its compressed file has at the end.
   type: str
   returned: when O(image_store) or O(image) is given
   sample: /net/images/4ff24b6d8e0c11a7.erofs

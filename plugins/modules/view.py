@@ -153,15 +153,15 @@ options:
       image_digest:
         description: Digest that the image must have.
         type: str
+      ca_path:
+        description: File with the certificates of the authorities to trust for https addresses, instead of those of the system.
+        type: path
       require_verity:
         description:
           - Fail unless the layer is an image with fs-verity, as in M(renderfarm.overlay.metadata_layer).
           - A data image that cannot have fs-verity is not installed.
         type: bool
         default: false
-      ca_path:
-        description: File with the certificates of the authorities to trust for https addresses, instead of those of the system.
-        type: path
       generation:
         description: A generation on this host, or V(previous), instead of O(views[].releases).
         type: str
@@ -448,6 +448,14 @@ views:
       description: Path of the layer.
       type: str
       sample: /var/lib/renderfarm-overlay/views/software/generations/0123456789abcdef-erofs/layer.erofs
+    installed_from:
+      description: What was copied from the image store, the compressed V(image) or a V(delta). Only if this run has installed an image.
+      type: str
+      sample: delta
+    bytes_copied:
+      description: How many bytes were copied for that.
+      type: int
+      sample: 91686
     held:
       description: The hold that keeps the view at its generation; none if there is none.
       type: dict

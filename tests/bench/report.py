@@ -15,6 +15,7 @@ import fleet
 import removing
 import tracing
 from images import Comparison
+from wire import Copied
 
 from ansible_collections.renderfarm.overlay.tests.kernel.soak import Found
 
@@ -92,6 +93,14 @@ class Report:
         self._sizes = Table(
             "Images: memory and size",
             *("files", "our peak", "bar", "peak of mkcomposefs", "image", "gzipped", "bar"),
+        )
+        self._stored = Table(
+            "Publishing an image and one of a view in which one release has changed",
+            *("files", "releases", "image", "compressed", "delta", "share", "bar", "compressing", "delta", "peak"),
+        )
+        self._copied = Table(
+            "Installing them on a host",
+            *("files", "copied", "bytes", "seconds", "processor", "peak"),
         )
         self._switches = Table("Switching a mounted view", "between", "switches", "median", "longest", "bar")
         self._tracing = Table(
@@ -223,6 +232,21 @@ class Report:
             self._bar(found.gzipped / 1e6, gzipped_bar, "< {} MB"),
         )
 
+    def add_wire(self, found: Copied, bar: float | None) -> None:
+        changed = found.changed
+        share = changed["delta"] / changed["packed"]
+        self._stored.add(
+            *(f"{found.files:,}", f"{found.releases}", f"{changed['bytes'] / 1e6:.1f} MB"),
+            *(_kilobytes(changed["packed"]), _kilobytes(changed["delta"]), f"{share:.4f}"),
+            self._bar(share, bar, "< {}"),
+            *(f"{changed['packing']:.2f} s", f"{changed['deltas']:.2f} s", _megabytes(changed["peak_bytes"])),
+        )
+        for one in (found.whole, found.delta):
+            self._copied.add(
+                *(f"{found.files:,}", one["installed_from"], _kilobytes(one["bytes_copied"])),
+                *(f"{one['seconds']:.2f} s", f"{one['processor']:.2f} s", _megabytes(one["peak_bytes"])),
+            )
+
     def add_switches(self, what: str, count: int, median: float, longest: float, bar: float) -> None:
         cells = (what, str(count), f"{median * 1e3:.1f} ms", f"{longest * 1e3:.1f} ms")
         self._switches.add(*cells, self._bar(median, bar, "< {} s"))
@@ -347,8 +371,8 @@ class Report:
         verdict = f"Bars not met: {self._missed}." if self._missed else "All bars are met."
         tables = (
             *(self._compared, self._memory, self._images, self._growth, self._sizes),
-            *(self._second, self._switches, self._tracing, self._finalize, self._removing, self._data_images),
-            *(self._calls, self._soak),
+            *(self._stored, self._copied, self._second, self._switches, self._tracing),
+            *(self._finalize, self._removing, self._data_images, self._calls, self._soak),
             *(self._fleet, self._fleet_ratios, self._fleet_growth, self._batches, self._many, self._speed),
         )
         verdict = "\n".join((*self._soak_said, verdict))

@@ -28,14 +28,22 @@ def write(store: Path, files: int) -> list[Path]:
     return [_write_release(store, number) for number in range(files // FILES_PER_RELEASE)]
 
 
-def _write_release(store: Path, number: int) -> Path:
-    release = f"renderer_{number // 10:03}/{2020 + number % 10}.{number % 4}.{number % 7}"
+def write_changed(store: Path, files: int) -> list[Path]:
+    """Write manifests as ``write`` does, but with another version of the release in the middle, which has more files."""
+    manifests = write(store, files)
+    middle = len(manifests) // 2
+    manifests[middle] = _write_release(store, middle, "-hotfix", FILES_PER_RELEASE * 21 // 20)
+    return manifests
+
+
+def _write_release(store: Path, number: int, suffix: str = "", files: int = FILES_PER_RELEASE) -> Path:
+    release = f"renderer_{number // 10:03}/{2020 + number % 10}.{number % 4}.{number % 7}{suffix}"
     path = Path(manifest_store.manifest_path(str(store), release))
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     tally = Tally()
     with gzip.GzipFile(path, "wb", 6, mtime=0) as stream:
-        for entry in _entries(release.encode(), number):
+        for entry in _entries(release.encode(), number + len(suffix), files):
             line = manifest.encode(entry)
             tally.add(entry)
             digest.update(line)
@@ -53,9 +61,9 @@ def _write_release(store: Path, number: int) -> Path:
     return path
 
 
-def _entries(release: bytes, seed: int) -> Iterator[Entry]:
+def _entries(release: bytes, seed: int, files: int) -> Iterator[Entry]:
     """Yield the entries of a typical release: packages of 25 files whose first is empty, with paths of 70 to 100 bytes."""
-    packages = FILES_PER_RELEASE // FILES_PER_DIRECTORY
+    packages = files // FILES_PER_DIRECTORY
     yield _directory(b"/", 3)
     yield _directory(b"/lib", 3)
     yield _directory(b"/lib/python3.11", 2 + packages // DIRECTORIES_PER_GROUP)

@@ -262,7 +262,8 @@ def test_a_failed_publish_leaves_complete_images_or_none(
         found = image_store.find(image)
         assert found is None or found.image is not None
         if found and found.image:
-            assert erofs_layer.file_digest(image) == found.image.digest
+            assert found.image.packed
+            assert erofs_layer.file_digest(f"{image}.gz") == found.image.packed.digest
         assert run("metadata_layer", **wanted)["image_digest"] == expected["image_digest"]
 
     expected = run("metadata_layer", **wanted)

@@ -73,7 +73,10 @@ PURE = {
         *("boot_entries", "detached_records", "image_names", "mount_plan", "option_rules", "options", "strategies"),
         "upper_rules",
     },
-    "layers": {"compose", "dump", "globs", "headerball", "layer_formats", "limits", "links", "merge", "ownership"},
+    "layers": {
+        *("compose", "deflating", "dump", "globs", "headerball", "image_delta", "image_records", "layer_formats"),
+        *("limits", "links", "merge", "ownership"),
+    },
     "views": {"generation_record", "layer_plan", "layer_spec", "linger", "retention", "view_paths"},
     "data_images": {"image_plan", "selection", "trace_results"},
     "finalize": {

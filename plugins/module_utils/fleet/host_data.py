@@ -269,7 +269,9 @@ def _install(host: HostData, image: LockedImage, progress: Progress) -> None:
     record = published.find_by_id(store, image.release, image.id, access)
     if record is None or record.digest != image.digest:
         raise OverlayError(f"{shown(published.release_directory(store, image.release))} has no data image {image.id}")
-    installing.install(store, record, host.view["state_dir"], progress, access, host.view["require_verity"])
+    installing.install(
+        store, record, host.view["state_dir"], progress, access, require_verity=host.view["require_verity"]
+    )
     host.installed[image.id] = record
 
 

@@ -255,6 +255,7 @@ def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought,
     layer = source.values_on_host(paths, finished, composition)
     for name in ("generation", "format", "format_reason", "strategy", "previous", "layer"):
         brought.values[name] = layer[name]
+    brought.values.update(source.copied)
     _discard(paths, left, run, brought)
     _warn_of_rights(view, layer, mounted, brought)
     _prune(view, paths, run, brought)

@@ -8,7 +8,9 @@ What a host has to do with a format, such as finding a program that builds it, i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import IMAGE_SUFFIX
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.strategies import DATA_ONLY, REDIRECT, TRUSTED
@@ -61,6 +63,24 @@ def published_format() -> LayerFormat:
 
 
 @dataclass(frozen=True)
+class StoredFile:
+    """A file of an image store."""
+
+    #: ``sha256:`` and the hexadecimal SHA-256 of the file.
+    digest: str
+    #: The length of the file in bytes.
+    bytes: int
+
+
+@dataclass(frozen=True)
+class StoredDelta(StoredFile):
+    """A file of an image store that makes an image from another one."""
+
+    #: The digest of the other image.
+    base: str
+
+
+@dataclass(frozen=True)
 class Image:
     """What is known about an image without reading it."""
 
@@ -70,3 +90,28 @@ class Image:
     bytes: int
     #: The name of the program that built it.
     builder: str
+    #: The compressed image in the image store. None if it is not compressed there, or if this is an image on a host.
+    packed: StoredFile | None = None
+    #: The deltas in the image store that make this image.
+    deltas: tuple[StoredDelta, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what is recorded. What is None or empty is left out, as earlier versions of the collection do not know it."""
+        fields: dict[str, Any] = {"digest": self.digest, "bytes": self.bytes, "builder": self.builder}
+        if self.packed:
+            fields["packed"] = asdict(self.packed)
+        if self.deltas:
+            fields["deltas"] = [asdict(delta) for delta in self.deltas]
+        return fields
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Image:
+        """Return the image that ``as_dict`` gave these fields."""
+        packed = fields.get("packed")
+        return cls(
+            fields["digest"],
+            fields["bytes"],
+            fields["builder"],
+            StoredFile(**packed) if packed else None,
+            tuple(StoredDelta(**delta) for delta in fields.get("deltas", ())),
+        )

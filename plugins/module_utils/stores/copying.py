@@ -19,6 +19,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.web_clie
 _CHUNK = 1 << 20
 
 
+class WrongDigestError(OverlayError):
+    """A file of a store does not have the recorded digest."""
+
+
 def bring(
     location: str,
     part: str,
@@ -26,19 +30,24 @@ def bring(
     digest: str,
     progress: Progress = no_progress,
     access: Access = SYSTEM,
-) -> None:
-    """Copy a file of a store to the path ``part``, whose directory exists. What is there already is taken as the begin of the file.
+) -> int:
+    """Copy a file of a store to the path ``part``, whose directory exists, and return how many bytes were read from the store.
+
+    What is at ``part`` already is taken as the begin of the file.
 
     The file must have ``size`` bytes and the digest ``digest``, which begins with ``sha256:``. No more than ``size`` bytes are written. A
     wrong copy is removed. It stays, to be continued, if the store cannot be read to its end. Raises OverlayError if the file has another
     size or digest, and what ``store_files.open_from`` raises.
     """
+    count = 0
     # What an earlier run has left may be damaged, or the file was replaced meanwhile, so everything is copied once more.
     for is_last in (False, True):
         is_fresh = not os.path.exists(part)
         try:
-            if _copied(location, part, size, progress, access) == digest:
-                return
+            found, copied = _copied(location, part, size, progress, access)
+            count += copied
+            if found == digest:
+                return count
         except ChangedError:
             if is_last:
                 raise
@@ -46,13 +55,13 @@ def bring(
         os.unlink(part)
         if is_fresh:
             break
-    raise OverlayError(
+    raise WrongDigestError(
         f"{shown(location)} does not have the recorded digest {digest}: nothing was installed; remove it from the store and make it again"
     )
 
 
-def _copied(location: str, part: str, size: int, progress: Progress, access: Access) -> str:
-    """Copy the missing part of a file, and return the digest of the whole copy."""
+def _copied(location: str, part: str, size: int, progress: Progress, access: Access) -> tuple[str, int]:
+    """Copy the missing part of a file, and return the digest of the whole copy and how many bytes were copied."""
     digest = hashlib.sha256()
     with open(files.open_or_make(part, 0o600), "a+b", buffering=0) as target:
         target.seek(0)
@@ -61,6 +70,7 @@ def _copied(location: str, part: str, size: int, progress: Progress, access: Acc
             digest.update(chunk)
             there += len(chunk)
             progress()
+        kept = there
         if there < size:
             with store_files.open_from(location, there, access, size) as source:
                 _check_size(location, source, size)
@@ -74,7 +84,7 @@ def _copied(location: str, part: str, size: int, progress: Progress, access: Acc
                     progress()
         os.fchmod(target.fileno(), 0o644)
         os.fsync(target.fileno())
-    return "sha256:" + digest.hexdigest()
+    return "sha256:" + digest.hexdigest(), there - kept
 
 
 def _check_size(location: str, source: store_files.Stream, size: int) -> None:

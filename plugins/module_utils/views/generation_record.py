@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import FORMATS, USER, Image
@@ -36,6 +36,7 @@ ID_LENGTH = 16
 LARGEST_RECORD = 1 << 26
 _MOST_RELEASES = 10_000
 _MOST_LINKS = 100_000
+_MOST_DELTAS = 100
 _MOST_MAPPED = 100_000
 _LONGEST_MODE = 1000
 
@@ -186,6 +187,7 @@ _OF_RIGHTS = {
     name: records.list_of(records.text(1 << 16), KEPT) if name.endswith("_paths") else _COUNT
     for name in Rights().as_dict()
 }
+_OF_FILE = {"digest": records.digest, "bytes": _COUNT}
 _OF_BUILD = {
     "generation": records.form(f"[0-9a-f]{{{ID_LENGTH}}}"),
     "digest": records.digest,
@@ -197,7 +199,13 @@ _OF_BUILD = {
     "bytes": _COUNT,
     "bytes_on_disk": _COUNT,
     "image": records.nullable(
-        records.fields({"digest": records.digest, "bytes": _COUNT, "builder": records.text(100)})
+        records.fields(
+            {"digest": records.digest, "bytes": _COUNT, "builder": records.text(100)},
+            {
+                "packed": records.fields(_OF_FILE),
+                "deltas": records.list_of(records.fields({**_OF_FILE, "base": records.digest}), _MOST_DELTAS, 1),
+            },
+        )
     ),
 }
 #: Every byte of a path in a message may be escaped, so such a path may be long.
@@ -228,7 +236,7 @@ def generation_to_json(generation: Generation) -> bytes:
         "entries": generation.entries.as_dict(),
         "bytes": generation.bytes,
         "bytes_on_disk": generation.bytes_on_disk,
-        "image": asdict(generation.image) if generation.image else None,
+        "image": generation.image.as_dict() if generation.image else None,
         "rights": generation.rights.as_dict(),
     }
     if generation.conflict_count:
@@ -284,7 +292,7 @@ def _checked_generation(fields: dict[str, Any]) -> Generation:
         bytes=fields["bytes"],
         bytes_on_disk=fields["bytes_on_disk"],
         composition=composition,
-        image=Image(**fields["image"]) if fields["image"] else None,
+        image=Image.from_dict(fields["image"]) if fields["image"] else None,
         conflicts=tuple(fields.get("conflicts", ())),
         conflict_count=fields.get("conflict_count", 0),
         rights=_rights(fields["rights"]),

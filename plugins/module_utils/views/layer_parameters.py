@@ -66,8 +66,8 @@ OPTIONS: dict[str, Any] = {
     "image_store": {"type": "path"},
     "image": {"type": "path"},
     "image_digest": {"type": "str"},
-    "require_verity": {"type": "bool", "default": False},
     "ca_path": {"type": "path"},
+    "require_verity": {"type": "bool", "default": False},
     "generation": {"type": "str"},
 }
 
@@ -153,6 +153,11 @@ def _manifest(release: Mapping[str, Any], store: _Store | None) -> tuple[str, st
     Raises OverlayError if the release is given without a store.
     """
     if release["manifest"] is not None:
+        if locations.is_address(release["manifest"]):
+            raise OverlayError(
+                f"manifest {locations.shown(release['manifest'])} is an address: give 'release' and 'digest' instead, and the"
+                " address of the manifests as 'store'"
+            )
         return str(release["manifest"]), None
     if store is None:
         raise OverlayError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import inode_space
@@ -78,6 +78,8 @@ class Source:
     compose: Callable[[], Composition] | None = None
     #: The path or address of its image in an image store; None if it does not come from there.
     image: str | None = None
+    #: The return values that say how the image was installed in this run. Empty if it was not.
+    copied: dict[str, Any] = field(default_factory=dict)
 
     @property
     def generation(self) -> str:
@@ -140,6 +142,7 @@ class Source:
             "layer": layer_path(paths.generation(self.directory), self.format),
             "previous": generation_of(previous) if previous else None,
             **({"image": self.image} if self.image else {}),
+            **self.copied,
         }
 
 
@@ -244,11 +247,13 @@ def from_image(image: str, generation: Generation, access: Access = SYSTEM, requ
     """Return the source of a generation that is installed from ``image``, a path or address in an image store."""
 
     def provide(paths: ViewPaths, progress: Progress) -> list[str]:
-        image_store.install(paths, image, generation, progress, access, require_verity)
-        return []
+        installed = image_store.install(paths, image, generation, progress, access, require_verity)
+        copied.update(installed_from=installed.installed_from, bytes_copied=installed.bytes_copied)
+        return list(installed.warnings)
 
+    copied: dict[str, Any] = {}
     source = _source_of(generation, InstallGeneration(generation.id, image), "the image was built elsewhere", provide)
-    return replace(source, image=image)
+    return replace(source, image=image, copied=copied)
 
 
 def _source_of(

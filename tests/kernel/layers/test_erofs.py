@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import random
 import re
@@ -149,11 +150,26 @@ class Published:
     digest: str
     paths: ViewPaths
 
+    @property
+    def packed(self) -> Path:
+        """The file in the store."""
+        return Path(f"{self.image}.gz")
+
+    @property
+    def packed_digest(self) -> str:
+        image = image_store.read(str(self.image), self.digest).image
+        assert image is not None
+        assert image.packed is not None
+        return image.packed.digest
+
     def install(self, **more: str) -> Generation:
         arguments = {"digest": self.digest, **more}
         generation = image_store.read(str(self.image), arguments["digest"])
         with view_state.locked(self.paths, 10):
-            return image_store.install(self.paths, str(self.image), generation)
+            installed = image_store.install(self.paths, str(self.image), generation)
+        assert installed.installed_from == "image"
+        assert installed.generation is not None
+        return installed.generation
 
 
 @pytest.fixture
@@ -169,11 +185,11 @@ def published(area: Path, tools: tuple[Placement, ...]) -> Published:
 
 def test_an_image_is_installed_unchanged(published: Published) -> None:
     assert sorted(path.name for path in published.image.parent.iterdir()) == sorted(
-        [published.image.name, f"{published.image.stem}.json"]
+        [published.packed.name, f"{published.image.stem}.json"]
     )
     generation = published.install()
     installed = Path(published.paths.generation(generation.directory)) / "layer.erofs"
-    assert installed.read_bytes() == published.image.read_bytes()
+    assert installed.read_bytes() == gzip.decompress(published.packed.read_bytes())
     assert view_state.read_generation(published.paths, generation.directory) == generation
     assert view_state.observe(published.paths).generations == {generation.directory}
     assert not os.path.lexists(published.paths.incoming)
@@ -181,9 +197,9 @@ def test_an_image_is_installed_unchanged(published: Published) -> None:
 
 @pytest.mark.parametrize("kept", ["half", "all", "damaged", "too much"])
 def test_an_interrupted_copy_continues(published: Published, kept: str) -> None:
-    content = published.image.read_bytes()
+    content = published.packed.read_bytes()
     half = len(content) // 2
-    part = Path(published.paths.incoming) / published.digest.partition(":")[2]
+    part = Path(published.paths.incoming) / published.packed_digest.partition(":")[2]
     part.parent.mkdir(parents=True, mode=0o700)
     for directory in (part.parent.parent.parent.parent, part.parent.parent.parent):
         directory.chmod(0o700)
@@ -192,28 +208,29 @@ def test_an_interrupted_copy_continues(published: Published, kept: str) -> None:
     (part.parent / "of another image").write_bytes(b"x")
     if kept == "half":
         # If the first half were read from the store again, its digest would be wrong.
-        with published.image.open("r+b") as stream:
+        with published.packed.open("r+b") as stream:
             stream.write(b"damage")
     generation = published.install()
-    assert (Path(published.paths.generation(generation.directory)) / "layer.erofs").read_bytes() == content
+    installed = Path(published.paths.generation(generation.directory)) / "layer.erofs"
+    assert installed.read_bytes() == gzip.decompress(content)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "longer", "no record", "no image", "other record"])
 def test_an_image_without_the_wanted_digest_or_a_part_is_refused(published: Published, damage: str) -> None:
-    content = bytearray(published.image.read_bytes())
+    content = bytearray(published.packed.read_bytes())
     record = published.image.with_suffix(".json")
     digest = published.digest
     if damage == "flipped":
         content[-1] ^= 1
-        published.image.write_bytes(content)
+        published.packed.write_bytes(content)
     elif damage == "truncated":
-        published.image.write_bytes(content[:-1])
+        published.packed.write_bytes(content[:-1])
     elif damage == "longer":
-        published.image.write_bytes(content + b"x")
+        published.packed.write_bytes(content + b"x")
     elif damage == "no record":
         record.unlink()
     elif damage == "no image":
-        published.image.unlink()
+        published.packed.unlink()
     else:
         digest = "sha256:" + "0" * 64
     with pytest.raises(OverlayError, match=re.escape(str(published.image))) as raised:
@@ -292,7 +309,7 @@ def test_an_image_that_one_host_built_is_installed_by_another(area: Path, tools:
     expected = module(area / "b", check=True, **wanted).ok
     installed = module(area / "b", **wanted).ok
     # Values that are known only once the generation exists.
-    later = {"entries", "bytes", "bytes_on_disk", "conflicts", "conflict_count"} | {
+    later = {"entries", "bytes", "bytes_on_disk", "bytes_copied", "conflicts", "conflict_count", "installed_from"} | {
         f"{name}{end}" for name in ("privileged", "stripped", "narrowed") for end in ("", "_paths")
     }
     assert {name: value for name, value in installed.items() if name not in later} == {

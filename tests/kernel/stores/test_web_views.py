@@ -140,14 +140,15 @@ def test_a_manifest_that_is_not_the_locked_one_is_refused(farm: Farm, server: Ng
 def test_an_image_that_is_not_the_locked_one_is_refused(farm: Farm, server: Nginx, damage: str) -> None:
     views = views_of(farm, server, farm.lock("usd/1", image_store=str(farm.store / ".images")))
     image = farm.store / ".images" / views[0]["image"].rpartition("/")[2]
-    content = bytearray(image.read_bytes())
+    packed = Path(f"{image}.gz")
+    content = bytearray(packed.read_bytes())
     if damage == "flipped":
         content[-1] ^= 1
-        image.write_bytes(content)
+        packed.write_bytes(content)
     elif damage == "truncated":
-        image.write_bytes(content[:-1])
+        packed.write_bytes(content[:-1])
     elif damage in ("no record", "no image"):
-        (image.with_suffix(".json") if damage == "no record" else image).unlink()
+        (image.with_suffix(".json") if damage == "no record" else packed).unlink()
     else:
         views = [{**view, "image_digest": "sha256:" + "0" * 64} for view in views]
     message = farm.bring(views).message
@@ -163,8 +164,8 @@ def test_a_full_disk_leaves_nothing(farm: Farm, server: Nginx) -> None:
         support.write(farm.root / "usd" / "2" / f"file {number}", b"x")
     scan_again(farm, "usd/2")
     locked = farm.lock("usd/2", image_store=str(farm.store / ".images"))
-    image = farm.store / ".images" / f"{locked[0]['generation']}.erofs"
-    assert image.stat().st_size > 1 << 18
+    record = json.loads((farm.store / ".images" / f"{locked[0]['generation']}.json").read_text())
+    assert record["image"]["bytes"] > 1 << 18
     state = farm.top / "state"
     state.mkdir()
     support.command("mount", "-t", "tmpfs", "-o", "mode=0700,size=128k", "tmpfs", state)
@@ -186,6 +187,8 @@ def test_without_digest_nothing_is_taken_from_an_address(farm: Farm, server: Ngi
         f"release usd/1: the digest of its manifest is not known, and {store} is an address, whose manifests are only taken by their"
         " digest: deploy with a lock, which has it"
     )
+    refused = support.module("metadata_layer", releases=[{"manifest": f"{store}/usd/1.dump.gz"}], **state).message
+    assert refused.startswith(f"manifest {store}/usd/1.dump.gz is an address: give 'release' and 'digest' instead")
     assert "required together" in support.module("metadata_layer", image=f"{store}/.images/x.erofs", **state).message
 
 

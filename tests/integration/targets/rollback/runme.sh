@@ -83,7 +83,7 @@ test ! -e "$place/two/state"
 run renderfarm.overlay.deploy --limit one,two
 recap one 2
 recap two 1
-test "$(find "$place/manifests/.images" -name '*.erofs' | wc -l)" = 2
+test "$(find "$place/manifests/.images" -name '*.erofs.gz' | wc -l)" = 2
 test "$(generation one)" = "$(generation two)"
 test "$(on two cat "$place/here/all/tool/1.0/name")" = tool/1.0
 first=$(generation one)
@@ -155,13 +155,13 @@ grep -q 'overlay_view: no host of this run has a view some; the views are all, p
 release tool/3.0
 run renderfarm.overlay.deploy --limit one
 third=$(generation one)
-printf altered | dd of="$place/manifests/.images/$third.erofs" bs=1 seek=2000 conv=notrunc
+printf altered | dd of="$place/manifests/.images/$third.erofs.gz" bs=1 seek=100 conv=notrunc
 run renderfarm.overlay.deploy --limit one,two && exit 1
-grep -q "$third.erofs does not have the" "$place/log"
+grep -q "$third.erofs.gz does not have the" "$place/log"
 test "$(generation two)" = "$second"
 test "$(shown two)" = '1.0 2.0'
 # After its removal, the same image is built again.
-rm "$place/manifests/.images/$third.erofs"
+rm "$place/manifests/.images/$third.erofs.gz"
 run renderfarm.overlay.deploy --limit one,two
 recap one 1
 recap two 1
@@ -170,4 +170,4 @@ test "$(generation two)" = "$third"
 run renderfarm.overlay.remove -e overlay_state=
 test ! -e "$place/two/all"
 test ! -e "$place/two/state/views/all"
-test -e "$place/manifests/.images/$third.erofs"
+test -e "$place/manifests/.images/$third.erofs.gz"
