@@ -13,6 +13,7 @@ in the old image, -1 for zeros, and its length, and then the difference.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,6 +41,8 @@ _MOST_SEGMENTS = 1 << 20
 _LEVELS = (6, 9)
 #: One record of the old image in so many can be found. The records before it are then compared backwards.
 _SAMPLED = 8
+#: An image of 1 GiB has half as many. A crafted one may have more, and the rest of it is not predicted.
+_MOST_RECORDS = 1 << 23
 #: Records between two signs of progress.
 _PROGRESS = 20_000
 
@@ -61,7 +64,7 @@ class _Records:
 
     def __init__(self, image: memoryview, progress: Callable[[], None]) -> None:
         self.offsets, self.ends, self.keys = array("Q"), array("Q"), array("I")
-        for offset, length, key in records(image):
+        for offset, length, key in itertools.islice(records(image), _MOST_RECORDS):
             self.offsets.append(offset)
             self.ends.append(min(len(image), offset + -(-length // SLOT) * SLOT))
             self.keys.append(key)
