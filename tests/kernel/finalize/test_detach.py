@@ -408,6 +408,28 @@ def test_a_program_that_runs_is_reported_and_nothing_is_detached(area: Path, sof
     detached(overlay)
 
 
+def test_a_file_whose_source_is_gone_is_reported_and_nothing_is_detached(area: Path, software: Path) -> None:
+    overlay = overlay_at(area / "overlay", software)
+    overlay.finalized()
+    (software / "tool/1.0/bin/tool").unlink()
+    result = overlay.finalize(detach=True, allow_unmount=True)
+    assert not result["detached"]
+    assert result["pending"] == [{"path": "tool/1.0/bin/tool", "reason": os.strerror(errno.EIO)}]
+
+
+def test_a_file_that_is_gone_from_the_data_layer_is_reported_and_nothing_is_detached(
+    area: Path, software: Path
+) -> None:
+    layer, _generation, _report = support.build(area / "state", [support.scanned(area / "store", software, "tool/1.0")])
+    overlay = overlay_at(area / "overlay", layer, data=(software,))
+    overlay.finalized()
+    (software / "tool/1.0/bin/tool").unlink()
+    result = overlay.finalize(detach=True, allow_unmount=True)
+    assert not result["detached"]
+    reason = "its content is gone from the lower layers"
+    assert result["pending"] == [{"path": "tool/1.0/bin/tool", "reason": reason}]
+
+
 def test_a_full_disk_leaves_an_overlay_that_goes_on(area: Path, software: Path) -> None:
     for number in range(8):
         support.write(software / f"tool/1.0/big-{number}", os.urandom(1 << 20))
