@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import pytest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import detaching
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel import fuse_server, support
 from ansible_collections.renderfarm.overlay.tests.kernel.writable import (
     METACOPY,
     REDIRECT,
@@ -183,6 +186,54 @@ def test_the_file_system_of_the_lower_layer_can_be_unmounted(area: Path, disk: P
         use(overlay.path)
     finally:
         support.command("mount", "-t", "tmpfs", "tmpfs", disk)
+
+
+def hangs(work: Callable[[], object], seconds: float) -> bool:
+    """Run ``work``, which must succeed, in another process; return whether it has not ended after ``seconds``."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        with contextlib.suppress(BaseException):
+            work()
+            status = 0
+        os._exit(status)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            assert status == 0
+            return False
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return True
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_a_server_that_hangs_keeps_nobody_waiting_once_the_overlay_is_detached(
+    area: Path, software: Path, detach: bool
+) -> None:
+    without_links(software)
+    support.write(software / "tool/1.0/version-again", b"one")
+    place = area / "served"
+    place.mkdir()
+    with fuse_server.served(software, place) as server:
+        overlay = overlay_at(area / "overlay", place, options=PLAIN)
+        before = everything(overlay.path)
+        if detach:
+            assert overlay.finalized(detach=True)["detached"]
+        else:
+            overlay.finalized(copy_content=True)
+        server.hang()
+        if detach:
+            assert not hangs(lambda: equal(everything(overlay.path), before), 20)
+            assert not hangs(lambda: use(overlay.path), 20)
+        else:
+            assert hangs(lambda: everything(overlay.path), 2)
+
+
+def equal(left: object, right: object) -> None:
+    assert left == right
 
 
 def test_without_detaching_the_lower_layer_is_reached(area: Path, disk: Path, software: Path) -> None:
