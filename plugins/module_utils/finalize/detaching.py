@@ -53,7 +53,7 @@ def check(overlay: Overlay) -> None:
 
 
 def make_empty_lower(overlay: Overlay) -> None:
-    """Make the empty directory, if it does not exist. Raises OverlayError if there is something in it."""
+    """Make the empty directory, if it does not exist. Raises OverlayError if it cannot be used."""
     parent, name = posixpath.split(empty_lower(overlay.upper))
     fd = beneath.open_layer(parent)
     try:
@@ -67,18 +67,17 @@ def make_empty_lower(overlay: Overlay) -> None:
 def _check_empty(overlay: Overlay) -> None:
     place = empty_lower(overlay.upper)
     parent, name = posixpath.split(place)
+    subject = f"{show(place)} is to be the lower layer of the overlay at {show(overlay.mount.path)}"
     fd = beneath.open_layer(parent)
     try:
         with beneath.opened(fd, name, same_mount=True) as inner:
+            status = os.fstat(inner)
+            if status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise OverlayError(f"{subject}, and others than root can write to it: remove it")
             if beneath.names(inner):
-                raise OverlayError(
-                    f"{show(place)} is to be the lower layer of the overlay at {show(overlay.mount.path)} and is not empty: move away what"
-                    " is in it"
-                )
+                raise OverlayError(f"{subject} and is not empty: move away what is in it")
     except NotADirectoryError:
-        raise OverlayError(
-            f"{show(place)} is to be the lower layer of the overlay at {show(overlay.mount.path)} and is no directory: move it away"
-        ) from None
+        raise OverlayError(f"{subject} and is no directory: move it away") from None
     finally:
         os.close(fd)
 
