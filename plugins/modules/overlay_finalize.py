@@ -141,8 +141,8 @@ options:
 notes:
   - In the upper layer, a sealed directory has the extended attributes C(trusted.overlay.opaque) and C(trusted.renderfarm-overlay.sealed),
     and the files in it have C(trusted.overlay.redirect).
-  - Anything that a run killed with O(detach) began is continued by the next run with O(detach). Until then the overlay reads as before. A
-    file whose content was being copied may have a wrong modification time.
+  - A run with O(detach) may be killed at any step. The overlay then reads as before, and the next run with O(detach) continues. Until
+    then, the file whose content was being copied may have a wrong modification time.
   - Later runs do not visit a directory that is not sealed and was moved into a sealed one. It goes on working.
   - In check mode, the module reads and compares everything that a run does. It cannot know which directories the kernel would seal, nor
     what would keep a directory from being sealed while the overlay is unmounted. It counts all directories that a run would try to seal.

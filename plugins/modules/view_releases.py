@@ -211,13 +211,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_path
 
 def main() -> None:
     required: dict[str, Any] = {"type": "str", "required": True}
-    patterns = {"type": "list", "elements": "str", "default": []}
+    globs = {"type": "list", "elements": "str", "default": []}
     release = {
         "release": required,
         "at": {"type": "str"},
         "source": {"type": "str"},
-        "include": patterns,
-        "exclude": patterns,
+        "include": globs,
+        "exclude": globs,
     }
     link = {"path": required, "target": required}
     runner.run(

@@ -242,10 +242,17 @@ class CopyUpWalk:
         """Copy the content of a file that the upper layer has without it."""
         if not detaching.lacks_content(self._overlay, here.stored, name):
             return
-        with beneath.held(here.shown, name) as held:
-            status = os.fstat(held)
-            self._carry_out(detaching.copy_content, held)
-            here.visit.completed[status.st_dev, status.st_ino] = status.st_size
+        try:
+            with beneath.held(here.shown, name) as held:
+                status = os.fstat(held)
+                self._carry_out(detaching.copy_content, held)
+        except FileNotFoundError:
+            # Either the file was removed during the visit, or what it is a copy of.
+            if beneath.has(here.stored, name):
+                reason = "its content is gone from the lower layers"
+                here.visit.pending.append(Pending(here.directory.child(name), reason))
+            return
+        here.visit.completed[status.st_dev, status.st_ino] = status.st_size
 
     def _stale_among(self, here: _Here, entries: Sequence[os.DirEntry[bytes]]) -> set[bytes]:
         """Return the names of those entries of the upper layer that are stale."""

@@ -7,7 +7,7 @@ While the overlay is in use, the content of each file is copied to the upper lay
 the kernel finds the lower file of each copy: it reads the attributes of that file whenever the copy is looked up or its status is read.
 The overlay is then mounted over an empty directory.
 
-Directories keep ``overlay.origin``: the kernel hides whiteouts in a directory that has it, also when there is nothing to hide any more.
+Directories keep ``overlay.origin``: the kernel lists the whiteouts of an opaque directory that does not have it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import live_setting
 
-_DETACH_AGAIN = "run this again"
+_AGAIN = "run this again"
 
 
 def check(overlay: Overlay) -> None:
@@ -53,7 +53,7 @@ def check(overlay: Overlay) -> None:
 
 
 def make_empty_lower(overlay: Overlay) -> None:
-    """Make the empty directory, if it does not exist. Raises OverlayError if there is something in it."""
+    """Make the empty directory, if it does not exist. Raises OverlayError if it cannot be used."""
     parent, name = posixpath.split(empty_lower(overlay.upper))
     fd = beneath.open_layer(parent)
     try:
@@ -67,18 +67,17 @@ def make_empty_lower(overlay: Overlay) -> None:
 def _check_empty(overlay: Overlay) -> None:
     place = empty_lower(overlay.upper)
     parent, name = posixpath.split(place)
+    subject = f"{show(place)} is to be the lower layer of the overlay at {show(overlay.mount.path)}"
     fd = beneath.open_layer(parent)
     try:
         with beneath.opened(fd, name, same_mount=True) as inner:
+            status = os.fstat(inner)
+            if status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise OverlayError(f"{subject}, and others than root can write to it: remove it")
             if beneath.names(inner):
-                raise OverlayError(
-                    f"{show(place)} is to be the lower layer of the overlay at {show(overlay.mount.path)} and is not empty: move away what"
-                    " is in it"
-                )
+                raise OverlayError(f"{subject} and is not empty: move away what is in it")
     except NotADirectoryError:
-        raise OverlayError(
-            f"{show(place)} is to be the lower layer of the overlay at {show(overlay.mount.path)} and is no directory: move it away"
-        ) from None
+        raise OverlayError(f"{subject} and is no directory: move it away") from None
     finally:
         os.close(fd)
 
@@ -147,10 +146,10 @@ def unready(overlay: Overlay, lowers: Lowers, workers: int, progress: Progress =
                 elif entry.is_file(follow_symlinks=False) and not {metacopy, note}.isdisjoint(
                     beneath.attribute_names_here(entry.name)
                 ):
-                    found.append(Pending(path, f"its content is not copied up: {_DETACH_AGAIN}"))
+                    found.append(Pending(path, f"its content is not copied up: {_AGAIN}"))
         if directory.lower is not None:
             missing = (lowers.names(directory.lower) or set()).difference(entry.name for entry in entries)
-            reason = f"it appeared in the lower layers during the run: {_DETACH_AGAIN}"
+            reason = f"it appeared in the lower layers during the run: {_AGAIN}"
             found += [Pending(directory.child(name), reason) for name in missing]
         return found, further
 

@@ -206,7 +206,8 @@ def _give_redirect(
     if target is None:
         if not has or not is_below or lowers.has(has):
             return []
-        # A file with several names keeps its redirect in the index. The names may have been moved in the lower layers since.
+        # The directory was renamed in the lower layers. The kernel still had the copy of the file, from the index or from memory, and gave
+        # it the new name.
         target, has = posixpath.join(directory.merged_with(), name), None
     # A copy that was renamed within its directory is looked up by its old name.
     if (has or not is_below) and not lowers.has(target):

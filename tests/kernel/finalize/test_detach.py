@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import pytest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import detaching
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel import fuse_server, support
 from ansible_collections.renderfarm.overlay.tests.kernel.writable import (
     METACOPY,
     REDIRECT,
@@ -183,6 +186,54 @@ def test_the_file_system_of_the_lower_layer_can_be_unmounted(area: Path, disk: P
         use(overlay.path)
     finally:
         support.command("mount", "-t", "tmpfs", "tmpfs", disk)
+
+
+def hangs(work: Callable[[], object], seconds: float) -> bool:
+    """Run ``work``, which must succeed, in another process; return whether it has not ended after ``seconds``."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        with contextlib.suppress(BaseException):
+            work()
+            status = 0
+        os._exit(status)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            assert status == 0
+            return False
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return True
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_a_server_that_hangs_keeps_nobody_waiting_once_the_overlay_is_detached(
+    area: Path, software: Path, detach: bool
+) -> None:
+    without_links(software)
+    support.write(software / "tool/1.0/version-again", b"one")
+    place = area / "served"
+    place.mkdir()
+    with fuse_server.served(software, place) as server:
+        overlay = overlay_at(area / "overlay", place, options=PLAIN)
+        before = everything(overlay.path)
+        if detach:
+            assert overlay.finalized(detach=True)["detached"]
+        else:
+            overlay.finalized(copy_content=True)
+        server.hang()
+        if detach:
+            assert not hangs(lambda: equal(everything(overlay.path), before), 20)
+            assert not hangs(lambda: use(overlay.path), 20)
+        else:
+            assert hangs(lambda: everything(overlay.path), 2)
+
+
+def equal(left: object, right: object) -> None:
+    assert left == right
 
 
 def test_without_detaching_the_lower_layer_is_reached(area: Path, disk: Path, software: Path) -> None:
@@ -408,6 +459,28 @@ def test_a_program_that_runs_is_reported_and_nothing_is_detached(area: Path, sof
     detached(overlay)
 
 
+def test_a_file_whose_source_is_gone_is_reported_and_nothing_is_detached(area: Path, software: Path) -> None:
+    overlay = overlay_at(area / "overlay", software)
+    overlay.finalized()
+    (software / "tool/1.0/bin/tool").unlink()
+    result = overlay.finalize(detach=True, allow_unmount=True)
+    assert not result["detached"]
+    assert result["pending"] == [{"path": "tool/1.0/bin/tool", "reason": os.strerror(errno.EIO)}]
+
+
+def test_a_file_that_is_gone_from_the_data_layer_is_reported_and_nothing_is_detached(
+    area: Path, software: Path
+) -> None:
+    layer, _generation, _report = support.build(area / "state", [support.scanned(area / "store", software, "tool/1.0")])
+    overlay = overlay_at(area / "overlay", layer, data=(software,))
+    overlay.finalized()
+    (software / "tool/1.0/bin/tool").unlink()
+    result = overlay.finalize(detach=True, allow_unmount=True)
+    assert not result["detached"]
+    reason = "its content is gone from the lower layers"
+    assert result["pending"] == [{"path": "tool/1.0/bin/tool", "reason": reason}]
+
+
 def test_a_full_disk_leaves_an_overlay_that_goes_on(area: Path, software: Path) -> None:
     for number in range(8):
         support.write(software / f"tool/1.0/big-{number}", os.urandom(1 << 20))
@@ -458,10 +531,13 @@ def test_something_in_the_way_of_the_empty_directory_is_refused(area: Path, soft
     place = overlay.area / "upper.detached"
     place.mkdir()
     (place / "something").write_bytes(b"")
-    for reason in ("is not empty", "is no directory"):
+    place.chmod(0o775)
+    for reason in ("others than root", "is not empty", "is no directory"):
         ran = support.module("overlay_finalize", path=str(overlay.path), detach=True, allow_unmount=True)
         assert reason in ran.message
         assert os.listdir(overlay.upper) == []
-        if place.is_dir():
+        if reason == "others than root":
+            place.chmod(0o755)
+        elif place.is_dir():
             shutil.rmtree(place)
             place.write_bytes(b"")

@@ -447,18 +447,21 @@ def test_a_deleted_release_is_reported_and_then_removed(overlay: Overlay, softwa
     assert (overlay.path / "tool/1.0/version").read_bytes() == b"again"
 
 
-def test_hard_links_of_a_release_that_was_renamed_on_the_server_lead_to_its_new_place(
+def test_files_of_a_release_that_was_renamed_in_the_lower_layer_lead_to_its_new_place(
     overlay: Overlay, software: Path
 ) -> None:
-    """The index keeps the copy of such a file, with the redirect to the old place."""
+    """The kernel finds the copy of such a file in the index or in memory, with the redirect to the old place."""
     overlay.finalized(merged_levels=1)
+    in_memory = (overlay.path / "tool/1.0/bin/tool").read_bytes()
     (software / "tool/1.0").rename(software / "tool/7.0")
     assert overlay.finalized(merged_levels=1, stale="remove")["removed"] == ["tool/1.0"]
     overlay.unmount()
     overlay.mount()
     assert sorted(os.listdir(overlay.path / "tool/7.0")) == ["bin", "latest", "version", "version-again"]
     assert (overlay.path / "tool/7.0/version").read_bytes() == b"one"
-    assert attribute(overlay.upper / "tool/7.0/version", REDIRECT) == b"/tool/7.0/version"
+    assert (overlay.path / "tool/7.0/bin/tool").read_bytes() == in_memory
+    for name in ("version", "bin/tool"):
+        assert attribute(overlay.upper / "tool/7.0" / name, REDIRECT) == os.fsencode(f"/tool/7.0/{name}")
 
 
 def test_files_that_users_made_in_a_deleted_release_are_kept(overlay: Overlay, software: Path) -> None:
