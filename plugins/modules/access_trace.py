@@ -177,7 +177,6 @@ output:
 
 import math
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
@@ -254,25 +253,10 @@ def _request(params: dict[str, Any]) -> TraceRequest:
     command = None
     if params["command"] is not None:
         environment = {str(name): str(value) for name, value in params["environment"].items()}
-        argv = _argv(params["command"])
+        argv = trace_task.words_of(params["command"])
         command = UserCommand(argv, params["user"], "user", path, environment, params["time_limit"])
     success = frozenset(params["exit_codes"])
     return TraceRequest(path, params["mode"] == "misses", command, params["duration"] or 0, params["store"], success)
-
-
-def _argv(command: Any) -> list[str]:
-    """Return the words of a command. Raises OverlayError if there are none."""
-    if isinstance(command, (list, tuple)):
-        argv = (
-            [] if any(isinstance(word, (list, tuple, Mapping)) for word in command) else [str(word) for word in command]
-        )
-    else:
-        argv = ["/bin/sh", "-c", str(command)] if str(command).strip() else []
-    if not argv:
-        raise OverlayError(
-            "command must be a text or a list of words, and is neither: give the program and its arguments"
-        )
-    return argv
 
 
 if __name__ == "__main__":

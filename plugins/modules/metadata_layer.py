@@ -146,6 +146,16 @@ options:
   image_digest:
     description: Digest that the image must have, as returned by the task that built it.
     type: str
+  require_verity:
+    description:
+      - Fail unless the layer is an image with fs-verity. The kernel then compares each block that it reads with a hash, so a bit that rots
+        on the disk gives an error (C(EIO)) and never a wrong byte.
+      - An image that is installed gets fs-verity wherever its file system has it, also without this option. These are btrfs, and ext4 and
+        f2fs with the feature C(verity) (C(tune2fs -O verity)).
+      - It is for layers that are installed with O(image), or that O(generation) makes current. It cannot be used for a layer that is built
+        on this host.
+    type: bool
+    default: false
   generation:
     description:
       - Makes a generation on this host the current one and builds nothing. This is the name of a generation, or V(previous) for the one

@@ -61,7 +61,7 @@ options:
   state:
     description:
       - V(present) makes sure that the manifest exists.
-      - V(absent) removes the manifest. The release is not changed.
+      - V(absent) removes the manifest, and the trace of M(renderfarm.overlay.access_trace) beside it. The release is not changed.
     type: str
     choices: [present, absent]
     default: present

@@ -153,6 +153,12 @@ options:
       image_digest:
         description: Digest that the image must have.
         type: str
+      require_verity:
+        description:
+          - Fail unless the layer is an image with fs-verity, as in M(renderfarm.overlay.metadata_layer).
+          - A data image that cannot have fs-verity is not installed.
+        type: bool
+        default: false
       generation:
         description: A generation on this host, or V(previous), instead of O(views[].releases).
         type: str

@@ -9,9 +9,11 @@ import subprocess
 from collections.abc import Sequence
 
 import calls
+import data_images
 import finalizing
 import fleet
 import removing
+import tracing
 from images import Comparison
 
 from ansible_collections.renderfarm.overlay.tests.kernel.soak import Found
@@ -92,6 +94,21 @@ class Report:
             *("files", "our peak", "bar", "peak of mkcomposefs", "image", "gzipped", "bar"),
         )
         self._switches = Table("Switching a mounted view", "between", "switches", "median", "longest", "bar")
+        self._tracing = Table(
+            "Tracing opens: processor time of a job in a view, with and without a listener (the least of all turns)",
+            *(
+                "job",
+                "opens",
+                "job",
+                "traced job",
+                "listener",
+                "more",
+                "bar",
+                "more for each open",
+                "wall time",
+                "traced",
+            ),
+        )
         self._finalize = Table(
             "Finalizing an overlay, and chown -R -h with ls -lR (medians, in seconds)",
             *("files", "upper layer on", "ours", "without sealing", "commands", "ratio", "bar"),
@@ -100,6 +117,10 @@ class Report:
         self._removing = Table(
             "Removing a view, and rm -rf of the same layer (medians, in seconds)",
             *("files", "file system", "in the module", "rm", "ratio", "range"),
+        )
+        self._data_images = Table(
+            "Building a data image and mkfs.erofs alone; installing it, and cp with sha256sum (medians, in seconds)",
+            *("", "files", "content", "image", "ours", "programs", "ratio", "range", "bar"),
         )
         self._calls = Table("One ad-hoc call of each module", "module", "wall time", "sent to the host")
         self._soak = Table(
@@ -206,6 +227,16 @@ class Report:
         cells = (what, str(count), f"{median * 1e3:.1f} ms", f"{longest * 1e3:.1f} ms")
         self._switches.add(*cells, self._bar(median, bar, "< {} s"))
 
+    def add_tracing(self, found: tracing.TracedJob, bar: float | None) -> None:
+        plain, traced = (found.best(traced) for traced in (False, True))
+        more = traced.own + traced.listener - plain.own
+        share = more / plain.own
+        self._tracing.add(
+            *(found.name, f"{found.opens:,}", f"{plain.own:.3f} s", f"{traced.own:.3f} s", f"{traced.listener:.3f} s"),
+            *(f"{share:.1%}", self._bar(share, bar, "< {:.0%}"), f"{more / found.opens * 1e6:.1f} us"),
+            *(f"{plain.wall:.3f} s", f"{traced.wall:.3f} s"),
+        )
+
     def add_finalize(self, found: finalizing.Comparison, ratio_bar: float | None, again_bar: float | None) -> None:
         ours, unsealed, commands, inside, again = map(
             statistics.median, (found.ours, found.unsealed, found.commands, found.inside, found.again)
@@ -223,6 +254,13 @@ class Report:
         spread = f"{min(ratios):.2f} - {max(ratios):.2f}"
         cells = (*(f"{seconds:.2f}" for seconds in medians), f"{statistics.median(ratios):.2f}", spread)
         self._removing.add(f"{found.files:,}", found.system, *cells)
+
+    def add_data_images(self, found: data_images.Comparison, bar: float) -> None:
+        ratio = statistics.median(found.ratios())
+        spread = f"{min(found.ratios()):.2f} - {max(found.ratios()):.2f}"
+        medians = (f"{statistics.median(seconds):.2f}" for seconds in (found.ours, found.alone))
+        sizes = (f"{found.files:,}", _megabytes(found.content), _megabytes(found.image))
+        self._data_images.add(found.what, *sizes, *medians, f"{ratio:.2f}", spread, self._bar(ratio, bar, "<= {:.2f}"))
 
     def add_calls(self, found: Sequence[calls.Call]) -> None:
         for call in found:
@@ -309,7 +347,8 @@ class Report:
         verdict = f"Bars not met: {self._missed}." if self._missed else "All bars are met."
         tables = (
             *(self._compared, self._memory, self._images, self._growth, self._sizes),
-            *(self._second, self._switches, self._finalize, self._removing, self._calls, self._soak),
+            *(self._second, self._switches, self._tracing, self._finalize, self._removing, self._data_images),
+            *(self._calls, self._soak),
             *(self._fleet, self._fleet_ratios, self._fleet_growth, self._batches, self._many, self._speed),
         )
         verdict = "\n".join((*self._soak_said, verdict))

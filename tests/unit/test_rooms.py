@@ -71,9 +71,8 @@ PURE = {
         "upper_rules",
     },
     "layers": {"compose", "dump", "globs", "headerball", "layer_formats", "limits", "links", "merge", "ownership"},
-    "data_images": {"trace_results"},
     "views": {"generation_record", "layer_plan", "layer_spec", "linger", "retention", "view_paths"},
-    "data_images": {"image_plan", "selection"},
+    "data_images": {"image_plan", "selection", "trace_results"},
     "finalize": {
         *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
     },

@@ -34,8 +34,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.rel
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.selection import (
     ChosenFile,
-    Heat,
     FilesLeftOut,
+    Heat,
     Limits,
     Selection,
 )

@@ -57,7 +57,7 @@ def check(layer: bytes, data: Mapping[bytes, bytes], namespace: str, seconds: fl
 
 def _coverage(top: bytes, places: Mapping[bytes, bytes], redirect: str, progress: Progress) -> Coverage:
     files = missing = 0
-    problems = []
+    problems: list[str] = []
     for path, size in _files_with_content(top, progress):
         files += 1
         problem = _problem(path, size, places, redirect)

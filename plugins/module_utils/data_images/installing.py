@@ -83,18 +83,26 @@ def _installed(state_dir: str, image_id: str) -> DataImage | None:
     return image if os.stat(path).st_size == image.bytes_on_disk else None
 
 
-def install(image_store: str, image: DataImage, state_dir: str, progress: Progress = no_progress) -> None:
+def install(
+    image_store: str,
+    image: DataImage,
+    state_dir: str,
+    progress: Progress = no_progress,
+    require_verity: bool = False,
+) -> None:
     """Copy a data image to this host, unless it is installed.
 
-    An interrupted copy continues where it ended, but a copy that did not fit on the disk is removed. Raises OverlayError if the copy does
-    not have the recorded digest, and OSError if there is no room.
+    An interrupted copy continues where it ended, but a copy that did not fit on the disk is removed. The image gets fs-verity where the
+    file system has it. Raises OverlayError if the copy does not have the recorded digest, or if ``require_verity`` is not possible, and
+    OSError if there is no room.
     """
     trust.check_state_dir(state_dir)
     place = data_directory(state_dir)
     files.make_directories(place, 0o700)
     trust.check_own(place, stat.S_IFDIR)
     with locked(place, progress):
-        if _installed(state_dir, image.id) is not None:
+        path = data_image_path(state_dir, image.id)
+        if _installed(state_dir, image.id) is not None and (not require_verity or files.has_verity(path)):
             # It counts as young again, so that a run that prunes does not remove it before it is mounted.
             os.utime(record_path(state_dir, image.id))
             return
@@ -102,14 +110,15 @@ def install(image_store: str, image: DataImage, state_dir: str, progress: Progre
         part = os.path.join(incoming, image.digest.partition(":")[2])
         try:
             copying.bring(published.image_path(image_store, image), part, image.digest, progress)
-            os.rename(part, data_image_path(state_dir, image.id))
+            files.enable_verity(part, require_verity)
+            os.rename(part, path)
             with files.written_aside(record_path(state_dir, image.id), 0o600) as stream:
                 stream.write(data_image_record.data_image_to_json(image))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                for path in (part, data_image_path(state_dir, image.id)):
+                for leftover in (part, *(() if os.path.exists(record_path(state_dir, image.id)) else (path,))):
                     with contextlib.suppress(FileNotFoundError):
-                        os.unlink(path)
+                        os.unlink(leftover)
             raise
 
 

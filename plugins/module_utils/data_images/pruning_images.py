@@ -37,7 +37,7 @@ _SUFFIXES = (published.SUFFIX, published.RECORD_SUFFIX)
 
 
 @dataclass(frozen=True)
-class RemoveDataImage(Action):
+class RemoveInstalledImage(Action):
     """Remove a data image and its record from this host."""
 
     id: str
@@ -73,14 +73,14 @@ class DataImagePruning:
         """The actions, without those that turned out to be impossible."""
         return (
             *(RemoveDataRemains(path) for path in self.remains),
-            *(RemoveDataImage(image.id, image.release) for image in self.removed.values()),
+            *(RemoveInstalledImage(image.id, image.release) for image in self.removed.values()),
         )
 
     def handlers(self, progress: Progress) -> Handlers:
         """Return what carries out the plan, and corrects it for everything that cannot be removed."""
         reasons: dict[str, list[str]] | None = None
 
-        def remove_image(action: RemoveDataImage) -> None:
+        def remove_image(action: RemoveInstalledImage) -> None:
             nonlocal reasons
             if reasons is None:
                 # All at once, since it takes a while to find what is in use.
@@ -97,7 +97,7 @@ class DataImagePruning:
             files.remove(action.path, progress)
             _remove_empty(_removing(self.state_dir))
 
-        return {RemoveDataImage: remove_image, RemoveDataRemains: remove}
+        return {RemoveInstalledImage: remove_image, RemoveDataRemains: remove}
 
     def removed_values(self) -> list[dict[str, Any]]:
         """Return the return values that describe the removed images."""

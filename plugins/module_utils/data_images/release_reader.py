@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
@@ -14,11 +13,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent import futures
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import selection
 from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.selection import ChosenFile
-from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.staging import Staging
+from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.staging import LastDirectory, Staging
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, files, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 
@@ -62,6 +62,17 @@ class Bandwidth:
         return _CHUNK if self._limit is None else max(1, min(_CHUNK, self._limit // 5))
 
 
+@dataclass(frozen=True)
+class _Thread:
+    """What each thread has for itself."""
+
+    #: The name of its incoming file.
+    name: str
+    #: Directories of the release, and of the staging directory.
+    sources: LastDirectory
+    targets: LastDirectory
+
+
 class ReleaseReader:
     """Read files of one release with several threads."""
 
@@ -102,16 +113,26 @@ class ReleaseReader:
 
     def _work(self, name: str) -> None:
         """Read files until none is waiting. ``name`` is that of this thread."""
-        with contextlib.suppress(_StoppedError):
+        thread = _Thread(
+            name,
+            LastDirectory(self._release_fd, same_mount=True),
+            LastDirectory(self._staging.release_fd, same_mount=True),
+        )
+        try:
             while True:
                 with self._lock:
                     file = next(self._waiting, None)
                 if file is None:
                     return
                 try:
-                    self.digests[file.path] = self._staged_digest(file) or self._copied_digest(file, name)
+                    self.digests[file.path] = self._staged_digest(file) or self._copied_digest(file, thread)
                 except _LeftOutError as error:
                     self.left_out.append((str(error), file.path))
+        except _StoppedError:
+            return
+        finally:
+            thread.sources.close()
+            thread.targets.close()
 
     def _staged_digest(self, file: ChosenFile) -> bytes | None:
         """Return the SHA-256 of the complete copy of a file that an earlier run has left; None if there is none."""
@@ -122,21 +143,25 @@ class ReleaseReader:
             digest = self._digest(stream, None)
         return digest if file.sha256 in (None, digest) else None
 
-    def _copied_digest(self, file: ChosenFile, name: str) -> bytes:
+    def _copied_digest(self, file: ChosenFile, thread: _Thread) -> bytes:
         """Copy a file, and return its SHA-256. Raises _LeftOutError if the file is not as the manifest says."""
-        with open(self._opened(file), "rb", buffering=0) as source, self._staging.incoming(name) as target:
+        with (
+            open(self._opened(file, thread.sources), "rb", buffering=0) as source,
+            self._staging.incoming(thread.name) as target,
+        ):
             self._compare(file, source)
             digest = self._digest(source, target)
             # Attributes may be cached for an hour, so the server is asked, after the content was read.
             self._compare(file, source, fresh=True)
             if os.fstat(target.fileno()).st_size != file.size or file.sha256 not in (None, digest):
                 raise _LeftOutError(selection.CHANGED)
-            self._staging.keep(name, target, file)
+            self._staging.keep(thread.name, target, file, thread.targets)
         return digest
 
-    def _opened(self, file: ChosenFile) -> int:
+    def _opened(self, file: ChosenFile, directories: LastDirectory) -> int:
+        directory, base = os.path.split(file.path)
         try:
-            return beneath.open_at(self._release_fd, file.path, _FLAGS, same_mount=True)
+            return beneath.open_at(directories.open(directory), base, _FLAGS, same_mount=True)
         except OSError as error:
             if error.errno in _GONE:
                 raise _LeftOutError(selection.MISSING) from None

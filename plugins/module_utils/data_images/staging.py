@@ -30,6 +30,28 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _LONGEST_ID = 64
 
 
+class LastDirectory:
+    """Open directories of a tree one after the other, and keep the last one open: most files are in the directory of the file before."""
+
+    def __init__(self, top: int, same_mount: bool) -> None:
+        self._top = top
+        self._same_mount = same_mount
+        self._last: tuple[bytes, int] | None = None
+
+    def open(self, path: bytes) -> int:
+        """Return a descriptor of a directory, which is valid until the next call. Raises OSError as ``beneath.open_at`` does."""
+        if self._last is None or self._last[0] != path:
+            self.close()
+            self._last = path, beneath.open_at(self._top, path, same_mount=self._same_mount)
+        return self._last[1]
+
+    def close(self) -> None:
+        """Close the directory that is open."""
+        if self._last is not None:
+            os.close(self._last[1])
+            self._last = None
+
+
 class Staging:
     """A staging directory. Only root can enter it, so paths in it are safe."""
 
@@ -40,35 +62,41 @@ class Staging:
         #: The directory with the files at their paths on the software root.
         self.tree = os.path.join(path, _TREE)
         self._incoming = os.path.join(path, _INCOMING)
-        self._open()
+        #: Whether an earlier run may have left files. Asking for each file takes time.
+        self._is_resumed = self._open()
         release = os.path.join(os.fsencode(self.tree), source)
         files.make_directories(release, 0o755)
-        self._release_fd = os.open(release, syscalls.LIST_DIRECTORY)
+        #: The open directory of the release in the tree.
+        self.release_fd = os.open(release, syscalls.LIST_DIRECTORY)
 
-    def _open(self) -> None:
+    def _open(self) -> bool:
+        """Make the directory unless it is usable, and return whether it was."""
         boot, now = os.path.join(self.path, _BOOT), record_files.read(_BOOT_ID, _LONGEST_ID)
         if os.path.isdir(self.path):
             with contextlib.suppress(FileNotFoundError):
                 if record_files.read(boot, _LONGEST_ID) == now:
-                    return
+                    return True
             files.remove_tree(self.path)
         files.make_directories(self.path, 0o700)
         files.make_directories(self._incoming, 0o755)
         with files.written_aside(boot, 0o600) as aside:
             aside.write(now)
+        return False
 
     def close(self) -> None:
         """Close the directory. What is in it stays."""
-        os.close(self._release_fd)
+        os.close(self.release_fd)
 
     def remove(self, progress: Progress = no_progress) -> None:
         """Remove the staging directory with everything in it."""
         files.remove_tree(self.path, progress)
 
     def find(self, file: ChosenFile) -> int | None:
-        """Return a descriptor of the complete copy of a file; None if there is none."""
+        """Return a descriptor of the complete copy of a file that an earlier run has left; None if there is none."""
+        if not self._is_resumed:
+            return None
         try:
-            fd = beneath.open_at(self._release_fd, file.path, os.O_RDONLY | os.O_NOFOLLOW)
+            fd = beneath.open_at(self.release_fd, file.path, os.O_RDONLY | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
         status = os.fstat(fd)
@@ -78,7 +106,7 @@ class Staging:
         return None
 
     def has(self, file: ChosenFile) -> bool:
-        """Return whether there is a complete copy of a file."""
+        """Return whether an earlier run has left the complete copy of a file."""
         fd = self.find(file)
         if fd is not None:
             os.close(fd)
@@ -87,31 +115,34 @@ class Staging:
     def prepare(self, chosen: Sequence[ChosenFile], progress: Progress = no_progress) -> None:
         """Make the directories of the tree. This sets the umask of the process, so threads may not do it."""
         for directory in sorted({os.path.dirname(name) for file in chosen for name in file.names}):
-            os.close(beneath.make_directories(self._release_fd, directory))
+            os.close(beneath.make_directories(self.release_fd, directory))
             progress()
 
     def incoming(self, name: str) -> BinaryIO:
         """Return a new file to write, without a name in the tree. ``name`` is one that only the caller uses."""
-        path = os.path.join(self._incoming, name)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        return open(files.open_or_make(path, 0o600), "r+b", buffering=0)
+        fd = files.open_or_make(os.path.join(self._incoming, name), 0o600)
+        # Truncating an empty file takes as long as making it.
+        if os.fstat(fd).st_size:
+            os.ftruncate(fd, 0)
+        return open(fd, "r+b", buffering=0)
 
-    def keep(self, name: str, stream: BinaryIO, file: ChosenFile) -> None:
-        """Give the complete copy of a file, written to ``incoming(name)``, its name in the tree."""
+    def keep(self, name: str, stream: BinaryIO, file: ChosenFile, directories: LastDirectory) -> None:
+        """Give the complete copy of a file, written to ``incoming(name)``, its name in the tree.
+
+        ``directories`` is that of the calling thread, within ``release_fd``.
+        """
         os.fchmod(stream.fileno(), _FILE_MODE)
         beneath.set_times(stream.fileno(), file.mtime_ns)
         directory, base = os.path.split(file.path)
-        with beneath.opened(self._release_fd, directory) as to:
-            os.rename(os.path.join(self._incoming, name), base, dst_dir_fd=to)
+        os.rename(os.path.join(self._incoming, name), base, dst_dir_fd=directories.open(directory))
 
     def _link(self, first: bytes, name: bytes) -> None:
         """Make ``name`` another name of the file at ``first``, both relative to the release. Raises OSError: EMLINK if it has too many."""
         from_directory, from_base = os.path.split(first)
         to_directory, base = os.path.split(name)
         with (
-            beneath.opened(self._release_fd, from_directory) as source,
-            beneath.opened(self._release_fd, to_directory) as to,
+            beneath.opened(self.release_fd, from_directory) as source,
+            beneath.opened(self.release_fd, to_directory) as to,
         ):
             if not beneath.has(to, base):
                 os.link(from_base, base, src_dir_fd=source, dst_dir_fd=to)
@@ -129,7 +160,8 @@ class Staging:
         of the metadata layer.
         """
         names = {name for file in kept for name in file.names}
-        self._remove_others(names, progress)
+        if self._is_resumed:
+            self._remove_others(names, progress)
         firsts: dict[bytes, bytes] = {}
         for file in kept:
             content = digests[file.path]
@@ -152,7 +184,7 @@ class Staging:
         while waiting:
             directory = waiting.pop()
             progress()
-            with beneath.opened(self._release_fd, directory) as fd:
+            with beneath.opened(self.release_fd, directory) as fd:
                 for item in beneath.entries(fd):
                     path = os.path.join(directory, item.name)
                     if not item.is_dir(follow_symlinks=False):
@@ -168,7 +200,7 @@ class Staging:
     def _fix_times(self, names: set[bytes], progress: Progress) -> None:
         """Give the directories of the tree a fixed mtime: images of equal files have equal bytes."""
         for directory in _directories_of(names):
-            with beneath.opened(self._release_fd, directory) as fd:
+            with beneath.opened(self.release_fd, directory) as fd:
                 beneath.set_times(fd, 0)
             progress()
         here = os.path.join(os.fsencode(self.tree), self._source)

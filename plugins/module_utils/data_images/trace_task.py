@@ -87,6 +87,21 @@ class Traced:
         }
 
 
+def words_of(command: Any) -> list[str]:
+    """Return the words of a command, given as a text for the shell or as a list of words. Raises OverlayError if there are none."""
+    if isinstance(command, (list, tuple)):
+        argv = (
+            [] if any(isinstance(word, (list, tuple, Mapping)) for word in command) else [str(word) for word in command]
+        )
+    else:
+        argv = ["/bin/sh", "-c", str(command)] if str(command).strip() else []
+    if not argv:
+        raise OverlayError(
+            "command must be a text or a list of words, and is neither: give the program and its arguments"
+        )
+    return argv
+
+
 def observe(request: TraceRequest) -> tuple[TracedView, dict[str, ManifestRecord]]:
     """Return the view that is to be traced, and the records of those of its manifests that the store has.
 

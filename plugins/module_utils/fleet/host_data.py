@@ -27,6 +27,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.data_choi
     LockedImage,
     Space,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action, Handlers, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
@@ -121,7 +122,7 @@ def prepare(view: Mapping[str, Any], source: Source) -> HostData:
     """
     if view["data_images"] == data_choice.NONE:
         return HostData(view, (), DataChoice(), {})
-    there = installing.installed(view["state_dir"])
+    there = _installed(view)
     images, left_out = _images(view, source, there)
     wanted, too_many = data_choice.as_layers(images, there, _LOWER_LAYERS + len(view["data"]))
     left_out.update({image.release: f"an overlay has at most {MOST_LAYERS} layers" for image in too_many})
@@ -132,6 +133,16 @@ def prepare(view: Mapping[str, Any], source: Source) -> HostData:
         image.id: there[image.id] for image in wanted if image.id in there and not choice.reason(image)
     }
     return HostData(view, wanted, choice, installed, left_out)
+
+
+def _installed(view: Mapping[str, Any]) -> dict[str, DataImage]:
+    """Return the installed images that a view can be mounted with, by ID."""
+    state_dir = view["state_dir"]
+    return {
+        image_id: image
+        for image_id, image in installing.installed(state_dir).items()
+        if not view["require_verity"] or files.has_verity(installing.data_image_path(state_dir, image_id))
+    }
 
 
 def _images(
@@ -262,7 +273,7 @@ def _install(host: HostData, image: LockedImage, progress: Progress) -> None:
     record = published.find_by_id(store, image.release, image.id)
     if record is None or record.digest != image.digest:
         raise OverlayError(f"{published.release_directory(store, image.release)} has no data image {image.id}")
-    installing.install(store, record, host.view["state_dir"], progress)
+    installing.install(store, record, host.view["state_dir"], progress, host.view["require_verity"])
     host.installed[image.id] = record
 
 
@@ -278,12 +289,8 @@ def _locked(view: Mapping[str, Any]) -> list[LockedImage]:
 
 def _shares(view: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether another view of the run has data images in the same state directory."""
-    return (
-        other["name"] != view["name"]
-        and other["state_dir"] == view["state_dir"]
-        and other["state"] == "mounted"
-        and other["data_images"] != data_choice.NONE
-    )
+    has_images = other["state"] == "mounted" and other["data_images"] != data_choice.NONE
+    return bool(has_images and other["name"] != view["name"] and other["state_dir"] == view["state_dir"])
 
 
 def _of_releases(

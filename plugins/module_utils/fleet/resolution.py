@@ -197,7 +197,7 @@ _OF_HOST = (
         "inner_mounts",
         "persist",
     ),
-    *("writable", "scratch_size", "discard_changes"),
+    *("writable", "scratch_size", "discard_changes", "require_verity"),
     *("keep", "min_age", "state_dir", "health_check", "health_timeout", "health_user"),
 )
 #: The keys that a host needs besides them if the view has data images.

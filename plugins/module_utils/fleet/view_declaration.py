@@ -145,6 +145,8 @@ def _contradictions(view: Mapping[str, Any]) -> Iterator[str]:
             yield "releases and query are both given: give one of them"
     if view["build"] == "central" and view["format"] == "directory":
         yield "build: central builds images, so format: directory cannot be: leave out one of them"
+    if view["require_verity"] and view["build"] == "local":
+        yield "require_verity is for images, and build: local builds layers on each host: set build: central, or leave it out"
     if view["strategy"] == "redirect" and (view["build"] == "central" or view["format"] == "erofs"):
         yield "strategy: redirect cannot have images: set build: local, and format: directory or auto"
     if view["strategy"] == "redirect" and view["xattr_namespace"] != "trusted":
@@ -436,6 +438,7 @@ KEYS: dict[str, Key] = {
     "writable": Key(_one_of("none", "scratch", "upper"), "none"),
     "scratch_size": Key(_size, "2G"),
     "discard_changes": Key(_boolean, False),
+    "require_verity": Key(_boolean, False),
     "data_images": Key(_one_of("none", "trace", "everything", "only"), "none"),
     "data_budget": Key(_bytes, 0),
     "data_keep_free": Key(_keep_free, "5%"),

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import resource
 import secrets
 import shutil
 import stat
+import struct
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,15 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 
 _LOCK_POLL_SECONDS = 0.1
+
+#: linux/fsverity.h: FS_IOC_ENABLE_VERITY, and struct fsverity_enable_arg with version 1, SHA-256 and blocks of 4096 bytes.
+_ENABLE_VERITY = 0x40806685
+_VERITY_ARGUMENT = struct.pack("=4I112x", 1, 1, 4096, 0)
+#: linux/fs.h: FS_IOC_GETFLAGS, and the flag of a file with fs-verity.
+_GET_FLAGS = 0x80086601
+_VERITY_FLAG = 0x00100000
+#: Errors of a file system or kernel without fs-verity.
+_NO_VERITY = frozenset((errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL))
 
 #: Prefix of the name of a file that is being written. Nothing refers to such a name.
 ASIDE_PREFIX = ".new-"
@@ -320,6 +331,44 @@ def _made_or_listed(parent: int, name: str, mode: int | None) -> int:
     if made:
         os.fchmod(fd, (mode or 0) | os.fstat(fd).st_mode & stat.S_ISGID)
     return fd
+
+
+def has_verity(path: str) -> bool:
+    """Return whether a file has fs-verity. The kernel then compares what it reads with hashes, and a wrong byte is an error (EIO)."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        flags: bytes = fcntl.ioctl(fd, _GET_FLAGS, bytes(8))
+    except OSError as error:
+        if error.errno in _NO_VERITY:
+            return False
+        raise
+    finally:
+        os.close(fd)
+    return bool(struct.unpack("=I4x", flags)[0] & _VERITY_FLAG)
+
+
+def enable_verity(path: str, required: bool) -> bool:
+    """Give a file fs-verity if its file system has it, and return whether the file has it now. Its content cannot change afterwards.
+
+    The file may not be open for writing. Raises OverlayError if fs-verity is ``required`` and the file system or the kernel lacks it.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _ENABLE_VERITY, _VERITY_ARGUMENT)
+    except FileExistsError:
+        return True
+    except OSError as error:
+        if error.errno not in _NO_VERITY:
+            raise OSError(error.errno, error.strerror, path) from None
+        if required:
+            raise OverlayError(
+                f"{show(os.fsencode(path))} cannot have fs-verity, which require_verity asks for: {error.strerror}. The kernel needs"
+                " CONFIG_FS_VERITY, and the file system has to be btrfs, or ext4 or f2fs with the feature verity (tune2fs -O verity)"
+            ) from None
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def sync_directory(path: str) -> None:

@@ -46,6 +46,10 @@ WANTED_BY = "remote-fs.target"
 #: The layer name of a data image that was installed on the host.
 _INSTALLED = re.compile(rb"/data/[0-9a-f]{16}\Z")
 
+#: The dependencies of a unit that needs no network. Those by default would order it after the network, or before all local file systems,
+#: which the disk with its layers may not be one of.
+_ALONE = (b"DefaultDependencies=no", b"Conflicts=umount.target", b"Before=umount.target")
+
 #: The most bytes of an option of fsconfig(2), of all options of mount(2), and of a file name. mount(8) uses fsconfig(2) from util-linux
 #: 2.39 on.
 _LONGEST_VALUE = 255
@@ -158,16 +162,20 @@ def desired_units(spec: MountSpec, append: bool, any_length: bool = False) -> tu
     _check_outlives_boot(spec)
     for path in (spec.path, *spec.lower, *spec.data, *spec.images, *spec.kept):
         _check_for_unit(path)
+    alone = _stands_alone(spec)
+    netdev = [] if alone else [b"_netdev"]
     found = []
     for image in spec.images:
-        text = _unit(_IMAGE + image, image, without_suffix(image), b"erofs", b"ro,_netdev", [image])
+        text = _unit(
+            _IMAGE + image, image, without_suffix(image), b"erofs", b",".join((b"ro", *netdev)), [image], alone=alone
+        )
         found.append(Unit(unit_name(without_suffix(image)), text, False))
     notes = b"\n".join((_VIEW + spec.path, *(_IMAGE + image for image in spec.images)))
-    options = mount_options(spec, append, [b"_netdev"], any_length)
+    options = mount_options(spec, append, netdev, any_length)
     requires = [*spec.lower, *spec.data, *spec.kept]
     whole = whole_of(spec)
     if whole is None:
-        text = _unit(notes, b"overlay", spec.path, b"overlay", options, requires, wanted=True)
+        text = _unit(notes, b"overlay", spec.path, b"overlay", options, requires, wanted=True, alone=alone)
     else:
         found.append(
             Unit(unit_name(whole), _unit(_WHOLE + whole, b"overlay", whole, b"overlay", options, requires), False)
@@ -178,6 +186,11 @@ def desired_units(spec: MountSpec, append: bool, any_length: bool = False) -> tu
     return (*found, Unit(unit_name(spec.path), text, True))
 
 
+def _stands_alone(spec: MountSpec) -> bool:
+    """Return whether an overlay has the content of all its files in images, so that it needs no software root and no network."""
+    return bool(spec.data) and len(spec.data_images) == len(spec.data)
+
+
 def _unit(
     notes: bytes,
     what: bytes,
@@ -186,6 +199,7 @@ def _unit(
     options: bytes,
     requires: Sequence[bytes],
     wanted: bool = False,
+    alone: bool = False,
 ) -> bytes:
     # systemd splits lists at spaces, and interprets quotes and backslashes in them. It takes other values as they are. In all values a
     # percent sign starts a specifier (systemd.syntax(7), systemd.unit(5)).
@@ -196,6 +210,8 @@ def _unit(
         b"[Unit]",
         (b"Description=Overlay at " if wanted else b"Description=Layer ") + _percent(where),
         b"RequiresMountsFor=" + _percent(listed),
+        *(_ALONE if alone else ()),
+        *((b"Before=" + WANTED_BY.encode(),) if alone and wanted else ()),
         b"",
         b"[Mount]",
         b"What=" + _percent(what),

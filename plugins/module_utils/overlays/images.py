@@ -102,7 +102,7 @@ def mounts_well_from_file(image: int, place: bytes) -> bool:
         # Relative paths need no escapes, and are short.
         os.chdir(place)
         for name in (b"image", b"empty", b"once", b"twice"):
-            os.mkdir(name)
+            make_directories(name, 0o755)
         syscalls.move_mount(mount, b"image")
         for lower, name in ((b"image:empty", b"once"), (b"once:empty", b"twice")):
             syscalls.mount(b"overlay", name, b"overlay", syscalls.MS_RDONLY, b"lowerdir=" + lower)

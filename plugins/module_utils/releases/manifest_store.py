@@ -124,6 +124,13 @@ def remains(manifest_file: str) -> bool:
     return os.path.lexists(manifest_file) or os.path.lexists(record_path(manifest_file))
 
 
+def trace_of(manifest_file: str) -> str | None:
+    """Return the path of the trace beside a manifest, whether or not it exists; None if it is the record of another release there."""
+    base = manifest_file[: -len(SUFFIX)]
+    is_record = os.path.lexists(base + TRACE_SUFFIX[: -len(RECORD_SUFFIX)] + SUFFIX)
+    return None if is_record else base + TRACE_SUFFIX
+
+
 def find_manifests(store: str, pattern: Pattern, progress: Progress = no_progress) -> Iterator[Release]:
     """Yield the releases that match ``pattern`` and have a manifest in the store.
 

@@ -32,6 +32,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.manife
     entries,
     manifest_path,
     record_path,
+    trace_of,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.scan import Scan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.scan_report import ScanReport
@@ -168,15 +169,20 @@ def _decoded(stream: gzip.GzipFile) -> Iterator[Entry]:
 
 
 def remove(store: str, release: str) -> None:
-    """Remove a manifest, its record first, and the directories of the store that this leaves empty. Missing files are ignored."""
+    """Remove a manifest, its record first, then the trace of the release, and the directories of the store that this leaves empty.
+
+    Missing files are ignored.
+    """
     path = manifest_path(store, release)
     with (
         contextlib.suppress(FileNotFoundError),
         files.directory_within(store, os.path.dirname(release), None) as directory,
     ):
-        for name in (record_path(path), path):
+        inside = os.path.join(directory, os.path.basename(path))
+        for name in (record_path(inside), inside, trace_of(inside)):
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(directory, os.path.basename(name)))
+                if name:
+                    os.unlink(name)
     _remove_empty_directories(store, release)
 
 

@@ -156,11 +156,17 @@ def _check_replaceable(image: str) -> None:
         )
 
 
-def install(paths: ViewPaths, image: str, generation: Generation, progress: Progress = no_progress) -> Generation:
+def install(
+    paths: ViewPaths,
+    image: str,
+    generation: Generation,
+    progress: Progress = no_progress,
+    require_verity: bool = False,
+) -> Generation:
     """Copy an image to this host and make it a generation of the view. The caller has to hold the lock of the view.
 
-    An interrupted copy continues where it ended, but a copy that did not fit on the disk is removed. Raises OverlayError if the copy does
-    not have the recorded digest.
+    An interrupted copy continues where it ended, but a copy that did not fit on the disk is removed. The image gets fs-verity where the
+    file system has it. Raises OverlayError if the copy does not have the recorded digest, or if ``require_verity`` is not possible.
     """
     if generation.image is None:
         raise OverlayError(f"{_printable(image)} is not recorded as an image: build it again")
@@ -168,6 +174,7 @@ def install(paths: ViewPaths, image: str, generation: Generation, progress: Prog
     removal.clear(paths, paths.incoming, progress, keep=[os.path.basename(part)])
     try:
         bring(image, part, generation.image.digest, progress)
+        files.enable_verity(part, require_verity)
         with generations.staged(paths, generation.directory, progress) as directory:
             layer = layer_path(directory, generation.format)
             os.rename(part, layer)

@@ -61,6 +61,7 @@ OPTIONS: dict[str, Any] = {
     "image_store": {"type": "path"},
     "image": {"type": "path"},
     "image_digest": {"type": "str"},
+    "require_verity": {"type": "bool", "default": False},
     "generation": {"type": "str"},
 }
 

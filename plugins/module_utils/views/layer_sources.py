@@ -13,6 +13,8 @@ from typing import Any, Callable
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import inode_space
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.compose import Composition
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_build import LayerBuilder
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import FORMATS
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action, Handlers, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
@@ -145,12 +147,18 @@ def from_parameters(
     if params["image"] is not None:
         layer_format = image_store.format_of(params["image"])
         layer_choice.check_mountable(params["name"], layer_format.name, params["strategy"], seconds)
-        return installed(paths, state, params["image"], params["image_digest"]) or from_image(
-            params["image"], image_store.read(params["image"], params["image_digest"])
-        )
+        there = installed(paths, state, params["image"], params["image_digest"])
+        if there:
+            return _checked_verity(there, paths, params["require_verity"])
+        found = image_store.read(params["image"], params["image_digest"])
+        return from_image(params["image"], found, params["require_verity"])
     strategy = layer_choice.choose_strategy(params["strategy"], params["xattr_namespace"], seconds)
     if params["generation"] is not None:
-        return existing(paths, state, params["generation"], strategy)
+        return _checked_verity(existing(paths, state, params["generation"], strategy), paths, params["require_verity"])
+    if params["require_verity"]:
+        raise OverlayError(
+            f"view {paths.name}: require_verity is for layers that are installed from an image: give 'image', or leave it out"
+        )
     spec = replace(layer_parameters.layer_spec(params), strategy=strategy)
     choice = layer_choice.choose_format(params["format"], spec, state)
     return from_releases(replace(spec, format=choice.format), choice.builder, choice.reason, progress)
@@ -194,11 +202,22 @@ def rights_warnings(rights: Rights) -> list[str]:
     return warnings
 
 
-def from_image(image: str, generation: Generation) -> Source:
+def _checked_verity(source: Source, paths: ViewPaths, required: bool) -> Source:
+    """Return a source that is on this host. Raises OverlayError if fs-verity is required and its layer has none."""
+    layer = layer_path(paths.generation(source.directory), source.format)
+    if required and not (FORMATS[source.format].is_image and files.has_verity(layer)):
+        raise OverlayError(
+            f"generation {source.generation} of view {paths.name} was installed without fs-verity, which require_verity asks for: show"
+            " another generation, remove this one with overlay_prune, and install it again"
+        )
+    return source
+
+
+def from_image(image: str, generation: Generation, require_verity: bool = False) -> Source:
     """Return the source of a generation that is installed from ``image``, a path in an image store."""
 
     def provide(paths: ViewPaths, progress: Progress) -> list[str]:
-        image_store.install(paths, image, generation, progress)
+        image_store.install(paths, image, generation, progress, require_verity)
         return []
 
     source = _source_of(generation, InstallGeneration(generation.id, image), "the image was built elsewhere", provide)

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +20,10 @@ from typing import Any
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import (
-    open_recorder,
     trace_files,
     traced_view,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.fanotify import OpenListener
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.erofs_layer import Builder
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.trace_record import (
@@ -113,8 +112,10 @@ def test_a_command_is_traced(view: View) -> None:
     result = ran.ok
     files = view.files()
     assert {name: starts for name, (_opens, starts) in files.items()} == dict.fromkeys(
-        ["bin/cat", "bin/script", "etc/settings", "first", "lib/file1", "lib/file2", "lib/file7", "lib/file9"]
-        + ["lib/not utf-8 \udcff\n"],
+        (
+            *("bin/cat", "bin/script", "etc/settings", "first", "lib/file1", "lib/file2", "lib/file7", "lib/file9"),
+            "lib/not utf-8 \udcff\n",
+        ),
         1,
     )
     assert files["lib/file1"][0] == 1
@@ -291,16 +292,16 @@ def test_deleted_files_are_counted_and_the_others_are_recorded(plain: View) -> N
     assert result["unmapped"] + len(plain.files()) == 2
 
 
-def test_an_overflow_is_reported(plain: View, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_overflow_is_reported(plain: View) -> None:
     limit = LIMIT.read_text()
     LIMIT.write_text("4")
     try:
-        listener = open_recorder.OpenListener()
+        listener = OpenListener()
     finally:
         LIMIT.write_text(limit)
     try:
         listener.mark(os.fsencode(plain.place), whole=False)
-        subprocess.run(f"cat {plain.place}/tool/1/lib/file*", shell=True, check=True, stdout=subprocess.DEVNULL)
+        support.command("sh", "-c", f"cat {plain.place}/tool/1/lib/file*")
         listener.read()
     finally:
         listener.close()
@@ -414,7 +415,7 @@ def test_two_runs_at_once_lose_nothing(plain: View) -> None:
 
 
 def test_a_place_that_cannot_be_traced_is_named() -> None:
-    listener = open_recorder.OpenListener()
+    listener = OpenListener()
     try:
         with pytest.raises(OverlayError, match=r"opens below /no/such/place cannot be traced: .*No such file"):
             listener.mark(b"/no/such/place", whole=False)

@@ -12,15 +12,20 @@ from typing import Any
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import installing, published, trace_files
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import host_data, host_view, view_parameters
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.data_choice import LockedImage
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_view import Run
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolution import locked_views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import declared_views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan, apply
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import overlay_layers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import data_image_record, manifest_store
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.data_image_record import DataImage
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.trace_record import Trace, TracedFile
 from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel.test_dead_server import dead
 
 RELEASES = ("usd/1", "usd/2", "qt/1")
 #: Files of each release. The first one is the only one in images of kind trace.
@@ -303,6 +308,60 @@ def test_a_detached_view_stays_as_it_is_if_a_release_has_no_image(farm: Farm) ->
     assert sorted(os.listdir(farm.view / "usd")) == ["1"]
 
 
+def test_a_detached_view_reads_everything_after_its_server_has_gone(area: Path) -> None:
+    (area / "root").mkdir()
+    with support.filesystem(area, "xfs") as disk:
+        support.command("mount", "--bind", disk, area / "root")
+        farm = Farm(area)
+        for release in RELEASES:
+            farm.publish(release, "everything")
+        assert farm.bring(*RELEASES).ok["changed"]
+        farm.check_content("usd/1")
+        views = farm.views(*RELEASES, data_images="only")
+        assert support.module("view", views=views).ok["views"][0]["detached"]
+        # Nothing holds the software root any more.
+        support.command("umount", farm.root)
+        support.command("xfs_io", "-x", "-c", "shutdown", disk)
+        farm.check_content(*RELEASES)
+        for path in farm.view.rglob("*"):
+            path.stat()
+        with dead(farm.root):
+            assert not support.module("view", views=views, timeout=30).ok["changed"]
+            farm.check_content(*RELEASES)
+
+
+def test_a_view_in_use_is_switched_pass_by_pass(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [farm.publish(release, "everything", opens=10 - number) for number, release in enumerate(RELEASES)]
+    assert farm.bring(*RELEASES).ok["changed"]
+    (given,) = farm.views(*RELEASES, data_images="only")
+    defaults = {name: option.get("default") for name, option in view_parameters.options().items()}
+    others: dict[str, Any] = {"manifest": None, "at": None, "source": None, "include": [], "exclude": []}
+    releases = [{**others, **one} for one in given["releases"]]
+    rest = {"take_back": False, "lift_holds": False, "hold": None, "hold_reason": None}
+    view = {**defaults, **given, **rest, "scratch_size": 1 << 30, "releases": releases, "generation": None}
+    view["companions"] = [view]
+    monkeypatch.setattr(host_data, "PASS_BYTES", 1)
+    seen: list[list[str]] = []
+
+    def carry_out(plan: Plan, handlers: Handlers) -> None:
+        for one in plan:
+            if isinstance(one, host_data.InstallDataImage):
+                seen.append(farm.data())
+            apply(one, handlers)
+
+    brought = host_view.bring(view, Run(False, 60, no_progress, carry_out, str))
+    assert brought.failure == ""
+    by_heat = [image.id for image in images]
+    releases_of = {image.id: image.release for image in images}
+    # Before each copy, the view has the images of the passes before.
+    assert [[one for one in data if one != "root"] for data in seen] == [
+        sorted(by_heat[:number], key=releases_of.__getitem__) for number in range(3)
+    ]
+    assert all(data[-1] == "root" for data in seen)
+    assert farm.data() == sorted(by_heat, key=releases_of.__getitem__)
+    farm.check_content(*RELEASES)
+
+
 def test_an_image_goes_when_nothing_uses_it(farm: Farm) -> None:
     first = farm.publish("usd/1", "trace")
     assert farm.bring("usd/1", data_images="trace").ok["changed"]
@@ -387,7 +446,7 @@ def test_a_release_without_a_trace_is_a_warning(farm: Farm) -> None:
 def test_an_image_that_cannot_be_built_is_a_failure_only_for_hosts_that_need_it(farm: Farm) -> None:
     shutil.rmtree(farm.root / "qt" / "1" / "lib")
     shutil.rmtree(farm.root / "qt" / "1" / "bin")
-    asked = {"sample": 0, "data_images": ["everything"]}
+    asked: dict[str, Any] = {"sample": 0, "data_images": ["everything"]}
     ran = resolved(farm, "qt/1", **asked)
     assert (
         "view software: 1 of its 1 releases have no data image, and are read from the software root: qt/1: "

@@ -288,6 +288,21 @@ def test_a_writable_view_copies_up_from_a_data_image(area: Path, kind: str) -> N
     support.unmount_all(area / "view")
 
 
+def test_a_finalized_overlay_is_mounted_again_with_its_data_image(area: Path) -> None:
+    (area / "kept").mkdir(mode=0o700)
+    writable = support.writable(area / "kept/upper", area / "kept/work")
+    spec = make_view(area, area / "data" / "one.erofs", list(FILES), writable=writable)
+    support.carried_out(spec)
+    arguments: dict[str, Any] = {"path": str(area / "view"), "owner": "12", "allow_unmount": True}
+    assert support.module("overlay_finalize", **arguments).ok["changed"]
+    live = support.live(area / "view")
+    assert live
+    assert overlay_layers(live).data == spec.data
+    assert (area / "view/tool/1/lib/part").read_bytes() == b"a library"
+    assert (area / "view/tool/1/lib/part").stat().st_uid == 12
+    support.unmount_all(area / "view")
+
+
 READER = """
 import hashlib, os, random, sys
 view, listed, stop, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])

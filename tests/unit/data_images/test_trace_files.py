@@ -15,7 +15,7 @@ import pytest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import trace_files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import HostError, OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, manifest_writer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.trace_record import (
     TracedFile,
@@ -165,3 +165,18 @@ def test_a_trace_is_not_taken_for_the_manifest_of_a_release(store: str) -> None:
             Path(store, f"usd/{name}{suffix}").write_bytes(b"")
     found = manifest_store.find_manifests(store, Pattern.parse("{package}/{version}"))
     assert sorted(one.version for one in found) == ["1.0", "2.0.trace"]
+
+
+def test_a_trace_is_removed_with_the_manifest_of_its_release(store: str) -> None:
+    trace_files.add(store, TRACE)
+    Path(store, "usd/1.0.dump.gz").write_bytes(b"")
+    manifest_writer.remove(store, "usd/1.0")
+    assert os.listdir(store) == [trace_files.LOCK]
+
+
+def test_the_record_of_a_release_with_the_name_of_a_trace_is_not_removed(store: str) -> None:
+    names = ["1.0.dump.gz", "1.0.json", "1.0.trace.dump.gz", "1.0.trace.json"]
+    for name in names:
+        Path(store, "usd", name).write_bytes(b"")
+    manifest_writer.remove(store, "usd/1.0")
+    assert sorted(os.listdir(os.path.join(store, "usd"))) == names[2:]

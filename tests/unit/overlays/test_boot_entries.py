@@ -56,6 +56,22 @@ def test_a_unit_names_the_upper_layer_and_needs_it() -> None:
     assert b'RequiresMountsFor="/g/1/layer" "/net/software" "/var/upper dir/100%%" "/var/work"\n' in view.text
 
 
+def test_units_of_a_view_that_stands_on_images_alone_do_not_wait_for_the_network() -> None:
+    images = [b"/g/1/layer.erofs", b"/data/a.erofs"]
+    alone = desired_units(mount_spec(b"/software", images[:1], images[1:], {}, True, images), append=True)
+    assert len(alone) == 3
+    for unit in alone:
+        assert b"_netdev" not in unit.text
+        # Else systemd would order it before all local file systems, of which its disk may not be one.
+        assert b"\nDefaultDependencies=no\nConflicts=umount.target\nBefore=umount.target\n" in unit.text
+    assert b'RequiresMountsFor="/g/1/layer" "/data/a"\n' in alone[-1].text
+    assert b"\nBefore=remote-fs.target\n" in alone[-1].text
+    mixed = mount_spec(b"/software", images[:1], [images[1], b"/net/software"], {}, True, images)
+    for unit in desired_units(mixed, append=True):
+        assert b"_netdev" in unit.text
+        assert b"DefaultDependencies" not in unit.text
+
+
 def test_a_line_names_the_upper_layer_and_needs_it() -> None:
     with pytest.raises(OverlayError, match="has a space"):
         desired_lines(WRITABLE, append=True)
