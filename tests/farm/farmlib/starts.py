@@ -329,12 +329,14 @@ def tables(results: Results) -> tuple[str, bool]:
 
 
 def _bars(results: Results, everything: start_tables.Ways) -> list[tuple[str, str, str, bool]]:
-    calls = max((row["calls"] for row in everything.get("images", ())), default=0)
-    stopped = max((row["calls"] for row in results.stopped), default=0)
-    bars = [
-        ("NFS calls of a start from data images, cold and warm", "0", f"{calls:,}", calls == 0),
-        ("the same with the server stopped", "0", f"{stopped:,}", stopped == 0),
-    ]
+    bars = []
+    for text, rows in (
+        ("NFS calls of a start from data images, cold and warm", everything.get("images", ())),
+        ("the same with the server stopped", results.stopped),
+    ):
+        if rows:
+            calls = max(row["calls"] for row in rows)
+            bars.append((text, "0", f"{calls:,}", calls == 0))
     for latency, ways in results.rows.items():
         for text, way, other, bar in (
             ("wall time of cold starts from data images, to those from the local copy", "images", "local", LOCAL_BAR),
