@@ -329,34 +329,33 @@ def tables(results: Results) -> tuple[str, bool]:
 
 
 def _bars(results: Results, everything: start_tables.Ways) -> list[tuple[str, str, str, bool]]:
-    calls = max((row["calls"] for row in everything.get("images", ())), default=0)
-    stopped = max((row["calls"] for row in results.stopped), default=0)
-    bars = [
-        ("NFS calls of a start from data images, cold and warm", "0", f"{calls:,}", calls == 0),
-        ("the same with the server stopped", "0", f"{stopped:,}", stopped == 0),
-    ]
+    bars = []
+    for text, rows in (
+        ("NFS calls of a start from data images, cold and warm", everything.get("images", ())),
+        ("the same with the server stopped", results.stopped),
+    ):
+        if rows:
+            calls = max(row["calls"] for row in rows)
+            bars.append((text, "0", f"{calls:,}", calls == 0))
     for latency, ways in results.rows.items():
         for text, way, other, bar in (
             ("wall time of cold starts from data images, to those from the local copy", "images", "local", LOCAL_BAR),
             ("wall time of cold starts through a view, to those from plain NFS", "view", "nfs", 1.0),
         ):
-            if way in ways and other in ways:
-                sums = [start_tables.total(ways, name, STARTS, "cold", _seconds) for name in (way, other)]
-                ratio = sums[0] / sums[1]
-                worst = max(_ratios(ways, way, other))
+            pairs = _pairs(ways, way, other)
+            if pairs:
+                ratio = sum(one for one, _ in pairs) / sum(another for _, another in pairs)
+                worst = max(one / another for one, another in pairs)
                 value = f"{ratio:.2f}; of single starts {worst:.2f} at most"
                 bars.append((f"{text}, {latency} ms", f"<= {bar:.2f}", value, worst <= bar))
     return bars
 
 
-def _seconds(row: Mapping[str, Any]) -> float:
-    return float(row["seconds"])
-
-
-def _ratios(ways: start_tables.Ways, way: str, other: str) -> list[float]:
+def _pairs(ways: start_tables.Ways, way: str, other: str) -> list[tuple[float, float]]:
+    """Return the seconds of the cold starts in two ways, of those starts that were measured in both."""
     found = []
     for start in STARTS:
-        pair = [start_tables.shortest(ways[name], start, "cold") for name in (way, other)]
-        if pair[0] is not None and pair[1] is not None:
-            found.append(_seconds(pair[0]) / _seconds(pair[1]))
+        one, another = (start_tables.shortest(ways.get(name, ()), start, "cold") for name in (way, other))
+        if one is not None and another is not None:
+            found.append((float(one["seconds"]), float(another["seconds"])))
     return found
