@@ -119,7 +119,8 @@ def _mapped(path: str) -> Iterator[memoryview]:
 def _stored(path: str, chunks: Iterable[bytes]) -> StoredFile:
     """Write a new file with the mode 0644, sync it, and return what to record about it."""
     digest, size = hashlib.sha256(), 0
-    with open(path, "xb", buffering=0) as target:
+    with open(files.open_or_make(path, 0o600), "wb", buffering=0) as target:
+        target.truncate()
         for chunk in chunks:
             digest.update(chunk)
             size += len(chunk)
