@@ -22,7 +22,12 @@ HERE = Path(__file__).resolve().parent
 MODULE = HERE / "module.py"
 PROGRAMS = HERE.parents[1] / ".build" / "images" / "bin"
 
-RELEASE = "python/1"
+#: Directories with shared libraries and programs, which are most of what a start of software reads.
+LIBRARIES = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/bin")
+LEAST_BYTES = 100_000
+MOST_BYTES = 200_000_000
+
+RELEASE = "tool/1"
 
 
 @dataclass
@@ -42,20 +47,40 @@ class Comparison:
         return [mine / theirs for mine, theirs in zip(self.ours, self.alone, strict=True)]
 
 
-def compare(rounds: int, work: Path, backing: Path) -> list[Comparison]:
-    """Build an image of Python's own library, and install it, in turns with the programs alone.
+def compare(rounds: int, work: Path, backing: Path, with_libraries: bool) -> list[Comparison]:
+    """Build an image of files of this host, and install it, in turns with the programs alone.
 
-    The library is a release with programs, libraries and texts. It is in memory, and everything is written to XFS.
+    The release has shared libraries and programs, which are most of what a start of software reads. Or it is Python's own library, which
+    has many small files. It is in memory, and everything is written to XFS.
     """
     os.environ["PATH"] = f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"
     root, store, images = work / "root", work / "store", work / "store" / "images"
-    shutil.copytree(sysconfig.get_path("stdlib"), root / RELEASE, symlinks=True)
+    if with_libraries:
+        _copy_libraries(root / RELEASE)
+    else:
+        shutil.copytree(sysconfig.get_path("stdlib"), root / RELEASE, symlinks=True)
     images.mkdir(parents=True)
     manifest_writer.write(str(store), str(root), RELEASE, checksum=False)
     disk = work / "disk"
     with disks.mounted(disks.BY_KEY["xfs"], disk, backing):
         built = _compare_building(rounds, root, store, disk)
         return [built, _compare_installing(rounds, root, store, images, disk)]
+
+
+def _copy_libraries(top: Path) -> None:
+    """Copy libraries and programs of this host, the smaller ones first, up to a number of bytes."""
+    top.mkdir(parents=True)
+    sizes = {
+        path: path.stat().st_size
+        for directory in LIBRARIES
+        for path in Path(directory).glob("*")
+        if path.is_file() and not path.is_symlink()
+    }
+    left = MOST_BYTES
+    for path in sorted(sizes, key=lambda path: (sizes[path], path)):
+        if LEAST_BYTES <= sizes[path] <= left:
+            shutil.copy2(path, top / path.name)
+            left -= sizes[path]
 
 
 def _compare_building(rounds: int, root: Path, store: Path, disk: Path) -> Comparison:

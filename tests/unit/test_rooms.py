@@ -77,8 +77,8 @@ PURE = {
         *("compose", "deflating", "dump", "globs", "headerball", "image_delta", "image_records", "layer_formats"),
         *("limits", "links", "merge", "ownership"),
     },
-    "views": {"generation_record", "layer_plan", "layer_spec", "linger", "retention", "view_paths"},
     "data_images": {"image_plan", "selection", "trace_results"},
+    "views": {"generation_record", "layer_plan", "layer_spec", "linger", "retention", "view_paths"},
     "finalize": {
         *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
     },

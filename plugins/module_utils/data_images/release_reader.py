@@ -140,7 +140,7 @@ class ReleaseReader:
         if fd is None:
             return None
         with open(fd, "rb", buffering=0) as stream:
-            digest = self._digest(stream, None)
+            digest = self._digest(stream, None, file.size)
         return digest if file.sha256 in (None, digest) else None
 
     def _copied_digest(self, file: ChosenFile, thread: _Thread) -> bytes:
@@ -150,10 +150,10 @@ class ReleaseReader:
             self._staging.incoming(thread.name) as target,
         ):
             self._compare(file, source)
-            digest = self._digest(source, target)
+            digest = self._digest(source, target, file.size)
             # Attributes may be cached for an hour, so the server is asked, after the content was read.
             self._compare(file, source, fresh=True)
-            if os.fstat(target.fileno()).st_size != file.size or file.sha256 not in (None, digest):
+            if file.sha256 not in (None, digest):
                 raise _LeftOutError(selection.CHANGED)
             self._staging.keep(thread.name, target, file, thread.targets)
         return digest
@@ -182,24 +182,29 @@ class ReleaseReader:
         if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
             raise _LeftOutError(selection.CHANGED)
 
-    def _digest(self, source: BinaryIO, target: BinaryIO | None) -> bytes:
-        """Return the SHA-256 of an open file as hexadecimal text; copy it to ``target`` if there is one."""
+    def _digest(self, source: BinaryIO, target: BinaryIO | None, left: int) -> bytes:
+        """Return the SHA-256 of the first ``left`` bytes of an open file as hexadecimal text; copy them to ``target`` if there is one.
+
+        Raises _LeftOutError if the file is shorter.
+        """
         digest = hashlib.sha256()
         size = self._bandwidth.chunk() if target else _CHUNK
-        while True:
+        while left:
             try:
-                chunk = source.read(size)
+                chunk = source.read(min(size, left))
             except OSError as error:
                 raise self._vanished(error) from None
             if self._stopped:
                 raise _StoppedError
             if not chunk:
-                return digest.hexdigest().encode("ascii")
+                raise _LeftOutError(selection.CHANGED)
+            left -= len(chunk)
             digest.update(chunk)
             if target:
                 self._bandwidth.take(len(chunk))
                 self._write(target, chunk)
             self._steps += 1
+        return digest.hexdigest().encode("ascii")
 
     def _write(self, target: BinaryIO, chunk: bytes) -> None:
         """Write a part of a file. Zeros become a hole, since some files have gigabytes of them."""

@@ -120,7 +120,7 @@ class Staging:
 
     def incoming(self, name: str) -> BinaryIO:
         """Return a new file to write, without a name in the tree. ``name`` is one that only the caller uses."""
-        fd = files.open_or_make(os.path.join(self._incoming, name), 0o600)
+        fd = files.open_or_make(os.path.join(self._incoming, name), _FILE_MODE)
         # Truncating an empty file takes as long as making it.
         if os.fstat(fd).st_size:
             os.ftruncate(fd, 0)
@@ -131,7 +131,6 @@ class Staging:
 
         ``directories`` is that of the calling thread, within ``release_fd``.
         """
-        os.fchmod(stream.fileno(), _FILE_MODE)
         beneath.set_times(stream.fileno(), file.mtime_ns)
         directory, base = os.path.split(file.path)
         os.rename(os.path.join(self._incoming, name), base, dst_dir_fd=directories.open(directory))

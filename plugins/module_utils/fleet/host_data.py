@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
@@ -240,27 +240,21 @@ def find_unneeded(view: Mapping[str, Any], check_mode: bool) -> DataImagePruning
     """
     state_dir = view["state_dir"]
     there = installing.installed(state_dir)
-    views = [view, *(other for other in view["companions"] if _shares(view, other))]
-    if view["state"] != "mounted" or view["data_images"] == data_choice.NONE:
-        views = views[1:]
-    if not views:
-        keep = dict.fromkeys(_shown_by_others(view), "a view shows it")
-        return _unneeded(state_dir, there, keep, view["min_age"], check_mode)
-    choice, space = _choice(views, {}, there)
-    keep = dict.fromkeys((*choice.ids, *_shown_by_others(view)), "a view shows it")
-    total = sum(image.bytes_on_disk for image in there.values())
-    if space.free < space.keep_free or (space.budget is not None and total > space.budget):
-        return _unneeded(state_dir, there, keep, 0, check_mode)
-    left_out = {image.id for image, _reason in choice.left_out}
-    for image_id, reason in pruning_images.images_of_views(state_dir).items():
-        if image_id not in left_out:
-            keep.setdefault(image_id, reason)
-    return _unneeded(state_dir, there, keep, view["min_age"], check_mode)
-
-
-def _unneeded(
-    state_dir: str, there: Collection[str], keep: Mapping[str, str], min_age: float, check_mode: bool
-) -> DataImagePruning:
+    views = [other for other in view["companions"] if _shares(view, other)]
+    if view["state"] == "mounted" and view["data_images"] != data_choice.NONE:
+        views = [view, *views]
+    keep = dict.fromkeys(_shown_by_others(view) if there else (), "a view shows it")
+    min_age = view["min_age"]
+    if views and there:
+        choice, space = _choice(views, {}, there)
+        keep.update(dict.fromkeys(choice.ids, "a view shows it"))
+        total = sum(image.bytes_on_disk for image in there.values())
+        if space.free < space.keep_free or (space.budget is not None and total > space.budget):
+            min_age = 0
+        elif set(there) - set(keep):
+            left_out = {image.id for image, _reason in choice.left_out}
+            earlier = pruning_images.images_of_views(state_dir).items()
+            keep.update({image_id: reason for image_id, reason in earlier if image_id not in left_out})
     if not set(there) - set(keep):
         # To find what is in use takes a while.
         return DataImagePruning(state_dir)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 
+_SLASH = ord("/")
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 #: Options of an overlay that name layers. All others are settings.
@@ -146,9 +147,8 @@ def droppable(mounts: Sequence[Mount], stacked: Sequence[Mount]) -> int:
 def containing_mount(mounts: Sequence[Mount], path: bytes) -> Mount | None:
     """Return the mount that contains a path without symbolic links. Like the kernel, search from the root down."""
     ids = {mount.id for mount in mounts if mount.parent != mount.id}
-    above = [
-        mount for mount in mounts if mount.path == b"/" or path == mount.path or path.startswith(mount.path + b"/")
-    ]
+    places = {b"/", path, *(path[:end] for end, char in enumerate(path) if char == _SLASH)}
+    above = [mount for mount in mounts if mount.path in places]
     found: Mount | None = None
     for place in sorted({mount.path for mount in above}, key=len):
         here = [mount for mount in above if mount.path == place]

@@ -9,11 +9,15 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, still_paths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountpoints, namespaces, still_paths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, containing_mount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import (
+    Mount,
+    containing_mount,
+    top_mount,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.trust import check_way
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import images, mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import images
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import (
     is_image_path,
     without_suffix,
@@ -95,7 +99,7 @@ def check_layers(spec: MountSpec, mounting: bool, check_mode: bool) -> list[str]
 
     for image in spec.images:
         name = without_suffix(image)
-        if may_look(name) and _has_other_content(name):
+        if may_look(name) and _has_other_content(name, live):
             raise OverlayError(
                 f"image {show(image)} is next to directory {show(name)}, which is not empty: the kernel reports both under one name, so"
                 " rename one of them"
@@ -113,12 +117,12 @@ def check_layers(spec: MountSpec, mounting: bool, check_mode: bool) -> list[str]
     return [sentence]
 
 
-def _has_other_content(name: bytes) -> bool:
+def _has_other_content(name: bytes, live: Sequence[Mount]) -> bool:
     """Return whether the layer name of an image is a directory that is not empty, or has a mount that is not of an image."""
     if not os.path.isdir(name):
         return False
-    state = mounts.observe(name)
-    return state.mount.fstype != b"erofs" if state.mount else not state.empty
+    mount = top_mount(live, name)
+    return mount.fstype != b"erofs" if mount else not mountpoints.directory_state(name)
 
 
 def _check_trusted(spec: MountSpec, live: list[Mount]) -> None:

@@ -195,7 +195,7 @@ def mount_spec(
     if len(lower) + len(data) > MOST_LAYERS:
         raise OverlayError(
             f"overlay at {show(path)} has {len(lower)} lower and {len(data)} data layers, and overlayfs takes {MOST_LAYERS} layers in all:"
-            " leave some out; files of a data image that is left out are read from the software root"
+            " leave some of them out"
         )
     _check_images(path, data, images, strategy)
     given, flags = _sorted_options(options)

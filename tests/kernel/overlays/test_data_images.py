@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import health
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import overlay_layers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
@@ -129,7 +130,7 @@ def test_the_module_mounts_and_switches_data_images_and_changes_nothing_twice(ar
 def test_an_image_that_others_can_write_to_is_refused(area: Path) -> None:
     spec = make_view(area, area / "data" / "one.erofs")
     (area / "data" / "one.erofs").chmod(0o666)
-    arguments = {
+    arguments: dict[str, Any] = {
         "path": str(area / "view"),
         "lower": [os.fsdecode(spec.lower[0])],
         "data": [str(area / "data/one.erofs")],
@@ -154,6 +155,24 @@ def test_an_overlay_can_be_mounted_over_a_view_with_data_images(
     over = support.declared(area / "over", [on_disk / "view", area / "empty"])
     with support.mounted(over) as path:
         assert (path / "tool/1/bin/run").read_bytes() == b"a program"
+    support.unmount_all(on_disk / "view")
+    assert support.loops_gone(on_disk)
+
+
+def test_a_loop_device_is_used_where_a_mount_from_the_file_counts_as_a_level(
+    on_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = syscalls.mount
+
+    def mount(source: bytes, path: bytes, fstype: bytes | None, flags: int, options: bytes | None = None) -> None:
+        if path == b"twice":
+            raise OSError(errno.EINVAL, "maximum fs stacking depth exceeded")
+        real(source, path, fstype, flags, options)
+
+    monkeypatch.setattr(syscalls, "mount", mount)
+    support.carried_out(make_view(on_disk, on_disk / "data" / "one.erofs"))
+    assert len(support.loops_on(on_disk)) == 1
+    assert (on_disk / "view/tool/1/bin/run").read_bytes() == b"a program"
     support.unmount_all(on_disk / "view")
     assert support.loops_gone(on_disk)
 
@@ -212,7 +231,11 @@ def test_the_kernel_takes_as_many_layers_as_the_module(area: Path) -> None:
     data = [make_tree(area / f"d{number}", {}) for number in range(MOST_LAYERS)]
     with support.mounted(support.declared(area / "view", [layer], data[1:])) as path:
         assert os.listdir(path) == ["tool"]
-    arguments = {"path": str(area / "other"), "lower": [str(layer)], "data": [str(path) for path in data]}
+    arguments: dict[str, Any] = {
+        "path": str(area / "other"),
+        "lower": [str(layer)],
+        "data": [str(path) for path in data],
+    }
     assert "overlayfs takes 500 layers in all" in support.module("overlay_mount", **arguments).message
     assert not (area / "other").exists()
 
