@@ -13,9 +13,10 @@ in the old image, -1 for zeros, and its length, and then the difference.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Callable, NamedTuple, Union
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.deflating import (
@@ -38,8 +39,10 @@ _ZEROS = -1
 _NOWHERE = -1
 _MOST_SEGMENTS = 1 << 20
 _LEVELS = (6, 9)
-#: One key in so many is looked up. The records before one that is found are compared backwards.
+#: One record of the old image in so many can be found. The records before it are then compared backwards.
 _SAMPLED = 8
+#: An image of 1 GiB has half as many. A crafted one may have more, and the rest of it is not predicted.
+_MOST_RECORDS = 1 << 23
 #: Records between two signs of progress.
 _PROGRESS = 20_000
 
@@ -61,7 +64,7 @@ class _Records:
 
     def __init__(self, image: memoryview, progress: Callable[[], None]) -> None:
         self.offsets, self.ends, self.keys = array("Q"), array("Q"), array("I")
-        for offset, length, key in records(image):
+        for offset, length, key in itertools.islice(records(image), _MOST_RECORDS):
             self.offsets.append(offset)
             self.ends.append(min(len(image), offset + -(-length // SLOT) * SLOT))
             self.keys.append(key)
@@ -138,17 +141,40 @@ class _Stream:
             raise DamagedError("has data after its end")
 
 
+class _Index:
+    """Find records of the old image by their keys."""
+
+    def __init__(self, keys: Sequence[int]) -> None:
+        self._first: dict[int, int] = {}
+        #: Maps the position of a record to that of the next one with the same key.
+        self._next: dict[int, int] = {}
+        for at in range((len(keys) - 1) // _SAMPLED * _SAMPLED, -1, -_SAMPLED):
+            if keys[at] in self._first:
+                self._next[at] = self._first[keys[at]]
+            self._first[keys[at]] = at
+
+    def find(self, key: int, after: int) -> int:
+        """Return the position of the first record with a key from ``after`` on, else of the last one before; -1 if there is none.
+
+        ``after`` seldom decreases, so records before it are forgotten.
+        """
+        found = self._first.get(key, _NOWHERE)
+        while found != _NOWHERE and found < after and found in self._next:
+            found = self._first[key] = self._next.pop(found)
+        return found
+
+
 def _segments(old: memoryview, new: memoryview, progress: Callable[[], None]) -> list[Segment]:
     """Return the segments that predict ``new``."""
     ours, theirs = _Records(new, progress), _Records(old, progress)
-    first: dict[int, int] = {}
-    for at, key in enumerate(theirs.keys):
-        if key % _SAMPLED == 0:
-            first.setdefault(key, at)
+    known = _Index(theirs.keys)
     pieces: list[tuple[int, int, int]] = []
-    index, free = 0, 0
+    index, free, after = 0, 0, 0
     while index < len(ours):
-        at = first.get(ours.keys[index], _NOWHERE)
+        # Directories of different releases often have the same names, so a record that was replaced in its place is tried first.
+        at = after + index - free
+        if at >= len(theirs) or theirs.keys[at] != ours.keys[index]:
+            at = known.find(ours.keys[index], after)
         if at == _NOWHERE:
             index += 1
             continue
@@ -157,7 +183,7 @@ def _segments(old: memoryview, new: memoryview, progress: Callable[[], None]) ->
         while index < len(ours) and at < len(theirs) and ours.keys[index] == theirs.keys[at]:
             _add_piece(pieces, ours.offsets[index], ours.ends[index], theirs.offsets[at])
             index, at = index + 1, at + 1
-        free = index
+        free, after = index, at
     return list(_without_gaps(pieces, len(old), len(new)))
 
 

@@ -216,7 +216,7 @@ def _packed(store: str, generation: Generation, aside: str, progress: Progress) 
     image, built = image_path(aside, generation.id), layer_path(aside, generation.format)
     recorded = replace(generation.image, packed=packed_image.pack(built, image + _PACKED, progress))
     deltas = []
-    for base in _bases(store, generation) if recorded.bytes <= _LARGEST_FOR_DELTAS else ():
+    for base in _bases(store, generation):
         delta = _delta(store, base, image, recorded, built, progress)
         deltas += [delta] if delta else []
     return replace(generation, image=replace(recorded, deltas=tuple(deltas)))
@@ -227,6 +227,9 @@ def _delta(
 ) -> StoredDelta | None:
     """Make the delta from a generation in the store. Return None, and leave none, if there is none or if it saves less than half."""
     if base.image is None or recorded.packed is None or base.image.digest == recorded.digest:
+        return None
+    # The record of the old image may have been written by somebody else.
+    if max(recorded.bytes, base.image.bytes) > _LARGEST_FOR_DELTAS:
         return None
     old = image_path(store, base.id)
     delta = StoredDelta(recorded.packed.digest, recorded.packed.bytes, base.image.digest)
