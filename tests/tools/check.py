@@ -36,6 +36,8 @@ HOME = BUILD / "home"
 # mkcomposefs and mkfs.erofs, for the integration targets.
 IMAGES = BUILD / "images" / "bin"
 TIME_LIMIT = 2700  # seconds, for one command
+# How many of the slowest tests of ansible-test the table names.
+SLOWEST = 12
 
 Argument = Union[str, Path]
 
@@ -104,8 +106,12 @@ def run(
     cwd: Path = CHECKOUT,
     env: Mapping[str, str] | None = None,
     limit: float = TIME_LIMIT,
+    stamps: list[float] | None = None,
 ) -> tuple[int, str]:
-    """Run a command and return its exit status and output. Print the output as it comes if `show` is true."""
+    """Run a command and return its exit status and output. Print the output as it comes if `show` is true.
+
+    `stamps` receives the time of each line, in seconds of the monotonic clock.
+    """
     with subprocess.Popen(
         argv,
         cwd=cwd,
@@ -122,6 +128,8 @@ def run(
         assert process.stdout
         for line in process.stdout:
             lines.append(line)
+            if stamps is not None:
+                stamps.append(time.monotonic())
             if show:
                 print(line, end="", flush=True)
         timer.cancel()
@@ -417,7 +425,7 @@ def copy_tree(leg: str) -> Path:
 
 
 def ansible_test(name: str, ran: str, *argv: Argument, prefix: Sequence[str] = (), tools: Path = VENV) -> Count:
-    """Run an ansible-test command and count its tests. `ran` matches the line that it prints at the start of each test."""
+    """Run an ansible-test command and count its tests. `ran` matches the line that it prints at the start of each test, with its name."""
     # ansible-test looks for Pythons on PATH only, so append the directories of all others.
     directories = sorted({str(Path(python.path).parent) for python in pythons.find_all().values()})
     path = os.pathsep.join([str(tools), str(IMAGES), environment()["PATH"], *directories])
@@ -428,18 +436,31 @@ def ansible_test(name: str, ran: str, *argv: Argument, prefix: Sequence[str] = (
     for version in PIP_VERSIONS:
         (cache / f"get_pip_{version}.py").write_text(GET_PIP)
     command = (*prefix, tools / "python", tools / "ansible-test", *argv, "--color", "no")
-    status, output = run(*command, show=True, cwd=copy_tree(name), env=environment(PATH=path, **in_home(home)))
+    stamps: list[float] = []
+    status, output = run(
+        *command, show=True, cwd=copy_tree(name), env=environment(PATH=path, **in_home(home)), stamps=stamps
+    )
     began = len(re.findall(ran, output, re.M))
     listed = re.search(
         r"^FATAL: The \d+ \w+ test\(s\) listed below .* failed.*\n((?:(?!FATAL)[^\n]+\n)+)", output, re.M
     )
     names = listed.group(1).splitlines() if listed else [f"exit status {status}"] * (status != 0)
-    count = Count(max(began - len(names), 0), len(names), tuple(f"{name} failed: {it}" for it in names))
+    slowest = slow_tests(ran, output, stamps)
+    count = Count(max(began - len(names), 0), len(names), (*(f"{name} failed: {it}" for it in names), *slowest))
     for line in sorted(set(LEFT_OUT.findall(output))):
         count += failure(f"{name}: {line}")
     if not began:
         count += failure(f"{name}: ansible-test ran nothing")
     return count
+
+
+def slow_tests(ran: str, output: str, stamps: Sequence[float]) -> tuple[str, ...]:
+    """Return a note of the tests that took longest, given the output of ansible-test and the times of its lines."""
+    lines = output.splitlines(keepends=True)
+    began = [(at, found.group(1)) for line, at in zip(lines, stamps) if (found := re.match(ran, line))]
+    ends = [at for at, _name in began[1:]] + list(stamps[-1:])
+    took = sorted(((end - at, name) for (at, name), end in zip(began, ends)), reverse=True)[:SLOWEST]
+    return ("slowest: " + ", ".join(f"{name} {seconds:.0f} s" for seconds, name in took),) if took else ()
 
 
 def version_of(tools: Path) -> str:
@@ -460,7 +481,7 @@ def sanity(args: Sequence[str]) -> Count:
             targets += ["--target-python", found[minor].name]
     absent = [f"{major}.{minor}" for major, minor in known if (major, minor) not in found]
     controller = ["--controller", f"origin:python=venv/{version_of(VENV)}"]
-    count = ansible_test("sanity", r'^Running sanity test "', "sanity", *controller, *targets, *args)
+    count = ansible_test("sanity", r'^Running sanity test "([^"]+)', "sanity", *controller, *targets, *args)
     if absent:
         count += Count(notes=(f"imports not checked on Python {', '.join(absent)}: not installed",))
     return count
@@ -488,7 +509,9 @@ def run_targets(leg: str, tools: Path, args: Sequence[str]) -> Count:
     if os.geteuid() != 0:
         return failure("the integration tests mount file systems: run make as root")
     argv = ("integration", "--venv", "--python", version_of(tools), "--allow-destructive", "--continue-on-error")
-    return ansible_test(leg, r"^Running \S+ integration test (?:role|script)", *argv, *args, prefix=APART, tools=tools)
+    return ansible_test(
+        leg, r"^Running (\S+) integration test (?:role|script)", *argv, *args, prefix=APART, tools=tools
+    )
 
 
 def integration(args: Sequence[str]) -> Count:
