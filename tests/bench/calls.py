@@ -58,6 +58,7 @@ def _arguments(module: str, directory: Path) -> dict[str, object]:
     """Return arguments with which a module has nothing to do. A module that is not listed gets a mountpoint."""
     nothing = str(directory / "nothing")
     known: dict[str, dict[str, object]] = {
+        "access_trace": {"path": nothing, "command": "true"},
         "metadata_layer": {"name": "bench", "state_dir": nothing, "state": "absent"},
         "overlay_finalize": {"path": nothing},
         "overlay_info": {"probe": False},

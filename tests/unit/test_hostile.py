@@ -19,7 +19,12 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import g
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import Image
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fstab_lines, mountinfo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_entries, detached_records, options
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest, patterns, versions
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import (
+    manifest,
+    patterns,
+    trace_record,
+    versions,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
     Entry,
     EntryCounts,
@@ -190,6 +195,21 @@ def test_records_of_manifests(text: bytes) -> None:
     if found:
         assert ".." not in found.release.split("/")
         assert manifest.record_from_json(manifest.record_to_json(found)) == found
+
+
+TRACE = trace_record.trace_of(
+    "pkg/1", 3, [trace_record.TracedFile(b"bin/a", 4, 3), trace_record.TracedFile(b"lib/\xff", 1, 1)]
+)
+
+
+@hostile
+@given(texts_of([json.loads(trace_record.trace_to_text(TRACE))]))
+def test_traces_of_releases(text: bytes) -> None:
+    found = outcome("trace", lambda: trace_record.trace_from_text(text))
+    if found:
+        assert not {b"", b".", b".."} & {part for file in found.files for part in file.path.split(b"/")}
+        assert trace_record.trace_from_text(trace_record.trace_to_text(found)) == found
+        assert trace_record.merged(found, found).starts == min(2 * found.starts, trace_record.MOST_COUNTED)
 
 
 DETACHED = detached_records.DetachedMount(b"/view", (0, 42), frozenset((1, 2)), (b"/layer",), 1.5)

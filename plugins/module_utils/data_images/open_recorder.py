@@ -128,23 +128,23 @@ def _listener(listening: Listening, recording: Recording) -> Iterator[OpenListen
 @contextlib.contextmanager
 def _started(command: UserCommand) -> Iterator[int]:
     """Run a command in a PID namespace while the block runs. Provide a descriptor that its pickled result can be read from."""
-    reader, writer = os.pipe()
+    receiver, sender = os.pipe()
     # The next child is the first process of the namespace. When it ends, the kernel kills all others there.
     syscalls.unshare(syscalls.CLONE_NEWPID)
     child = os.fork()
     if child == 0:
-        os.close(reader)
-        _be_first(command, writer)
-    os.close(writer)
+        os.close(receiver)
+        _be_first(command, sender)
+    os.close(sender)
     try:
-        yield reader
+        yield receiver
     finally:
-        os.close(reader)
+        os.close(receiver)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
 
-def _be_first(command: UserCommand, writer: int) -> None:
+def _be_first(command: UserCommand, sender: int) -> None:
     """Run a command, send how it ended, and end this process, whatever happens."""
     try:
         syscalls.die_with_parent(signal.SIGKILL)
@@ -153,7 +153,7 @@ def _be_first(command: UserCommand, writer: int) -> None:
             answer = processes.run_as_user(command, deadline.no_progress)
         except (OverlayError, OSError) as error:
             answer = deadline.picklable(error)
-        with open(writer, "wb") as stream:
+        with open(sender, "wb") as stream:
             stream.write(pickle.dumps(answer))
     finally:
         os._exit(0)

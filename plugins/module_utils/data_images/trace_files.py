@@ -26,8 +26,6 @@ LOCK = ".traces.lock"
 #: Seconds to wait for the lock. Whoever holds it merges one small file.
 LOCK_SECONDS = 60.0
 
-_LOCK_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
 
 def trace_path(store: str, release: str) -> str:
     """Return the path of the trace of a release."""
@@ -102,7 +100,7 @@ def _locked(store: str, progress: Progress) -> Iterator[None]:
     """Hold the lock of the traces in a store while the block runs."""
     path = os.path.join(store, LOCK)
     with _writable(path):
-        fd = os.open(path, _LOCK_FILE, 0o600)
+        fd = files.open_or_make(path, 0o600)
     try:
         with _writable(path):
             files.wait_for_lock(fd, f"the traces in {show(os.fsencode(store))}", LOCK_SECONDS, progress)
