@@ -166,12 +166,12 @@ exit_code:
   description:
     - Exit status of the command. It is negative if a signal ended the command, and none without a command or if the time limit ended it.
   type: int
-  returned: success, not in check mode
+  returned: always, except in check mode
   sample: 0
 output:
   description: The end of the output of the command; none without a command.
   type: str
-  returned: success, not in check mode
+  returned: always, except in check mode
   sample: "Usage: usdcat [options] input"
 """
 

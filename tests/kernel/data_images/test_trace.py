@@ -23,7 +23,11 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images imp
     trace_files,
     traced_view,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.fanotify import OpenListener
+from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.fanotify import (
+    Opened,
+    OpenedFile,
+    OpenListener,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.erofs_layer import Builder
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.trace_record import (
@@ -167,6 +171,25 @@ def test_a_duration_records_all_processes_in_all_mount_namespaces(plain: View) -
     assert 4 <= files["lib/file1"][0] <= 60
     assert result["releases"][0]["starts"] == 3
     assert result["exit_code"] is None
+
+
+def test_opens_at_another_place_in_another_mount_namespace_are_of_no_release(plain: View) -> None:
+    other = plain.area / "other"
+    other.mkdir()
+    start = f"import subprocess, sys, time\nsubprocess.run(['mount', '--bind', {str(plain.place)!r}, {str(other)!r}], check=True)"
+    loop = "print('ready', flush=True)\nwhile True: open(sys.argv[1]).read(); time.sleep(0.05)"
+    with support.background(f"{start}\n{loop}", other / "tool/1/lib/file1", prefix=["unshare", "--mount"]) as apart:
+        result = plain.trace(duration=0.5).ok
+        apart.kill()
+    assert result["unmapped"] >= 2
+    assert plain.files() == {}
+
+
+def test_a_path_from_elsewhere_is_not_looked_up_through_links(plain: View) -> None:
+    opened = Opened({b"/directory-elsewhere/file1": OpenedFile(1, {1}), b"/tool/1/directory/file1": OpenedFile(2, {1})})
+    found = traced_view.attributed(traced_view.observe(os.fsencode(plain.place)), opened, False, 10, lambda: None)
+    assert found.unmapped == 3
+    assert found.releases == []
 
 
 def test_without_a_store_only_counts_are_returned(plain: View) -> None:
