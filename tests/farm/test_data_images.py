@@ -67,11 +67,6 @@ def test_files_that_are_not_in_the_image_come_from_the_server(node: Machine) -> 
     assert read == expected
 
 
-@pytest.mark.usefixtures("image")
-def test_a_second_deployment_changes_nothing(farm: Farm) -> None:
-    assert collection.deploy(farm, [DECLARED]).changed("new") == []
-
-
 def test_a_kernel_without_data_only_layers_refuses_data_images_with_the_reason(
     farm: Farm, image: dict[str, Any]
 ) -> None:
