@@ -25,7 +25,7 @@ def node(farm: Farm, deployment: collection.Deployment) -> Iterator[Machine]:
     yield machine
     variables = {**collection.SITE, "overlay_hosts": "new", "overlay_views": [DECLARED]}
     collection.playbook(farm, "remove", variables, check=False)
-    machine.ssh(f"rm -rf {starts.IMAGE_STORE}/.data {STORE}/{RELEASE}.trace.json", check=False)
+    machine.ssh(f"rm -rf {starts.IMAGE_STORE}/.data/{RELEASE} {STORE}/{RELEASE}.trace.json", check=False)
 
 
 @pytest.fixture(scope="module")
