@@ -18,9 +18,9 @@ WAY = starts.Way("traced", "a view with data images", VIEW, measure.kept(VIEW))
 
 
 @pytest.fixture(scope="module")
-def node(farm: Farm, deployment: collection.Deployment) -> Iterator[Machine]:
-    assert deployment.run.failures("new") == []
+def node(farm: Farm) -> Iterator[Machine]:
     machine = farm.nodes["new"]
+    collection.mount_store(machine)
     starts.install(machine)
     yield machine
     variables = {**collection.SITE, "overlay_hosts": "new", "overlay_views": [DECLARED]}
@@ -30,8 +30,9 @@ def node(farm: Farm, deployment: collection.Deployment) -> Iterator[Machine]:
 
 @pytest.fixture(scope="module")
 def image(farm: Farm, node: Machine) -> dict[str, Any]:
-    """Trace a start in the view of all releases, deploy a view with its data image, and return the image as the view reports it."""
-    [traced] = collection.modules(farm, node, [starts.trace(START)])
+    """Trace a start in a view, deploy it again with a data image, and return the image as the view reports it."""
+    collection.deploy(farm, [{**DECLARED, "data_images": "none"}])
+    [traced] = collection.modules(farm, node, [starts.trace(START, [RELEASE], VIEW)])
     assert [release["release"] for release in traced.values["releases"]] == [RELEASE]
     assert not traced.values["overflowed"]
     run = collection.deploy(farm, [DECLARED])
@@ -72,11 +73,12 @@ def test_a_kernel_without_data_only_layers_refuses_data_images_with_the_reason(
 ) -> None:
     old = farm.nodes["old"]
     path = f"{starts.IMAGE_STORE}/.data/{RELEASE}/{image['id']}.erofs"
-    old.ssh(f"mkdir -p /var/tmp/farm-data; cp {path} /var/tmp/farm-data/image.erofs")
+    collection.mount_store(old)
+    old.ssh(f"mkdir -p /var/tmp/farm-data/layer; cp {path} /var/tmp/farm-data/image.erofs")
     options: dict[str, Any] = {
         "path": "/refused",
-        "lower": [f"{STATE_DIR}/views/software/current/layer"],
-        "data": ["/var/tmp/farm-data/image.erofs", ROOT],
+        "lower": ["/var/tmp/farm-data/layer"],
+        "data": ["/var/tmp/farm-data/image.erofs"],
         "read_only": True,
     }
     refused = collection.module(farm, old, "overlay_mount", options, check=False)

@@ -164,14 +164,14 @@ def prepare(node: Machine, results: Results) -> None:
 Call = tuple[str, dict[str, Any]]
 
 
-def trace(start: str, found: Sequence[str] = ()) -> Call:
-    """Return the call that traces a start in the view of all releases.
+def trace(start: str, found: Sequence[str] = (), view: str = collection.VIEW) -> Call:
+    """Return the call that traces a start in a view, by default that of all releases.
 
     `found` are the releases on the search paths, by default those of the starts.
     """
-    places = [f"{collection.VIEW}/{release}" for release in found or releases()]
+    places = [f"{view}/{release}" for release in found or releases()]
     options = {
-        "path": collection.VIEW,
+        "path": view,
         "command": ["/usr/bin/python3", "-c", STARTS[start][1]],
         "environment": {
             "PYTHONDONTWRITEBYTECODE": "1",
