@@ -36,7 +36,7 @@ OVERLAY = COLLECTIONS / "ansible_collections" / "renderfarm" / "overlay"
 HOME = BUILD / "home"
 # mkcomposefs and mkfs.erofs, for the integration targets.
 IMAGES = BUILD / "images" / "bin"
-TIME_LIMIT = 2700  # seconds, for one command
+TIME_LIMIT = 3600  # seconds, for one command
 # How many of the slowest tests of ansible-test the table names.
 SLOWEST = 12
 
