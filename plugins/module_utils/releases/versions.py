@@ -84,7 +84,11 @@ def is_prerelease(version: str, order: str = "vendor") -> bool:
 
 def _vendor_key(version: str) -> Key:
     base, _plus, local = version.lower().partition("+")
-    return (*_tokens(base), _END, *((2, 0, word) if word else _number(3, digits) for digits, word, _follows in _split(local)))
+    return (
+        *_tokens(base),
+        _END,
+        *((2, 0, word) if word else _number(3, digits) for digits, word, _follows in _split(local)),
+    )
 
 
 def _tokens(base: str) -> list[Key]:
