@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import subprocess
 import time
@@ -396,6 +397,8 @@ def test_an_image_in_use_is_not_replaced_in_its_store(view: View, area: Path) ->
         "image_store": str(store),
     }
     image = Path(support.module("metadata_layer", **arguments).ok["image"])
+    # Older versions of the collection published it uncompressed.
+    image.write_bytes(gzip.decompress(Path(f"{image}.gz").read_bytes()))
     view.mount(image)
     image.with_suffix(".json").unlink()
     with reading(view.place) as process:
