@@ -75,7 +75,8 @@ EXAMPLES = r"""
   ansible.builtin.debug:
     msg: >-
       {{ software.releases
-         | renderfarm.overlay.select_releases("newest([?!is_prerelease(version) || package == 'usd'])", prereleases=true) }}
+         | renderfarm.overlay.select_releases("newest([?!is_prerelease(version) || package == 'usd'])",
+                                              prereleases=true) }}
 
 - name: Choose the two newest releases of each package, among those that have a manifest
   ansible.builtin.debug:
