@@ -1,4 +1,4 @@
-"""File systems and releases that the kernel tests share. All are in memory, and are removed when the tests end."""
+"""File systems and releases that the kernel tests share. All but ``on_disk`` are in memory, and are removed when the tests end."""
 
 from __future__ import annotations
 
@@ -98,3 +98,14 @@ def area(arena: Path) -> Iterator[Path]:
 def with_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Add the programs that make images to the PATH of modules."""
     monkeypatch.setenv("PATH", f"{support.PROGRAMS}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.fixture
+def on_disk() -> Iterator[Path]:
+    """Provide a directory on a disk. The kernel can mount an image on tmpfs only through a loop device."""
+    with tempfile.TemporaryDirectory(prefix="kernel-", dir="/var/tmp") as name:
+        path = Path(name)
+        yield path
+        for mount in reversed(namespaces.own_mounts()):
+            if mount.path.startswith(os.fsencode(path) + b"/"):
+                support.unmount_all(mount.path)

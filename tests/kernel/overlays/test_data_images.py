@@ -8,9 +8,8 @@ import mmap
 import os
 import shutil
 import statistics
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +34,6 @@ from ansible_collections.renderfarm.overlay.tests.kernel import support
 MANY = 400
 #: Seconds within which an overlay of so many images has to be mounted, also on a busy machine.
 MANY_SECONDS = 20.0
-
-
-@pytest.fixture
-def on_disk() -> Iterator[Path]:
-    """Provide a directory on a disk. The kernel can mount an image on tmpfs only through a loop device."""
-    with tempfile.TemporaryDirectory(prefix="kernel-", dir="/var/tmp") as name:
-        path = Path(name)
-        yield path
-        for mount in reversed(namespaces.own_mounts()):
-            if mount.path.startswith(os.fsencode(path) + b"/"):
-                support.unmount_all(mount.path)
 
 
 def make_layer(path: Path, files: dict[str, bytes]) -> Path:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +16,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import images
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
 from ansible_collections.renderfarm.overlay.tests.kernel import support
-
-
-@pytest.fixture
-def on_disk() -> Iterator[Path]:
-    """Provide a directory on a disk. The kernel can mount an image on tmpfs only through a loop device."""
-    with tempfile.TemporaryDirectory(prefix="kernel-", dir="/var/tmp") as name:
-        path = Path(name)
-        yield path
-        for mount in reversed(namespaces.own_mounts()):
-            if mount.path.startswith(os.fsencode(path) + b"/"):
-                support.unmount_all(mount.path)
 
 
 def make_layer(path: Path, content: dict[str, bytes]) -> Path:
