@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -29,16 +30,28 @@ print(file.read().strip(), open("data/other").read().strip(), sorted(os.listdir(
 
 
 @pytest.fixture(scope="module")
-def new(farm: Farm) -> Iterator[Machine]:
-    """Return `new` with a separate view of release trial/1.0."""
+def new(farm: Farm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """Return `new` with a separate view of release trial/1.0. The host that is to scan the release first cannot be reached."""
     machine = farm.nodes["new"]
     collection.mount_store(machine)
     farm.server.add_release("trial/1.0", {"data/file": "one\n", "data/other": "other\n", "data/never": "never\n"})
-    collection.deploy(farm, VIEWS)
+    variables = {**collection.SITE, "overlay_hosts": "gone,new", "overlay_scan_host": "gone", "overlay_views": VIEWS}
+    run = collection.playbook(farm, "deploy", variables, arguments=["-i", _with_gone(tmp_path_factory)], check=False)
+    assert [result.status for result in run.of("gone")] == ["unreachable"], run.output
+    assert run.failures(machine) == []
+    assert run.views(machine)["trial"]["changed"]
     yield machine
     collection.playbook(farm, "remove", {**collection.SITE, "overlay_hosts": "new", "overlay_views": VIEWS})
     farm.server.delete_release("trial")
     machine.ssh(f"rm -rf {STORE}/trial {STORE}/.nested {STORE}/.views/trial.json")
+
+
+def _with_gone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return an inventory with a host that cannot be reached: nothing listens at its port."""
+    inventory = tmp_path_factory.mktemp("inventory") / "gone.yml"
+    host = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    inventory.write_text(json.dumps({"all": {"hosts": {"gone": host}}}), encoding="ascii")
+    return str(inventory)
 
 
 def test_a_new_release_is_seen_when_it_is_deployed_and_not_before(farm: Farm, new: Machine) -> None:

@@ -443,11 +443,18 @@ def negative_marker(root: bytes, release: bytes) -> str | None:
     above = root
     for name in release.split(b"/"):
         for marker in NEGATIVE_MARKERS:
-            beside = os.fsencode(marker) + name
-            if os.path.lexists(os.path.join(above, beside)):
-                return os.fsdecode(beside)
+            for version in _possible_versions(name):
+                beside = os.fsencode(marker) + version
+                if os.path.lexists(os.path.join(above, beside)):
+                    return os.fsdecode(beside)
         above = os.path.join(above, name)
     return None
+
+
+def _possible_versions(name: bytes) -> list[bytes]:
+    """Return the name of a directory, and the ends of it that may be a version alone: a manifest is not made by a pattern."""
+    starts = (match.start() for match in re.finditer(rb"(?<![0-9.])[0-9]", name))
+    return [name, *(name[start:] for start in starts if start)]
 
 
 def is_shown_ready(root: str, release: Release, marker: str) -> bool:

@@ -67,16 +67,19 @@ def test_a_release_without_its_ready_marker_has_the_time_of_its_last_change(area
     assert [one["not_ready_since"] for one in found] == [None, "1970-01-02T00:00:00Z"]
 
 
-@pytest.mark.parametrize("platform", ["", "/linux"])
-def test_a_release_that_rez_is_writing_or_ignores_is_not_ready_and_is_not_scanned(area: Path, platform: str) -> None:
-    """The markers lie beside the directory of the version, also if the release is a directory in it."""
+@pytest.mark.parametrize(("prefix", "platform"), [("", ""), ("", "/linux"), ("v", ""), ("usd-", "")])
+def test_a_release_that_rez_is_writing_or_ignores_is_not_ready_and_is_not_scanned(
+    area: Path, prefix: str, platform: str
+) -> None:
+    """The markers lie beside the directory of the version and have its version alone, also if the release is a directory in it."""
     root, store = area / "root", area / "manifests"
     store.mkdir()
     for version in ("1.0", "1.1", "1.2", "1.20"):
-        (root / f"usd/{version}{platform}").mkdir(parents=True)
+        (root / f"usd/{prefix}{version}{platform}").mkdir(parents=True)
     for marker in (".building1.2", ".ignore1.1"):
         (root / "usd" / marker).touch()
-    found = support.module("release_info", root=str(root), pattern=f"{{package}}/{{version}}{platform}").ok["releases"]
+    pattern = f"{{package}}/{prefix}{{version}}{platform}"
+    found = support.module("release_info", root=str(root), pattern=pattern).ok["releases"]
     assert [(one["version"], one["ready"], one["held_back_by"]) for one in found] == [
         ("1.0", True, None),
         ("1.1", False, ".ignore1.1"),
@@ -84,11 +87,13 @@ def test_a_release_that_rez_is_writing_or_ignores_is_not_ready_and_is_not_scanne
         ("1.20", True, None),
     ]
     given: dict[str, Any] = {"root": str(root), "store": str(store)}
-    refused = support.module("release_manifest", release=f"usd/1.2{platform}", **given)
-    assert f"release usd/1.2{platform} is not ready: .building1.2 beside it" in refused.message
+    release = f"usd/{prefix}1.2{platform}"
+    refused = support.module("release_manifest", release=release, **given)
+    assert f"release {release} is not ready: .building1.2 beside it" in refused.message
     assert os.listdir(store) == []
     (root / "usd" / ".building1.2").unlink()
-    assert support.module("release_manifest", release=f"usd/1.2{platform}", **given).ok["changed"]
+    assert support.module("release_manifest", release=release, **given).ok["changed"]
+    assert support.module("release_manifest", release=release.replace("1.2", "1.20"), **given).ok["changed"]
 
 
 def test_what_file_servers_leave_is_neither_a_release_nor_a_part_of_one(area: Path) -> None:
