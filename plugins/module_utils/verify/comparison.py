@@ -9,7 +9,7 @@ Almost all lines are equal byte by byte, so only the others are decoded.
 from __future__ import annotations
 
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest
@@ -34,29 +34,36 @@ class Comparison:
         #: The directory whose absence, or presence, was reported last. What is below it is not reported.
         self._reported_above: bytes | None = None
 
-    def run(self, expected: Iterator[bytes], actual: Iterator[bytes]) -> None:
-        """Compare all lines, which have no newlines, and add the differences to the findings."""
-        wanted, found = next(expected, None), next(actual, None)
-        checked = 0
-        while wanted is not None or found is not None:
-            checked += found is not None
-            if wanted == found:
-                wanted, found = next(expected, None), next(actual, None)
-                continue
-            there = None if found is None else manifest.decode(found)
-            declared = None if wanted is None else manifest.decode(wanted)
-            order = _order(declared, there)
-            if declared is not None and order < 0:
-                self._report(declared, "missing_entry")
-                wanted = next(expected, None)
-                checked -= found is not None
-            elif there is not None and order > 0:
+    def run(self, expected: Iterator[Sequence[bytes]], actual: Iterator[Sequence[bytes]]) -> None:
+        """Compare all lines and add the differences to the findings. Each item is some lines, which have no newlines."""
+        wanted = _Lines(expected)
+        for found in actual:
+            self._findings.checked += len(found)
+            if not wanted.skip(found):
+                for line in found:
+                    self._find(line, wanted)
+        for line in wanted.rest():
+            self._report(manifest.decode(line), "missing_entry")
+
+    def _find(self, line: bytes, wanted: _Lines) -> None:
+        """Compare a line of the layer with the next ones of the manifests."""
+        there: Entry | None = None
+        while True:
+            next_one = wanted.peek()
+            if next_one == line:
+                wanted.advance()
+                return
+            there = there or manifest.decode(line)
+            declared = None if next_one is None else manifest.decode(next_one)
+            order = 1 if declared is None else _order(declared, there)
+            if declared is None or order > 0:
                 self._report(there, "unknown_entry")
-                found = next(actual, None)
-            elif declared is not None and there is not None:
+                return
+            wanted.advance()
+            if order == 0:
                 self._compare(declared, there)
-                wanted, found = next(expected, None), next(actual, None)
-        self._findings.checked += checked
+                return
+            self._report(declared, "missing_entry")
 
     def _report(self, entry: Entry, code: str) -> None:
         if self._reported_above is not None and entry.path.startswith(self._reported_above):
@@ -96,7 +103,9 @@ class Comparison:
         if declared.target != there.target and declared.path not in self._flawed and not declared.is_hardlink:
             word = "redirect" if stat.S_ISREG(declared.mode) else "target"
             yield f"{word} {_shown(there.target)} instead of {_shown(declared.target)}"
-        left, right = ({pair for pair in one.xattrs if not (has_acl and pair[0] in ACL_XATTRS)} for one in (declared, there))
+        left, right = (
+            {pair for pair in one.xattrs if not (has_acl and pair[0] in ACL_XATTRS)} for one in (declared, there)
+        )
         for name in sorted({name for name, _value in left ^ right}):
             yield f"another value of the xattr {show(name)}"
 
@@ -105,9 +114,50 @@ def _shown(target: bytes | None) -> str:
     return "none" if target is None else show(target)
 
 
-def _order(declared: Entry | None, there: Entry | None) -> int:
+def _order(declared: Entry, there: Entry) -> int:
     """Return -1 if the declared entry comes first, 1 if the other one does, and 0 if both are at one path."""
-    if declared is None or there is None:
-        return 1 if declared is None else -1
     left, right = manifest.sibling_key(declared.path), manifest.sibling_key(there.path)
     return (left > right) - (left < right)
+
+
+class _Lines:
+    """Lines that come in parts."""
+
+    def __init__(self, parts: Iterator[Sequence[bytes]]) -> None:
+        self._parts = parts
+        self._lines: list[bytes] = []
+        self._position = 0
+
+    def _has(self, count: int) -> bool:
+        """Return whether there are so many further lines, after reading as many parts as that needs."""
+        while len(self._lines) - self._position < count:
+            part = next(self._parts, None)
+            if part is None:
+                return False
+            self._lines = [*self._lines[self._position :], *part]
+            self._position = 0
+        return True
+
+    def skip(self, lines: Sequence[bytes]) -> bool:
+        """Pass the next lines if they equal these, and return whether they do."""
+        if not self._has(len(lines)):
+            return False
+        end = self._position + len(lines)
+        if self._lines[self._position : end] != lines:
+            return False
+        self._position = end
+        return True
+
+    def peek(self) -> bytes | None:
+        """Return the next line; None at the end."""
+        return self._lines[self._position] if self._has(1) else None
+
+    def advance(self) -> None:
+        """Pass the next line."""
+        self._position += 1
+
+    def rest(self) -> Iterator[bytes]:
+        """Yield all further lines."""
+        while self._has(1):
+            self._position += 1
+            yield self._lines[self._position - 1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -21,12 +22,22 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entrie
     Entry,
     Xattrs,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.overlay_marks import file_problem
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.overlay_marks import (
+    file_problem,
+    redirect_problem,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import CODES, Findings
 
 #: The xattrs of security modules and of file systems, which are no part of a layer.
 _OF_THE_HOST = ("security.", "system.")
 _BILLION = 1_000_000_000
+_TYPE = 0o170000
+#: A byte of a name that composefs-dump text escapes.
+_AWKWARD = re.compile(rb"[^!-\[\]-~]")
+#: The lines that are compared at a time.
+_LINES = 256
+#: The errors of a path that a layer does not have.
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 @dataclass
@@ -38,6 +49,11 @@ class _Level:
     path: bytes
     names: Iterator[bytes]
     opaque: bool
+    #: Whether no name in it needs escapes.
+    plain: bool
+    #: The directory with the content of its files, as its redirects have it, and escaped without the first slash; both end with a slash.
+    source: bytes = b""
+    escaped_source: bytes = b""
 
 
 class LayerWalk:
@@ -60,10 +76,10 @@ class LayerWalk:
         #: The first name of each file with several names, by device and inode number.
         self._first: dict[tuple[int, int], bytes] = {}
 
-    def lines(self, top: bytes = b"/", without: Collection[bytes] = ()) -> Iterator[bytes]:
+    def lines(self, top: bytes = b"/", without: Collection[bytes] = ()) -> Iterator[list[bytes]]:
         """Yield the entries at and below ``top`` in manifest order, without what is at and below the paths in ``without``.
 
-        The lines have no newlines. The working directory changes, and is restored at the end.
+        Each item has some lines, which have no newlines. The working directory changes, and is restored at the end.
         """
         files.allow_deep_trees()
         with beneath.working_directory_kept():
@@ -72,12 +88,16 @@ class LayerWalk:
                 try:
                     fd = beneath.open_at(self._root, top.lstrip(b"/"), same_mount=True)
                 except OSError as error:
-                    if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    if error.errno not in _NOT_THERE:
                         raise
                     return
-                yield self._enter(stack, fd, top)
+                pending = [self._enter(stack, fd, top)]
                 while stack:
-                    yield from self._names(stack, without)
+                    pending += self._names(stack, without)
+                    if len(pending) >= _LINES:
+                        yield pending
+                        pending = []
+                yield pending
             finally:
                 for level in stack:
                     os.close(level.fd)
@@ -88,7 +108,7 @@ class LayerWalk:
         try:
             directory = beneath.open_at(self._root, parent.lstrip(b"/"), same_mount=True)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            if error.errno not in _NOT_THERE:
                 raise
             return None
         stack: list[_Level] = []
@@ -124,55 +144,76 @@ class LayerWalk:
             return self._file(name, manifest.escape(path), status)
         return self._link(name, manifest.escape(path), status) if stat.S_ISLNK(status.st_mode) else None
 
-    def _names(self, stack: list[_Level], without: Collection[bytes]) -> Iterator[bytes]:
-        """Yield the entries of the innermost directory up to its next subdirectory, which is entered, or to its end."""
+    def _names(self, stack: list[_Level], without: Collection[bytes]) -> list[bytes]:
+        """Return the lines of the innermost directory up to its next subdirectory, which is entered, or to its end."""
         level = stack[-1]
         beneath.enter(level.fd)
         prefix = level.path + b"/"
+        lines = []
         for name in level.names:
             status = os.lstat(name)
-            kind = stat.S_IFMT(status.st_mode)
+            mode = status.st_mode
+            kind = mode & _TYPE
+            escaped = name if level.plain else manifest.escape(b"/" + name)[1:]
+            path = prefix + escaped
             if kind == stat.S_IFREG:
-                yield self._file(name, prefix + _escaped(name), status)
-            elif kind == stat.S_IFDIR:
-                path = prefix + _escaped(name)
-                if without and manifest.unescape(path) in without:
+                target = self._plain_target(name, escaped, level) if status.st_size and status.st_nlink == 1 else None
+                if target is None:
+                    lines.append(self._file(name, path, status))
                     continue
-                yield self._enter(stack, beneath.open_at(level.fd, name, same_mount=True), manifest.unescape(path))
-                return
+                seconds, nanoseconds = divmod(status.st_mtime_ns, _BILLION)
+                lines.append(
+                    b"%s %d %o 1 %d %d 0 %d.%d %s - -"
+                    % (path, status.st_size, mode, status.st_uid, status.st_gid, seconds, nanoseconds, target)
+                )
+            elif kind == stat.S_IFDIR:
+                place = manifest.unescape(path)
+                if place in without:
+                    continue
+                lines.append(self._enter(stack, beneath.open_at(level.fd, name, same_mount=True), place))
+                return lines
             elif kind == stat.S_IFLNK:
-                yield self._link(name, prefix + _escaped(name), status)
+                lines.append(self._link(name, path, status))
             else:
-                self._other(manifest.unescape(prefix + _escaped(name)), status, level)
+                self._other(manifest.unescape(path), status, level)
         stack.pop()
         os.close(level.fd)
+        return lines
+
+    def _plain_target(self, name: bytes, escaped: bytes, level: _Level) -> bytes | None:
+        """Return the escaped path of the content of a file that has the usual two xattrs; None for any other file.
+
+        The content of the files of a directory usually has the same names in one directory, so that is checked only once.
+        """
+        if os.listxattr(name, follow_symlinks=False) not in self._pairs:
+            return None
+        if os.getxattr(name, self._metacopy, follow_symlinks=False):
+            return None
+        redirect = os.getxattr(name, self._redirect, follow_symlinks=False)
+        if redirect != level.source + name:
+            source = redirect[: -len(name)]
+            if not redirect.endswith(b"/" + name) or redirect_problem(source + b"name") is not None:
+                return None
+            level.source = source
+            level.escaped_source = manifest.escape(source)[1:]
+        return level.escaped_source + escaped
 
     def _file(self, name: bytes, path: bytes, status: os.stat_result) -> bytes:
         """Return the line of a regular file in the working directory. ``path`` is escaped."""
         found = os.listxattr(name, follow_symlinks=False)
-        others: Xattrs = ()
-        metacopy = redirect = None
-        if found in self._pairs:
-            metacopy, redirect = (os.getxattr(name, one, follow_symlinks=False) for one in self._pairs[0])
-        elif found:
-            metacopy, redirect = (beneath.attribute_here(name, one.encode()) for one in self._pairs[0])
-            others = self._others(name, path, found, (self._metacopy, self._redirect))
+        metacopy, redirect = (
+            beneath.attribute_here(name, one.encode()) if one in found else None
+            for one in (self._metacopy, self._redirect)
+        )
+        others = self._others(name, path, found, (self._metacopy, self._redirect)) if found else ()
         code = file_problem(metacopy, redirect)
         if code is not None or (status.st_size == 0) != (redirect is None):
             self._flaw(path, code, status, redirect)
-        if others or status.st_nlink > 1:
-            return self._rare_file(path, status, redirect, others)
-        seconds, nanoseconds = divmod(status.st_mtime_ns, _BILLION)
-        return b"%s %d %o 1 %d %d 0 %d.%d %s - -" % (
-            path,
-            status.st_size,
-            status.st_mode,
-            status.st_uid,
-            status.st_gid,
-            seconds,
-            nanoseconds,
-            b"-" if redirect is None else _escaped(redirect[1:]),
-        )
+        place = manifest.unescape(path)
+        first = self._first.setdefault((status.st_dev, status.st_ino), place) if status.st_nlink > 1 else place
+        if first != place:
+            return _line(place, status, status.st_nlink, first, (), True)
+        return _line(place, status, status.st_nlink, redirect[1:] if redirect else None, others, False)
 
     def _flaw(self, path: bytes, code: str | None, status: os.stat_result, redirect: bytes | None) -> None:
         place = manifest.unescape(path)
@@ -181,18 +222,11 @@ class LayerWalk:
             detail = f": {show(redirect)}" if redirect is not None else ""
             self._findings.add(place, code, CODES[code].sentence + detail if detail else "")
         elif redirect is None:
-            self._findings.add(place, "metacopy_without_redirect", f"it has {status.st_size} bytes, and no redirect")
+            self._findings.add(
+                place, "entry_differs", f"it has {status.st_size} bytes, and no xattr says where they are"
+            )
         else:
             self._findings.add(place, "entry_differs", "it is empty, and has a redirect")
-
-    def _rare_file(self, path: bytes, status: os.stat_result, redirect: bytes | None, others: Xattrs) -> bytes:
-        place = manifest.unescape(path)
-        first = self._first.setdefault((status.st_dev, status.st_ino), place) if status.st_nlink > 1 else place
-        target = redirect[1:] if redirect else None
-        if first != place:
-            target = first
-        is_hardlink = first != place
-        return _line(place, status, status.st_nlink, target, others if not is_hardlink else (), is_hardlink)
 
     def _link(self, name: bytes, path: bytes, status: os.stat_result) -> bytes:
         target = os.readlink(name)
@@ -217,7 +251,8 @@ class LayerWalk:
             self._findings.add(path, "missing_opaque")
         listed = beneath.entries(fd)
         subdirectories = sum(entry.is_dir(follow_symlinks=False) for entry in listed)
-        stack.append(_Level(fd, escaped, iter(sorted(entry.name for entry in listed)), opaque))
+        names = sorted(entry.name for entry in listed)
+        stack.append(_Level(fd, escaped, iter(names), opaque, _AWKWARD.search(b"".join(names)) is None))
         return _line(path, status, 2 + subdirectories, None, others, False, size=0)
 
     def _others(self, target: bytes | int, path: bytes, found: Collection[str], known: Collection[str]) -> Xattrs:
@@ -240,14 +275,6 @@ class LayerWalk:
             self._findings.add(path, "unknown_entry", f"it is {word}, and no manifest has it")
 
 
-
-
-
-
-def _escaped(name: bytes) -> bytes:
-    return name if name.isalnum() else manifest.escape(b"/" + name)[1:]
-
-
 def _line(
     path: bytes,
     status: os.stat_result,
@@ -260,6 +287,15 @@ def _line(
     """Return the line of an entry without its newline."""
     length = status.st_size if size is None else size
     entry = Entry(
-        path, status.st_mode, length, nlink, status.st_uid, status.st_gid, status.st_mtime_ns, target, is_hardlink, others
+        path,
+        status.st_mode,
+        length,
+        nlink,
+        status.st_uid,
+        status.st_gid,
+        status.st_mtime_ns,
+        target,
+        is_hardlink,
+        others,
     )
     return manifest.encode(entry)[:-1]

@@ -27,9 +27,9 @@ def file_problem(metacopy: bytes | None, redirect: bytes | None) -> str | None:
         return None if redirect is None else "redirect_without_metacopy"
     if redirect is None:
         return "metacopy_without_redirect"
-    return redirect_problem(redirect) or ("invalid_metacopy" if not _is_metacopy(metacopy) else None)
+    return redirect_problem(redirect) or ("invalid_metacopy" if not is_metacopy(metacopy) else None)
 
 
-def _is_metacopy(value: bytes) -> bool:
+def is_metacopy(value: bytes) -> bool:
     """Return whether the kernel takes the value: empty, or struct ovl_metacopy with its length and version 0."""
     return not value or (4 <= len(value) <= 36 and value[0] == 0 and value[1] == len(value))

@@ -39,6 +39,9 @@ CODES = {
     "entry_differs": Code("its attributes differ from those in the manifest", _REBUILD, True),
     "lost_hard_links": Code("its names are not all names of one file, as in the manifest", _REBUILD, True),
     "digest_differs": Code("the image differs from its recorded digest", _REBUILD, True),
+    "data_image_differs": Code(
+        "the data image differs from its recorded digest", "remove it, and deploy the view again"
+    ),
     "record_damaged": Code("the record of the generation cannot be used", "deploy the view again"),
     "manifest_unusable": Code(
         "the layer cannot be compared, since a manifest is missing or is another one",
@@ -49,12 +52,16 @@ CODES = {
     ),
     # The xattrs of overlayfs.
     "metacopy_without_redirect": Code("it has no content, and no xattr says where its content is", _REBUILD, True),
-    "redirect_without_metacopy": Code("it reads as zeros, since its mark as a metadata copy is missing", _REBUILD, True),
+    "redirect_without_metacopy": Code(
+        "it reads as zeros, since its mark as a metadata copy is missing", _REBUILD, True
+    ),
     "invalid_metacopy": Code("its mark as a metadata copy has a value that the kernel refuses", _REBUILD, True),
     "relative_redirect": Code("its redirect is not an absolute path", _REBUILD, True),
     "escaping_redirect": Code("its redirect has '..' as a component", _REBUILD, True),
     "double_slash_redirect": Code("its redirect has an empty component, which the kernel refuses", _REBUILD, True),
-    "missing_opaque": Code("the directory is not opaque, so the kernel looks up its names in the data layer", _REBUILD, True),
+    "missing_opaque": Code(
+        "the directory is not opaque, so the kernel looks up its names in the data layer", _REBUILD, True
+    ),
     "whiteout_in_opaque": Code("it is a whiteout in an opaque directory, where it hides nothing", _REBUILD, True),
     # The data layers.
     "missing_target": Code("no data layer has the file with its content", _RELEASE),
@@ -77,7 +84,9 @@ CODES = {
     "opaque_over_uncovered": Code("the opaque directory hides names of the lower layers that it lacks", _UPPER),
     "orphan_whiteout": Code("the whiteout hides no name of the lower layers", _UPPER),
     "duplicate_redirect": Code("another directory of the upper layer is merged with the same lower directory", _UPPER),
-    "missing_impure": Code("the directory has copied-up entries and no mark of that, so it lists wrong inode numbers", _UPPER),
+    "missing_impure": Code(
+        "the directory has copied-up entries and no mark of that, so it lists wrong inode numbers", _UPPER
+    ),
 }
 
 

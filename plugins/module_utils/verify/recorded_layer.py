@@ -32,7 +32,9 @@ def spec_of(name: str, generation: Generation, find_manifest: FindManifest) -> L
     is_mapped = composition["owner"] is not None or composition["group"] is not None or owner_map or group_map
     spec = LayerSpec(
         name=name,
-        placements=tuple(placements if lists is None else (placements[number] for number in _order(len(placements), lists))),
+        placements=tuple(
+            placements if lists is None else (placements[number] for number in _order(len(placements), lists))
+        ),
         format=generation.format,
         strategy=generation.strategy,
         xattr_namespace=generation.xattr_namespace,

@@ -114,7 +114,9 @@ class DataLayers:
             return Problem(file.path, "unreadable_target", f"{self._place(file)}: {os.strerror(error.errno)}")
         try:
             if checksum is not None and _digest(fd, progress) != checksum:
-                return Problem(file.path, "content_differs", f"{self._place(file)} has another SHA-256 than its manifest")
+                return Problem(
+                    file.path, "content_differs", f"{self._place(file)} has another SHA-256 than its manifest"
+                )
         finally:
             os.close(fd)
         return None

@@ -164,7 +164,7 @@ class _Layer:
             expected = self._expected(part)
             Comparison(findings, walk.flawed, request.narrowed).run(expected, actual)
         else:
-            findings.checked += sum(1 for _line in actual)
+            findings.checked += sum(map(len, actual))
         if request.level != METADATA:
             self._compare_releases(part, findings, progress)
         request.finished(part, findings)
@@ -175,7 +175,7 @@ class _Layer:
         opaque = request.strategy == strategies.REDIRECT
         return LayerWalk(self._root, request.xattr_namespace, opaque, findings, progress)
 
-    def _expected(self, part: int) -> Iterator[bytes]:
+    def _expected(self, part: int) -> Iterator[list[bytes]]:
         """Yield the lines of a part as the manifests give them."""
         composition = self._composition
         if composition is None:
@@ -183,20 +183,20 @@ class _Layer:
         if part == REST:
             for one in composition.parts():
                 if isinstance(one, Entry):
-                    yield manifest.encode(one)[:-1]
+                    yield [manifest.encode(one)[:-1]]
             return
         placement = self._releases[part]
         if self._request.spec is not None and self._request.spec.alters_entries:
             ownership = self._request.spec.rules.ownership
             for entry in placed(placement, manifest_store.entries(placement), ownership):
-                yield manifest.encode(entry)[:-1]
+                yield [manifest.encode(entry)[:-1]]
             return
         for chunk in manifest_store.parse(placement, functools.partial(dump.placed_text, placement, tally=Tally())):
-            yield from manifest.lines(chunk)
+            yield manifest.lines(chunk)
 
     def _opening(
-        self, lines: Iterator[bytes], part: int, findings: Findings, progress: Progress
-    ) -> Iterator[bytes]:
+        self, parts: Iterator[list[bytes]], part: int, findings: Findings, progress: Progress
+    ) -> Iterator[list[bytes]]:
         """Yield the lines of a layer, and look up the content of its files on the way."""
         checksums = self._checksums(part) if self._request.level == CONTENT else {}
         data = DataLayers(self._data, self._note)
@@ -206,15 +206,15 @@ class _Layer:
             targets.check(data, iter(files), checksums.get, self._request.threads, findings, progress)
             files.clear()
 
-        for number, line in enumerate(lines):
-            yield line
-            if self._drawn is not None and number not in self._drawn:
-                continue
-            file = _file(manifest.decode(line))
-            if file is not None:
-                files.append(file)
-                if len(files) >= _MOST_FILES:
-                    look()
+        number = 0
+        for lines in parts:
+            yield lines
+            for line in lines:
+                number += 1
+                file = _file(manifest.decode(line)) if self._drawn is None or number in self._drawn else None
+                files += [file] if file else []
+            if len(files) >= _MOST_FILES:
+                look()
         look()
 
     def _checksums(self, part: int) -> dict[bytes, str]:
@@ -262,12 +262,12 @@ class _Layer:
         checksums: dict[bytes, str] = {}
         for part in (REST, *range(len(self._releases))):
             before = len(files)
-            for line in self._expected(part):
+            for line in (line for lines in self._expected(part) for line in lines):
                 if number in drawn:
                     entry = manifest.decode(line)
                     actual = walk.line_of(entry)
                     comparison = Comparison(findings, walk.flawed, self._request.narrowed)
-                    comparison.run(iter((line,)), iter(() if actual is None else (actual,)))
+                    comparison.run(iter(((line,),)), iter(() if actual is None else ([actual],)))
                     file = _file(manifest.decode(actual)) if actual is not None else None
                     files += [file] if file else []
                 number += 1

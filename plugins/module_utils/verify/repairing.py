@@ -1,0 +1,98 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Repair a generation of a view: build its layer again, put it in the place of the damaged one, and switch the overlays that show it.
+
+The damaged layer is renamed aside first, and stays there as long as an overlay that was switched away may need it. A killed run leaves
+the old layer or the new one under the name of the generation, or none if it is killed between the two renames; then the next deployment
+makes it again.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, mount_lock
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action, Handlers, Plan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import overlay_layers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import SwitchOverlay
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.subjects import Subject
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
+    generation_files,
+    generations,
+    removal,
+    usage,
+    view_state,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_spec import LayerSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import record_path
+
+#: The name of the layer that is being built. It is that of no generation, so nothing takes it for one in use.
+_STAGED = "repair"
+
+
+@dataclass(frozen=True)
+class RebuildLayer(Action):
+    """Build the layer of a generation again, in the place of the damaged one."""
+
+    view: str
+    generation: str
+
+    def __str__(self) -> str:
+        return f"build generation {self.generation} of view {self.view} again"
+
+
+def plan(subject: Subject) -> Plan:
+    """Return the actions that repair a generation. Raises OverlayError if an overlay that shows it cannot be switched."""
+    switches = []
+    for mount in subject.mounts:
+        if overlay_layers(mount).upper is not None:
+            raise OverlayError(
+                f"the overlay at {show(mount.path)} has an upper layer, so it cannot be switched while it is in use: unmount it, and"
+                " repair the view then"
+            )
+        method = "beneath" if mounts.can_mount_beneath() else "over"
+        switches.append(SwitchOverlay(subject.spec(mount), method))
+    return (RebuildLayer(subject.paths.name, subject.name.id), *switches)
+
+
+def handlers(subject: Subject, spec: LayerSpec, seconds: float, progress: Progress) -> Handlers:
+    """Return what carries out ``plan``. It waits up to ``seconds`` for other runs on the view and at the mountpoint."""
+
+    def rebuild(_action: RebuildLayer) -> None:
+        with view_state.locked(subject.paths, seconds, progress):
+            _rebuild(subject, spec, progress)
+
+    def switch(action: SwitchOverlay) -> None:
+        with mount_lock.held(action.spec.path, seconds, progress):
+            mounts.HANDLERS[SwitchOverlay](action)
+
+    return {RebuildLayer: rebuild, SwitchOverlay: switch}
+
+
+def _rebuild(subject: Subject, spec: LayerSpec, progress: Progress) -> None:
+    paths, directory = subject.paths, subject.directory
+    aside = os.path.join(paths.removing, directory)
+    if os.path.lexists(aside):
+        raise OverlayError(
+            f"{aside} is a layer that an earlier repair has replaced, and may still be in use: run overlay_prune when the processes that"
+            " used it have ended, and repair the view then"
+        )
+    removal.clear(paths, paths.staging, progress)
+    staged = os.path.join(paths.staging, _STAGED)
+    files.make_directories(staged, 0o755)
+    made, _report = generations.build_layer(staged, spec, None, generations.composed(spec, progress), progress)
+    generation_files.write(record_path(staged), made)
+    files.sync_file_system(os.fsencode(staged))
+    files.make_directories(paths.removing, 0o755)
+    os.rename(paths.generation(directory), aside)
+    os.rename(staged, paths.generation(directory))
+    files.sync_directory(paths.generations)
+    os.rmdir(paths.staging)
+    if directory not in usage.of_generations(paths, forget=False):
+        files.remove(aside, progress)
+        os.rmdir(paths.removing)

@@ -1,0 +1,308 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: overlay_verify
+short_description: Verify views, their layers and images, and writable overlays that were finalized
+version_added: 0.1.0
+description:
+  - Compares what a view shows with the manifests of its releases, and the files that it opens with the software root.
+  - A damaged layer looks healthy. A file whose content is gone has its size and mode, and only opening it fails. A file that has lost its
+    mark as a metadata copy reads as zeros. So this module compares every attribute, and with O(level=open) opens every file.
+  - Each problem has a code, which RV(problems) lists with what to do about it.
+  - The layer is read on this host alone with O(level=metadata). The other levels ask the file server for each file, with several requests
+    at a time. If it does not answer, the task fails after O(timeout) seconds, and its message names the file.
+  - An overlay with an upper layer is checked as C(fsck.overlay) does, and for what would make a finalized overlay show wrong content.
+author:
+  - renderfarm.overlay maintainers (@renderfarm-overlay)
+extends_documentation_fragment:
+  - renderfarm.overlay.attributes
+  - renderfarm.overlay.options
+  - renderfarm.overlay.options.state_dir
+attributes:
+  check_mode:
+    details: Check mode verifies, but repairs nothing. It does not record the result either, and verifies everything.
+options:
+  name:
+    description: Name of the view to verify. Give either this or O(path).
+    type: str
+  path:
+    description:
+      - Mountpoint of an overlay to verify.
+      - The overlay shows a view of O(state_dir), or it has an upper layer.
+    type: path
+  generation:
+    description: Generation of the view O(name) to verify. By default it is the current one.
+    type: str
+  level:
+    description:
+      - V(metadata) compares the layer with the manifests in O(store), and an image with its digest. The file server is asked for the
+        manifests only.
+      - V(open) also looks up the content of each file in the data layers as the kernel does, compares size and mtime, and opens the file. It
+        compares the names in each directory of a release on the software root with the manifest.
+      - V(content) also reads all content, and compares it with the SHA-256 in manifests that were made with O(checksum=sha256) of
+        M(renderfarm.overlay.release_manifest), and data images with their digest.
+    type: str
+    choices: [metadata, open, content]
+    default: metadata
+  store:
+    description:
+      - The manifest store, as a directory, or as the address of a web server that serves it.
+      - Without it, a layer that is a directory is not compared with anything. Only its overlay xattrs are checked.
+    type: str
+  data:
+    description: The data layers, such as the software root, in the order in which the view has them. By default they are those of the mounted view.
+    type: list
+    elements: path
+  sample:
+    description:
+      - Number of entries to draw at random and to verify, fit for a schedule. V(0) verifies all.
+      - Entries that no manifest has are found in full verifications only.
+    type: int
+    default: 0
+  ready_marker:
+    description: Path, relative to a release, of a file that is written when the release is complete. It is no difference from the manifest.
+    type: str
+    default: ''
+  workers:
+    description: Number of processes that read the layer. V(0) is the number of processors, up to 8.
+    type: int
+    default: 0
+  threads:
+    description: Number of requests that each process makes to the file server at a time, with the levels V(open) and V(content).
+    type: int
+    default: 8
+  time_limit:
+    description:
+      - Seconds after which no further release is begun. V(0) is no limit.
+      - The next run with the same O(level) goes on where this one ended, as it does after a run that was interrupted.
+    type: float
+    default: 0
+  repair:
+    description:
+      - Build a damaged layer again from the manifests in O(store), and switch the view to it while it is in use.
+      - This mends what is wrong with the layer itself. What is wrong with the software root or with an upper layer is only reported.
+    type: bool
+    default: false
+  fail_on_problems:
+    description: Fail if there are problems that were not repaired. The return values are the same in both cases.
+    type: bool
+    default: true
+seealso:
+  - module: renderfarm.overlay.view_info
+  - module: renderfarm.overlay.release_manifest
+"""
+
+EXAMPLES = r"""
+- name: Compare the layer of a view with its manifests, and build it again if it is damaged
+  renderfarm.overlay.overlay_verify:
+    name: software
+    store: /net/software/.manifests
+    repair: true
+
+- name: Open a thousand files of a view, as a schedule does
+  renderfarm.overlay.overlay_verify:
+    path: /software
+    level: open
+    store: /net/software/.manifests
+    sample: 1000
+    fail_on_problems: false
+  register: verified
+
+- name: Read all content, for an hour each night
+  renderfarm.overlay.overlay_verify:
+    name: software
+    level: content
+    store: /net/software/.manifests
+    time_limit: 3600
+"""
+
+RETURN = r"""
+view:
+  description: Name of the view; none for an overlay that shows no view.
+  type: str
+  returned: always
+  sample: software
+generation:
+  description: The generation that was verified; none for an overlay that shows no view.
+  type: str
+  returned: always
+  sample: 0123456789abcdef
+level:
+  description: How thoroughly it was verified.
+  type: str
+  returned: always
+  sample: open
+ok:
+  description: Whether there are no problems.
+  type: bool
+  returned: always
+  sample: false
+complete:
+  description: Whether everything was verified. The next run goes on if it was not.
+  type: bool
+  returned: always
+  sample: true
+checked:
+  description: The number of entries that were verified, also in runs that this one went on from.
+  type: int
+  returned: always
+  sample: 105460
+problems:
+  description: The first 1,000 problems.
+  type: list
+  elements: dict
+  returned: always
+  contains:
+    path:
+      description: The path in the view, in the upper layer or, for a release, below the software root.
+      type: str
+      sample: /houdini/20.5.410/bin/hython
+    code:
+      description: The kind of problem.
+      type: str
+      sample: missing_target
+    detail:
+      description: What is wrong, as a sentence.
+      type: str
+      sample: no data layer has /houdini/20.5.410/bin/hython
+    remedy:
+      description: What to do about it.
+      type: str
+      sample: restore the release on the software root, or remove it from the view
+counts:
+  description: The number of problems of each code.
+  type: dict
+  returned: always
+  sample: {"missing_target": 2}
+repaired:
+  description: The problems that were repaired. In check mode, those that would be.
+  type: list
+  elements: dict
+  returned: always
+  sample: []
+actions:
+  description: What was done to repair the view. In check mode, what would be done.
+  type: list
+  elements: str
+  returned: always
+  sample: [build generation 0123456789abcdef of view software again, switch the overlay at /software (beneath)]
+"""
+
+import os
+from typing import Any
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import host_report
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify import repairing, subjects, upper_walk
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import CODES, Findings
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.subjects import Subject
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.verify_task import (
+    VerifiedView,
+    VerifyOptions,
+    VerifyTask,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.verifying import LEVELS, METADATA
+
+_MOST_WORKERS = 8
+
+
+def main() -> None:
+    spec = {
+        "name": {"type": "str"},
+        "path": {"type": "path"},
+        "state_dir": runner.STATE_DIR,
+        "generation": {"type": "str"},
+        "level": {"type": "str", "choices": list(LEVELS), "default": METADATA},
+        "store": {"type": "str"},
+        "data": {"type": "list", "elements": "path"},
+        "sample": {"type": "int", "default": 0},
+        "ready_marker": runner.READY_MARKER,
+        "workers": {"type": "int", "default": 0},
+        "threads": {"type": "int", "default": 8},
+        "time_limit": {"type": "float", "default": 0.0},
+        "repair": {"type": "bool", "default": False},
+        "fail_on_problems": {"type": "bool", "default": True},
+    }
+    exclusive = [("name", "path"), ("path", "generation"), ("sample", "time_limit")]
+    runner.run(spec, work, required_one_of=[("name", "path")], mutually_exclusive=exclusive)
+
+
+def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
+    runner.check_absolute(params["state_dir"], "state_dir")
+    for option in ("sample", "workers", "time_limit"):
+        if params[option] < 0:
+            raise OverlayError(f"{option} must not be negative, but it is {params[option]:g}")
+    if not 1 <= params["threads"] <= 256:
+        raise OverlayError(f"threads must be from 1 to 256, not {params['threads']}")
+    if params["path"] is None:
+        subject = subjects.of_view(params["state_dir"], params["name"], params["generation"], params["data"])
+        return _view(subject, params, context)
+    runner.check_absolute(params["path"], "path")
+    mount = subjects.at_mountpoint(os.fsencode(params["path"]))
+    shown = subjects.of_mount(mount, params["state_dir"], params["data"])
+    if shown is not None:
+        return _view(shown, params, context)
+    findings = upper_walk.verify(mount, params["level"] != METADATA, context.progress, context.note)
+    return _outcome(params, VerifiedView(None, findings), None, [], ())
+
+
+def _view(subject: Subject, params: dict[str, Any], context: runner.Context) -> runner.Outcome:
+    task = VerifyTask(subject, _options(params, context.check_mode), context.timeout, context.progress, context.note)
+    result = task.run()
+    repaired = []
+    plan: Any = ()
+    if params["repair"] and result.findings.rebuilds:
+        if result.spec is None:
+            raise OverlayError(f"view {subject.paths.name} cannot be repaired: give 'store' with all of its manifests")
+        repaired = [one.as_dict() for one in result.findings.first if CODES[one.code].rebuilds]
+        plan = repairing.plan(subject)
+        context.carry_out(plan, repairing.handlers(subject, result.spec, context.timeout, context.progress))
+        result = result if context.check_mode else task.run()
+    _compare_mount(subject, result.findings)
+    return _outcome(params, result, subject, repaired, plan)
+
+
+def _options(params: dict[str, Any], check_mode: bool) -> VerifyOptions:
+    workers = params["workers"] or min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    names = ("level", "store", "sample", "threads", "time_limit", "ready_marker")
+    return VerifyOptions(**{name: params[name] for name in names}, workers=workers, recorded=not check_mode)
+
+
+def _compare_mount(subject: Subject, findings: Findings) -> None:
+    """Add how the mount of a view differs from what was declared for it last."""
+    state_dir = os.path.dirname(os.path.dirname(subject.paths.root))
+    for row in host_report.of_others([state_dir], (), False, runner.explain):
+        for text in row["drift"] if row["view"] == subject.paths.name else ():
+            findings.add(os.fsencode(row["mountpoint"] or "/"), "mount_differs", text)
+
+
+def _outcome(
+    params: dict[str, Any], result: VerifiedView, subject: Subject | None, repaired: Any, plan: Any
+) -> runner.Outcome:
+    findings = result.findings
+    what = f"view {subject.paths.name}" if subject else f"the overlay at {params['path']}"
+    values = {
+        "view": subject.paths.name if subject else None,
+        "generation": subject.name.id if subject else None,
+        "level": params["level"],
+        "ok": not findings.total,
+        "complete": result.complete,
+        "checked": findings.checked,
+        "problems": [one.as_dict() for one in findings.first],
+        "counts": findings.counts,
+        "repaired": repaired,
+    }
+    failure = f"{what} has {findings.total} problems: {findings.summary()}" if findings.total else ""
+    failure = failure if params["fail_on_problems"] else ""
+    before = {"problems": [f"{one['path']}: {one['code']}" for one in repaired]}
+    return runner.Outcome(values, plan, before, {"problems": []}, result.warnings, failure)
+
+
+if __name__ == "__main__":
+    main()
