@@ -1,0 +1,281 @@
+"""Each code of overlay_verify is found where the fault is made for real, and nowhere else; what can be repaired is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import Link
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import CODES
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+
+METACOPY, REDIRECT, OPAQUE = (f"trusted.overlay.{name}" for name in ("metacopy", "redirect", "opaque"))
+
+
+@dataclass
+class View:
+    """A mounted view of two releases, and what it is made of."""
+
+    area: Path
+    layer: Path
+    root: Path
+    store: Path
+    mountpoint: Path
+
+    def verify(self, level: str = "metadata", check: bool = False, **more: Any) -> support.Ran:
+        options: dict[str, Any] = {"fail_on_problems": False, "store": str(self.store), "workers": 1, **more}
+        place = {"path": str(self.mountpoint)} if "name" not in more else {}
+        return support.module("overlay_verify", check=check, state_dir=str(self.area / "state"), level=level, **place, **options)
+
+    def codes(self, level: str = "metadata", **more: Any) -> dict[str, int]:
+        return dict(self.verify(level, **more).ok["counts"])
+
+    def file(self, name: str = "tool/1/bin/tool") -> Path:
+        return self.layer / name
+
+
+def make_view(area: Path, strategy: str = "data_only", **more: Any) -> View:
+    root = area / "root"
+    placements = []
+    for version in ("1", "2"):
+        support.make_small_release(root / "tool" / version, f"version {version}")
+        placements.append(support.scanned(area / "store", root, f"tool/{version}", checksum=True))
+    (area / "state").mkdir(mode=0o700)
+    layer, _generation, _report = support.build(area / "state", placements, strategy=strategy, **more)
+    return View(area, layer / "view" if strategy == "redirect" else layer, root, area / "store", area / "view")
+
+
+@pytest.fixture
+def view(area: Path) -> Iterator[View]:
+    made = make_view(area)
+    with support.mounted(support.declared(made.mountpoint, [made.layer], [made.root])):
+        yield made
+
+
+def write_redirect(path: Path, value: bytes) -> None:
+    os.setxattr(path, REDIRECT, value)
+
+
+def set_mtime(path: Path, mtime_ns: int) -> None:
+    os.utime(path, ns=(mtime_ns, mtime_ns))
+
+
+def keep_times(path: Path, change: Callable[[], object]) -> None:
+    """Make a change, and restore the mtime of the directory."""
+    before = path.stat().st_mtime_ns
+    change()
+    set_mtime(path, before)
+
+
+def replace_name(path: Path, make: Callable[[], object]) -> None:
+    keep_times(path.parent, lambda: (path.unlink(), make()))
+
+
+#: What is done to the layer, and the codes that are found.
+IN_LAYER: dict[str, tuple[Callable[[View], object], set[str]]] = {
+    "a name is gone": (
+        lambda view: keep_times(view.file().parent, view.file().unlink),
+        {"missing_entry"},
+    ),
+    "a directory is gone": (
+        lambda view: keep_times(view.layer / "tool" / "1", lambda: support.command("rm", "-r", view.file().parent)),
+        {"missing_entry"},
+    ),
+    "a name was added": (
+        lambda view: keep_times(view.file().parent, lambda: (view.file().parent / "new").touch()),
+        {"unknown_entry"},
+    ),
+    "a whiteout was added": (
+        lambda view: keep_times(view.file().parent, lambda: os.mknod(view.file().parent / "gone", 0o20000)),
+        {"unknown_entry"},
+    ),
+    "mode": (lambda view: view.file().chmod(0o777), {"entry_differs"}),
+    "owner": (lambda view: os.chown(view.file(), 12, 13), {"entry_differs"}),
+    "mtime": (lambda view: set_mtime(view.file(), 1), {"entry_differs"}),
+    "mtime of a directory": (lambda view: set_mtime(view.file().parent, 1), {"entry_differs"}),
+    "size": (lambda view: keep_times(view.file(), lambda: os.truncate(view.file(), 7)), {"entry_differs"}),
+    "target of a link": (
+        lambda view: replace_name(view.file("tool/1/latest"), lambda: view.file("tool/1/latest").symlink_to("bin/xxxx")),
+        {"entry_differs"},
+    ),
+    "another xattr": (lambda view: os.setxattr(view.file(), "trusted.overlay.origin", b"x"), {"entry_differs"}),
+    "another redirect": (lambda view: write_redirect(view.file(), b"/tool/2/bin/tool"), {"entry_differs"}),
+    "hard link": (
+        lambda view: replace_name(
+            view.file("tool/1/version-again"),
+            lambda: support.command("cp", "-a", view.file("tool/1/version"), view.file("tool/1/version-again")),
+        ),
+        {"lost_hard_links"},
+    ),
+    "no redirect": (lambda view: os.removexattr(view.file(), REDIRECT), {"metacopy_without_redirect"}),
+    "no metacopy": (lambda view: os.removexattr(view.file(), METACOPY), {"redirect_without_metacopy"}),
+    "bad metacopy": (lambda view: os.setxattr(view.file(), METACOPY, b"xyz"), {"invalid_metacopy"}),
+    "relative": (lambda view: write_redirect(view.file(), b"tool/1/bin/tool"), {"relative_redirect"}),
+    "escaping": (lambda view: write_redirect(view.file(), b"/../tool/1/bin/tool"), {"escaping_redirect"}),
+    "double slash": (lambda view: write_redirect(view.file(), b"/tool//1/bin/tool"), {"double_slash_redirect"}),
+}
+
+
+@pytest.mark.parametrize("fault", IN_LAYER)
+def test_a_fault_of_a_layer_is_found_and_repaired(view: View, fault: str) -> None:
+    make, codes = IN_LAYER[fault]
+    assert view.codes() == {}
+    make(view)
+    found = view.verify().ok
+    assert set(found["counts"]) == codes, found["problems"]
+    assert all(problem["path"].startswith("/tool/1") for problem in found["problems"])
+    if fault in ("no metacopy", "a name is gone"):
+        # The view is in use meanwhile, and shows the release afterwards.
+        with (view.mountpoint / "tool/2/bin/tool").open():
+            would = view.verify(check=True, repair=True).ok
+            assert would["changed"]
+            assert view.codes() == found["counts"]
+            done = view.verify(repair=True).ok
+        assert done["ok"]
+        assert done["repaired"] == would["repaired"] == found["problems"]
+        assert [action.split()[0] for action in done["actions"]] == ["build", "switch"]
+        assert support.compare_trees(view.mountpoint / "tool" / "1", view.root / "tool" / "1") == []
+        assert view.verify("content", repair=True).ok["changed"] is False
+
+
+#: What is done to the software root, the codes that level open finds, and what a user of the view sees.
+IN_ROOT: dict[str, tuple[Callable[[View], object], set[str]]] = {
+    "gone": (lambda view: (view.root / "tool/1/bin/tool").unlink(), {"missing_target"}),
+    "a directory": (
+        lambda view: replace_name(view.root / "tool/1/bin/tool", lambda: (view.root / "tool/1/bin/tool").mkdir()),
+        {"target_not_file", "release_differs"},
+    ),
+    "size": (
+        lambda view: keep_times(view.root / "tool/1/bin/tool", lambda: os.truncate(view.root / "tool/1/bin/tool", 3)),
+        {"wrong_size", "release_differs"},
+    ),
+    "mtime": (lambda view: set_mtime(view.root / "tool/1/bin/tool", 5), {"wrong_time"}),
+    "a symbolic link at the end": (
+        lambda view: replace_name(
+            view.root / "tool/1/bin/tool", lambda: (view.root / "tool/1/bin/tool").symlink_to("../version")
+        ),
+        {"redirect_through_symlink"},
+    ),
+    "a symbolic link on the way": (
+        lambda view: keep_times(
+            view.root / "tool/1",
+            lambda: ((view.root / "tool/1/bin").rename(view.root / "bin"), (view.root / "tool/1/bin").symlink_to("../../bin")),
+        ),
+        {"redirect_through_symlink"},
+    ),
+    "a mount on the way": (
+        lambda view: support.command("mount", "--bind", view.root / "tool/2/bin", view.root / "tool/1/bin"),
+        {"redirect_across_mount"},
+    ),
+    "a new name": (lambda view: (view.root / "tool/1/bin/new").touch(), {"release_differs"}),
+}
+
+
+@pytest.mark.parametrize("fault", IN_ROOT)
+def test_a_fault_of_the_software_root_is_found_by_opening(view: View, fault: str) -> None:
+    make, codes = IN_ROOT[fault]
+    assert view.codes("content") == {}
+    make(view)
+    assert view.codes() == {}
+    found = view.verify("open", repair=True).ok
+    # A sample of the files is compared with the manifest too.
+    assert codes <= set(found["counts"]) <= codes | {"release_differs"}, found["problems"]
+    # Nothing of this is the layer's.
+    assert not found["changed"]
+    assert "restore" in found["problems"][0]["remedy"] or "unmount" in found["problems"][0]["remedy"]
+
+
+def test_other_content_of_the_same_size_and_mtime_is_found_by_reading(view: View) -> None:
+    place = view.root / "tool/1/bin/tool"
+    keep_times(place, lambda: place.write_bytes(place.read_bytes().upper()))
+    assert view.codes("open") == {}
+    assert view.codes("content") == {"content_differs": 1}
+
+
+def test_a_sample_finds_a_fault_if_it_draws_everything(view: View) -> None:
+    os.removexattr(view.file(), METACOPY)
+    (view.root / "tool/2/bin/tool").unlink()
+    assert view.codes(sample=1000) == {"redirect_without_metacopy": 1}
+    assert {"redirect_without_metacopy", "missing_target"} <= set(view.codes("content", sample=1000))
+    assert view.verify(sample=3).ok["checked"] == 3
+
+
+def test_problems_fail_the_task_and_are_recorded(view: View) -> None:
+    os.removexattr(view.file(), METACOPY)
+    failed = view.verify(fail_on_problems=True)
+    assert failed.message == "view view has 1 problems: 1 redirect_without_metacopy"
+    assert failed.result["problems"][0]["path"] == "/tool/1/bin/tool"
+    record = view.area / "state/views/view/verified.json"
+    before = record.read_bytes()
+    assert b"redirect_without_metacopy" in before
+    view.verify(check=True)
+    assert record.read_bytes() == before
+    assert not record.with_name("verified.parts").exists()
+
+
+def test_a_verification_goes_on_where_it_ended(view: View) -> None:
+    os.removexattr(view.file(), METACOPY)
+    partial = view.verify(time_limit=0.000001).ok
+    assert not partial["complete"]
+    journal = view.area / "state/views/view/verified.parts"
+    header = journal.read_bytes()
+    # A run that was killed has verified release 1, and has begun to write about release 2.
+    finding = b'{"part": 0, "problems": [["/tool/1/bin/tool", "missing_target", ""]], "counts": {"missing_target": 1}, "checked": 7}\n'
+    journal.write_bytes(header + finding + b'{"part": 1, "prob')
+    assert view.codes() == {"missing_target": 1}
+    assert not journal.exists()
+    assert view.codes() == {"redirect_without_metacopy": 1}
+
+
+def test_without_manifests_the_marks_are_checked_alone(view: View) -> None:
+    os.removexattr(view.file(), METACOPY)
+    view.file("tool/2/bin/tool").chmod(0o700)
+    assert view.codes(store=None) == {"redirect_without_metacopy": 1}
+    (view.store / "tool" / "2.json").unlink()
+    assert view.codes() == {"redirect_without_metacopy": 1, "manifest_unusable": 1}
+
+
+def test_others_may_write_and_the_record_is_damaged(view: View) -> None:
+    view.layer.parent.chmod(0o777)
+    assert view.codes() == {"writable_by_others": 1}
+    view.layer.parent.chmod(0o755)
+    (view.layer.parent / "view.json").write_bytes(b"{}")
+    assert "record_damaged" in view.codes()
+
+
+def test_merged_releases_with_links_and_owners_are_compared(area: Path) -> None:
+    root = area / "root"
+    placements = []
+    for version in ("1", "2"):
+        support.make_small_release(root / "tool" / version, f"version {version}")
+        placed = support.scanned(area / "store", root, f"tool/{version}")
+        placements.append(replace(placed, at=b"tool", exclude=(b"latest",) if version == "2" else ()))
+    (area / "state").mkdir(mode=0o700)
+    more: dict[str, Any] = {"on_conflict": "last", "owner": 77, "mode": "go-w", "links": (Link(b"usr/now", b"../tool"),)}
+    layer, _generation, _report = support.build(area / "state", placements, **more)
+    options: dict[str, Any] = {"name": "view", "state_dir": str(area / "state"), "store": str(area / "store")}
+    assert support.module("overlay_verify", level="open", data=[str(root)], **options).ok["checked"] == 9
+    os.chown(layer / "tool/bin/tool", 78, -1)
+    assert "entry_differs" in support.module("overlay_verify", **options).message
+    assert support.module("overlay_verify", repair=True, **options).ok["actions"]
+    assert not (area / "state/views/view/removing").exists()
+
+
+def test_a_redirect_layer_needs_opaque_directories(area: Path) -> None:
+    view = make_view(area, "redirect")
+    options: dict[str, Any] = {"name": "view"}
+    assert view.codes(**options) == {}
+    os.removexattr(view.layer / "tool", OPAQUE)
+    keep_times(view.file().parent, lambda: os.mknod(view.file().parent / "gone", 0o20000))
+    assert view.codes(**options) == {"missing_opaque": 1, "whiteout_in_opaque": 1}
+    assert view.verify(repair=True, **options).ok["ok"]
+
+
+def test_every_code_is_made_for_real() -> None:
+    source = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    assert [code for code in CODES if f'"{code}"' not in source] == []
