@@ -42,8 +42,8 @@ options:
     description:
       - V(metadata) compares the layer with the manifests in O(store), and an image with its digest. The file server is asked for the
         manifests only.
-      - V(open) also looks up the content of each file in the data layers as the kernel does, compares size and mtime, and opens the file. It
-        compares the names in each directory of a release on the software root with the manifest.
+      - V(open) also looks up the content of each file in the data layers as the kernel does, compares size and mtime, and opens the file.
+        It compares the names in each directory of a release on the software root with the manifest.
       - V(content) also reads all content, and compares it with the SHA-256 in manifests that were made with O(checksum=sha256) of
         M(renderfarm.overlay.release_manifest), and data images with their digest.
     type: str
@@ -55,7 +55,9 @@ options:
       - Without it, a layer that is a directory is not compared with anything. Only its overlay xattrs are checked.
     type: str
   data:
-    description: The data layers, such as the software root, in the order in which the view has them. By default they are those of the mounted view.
+    description:
+      - The data layers, such as the software root, in the order in which the view has them.
+      - By default they are those of the mounted view.
     type: list
     elements: path
   sample:
@@ -197,6 +199,7 @@ import os
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import host_report
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify import repairing, subjects, upper_walk
@@ -208,8 +211,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.verify_t
     VerifyTask,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.verifying import LEVELS, METADATA
-
-_MOST_WORKERS = 8
 
 
 def main() -> None:
@@ -235,28 +236,24 @@ def main() -> None:
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     runner.check_absolute(params["state_dir"], "state_dir")
-    for option in ("sample", "workers", "time_limit"):
-        if params[option] < 0:
-            raise OverlayError(f"{option} must not be negative, but it is {params[option]:g}")
-    if not 1 <= params["threads"] <= 256:
-        raise OverlayError(f"threads must be from 1 to 256, not {params['threads']}")
+    options = _options(params, context.check_mode)
     if params["path"] is None:
         subject = subjects.of_view(params["state_dir"], params["name"], params["generation"], params["data"])
-        return _view(subject, params, context)
+        return _view(subject, options, params, context)
     runner.check_absolute(params["path"], "path")
     mount = subjects.at_mountpoint(os.fsencode(params["path"]))
     shown = subjects.of_mount(mount, params["state_dir"], params["data"])
     if shown is not None:
-        return _view(shown, params, context)
+        return _view(shown, options, params, context)
     findings = upper_walk.verify(mount, params["level"] != METADATA, context.progress, context.note)
-    return _outcome(params, VerifiedView(None, findings), None, [], ())
+    return _outcome(params, VerifiedView(findings), [], ())
 
 
-def _view(subject: Subject, params: dict[str, Any], context: runner.Context) -> runner.Outcome:
-    task = VerifyTask(subject, _options(params, context.check_mode), context.timeout, context.progress, context.note)
+def _view(subject: Subject, options: VerifyOptions, params: dict[str, Any], context: runner.Context) -> runner.Outcome:
+    task = VerifyTask(subject, options, context.timeout, context.progress, context.note)
     result = task.run()
-    repaired = []
-    plan: Any = ()
+    repaired: list[dict[str, Any]] = []
+    plan: Plan = ()
     if params["repair"] and result.findings.rebuilds:
         if result.spec is None:
             raise OverlayError(f"view {subject.paths.name} cannot be repaired: give 'store' with all of its manifests")
@@ -265,11 +262,11 @@ def _view(subject: Subject, params: dict[str, Any], context: runner.Context) -> 
         context.carry_out(plan, repairing.handlers(subject, result.spec, context.timeout, context.progress))
         result = result if context.check_mode else task.run()
     _compare_mount(subject, result.findings)
-    return _outcome(params, result, subject, repaired, plan)
+    return _outcome(params, result, repaired, plan)
 
 
 def _options(params: dict[str, Any], check_mode: bool) -> VerifyOptions:
-    workers = params["workers"] or min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    workers = params["workers"] or min(len(os.sched_getaffinity(0)), 8)
     names = ("level", "store", "sample", "threads", "time_limit", "ready_marker")
     return VerifyOptions(**{name: params[name] for name in names}, workers=workers, recorded=not check_mode)
 
@@ -277,31 +274,21 @@ def _options(params: dict[str, Any], check_mode: bool) -> VerifyOptions:
 def _compare_mount(subject: Subject, findings: Findings) -> None:
     """Add how the mount of a view differs from what was declared for it last."""
     state_dir = os.path.dirname(os.path.dirname(subject.paths.root))
-    for row in host_report.of_others([state_dir], (), False, runner.explain):
-        for text in row["drift"] if row["view"] == subject.paths.name else ():
-            findings.add(os.fsencode(row["mountpoint"] or "/"), "mount_differs", text)
+    row = host_report.of_view(subject.paths.name, state_dir, runner.explain)
+    for text in row["drift"]:
+        findings.add(os.fsencode(row["mountpoint"] or "/"), "mount_differs", text)
 
 
 def _outcome(
-    params: dict[str, Any], result: VerifiedView, subject: Subject | None, repaired: Any, plan: Any
+    params: dict[str, Any], result: VerifiedView, repaired: list[dict[str, Any]], plan: Plan
 ) -> runner.Outcome:
     findings = result.findings
-    what = f"view {subject.paths.name}" if subject else f"the overlay at {params['path']}"
-    values = {
-        "view": subject.paths.name if subject else None,
-        "generation": subject.name.id if subject else None,
-        "level": params["level"],
-        "ok": not findings.total,
-        "complete": result.complete,
-        "checked": findings.checked,
-        "problems": [one.as_dict() for one in findings.first],
-        "counts": findings.counts,
-        "repaired": repaired,
-    }
+    values = {**result.values(), "level": params["level"], "ok": not findings.total, "repaired": repaired}
+    what = f"view {result.view}" if result.view else f"the overlay at {params['path']}"
     failure = f"{what} has {findings.total} problems: {findings.summary()}" if findings.total else ""
-    failure = failure if params["fail_on_problems"] else ""
     before = {"problems": [f"{one['path']}: {one['code']}" for one in repaired]}
-    return runner.Outcome(values, plan, before, {"problems": []}, result.warnings, failure)
+    shown = failure if params["fail_on_problems"] else ""
+    return runner.Outcome(values, plan, before, {"problems": []}, result.warnings, shown)
 
 
 if __name__ == "__main__":

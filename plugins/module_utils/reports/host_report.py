@@ -194,6 +194,11 @@ def of_run(views: Sequence[Mapping[str, Any]], failures: Mapping[str, str], expl
     return rows
 
 
+def of_view(name: str, state_dir: str, explain: Explain) -> dict[str, Any]:
+    """Return the row of one view, compared with what the last run declared."""
+    return _row(_Host(), name, state_dir, None, explain, None)
+
+
 def of_others(
     state_dirs: Iterable[str], declared: Collection[str], is_declaration: bool, explain: Explain
 ) -> list[dict[str, Any]]:

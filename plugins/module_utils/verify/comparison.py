@@ -106,8 +106,8 @@ class Comparison:
         left, right = (
             {pair for pair in one.xattrs if not (has_acl and pair[0] in ACL_XATTRS)} for one in (declared, there)
         )
-        for name in sorted({name for name, _value in left ^ right}):
-            yield f"another value of the xattr {show(name)}"
+        for xattr in sorted({xattr for xattr, _value in left ^ right}):
+            yield f"another value of the xattr {show(xattr)}"
 
 
 def _shown(target: bytes | None) -> str:

@@ -34,6 +34,8 @@ _BILLION = 1_000_000_000
 _TYPE = 0o170000
 #: A byte of a name that composefs-dump text escapes.
 _AWKWARD = re.compile(rb"[^!-\[\]-~]")
+#: The paths of the whiteouts in an image of mkcomposefs.
+_OBJECTS = re.compile(rb"/[0-9a-f]{2}")
 #: The lines that are compared at a time.
 _LINES = 256
 #: The errors of a path that a layer does not have.
@@ -59,16 +61,20 @@ class _Level:
 class LayerWalk:
     """A walk of the layer whose root directory is open as ``root``. ``namespace`` is that of the overlay xattrs.
 
-    ``opaque`` is whether each directory has to be opaque. Problems with the xattrs are added to ``findings``.
+    ``opaque`` is whether each directory has to be opaque. ``composefs`` is whether it may be an image of mkcomposefs: its root is
+    opaque and has a whiteout for each directory of objects. Problems with the xattrs are added to ``findings``.
     """
 
-    def __init__(self, root: int, namespace: str, opaque: bool, findings: Findings, progress: Progress) -> None:
+    def __init__(
+        self, root: int, namespace: str, opaque: bool, composefs: bool, findings: Findings, progress: Progress
+    ) -> None:
         self._root = root
         self._metacopy = f"{namespace}.overlay.metacopy"
         self._redirect = f"{namespace}.overlay.redirect"
         self._opaque = f"{namespace}.overlay.opaque"
         self._pairs = ([self._metacopy, self._redirect], [self._redirect, self._metacopy])
         self._wants_opaque = opaque
+        self._composefs = composefs
         self._findings = findings
         self._progress = progress
         #: The paths of the files whose xattrs are wrong.
@@ -246,7 +252,8 @@ class LayerWalk:
         others: Xattrs = ()
         escaped = b"" if path == b"/" else manifest.escape(path)
         if found:
-            others = self._others(fd, escaped, found, (self._opaque,) if self._wants_opaque else ())
+            known = (self._opaque,) if self._wants_opaque or (self._composefs and path == b"/") else ()
+            others = self._others(fd, escaped, found, known)
         if self._wants_opaque and not opaque:
             self._findings.add(path, "missing_opaque")
         listed = beneath.entries(fd)
@@ -268,6 +275,8 @@ class LayerWalk:
 
     def _other(self, path: bytes, status: os.stat_result, level: _Level) -> None:
         is_whiteout = stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+        if is_whiteout and self._composefs and _OBJECTS.fullmatch(path):
+            return
         if is_whiteout and level.opaque:
             self._findings.add(path, "whiteout_in_opaque")
         else:

@@ -91,7 +91,7 @@ CODES = {
 
 
 @dataclass(frozen=True)
-class Problem:
+class FoundProblem:
     """One problem at a path of a view, upper layer or release."""
 
     path: bytes
@@ -113,7 +113,7 @@ class Problem:
 class Findings:
     """The problems of a verification so far: the first ones, and the number of each code."""
 
-    first: list[Problem] = field(default_factory=list)
+    first: list[FoundProblem] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     #: The number of entries that were verified.
     checked: int = 0
@@ -124,7 +124,7 @@ class Findings:
             raise KeyError(code)
         self.counts[code] = self.counts.get(code, 0) + 1
         if len(self.first) < MOST_KEPT:
-            self.first.append(Problem(path, code, detail))
+            self.first.append(FoundProblem(path, code, detail))
 
     def merge(self, other: Findings) -> None:
         """Add the problems of another verification."""
@@ -161,7 +161,7 @@ def from_record(fields: Mapping[str, Any]) -> Findings:
     """Return the findings that ``as_record`` described. Raises KeyError, TypeError or ValueError if a field is invalid."""
     findings = Findings(checked=int(fields["checked"]))
     for path, code, detail in fields["problems"]:
-        findings.first.append(Problem(str(path).encode("latin-1"), str(code), str(detail)))
+        findings.first.append(FoundProblem(str(path).encode("latin-1"), str(code), str(detail)))
     for code, count in fields["counts"].items():
         findings.counts[code] = int(count)
     if not {*findings.counts, *(one.code for one in findings.first)} <= CODES.keys():

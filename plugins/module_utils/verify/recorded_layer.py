@@ -66,7 +66,7 @@ def _map(pairs: Iterable[Sequence[int]]) -> tuple[tuple[int, int], ...]:
 
 def _order(count: int, lists: Sequence[Sequence[int]]) -> list[int]:
     """Return the indexes of the placements in an order that has all ``lists`` as parts. Raises OverlayError if there is none."""
-    sorter: graphlib.TopologicalSorter[int] = graphlib.TopologicalSorter({number: () for number in range(count)})
+    sorter: graphlib.TopologicalSorter[int] = graphlib.TopologicalSorter(dict.fromkeys(range(count), ()))
     for one in lists:
         for earlier, later in zip(one, one[1:]):
             sorter.add(later, earlier)

@@ -21,6 +21,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import SwitchOverlay
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.subjects import Subject
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.verified_files import Journal
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
     generation_files,
     generations,
@@ -93,6 +94,8 @@ def _rebuild(subject: Subject, spec: LayerSpec, progress: Progress) -> None:
     os.rename(staged, paths.generation(directory))
     files.sync_directory(paths.generations)
     os.rmdir(paths.staging)
+    # An interrupted verification has findings of the damaged layer.
+    Journal(paths, "").remove()
     if directory not in usage.of_generations(paths, forget=False):
         files.remove(aside, progress)
         os.rmdir(paths.removing)

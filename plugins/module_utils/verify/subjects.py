@@ -112,7 +112,7 @@ def of_view(state_dir: str, name: str, generation: str | None, data: Sequence[st
 
 
 def _current(paths: ViewPaths) -> str:
-    """Return the directory of the current generation; empty if there is none. Others may be able to write there, which is reported later."""
+    """Return the directory of the current generation; empty if there is none."""
     try:
         return os.path.basename(os.readlink(paths.link(CURRENT)))
     except OSError:

@@ -17,7 +17,7 @@ from itertools import islice
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Note, Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import Findings, Problem
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import Findings, FoundProblem
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _CHUNK = 1 << 20
@@ -56,7 +56,7 @@ class DataLayers:
         self._layers = layers
         self._note = note
 
-    def problem(self, file: File, checksum: str | None, progress: Progress) -> Problem | None:
+    def problem(self, file: File, checksum: str | None, progress: Progress) -> FoundProblem | None:
         """Return what is wrong with the content of a file; None if nothing is. With ``checksum``, its content is read.
 
         Opening needs the rights of the mount, which are those of root. Raises OSError if the server fails.
@@ -67,9 +67,9 @@ class DataLayers:
             code = _REFUSALS.get(error.errno or 0)
             if code is None:
                 raise
-            return Problem(file.path, code, f"{self._place(file)}: {os.strerror(error.errno or 0)}")
+            return FoundProblem(file.path, code, f"{self._place(file)}: {os.strerror(error.errno or 0)}")
         if fd is None:
-            return Problem(file.path, "missing_target", f"no data layer has /{show(file.target)}")
+            return FoundProblem(file.path, "missing_target", f"no data layer has /{show(file.target)}")
         try:
             return self._compared(file, os.fstat(fd)) or self._opened(file, fd, checksum, progress)
         finally:
@@ -89,32 +89,32 @@ class DataLayers:
     def _place(self, file: File) -> str:
         return f"/{show(file.target)} in data layer {', '.join(show(path) for path, _fd in self._layers)}"
 
-    def _compared(self, file: File, status: os.stat_result) -> Problem | None:
+    def _compared(self, file: File, status: os.stat_result) -> FoundProblem | None:
         if stat.S_ISLNK(status.st_mode):
-            return Problem(file.path, "redirect_through_symlink", f"{self._place(file)} is a symbolic link")
+            return FoundProblem(file.path, "redirect_through_symlink", f"{self._place(file)} is a symbolic link")
         if not stat.S_ISREG(status.st_mode):
-            return Problem(file.path, "target_not_file", f"{self._place(file)} is not a regular file")
+            return FoundProblem(file.path, "target_not_file", f"{self._place(file)} is not a regular file")
         if status.st_size != file.size:
-            return Problem(
+            return FoundProblem(
                 file.path, "wrong_size", f"{self._place(file)} has {status.st_size} bytes instead of {file.size}"
             )
         if status.st_mtime_ns != file.mtime_ns:
             times = "mtime {}.{:09} instead of {}.{:09}".format(
                 *divmod(status.st_mtime_ns, 10**9), *divmod(file.mtime_ns, 10**9)
             )
-            return Problem(file.path, "wrong_time", f"{self._place(file)} has {times}")
+            return FoundProblem(file.path, "wrong_time", f"{self._place(file)} has {times}")
         return None
 
-    def _opened(self, file: File, held: int, checksum: str | None, progress: Progress) -> Problem | None:
+    def _opened(self, file: File, held: int, checksum: str | None, progress: Progress) -> FoundProblem | None:
         try:
             fd = os.open(beneath.name_of(held), _OPEN & ~os.O_NOFOLLOW)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOENT):
                 raise
-            return Problem(file.path, "unreadable_target", f"{self._place(file)}: {os.strerror(error.errno)}")
+            return FoundProblem(file.path, "unreadable_target", f"{self._place(file)}: {os.strerror(error.errno)}")
         try:
             if checksum is not None and _digest(fd, progress) != checksum:
-                return Problem(
+                return FoundProblem(
                     file.path, "content_differs", f"{self._place(file)} has another SHA-256 than its manifest"
                 )
         finally:
@@ -145,36 +145,35 @@ def check(
     ``checksums`` returns the SHA-256 of the content at a path in the data layers, None if it is not to be compared. Threads wait for the
     file server at the same time, so its latency counts once for all of them. Raises OSError if the server fails.
     """
+    of_one_thread = _one_at_a_time(progress)
 
+    def look(batch: Sequence[File]) -> list[FoundProblem]:
+        found = []
+        for file in batch:
+            problem = data.problem(file, checksums(file.target), of_one_thread)
+            found += [problem] if problem else []
+            of_one_thread()
+        return found
+
+    with ThreadPoolExecutor(workers) as pool:
+        while True:
+            batches = [list(islice(files, _BATCH)) for _number in range(workers * 4)]
+            for problems in pool.map(look, filter(None, batches)):
+                for problem in problems:
+                    findings.add(problem.path, problem.code, problem.detail)
+            if not batches[-1]:
+                return
+
+
+def _one_at_a_time(progress: Progress) -> Progress:
+    """Return a callback for several threads, since ``progress`` is made for one."""
     lock = threading.Lock()
 
-    def progress_of_one() -> None:
-        # One thread at a time: the callback is not made for several.
+    def call() -> None:
         if lock.acquire(blocking=False):
             try:
                 progress()
             finally:
                 lock.release()
 
-    def look(batch: Sequence[File]) -> list[Problem]:
-        found = []
-        for file in batch:
-            problem = data.problem(file, checksums(file.target), progress_of_one)
-            if problem is not None:
-                found.append(problem)
-            progress_of_one()
-        return found
-
-    if workers <= 1:
-        for file in files:
-            for problem in look([file]):
-                findings.add(problem.path, problem.code, problem.detail)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        while True:
-            batches = [list(islice(files, _BATCH)) for _number in range(workers * 4)]
-            for problems in pool.map(look, [batch for batch in batches if batch]):
-                for problem in problems:
-                    findings.add(problem.path, problem.code, problem.detail)
-            if not batches[-1]:
-                return
+    return call

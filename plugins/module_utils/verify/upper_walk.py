@@ -52,8 +52,8 @@ def verify(mount: Mount, looks_below: bool, progress: Progress, note: Note) -> F
     layers = mountinfo.overlay_layers(mount)
     if layers.upper is None:
         raise OverlayError(
-            f"the overlay at {show(mount.path)} shows no view of the state directory, and has no upper layer: give the mountpoint of a view,"
-            " or its 'state_dir'"
+            f"the overlay at {show(mount.path)} shows no view of the state directory, and has no upper layer: give the mountpoint of a"
+            " view, or its 'state_dir'"
         )
     files.allow_deep_trees()
     findings = Findings()

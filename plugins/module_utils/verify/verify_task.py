@@ -9,6 +9,7 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import installing
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import erofs_layer
@@ -29,10 +30,12 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.verify import (
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import Findings
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.subjects import Subject
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.verified_record import LastVerified
-from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.verifying import CONTENT, METADATA, Request
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.verifying import CONTENT, METADATA, LayerRequest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import view_state
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import Generation
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_spec import LayerSpec
+
+_MOST_THREADS = 256
 
 
 @dataclass(frozen=True)
@@ -51,18 +54,39 @@ class VerifyOptions:
     #: Whether to go on where an interrupted run ended, and to record the result.
     recorded: bool = True
 
+    def __post_init__(self) -> None:
+        """Raise OverlayError if a number is out of range."""
+        for option in ("sample", "workers", "time_limit"):
+            if getattr(self, option) < 0:
+                raise OverlayError(f"{option} must not be negative, but it is {getattr(self, option):g}")
+        if not 1 <= self.threads <= _MOST_THREADS:
+            raise OverlayError(f"threads must be from 1 to {_MOST_THREADS}, not {self.threads}")
+
 
 @dataclass
 class VerifiedView:
     """The result of a verification."""
 
-    generation: Generation | None
     findings: Findings = field(default_factory=Findings)
+    #: The name of the view and the ID of its generation; None for an overlay that shows no view.
+    view: str | None = None
+    generation: str | None = None
     #: Whether the time was enough for everything.
     complete: bool = True
     #: The declaration of the layer; None if there is no store, or no usable manifest.
     spec: LayerSpec | None = None
     warnings: list[str] = field(default_factory=list)
+
+    def values(self) -> dict[str, Any]:
+        """Return what was found as return values of overlay_verify."""
+        return {
+            "view": self.view,
+            "generation": self.generation,
+            "complete": self.complete,
+            "checked": self.findings.checked,
+            "problems": [one.as_dict() for one in self.findings.first],
+            "counts": self.findings.counts,
+        }
 
 
 class VerifyTask:
@@ -89,13 +113,14 @@ class VerifyTask:
             generation = subjects.generation(self._subject)
         except (OverlayError, FileNotFoundError) as error:
             findings.add(b"/", "record_damaged", str(error))
-            return VerifiedView(None, findings)
-        result = VerifiedView(generation, findings)
+            return VerifiedView(findings, self._subject.paths.name, self._subject.name.id)
+        result = VerifiedView(findings, self._subject.paths.name, generation.id)
         result.spec = self._spec(generation, findings)
         if self._options.level == CONTENT:
             self._warn_of_checksums(result)
             self._verify_data_images(findings)
-        if self._verify_image(generation, findings):
+        # An image that differs from its digest is not mounted.
+        if self._verify_image(generation, findings) and "data_image_differs" not in findings.counts:
             self._verify_layer(generation, result)
         if result.complete and self._options.recorded:
             self._record(generation, findings)
@@ -195,7 +220,7 @@ class VerifyTask:
             *((subject.stored,) if subject.is_image else ()),
             *(subject.data_images if options.level != METADATA else ()),
         )
-        request = Request(
+        request = LayerRequest(
             layer=without_suffix(subject.stored) if subject.is_image else subject.stored,
             xattr_namespace=generation.xattr_namespace,
             strategy=generation.strategy,
@@ -204,6 +229,7 @@ class VerifyTask:
             spec=result.spec,
             data=subject.data if options.level != METADATA else (),
             images=images,
+            layer_is_image=subject.is_image,
             narrowed=bool(generation.rights.narrowed.count),
             sample=options.sample,
             workers=options.workers,

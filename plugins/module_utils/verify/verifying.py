@@ -47,7 +47,7 @@ _MOST_FILES = 8192
 
 
 @dataclass(frozen=True)
-class Request:
+class LayerRequest:
     """What to verify of a layer."""
 
     #: The path of the directory of the layer, or the layer name of its image.
@@ -63,6 +63,7 @@ class Request:
     data: tuple[bytes, ...] = ()
     #: The paths of the image files among these layers.
     images: tuple[bytes, ...] = ()
+    layer_is_image: bool = False
     #: Whether the file system of the layer could not hold all ACLs.
     narrowed: bool = False
     #: How many entries to draw at random; 0 for all.
@@ -87,7 +88,7 @@ class Verified:
     complete: bool
 
 
-def verify(request: Request, seconds: float, progress: Progress, note: Note) -> Verified:
+def verify(request: LayerRequest, seconds: float, progress: Progress, note: Note) -> Verified:
     """Verify a layer in a child process, which is given up after ``seconds`` without progress.
 
     Raises OverlayError if a manifest cannot be read, and OSError if the file server fails.
@@ -103,7 +104,7 @@ def verify(request: Request, seconds: float, progress: Progress, note: Note) -> 
 
 
 class _Layer:
-    def __init__(self, request: Request, stack: contextlib.ExitStack, progress: Progress, note: Note) -> None:
+    def __init__(self, request: LayerRequest, stack: contextlib.ExitStack, progress: Progress, note: Note) -> None:
         self._request = request
         self._progress = progress
         self._note = note
@@ -173,7 +174,7 @@ class _Layer:
     def _walk(self, findings: Findings, progress: Progress) -> LayerWalk:
         request = self._request
         opaque = request.strategy == strategies.REDIRECT
-        return LayerWalk(self._root, request.xattr_namespace, opaque, findings, progress)
+        return LayerWalk(self._root, request.xattr_namespace, opaque, request.layer_is_image, findings, progress)
 
     def _expected(self, part: int) -> Iterator[list[bytes]]:
         """Yield the lines of a part as the manifests give them."""

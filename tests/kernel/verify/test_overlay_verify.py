@@ -10,9 +10,14 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import installing
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import erofs_layer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import Link
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import CODES
 from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel.data_images.test_install import published_image
+from ansible_collections.renderfarm.overlay.tests.kernel.fleet.test_view import Farm
+from ansible_collections.renderfarm.overlay.tests.kernel.test_dead_server import dead, etc_of_its_own
 
 METACOPY, REDIRECT, OPAQUE = (f"trusted.overlay.{name}" for name in ("metacopy", "redirect", "opaque"))
 
@@ -29,8 +34,10 @@ class View:
 
     def verify(self, level: str = "metadata", check: bool = False, **more: Any) -> support.Ran:
         options: dict[str, Any] = {"fail_on_problems": False, "store": str(self.store), "workers": 1, **more}
-        place = {"path": str(self.mountpoint)} if "name" not in more else {}
-        return support.module("overlay_verify", check=check, state_dir=str(self.area / "state"), level=level, **place, **options)
+        place: dict[str, Any] = {"path": str(self.mountpoint)} if "name" not in more else {}
+        return support.module(
+            "overlay_verify", check=check, state_dir=str(self.area / "state"), level=level, **place, **options
+        )
 
     def codes(self, level: str = "metadata", **more: Any) -> dict[str, int]:
         return dict(self.verify(level, **more).ok["counts"])
@@ -73,7 +80,12 @@ def keep_times(path: Path, change: Callable[[], object]) -> None:
 
 
 def replace_name(path: Path, make: Callable[[], object]) -> None:
-    keep_times(path.parent, lambda: (path.unlink(), make()))
+    keep_times(path.parent, lambda: [step() for step in (path.unlink, make)])
+
+
+def replace_by_link(path: Path, place: Path) -> None:
+    path.rename(place)
+    path.symlink_to(os.path.relpath(place, path.parent))
 
 
 #: What is done to the layer, and the codes that are found.
@@ -87,7 +99,7 @@ IN_LAYER: dict[str, tuple[Callable[[View], object], set[str]]] = {
         {"missing_entry"},
     ),
     "a name was added": (
-        lambda view: keep_times(view.file().parent, lambda: (view.file().parent / "new").touch()),
+        lambda view: keep_times(view.file().parent, (view.file().parent / "new").touch),
         {"unknown_entry"},
     ),
     "a whiteout was added": (
@@ -100,7 +112,9 @@ IN_LAYER: dict[str, tuple[Callable[[View], object], set[str]]] = {
     "mtime of a directory": (lambda view: set_mtime(view.file().parent, 1), {"entry_differs"}),
     "size": (lambda view: keep_times(view.file(), lambda: os.truncate(view.file(), 7)), {"entry_differs"}),
     "target of a link": (
-        lambda view: replace_name(view.file("tool/1/latest"), lambda: view.file("tool/1/latest").symlink_to("bin/xxxx")),
+        lambda view: replace_name(
+            view.file("tool/1/latest"), lambda: view.file("tool/1/latest").symlink_to("bin/xxxx")
+        ),
         {"entry_differs"},
     ),
     "another xattr": (lambda view: os.setxattr(view.file(), "trusted.overlay.origin", b"x"), {"entry_differs"}),
@@ -124,7 +138,6 @@ IN_LAYER: dict[str, tuple[Callable[[View], object], set[str]]] = {
 @pytest.mark.parametrize("fault", IN_LAYER)
 def test_a_fault_of_a_layer_is_found_and_repaired(view: View, fault: str) -> None:
     make, codes = IN_LAYER[fault]
-    assert view.codes() == {}
     make(view)
     found = view.verify().ok
     assert set(found["counts"]) == codes, found["problems"]
@@ -147,12 +160,12 @@ def test_a_fault_of_a_layer_is_found_and_repaired(view: View, fault: str) -> Non
 IN_ROOT: dict[str, tuple[Callable[[View], object], set[str]]] = {
     "gone": (lambda view: (view.root / "tool/1/bin/tool").unlink(), {"missing_target"}),
     "a directory": (
-        lambda view: replace_name(view.root / "tool/1/bin/tool", lambda: (view.root / "tool/1/bin/tool").mkdir()),
-        {"target_not_file", "release_differs"},
+        lambda view: replace_name(view.root / "tool/1/bin/tool", (view.root / "tool/1/bin/tool").mkdir),
+        {"target_not_file"},
     ),
     "size": (
         lambda view: keep_times(view.root / "tool/1/bin/tool", lambda: os.truncate(view.root / "tool/1/bin/tool", 3)),
-        {"wrong_size", "release_differs"},
+        {"wrong_size"},
     ),
     "mtime": (lambda view: set_mtime(view.root / "tool/1/bin/tool", 5), {"wrong_time"}),
     "a symbolic link at the end": (
@@ -163,8 +176,7 @@ IN_ROOT: dict[str, tuple[Callable[[View], object], set[str]]] = {
     ),
     "a symbolic link on the way": (
         lambda view: keep_times(
-            view.root / "tool/1",
-            lambda: ((view.root / "tool/1/bin").rename(view.root / "bin"), (view.root / "tool/1/bin").symlink_to("../../bin")),
+            view.root / "tool/1", lambda: replace_by_link(view.root / "tool/1/bin", view.root / "bin")
         ),
         {"redirect_through_symlink"},
     ),
@@ -179,9 +191,7 @@ IN_ROOT: dict[str, tuple[Callable[[View], object], set[str]]] = {
 @pytest.mark.parametrize("fault", IN_ROOT)
 def test_a_fault_of_the_software_root_is_found_by_opening(view: View, fault: str) -> None:
     make, codes = IN_ROOT[fault]
-    assert view.codes("content") == {}
     make(view)
-    assert view.codes() == {}
     found = view.verify("open", repair=True).ok
     # A sample of the files is compared with the manifest too.
     assert codes <= set(found["counts"]) <= codes | {"release_differs"}, found["problems"]
@@ -256,7 +266,12 @@ def test_merged_releases_with_links_and_owners_are_compared(area: Path) -> None:
         placed = support.scanned(area / "store", root, f"tool/{version}")
         placements.append(replace(placed, at=b"tool", exclude=(b"latest",) if version == "2" else ()))
     (area / "state").mkdir(mode=0o700)
-    more: dict[str, Any] = {"on_conflict": "last", "owner": 77, "mode": "go-w", "links": (Link(b"usr/now", b"../tool"),)}
+    more: dict[str, Any] = {
+        "on_conflict": "last",
+        "owner": 77,
+        "mode": "go-w",
+        "links": (Link(b"usr/now", b"../tool"),),
+    }
     layer, _generation, _report = support.build(area / "state", placements, **more)
     options: dict[str, Any] = {"name": "view", "state_dir": str(area / "state"), "store": str(area / "store")}
     assert support.module("overlay_verify", level="open", data=[str(root)], **options).ok["checked"] == 9
@@ -274,6 +289,67 @@ def test_a_redirect_layer_needs_opaque_directories(area: Path) -> None:
     keep_times(view.file().parent, lambda: os.mknod(view.file().parent / "gone", 0o20000))
     assert view.codes(**options) == {"missing_opaque": 1, "whiteout_in_opaque": 1}
     assert view.verify(repair=True, **options).ok["ok"]
+
+
+@pytest.mark.usefixtures("with_programs")
+def test_an_image_that_differs_from_its_digest_is_found_and_repaired(area: Path) -> None:
+    view = make_view(area, builder=erofs_layer.find_builder())
+    with support.mounted(support.declared(view.mountpoint, [view.layer], [view.root])):
+        assert view.codes("content") == {}
+        content = bytearray(view.layer.read_bytes())
+        # A mounted image may not be changed, so that this is done to a copy which takes its place.
+        content[content.index(b"version-again")] ^= 1
+        aside = view.layer.with_name("aside")
+        aside.write_bytes(content)
+        aside.rename(view.layer)
+        assert view.codes() == {"digest_differs": 1}
+        done = view.verify(repair=True).ok
+        assert done["ok"], done
+        assert support.compare_trees(view.mountpoint / "tool" / "1", view.root / "tool" / "1") == []
+        assert view.codes("open", sample=5) == {}
+
+
+def test_a_data_image_that_differs_from_its_digest_is_found(view: View) -> None:
+    made = support.image_of(view.root, view.area / "made.erofs").read_bytes()
+    image = published_image(view.area / "images", made, "everything", "tool/1")
+    state_dir = view.area / "state"
+    installing.install(str(view.area / "images"), image, str(state_dir))
+    path = Path(installing.data_image_path(str(state_dir), image.id))
+    options: dict[str, Any] = {"name": "view", "data": [str(path)[: -len(".erofs")], str(view.root)]}
+    (view.root / "tool/1/bin/tool").unlink()
+    # The image has its content.
+    assert set(view.codes("content", **options)) <= {"release_differs"}
+    path.write_bytes(path.read_bytes() + b"x")
+    os.truncate(path, len(made) - 1)
+    path.write_bytes(path.read_bytes() + bytes((made[-1] ^ 1,)))
+    assert "data_image_differs" in view.codes("content", **options)
+
+
+def test_a_file_that_may_not_be_opened_is_found(area: Path) -> None:
+    view = make_view(area, namespace="user")
+    view.area.chmod(0o755)
+    os.chown(view.root / "tool/1/bin/tool", 12, 13)
+    (view.root / "tool/1/bin/tool").chmod(0o600)
+    # Root without capabilities has the rights that a server with root_squash leaves it.
+    options: dict[str, Any] = {"name": "view", "state_dir": str(view.area / "state"), "data": [str(view.root)]}
+    ran = support.module("overlay_verify", privileged=False, level="open", fail_on_problems=False, **options)
+    assert ran.ok["counts"] == {"unreadable_target": 1}
+
+
+def test_a_server_that_does_not_answer_is_named(view: View) -> None:
+    with dead(view.root):
+        assert view.codes() == {}
+        assert f"at data layer {view.root}. A file server" in view.verify("open", timeout=1).message
+
+
+def test_a_view_that_is_not_mounted_as_declared_is_found(area: Path) -> None:
+    with etc_of_its_own(area):
+        farm = Farm(area)
+        farm.bring(farm.views(farm.lock("usd/1", "qt/1"))).ok  # noqa: B018
+        options: dict[str, Any] = {"name": "software", "state_dir": str(area / "state"), "fail_on_problems": False}
+        assert support.module("overlay_verify", store=str(farm.store), **options).ok["ok"]
+        support.unmount_all(area / "software")
+        assert support.module("overlay_verify", **options).ok["counts"] == {"mount_differs": 1}
 
 
 def test_every_code_is_made_for_real() -> None:
