@@ -216,6 +216,11 @@ class Composition:
                 yield unit.placements[0]
 
     @property
+    def ownership(self) -> OwnershipRules:
+        """How owners and modes change."""
+        return self._rules.ownership
+
+    @property
     def passed_through(self) -> list[Placement]:
         """The placements of the releases that ``parts`` passes through."""
         return [unit.placements[0] for unit in self._units if unit.merge is None]

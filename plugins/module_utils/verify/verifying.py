@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import random
 import time
@@ -14,8 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import parallel
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import dump
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.compose import Composition, placed
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.ownership import OwnershipRules
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, deadline
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Note, Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
@@ -26,7 +25,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entrie
     CHECKSUM_XATTR,
     Entry,
     Placement,
-    Tally,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify import targets
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.comparison import Comparison
@@ -187,13 +185,17 @@ class _Layer:
                     yield [manifest.encode(one)[:-1]]
             return
         placement = self._releases[part]
-        if self._request.spec is not None and self._request.spec.alters_entries:
-            ownership = self._request.spec.rules.ownership
-            for entry in placed(placement, manifest_store.entries(placement), ownership):
-                yield [manifest.encode(entry)[:-1]]
-            return
-        for chunk in manifest_store.parse(placement, functools.partial(dump.placed_text, placement, tally=Tally())):
-            yield manifest.lines(chunk)
+        ownership = composition.ownership
+        moved = placement.source != to_bytes(placement.record.release) or ownership != OwnershipRules()
+        base = b"/" + manifest.escape(placement.at) if placement.at else b""
+        for chunk in manifest_store.text(placement):
+            lines = manifest.lines(chunk)
+            # The path of the release itself is "/" in its manifest. Names of hard links and xattrs are not the same in the view.
+            if not moved and not chunk.startswith(b"/ ") and b"@" not in chunk and b"=" not in chunk:
+                yield [base + line for line in lines]
+            else:
+                entries = placed(placement, map(manifest.decode, lines), ownership)
+                yield [manifest.encode(entry)[:-1] for entry in entries]
 
     def _opening(
         self, parts: Iterator[list[bytes]], part: int, findings: Findings, progress: Progress
