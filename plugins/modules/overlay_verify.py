@@ -90,6 +90,11 @@ options:
       - This mends what is wrong with the layer itself. What is wrong with the software root or with an upper layer is only reported.
     type: bool
     default: false
+  metrics_file:
+    description:
+      - File on the managed node for metrics of the views of O(state_dir), which the textfile collector of node_exporter reads.
+      - The conditions are those of the option C(metrics_file) of M(renderfarm.overlay.view).
+    type: path
   fail_on_problems:
     description: Fail if there are problems that were not repaired. The return values are the same in both cases.
     type: bool
@@ -201,9 +206,9 @@ from typing import Any
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import host_report
+from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import after_verifying
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify import repairing, subjects, upper_walk
-from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import CODES, Findings
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import CODES
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.subjects import Subject
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.verify_task import (
     VerifiedView,
@@ -229,8 +234,9 @@ def main() -> None:
         "time_limit": {"type": "float", "default": 0.0},
         "repair": {"type": "bool", "default": False},
         "fail_on_problems": {"type": "bool", "default": True},
+        "metrics_file": {"type": "path"},
     }
-    exclusive = [("name", "path"), ("path", "generation"), ("sample", "time_limit")]
+    exclusive = [("name", "path"), ("path", "generation")]
     runner.run(spec, work, required_one_of=[("name", "path")], mutually_exclusive=exclusive)
 
 
@@ -261,7 +267,9 @@ def _view(subject: Subject, options: VerifyOptions, params: dict[str, Any], cont
         plan = repairing.plan(subject)
         context.carry_out(plan, repairing.handlers(subject, result.spec, context.timeout, context.progress))
         result = result if context.check_mode else task.run()
-    _compare_mount(subject, result.findings)
+    after_verifying.add_drift(result.findings, subject.paths, runner.explain)
+    if params["metrics_file"] and not context.check_mode:
+        after_verifying.write_metrics(params["metrics_file"], params["state_dir"], runner.explain)
     return _outcome(params, result, repaired, plan)
 
 
@@ -269,14 +277,6 @@ def _options(params: dict[str, Any], check_mode: bool) -> VerifyOptions:
     workers = params["workers"] or min(len(os.sched_getaffinity(0)), 8)
     names = ("level", "store", "sample", "threads", "time_limit", "ready_marker")
     return VerifyOptions(**{name: params[name] for name in names}, workers=workers, recorded=not check_mode)
-
-
-def _compare_mount(subject: Subject, findings: Findings) -> None:
-    """Add how the mount of a view differs from what was declared for it last."""
-    state_dir = os.path.dirname(os.path.dirname(subject.paths.root))
-    row = host_report.of_view(subject.paths.name, state_dir, runner.explain)
-    for text in row["drift"]:
-        findings.add(os.fsencode(row["mountpoint"] or "/"), "mount_differs", text)
 
 
 def _outcome(

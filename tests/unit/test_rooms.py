@@ -96,7 +96,7 @@ PURE = {
         "status",
         "view_declaration",
     },
-    "reports": {"drift", "gathering", "metrics", "mountstats", "report", "report_page"},
+    "reports": {"drift", "gathering", "metrics", "mountstats", "report", "report_page", "verification"},
     "resolvers": {"conda", "json_values", "resolved", "rez", "spack", "spack_lock", "spack_specs"},
 }
 #: What pure files may not touch: the system, the clock, the network.

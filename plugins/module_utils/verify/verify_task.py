@@ -59,6 +59,10 @@ class VerifyOptions:
         for option in ("sample", "workers", "time_limit"):
             if getattr(self, option) < 0:
                 raise OverlayError(f"{option} must not be negative, but it is {getattr(self, option):g}")
+        if self.sample and self.time_limit:
+            raise OverlayError(
+                "sample and time_limit exclude each other, since each sample is drawn anew: give one of them"
+            )
         if not 1 <= self.threads <= _MOST_THREADS:
             raise OverlayError(f"threads must be from 1 to {_MOST_THREADS}, not {self.threads}")
 
