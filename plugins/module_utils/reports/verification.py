@@ -50,11 +50,10 @@ def _of_host(host: str, result: Any) -> Iterator[_Row]:
 
 def _of_view(host: str, result: Mapping[str, Any]) -> _Row:
     item = result.get("item")
-    named = item.get("name") if isinstance(item, Mapping) else None
     failed = bool(result.get("failed") or result.get("unreachable")) and "counts" not in result
     return {
         "host": host,
-        "view": result.get("view") or named,
+        "view": result.get("view") or (item if isinstance(item, str) else None),
         "ok": bool(result.get("ok")) and not failed,
         "complete": bool(result.get("complete")),
         "level": result.get("level"),
