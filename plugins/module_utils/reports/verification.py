@@ -101,7 +101,7 @@ def verification_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for failure, hosts in failures.items():
         lines.append(f"not verified on {_shown(hosts)}: {failure}")
     parts = ("host", "view", "path", "code", "detail")
-    lines += [one_line("  " + ": ".join(str(problem[part]) for part in parts)) for problem in summary["problems"]]
+    lines += ["  " + one_line(": ".join(str(problem[part]) for part in parts)) for problem in summary["problems"]]
     if len(lines) == 1:
         lines.append("no problems")
     return lines
