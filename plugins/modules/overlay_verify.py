@@ -44,8 +44,8 @@ options:
         manifests only.
       - V(open) also looks up the content of each file in the data layers as the kernel does, compares size and mtime, and opens the file.
         It compares the names in each directory of a release on the software root with the manifest.
-      - V(content) also reads all content, and compares it with the SHA-256 in manifests that were made with O(checksum=sha256) of
-        M(renderfarm.overlay.release_manifest), and data images with their digest.
+      - V(content) also reads all content. It compares it with the SHA-256 in manifests that were made with
+        O(renderfarm.overlay.release_manifest#module:checksum=sha256), and data images with their digest.
     type: str
     choices: [metadata, open, content]
     default: metadata
@@ -93,7 +93,7 @@ options:
   metrics_file:
     description:
       - File on the managed node for metrics of the views of O(state_dir), which the textfile collector of node_exporter reads.
-      - The conditions are those of the option C(metrics_file) of M(renderfarm.overlay.view).
+      - The conditions are those of O(renderfarm.overlay.view#module:metrics_file).
     type: path
   fail_on_problems:
     description: Fail if there are problems that were not repaired. The return values are the same in both cases.
@@ -260,17 +260,20 @@ def _view(subject: Subject, options: VerifyOptions, params: dict[str, Any], cont
     result = task.run()
     repaired: list[dict[str, Any]] = []
     plan: Plan = ()
+    cannot = ""
     if params["repair"] and result.findings.rebuilds:
-        if result.spec is None:
-            raise OverlayError(f"view {subject.paths.name} cannot be repaired: give 'store' with all of its manifests")
-        repaired = [one.as_dict() for one in result.findings.first if CODES[one.code].rebuilds]
-        plan = repairing.plan(subject)
+        try:
+            plan = repairing.plan(subject, result.spec)
+            repaired = [one.as_dict() for one in result.findings.first if CODES[one.code].rebuilds]
+        except OverlayError as error:
+            cannot = str(error)
+    if plan and result.spec:
         context.carry_out(plan, repairing.handlers(subject, result.spec, context.timeout, context.progress))
         result = result if context.check_mode else task.run()
     after_verifying.add_drift(result.findings, subject.paths, runner.explain)
     if params["metrics_file"] and not context.check_mode:
         after_verifying.write_metrics(params["metrics_file"], params["state_dir"], runner.explain)
-    return _outcome(params, result, repaired, plan)
+    return _outcome(params, result, repaired, plan, cannot)
 
 
 def _options(params: dict[str, Any], check_mode: bool) -> VerifyOptions:
@@ -280,15 +283,15 @@ def _options(params: dict[str, Any], check_mode: bool) -> VerifyOptions:
 
 
 def _outcome(
-    params: dict[str, Any], result: VerifiedView, repaired: list[dict[str, Any]], plan: Plan
+    params: dict[str, Any], result: VerifiedView, repaired: list[dict[str, Any]], plan: Plan, cannot: str = ""
 ) -> runner.Outcome:
     findings = result.findings
     values = {**result.values(), "level": params["level"], "ok": not findings.total, "repaired": repaired}
     what = f"view {result.view}" if result.view else f"the overlay at {params['path']}"
     failure = f"{what} has {findings.total} problems: {findings.summary()}" if findings.total else ""
     before = {"problems": [f"{one['path']}: {one['code']}" for one in repaired]}
-    shown = failure if params["fail_on_problems"] else ""
-    return runner.Outcome(values, plan, before, {"problems": []}, result.warnings, shown)
+    failures = [one for one in (failure if params["fail_on_problems"] else "", cannot) if one]
+    return runner.Outcome(values, plan, before, {"problems": []}, result.warnings, "; ".join(failures))
 
 
 if __name__ == "__main__":

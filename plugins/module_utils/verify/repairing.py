@@ -47,8 +47,13 @@ class RebuildLayer(Action):
         return f"build generation {self.generation} of view {self.view} again"
 
 
-def plan(subject: Subject) -> Plan:
-    """Return the actions that repair a generation. Raises OverlayError if an overlay that shows it cannot be switched."""
+def plan(subject: Subject, spec: LayerSpec | None) -> Plan:
+    """Return the actions that repair a generation. ``spec`` is its declaration; None if manifests are missing.
+
+    Raises OverlayError if it cannot be built, or if an overlay that shows it cannot be switched.
+    """
+    if spec is None:
+        raise OverlayError(f"view {subject.paths.name} cannot be repaired: give 'store' with all of its manifests")
     switches = []
     for mount in subject.mounts:
         if overlay_layers(mount).upper is not None:

@@ -246,6 +246,9 @@ def test_without_manifests_the_marks_are_checked_alone(view: View) -> None:
     os.removexattr(view.file(), METACOPY)
     view.file("tool/2/bin/tool").chmod(0o700)
     assert view.codes(store=None) == {"redirect_without_metacopy": 1}
+    refused = view.verify(store=None, repair=True)
+    assert "cannot be repaired: give 'store'" in refused.message
+    assert refused.result["counts"] == {"redirect_without_metacopy": 1}
     (view.store / "tool" / "2.json").unlink()
     assert view.codes() == {"redirect_without_metacopy": 1, "manifest_unusable": 1}
 
