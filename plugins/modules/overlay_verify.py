@@ -288,7 +288,7 @@ def _outcome(
     findings = result.findings
     values = {**result.values(), "level": params["level"], "ok": not findings.total, "repaired": repaired}
     what = f"view {result.view}" if result.view else f"the overlay at {params['path']}"
-    failure = f"{what} has {findings.total} problems: {findings.summary()}" if findings.total else ""
+    failure = f"{what} has {findings.summary()}" if findings.total else ""
     before = {"problems": [f"{one['path']}: {one['code']}" for one in repaired]}
     failures = [one for one in (failure if params["fail_on_problems"] else "", cannot) if one]
     return runner.Outcome(values, plan, before, {"problems": []}, result.warnings, "; ".join(failures))

@@ -87,7 +87,8 @@ def verification_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def verification_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a summary of rows as lines for a terminal: one for each code and view, and one for each reason of a failure."""
     summary = verification_summary(rows)
-    lines = [f"{summary['views']} views on {summary['hosts']} hosts, {summary['checked']} entries verified"]
+    counts = (_counted(summary["views"], "view"), _counted(summary["hosts"], "host"), summary["checked"])
+    lines = ["{} on {}, {} entries verified".format(*counts)]
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for code in row["counts"]:
@@ -105,6 +106,10 @@ def verification_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(lines) == 1:
         lines.append("no problems")
     return lines
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _shown(hosts: Iterable[str]) -> str:

@@ -144,8 +144,9 @@ class Findings:
         return any(CODES[code].rebuilds for code in self.counts)
 
     def summary(self) -> str:
-        """Return the counts as a phrase, such as ``2 missing_target, 1 wrong_size``."""
-        return ", ".join(f"{count} {code}" for code, count in sorted(self.counts.items()))
+        """Return the counts as a phrase, such as ``3 problems: 2 missing_target, 1 wrong_size``."""
+        counts = ", ".join(f"{count} {code}" for code, count in sorted(self.counts.items()))
+        return f"{self.total} {'problem' if self.total == 1 else 'problems'}: {counts}"
 
 
 def as_record(findings: Findings) -> dict[str, Any]:

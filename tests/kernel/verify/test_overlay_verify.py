@@ -218,7 +218,7 @@ def test_a_sample_finds_a_fault_if_it_draws_everything(view: View) -> None:
 def test_problems_fail_the_task_and_are_recorded(view: View) -> None:
     os.removexattr(view.file(), METACOPY)
     failed = view.verify(fail_on_problems=True)
-    assert failed.message == "view view has 1 problems: 1 redirect_without_metacopy"
+    assert failed.message == "view view has 1 problem: 1 redirect_without_metacopy"
     assert failed.result["problems"][0]["path"] == "/tool/1/bin/tool"
     record = view.area / "state/views/view/verified.json"
     before = record.read_bytes()

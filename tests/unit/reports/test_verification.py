@@ -40,7 +40,7 @@ def test_hosts_with_problems_and_failures_are_named() -> None:
 
 
 def test_a_farm_without_problems_is_ok() -> None:
-    assert verification_report({"r01": [FINE], "r02": []}) == ["1 views on 1 hosts, 5 entries verified", "no problems"]
+    assert verification_report({"r01": [FINE], "r02": []}) == ["1 view on 1 host, 5 entries verified", "no problems"]
     assert verification_report({"r01": [FINE]}, "summary")["ok"]
 
 
