@@ -13,10 +13,14 @@ import pytest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import installing
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import erofs_layer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import Link
-from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import CODES
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, deadline
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Note, Progress, TimeLimitError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import CODES, Findings
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.targets import DataLayers, File, check
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.data_images.test_install import published_image
 from ansible_collections.renderfarm.overlay.tests.kernel.fleet.test_view import Farm
+from ansible_collections.renderfarm.overlay.tests.kernel.fuse_server import served
 from ansible_collections.renderfarm.overlay.tests.kernel.test_dead_server import dead, etc_of_its_own
 
 METACOPY, REDIRECT, OPAQUE = (f"trusted.overlay.{name}" for name in ("metacopy", "redirect", "opaque"))
@@ -343,6 +347,29 @@ def test_a_server_that_does_not_answer_is_named(view: View) -> None:
     with dead(view.root):
         assert view.codes() == {}
         assert f"at data layer {view.root}. A file server" in view.verify("open", timeout=1).message
+
+
+def test_a_server_that_hangs_during_the_work_is_named(view: View) -> None:
+    place = view.area / "served"
+    place.mkdir()
+    note = Note()
+    with served(view.root, place) as server:
+        root = beneath.open_layer(os.fsencode(place))
+        data = DataLayers([(os.fsencode(place), root)], note)
+        status = (view.root / "tool/1/version").stat()
+        file = File(b"/version", b"tool/1/version", status.st_size, status.st_mtime_ns)
+
+        def look(progress: Progress) -> int:
+            findings = Findings()
+            check(data, iter([file] * 100), lambda _target: None, 4, findings, progress)
+            return findings.total
+
+        assert deadline.run(look, 10) == 0
+        server.hang()
+        with pytest.raises(TimeLimitError):
+            deadline.run(look, 0.5)
+        os.close(root)
+    assert note.read() == f"/tool/1/version in data layer {place}"
 
 
 def test_a_view_that_is_not_mounted_as_declared_is_found(area: Path) -> None:
