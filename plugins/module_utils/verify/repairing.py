@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Repair a generation of a view: build its layer again, put it in the place of the damaged one, and switch the overlays that show it.
 
-The damaged layer is renamed aside first, and stays there as long as an overlay that was switched away may need it. A killed run leaves
+The damaged layer is renamed aside first, and stays there if an overlay that was switched away still needs it. A killed run leaves
 the old layer or the new one under the name of the generation, or none if it is killed between the two renames; then the next deployment
 makes it again.
 """
@@ -11,14 +11,16 @@ makes it again.
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, mount_lock
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, mount_lock, namespaces, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action, Handlers, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import overlay_layers
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import detached, mounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import SwitchOverlay
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.subjects import Subject
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.verified_files import Journal
@@ -34,6 +36,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_path
 
 #: The name of the layer that is being built. It is that of no generation, so nothing takes it for one in use.
 _STAGED = "repair"
+#: Seconds that the kernel may take to free an overlay that was detached, and between two looks.
+_MOMENT_SECONDS = 1.0
+_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,43 @@ def handlers(subject: Subject, spec: LayerSpec, seconds: float, progress: Progre
         with view_state.locked(subject.paths, seconds, progress):
             _rebuild(subject, spec, progress)
 
+    replaced = _devices(subject)
+
     def switch(action: SwitchOverlay) -> None:
         with mount_lock.held(action.spec.path, seconds, progress):
             mounts.HANDLERS[SwitchOverlay](action)
+        with view_state.locked(subject.paths, seconds, progress):
+            _remove_replaced(subject, replaced, progress)
 
     return {RebuildLayer: rebuild, SwitchOverlay: switch}
+
+
+def _devices(subject: Subject) -> set[tuple[int, int]]:
+    """Return the devices of the overlays that show a generation, in any mount namespace."""
+    return {
+        mount.device
+        for _pid, live in namespaces.everywhere()
+        for mount in live
+        if mount.fstype == b"overlay" and overlay_layers(mount).lower[:1] == (subject.layer,)
+    }
+
+
+def _remove_replaced(subject: Subject, devices: Collection[tuple[int, int]], progress: Progress) -> None:
+    """Remove the damaged layer if the overlays with these devices, which have it, are gone.
+
+    An overlay that was detached is gone when no process uses it, which takes the kernel a moment.
+    """
+    aside = os.path.join(subject.paths.removing, subject.directory)
+    end = time.monotonic() + _MOMENT_SECONDS
+    while any(syscalls.has_superblock(device) is not False for device in devices):
+        if time.monotonic() > end:
+            return
+        progress()
+        time.sleep(_POLL_SECONDS)
+    if any(subject.layer in overlay.lower for overlay, _processes in detached.in_use(forget=False)):
+        return
+    files.remove(aside, progress)
+    os.rmdir(subject.paths.removing)
 
 
 def _rebuild(subject: Subject, spec: LayerSpec, progress: Progress) -> None:
@@ -85,8 +122,8 @@ def _rebuild(subject: Subject, spec: LayerSpec, progress: Progress) -> None:
     aside = os.path.join(paths.removing, directory)
     if os.path.lexists(aside):
         raise OverlayError(
-            f"{aside} is a layer that an earlier repair has replaced, and may still be in use: run overlay_prune when the processes that"
-            " used it have ended, and repair the view then"
+            f"{aside} is a layer that an earlier repair has replaced while a process used it: remove it when that process has ended, and"
+            " repair the view then"
         )
     removal.clear(paths, paths.staging, progress)
     staged = os.path.join(paths.staging, _STAGED)

@@ -153,6 +153,8 @@ def test_a_fault_of_a_layer_is_found_and_repaired(view: View, fault: str) -> Non
             assert would["changed"]
             assert view.codes() == found["counts"]
             done = view.verify(repair=True).ok
+            # The job needs the layer that was replaced.
+            assert (view.area / "state/views/view/removing").exists()
         assert done["ok"]
         assert done["repaired"] == would["repaired"] == found["problems"]
         assert [action.split()[0] for action in done["actions"]] == ["build", "switch"]
@@ -312,6 +314,7 @@ def test_an_image_that_differs_from_its_digest_is_found_and_repaired(area: Path)
         assert view.codes() == {"digest_differs": 1}
         done = view.verify(repair=True).ok
         assert done["ok"], done
+        assert not (view.area / "state/views/view/removing").exists()
         assert support.compare_trees(view.mountpoint / "tool" / "1", view.root / "tool" / "1") == []
         assert view.codes("open", sample=5) == {}
 
