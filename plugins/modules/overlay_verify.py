@@ -86,10 +86,22 @@ options:
     default: 0
   repair:
     description:
-      - Build a damaged layer again from the manifests in O(store), and switch the view to it while it is in use.
-      - This mends what is wrong with the layer itself. What is wrong with the software root or with an upper layer is only reported.
+      - Make a damaged layer again, and switch the overlays that show it while they are in use.
+      - A layer is built again from the manifests in O(store). An image is copied again from O(image_store), by its digest, or built again
+        if it is not there. A data image is copied again from O(image_store).
+      - What is wrong with the software root or with an upper layer is only reported.
     type: bool
     default: false
+  image_store:
+    description:
+      - The image store from which O(repair) copies damaged images, as a directory, or as the address of a web server that serves it.
+    type: path
+  ca_path:
+    description:
+      - Path of a file on this host with the certificates of the authorities to trust for https addresses, in PEM format. By default those
+        of the system are trusted.
+      - Proxies and passwords are taken from where O(renderfarm.overlay.metadata_layer#module:ca_path) says.
+    type: path
   metrics_file:
     description:
       - File on the managed node for metrics of the views of O(state_dir), which the textfile collector of node_exporter reads.
@@ -105,10 +117,11 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Compare the layer of a view with its manifests, and build it again if it is damaged
+- name: Compare the layer of a view with its manifests, and make it again if it is damaged
   renderfarm.overlay.overlay_verify:
     name: software
     store: /net/software/.manifests
+    image_store: /net/software/.manifests/.images
     repair: true
 
 - name: Open a thousand files of a view, as a schedule does
@@ -209,6 +222,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import after_verifying
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify import repairing, subjects, upper_walk
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import CODES
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.repairing import RepairSources
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.subjects import Subject
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.verify_task import (
     VerifiedView,
@@ -233,6 +247,8 @@ def main() -> None:
         "threads": {"type": "int", "default": 8},
         "time_limit": {"type": "float", "default": 0.0},
         "repair": {"type": "bool", "default": False},
+        "image_store": {"type": "path"},
+        "ca_path": {"type": "path"},
         "fail_on_problems": {"type": "bool", "default": True},
         "metrics_file": {"type": "path"},
     }
@@ -242,7 +258,7 @@ def main() -> None:
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     runner.check_absolute(params["state_dir"], "state_dir")
-    options = _options(params, context.check_mode)
+    options = VerifyOptions.of(params, recorded=not context.check_mode)
     if params["path"] is None:
         subject = subjects.of_view(params["state_dir"], params["name"], params["generation"], params["data"])
         return _view(subject, options, params, context)
@@ -261,25 +277,19 @@ def _view(subject: Subject, options: VerifyOptions, params: dict[str, Any], cont
     repaired: list[dict[str, Any]] = []
     plan: Plan = ()
     cannot = ""
-    if params["repair"] and result.findings.rebuilds:
+    if params["repair"] and result.findings.mended:
+        sources = RepairSources(result.spec, params["image_store"], options.access)
         try:
-            plan = repairing.plan(subject, result.spec)
-            repaired = [one.as_dict() for one in result.findings.first if CODES[one.code].rebuilds]
+            plan = repairing.plan(subject, result.findings, sources)
+            repaired = [one.as_dict() for one in result.findings.first if CODES[one.code].mended_by]
+            context.carry_out(plan, repairing.handlers(subject, sources, context.timeout, context.progress))
+            result = result if context.check_mode else task.run()
         except OverlayError as error:
-            cannot = str(error)
-    if plan and result.spec:
-        context.carry_out(plan, repairing.handlers(subject, result.spec, context.timeout, context.progress))
-        result = result if context.check_mode else task.run()
+            repaired, cannot = [], str(error)
     after_verifying.add_drift(result.findings, subject.paths, runner.explain)
     if params["metrics_file"] and not context.check_mode:
         after_verifying.write_metrics(params["metrics_file"], params["state_dir"], runner.explain)
     return _outcome(params, result, repaired, plan, cannot)
-
-
-def _options(params: dict[str, Any], check_mode: bool) -> VerifyOptions:
-    workers = params["workers"] or min(len(os.sched_getaffinity(0)), 8)
-    names = ("level", "store", "sample", "threads", "time_limit", "ready_marker")
-    return VerifyOptions(**{name: params[name] for name in names}, workers=workers, recorded=not check_mode)
 
 
 def _outcome(

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The problems that verification finds: their codes, what each means, what to do about it, and whether a rebuild mends it."""
+"""The problems that verification finds: their codes, what each means, what to do about it, and what mends it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors im
 
 #: The number of problems that are returned one by one. All are counted.
 MOST_KEPT = 1000
+
+#: What mends a problem: making the layer again, or copying a data image again.
+LAYER = "layer"
+DATA_IMAGE = "data image"
 
 _REBUILD = "repair it with 'repair: true', which builds the layer again"
 _RELEASE = "restore the release on the software root, or remove it from the view"
@@ -27,20 +31,22 @@ class Code:
     sentence: str
     #: What to do about it.
     remedy: str
-    #: Whether building the layer again mends it.
-    rebuilds: bool = False
+    #: What mends it, LAYER or DATA_IMAGE; empty if this host cannot.
+    mended_by: str = ""
 
 
 #: Every code of a problem.
 CODES = {
     # The layer, compared with the manifests.
-    "missing_entry": Code("the manifests have it, and the layer lacks it", _REBUILD, True),
-    "unknown_entry": Code("the layer has it, and no manifest does", _REBUILD, True),
-    "entry_differs": Code("its attributes differ from those in the manifest", _REBUILD, True),
-    "lost_hard_links": Code("its names are not all names of one file, as in the manifest", _REBUILD, True),
-    "digest_differs": Code("the image differs from its recorded digest", _REBUILD, True),
+    "missing_entry": Code("the manifests have it, and the layer lacks it", _REBUILD, LAYER),
+    "unknown_entry": Code("the layer has it, and no manifest does", _REBUILD, LAYER),
+    "entry_differs": Code("its attributes differ from those in the manifest", _REBUILD, LAYER),
+    "lost_hard_links": Code("its names are not all names of one file, as in the manifest", _REBUILD, LAYER),
+    "digest_differs": Code("the image differs from its recorded digest", _REBUILD, LAYER),
     "data_image_differs": Code(
-        "the data image differs from its recorded digest", "remove it, and deploy the view again"
+        "the data image differs from its recorded digest",
+        "repair it with 'repair: true' and 'image_store', which copies it again",
+        DATA_IMAGE,
     ),
     "record_damaged": Code("the record of the generation cannot be used", "deploy the view again"),
     "manifest_unusable": Code(
@@ -51,18 +57,18 @@ CODES = {
         "users other than root can change the layer", "check its content, then chown it to root and chmod it to go-w"
     ),
     # The xattrs of overlayfs.
-    "metacopy_without_redirect": Code("it has no content, and no xattr says where its content is", _REBUILD, True),
+    "metacopy_without_redirect": Code("it has no content, and no xattr says where its content is", _REBUILD, LAYER),
     "redirect_without_metacopy": Code(
-        "it reads as zeros, since its mark as a metadata copy is missing", _REBUILD, True
+        "it reads as zeros, since its mark as a metadata copy is missing", _REBUILD, LAYER
     ),
-    "invalid_metacopy": Code("its mark as a metadata copy has a value that the kernel refuses", _REBUILD, True),
-    "relative_redirect": Code("its redirect is not an absolute path", _REBUILD, True),
-    "escaping_redirect": Code("its redirect has '..' as a component", _REBUILD, True),
-    "double_slash_redirect": Code("its redirect has an empty component, which the kernel refuses", _REBUILD, True),
+    "invalid_metacopy": Code("its mark as a metadata copy has a value that the kernel refuses", _REBUILD, LAYER),
+    "relative_redirect": Code("its redirect is not an absolute path", _REBUILD, LAYER),
+    "escaping_redirect": Code("its redirect has '..' as a component", _REBUILD, LAYER),
+    "double_slash_redirect": Code("its redirect has an empty component, which the kernel refuses", _REBUILD, LAYER),
     "missing_opaque": Code(
-        "the directory is not opaque, so the kernel looks up its names in the data layer", _REBUILD, True
+        "the directory is not opaque, so the kernel looks up its names in the data layer", _REBUILD, LAYER
     ),
-    "whiteout_in_opaque": Code("it is a whiteout in an opaque directory, where it hides nothing", _REBUILD, True),
+    "whiteout_in_opaque": Code("it is a whiteout in an opaque directory, where it hides nothing", _REBUILD, LAYER),
     # The data layers.
     "missing_target": Code("no data layer has the file with its content", _RELEASE),
     "target_not_file": Code("its content is not in a regular file", _RELEASE),
@@ -138,10 +144,14 @@ class Findings:
         """The number of all problems."""
         return sum(self.counts.values())
 
+    def mended_by(self, what: str) -> list[FoundProblem]:
+        """Return those of the first problems that LAYER or DATA_IMAGE mends."""
+        return [one for one in self.first if CODES[one.code].mended_by == what]
+
     @property
-    def rebuilds(self) -> bool:
-        """Whether there are problems that building the layer again mends."""
-        return any(CODES[code].rebuilds for code in self.counts)
+    def mended(self) -> set[str]:
+        """What mends all the problems that this host can mend: LAYER, DATA_IMAGE, both, or neither."""
+        return {CODES[code].mended_by for code in self.counts} - {""}
 
     def summary(self) -> str:
         """Return the counts as a phrase, such as ``3 problems: 2 missing_target, 1 wrong_size``."""

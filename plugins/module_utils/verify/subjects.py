@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import installing
@@ -52,6 +52,11 @@ class Subject:
         if found is None:
             raise ValueError(self.directory)
         return found
+
+    @property
+    def state_dir(self) -> str:
+        """The path of the state directory."""
+        return os.path.dirname(os.path.dirname(self.paths.root))
 
     @property
     def stored(self) -> bytes:
@@ -151,6 +156,22 @@ def of_mount(mount: Mount, state_dir: str, data: Sequence[str] | None) -> Subjec
     if len(parts) != 4 or parts[1] != "generations" or GenerationName.parse(parts[2]) is None:
         return None
     return _subject(ViewPaths.of(os.path.realpath(state_dir), parts[0]), state_dir, parts[2], data)
+
+
+def with_data_layer(subject: Subject, image: str) -> Iterator[tuple[Subject, Mount]]:
+    """Yield the overlays that have a data image as a layer, each with the generation that it shows, given the path of the image.
+
+    The overlays of ``subject`` are among them, and those of other views of its state directory.
+    """
+    layer = without_suffix(os.fsencode(image))
+    live = namespaces.own_mounts()
+    for mount in live:
+        if mount.fstype != b"overlay" or mountinfo.top_mount(live, mount.path) != mount:
+            continue
+        if layer in mountinfo.overlay_layers(mount).lower or layer in mountinfo.overlay_layers(mount).data:
+            other = of_mount(mount, subject.state_dir, None)
+            if other is not None:
+                yield other, mount
 
 
 def _subject(paths: ViewPaths, state_dir: str, directory: str, data: Sequence[str] | None) -> Subject:

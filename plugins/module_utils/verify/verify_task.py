@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +23,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_cache, manifest_store
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import ManifestRecord
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.web_client import SYSTEM, Access
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify import (
     recorded_layer,
     subjects,
@@ -31,11 +34,13 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.subjects import Subject
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.verified_record import LastVerified
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.verifying import CONTENT, METADATA, LayerRequest
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import view_state
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import layer_parameters, view_state
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import Generation
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_spec import LayerSpec
 
 _MOST_THREADS = 256
+#: The processes that read a layer if their number is not given.
+_MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,23 @@ class VerifyOptions:
     #: Seconds after which no further part is begun; 0 for no limit.
     time_limit: float = 0.0
     ready_marker: str = ""
+    #: How this host reaches a store that is the address of a web server.
+    access: Access = SYSTEM
     #: Whether to go on where an interrupted run ended, and to record the result.
     recorded: bool = True
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any], recorded: bool) -> VerifyOptions:
+        """Return the options that parameters of overlay_verify give. Raises OverlayError if one is not usable."""
+        for option in ("store", "image_store"):
+            locations.check(params[option] or "/", option)
+        names = ("level", "store", "sample", "threads", "time_limit", "ready_marker")
+        return cls(
+            **{name: params[name] for name in names},
+            workers=params["workers"] or min(len(os.sched_getaffinity(0)), _MOST_WORKERS),
+            access=layer_parameters.access(params),
+            recorded=recorded,
+        )
 
     def __post_init__(self) -> None:
         """Raise OverlayError if a number is out of range."""
@@ -124,7 +144,10 @@ class VerifyTask:
             self._warn_of_checksums(result)
             self._verify_data_images(findings)
         # An image that differs from its digest is not mounted.
-        if self._verify_image(generation, findings) and "data_image_differs" not in findings.counts:
+        if (
+            self._verify_image(generation, findings)
+            and not {"data_image_differs", "record_damaged"} & findings.counts.keys()
+        ):
             self._verify_layer(generation, result)
         if result.complete and self._options.recorded:
             self._record(generation, findings)
@@ -163,8 +186,8 @@ class VerifyTask:
     def _manifest(self, release: str, digest: str) -> tuple[str, ManifestRecord]:
         store = locations.check(self._options.store or "", "store")
         if locations.is_address(store):
-            cache = os.path.join(os.path.dirname(os.path.dirname(self._subject.paths.root)), "manifests")
-            path = manifest_cache.fetched(store, release, digest, cache, self._progress)
+            cache = os.path.join(self._subject.state_dir, "manifests")
+            path = manifest_cache.fetched(store, release, digest, cache, self._progress, self._options.access)
         else:
             manifest_store.check_store(store)
             path = manifest_store.manifest_path(store, release)
@@ -186,15 +209,30 @@ class VerifyTask:
             )
 
     def _verify_data_images(self, findings: Findings) -> None:
-        if not self._subject.data_images:
-            return
-        state_dir = os.path.dirname(os.path.dirname(self._subject.paths.root))
-        for image in installing.installed(state_dir).values():
-            path = installing.data_image_path(state_dir, image.id)
-            if os.fsencode(path) in self._subject.data_images:
-                self._note.write(path)
-                if erofs_layer.file_digest(path, self._progress) != image.digest:
-                    findings.add(os.fsencode(path), "data_image_differs")
+        for path in map(os.fsdecode, self._subject.data_images):
+            self._note.write(path)
+            try:
+                image = installing.recorded(self._subject.state_dir, os.path.splitext(os.path.basename(path))[0])
+            except OverlayError as error:
+                findings.add(os.fsencode(path), "record_damaged", str(error))
+                continue
+            if image is None:
+                findings.add(os.fsencode(path), "record_damaged", f"data image {path} has no record")
+                continue
+            digest = self._digest(path)
+            if digest != image.digest:
+                findings.add(
+                    os.fsencode(path), "data_image_differs", f"{path} has the digest {digest} instead of {image.digest}"
+                )
+
+    def _digest(self, path: str) -> str:
+        """Return the digest of an image; the reason as text if it is missing, or if its disk or fs-verity refuses to give it."""
+        try:
+            return erofs_layer.file_digest(path, self._progress)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EIO):
+                raise
+            return f"none ({os.strerror(error.errno)})"
 
     def _verify_image(self, generation: Generation, findings: Findings) -> bool:
         """Compare an image with its digest, and return whether the layer is to be read."""
@@ -203,10 +241,7 @@ class VerifyTask:
         path = os.fsdecode(self._subject.stored)
         self._note.write(path)
         trust.check_way(self._subject.stored)
-        try:
-            digest = erofs_layer.file_digest(path, self._progress)
-        except FileNotFoundError:
-            digest = "none"
+        digest = self._digest(path)
         if digest != generation.image.digest:
             findings.add(b"/", "digest_differs", f"{path} has the digest {digest} instead of {generation.image.digest}")
             return False

@@ -10,15 +10,12 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import installing
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import erofs_layer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import Link
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, deadline
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Note, Progress, TimeLimitError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import CODES, Findings
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.targets import DataLayers, File, check
 from ansible_collections.renderfarm.overlay.tests.kernel import support
-from ansible_collections.renderfarm.overlay.tests.kernel.data_images.test_install import published_image
 from ansible_collections.renderfarm.overlay.tests.kernel.fleet.test_view import Farm
 from ansible_collections.renderfarm.overlay.tests.kernel.fuse_server import served
 from ansible_collections.renderfarm.overlay.tests.kernel.test_dead_server import dead, etc_of_its_own
@@ -298,41 +295,6 @@ def test_a_redirect_layer_needs_opaque_directories(area: Path) -> None:
     keep_times(view.file().parent, lambda: os.mknod(view.file().parent / "gone", 0o20000))
     assert view.codes(**options) == {"missing_opaque": 1, "whiteout_in_opaque": 1}
     assert view.verify(repair=True, **options).ok["ok"]
-
-
-@pytest.mark.usefixtures("with_programs")
-def test_an_image_that_differs_from_its_digest_is_found_and_repaired(area: Path) -> None:
-    view = make_view(area, builder=erofs_layer.find_builder())
-    with support.mounted(support.declared(view.mountpoint, [view.layer], [view.root])):
-        assert view.codes("content") == {}
-        content = bytearray(view.layer.read_bytes())
-        # A mounted image may not be changed, so that this is done to a copy which takes its place.
-        content[content.index(b"version-again")] ^= 1
-        aside = view.layer.with_name("aside")
-        aside.write_bytes(content)
-        aside.rename(view.layer)
-        assert view.codes() == {"digest_differs": 1}
-        done = view.verify(repair=True).ok
-        assert done["ok"], done
-        assert not (view.area / "state/views/view/removing").exists()
-        assert support.compare_trees(view.mountpoint / "tool" / "1", view.root / "tool" / "1") == []
-        assert view.codes("open", sample=5) == {}
-
-
-def test_a_data_image_that_differs_from_its_digest_is_found(view: View) -> None:
-    made = support.image_of(view.root, view.area / "made.erofs").read_bytes()
-    image = published_image(view.area / "images", made, "everything", "tool/1")
-    state_dir = view.area / "state"
-    installing.install(str(view.area / "images"), image, str(state_dir))
-    path = Path(installing.data_image_path(str(state_dir), image.id))
-    options: dict[str, Any] = {"name": "view", "data": [str(path)[: -len(".erofs")], str(view.root)]}
-    (view.root / "tool/1/bin/tool").unlink()
-    # The image has its content.
-    assert set(view.codes("content", **options)) <= {"release_differs"}
-    path.write_bytes(path.read_bytes() + b"x")
-    os.truncate(path, len(made) - 1)
-    path.write_bytes(path.read_bytes() + bytes((made[-1] ^ 1,)))
-    assert "data_image_differs" in view.codes("content", **options)
 
 
 def test_a_file_that_may_not_be_opened_is_found(area: Path) -> None:
