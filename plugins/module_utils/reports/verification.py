@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ def _of_host(host: str, result: Any) -> Iterator[_Row]:
             "ok": False,
             "failure": "no view was verified: the host failed before, or did not answer",
             "counts": {},
+            "repaired": {},
             "problems": [],
         }
         return
@@ -59,7 +61,7 @@ def _of_view(host: str, result: Mapping[str, Any]) -> _Row:
         "level": result.get("level"),
         "checked": result.get("checked", 0),
         "counts": dict(result.get("counts") or {}),
-        "repaired": len(result.get("repaired") or ()),
+        "repaired": dict(Counter(one["code"] for one in result.get("repaired") or ())),
         "problems": list(result.get("problems") or ()),
         "failure": one_line(str(result.get("msg") or "it failed without a message")) if failed else "",
     }
@@ -78,6 +80,7 @@ def verification_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "views": len([row for row in rows if row["view"]]),
         "checked": sum(row.get("checked", 0) for row in rows),
         "counts": counts,
+        "repaired_hosts": sorted({row["host"] for row in rows if row["repaired"]}),
         "damaged_hosts": sorted({row["host"] for row in rows if row["counts"]}),
         "failed_hosts": sorted({row["host"] for row in rows if row["failure"]}),
         "problems": problems[:_MOST_PROBLEMS],
@@ -91,10 +94,10 @@ def verification_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = ["{} on {}, {} entries verified".format(*counts)]
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        for code in row["counts"]:
-            found.setdefault((str(row["view"] or "-"), code), []).append(row["host"])
-    for (view, code), hosts in sorted(found.items()):
-        lines.append(f"{view}: {code} on {_shown(hosts)}")
+        for what in (*row["counts"], *(f"repaired {code}" for code in row["repaired"])):
+            found.setdefault((str(row["view"] or "-"), what), []).append(row["host"])
+    for (view, what), hosts in sorted(found.items()):
+        lines.append(f"{view}: {what} on {_shown(hosts)}")
     failures: dict[str, list[str]] = {}
     for row in rows:
         if row["failure"]:

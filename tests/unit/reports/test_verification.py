@@ -13,6 +13,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import 
 PROBLEM = {"path": "/a", "code": "missing_target", "detail": "gone", "remedy": "restore it"}
 FINE = {"view": "software", "ok": True, "complete": True, "checked": 5, "counts": {}, "problems": [], "failed": False}
 DAMAGED = {**FINE, "ok": False, "counts": {"missing_target": 2}, "problems": [PROBLEM]}
+REPAIRED = {**FINE, "repaired": [PROBLEM, {**PROBLEM, "path": "/b"}]}
 FAILED = {"item": "software", "failed": True, "msg": "gave up:\nno progress"}
 
 
@@ -23,10 +24,12 @@ def test_hosts_with_problems_and_failures_are_named() -> None:
         "r03": [DAMAGED],
         "r04": FAILED,
         "r05": "",
+        "r06": [REPAIRED],
     }
     assert verification_report(results) == [
-        "4 views on 5 hosts, 15 entries verified",
+        "5 views on 6 hosts, 20 entries verified",
         "software: missing_target on r[02-03]",
+        "software: repaired missing_target on r06",
         "not verified on r04: gave up: no progress",
         "not verified on r05: no view was verified: the host failed before, or did not answer",
         "  r02: software: /a: missing_target: gone",
@@ -36,7 +39,9 @@ def test_hosts_with_problems_and_failures_are_named() -> None:
     assert not summary["ok"]
     assert summary["counts"] == {"missing_target": 4}
     assert (summary["damaged_hosts"], summary["failed_hosts"]) == (["r02", "r03"], ["r04", "r05"])
-    assert [row["ok"] for row in verification_report(results, "rows")] == [True, False, False, False, False]
+    assert [row["ok"] for row in verification_report(results, "rows")] == [True, False, False, False, False, True]
+    assert summary["repaired_hosts"] == ["r06"]
+    assert verification_report(results, "rows")[5]["repaired"] == {"missing_target": 2}
 
 
 def test_a_farm_without_problems_is_ok() -> None:
