@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Note, Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import Findings, FoundProblem
@@ -29,6 +29,14 @@ _REFUSALS = {
     errno.EXDEV: "redirect_across_mount",
     errno.EACCES: "unreadable_target",
     errno.EPERM: "unreadable_target",
+}
+#: The codes of errors of open(2) of a file that was found.
+_FAILURES = {
+    errno.EACCES: "unreadable_target",
+    errno.EPERM: "unreadable_target",
+    errno.EIO: "unreadable_target",
+    errno.ESTALE: "missing_target",
+    errno.ENOENT: "missing_target",
 }
 #: The errors of a path that a data layer does not have.
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ESTALE)
@@ -76,11 +84,14 @@ class DataLayers:
             os.close(fd)
 
     def _hold(self, target: bytes) -> int | None:
-        """Return an O_PATH descriptor of a file in the first data layer that has it; None if none has."""
+        """Return an O_PATH descriptor of a file in the first data layer that has it; None if none has.
+
+        Its attributes were just fetched from the file server.
+        """
         for path, layer in self._layers:
             self._note.write(f"/{show(target)} in data layer {show(path)}")
             try:
-                return beneath.open_at(layer, target, beneath.HOLD, same_mount=True)
+                return _hold_fresh(layer, target)
             except OSError as error:
                 if error.errno not in _MISSING:
                     raise
@@ -109,9 +120,10 @@ class DataLayers:
         try:
             fd = os.open(beneath.name_of(held), _OPEN & ~os.O_NOFOLLOW)
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOENT):
+            code = _FAILURES.get(error.errno or 0)
+            if code is None:
                 raise
-            return FoundProblem(file.path, "unreadable_target", f"{self._place(file)}: {os.strerror(error.errno)}")
+            return FoundProblem(file.path, code, f"{self._place(file)}: {os.strerror(error.errno or 0)}")
         try:
             if checksum is not None and _digest(fd, progress) != checksum:
                 return FoundProblem(
@@ -120,6 +132,17 @@ class DataLayers:
         finally:
             os.close(fd)
         return None
+
+
+def _hold_fresh(layer: int, target: bytes) -> int:
+    """Return an O_PATH descriptor of a file in a data layer. The NFS client is not asked for what it remembers, but the server."""
+    fd = beneath.open_at(layer, target, beneath.HOLD, same_mount=True)
+    try:
+        syscalls.refresh(fd)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _digest(fd: int, progress: Progress) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import time
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import parallel
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.compose import Composition, placed
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.ownership import OwnershipRules
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, deadline
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, deadline, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Note, Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_bytes
@@ -112,7 +113,7 @@ class _Layer:
         if request.level != METADATA:
             for path in request.data:
                 note.write(f"data layer {os.fsdecode(path)}")
-                self._data.append((path, self._opened(stack, path)))
+                self._data.append((path, _as_seen_by_overlay(self._opened(stack, path), stack)))
         self._composition: Composition | None = None
         self._releases: list[Placement] = []
         if request.spec is not None:
@@ -283,6 +284,22 @@ class _Layer:
             for part in (REST, *range(len(self._releases))):
                 self._compare_releases(part, findings, self._progress)
         return findings
+
+
+def _as_seen_by_overlay(layer: int, stack: contextlib.ExitStack) -> int:
+    """Return a descriptor of an open data layer without the mounts inside of it, since the kernel looks beneath them.
+
+    The mount of a nested export is made by the NFS client itself, whoever looks, and the kernel refuses to enter it.
+    """
+    try:
+        copy = syscalls.clone_mounts(layer, inner=False)
+    except OSError as error:
+        # EPERM without CAP_SYS_ADMIN, EINVAL in a user namespace that may not uncover what is beneath.
+        if error.errno not in (errno.EPERM, errno.EINVAL):
+            raise
+        return layer
+    stack.callback(os.close, copy)
+    return copy
 
 
 def _file(entry: Entry) -> File | None:

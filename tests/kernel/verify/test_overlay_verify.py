@@ -183,10 +183,6 @@ IN_ROOT: dict[str, tuple[Callable[[View], object], set[str]]] = {
         ),
         {"redirect_through_symlink"},
     ),
-    "a mount on the way": (
-        lambda view: support.command("mount", "--bind", view.root / "tool/2/bin", view.root / "tool/1/bin"),
-        {"redirect_across_mount"},
-    ),
     "a new name": (lambda view: (view.root / "tool/1/bin/new").touch(), {"release_differs"}),
 }
 
@@ -201,6 +197,23 @@ def test_a_fault_of_the_software_root_is_found_by_opening(view: View, fault: str
     # Nothing of this is the layer's.
     assert not found["changed"]
     assert "restore" in found["problems"][0]["remedy"] or "unmount" in found["problems"][0]["remedy"]
+
+
+def test_mounts_inside_of_the_software_root_are_looked_beneath_as_the_kernel_does(view: View) -> None:
+    support.command("mount", "--bind", view.root / "tool/2/bin", view.root / "tool/1/bin")
+    try:
+        assert (view.mountpoint / "tool/1/bin/tool").read_text().endswith("version 1\n")
+        # Only who uses the software root itself meets the mount.
+        assert set(view.codes("open")) == {"release_differs"}
+        # The kernel refuses mounts that the file system makes by itself, such as those of nested exports.
+        root = beneath.open_layer(os.fsencode(view.root))
+        data = DataLayers([(os.fsencode(view.root), root)], Note())
+        found = data.problem(File(b"/tool", b"tool/1/bin/tool", 0, 0), None, lambda: None)
+        assert found is not None
+        assert found.code == "redirect_across_mount"
+        os.close(root)
+    finally:
+        support.unmount_all(view.root / "tool/1/bin")
 
 
 def test_other_content_of_the_same_size_and_mtime_is_found_by_reading(view: View) -> None:
