@@ -52,7 +52,7 @@ options:
   store:
     description:
       - The manifest store, as a directory, or as the address of a web server that serves it.
-      - Without it, a layer that is a directory is not compared with anything. Only its overlay xattrs are checked.
+      - Without it, the overlay xattrs of a layer that is a directory are checked, and its number of entries.
     type: str
   data:
     description:
@@ -80,7 +80,7 @@ options:
     default: 8
   time_limit:
     description:
-      - Seconds after which no further release is begun. V(0) is no limit.
+      - Seconds after which no further files are opened, and no further release is begun. V(0) is no limit.
       - The next run with the same O(level) goes on where this one ended, as it does after a run that was interrupted.
     type: float
     default: 0

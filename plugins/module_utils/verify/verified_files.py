@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The files of verifications beside the generations of a view: the record of the last one, and the journal of an interrupted one.
 
-The journal has a line for each part of the layer that was verified. An interrupted run may leave its last line incomplete, which is
-ignored.
+The journal has a line for each part of the layer that was verified, and lines for how far one was. An interrupted run may leave its last
+line incomplete, which is ignored.
 """
 
 from __future__ import annotations
@@ -55,33 +55,42 @@ class Journal:
         self._path = os.path.join(paths.root, "verified.parts")
         self._key = key
         #: The findings of the parts that were verified.
-        self.done: dict[int, Findings] = self._read()
+        self.done: dict[int, Findings] = {}
+        #: How many entries of the other parts were verified, and with which findings.
+        self.begun: dict[int, tuple[int, Findings]] = {}
+        self._read()
 
-    def _read(self) -> dict[int, Findings]:
+    def _read(self) -> None:
         try:
             text = record_files.read(self._path, _LARGEST_JOURNAL)
         except (OverlayError, OSError):
-            return {}
+            return
         first, *lines = text.split(b"\n")[:-1] or [b""]
         if first != self._key.encode():
-            return {}
-        found = {}
+            return
         for line in lines:
             with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
                 fields = json.loads(line)
-                found[int(fields["part"])] = from_record(fields)
-        return found
+                part, entries, findings = int(fields["part"]), fields["entries"], from_record(fields)
+                self.begun.pop(part, None)
+                if entries is None:
+                    self.done[part] = findings
+                else:
+                    self.begun[part] = (int(entries), findings)
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Callable[[int, Findings], None]]:
-        """Provide a function that adds a finished part. Several processes may call it."""
-        if not self.done:
+    def opened(self) -> Iterator[Callable[[int, Findings, int | None], None]]:
+        """Provide a function that adds a part. Several processes may call it.
+
+        It takes the number of the part, its findings, and the number of entries that were verified; None for all of them.
+        """
+        if not self.done and not self.begun:
             with files.written_aside(self._path, 0o600) as stream:
                 stream.write(self._key.encode() + b"\n")
         fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
 
-        def add(part: int, findings: Findings) -> None:
-            line = json.dumps({"part": part, **as_record(findings)}).encode("ascii") + b"\n"
+        def add(part: int, findings: Findings, entries: int | None) -> None:
+            line = json.dumps({"part": part, "entries": entries, **as_record(findings)}).encode("ascii") + b"\n"
             # One call: lines of several processes do not mix.
             os.write(fd, line)
 

@@ -53,7 +53,7 @@ class VerifyOptions:
     sample: int = 0
     workers: int = 1
     threads: int = 8
-    #: Seconds after which no further part is begun; 0 for no limit.
+    #: Seconds after which no further part is begun, and no further files are opened; 0 for no limit.
     time_limit: float = 0.0
     ready_marker: str = ""
     #: How this host reaches a store that is the address of a web server.
@@ -281,7 +281,7 @@ class VerifyTask:
         else:
             journal = verified_files.Journal(subject.paths, key)
             with journal.opened() as add:
-                request = replace(request, done=frozenset(journal.done), finished=add)
+                request = replace(request, done=frozenset(journal.done), begun=journal.begun, note=add)
                 verified = verifying.verify(request, self._seconds, self._progress, self._note)
             for findings in journal.done.values():
                 result.findings.merge(findings)
@@ -289,6 +289,15 @@ class VerifyTask:
                 journal.remove()
         result.findings.merge(verified.findings)
         result.complete = verified.complete
+        if result.complete and result.spec is None and not options.sample:
+            self._compare_count(generation, result.findings)
+
+    @staticmethod
+    def _compare_count(generation: Generation, findings: Findings) -> None:
+        """Compare a layer with its record alone, since there are no manifests to compare it with."""
+        if findings.checked != generation.entries.total:
+            counts = f"{findings.checked} entries, and its record says {generation.entries.total}"
+            findings.add(b"/", "entry_differs", f"the layer has {counts}")
 
     def _record(self, generation: Generation, findings: Findings) -> None:
         options = self._options

@@ -10,7 +10,7 @@ import errno
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import parallel
@@ -41,8 +41,8 @@ METADATA, OPEN, CONTENT = LEVELS
 
 #: The part of a layer that is no release by itself.
 REST = -1
-#: Files whose content is looked up at a time.
-_MOST_FILES = 8192
+#: Files whose content is looked up before an interrupted run is able to go on there.
+_MOST_FILES = 1024
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,20 @@ class LayerRequest:
     #: The processes that read the layer, and the threads of each that wait for the file server.
     workers: int = 1
     threads: int = 8
-    #: The value of time.monotonic() after which no further part is begun; None for no limit.
+    #: The value of time.monotonic() after which no further part is begun, and no further files are opened; None for no limit.
     until: float | None = None
     ready_marker: str = ""
     #: The parts that an interrupted run has verified already.
     done: frozenset[int] = frozenset()
-    #: Called with each finished part and its findings.
-    finished: Callable[[int, Findings], None] = field(default=lambda _part, _findings: None)
+    #: Those that it has begun: the number of entries whose content it has looked up, and what it has found so.
+    begun: Mapping[int, tuple[int, Findings]] = field(default_factory=dict)
+    #: Called with a part, its findings, and the number of entries as in ``begun``; None if the part is finished.
+    note: Callable[[int, Findings, int | None], None] = field(default=lambda _part, _findings, _entries: None)
 
 
 @dataclass
 class Verified:
-    """The findings of a verification, and whether all parts were verified."""
+    """The findings of a verification, or of one part, and whether it was verified to its end."""
 
     findings: Findings
     complete: bool
@@ -100,6 +102,10 @@ def verify(request: LayerRequest, seconds: float, progress: Progress, note: Note
             return _Layer(request, stack, inner, note).run()
 
     return deadline.run(work, seconds, progress)
+
+
+class _OutOfTimeError(Exception):
+    """The time limit has passed."""
 
 
 class _Layer:
@@ -135,23 +141,25 @@ class _Layer:
         is_whole = any(not placement.at for placement in self._releases)
         parts = [number for number in range(len(self._releases)) if number not in self._request.done]
         if self._drawn is not None:
-            findings = self._sampled() if self._composition else self._visit(REST, self._progress)[0]
-            return Verified(findings or Findings(), findings is not None)
+            return Verified(self._sampled(), True) if self._composition else self._visit(REST, self._progress)[0]
         if not is_whole and REST not in self._request.done:
             parts.append(REST)
         workers = min(self._request.workers, len(parts))
         found = parallel.walk(parts, self._visit, max(workers, 1), self._progress)
         findings = Findings()
         for one in found:
-            if one is not None:
-                findings.merge(one)
-        return Verified(findings, None not in found)
+            findings.merge(one.findings)
+        return Verified(findings, all(one.complete for one in found))
 
-    def _visit(self, part: int, progress: Progress) -> tuple[Findings | None, list[int]]:
-        """Verify a part. Return no findings if there is no time left."""
+    def _is_late(self) -> bool:
+        return self._request.until is not None and time.monotonic() > self._request.until
+
+    def _visit(self, part: int, progress: Progress) -> tuple[Verified, list[int]]:
+        """Verify a part. If the time does not suffice, return only what was found wrong with the content of its files."""
         request = self._request
-        if request.until is not None and time.monotonic() > request.until:
-            return None, []
+        entries, opened = request.begun.get(part, (0, Findings()))
+        if self._is_late():
+            return Verified(opened, False), []
         findings = Findings()
         walk = self._walk(findings, progress)
         placement = self._releases[part] if part != REST else None
@@ -159,16 +167,20 @@ class _Layer:
         without = () if placement else frozenset(b"/" + one.at for one in self._releases)
         actual = walk.lines(top, without)
         if request.level != METADATA:
-            actual = self._opening(actual, part, findings, progress)
-        if self._composition is not None:
-            expected = self._expected(part)
-            Comparison(findings, walk.flawed, request.narrowed).run(expected, actual)
-        else:
-            findings.checked += sum(map(len, actual))
+            actual = self._opening(actual, part, entries, opened, progress)
+        try:
+            if self._composition is not None:
+                expected = self._expected(part)
+                Comparison(findings, walk.flawed, request.narrowed).run(expected, actual)
+            else:
+                findings.checked += sum(map(len, actual))
+        except _OutOfTimeError:
+            return Verified(opened, False), []
+        findings.merge(opened)
         if request.level != METADATA:
             self._compare_releases(part, findings, progress)
-        request.finished(part, findings)
-        return findings, []
+        request.note(part, findings, None)
+        return Verified(findings, True), []
 
     def _walk(self, findings: Findings, progress: Progress) -> LayerWalk:
         request = self._request
@@ -199,9 +211,12 @@ class _Layer:
                 yield [manifest.encode(entry)[:-1] for entry in entries]
 
     def _opening(
-        self, parts: Iterator[list[bytes]], part: int, findings: Findings, progress: Progress
+        self, parts: Iterator[list[bytes]], part: int, entries: int, findings: Findings, progress: Progress
     ) -> Iterator[list[bytes]]:
-        """Yield the lines of a layer, and look up the content of its files on the way."""
+        """Yield the lines of a layer, and look up the content of its files on the way, but not that of the first ``entries``.
+
+        Raises _OutOfTimeError if the time limit passes.
+        """
         checksums = self._checksums(part) if self._request.level == CONTENT else {}
         data = DataLayers(self._data, self._note)
         files: list[File] = []
@@ -215,10 +230,14 @@ class _Layer:
             yield lines
             for line in lines:
                 number += 1
-                file = _file(manifest.decode(line)) if self._drawn is None or number in self._drawn else None
+                is_wanted = number > entries and (self._drawn is None or number in self._drawn)
+                file = _file(manifest.decode(line)) if is_wanted else None
                 files += [file] if file else []
             if len(files) >= _MOST_FILES:
                 look()
+                self._request.note(part, findings, number)
+                if self._is_late():
+                    raise _OutOfTimeError
         look()
 
     def _checksums(self, part: int) -> dict[bytes, str]:

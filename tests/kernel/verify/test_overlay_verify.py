@@ -12,9 +12,16 @@ import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import Link
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, deadline
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Note, Progress, TimeLimitError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import (
+    Note,
+    Progress,
+    TimeLimitError,
+    no_progress,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify import layer_walk, subjects, verifying
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import CODES, Findings
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.targets import DataLayers, File, check
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.verify_task import VerifyOptions, VerifyTask
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.fleet.test_view import Farm
 from ansible_collections.renderfarm.overlay.tests.kernel.fuse_server import served
@@ -251,17 +258,58 @@ def test_a_verification_goes_on_where_it_ended(view: View) -> None:
     journal = view.area / "state/views/view/verified.parts"
     header = journal.read_bytes()
     # A run that was killed has verified release 1, and has begun to write about release 2.
-    finding = b'{"part": 0, "problems": [["/tool/1/bin/tool", "missing_target", ""]], "counts": {"missing_target": 1}, "checked": 7}\n'
+    problems = b'"problems": [["/tool/1/bin/tool", "missing_target", ""]], "counts": {"missing_target": 1}'
+    finding = b'{"part": 0, "entries": null, "checked": 7, ' + problems + b"}\n"
     journal.write_bytes(header + finding + b'{"part": 1, "prob')
     assert view.codes() == {"missing_target": 1}
     assert not journal.exists()
     assert view.codes() == {"redirect_without_metacopy": 1}
 
 
+def test_a_verification_goes_on_within_a_release(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    (view.root / "tool/1/bin/tool").unlink()
+    (view.root / "tool/2/bin/tool").unlink()
+    wanted = view.codes("open")
+    assert wanted["missing_target"] == 2
+    looked = view.area / "looked"
+    problem = DataLayers.problem
+
+    def noted(data: DataLayers, file: File, *others: Any) -> Any:
+        with looked.open("ab") as stream:
+            stream.write(file.path + b"\n")
+        return problem(data, file, *others)
+
+    monkeypatch.setattr(DataLayers, "problem", noted)
+    monkeypatch.setattr(verifying, "_MOST_FILES", 1)
+    monkeypatch.setattr(layer_walk, "_LINES", 1)
+    subject = subjects.of_mount(subjects.at_mountpoint(os.fsencode(view.mountpoint)), str(view.area / "state"), None)
+    assert subject is not None
+    options = VerifyOptions("open", str(view.store), threads=1, time_limit=1)
+    runs = []
+    while not runs or not runs[-1].complete:
+        # The time has passed whenever it is looked at for the second time.
+        moments = iter([False])
+        monkeypatch.setattr(verifying._Layer, "_is_late", lambda _layer, moments=moments: next(moments, True))
+        runs.append(VerifyTask(subject, options, 10, no_progress, Note()).run())
+        assert len(runs) < 20
+    assert len(runs) >= 4
+    # Each file was looked up once, in one of the runs.
+    assert sorted(looked.read_text().splitlines()) == [
+        f"/tool/{n}/{name}" for n in "12" for name in ("bin/tool", "version")
+    ]
+    assert [run for run in runs[:-1] if "missing_target" in run.findings.counts]
+    assert runs[-1].findings.counts == wanted
+    assert runs[-1].findings.checked == view.verify().ok["checked"]
+    assert not (view.area / "state/views/view/verified.parts").exists()
+
+
 def test_without_manifests_the_marks_are_checked_alone(view: View) -> None:
     os.removexattr(view.file(), METACOPY)
     view.file("tool/2/bin/tool").chmod(0o700)
     assert view.codes(store=None) == {"redirect_without_metacopy": 1}
+    (view.layer / "new").touch()
+    assert view.codes(store=None) == {"redirect_without_metacopy": 1, "entry_differs": 1}
+    (view.layer / "new").unlink()
     refused = view.verify(store=None, repair=True)
     assert "cannot be repaired: give 'store'" in refused.message
     assert refused.result["counts"] == {"redirect_without_metacopy": 1}
@@ -356,7 +404,16 @@ def test_a_view_that_is_not_mounted_as_declared_is_found(area: Path) -> None:
         farm.bring(farm.views(farm.lock("usd/1", "qt/1"))).ok  # noqa: B018
         options: dict[str, Any] = {"name": "software", "state_dir": str(area / "state"), "fail_on_problems": False}
         assert support.module("overlay_verify", store=str(farm.store), **options).ok["ok"]
-        support.unmount_all(area / "software")
+        software = area / "software"
+        for command in (
+            ["mount", "-o", "remount,bind,ro,suid,nodev", software],
+            # Another overlay is mounted over it.
+            ["mount", "-t", "overlay", "-o", f"ro,lowerdir={farm.root}:{area}/etc", "other", software],
+        ):
+            support.command(*command)
+            found = support.module("overlay_verify", **options).ok
+            assert found["counts"] == {"mount_differs": 1}, found
+        support.unmount_all(software)
         assert support.module("overlay_verify", **options).ok["counts"] == {"mount_differs": 1}
 
 
