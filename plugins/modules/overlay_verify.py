@@ -167,6 +167,11 @@ complete:
   type: bool
   returned: always
   sample: true
+left:
+  description: The number of releases that were not verified to their end. What is in no release alone counts as one.
+  type: int
+  returned: always
+  sample: 0
 checked:
   description: The number of entries that were verified, also in runs that this one went on from.
   type: int

@@ -58,6 +58,7 @@ def _of_view(host: str, result: Mapping[str, Any]) -> _Row:
         "view": result.get("view") or (item if isinstance(item, str) else None),
         "ok": bool(result.get("ok")) and not failed,
         "complete": bool(result.get("complete")),
+        "left": result.get("left", 0),
         "level": result.get("level"),
         "checked": result.get("checked", 0),
         "counts": dict(result.get("counts") or {}),
@@ -80,6 +81,7 @@ def verification_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "views": len([row for row in rows if row["view"]]),
         "checked": sum(row.get("checked", 0) for row in rows),
         "counts": counts,
+        "unfinished_hosts": sorted({row["host"] for row in rows if row.get("left")}),
         "repaired_hosts": sorted({row["host"] for row in rows if row["repaired"]}),
         "damaged_hosts": sorted({row["host"] for row in rows if row["counts"]}),
         "failed_hosts": sorted({row["host"] for row in rows if row["failure"]}),
@@ -94,7 +96,8 @@ def verification_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = ["{} on {}, {} entries verified".format(*counts)]
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        for what in (*row["counts"], *(f"repaired {code}" for code in row["repaired"])):
+        ends = ["not finished within the time limit"] if row.get("left") else []
+        for what in (*row["counts"], *(f"repaired {code}" for code in row["repaired"]), *ends):
             found.setdefault((str(row["view"] or "-"), what), []).append(row["host"])
     for (view, what), hosts in sorted(found.items()):
         lines.append(f"{view}: {what} on {_shown(hosts)}")
@@ -106,7 +109,7 @@ def verification_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         lines.append(f"not verified on {_shown(hosts)}: {failure}")
     parts = ("host", "view", "path", "code", "detail")
     lines += ["  " + one_line(": ".join(str(problem[part]) for part in parts)) for problem in summary["problems"]]
-    if len(lines) == 1:
+    if not any(row["counts"] or row["failure"] for row in rows):
         lines.append("no problems")
     return lines
 

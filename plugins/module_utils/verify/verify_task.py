@@ -97,6 +97,8 @@ class VerifiedView:
     generation: str | None = None
     #: Whether the time was enough for everything.
     complete: bool = True
+    #: The number of releases that are left.
+    left: int = 0
     #: The declaration of the layer; None if there is no store, or no usable manifest.
     spec: LayerSpec | None = None
     warnings: list[str] = field(default_factory=list)
@@ -107,6 +109,7 @@ class VerifiedView:
             "view": self.view,
             "generation": self.generation,
             "complete": self.complete,
+            "left": self.left,
             "checked": self.findings.checked,
             "problems": [one.as_dict() for one in self.findings.first],
             "counts": self.findings.counts,
@@ -288,7 +291,7 @@ class VerifyTask:
             if verified.complete:
                 journal.remove()
         result.findings.merge(verified.findings)
-        result.complete = verified.complete
+        result.complete, result.left = verified.complete, verified.left
         if result.complete and result.spec is None and not options.sample:
             self._compare_count(generation, result.findings)
 

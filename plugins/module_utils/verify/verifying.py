@@ -87,6 +87,8 @@ class Verified:
 
     findings: Findings
     complete: bool
+    #: The number of parts that are left.
+    left: int = 0
 
 
 def verify(request: LayerRequest, seconds: float, progress: Progress, note: Note) -> Verified:
@@ -149,7 +151,8 @@ class _Layer:
         findings = Findings()
         for one in found:
             findings.merge(one.findings)
-        return Verified(findings, all(one.complete for one in found))
+        left = sum(not one.complete for one in found)
+        return Verified(findings, not left, left)
 
     def _is_late(self) -> bool:
         return self._request.until is not None and time.monotonic() > self._request.until

@@ -47,6 +47,8 @@ def test_hosts_with_problems_and_failures_are_named() -> None:
 def test_a_farm_without_problems_is_ok() -> None:
     assert verification_report({"r01": [FINE], "r02": []}) == ["1 view on 1 host, 5 entries verified", "no problems"]
     assert verification_report({"r01": [FINE]}, "summary")["ok"]
+    lines = verification_report({"r01": [{**FINE, "complete": False, "left": 3}]})
+    assert lines[1:] == ["software: not finished within the time limit on r01", "no problems"]
 
 
 @pytest.mark.parametrize(("results", "format"), [([], "table"), ({"r01": 5}, "table"), ({}, "page")])
