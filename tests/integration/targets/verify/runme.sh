@@ -77,8 +77,6 @@ shows '3 views on 3 hosts, '
 shows 'no problems'
 recap one 0
 test "$(metric one)" = 0
-report
-shows 'VERIFIED: 3 of 3 views since '
 
 # A fault on one host, with which the file reads as zeros.
 broken=$(echo "$place"/two/state/views/all/generations/*/layer/tool/1.0/name)
@@ -86,7 +84,7 @@ python -c 'import os, sys; os.removexattr(sys.argv[1], "trusted.overlay.metacopy
 ANSIBLE_SHOW_CUSTOM_STATS=true verify && exit 1
 shows 'all: redirect_without_metacopy on two'
 shows '"damaged_hosts": '
-recap one 0
+recap two 0
 test "$(metric one)-$(metric two)" = 0-1
 python - "$place/verified.json" <<'EOF'
 import json, sys
@@ -117,7 +115,7 @@ undeclared() {
     book renderfarm.overlay.verify -e overlay_state_dir="$place/here/state" -e overlay_store="$place/manifests" "$@"
 }
 undeclared -e overlay_hosts=render:lost -e overlay_level=open -e overlay_sample=1000 && exit 1
-shows 'all: missing_target on one, two, three'
+shows 'all: missing_target on one, three, two'
 shows 'not verified on gone: '
 undeclared -e overlay_hosts=render -e overlay_sample=1000
 shows 'no problems'
