@@ -21,7 +21,11 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify import layer_walk, subjects, verifying
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import CODES, Findings
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.targets import DataLayers, File, check
-from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.verify_task import VerifyOptions, VerifyTask
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.verify_task import (
+    VerifiedView,
+    VerifyOptions,
+    VerifyTask,
+)
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.fleet.test_view import Farm
 from ansible_collections.renderfarm.overlay.tests.kernel.fuse_server import served
@@ -285,7 +289,7 @@ def test_a_verification_goes_on_within_a_release(view: View, monkeypatch: pytest
     subject = subjects.of_mount(subjects.at_mountpoint(os.fsencode(view.mountpoint)), str(view.area / "state"), None)
     assert subject is not None
     options = VerifyOptions("open", str(view.store), threads=1, time_limit=1)
-    runs = []
+    runs: list[VerifiedView] = []
     while not runs or not runs[-1].complete:
         # The time has passed whenever it is looked at for the second time.
         moments = iter([False])
@@ -405,11 +409,12 @@ def test_a_view_that_is_not_mounted_as_declared_is_found(area: Path) -> None:
         options: dict[str, Any] = {"name": "software", "state_dir": str(area / "state"), "fail_on_problems": False}
         assert support.module("overlay_verify", store=str(farm.store), **options).ok["ok"]
         software = area / "software"
-        for command in (
-            ["mount", "-o", "remount,bind,ro,suid,nodev", software],
+        changes: tuple[tuple[str | Path, ...], ...] = (
+            ("mount", "-o", "remount,bind,ro,suid,nodev", software),
             # Another overlay is mounted over it.
-            ["mount", "-t", "overlay", "-o", f"ro,lowerdir={farm.root}:{area}/etc", "other", software],
-        ):
+            ("mount", "-t", "overlay", "-o", f"ro,lowerdir={farm.root}:{area}/etc", "other", software),
+        )
+        for command in changes:
             support.command(*command)
             found = support.module("overlay_verify", **options).ok
             assert found["counts"] == {"mount_differs": 1}, found
