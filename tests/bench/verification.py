@@ -31,6 +31,12 @@ class Comparison:
         return [mine / theirs for mine, theirs in zip(self.ours, self.commands, strict=True)]
 
 
+def check_programs() -> None:
+    """End the program if one that is compared with is missing, before anything is measured."""
+    if shutil.which("getfattr") is None:
+        sys.exit("make bench: getfattr is missing: install the package attr, or leave out the part verify with --only")
+
+
 def compare(
     files: int,
     rounds: int,
@@ -41,8 +47,6 @@ def compare(
     backing: Path,
 ) -> Comparison:
     """Read one layer by the module and by the two programs in turns. All of it is in the page cache."""
-    if shutil.which("getfattr") is None:
-        sys.exit("make bench: getfattr is missing: install the package attr")
     found = Comparison(files, system.name)
     with disks.mounted(system, disk, backing):
         state_dir = disk / "state"
