@@ -21,7 +21,7 @@ options:
       - Every row has C(host) and C(status). The status is V(as declared), V(drifted), V(held), V(failed), V(unreachable) or
         V(not declared).
       - A row can have C(view), C(generation), C(declared_generation), C(since), C(mountpoint), C(releases), C(drift), C(failure), C(hold),
-        C(bytes_on_disk) and C(last_run).
+        C(bytes_on_disk), C(last_run) and C(verified).
       - C(since) and C(last_run) are times in UTC, such as V(2026-11-27T15:00:00Z). C(drift) is a list of sentences.
       - C(hold) is a mapping with C(until) and C(reason). C(until) is a time in UTC, or seconds since 1970.
       - V(0) stands for a hold without an end.

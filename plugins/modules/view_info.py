@@ -128,6 +128,18 @@ report:
       description: Whether the view is mounted without the software root.
       type: bool
       sample: false
+    verified:
+      description:
+        - What the last complete run of M(renderfarm.overlay.overlay_verify) found; none if there was none.
+        - It has the C(time) in UTC, the C(generation), the C(level), the C(sample), the number of C(problems), and their C(counts) by code.
+      type: dict
+      sample:
+        time: '2026-11-27T03:00:00Z'
+        generation: 0123456789abcdef
+        level: open
+        sample: 1000
+        problems: 2
+        counts: {"missing_target": 2}
     last_run:
       description: When M(renderfarm.overlay.view) last worked on the view, in UTC; none if it never did.
       type: str

@@ -64,6 +64,7 @@ def _arguments(module: str, directory: Path) -> dict[str, object]:
         "overlay_info": {"probe": False},
         "overlay_move": {"source": nothing, "destination": f"{nothing}-new"},
         "overlay_prune": {"state_dir": nothing},
+        "overlay_verify": {"path": nothing},
         "release_info": {"root": str(directory)},
         "release_manifest": {"root": str(directory), "release": "a/1", "store": str(directory), "state": "absent"},
         "view_releases": {

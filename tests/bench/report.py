@@ -14,6 +14,7 @@ import finalizing
 import fleet
 import removing
 import tracing
+import verification
 from images import Comparison
 from wire import Copied
 
@@ -126,6 +127,10 @@ class Report:
         self._removing = Table(
             "Removing a view, and rm -rf of the same layer (medians, in seconds)",
             *("files", "file system", "in the module", "rm", "ratio", "range"),
+        )
+        self._verification = Table(
+            "Verifying the metadata of a layer, and find -printf with getfattr -R (medians, in seconds)",
+            *("files", "file system", "in the module", "programs", "ratio", "range", "bar"),
         )
         self._data_images = Table(
             "Building a data image and mkfs.erofs alone; installing it, and cp with sha256sum (medians, in seconds)",
@@ -279,6 +284,13 @@ class Report:
         cells = (*(f"{seconds:.2f}" for seconds in medians), f"{statistics.median(ratios):.2f}", spread)
         self._removing.add(f"{found.files:,}", found.system, *cells)
 
+    def add_verification(self, found: verification.Comparison, bar: float | None) -> None:
+        ratio = statistics.median(found.ratios())
+        spread = f"{min(found.ratios()):.2f} - {max(found.ratios()):.2f}"
+        medians = (f"{statistics.median(seconds):.2f}" for seconds in (found.ours, found.commands))
+        verdict = self._bar(ratio, bar, "<= {:.2f}")
+        self._verification.add(f"{found.files:,}", found.system, *medians, f"{ratio:.2f}", spread, verdict)
+
     def add_data_images(self, found: data_images.Comparison, bar: float) -> None:
         ratio = statistics.median(found.ratios())
         spread = f"{min(found.ratios()):.2f} - {max(found.ratios()):.2f}"
@@ -372,7 +384,7 @@ class Report:
         tables = (
             *(self._compared, self._memory, self._images, self._growth, self._sizes),
             *(self._stored, self._copied, self._second, self._switches, self._tracing),
-            *(self._finalize, self._removing, self._data_images, self._calls, self._soak),
+            *(self._finalize, self._removing, self._verification, self._data_images, self._calls, self._soak),
             *(self._fleet, self._fleet_ratios, self._fleet_growth, self._batches, self._many, self._speed),
         )
         verdict = "\n".join((*self._soak_said, verdict))

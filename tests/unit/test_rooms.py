@@ -27,15 +27,17 @@ ARROWS = {
     "views": {"layers", "overlays", "releases", "stores", "linux"},
     "data_images": {"views", "layers", "overlays", "releases", "stores", "linux"},
     "finalize": {"overlays", "releases", "linux"},
+    "verify": {"finalize", "data_images", "views", "layers", "overlays", "releases", "stores", "linux"},
     "software_root": {"linux"},
     "fleet": {"data_images", "views", "layers", "overlays", "releases", "stores", "linux"},
-    "reports": {"fleet", "data_images", "views", "layers", "overlays", "linux"},
+    "reports": {"verify", "fleet", "data_images", "views", "layers", "overlays", "linux"},
     "runner": {"linux"},
     "modules": {
         "runner",
         "reports",
         "fleet",
         "data_images",
+        "verify",
         "views",
         "layers",
         "finalize",
@@ -82,6 +84,7 @@ PURE = {
     "finalize": {
         *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
     },
+    "verify": {"comparison", "overlay_marks", "problems", "recorded_layer", "verified_record"},
     "software_root": {"nfs_options", "root_plan"},
     "fleet": {
         "data_choice",
@@ -93,7 +96,7 @@ PURE = {
         "status",
         "view_declaration",
     },
-    "reports": {"drift", "gathering", "metrics", "mountstats", "report", "report_page"},
+    "reports": {"drift", "gathering", "metrics", "mountstats", "report", "report_page", "verification"},
     "resolvers": {"conda", "json_values", "resolved", "rez", "spack", "spack_lock", "spack_specs"},
 }
 #: What pure files may not touch: the system, the clock, the network.

@@ -66,8 +66,18 @@ def installed(state_dir: str) -> dict[str, DataImage]:
 
 def _installed(state_dir: str, image_id: str) -> DataImage | None:
     """Return an installed data image; None if it is not whole. Raises OverlayError if its record is damaged."""
-    path, record = data_image_path(state_dir, image_id), record_path(state_dir, image_id)
-    if not trust.check_own(path, stat.S_IFREG) or not trust.check_own(record, stat.S_IFREG):
+    path = data_image_path(state_dir, image_id)
+    image = recorded(state_dir, image_id) if trust.check_own(path, stat.S_IFREG) else None
+    return image if image and os.stat(path).st_size == image.bytes_on_disk else None
+
+
+def recorded(state_dir: str, image_id: str) -> DataImage | None:
+    """Return what the record of an installed data image says; None if there is no record of this version of the collection.
+
+    Raises OverlayError if the record is damaged, or if others than root can write to it.
+    """
+    record = record_path(state_dir, image_id)
+    if not trust.check_own(record, stat.S_IFREG):
         return None
     try:
         image = data_image_record.data_image_from_json(record_files.read(record, data_image_record.LARGEST_RECORD))
@@ -81,7 +91,7 @@ def _installed(state_dir: str, image_id: str) -> DataImage | None:
         raise OverlayError(
             f"{show(os.fsencode(record))} is the record of data image {image.id}: remove both files, and install it again"
         )
-    return image if os.stat(path).st_size == image.bytes_on_disk else None
+    return image
 
 
 def install(
@@ -91,8 +101,11 @@ def install(
     progress: Progress = no_progress,
     access: Access = SYSTEM,
     require_verity: bool = False,
+    replaces: bool = False,
 ) -> None:
     """Copy a data image from a store, a directory or the address of a web server, to this host, unless it is installed.
+
+    With ``replaces`` it takes the place of an installed one, which overlays go on using until they are switched.
 
     An interrupted copy continues where it ended, but a copy that did not fit on the disk is removed. The image gets fs-verity where the
     file system has it. Raises OverlayError if the copy does not have the recorded digest, or if ``require_verity`` is not possible, and
@@ -104,7 +117,8 @@ def install(
     trust.check_own(place, stat.S_IFDIR)
     with locked(place, progress):
         path = data_image_path(state_dir, image.id)
-        if _installed(state_dir, image.id) is not None and (not require_verity or files.has_verity(path)):
+        is_there = not replaces and _installed(state_dir, image.id) is not None
+        if is_there and (not require_verity or files.has_verity(path)):
             # It counts as young again, so that a run that prunes does not remove it before it is mounted.
             os.utime(record_path(state_dir, image.id))
             return

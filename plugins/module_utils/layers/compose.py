@@ -215,6 +215,16 @@ class Composition:
             else:
                 yield unit.placements[0]
 
+    @property
+    def ownership(self) -> OwnershipRules:
+        """How owners and modes change."""
+        return self._rules.ownership
+
+    @property
+    def passed_through(self) -> list[Placement]:
+        """The placements of the releases that ``parts`` passes through."""
+        return [unit.placements[0] for unit in self._units if unit.merge is None]
+
     def _trees(self, unit: _Unit) -> list[MergeInput]:
         """Return the trees of a unit by precedence, declared links first."""
         trees = [self._link_tree(link, unit.top) for link in unit.links]

@@ -29,6 +29,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_e
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, mount_differences
 from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import drift
 from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.report import time_text
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify import verified_files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import pruning, view_state
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import Generation
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import ViewState
@@ -194,6 +195,11 @@ def of_run(views: Sequence[Mapping[str, Any]], failures: Mapping[str, str], expl
     return rows
 
 
+def of_view(name: str, state_dir: str, explain: Explain) -> dict[str, Any]:
+    """Return the row of one view, compared with what the last run declared."""
+    return _row(_Host(), name, state_dir, None, explain, None)
+
+
 def of_others(
     state_dirs: Iterable[str], declared: Collection[str], is_declaration: bool, explain: Explain
 ) -> list[dict[str, Any]]:
@@ -273,6 +279,22 @@ def _values(host: _Host, view: _View, status: ViewStatus | None, declared: Mappi
         "detached": view.is_detached(shown) if shown else False,
         "bytes_on_disk": sum(record.bytes_on_disk for record in view.records.values()),
         "last_run": None if last_run is None else time_text(last_run),
+        "verified": _last_verified(view.paths),
+    }
+
+
+def _last_verified(paths: ViewPaths) -> dict[str, Any] | None:
+    """Return what the last complete verification of a view found; None if there was none."""
+    found = verified_files.find(paths)
+    if found is None:
+        return None
+    return {
+        "time": time_text(found.time),
+        "generation": found.generation,
+        "level": found.level,
+        "sample": found.sample,
+        "problems": found.problems,
+        "counts": found.counts,
     }
 
 

@@ -57,6 +57,10 @@ METRICS = {
         "gauge", "When a run last brought a view to its state, or tried to, in seconds since 1970.", ("view",)
     ),
     "view_last_run_success": Metric("gauge", "Whether the last run brought a view to its state.", ("view",)),
+    "view_verified_timestamp_seconds": Metric(
+        "gauge", "When a view was last verified, in seconds since 1970. Missing if it never was.", ("view",)
+    ),
+    "view_verification_problems": Metric("gauge", "Number of problems that the last verification found.", ("view",)),
     "nfs_calls_total": Metric(
         "counter",
         "NFS calls below views since the file system was mounted, by operation.",
@@ -125,10 +129,13 @@ def _of_view(row: Row, view: str) -> Iterator[_Sample]:
     yield "view_held", (view,), int(row.is_held)
     if row.last_run is not None or is_failed:
         yield "view_last_run_success", (view,), int(not is_failed)
+    if row.verified_problems is not None:
+        yield "view_verification_problems", (view,), row.verified_problems
     times = {
         "view_generation_timestamp_seconds": row.since,
         "view_hold_end_timestamp_seconds": row.hold_until,
         "view_last_run_timestamp_seconds": row.last_run,
+        "view_verified_timestamp_seconds": row.verified_at,
     }
     for name, time in times.items():
         if time is not None:

@@ -60,6 +60,14 @@ def _hold(value: Any) -> str | None:
     return "must be null, or a mapping with the keys until, which is a time, and reason" if problem else None
 
 
+def _verified(value: Any) -> str | None:
+    if value is None:
+        return None
+    fields = value if isinstance(value, Mapping) else {}
+    problem = records.form(TIME)(fields.get("time")) or records.integer(0, records.LARGEST_SIZE)(fields.get("problems"))
+    return "must be null, or a mapping with the keys time and problems" if problem else None
+
+
 def _hold_end(until: Any) -> str | None:
     """Return the end of a hold as text; None if it has none. It may be given in seconds since 1970, with 0 for none."""
     return (time_text(until) if until else None) if isinstance(until, int) else until
@@ -92,6 +100,7 @@ _FIELDS: dict[str, tuple[records.Check, Any]] = {
     "hold": (_hold, None),
     "bytes_on_disk": (records.nullable(records.integer(0, records.LARGEST_SIZE)), 0),
     "last_run": (_WHEN, None),
+    "verified": (_verified, None),
 }
 
 
@@ -118,6 +127,10 @@ class Row:
     hold_reason: str = ""
     bytes_on_disk: int = 0
     last_run: str | None = None
+    #: When the view was last verified, with how many problems, and how thoroughly; None if it never was.
+    verified_at: str | None = None
+    verified_problems: int | None = None
+    verified_level: str | None = None
 
     @classmethod
     def of(cls, values: Any, number: int) -> Row:
@@ -133,7 +146,7 @@ class Row:
             problem = check(found[name])
             if problem:
                 raise OverlayError(f"{where}: {name} {problem}")
-        hold = found.pop("hold")
+        hold, verified = found.pop("hold"), found.pop("verified")
         found["releases"], found["drift"] = tuple(found["releases"] or ()), tuple(found["drift"] or ())
         found["failure"] = found["failure"] or ""
         found["bytes_on_disk"] = found["bytes_on_disk"] or 0
@@ -141,6 +154,9 @@ class Row:
             found.update(
                 is_held=True, hold_until=_hold_end(hold.get("until")), hold_reason=str(hold.get("reason") or "")
             )
+        if verified is not None:
+            level = str(verified.get("level") or "")
+            found.update(verified_at=verified["time"], verified_problems=verified["problems"], verified_level=level)
         return cls(host=str(values["host"]), status=str(values["status"]), **found)
 
     def reasons(self) -> list[str]:
@@ -156,10 +172,17 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """Return the row as it was given, without its releases."""
         hold = {"until": self.hold_until, "reason": self.hold_reason} if self.is_held else None
+        verified = (
+            {"time": self.verified_at, "problems": self.verified_problems, "level": self.verified_level}
+            if self.verified_at
+            else None
+        )
+        apart = ("hold", "releases", "verified")
         return {
-            **{name: getattr(self, name) for name in ("host", "status", *_FIELDS) if name not in ("hold", "releases")},
+            **{name: getattr(self, name) for name in ("host", "status", *_FIELDS) if name not in apart},
             "drift": list(self.drift),
             "hold": hold,
+            **({"verified": verified} if verified else {}),
         }
 
 
@@ -300,7 +323,22 @@ def table_text(rows: Sequence[Row], time: str = "", width: int = 120) -> str:
     lines += _problem_lines(problems_of(rows), width)
     counts = Counter(row.status for row in rows)
     lines.append(", ".join(f"{counts[status]} {status}" for status in reversed(STATUSES)))
+    lines += _verified_lines(rows, width)
     return "\n".join(lines) + "\n"
+
+
+def _verified_lines(rows: Sequence[Row], width: int) -> Iterator[str]:
+    """Yield what verifications found, if there were any."""
+    verified = [row for row in rows if row.verified_at]
+    if not verified:
+        return
+    oldest = min(row.verified_at or "" for row in verified)
+    damaged = {row.host: None for row in verified if row.verified_problems}
+    found = f"problems on {_counted(len(damaged), 'host')}:" if damaged else "no problems"
+    yield ""
+    yield f"VERIFIED: {len(verified)} of {_counted(len(rows), 'view')} since {oldest}, {found}"
+    if damaged:
+        yield from _with_hosts("  ", list(damaged), width)
 
 
 def _generation_lines(generations: Sequence[ShownGeneration], width: int) -> Iterator[str]:
@@ -375,7 +413,7 @@ def _counted(count: int, what: str) -> str:
 
 _COLUMNS = (
     *("host", "view", "status", "generation", "declared_generation", "since", "mountpoint", "bytes_on_disk"),
-    *("last_run", "hold_until", "hold_reason", "failure", "drift", "releases"),
+    *("last_run", "hold_until", "hold_reason", "failure", "drift", "releases", "verified_at", "verified_problems"),
 )
 
 
@@ -454,4 +492,6 @@ def summary(rows: Sequence[Row], time: str = "") -> dict[str, Any]:
             for one in listed
         ],
         "unlisted_problems": len(problems) - len(listed),
+        "verified": sum(row.verified_at is not None for row in rows),
+        "verified_with_problems": sum(bool(row.verified_problems) for row in rows),
     }

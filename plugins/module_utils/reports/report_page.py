@@ -13,7 +13,7 @@ The data are small for large farms: every text, list of releases and kind of row
 | ``lists`` | lists of releases: the number of the first one, then the distance to each next one |
 | ``sets`` | view, generation (text or null), and list of releases |
 | ``kinds`` | set, status, declared generation (text or null), text of the mountpoint, texts of the reasons |
-| ``rows`` | for each host: kind, since, bytes on disk and last run of each row, one after the other |
+| ``rows`` | for each host: kind, since, bytes on disk, last run, when it was verified, and the number of problems, row by row |
 | ``problems`` | status, text of the reason, views, and hosts as distances |
 | ``unlisted_problems`` | how many more problems there are |
 
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import calendar
 import json
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_ranges import natural_key
@@ -83,7 +83,7 @@ def page_data(rows: Sequence[Row], time: str = "") -> str:
     }
     texts, lists, sets, kinds = _Texts(_REASONS_LENGTH), _Numbers(), _Numbers(), _Numbers()
     known: dict[tuple[str, ...], int] = {}
-    base = max((_seconds(text) for row in rows for text in (row.since, row.last_run, time) if text), default=0)
+    base = max(map(_seconds, _times(rows, time)), default=0)
     problems = problems_of(rows)
     listed = [
         [
@@ -107,8 +107,13 @@ def page_data(rows: Sequence[Row], time: str = "") -> str:
             -1 if row.mountpoint is None else texts.of(one_line(row.mountpoint)),
             tuple(texts.reason(reason) for reason in row.reasons()),
         )
-        times = [-1 if text is None else base - _seconds(text) for text in (row.since, row.last_run)]
-        columns[number_of["host"][row.host]] += [kinds.of(kind), times[0], row.bytes_on_disk, times[1]]
+        since, last_run, verified = (
+            -1 if text is None else base - _seconds(text) for text in (row.since, row.last_run, row.verified_at)
+        )
+        found_problems = -1 if row.verified_problems is None else row.verified_problems
+        columns[number_of["host"][row.host]] += [
+            *(kinds.of(kind), since, row.bytes_on_disk, last_run, verified, found_problems),
+        ]
     found = {
         "time": _seconds(time) if time else None,
         "base": base,
@@ -125,6 +130,13 @@ def page_data(rows: Sequence[Row], time: str = "") -> str:
         "unlisted_problems": len(problems) - len(listed),
     }
     return _for_script(found)
+
+
+def _times(rows: Sequence[Row], time: str) -> Iterator[str]:
+    """Yield all times that the data have."""
+    for row in rows:
+        yield from filter(None, (row.since, row.last_run, row.verified_at))
+    yield from filter(None, (time,))
 
 
 def _distances(numbers: Iterable[int]) -> list[int]:

@@ -20,7 +20,9 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import packed_image
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.compose import Composition
@@ -65,6 +67,9 @@ _MOST_DELTAS = 2
 _MOST_COMPARED = 50
 #: Each delta of an image with a million files (256 MB) takes 8 seconds of processor time, so none are made of larger images than this.
 _LARGEST_FOR_DELTAS = 1 << 30
+
+#: Provides the directory of a generation while it is made, as ``generations.staged`` does.
+Staged = Callable[[ViewPaths, str, Progress], "AbstractContextManager[str]"]
 
 FROM_DELTA = "delta"
 FROM_IMAGE = "image"
@@ -292,8 +297,11 @@ def install(
     progress: Progress = no_progress,
     access: Access = SYSTEM,
     require_verity: bool = False,
+    staged: Staged = generations.staged,
 ) -> Installed:
     """Copy an image to this host and make it a generation of the view. The caller has to hold the lock of the view.
+
+    ``staged`` provides the directory that becomes the generation when the image is there.
 
     If the host has an image from which the store has a delta, only the delta is copied. An interrupted copy continues where it ended, but a
     copy that did not fit on the disk is removed. The image gets fs-verity where the file system has it. Raises OverlayError if no image
@@ -310,7 +318,7 @@ def install(
         files.enable_verity(os.path.join(paths.incoming, _copy_name(recorded)), require_verity)
         # Nothing large is left if the run is killed when the generation has its name.
         _remove_copies(paths, copies - {_copy_name(recorded)})
-        with generations.staged(paths, generation.directory, progress) as directory:
+        with staged(paths, generation.directory, progress) as directory:
             layer = layer_path(directory, generation.format)
             os.rename(os.path.join(paths.incoming, _copy_name(recorded)), layer)
             here = replace(

@@ -104,4 +104,10 @@ def _row(
         "failure": row.get("failure", ""),
         "bytes_on_disk": 9_000_000 + chance.randrange(4_000_000),
         "last_run": last_run,
+        **_verified(number + view, last_run),
     }
+
+
+def _verified(number: int, time: str) -> dict[str, Any]:
+    """Return when a view was verified; nothing for each third one, which never was."""
+    return {"verified": {"time": time, "problems": max(0, number % 17 - 14), "level": "open"}} if number % 3 else {}

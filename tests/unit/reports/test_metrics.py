@@ -144,8 +144,11 @@ def test_nfs_calls_are_shown_by_mountpoint_and_operation() -> None:
 
 def test_each_metric_has_one_block_with_help_and_type() -> None:
     calls = {b"/net/software": {"LOOKUP": NfsCalls(2, 1)}}
-    hold = {"until": NOW, "reason": ""}
-    text = text_of({**ROW, "hold": hold}, {**ROW, "view": "tools", "hold": hold}, calls=calls)
+    more = {
+        "hold": {"until": NOW, "reason": ""},
+        "verified": {"time": "2026-11-27T03:00:00Z", "problems": 2, "level": "open"},
+    }
+    text = text_of({**ROW, **more}, {**ROW, "view": "tools", **more}, calls=calls)
     names: list[str] = []
     for line in text.splitlines():
         name = re.sub(r"^# (?:HELP|TYPE) ", "", line).split(" ")[0].split("{")[0]
@@ -221,3 +224,10 @@ def test_names_and_types_follow_the_conventions_of_prometheus() -> None:
         assert (metric.type == "counter") == name.endswith("_total")
         assert metric.help.endswith(".")
         assert "timestamp" not in name or name.endswith("_timestamp_seconds")
+
+
+def test_the_last_verification_has_its_time_and_its_problems() -> None:
+    found = of_view(verified={"time": "2026-11-27T14:30:00Z", "problems": 7, "level": "open"})
+    assert found["view_verified_timestamp_seconds"] == "1795789800"
+    assert found["view_verification_problems"] == "7"
+    assert not [name for name in of_view() if "verif" in name]

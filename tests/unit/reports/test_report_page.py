@@ -155,8 +155,8 @@ def read(text: str) -> list[Row]:
 
     rows = []
     for host, values in zip(data["hosts"], data["rows"]):
-        for place in range(0, len(values), 4):
-            kind, since, size, last_run = values[place : place + 4]
+        for place in range(0, len(values), 6):
+            kind, since, size, last_run, verified, problems = values[place : place + 6]
             number, status, declared, mountpoint, reasons = data["kinds"][kind]
             view, generation, listed = data["sets"][number]
             rows.append(
@@ -172,6 +172,8 @@ def read(text: str) -> list[Row]:
                     drift=tuple(data["texts"][one] for one in reasons),
                     bytes_on_disk=size,
                     last_run=when(last_run),
+                    verified_at=when(verified),
+                    verified_problems=None if problems < 0 else problems,
                 )
             )
     return rows
@@ -187,6 +189,7 @@ def test_the_data_have_all_that_the_rows_say(size: tuple[int, int, int]) -> None
         assert tuple(before.reasons()) == after.drift
         for name in ("host", "status", "view", "generation", "declared_generation", "since", "mountpoint", "last_run"):
             assert getattr(before, name) == getattr(after, name)
+        assert (before.verified_at, before.verified_problems) == (after.verified_at, after.verified_problems)
         assert before.bytes_on_disk == after.bytes_on_disk
 
 

@@ -1,0 +1,202 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Look up the content of the files of a layer in the data layers as the kernel does, and compare size, mtime and SHA-256."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Note, Progress
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import Findings, FoundProblem
+
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_CHUNK = 1 << 20
+#: The files that one thread looks up before it takes the next ones.
+_BATCH = 32
+#: The codes of errors of a lookup that the kernel reports to the user of the view.
+_REFUSALS = {
+    errno.ELOOP: "redirect_through_symlink",
+    errno.EXDEV: "redirect_across_mount",
+    errno.EACCES: "unreadable_target",
+    errno.EPERM: "unreadable_target",
+}
+#: The codes of errors of open(2) of a file that was found.
+_FAILURES = {
+    errno.EACCES: "unreadable_target",
+    errno.EPERM: "unreadable_target",
+    errno.EIO: "unreadable_target",
+    errno.ESTALE: "missing_target",
+    errno.ENOENT: "missing_target",
+}
+#: The errors of a path that a data layer does not have.
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ESTALE)
+
+
+class File:
+    """A file of a layer: its path in the view, the path of its content in the data layers, its size and its mtime in nanoseconds."""
+
+    __slots__ = ("mtime_ns", "path", "size", "target")
+
+    def __init__(self, path: bytes, target: bytes, size: int, mtime_ns: int) -> None:
+        self.path = path
+        self.target = target
+        self.size = size
+        self.mtime_ns = mtime_ns
+
+
+class DataLayers:
+    """The data layers of a view, in the order in which the kernel searches them. They are open as ``layers``, each with its path.
+
+    ``note`` names the path that is being looked up, for the message about a server that does not answer.
+    """
+
+    def __init__(self, layers: Sequence[tuple[bytes, int]], note: Note) -> None:
+        self._layers = layers
+        self._note = note
+
+    def problem(self, file: File, checksum: str | None, progress: Progress) -> FoundProblem | None:
+        """Return what is wrong with the content of a file; None if nothing is. With ``checksum``, its content is read.
+
+        Opening needs the rights of the mount, which are those of root. Raises OSError if the server fails.
+        """
+        try:
+            fd = self._hold(file.target)
+        except OSError as error:
+            code = _REFUSALS.get(error.errno or 0)
+            if code is None:
+                raise
+            return FoundProblem(file.path, code, f"{self._place(file)}: {os.strerror(error.errno or 0)}")
+        if fd is None:
+            return FoundProblem(file.path, "missing_target", f"no data layer has /{show(file.target)}")
+        try:
+            return self._compared(file, os.fstat(fd)) or self._opened(file, fd, checksum, progress)
+        finally:
+            os.close(fd)
+
+    def _hold(self, target: bytes) -> int | None:
+        """Return an O_PATH descriptor of a file in the first data layer that has it; None if none has.
+
+        Its attributes were just fetched from the file server.
+        """
+        for path, layer in self._layers:
+            self._note.write(f"/{show(target)} in data layer {show(path)}")
+            try:
+                return _hold_fresh(layer, target)
+            except OSError as error:
+                if error.errno not in _MISSING:
+                    raise
+        return None
+
+    def _place(self, file: File) -> str:
+        return f"/{show(file.target)} in data layer {', '.join(show(path) for path, _fd in self._layers)}"
+
+    def _compared(self, file: File, status: os.stat_result) -> FoundProblem | None:
+        if stat.S_ISLNK(status.st_mode):
+            return FoundProblem(file.path, "redirect_through_symlink", f"{self._place(file)} is a symbolic link")
+        if not stat.S_ISREG(status.st_mode):
+            return FoundProblem(file.path, "target_not_file", f"{self._place(file)} is not a regular file")
+        if status.st_size != file.size:
+            return FoundProblem(
+                file.path, "wrong_size", f"{self._place(file)} has {status.st_size} bytes instead of {file.size}"
+            )
+        if status.st_mtime_ns != file.mtime_ns:
+            times = "mtime {}.{:09} instead of {}.{:09}".format(
+                *divmod(status.st_mtime_ns, 10**9), *divmod(file.mtime_ns, 10**9)
+            )
+            return FoundProblem(file.path, "wrong_time", f"{self._place(file)} has {times}")
+        return None
+
+    def _opened(self, file: File, held: int, checksum: str | None, progress: Progress) -> FoundProblem | None:
+        try:
+            fd = os.open(beneath.name_of(held), _OPEN & ~os.O_NOFOLLOW)
+        except OSError as error:
+            code = _FAILURES.get(error.errno or 0)
+            if code is None:
+                raise
+            return FoundProblem(file.path, code, f"{self._place(file)}: {os.strerror(error.errno or 0)}")
+        try:
+            if checksum is not None and _digest(fd, progress) != checksum:
+                return FoundProblem(
+                    file.path, "content_differs", f"{self._place(file)} has another SHA-256 than its manifest"
+                )
+        finally:
+            os.close(fd)
+        return None
+
+
+def _hold_fresh(layer: int, target: bytes) -> int:
+    """Return an O_PATH descriptor of a file in a data layer. The NFS client is not asked for what it remembers, but the server."""
+    fd = beneath.open_at(layer, target, beneath.HOLD, same_mount=True)
+    try:
+        syscalls.refresh(fd)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _digest(fd: int, progress: Progress) -> str:
+    digest = hashlib.sha256()
+    while True:
+        chunk = os.read(fd, _CHUNK)
+        if not chunk:
+            return digest.hexdigest()
+        digest.update(chunk)
+        progress()
+
+
+def check(
+    data: DataLayers,
+    files: Iterator[File],
+    checksums: Callable[[bytes], str | None],
+    workers: int,
+    findings: Findings,
+    progress: Progress,
+) -> None:
+    """Look up the content of files with this many threads, and add what is wrong to the findings.
+
+    ``checksums`` returns the SHA-256 of the content at a path in the data layers, None if it is not to be compared. Threads wait for the
+    file server at the same time, so its latency counts once for all of them. Raises OSError if the server fails.
+    """
+    of_one_thread = _one_at_a_time(progress)
+
+    def look(batch: Sequence[File]) -> list[FoundProblem]:
+        found = []
+        for file in batch:
+            problem = data.problem(file, checksums(file.target), of_one_thread)
+            found += [problem] if problem else []
+            of_one_thread()
+        return found
+
+    with ThreadPoolExecutor(workers) as pool:
+        while True:
+            batches = [list(islice(files, _BATCH)) for _number in range(workers * 4)]
+            for problems in pool.map(look, filter(None, batches)):
+                for problem in problems:
+                    findings.add(problem.path, problem.code, problem.detail)
+            if not batches[-1]:
+                return
+
+
+def _one_at_a_time(progress: Progress) -> Progress:
+    """Return a callback for several threads, since ``progress`` is made for one."""
+    lock = threading.Lock()
+
+    def call() -> None:
+        if lock.acquire(blocking=False):
+            try:
+                progress()
+            finally:
+                lock.release()
+
+    return call
