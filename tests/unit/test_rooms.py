@@ -26,6 +26,7 @@ ARROWS = {
     "layers": {"overlays", "releases", "linux"},
     "views": {"layers", "overlays", "releases", "stores", "linux"},
     "data_images": {"views", "layers", "overlays", "releases", "stores", "linux"},
+    "retirement": {"data_images", "views", "layers", "overlays", "releases", "stores", "linux"},
     "finalize": {"overlays", "releases", "linux"},
     "software_root": {"linux"},
     "fleet": {"data_images", "views", "layers", "overlays", "releases", "stores", "linux"},
@@ -35,6 +36,7 @@ ARROWS = {
         "runner",
         "reports",
         "fleet",
+        "retirement",
         "data_images",
         "views",
         "layers",
@@ -79,6 +81,7 @@ PURE = {
     },
     "views": {"generation_record", "layer_plan", "layer_spec", "linger", "retention", "view_paths"},
     "data_images": {"image_plan", "selection", "trace_results"},
+    "retirement": {"release_places"},
     "finalize": {
         *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
     },

@@ -171,13 +171,13 @@ def of_mounts(mounts: Collection[int]) -> list[Process]:
     return [Process(pid, _name_of(pid)) for pid in _others() if not _mounts_used_by(pid).isdisjoint(mounts)]
 
 
-def by_mount() -> dict[int, list[Process]]:
-    """Map each mount ID to the processes, except this one, that use the mount."""
-    found: dict[int, list[Process]] = {}
+def links_by_mount() -> dict[int, dict[Process, list[bytes]]]:
+    """Map each mount ID to the processes, except this one, that use the mount, each with the links in /proc to what it uses there."""
+    found: dict[int, dict[Process, list[bytes]]] = {}
     for pid in _others():
         process = Process(pid, _name_of(pid))
-        for mount_id in _mounts_used_by(pid):
-            found.setdefault(mount_id, []).append(process)
+        for mount_id, link in links(pid):
+            found.setdefault(mount_id, {}).setdefault(process, []).append(link)
     return found
 
 

@@ -58,6 +58,8 @@ class Observed:
     unlisted: dict[int, list[Process]]
     #: The mounts of each mount namespace, with a process in it, or None for the namespace of this process.
     live: list[tuple[int | None, list[Mount]]]
+    #: For each mount ID, the processes that use the mount, each with the links in /proc to what it uses there.
+    links: dict[int, dict[Process, list[bytes]]]
 
 
 def in_use(forget: bool = True) -> list[tuple[DetachedMount, list[Process]]]:
@@ -76,7 +78,7 @@ def look(forget: bool = True) -> Observed:
     # The order matters. The records are read before the processes, so that the users of every record that is read are found. The mounts
     # are read after the processes, so that a mount that has got a recorded mount ID in the meantime is seen.
     records = _read()
-    holders = processes.by_mount()
+    holders = processes.links_by_mount()
     everywhere = list(namespaces.everywhere())
     live = [mount for _pid, mounts in everywhere for mount in mounts]
     found = []
@@ -91,8 +93,10 @@ def look(forget: bool = True) -> Observed:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
     listed = {mount.id for mount in live}.union(*(entry.mounts for entry, _users in found))
-    unlisted = {mount_id: users for mount_id, users in holders.items() if mount_id >= 0 and mount_id not in listed}
-    return Observed(found, unlisted, everywhere)
+    unlisted = {
+        mount_id: list(users) for mount_id, users in holders.items() if mount_id >= 0 and mount_id not in listed
+    }
+    return Observed(found, unlisted, everywhere, holders)
 
 
 def _entry(path: str) -> DetachedMount:
