@@ -90,29 +90,31 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
             "views.html": template.render(_overlay_report_data=page_data(rows, now)),
         }
         try:
-            changed = [self._write_file(Path(directory) / name, text) for name, text in texts.items()]
+            changed = [write_file(Path(directory) / name, text, self._task.check_mode) for name, text in texts.items()]
         except OSError as error:
             raise OverlayError(f"{error.filename or directory} cannot be written: {error.strerror}") from None
         return any(changed)
 
-    def _write_file(self, path: Path, text: str) -> bool:
-        content = text.encode("utf-8", "backslashreplace")
-        if path.is_file() and path.read_bytes() == content:
-            return False
-        if self._task.check_mode:
-            return True
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Aside and then renamed, so that whoever reads it sees all of it.
-        fd, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with open(fd, "wb") as stream:
-                os.fchmod(fd, 0o644)
-                stream.write(content)
-            os.replace(aside, path)
-        except BaseException:
-            os.unlink(aside)
-            raise
+
+def write_file(path: Path, text: str, check_mode: bool) -> bool:
+    """Write a file on the controller, unless in check mode, and return whether it changes. Raises OSError if it cannot be written."""
+    content = text.encode("utf-8", "backslashreplace")
+    if path.is_file() and path.read_bytes() == content:
+        return False
+    if check_mode:
         return True
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Aside and then renamed, so that whoever reads it sees all of it.
+    fd, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with open(fd, "wb") as stream:
+            os.fchmod(fd, 0o644)
+            stream.write(content)
+        os.replace(aside, path)
+    except BaseException:
+        os.unlink(aside)
+        raise
+    return True
 
 
 def _lock(given: Any) -> Mapping[str, LockedView]:

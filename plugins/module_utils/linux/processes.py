@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import accounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import accounts, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 
 #: Bytes of the end of a user's command's output that are kept.
@@ -28,6 +28,8 @@ _LONGEST_OUTPUT = 2000
 #: Seconds between two looks at a running command.
 _POLL_SECONDS = 0.1
 
+#: A line of /proc/PID/maps of a file: the range, and device, inode and path. A range with inode 0 has no file.
+_MAPPED_FILE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ (\S+ [1-9][0-9]* .*)$", re.MULTILINE)
 _MOUNT_ID = re.compile(rb"^mnt_id:\s*([0-9]+)$", re.MULTILINE)
 
 
@@ -215,11 +217,17 @@ def links(pid: int) -> Iterator[tuple[int, bytes]]:
     with contextlib.suppress(OSError):
         others.extend(_mapped(directory))
     for name in others:
+        link = directory + name
+        # The kernel follows the link without walking a path.
+        mount_id = syscalls.mount_at(link)
+        if mount_id is not None:
+            yield mount_id, link
+            continue
         with contextlib.suppress(OSError):
-            # The kernel follows the link without walking a path, and O_PATH does not open the file itself.
-            fd = os.open(directory + name, os.O_PATH | os.O_CLOEXEC)
+            # O_PATH does not open the file itself.
+            fd = os.open(link, os.O_PATH | os.O_CLOEXEC)
             try:
-                yield mount_of(b"/proc/self/fdinfo/%d" % fd), directory + name
+                yield mount_of(b"/proc/self/fdinfo/%d" % fd), link
             finally:
                 os.close(fd)
 
@@ -240,15 +248,14 @@ def _directory_of(pid: int) -> bytes:
 def _mapped(directory: bytes) -> Iterator[bytes]:
     """Yield a link for each file that a process has mapped."""
     with open(directory + b"maps", "rb") as stream:
-        lines = stream.read().split(b"\n")
-    seen = set()
-    for line in lines:
-        fields = line.split(None, 5)
-        # The last three fields are device, inode and path. A file usually has several ranges; a range with inode 0 has no file.
-        if len(fields) == 6 and fields[4] != b"0" and tuple(fields[3:]) not in seen:
-            seen.add(tuple(fields[3:]))
-            start, end = (int(address, 16) for address in fields[0].split(b"-"))
-            yield b"map_files/%x-%x" % (start, end)
+        text = stream.read()
+    # A file usually has several ranges.
+    first: dict[bytes, tuple[bytes, bytes]] = {}
+    for start, end, mapped in _MAPPED_FILE.findall(text):
+        first.setdefault(mapped, (start, end))
+    for start, end in first.values():
+        # The names in map_files have no zeros at the beginning.
+        yield b"map_files/%s-%s" % (start.lstrip(b"0") or b"0", end.lstrip(b"0"))
 
 
 def mount_of(fdinfo: bytes) -> int:

@@ -46,8 +46,7 @@ UNKNOWN = "unknown"
 #: How many paths of a process are returned.
 _MOST_PATHS = 10
 
-_Mounts = Sequence[Mount]
-_Everywhere = Sequence[tuple["int | None", _Mounts]]
+_Everywhere = Sequence[tuple["int | None", Sequence[Mount]]]
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,10 @@ class ReleaseUser:
             "paths": [show(path) for path in sorted(self.paths)[:_MOST_PATHS]],
             "path_count": len(self.paths),
         }
+
+
+#: A release, the generation that shows it (None on a software root), and a path in it.
+_Found = tuple[str, "HostGeneration | None", "bytes | None"]
 
 
 class HostUse:
@@ -171,27 +174,42 @@ class HostUse:
 
     def _note_users(self, observed: detached.Observed) -> None:
         for mount_id, tree in self._trees.items():
+            #: What is at each path. Most processes use the same files.
+            known: dict[bytes, list[_Found] | None] = {}
             for process, links in observed.links.get(mount_id, {}).items():
                 for link in links:
-                    self._note_link(process, tree, link)
+                    try:
+                        target = os.readlink(link)
+                    except OSError:
+                        continue  # the process has ended, or has closed the file
+                    if target not in known:
+                        known[target] = self._found_at(tree, target)
+                    found = known[target]
+                    if found is None:
+                        self._note_unknown(process, tree.generations)
+                    elif found:
+                        way = _way_of(link)
+                        for release, generation, rest in found:
+                            self._note(process, release, generation, way, rest)
 
-    def _note_link(self, process: Process, tree: _Tree, link: bytes) -> None:
+    def _found_at(self, tree: _Tree, target: bytes) -> list[_Found] | None:
+        """Return the releases at the target of a link, each with the path in it; None if it is unknown what is there."""
         try:
-            inside = tree.inside(os.readlink(link))
-        except OSError:
-            return  # the process has ended, or has closed the file
+            inside = tree.inside(target)
         except ValueError:
-            self._note_unknown(process, tree.generations)
-            return
-        if inside is not None:
-            way = _WAYS.get(posixpath.basename(link)) or (_MAPPED if b"/map_files/" in link else _OPEN)
-            for generation in tree.generations:
-                for one in generation_releases(generation, inside):
-                    self._note(process, one.release, generation, way, within(inside, one.at))
-            if not tree.generations:
-                self._note_on_root(process, inside, way)
+            return None
+        if inside is None:
+            return []
+        if not tree.generations:
+            return [(release, None, rest) for release, rest in self._found_on_root(inside)]
+        return [
+            (one.release, generation, within(inside, one.at))
+            for generation in tree.generations
+            for one in generation_releases(generation, inside)
+        ]
 
-    def _note_on_root(self, process: Process, path: bytes, way: str) -> None:
+    def _found_on_root(self, path: bytes) -> Iterator[tuple[str, bytes]]:
+        """Yield the releases that a path on a software root may be in, each with the path in it."""
         names = {one.release: one.source for generation in self.generations.all for one in generation.placed}
         parts = path.split(b"/")
         # A release that no view on this host shows is recognised by its path.
@@ -200,7 +218,7 @@ class HostUse:
         for release, source in names.items():
             rest = within(path, source)
             if rest is not None:
-                self._note(process, release, None, way, rest)
+                yield release, rest
 
     def _note_unknown(self, process: Process, generations: Collection[HostGeneration]) -> None:
         for generation in generations:
@@ -212,7 +230,10 @@ class HostUse:
     ) -> None:
         view, generation_id = (generation.view, generation.id) if generation else (None, None)
         users = self.users.setdefault(release, {})
-        user = users.setdefault((process, view, generation_id), ReleaseUser(process, view, generation_id))
+        key = process, view, generation_id
+        user = users.get(key)
+        if user is None:
+            user = users[key] = ReleaseUser(process, view, generation_id)
         user.ways.add(way)
         if path is not None:
             user.paths.add(path or b".")
@@ -321,6 +342,11 @@ def generation_releases(generation: HostGeneration, path: bytes) -> list[PlacedR
     """Return the releases that a path in a generation may belong to. The layer is asked if several are merged there."""
     found = releases_at(generation.placed, path, None)
     return found if len(found) < 2 else releases_at(found, path, generation.source_of(path))
+
+
+def _way_of(link: bytes) -> str:
+    """Return how a process uses the target of a link in /proc."""
+    return _MAPPED if b"/map_files/" in link else _WAYS.get(posixpath.basename(link), _OPEN)
 
 
 def _tree_of(path: bytes, root: bytes, shown: Sequence[HostGeneration]) -> _Tree:
