@@ -163,8 +163,19 @@ class HostUse:
                 for device, top in tops:
                     if mount.device == device and (is_inside(mount.root, top) or is_inside(top, mount.root)):
                         self._trees[mount.id] = _Tree(prefix + mount.path, mount.root, top)
-                if mount.fstype == b"overlay" and set(overlay_layers(mount).lower).intersection(self.roots):
-                    self._trees[mount.id] = _Tree(prefix + mount.path, mount.root, b"/")
+                if mount.fstype == b"overlay":
+                    self._note_foreign(mount, pid, prefix)
+
+    def _note_foreign(self, mount: Mount, pid: int | None, prefix: bytes) -> None:
+        """Note an overlay that shows no generation, if it has a software root among its layers."""
+        layers = overlay_layers(mount)
+        if set(layers.lower).intersection(self.roots):
+            self._trees[mount.id] = _Tree(prefix + mount.path, mount.root, b"/")
+        elif set(layers.data).intersection(self.roots):
+            self.unknown.append(
+                f"the overlay at {show(mount.path)}{mountinfo.in_namespace(pid)} has the layer {show(layers.lower[0])}, and it is unknown"
+                " which releases that shows"
+            )
 
     def _note_detached(self, observed: detached.Observed) -> None:
         for record, _users in observed.recorded:
