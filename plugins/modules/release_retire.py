@@ -136,7 +136,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         to_text(relative_path(to_bytes(params["ready_marker"]), "ready_marker")),
         params["delete"],
     )
-    retiring.check_unused(releases, params["state_dirs"], request.root)
+    retiring.check_unused(request, releases, params["state_dirs"])
     found = retiring.observe(request, releases, context.progress)
     plan = retire_plan.unique_plan(found)
     context.carry_out(plan, retiring.handlers(request, context.progress))

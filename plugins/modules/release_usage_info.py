@@ -48,6 +48,11 @@ options:
     type: list
     elements: path
     default: []
+  root_name:
+    description:
+      - Name of a software root in manifests, usually its path. See M(renderfarm.overlay.release_manifest).
+      - Only releases of this root count. Without it, a release is known by its path alone, whatever root it is of.
+    type: str
   state_dirs:
     description:
       - Directories on the host that hold the layers of views.
@@ -215,7 +220,7 @@ from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import relative_path
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import relative_path, root_identity
 from ansible_collections.renderfarm.overlay.plugins.module_utils.retirement import release_use
 
 
@@ -226,6 +231,7 @@ def main() -> None:
             "paths": {"type": "list", "elements": "path", "default": []},
             "processes": {"type": "bool", "default": True},
             "roots": {"type": "list", "elements": "path", "default": []},
+            "root_name": {"type": "str"},
             "state_dirs": {"type": "list", "elements": "path", "default": [runner.DEFAULT_STATE_DIR]},
         },
         work,
@@ -238,7 +244,8 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         for path in params[option]:
             runner.check_absolute(path, option)
     releases = [_checked(release) for release in params["releases"] or ()]
-    use = release_use.observe(params["state_dirs"], params["roots"], params["processes"], context.progress)
+    name = root_identity(params["root_name"]) if params["root_name"] else None
+    use = release_use.observe(params["state_dirs"], params["roots"], params["processes"], name, context.progress)
     if params["releases"] is None and not params["paths"]:
         releases = use.releases()
     return runner.Outcome(

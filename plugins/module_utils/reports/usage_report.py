@@ -115,7 +115,8 @@ def _problem(result: Mapping[str, Any] | None) -> str:
     """Return why it is unknown what a host uses; empty if it is known."""
     if result is None:
         return "it was not asked: see the output of the run"
-    if result.get("unreachable") or result.get("failed"):
+    # A task that has waited in vain has failed, and says what is left.
+    if result.get("unreachable") or (result.get("failed") and "releases" not in result):
         state = "unreachable" if result.get("unreachable") else "failed"
         return f"{state}: {' '.join(str(result.get('msg', '')).split())}"[:_LONGEST_REASON]
     return "; ".join(result.get("unknown") or ())[:_LONGEST_REASON]
@@ -136,6 +137,10 @@ def table_lines(usage: FarmUsage, time: str) -> list[str]:
         lines.append(f"{release}: {', '.join(text for text, hosts in counts if hosts) or 'not in use'}")
         if use.shown_on:
             lines.append(f"  shown: {', '.join(fold_hosts(use.shown_on))}")
+        kept = [host for host in use.views if host not in use.shown_on]
+        if kept:
+            # A rollback to such a generation would show it again.
+            lines.append(f"  in generations that are not mounted: {', '.join(fold_hosts(kept))}")
         users = [(host, one) for host, processes in use.processes.items() for one in processes]
         for host, one in users[:_MOST_LISTED]:
             where = f"view {one['view']}" if one.get("view") else "the software root"

@@ -58,6 +58,8 @@ class _Tree:
     #: The directory of the file system at its root, and the one that is the root of the view or the software root.
     root: bytes
     top: bytes
+    #: The identities that the software root may have; none if it may have any, and for a view.
+    identities: frozenset[str] = frozenset()
     #: The generations that it may show; none for a software root.
     generations: tuple[HostGeneration, ...] = ()
 
@@ -102,7 +104,10 @@ _Found = tuple[str, "HostGeneration | None", "bytes | None"]
 class HostUse:
     """What is known of the releases on this host. ``roots`` are paths of software roots, besides those that are data layers."""
 
-    def __init__(self, state_dirs: Iterable[str], roots: Iterable[str], with_processes: bool) -> None:
+    def __init__(
+        self, state_dirs: Iterable[str], roots: Iterable[str], with_processes: bool, root_name: str | None = None
+    ) -> None:
+        self._root_name = root_name
         self.generations = HostGenerations()
         self.users: dict[str, dict[tuple[Process, str | None, str | None], ReleaseUser]] = {}
         #: Sentences about processes that may use any release.
@@ -113,7 +118,8 @@ class HostUse:
         self.state_dirs = list(dict.fromkeys((*state_dirs, *self._mounted_state_dirs())))
         self.generations.read(self.state_dirs)
         self._trees: dict[int, _Tree] = {}
-        self.roots = [os.fsencode(root) for root in roots]
+        #: The path of each software root, with the identities that it may have; none if it may have any.
+        self._roots: dict[bytes, set[str]] = {os.fsencode(root): set() for root in roots}
         self._note_overlays()
         self._note_roots()
         if observed:
@@ -142,36 +148,48 @@ class HostUse:
                         generation.mountpoints.append(mount.path)
                 if shown:
                     self._trees[mount.id] = _tree_of(prefix + mount.path, mount.root, shown)
-                    self.roots += _software_roots(layers, self.state_dirs)
+                    for root in _software_roots(layers, self.state_dirs):
+                        self._note_identities(root, {one.root for generation in shown for one in generation.placed})
+
+    def _note_identities(self, root: bytes, identities: set[str]) -> None:
+        known = self._roots.setdefault(root, identities)
+        # A root that was given may have any.
+        if known:
+            known |= identities
 
     def _note_roots(self) -> None:
         """Note the mounts that show a software root, and overlays that have one as an ordinary lower layer."""
-        self.roots = [still_paths.resolved(root, self._own) for root in dict.fromkeys(self.roots)]
+        roots: dict[bytes, set[str]] = {}
+        for path, identities in self._roots.items():
+            place = still_paths.resolved(path, self._own)
+            # Of two paths to one root, one that was given has no identities.
+            roots[place] = roots.get(place, identities) and (roots.get(place, set()) | identities)
+        self._roots = roots
         #: The device and the directory on it of each software root, in any mount namespace.
-        tops: dict[tuple[tuple[int, int], bytes], None] = {}
+        tops: dict[tuple[tuple[int, int], bytes], frozenset[str]] = {}
         for _pid, mounts in self._everywhere:
-            for root in self.roots:
+            for root, identities in roots.items():
                 mount = mountinfo.containing_mount(mounts, root)
                 if mount and mount.fstype != b"autofs":
                     inner = root[len(mount.path.rstrip(b"/")) :]
-                    tops[mount.device, mount.root.rstrip(b"/") + inner or b"/"] = None
+                    tops[mount.device, mount.root.rstrip(b"/") + inner or b"/"] = frozenset(identities)
         for pid, mounts in self._everywhere:
             prefix = b"" if pid is None else _root_of(pid)
             for mount in mounts:
                 if mount.id in self._trees:
                     continue
-                for device, top in tops:
+                for (device, top), names in tops.items():
                     if mount.device == device and (is_inside(mount.root, top) or is_inside(top, mount.root)):
-                        self._trees[mount.id] = _Tree(prefix + mount.path, mount.root, top)
+                        self._trees[mount.id] = _Tree(prefix + mount.path, mount.root, top, names)
                 if mount.fstype == b"overlay":
                     self._note_foreign(mount, pid, prefix)
 
     def _note_foreign(self, mount: Mount, pid: int | None, prefix: bytes) -> None:
         """Note an overlay that shows no generation, if it has a software root among its layers."""
         layers = overlay_layers(mount)
-        if set(layers.lower).intersection(self.roots):
+        if set(layers.lower).intersection(self._roots):
             self._trees[mount.id] = _Tree(prefix + mount.path, mount.root, b"/")
-        elif set(layers.data).intersection(self.roots):
+        elif set(layers.data).intersection(self._roots):
             self.unknown.append(
                 f"the overlay at {show(mount.path)}{mountinfo.in_namespace(pid)} has the layer {show(layers.lower[0])}, and it is unknown"
                 " which releases that shows"
@@ -212,16 +230,24 @@ class HostUse:
         if inside is None:
             return []
         if not tree.generations:
+            if self._root_name and tree.identities and self._root_name not in tree.identities:
+                return []
             return [(release, None, rest) for release, rest in self._found_on_root(inside)]
         return [
             (one.release, generation, within(inside, one.at))
             for generation in tree.generations
             for one in generation_releases(generation, inside)
+            if self._counts(one)
         ]
+
+    def _counts(self, one: PlacedRelease) -> bool:
+        """Return whether a release is of the software root that is asked for."""
+        return self._root_name in (None, one.root)
 
     def _found_on_root(self, path: bytes) -> Iterator[tuple[str, bytes]]:
         """Yield the releases that a path on a software root may be in, each with the path in it."""
-        names = {one.release: one.source for generation in self.generations.all for one in generation.placed}
+        placed = (one for generation in self.generations.all for one in generation.placed)
+        names = {one.release: one.source for one in placed if self._counts(one)}
         parts = path.split(b"/")
         # A release that no view on this host shows is recognised by its path.
         for end in range(1, len(parts) + 1):
@@ -233,7 +259,7 @@ class HostUse:
 
     def _note_unknown(self, process: Process, generations: Collection[HostGeneration]) -> None:
         for generation in generations:
-            for one in generation.placed:
+            for one in filter(self._counts, generation.placed):
                 self._note(process, one.release, generation, UNKNOWN, None)
 
     def _note(
@@ -263,13 +289,14 @@ class HostUse:
 
     def releases(self) -> list[str]:
         """Return the releases that the generations on this host show."""
-        return sorted({one.release for generation in self.generations.all for one in generation.placed})
+        placed = (one for generation in self.generations.all for one in generation.placed)
+        return sorted({one.release for one in placed if self._counts(one)})
 
     def of_release(self, release: str) -> dict[str, Any]:
         """Return what uses a release: ``views``, ``data_images`` and ``processes``."""
         views = []
         for generation in self.generations.all:
-            places = [one.at for one in generation.placed if one.release == release]
+            places = [one.at for one in generation.placed if one.release == release and self._counts(one)]
             if places:
                 views.append(
                     {
@@ -294,7 +321,7 @@ class HostUse:
     def _data_images(self, release: str) -> Iterator[dict[str, Any]]:
         for state_dir in self.state_dirs:
             for image in installing.installed(state_dir).values():
-                if image.release == release:
+                if image.release == release and self._root_name in (None, image.root_name):
                     yield {"id": image.id, "kind": image.kind, "bytes_on_disk": image.bytes_on_disk}
 
     def of_path(self, path: str) -> dict[str, Any]:
@@ -361,7 +388,7 @@ def _way_of(link: bytes) -> str:
 
 
 def _tree_of(path: bytes, root: bytes, shown: Sequence[HostGeneration]) -> _Tree:
-    return _Tree(path, root, shown[0].top, tuple(shown))
+    return _Tree(path, root, shown[0].top, generations=tuple(shown))
 
 
 def _software_roots(layers: mountinfo.OverlayLayers, state_dirs: Collection[str]) -> Iterator[bytes]:
@@ -381,9 +408,16 @@ def _root_of(pid: int) -> bytes:
 
 
 def observe(
-    state_dirs: Iterable[str], roots: Iterable[str], with_processes: bool, progress: Progress = no_progress
+    state_dirs: Iterable[str],
+    roots: Iterable[str],
+    with_processes: bool,
+    root_name: str | None = None,
+    progress: Progress = no_progress,
 ) -> HostUse:
-    """Return what is known of the releases on this host. Raises OverlayError if the state directory is not trustworthy."""
-    found = HostUse(state_dirs, roots, with_processes)
+    """Return what is known of the releases on this host. Raises OverlayError if the state directory is not trustworthy.
+
+    ``roots`` are paths of software roots. With ``root_name``, only releases of the software root with this identity count.
+    """
+    found = HostUse(state_dirs, roots, with_processes, root_name)
     progress()
     return found

@@ -25,6 +25,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.retirement.reti
     RetiredRelease,
     SetReleaseAside,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import image_store
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class RetireRequest:
     delete: bool
 
 
-def check_unused(releases: Sequence[str], state_dirs: Sequence[str], root: str) -> None:
+def check_unused(request: RetireRequest, releases: Sequence[str], state_dirs: Sequence[str]) -> None:
     """Check that this host neither shows nor uses releases. Raises OverlayError naming what does."""
-    use = release_use.observe(state_dirs, [root], True)
+    use = release_use.observe(state_dirs, [request.root], True, request.identity)
     for release in releases:
         found = use.of_release(release)
         users = [f"{one['name']} ({one['pid']})" for one in found["processes"]]
@@ -61,7 +62,10 @@ def check_unused(releases: Sequence[str], state_dirs: Sequence[str], root: str) 
 def observe(request: RetireRequest, releases: Sequence[str], progress: Progress) -> list[RetiredRelease]:
     """Return what there is of releases. Raises OverlayError if one is no release of the software root, or cannot be deleted safely."""
     manifest_store.check_store(request.store)
-    images = [*stored_images.stored_images(request.image_store)] if request.image_store else []
+    images = []
+    if request.image_store:
+        image_store.check_store(request.image_store, request.store)
+        images = list(stored_images.stored_images(request.image_store))
     found = []
     for release in releases:
         found.append(_observed(request, release, images))
@@ -131,18 +135,18 @@ def _check_alone(request: RetireRequest, release: str) -> None:
 def handlers(request: RetireRequest, progress: Progress) -> Handlers:
     """Return the handlers that carry out the plan."""
     root, marker = os.fsencode(request.root), os.fsencode(request.ready_marker)
-    image_store = request.image_store or ""
+    place = request.image_store or ""
 
     def remove_data_image(action: RemoveDataImage) -> None:
-        published.remove_current(image_store, action.release)
-        published.remove(image_store, action.release, action.image_id)
-        published.remove_directories(image_store, action.release)
+        published.remove_current(place, action.release)
+        published.remove(place, action.release, action.image_id)
+        published.remove_directories(place, action.release)
 
     return {
         RemoveReadyMarker: lambda action: deleting.remove_marker(root, os.fsencode(action.release), marker),
         SetReleaseAside: lambda action: deleting.set_aside(root, os.fsencode(action.release)),
         RemoveManifest: lambda action: manifest_writer.remove(request.store, action.release),
         RemoveDataImage: remove_data_image,
-        RemoveStoredImage: lambda action: stored_images.remove(image_store, action.generation),
+        RemoveStoredImage: lambda action: stored_images.remove(place, action.generation),
         DeleteRelease: lambda action: deleting.delete(root, os.fsencode(action.release), progress),
     }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation_files, image_store, usage
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation_files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import ID_LENGTH, Generation
 
 _RECORD = re.compile(f"([0-9a-f]{{{ID_LENGTH}}})\\.json")
@@ -34,7 +34,12 @@ class StoredImage:
 
 
 def stored_images(store: str) -> Iterator[StoredImage]:
-    """Yield the images in a store. Records that cannot be used are left out; raises OSError if the store cannot be listed."""
+    """Yield the images in a store, which may be missing. Records that cannot be used are left out.
+
+    Raises OSError if the store cannot be listed.
+    """
+    if not os.path.isdir(store):
+        return
     with files.fresh_listing(store) as listing:
         dated = [
             (item.name, item.stat(follow_symlinks=False).st_mtime)
@@ -46,11 +51,6 @@ def stored_images(store: str) -> Iterator[StoredImage]:
             generation = generation_files.find(os.path.join(store, name))
             if generation and name == f"{generation.id}.json":
                 yield StoredImage(generation, written)
-
-
-def uses(store: str, generation: str) -> list[str]:
-    """Return the reasons why an image is in use on this host; none if it is not."""
-    return usage.of_image(image_store.image_path(store, generation))
 
 
 def remove(store: str, generation: str) -> None:

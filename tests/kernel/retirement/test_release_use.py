@@ -201,6 +201,16 @@ def test_the_generations_that_show_a_release_are_named(host: Host, strategy: str
     assert [one["release"] for one in host.usage()["releases"]] == ["tool/1.0", "tool/2.0"]
 
 
+def test_a_release_of_another_software_root_is_another_release(host: Host) -> None:
+    with support.background(OPENS, host.view / "tool/1.0/bin/tool") as process:
+        assert [pid for pid, _how, _paths in host.users("tool/1.0", root_name=str(host.root))] == [process.pid]
+        found = host.release("tool/1.0", root_name="/net/other")
+        assert (found["in_use"], found["shown"], found["views"]) == (False, False, [])
+    with support.background(OPENS, host.root / "tool/1.0/bin/tool"):
+        assert host.users("tool/1.0", root_name=str(host.root))
+        assert not host.users("tool/1.0", root_name="/net/other")
+
+
 def test_paths_lead_to_releases_and_back(host: Host) -> None:
     inside = host.at(host.view / "tool/1.0/bin/tool")
     assert (inside["release"], inside["source"]) == ("tool/1.0", "tool/1.0/bin/tool")

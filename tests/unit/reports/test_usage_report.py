@@ -71,11 +71,19 @@ def test_a_release_can_be_retired_if_nothing_uses_it(hosts: list[str], counts: b
     assert len(usage.obstacles("houdini/19", counts)) == obstacles
 
 
+def test_a_host_that_has_waited_in_vain_says_what_is_left() -> None:
+    waited = [{**RESULTS["render2"][0], "failed": True, "attempts": 3}]
+    usage = farm_usage({"render2": waited}, ["houdini/19"])
+    assert usage.unknown == {}
+    assert usage.obstacles("houdini/19")[0] == "2 processes on render2 use it (hython (7), mplay (8))"
+
+
 def test_the_table_names_hosts_and_processes() -> None:
     assert table_lines(farm_usage(RESULTS, []), NOW) == [
         f"6 hosts at {NOW}",
         "houdini/19: used on 1 host, shown on 2 hosts",
         "  shown: render[2,10]",
+        "  in generations that are not mounted: odd, render1",
         "  render2: hython (7) uses bin/x (mapped) in view software",
         "  render2: mplay (8) uses bin/x (mapped) in the software root",
         "UNKNOWN: 1 host (gone): unreachable: no route",
