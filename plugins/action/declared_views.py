@@ -25,7 +25,7 @@ _OTHERS = (
     *("become", "hosts", "source", "view", "views", "lock", "lock_file", "serial", "max_fail_percentage"),
     *("hold", "hold_reason", "lift_holds", "canary", "canary_min", "promote_after"),
     *("report", "report_dir", "metrics_file", *HOOKS),
-    *("retire", "drain", "drain_seconds", "delete_release", "unreachable_use"),
+    *("retire", "drain", "drain_seconds", "delete_release", "unreachable_use", "prune_keep", "prune_min_age"),
 )
 #: What the playbooks rollback and remove set for all views. Extra variables win over the variables of a playbook, also if they are
 #: blank, so this is not the name of a variable that users set.

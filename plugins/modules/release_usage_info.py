@@ -207,6 +207,12 @@ paths:
           state: current
           path: /houdini/19.5.805/bin/hython
           paths: [/software/houdini/19.5.805/bin/hython]
+generations:
+  description: All generations on the host.
+  type: list
+  elements: dict
+  returned: success
+  sample: [{"view": "software", "generation": "0123456789abcdef", "state": "current", "mounted": true}]
 unknown:
   description: Sentences about generations and processes of which it is unknown which releases they show or use.
   type: list
@@ -252,6 +258,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         {
             "releases": [use.of_release(release) for release in dict.fromkeys(releases)],
             "paths": [use.of_path(path) for path in params["paths"]],
+            "generations": [one.as_dict() for one in use.generations.all],
             "unknown": use.unknown,
         }
     )

@@ -49,6 +49,8 @@ class FarmUsage:
     uses: dict[str, FarmUse]
     #: The hosts that may use every release, each with the reason.
     unknown: dict[str, str]
+    #: The IDs of all generations on the hosts.
+    generations: set[str] = field(default_factory=set)
 
     def obstacles(self, release: str, unknown_counts: bool = True) -> list[str]:
         """Return why a release cannot be retired, in sentences; none if it can. ``unknown_counts`` is whether unknown hosts use it."""
@@ -70,6 +72,7 @@ class FarmUsage:
         return {
             "hosts": self.hosts,
             "unknown": self.unknown,
+            "generations": sorted(self.generations),
             "releases": [
                 {
                     "release": release,
@@ -95,6 +98,7 @@ def farm_usage(results: Mapping[str, Sequence[Mapping[str, Any]]], releases: Ite
         problem = _problem(result)
         if problem:
             found.unknown[host] = problem
+        found.generations.update(one["generation"] for one in (result or {}).get("generations") or ())
         for one in (result or {}).get("releases") or ():
             if named and one["release"] not in found.uses:
                 continue

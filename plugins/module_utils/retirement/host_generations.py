@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import still_paths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
@@ -64,6 +65,10 @@ class HostGeneration:
         """The directory of the layer that the view shows."""
         name = GenerationName.parse(self.directory)
         return b"/" + os.fsencode(SHOWN_DIRECTORY) if name and name.strategy == REDIRECT else b"/"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the generation as the module release_usage_info returns it."""
+        return {"view": self.view, "generation": self.id, "state": self.state, "mounted": self.mounted}
 
     def place_in_layer(self, path: bytes) -> bytes | None:
         """Return the path in the layer of a path in the view; None if the layer is an image."""

@@ -40,7 +40,7 @@ class Farm:
         support.scanned(self.store, self.root, release)
 
     def retire(self, *releases: str, check: bool = False, **options: Any) -> support.Ran:
-        given = {
+        given: dict[str, Any] = {
             "root": str(self.root),
             "store": str(self.store),
             "image_store": str(self.store / "images"),
@@ -70,7 +70,7 @@ def farm(area: Path) -> Farm:
 
 def image(farm: Farm, *releases: str) -> str:
     """Publish a metadata image that shows releases; return the ID of its generation."""
-    given = {
+    given: dict[str, Any] = {
         "name": "view",
         "releases": [{"manifest": str(farm.store / f"{one}.dump.gz")} for one in releases],
         "image_store": str(farm.store / "images"),
@@ -271,3 +271,36 @@ def test_another_mount_is_never_entered(farm: Farm, monkeypatch: pytest.MonkeyPa
     with pytest.raises(OverlayError, match=f"something is mounted at {aside / 'bin'}"):
         apply(plan[-1], handlers)
     assert (farm.root / "tool/2.0/bin/tool").exists()
+
+
+@pytest.mark.usefixtures("with_programs")
+def test_old_images_that_nobody_needs_are_removed_from_the_store(farm: Farm) -> None:
+    store = farm.store / "images"
+    generations = [image(farm, *releases) for releases in ([RELEASE], ["tool/2.0"], [RELEASE, "tool/2.0"])]
+    for number, generation in enumerate(generations):
+        os.utime(store / f"{generation}.json", (number + 1, number + 1))
+    oldest, middle, newest = generations
+
+    def prune(check: bool = False, **options: Any) -> dict[str, Any]:
+        given: dict[str, Any] = {"image_store": str(store), "needed": [], "keep": 0, "min_age": 60, **options}
+        return support.module("image_store_prune", check=check, **given).ok
+
+    assert not prune(keep=3)["changed"]
+    assert not prune(min_age=1e10)["changed"]
+    before = farm.everything()
+    checked = prune(needed=[oldest], keep=1, check=True)
+    assert farm.everything() == before
+    done = prune(needed=[oldest], keep=1)
+    assert done["removed"] == checked["removed"]
+    assert [one["generation"] for one in done["removed"]] == [middle]
+    assert {one["generation"]: one["reason"] for one in done["kept"]} == {
+        oldest: "a host or a lock needs it",
+        newest: "it is among the 1 newest",
+    }
+    assert done["bytes_freed"] > 0
+    assert {path.name.partition(".")[0] for path in store.iterdir()} == {oldest, newest}
+    # An image that is a layer of a mounted overlay stays.
+    support.command("gunzip", store / f"{oldest}.erofs.gz")
+    given: dict[str, Any] = {"path": str(farm.area / "view"), "lower": [str(store / f"{oldest}.erofs")]}
+    assert support.module("overlay_mount", data=[str(farm.root)], **given).ok["changed"]
+    assert [one["generation"] for one in prune()["removed"]] == [newest]

@@ -71,6 +71,12 @@ def test_a_release_can_be_retired_if_nothing_uses_it(hosts: list[str], counts: b
     assert len(usage.obstacles("houdini/19", counts)) == obstacles
 
 
+def test_the_generations_of_all_hosts_are_gathered() -> None:
+    one = {"releases": [], "generations": [{"generation": "a"}, {"generation": "b"}]}
+    usage = farm_usage({"x": [one], "y": [{"releases": [], "generations": [{"generation": "b"}]}]}, [])
+    assert usage.as_dict()["generations"] == ["a", "b"]
+
+
 def test_a_host_that_has_waited_in_vain_says_what_is_left() -> None:
     waited = [{**RESULTS["render2"][0], "failed": True, "attempts": 3}]
     usage = farm_usage({"render2": waited}, ["houdini/19"])
@@ -92,6 +98,7 @@ def test_the_table_names_hosts_and_processes() -> None:
     ]
     assert table_lines(farm_usage({"a": RESULTS["render1"]}, ["houdini/19", "maya/1"]), NOW)[1:] == [
         "houdini/19: not in use",
+        "  in generations that are not mounted: a",
         "maya/1: not in use",
     ]
 
