@@ -60,12 +60,15 @@ def _arguments(module: str, directory: Path) -> dict[str, object]:
     known: dict[str, dict[str, object]] = {
         "access_trace": {"path": nothing, "command": "true"},
         "metadata_layer": {"name": "bench", "state_dir": nothing, "state": "absent"},
+        "image_store_prune": {"image_store": str(directory), "needed": []},
         "overlay_finalize": {"path": nothing},
         "overlay_info": {"probe": False},
         "overlay_move": {"source": nothing, "destination": f"{nothing}-new"},
         "overlay_prune": {"state_dir": nothing},
         "release_info": {"root": str(directory)},
         "release_manifest": {"root": str(directory), "release": "a/1", "store": str(directory), "state": "absent"},
+        "release_retire": {"root": str(directory), "store": str(directory), "releases": ["a/1"]},
+        "release_usage_info": {},
         "view_releases": {
             "name": "bench",
             "root": str(directory),
