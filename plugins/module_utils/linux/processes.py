@@ -177,9 +177,12 @@ def links_by_mount() -> dict[int, dict[Process, list[bytes]]]:
     """Map each mount ID to the processes, except this one, that use the mount, each with the links in /proc to what it uses there."""
     found: dict[int, dict[Process, list[bytes]]] = {}
     for pid in _others():
-        process = Process(pid, _name_of(pid))
+        own: dict[int, list[bytes]] = {}
         for mount_id, link in links(pid):
-            found.setdefault(mount_id, {}).setdefault(process, []).append(link)
+            own.setdefault(mount_id, []).append(link)
+        process = Process(pid, _name_of(pid))
+        for mount_id, there in own.items():
+            found.setdefault(mount_id, {})[process] = there
     return found
 
 

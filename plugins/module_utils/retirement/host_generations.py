@@ -38,7 +38,7 @@ PREVIOUS = "previous"
 OTHER = "other"
 
 
-@dataclass
+@dataclass(eq=False)
 class HostGeneration:
     """A generation of a view on this host."""
 

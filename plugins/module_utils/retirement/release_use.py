@@ -98,7 +98,7 @@ class ReleaseUser:
 
 
 #: A release, the generation that shows it (None on a software root), and a path in it.
-_Found = tuple[str, "HostGeneration | None", "bytes | None"]
+_Found = tuple[str, "HostGeneration | None", bytes]
 
 
 class HostUse:
@@ -206,6 +206,7 @@ class HostUse:
             #: What is at each path. Most processes use the same files.
             known: dict[bytes, list[_Found] | None] = {}
             for process, links in observed.links.get(mount_id, {}).items():
+                users: dict[tuple[str, HostGeneration | None], ReleaseUser] = {}
                 for link in links:
                     try:
                         target = os.readlink(link)
@@ -216,10 +217,13 @@ class HostUse:
                     found = known[target]
                     if found is None:
                         self._note_unknown(process, tree.generations)
-                    elif found:
-                        way = _way_of(link)
-                        for release, generation, rest in found:
-                            self._note(process, release, generation, way, rest)
+                        continue
+                    for release, generation, rest in found:
+                        user = users.get((release, generation))
+                        if user is None:
+                            user = users[release, generation] = self._user(process, release, generation)
+                        user.ways.add(_way_of(link))
+                        user.paths.add(rest or b".")
 
     def _found_at(self, tree: _Tree, target: bytes) -> list[_Found] | None:
         """Return the releases at the target of a link, each with the path in it; None if it is unknown what is there."""
@@ -234,7 +238,7 @@ class HostUse:
                 return []
             return [(release, None, rest) for release, rest in self._found_on_root(inside)]
         return [
-            (one.release, generation, within(inside, one.at))
+            (one.release, generation, within(inside, one.at) or b"")
             for generation in tree.generations
             for one in generation_releases(generation, inside)
             if self._counts(one)
@@ -260,20 +264,13 @@ class HostUse:
     def _note_unknown(self, process: Process, generations: Collection[HostGeneration]) -> None:
         for generation in generations:
             for one in filter(self._counts, generation.placed):
-                self._note(process, one.release, generation, UNKNOWN, None)
+                self._user(process, one.release, generation).ways.add(UNKNOWN)
 
-    def _note(
-        self, process: Process, release: str, generation: HostGeneration | None, way: str, path: bytes | None
-    ) -> None:
+    def _user(self, process: Process, release: str, generation: HostGeneration | None) -> ReleaseUser:
         view, generation_id = (generation.view, generation.id) if generation else (None, None)
         users = self.users.setdefault(release, {})
-        key = process, view, generation_id
-        user = users.get(key)
-        if user is None:
-            user = users[key] = ReleaseUser(process, view, generation_id)
-        user.ways.add(way)
-        if path is not None:
-            user.paths.add(path or b".")
+        new = ReleaseUser(process, view, generation_id)
+        return users.setdefault((process, view, generation_id), new)
 
     def _note_strangers(self, observed: detached.Observed) -> None:
         """Note the users of overlays that are mounted nowhere and have no record. What they use there is unknown."""

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import published
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import apply
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.data_image_record import DataImage
 from ansible_collections.renderfarm.overlay.plugins.module_utils.retirement import deleting, retire_plan, retiring
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
@@ -100,6 +102,32 @@ def test_manifest_trace_and_images_of_a_release_are_removed(farm: Farm) -> None:
     assert {path.name.partition(".")[0] for path in (farm.store / "images").iterdir()} == {other}
     # The release itself stays.
     assert (farm.root / RELEASE / MARKER).exists()
+    assert not farm.retire().ok["changed"]
+
+
+def test_the_data_images_of_a_release_are_removed(farm: Farm) -> None:
+    store, built = str(farm.store / "images"), farm.area / "built"
+    support.write(built, b"content")
+    for number, kind in enumerate(("trace", "everything", "trace")):
+        described = DataImage(
+            release=RELEASE,
+            source=RELEASE,
+            root_name=str(farm.root),
+            manifest_digest=f"sha256:{'0' * 64}",
+            kind=kind,
+            selection=f"sha256:{'1' * 64}",
+            complete=False,
+            files=1,
+            skipped=0,
+            bytes=7,
+            opens=0,
+            digest=f"sha256:{number}{'2' * 63}",
+            bytes_on_disk=7,
+        )
+        published.publish(store, described, str(built), is_private=False)
+    actions = farm.retire().ok["actions"]
+    assert len([action for action in actions if action.startswith("remove data image")]) == 3
+    assert not (farm.store / "images" / ".data").exists() or not list((farm.store / "images" / ".data").rglob("*"))
     assert not farm.retire().ok["changed"]
 
 
