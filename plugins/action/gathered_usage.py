@@ -39,6 +39,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         usage = found.as_dict(given["unreachable_use"])
         result.update(changed=False, table=usage_report.table_lines(found, now), usage=usage)
         result["obstacles"] = {one["release"]: one["obstacles"] for one in usage["releases"] if one["obstacles"]}
+        result["reasons"] = [f"{release}: {'; '.join(found)}" for release, found in result["obstacles"].items()]
         if given["directory"]:
             directory = given["directory"]
             if not os.path.isabs(directory):

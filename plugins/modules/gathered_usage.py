@@ -89,6 +89,12 @@ obstacles:
   type: dict
   returned: success
   sample: {"houdini/19.5.805": ["1 process on render01 uses it (hython (4711))"]}
+reasons:
+  description: A sentence for each of RV(obstacles).
+  type: list
+  elements: str
+  returned: success
+  sample: ["houdini/19.5.805: 1 process on render01 uses it (hython (4711))"]
 usage:
   description: The hosts, those of which the use is unknown, and for each release its processes and views by host.
   type: dict
