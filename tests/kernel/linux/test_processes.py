@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, processes
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, processes, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import detached
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
@@ -118,3 +118,22 @@ def test_the_module_names_the_users_of_the_old_overlay(area: Path) -> None:
         assert support.module("overlay_mount", True, True, **arguments).ok["users"] == expected
         assert support.module("overlay_mount", **arguments).ok["users"] == expected
         assert support.module("overlay_mount", **arguments).ok["users"] == []
+
+
+def test_a_kernel_that_makes_no_handles_gives_the_same_mounts(area: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = view_of(area, 1)
+    with holding("map", view) as pid:
+        found = set(processes.links(pid))
+        monkeypatch.setattr(syscalls, "mount_at", lambda _path: None)
+        assert set(processes.links(pid)) == found
+    live = support.live(view)
+    assert live
+    assert live.id in {mount_id for mount_id, _link in found}
+
+
+def test_the_mount_of_a_path_is_that_of_an_open_file(area: Path) -> None:
+    for path in (view_of(area, 1) / "file", area, Path("/proc/self/exe"), Path("/proc/self/ns/mnt")):
+        fd = os.open(path, os.O_PATH)
+        assert syscalls.mount_at(os.fsencode(path)) == processes.mount_of(b"/proc/self/fdinfo/%d" % fd)
+        os.close(fd)
+    assert syscalls.mount_at(os.fsencode(area / "missing")) is None
