@@ -205,13 +205,9 @@ class HostUse:
         for mount_id, tree in self._trees.items():
             #: What is at each path. Most processes use the same files.
             known: dict[bytes, list[_Found] | None] = {}
-            for process, links in observed.links.get(mount_id, {}).items():
+            for process, uses in observed.uses.get(mount_id, {}).items():
                 users: dict[tuple[str, HostGeneration | None], ReleaseUser] = {}
-                for link in links:
-                    try:
-                        target = os.readlink(link)
-                    except OSError:
-                        continue  # the process has ended, or has closed the file
+                for link, target in uses:
                     if target not in known:
                         known[target] = self._found_at(tree, target)
                     found = known[target]
