@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
-from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel import fuse_server, support
 
 #: Programs that use the file or directory that they are given. Python keeps a descriptor of what it maps.
 OPENS = "import sys\nheld = open(sys.argv[1])\n" + support.WAIT
@@ -185,6 +185,41 @@ def test_use_on_the_software_root_itself_is_found(host: Host) -> None:
         support.unmount_all(host.view)
         shutil.rmtree(host.area / "state")
         assert host.users("tool/1.0", roots=[str(host.root)]) == [(process.pid, ["open"], ["bin/tool"])]
+
+
+def test_a_file_server_that_does_not_answer_is_not_asked(host: Host, area: Path) -> None:
+    shutil.copytree(host.root, area / "software")
+    support.unmount_all(host.view)
+    file = "tool/1.0/bin/tool"
+    # The processes end after the server is gone: closing a file waits for it.
+    with ExitStack() as running, fuse_server.served(area / "software", host.root) as server:
+        host.mount(host.layer)
+        mapping, opening, entering = (
+            running.enter_context(support.background(code, path))
+            for code, path in (
+                (MAPS, host.view / file),
+                (OPENS, host.root / file),
+                (ENTERS, host.root / "tool/2.0"),
+            )
+        )
+        server.hang()
+        asked: dict[str, Any] = {"roots": [str(host.root)], "timeout": 20.0}
+        assert host.users("tool/1.0", **asked) == sorted(
+            [(mapping.pid, ["mapped", "open"], ["bin/tool"]), (opening.pid, ["open"], ["bin/tool"])]
+        )
+        assert host.users("tool/2.0", **asked) == [(entering.pid, ["working directory"], ["."])]
+        for path in (host.view / file, host.root / file):
+            found = host.usage(paths=[str(path)], processes=False, **asked)["paths"][0]
+            assert (found["release"], len(found["places"])) == ("tool/1.0", 1)
+        refused = support.module(
+            "release_retire",
+            root=str(host.root),
+            store=str(area / "store"),
+            releases=["tool/1.0"],
+            state_dirs=[str(area / "state")],
+            timeout=20.0,
+        )
+        assert "is in use on this host, so nothing was removed" in refused.message
 
 
 @pytest.mark.parametrize("strategy", ["data_only", "redirect"])
