@@ -15,10 +15,12 @@ description:
   - With O(delete=true), it also deletes the release from the software root.
   - The task fails, and removes nothing, if this host uses one of the releases or shows it in a view that is mounted. It knows nothing of
     other hosts, so ask them with M(renderfarm.overlay.release_usage_info) first. The playbook C(retire) does both.
-  - Only a directory with a manifest is deleted. It has to be beneath O(root) on the same mount, without symbolic links in its path, with
-    no mount and no other release inside of it, and not inside of another release.
+  - Only a directory with a manifest is deleted, and only if a sample of its entries is as the manifest says. It has to be beneath
+    O(root) on the same mount, without symbolic links in its path, with no mount and no other release inside of it, and not inside of
+    another release.
   - Before a release is deleted, its ready marker is removed, so that no run uses it. Then its directory gets a name beside itself that
     begins with C(.retired-), then its manifest is removed. A run that was interrupted is continued by the next one.
+    If another directory is put in the place of the release meanwhile, it is not deleted.
   - Run it on one host only, which may write to the stores and, with O(delete=true), to the software root.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)

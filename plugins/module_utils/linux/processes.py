@@ -359,7 +359,7 @@ def _read(path: bytes) -> bytes:
     """Return the content of a file in /proc."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        parts = []
+        parts: list[bytes] = []
         while True:
             # The kernel returns at most a page of maps.
             part = os.read(fd, 1 << 16)

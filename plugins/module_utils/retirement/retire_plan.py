@@ -23,6 +23,8 @@ class RemoveReadyMarker(Action):
     """Remove the ready marker of a release, so that no other run uses the release."""
 
     release: str
+    #: The inode number of its directory.
+    inode: int
 
     def __str__(self) -> str:
         return f"remove the ready marker of release {self.release}"
@@ -33,6 +35,8 @@ class SetReleaseAside(Action):
     """Rename the directory of a release, so that nothing refers to it."""
 
     release: str
+    #: The inode number of its directory.
+    inode: int
 
     def __str__(self) -> str:
         return f"rename release {self.release} on the software root"
@@ -72,22 +76,23 @@ class RetiredRelease:
     images: tuple[str, ...]
     #: Whether it is to be deleted from the software root.
     delete: bool = False
-    #: Whether it is there, has a ready marker, and was renamed by an earlier run.
-    is_there: bool = False
+    #: The inode number of its directory on the software root; None if it is not there.
+    inode: int | None = None
+    #: Whether it has a ready marker, and was renamed by an earlier run.
     has_marker: bool = False
     is_aside: bool = False
 
     def plan(self) -> Plan:
         """Return the plan that retires the release."""
         found: list[Action] = []
-        if self.delete and self.is_there:
-            found += [RemoveReadyMarker(self.release)] if self.has_marker else []
-            found.append(SetReleaseAside(self.release))
+        if self.delete and self.inode is not None:
+            found += [RemoveReadyMarker(self.release, self.inode)] if self.has_marker else []
+            found.append(SetReleaseAside(self.release, self.inode))
         if self.has_manifest:
             found.append(RemoveManifest(self.release))
         found += [RemoveDataImage(self.release, image_id) for image_id in self.data_images]
         found += [RemoveStoredImage(one, f"since it shows release {self.release}") for one in self.images]
-        if self.delete and (self.is_there or self.is_aside):
+        if self.delete and (self.inode is not None or self.is_aside):
             found.append(DeleteRelease(self.release))
         return tuple(found)
 
@@ -99,7 +104,9 @@ class RetiredRelease:
         if self.images:
             found["images"] = list(self.images)
         if self.delete:
-            found["software_root"] = "present" if self.is_there else "partly deleted" if self.is_aside else "absent"
+            found["software_root"] = (
+                "present" if self.inode is not None else "partly deleted" if self.is_aside else "absent"
+            )
         return found
 
     def diff_after(self) -> dict[str, Any]:

@@ -14,8 +14,12 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.ima
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, manifest_writer
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import ManifestRecord
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import (
+    manifest_store,
+    manifest_writer,
+    sampling,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import ManifestRecord, Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.manifest_plan import RemoveManifest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.retirement import deleting, release_use, stored_images
 from ansible_collections.renderfarm.overlay.plugins.module_utils.retirement.retire_plan import (
@@ -26,6 +30,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.retirement.reti
     SetReleaseAside,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import image_store
+
+#: How many entries of a release are compared with its manifest before it is deleted.
+_SAMPLE = 200
 
 
 @dataclass(frozen=True)
@@ -68,12 +75,14 @@ def observe(request: RetireRequest, releases: Sequence[str], progress: Progress)
         images = list(stored_images.stored_images(request.image_store))
     found = []
     for release in releases:
-        found.append(_observed(request, release, images))
+        found.append(_observed(request, release, images, progress))
         progress()
     return found
 
 
-def _observed(request: RetireRequest, release: str, images: Sequence[stored_images.StoredImage]) -> RetiredRelease:
+def _observed(
+    request: RetireRequest, release: str, images: Sequence[stored_images.StoredImage], progress: Progress
+) -> RetiredRelease:
     path = manifest_store.manifest_path(request.store, release)
     record = manifest_store.find_record(path, release)
     if record and record.root != request.identity:
@@ -84,9 +93,9 @@ def _observed(request: RetireRequest, release: str, images: Sequence[stored_imag
     on_root = deleting.ReleaseOnRoot()
     if request.delete:
         _check_alone(request, release)
-        arguments = (os.fsencode(request.root), os.fsencode(release), os.fsencode(request.ready_marker))
-        on_root = deleting.observe(*arguments)
-        _check_is_release(request, release, record, on_root)
+        on_root = deleting.observe(
+            _deleted(request, release), lambda fd: _check_is_release(request, release, record, fd, progress)
+        )
     data_images: list[str] = []
     if request.image_store:
         current = published.current_ids(request.image_store, release).values()
@@ -97,20 +106,34 @@ def _observed(request: RetireRequest, release: str, images: Sequence[stored_imag
         tuple(data_images),
         tuple(image.generation.id for image in images if release in image.releases),
         request.delete,
-        on_root.is_there,
+        on_root.inode,
         on_root.has_marker,
         on_root.is_aside,
     )
 
 
+def _deleted(request: RetireRequest, release: str) -> deleting.DeletedRelease:
+    marker = os.fsencode(request.ready_marker)
+    return deleting.DeletedRelease(os.fsencode(request.root), os.fsencode(release), marker, request.store)
+
+
 def _check_is_release(
-    request: RetireRequest, release: str, record: ManifestRecord | None, on_root: deleting.ReleaseOnRoot
+    request: RetireRequest, release: str, record: ManifestRecord | None, fd: int, progress: Progress
 ) -> None:
-    """Check that a directory that is to be deleted is a release. Raises OverlayError if it has no manifest."""
-    if on_root.is_there and record is None:
+    """Check that the open directory is the release. Raises OverlayError if it has no manifest, or if a sample of the manifest differs."""
+    path = show(os.fsencode(os.path.join(request.root, release)))
+    if record is None:
         raise OverlayError(
-            f"{show(os.fsencode(os.path.join(request.root, release)))} has no manifest in {request.store}, so it is not known to be a"
-            " release, and nothing was deleted: scan it with release_manifest first"
+            f"{path} has no manifest in {request.store}, so it is not known to be a release, and nothing was deleted: scan it with"
+            " release_manifest first"
+        )
+    place = os.fsencode(release)
+    placement = Placement(manifest_store.manifest_path(request.store, release), record, place, place)
+    changed = sampling.changed_entries(fd, placement, _SAMPLE, request.ready_marker, progress)
+    if changed:
+        raise OverlayError(
+            f"{path} is not what its manifest says ({', '.join(changed)}), so it may be another release, and nothing was deleted. If it is"
+            " the right one, remove its manifest and scan it again with release_manifest"
         )
 
 
@@ -134,7 +157,6 @@ def _check_alone(request: RetireRequest, release: str) -> None:
 
 def handlers(request: RetireRequest, progress: Progress) -> Handlers:
     """Return the handlers that carry out the plan."""
-    root, marker = os.fsencode(request.root), os.fsencode(request.ready_marker)
     place = request.image_store or ""
 
     def remove_data_image(action: RemoveDataImage) -> None:
@@ -143,10 +165,10 @@ def handlers(request: RetireRequest, progress: Progress) -> Handlers:
         published.remove_directories(place, action.release)
 
     return {
-        RemoveReadyMarker: lambda action: deleting.remove_marker(root, os.fsencode(action.release), marker),
-        SetReleaseAside: lambda action: deleting.set_aside(root, os.fsencode(action.release)),
+        RemoveReadyMarker: lambda action: deleting.remove_marker(_deleted(request, action.release), action.inode),
+        SetReleaseAside: lambda action: deleting.set_aside(_deleted(request, action.release), action.inode),
         RemoveManifest: lambda action: manifest_writer.remove(request.store, action.release),
         RemoveDataImage: remove_data_image,
         RemoveStoredImage: lambda action: stored_images.remove(place, action.generation),
-        DeleteRelease: lambda action: deleting.delete(root, os.fsencode(action.release), progress),
+        DeleteRelease: lambda action: deleting.delete(_deleted(request, action.release), progress),
     }

@@ -17,7 +17,12 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.data_image_record import DataImage
-from ansible_collections.renderfarm.overlay.plugins.module_utils.retirement import deleting, retire_plan, retiring
+from ansible_collections.renderfarm.overlay.plugins.module_utils.retirement import (
+    deleting,
+    retire_plan,
+    retired_notes,
+    retiring,
+)
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 MARKER = ".ready"
@@ -249,6 +254,20 @@ def a_link(farm: Farm) -> str:
     return RELEASE
 
 
+def replaced(farm: Farm) -> str:
+    """Put another release in the place of the release."""
+    (farm.root / RELEASE).rename(farm.root / "tool" / "moved")
+    (farm.root / "tool/2.0").rename(farm.root / RELEASE)
+    return RELEASE
+
+
+def left_by_nobody(farm: Farm) -> str:
+    """Give another release the name that a release gets before it is deleted."""
+    shutil.rmtree(farm.root / RELEASE)
+    (farm.root / "tool/2.0").rename(farm.root / "tool" / os.fsdecode(deleting.aside_name(os.fsencode(RELEASE))))
+    return RELEASE
+
+
 def of_another_root(farm: Farm) -> str:
     support.scanned(farm.store, farm.root, RELEASE, root_name="other")
     return RELEASE
@@ -264,18 +283,20 @@ def of_another_root(farm: Farm) -> str:
         (mounted_on, "is on another mount than the software root"),
         (linked, "has a symbolic link or a file in its path"),
         (a_link, "is not a directory, and so no release"),
+        (replaced, "is not what its manifest says"),
+        (left_by_nobody, "is not the directory of release tool/1.0 that an earlier run has renamed"),
         (of_another_root, "is of the software root other"),
         (lambda _farm: "../outside", "may not contain '..'"),
         (lambda _farm: ".", "is not a path below the software root"),
         (lambda farm: str(farm.root / RELEASE), "is not a path below the software root"),
     ],
 )
-@pytest.mark.parametrize("check", [True, False])
-def test_what_is_no_release_below_the_root_is_not_deleted(farm: Farm, make: Any, message: str, check: bool) -> None:
+def test_what_is_no_release_below_the_root_is_not_deleted(farm: Farm, make: Any, message: str) -> None:
     release = make(farm)
     before = farm.everything()
-    assert message in farm.retire(release, delete=True, check=check).message
-    assert farm.everything() == before
+    for check in (True, False):
+        assert message in farm.retire(release, delete=True, check=check).message
+        assert farm.everything() == before
 
 
 def test_a_release_that_is_there_again_is_not_mixed_with_what_is_left(farm: Farm) -> None:
@@ -284,6 +305,53 @@ def test_a_release_that_is_there_again_is_not_mixed_with_what_is_left(farm: Farm
     assert "is there again: remove it by hand" in farm.retire(delete=True).message
     assert stat.S_ISDIR(aside.stat().st_mode)
     assert (farm.root / RELEASE).is_dir()
+
+
+def test_a_directory_that_is_replaced_after_the_check_is_not_deleted(farm: Farm) -> None:
+    request = farm.request()
+    marker, aside, *rest = retire_plan.unique_plan(retiring.observe(request, [RELEASE], no_progress))
+    handlers = retiring.handlers(request, no_progress)
+    # Between the check and the first change.
+    replaced(farm)
+    for action in (marker, aside):
+        with pytest.raises(OverlayError, match="was replaced by another directory while it was being retired"):
+            apply(action, handlers)
+    assert (farm.root / RELEASE / MARKER).exists()
+    (farm.root / RELEASE).rename(farm.root / "tool/2.0")
+    (farm.root / "tool/moved").rename(farm.root / RELEASE)
+    # Between the renaming and the deletion.
+    apply(aside, handlers)
+    place = farm.root / "tool" / os.fsdecode(deleting.aside_name(os.fsencode(RELEASE)))
+    place.rename(farm.root / "tool/moved")
+    (farm.root / "tool/2.0").rename(place)
+    with pytest.raises(OverlayError, match="that an earlier run has renamed"):
+        apply(rest[-1], handlers)
+    assert (place / "bin/tool").exists()
+    # The run is continued once the right directory is back.
+    place.rename(farm.root / "tool/2.0")
+    (farm.root / "tool/moved").rename(place)
+    assert farm.retire(delete=True).ok["changed"]
+    assert [path.name for path in (farm.root / "tool").iterdir()] == ["2.0"]
+    assert not list(farm.store.glob("tool/*1.0*"))
+
+
+def test_a_note_without_a_directory_is_removed(farm: Farm) -> None:
+    """A run was killed between the deletion of the directory and the removal of its note."""
+    shutil.rmtree(farm.root / RELEASE)
+    retired_notes.write(str(farm.store), os.fsencode(RELEASE), 12)
+    assert farm.retire(delete=True).ok["changed"]
+    assert not farm.retire(delete=True).ok["changed"]
+
+
+def test_odd_names_and_hard_links_of_a_release_are_deleted(farm: Farm) -> None:
+    release = "tool/1\n .0\\"
+    farm.publish(release)
+    shared = farm.root / release / "bin" / "tool"
+    os.link(shared, farm.root / "tool/2.0/shared")
+    content = shared.read_bytes()
+    assert farm.retire(release, delete=True).ok["changed"]
+    assert sorted(path.name for path in (farm.root / "tool").iterdir()) == ["1.0", "2.0"]
+    assert (farm.root / "tool/2.0/shared").read_bytes() == content
 
 
 def test_another_mount_is_never_entered(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
