@@ -41,6 +41,7 @@ _SPEC = {
     "view": {"type": "str", "default": ""},
     "ends_above": {"type": "float"},
     "directory": {"type": "path"},
+    "usage": {"type": "dict"},
     "width": {"type": "int", "default": 120},
 }
 
@@ -67,7 +68,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
             rows = report.rows_of(gathered)
             now = report.time_text(int(time.time()))
             if given["directory"]:
-                result["changed"] = self._write(given["directory"], rows, now)
+                result["changed"] = self._write(given["directory"], rows, now, given["usage"])
         except OverlayError as error:
             result.update(failed=True, msg=str(error))
             return result
@@ -79,7 +80,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         result.update(table=table, waiting=waiting, summary=report.summary(rows, now))
         return result
 
-    def _write(self, directory: str, rows: list[Row], now: str) -> bool:
+    def _write(self, directory: str, rows: list[Row], now: str, usage: Mapping[str, Any] | None) -> bool:
         """Write the report as files; return whether one of them has changed. Raises OverlayError if one cannot be written."""
         if not os.path.isabs(directory):
             raise OverlayError(f"directory must be an absolute path, not {directory!r}")
@@ -87,7 +88,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         texts = {
             "views.csv": report.csv_text(rows),
             "views.json": json.dumps(report.whole_report(rows, now), indent=1) + "\n",
-            "views.html": template.render(_overlay_report_data=page_data(rows, now)),
+            "views.html": template.render(_overlay_report_data=page_data(rows, now, usage)),
         }
         try:
             changed = [write_file(Path(directory) / name, text, self._task.check_mode) for name, text in texts.items()]
