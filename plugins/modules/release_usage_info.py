@@ -207,6 +207,11 @@ paths:
           state: current
           path: /houdini/19.5.805/bin/hython
           paths: [/software/houdini/19.5.805/bin/hython]
+    processes:
+      description: The processes that use the path or what is inside of it, as in C(processes) of a release.
+      type: list
+      elements: dict
+      sample: [{"pid": 4711, "name": "hython", "how": ["program"]}]
 generations:
   description: All generations on the host.
   type: list

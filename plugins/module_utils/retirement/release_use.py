@@ -82,18 +82,27 @@ class ReleaseUser:
     process: Process
     view: str | None
     generation: str | None
-    ways: set[str] = field(default_factory=set)
-    paths: set[bytes] = field(default_factory=set)
+    #: How it uses each path in the release; ``.`` is the release itself.
+    ways: dict[bytes, set[str]] = field(default_factory=dict)
+    #: Whether it is unknown what it uses.
+    is_unknown: bool = False
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the user as the module returns it."""
+    def at(self, place: bytes) -> dict[str, Any] | None:
+        """Return the user as the module returns it, with what it uses at a path in the release; None if it uses nothing there.
+
+        An empty path is the whole release.
+        """
+        paths = sorted(path for path in self.ways if within(path, place) is not None)
+        how = set().union(*(self.ways[path] for path in paths), [UNKNOWN] if self.is_unknown else [])
+        if not how:
+            return None
         return {
             **self.process.as_dict(),
             "view": self.view,
             "generation": self.generation,
-            "how": sorted(self.ways),
-            "paths": [show(path) for path in sorted(self.paths)[:_MOST_PATHS]],
-            "path_count": len(self.paths),
+            "how": sorted(how),
+            "paths": [show(path) for path in paths[:_MOST_PATHS]],
+            "path_count": len(paths),
         }
 
 
@@ -218,8 +227,7 @@ class HostUse:
                         user = users.get((release, generation))
                         if user is None:
                             user = users[release, generation] = self._user(process, release, generation)
-                        user.ways.add(_way_of(link))
-                        user.paths.add(rest or b".")
+                        user.ways.setdefault(rest or b".", set()).add(_way_of(link))
 
     def _found_at(self, tree: _Tree, target: bytes) -> list[_Found] | None:
         """Return the releases at the target of a link, each with the path in it; None if it is unknown what is there."""
@@ -260,7 +268,7 @@ class HostUse:
     def _note_unknown(self, process: Process, generations: Collection[HostGeneration]) -> None:
         for generation in generations:
             for one in filter(self._counts, generation.placed):
-                self._user(process, one.release, generation).ways.add(UNKNOWN)
+                self._user(process, one.release, generation).is_unknown = True
 
     def _user(self, process: Process, release: str, generation: HostGeneration | None) -> ReleaseUser:
         view, generation_id = (generation.view, generation.id) if generation else (None, None)
@@ -301,15 +309,20 @@ class HostUse:
                         "at": [show(b"/" + place) for place in places],
                     }
                 )
-        users = sorted(self.users.get(release, {}).values(), key=lambda user: (user.process, user.view or ""))
+        users = self._users_at(release, b"")
         return {
             "release": release,
             "in_use": bool(users or self.unknown),
             "shown": any(view["mounted"] for view in views),
             "views": views,
             "data_images": list(self._data_images(release)),
-            "processes": [user.as_dict() for user in users],
+            "processes": users,
         }
+
+    def _users_at(self, release: str, place: bytes) -> list[dict[str, Any]]:
+        """Return the processes that use a path in a release, as the module returns them."""
+        users = sorted(self.users.get(release, {}).values(), key=lambda user: (user.process, user.view or ""))
+        return [found for found in (user.at(place) for user in users) if found]
 
     def _data_images(self, release: str) -> Iterator[dict[str, Any]]:
         for state_dir in self.state_dirs:
@@ -318,14 +331,22 @@ class HostUse:
                     yield {"id": image.id, "kind": image.kind, "bytes_on_disk": image.bytes_on_disk}
 
     def of_path(self, path: str) -> dict[str, Any]:
-        """Return the release and the file at a path in a view or on a software root, and every place where it appears in views."""
+        """Return the release and the file at a path in a view or on a software root, where it appears in views, and what uses it."""
         place = still_paths.resolved(os.fsencode(path), self._own)
-        found: dict[str, Any] = {"path": path, "release": None, "root": None, "source": None, "places": []}
+        found: dict[str, Any] = {
+            "path": path,
+            "release": None,
+            "root": None,
+            "source": None,
+            "places": [],
+            "processes": [],
+        }
         shown = self._release_behind(place)
         if shown is None:
             return found
         one, source = shown
         found.update(release=one.release, root=one.root, source=show(source))
+        found["processes"] = self._users_at(one.release, within(source, one.source) or b"")
         for generation in self.generations.all:
             for placed in generation.placed:
                 there = placed.place_of(source) if (placed.root, placed.release) == (one.root, one.release) else None

@@ -256,6 +256,22 @@ def test_paths_lead_to_releases_and_back(host: Host) -> None:
         assert (found["release"], found["places"]) == (None, [])
 
 
+def test_the_processes_that_use_a_path_are_those_inside_of_it(host: Host) -> None:
+    def users(path: Path) -> list[tuple[int, list[str]]]:
+        found = host.usage(paths=[str(path)])["paths"][0]["processes"]
+        return [(one["pid"], one["how"]) for one in found]
+
+    with (
+        support.background(OPENS, host.view / "tool/1.0/bin/tool") as opening,
+        support.background(ENTERS, host.view / "tool/1.0") as entering,
+    ):
+        for top in (host.view, host.root):
+            assert users(top / "tool/1.0/bin/tool") == users(top / "tool/1.0/bin") == [(opening.pid, ["open"])]
+            both = sorted([(opening.pid, ["open"]), (entering.pid, ["working directory"])])
+            assert users(top / "tool/1.0") == both
+            assert users(top / "tool/2.0/bin") == users(top / "tool/1.0/lib") == []
+
+
 def test_the_layer_decides_among_releases_that_are_merged(host: Host, area: Path) -> None:
     support.write(host.root / "tool/2.0/only", b"x")
     again = support.scanned(area / "store", host.root, "tool/2.0")
