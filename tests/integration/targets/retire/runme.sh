@@ -61,10 +61,21 @@ overlay_linger: 0
 overlay_retire: [tool/1.0]
 overlay_delete_release: true
 overlay_report_dir: $place/report
+overlay_build: central
 overlay_views:
   - name: all
     mountpoint: $place/here/all
     releases: [tool/1.0, tool/2.0]
+YAML
+cat > "$place/spare.yml" <<YAML
+- hosts: one
+  gather_facts: false
+  tasks:
+    - renderfarm.overlay.metadata_layer:
+        name: spare
+        releases: [{manifest: $place/manifests/tool/2.0.dump.gz, at: elsewhere}]
+        image_store: $place/manifests/.images
+        state_dir: $place/here/spare
 YAML
 sed 's|tool/1.0, tool/2.0|tool/2.0|' "$place/views.yml" > "$place/later.yml"
 
@@ -74,48 +85,55 @@ book() {
 shows() {
     grep -F -- "$1" "$place/log"
 }
-# refused ARGS...: check that the playbook fails and removes nothing.
-refused() {
-    book renderfarm.overlay.retire "$@" && exit 1
-    shows 'nothing was removed, since 1 of 1 releases cannot be retired'
+# kept: check that nothing of the release was removed.
+kept() {
     test -e "$place/software/tool/1.0/.ready"
     test -e "$place/manifests/tool/1.0.json"
 }
 
 book renderfarm.overlay.deploy -e overlay_hosts=render -e @"$place/views.yml"
-# The view is mounted on both hosts.
-refused -e overlay_hosts=render -e @"$place/views.yml"
-shows 'view all shows it on one, two'
 
-# It is dropped from the views, and the process stays on the old one.
+# The release is dropped from the views, and a process stays on the old one. A host that does not answer counts as a user.
 nsenter --target="${keeper[one]}" --mount -- sh -c "exec sleep infinity < $place/here/all/tool/1.0/name" &
 keeper[user]=$!
 until readlink "/proc/${keeper[user]}/fd/0" | grep -q tool/1.0/name; do sleep 0.1; done
-refused -e overlay_hosts=render -e @"$place/later.yml" -e overlay_drain=true -e overlay_drain_seconds=1
+book renderfarm.overlay.retire -e overlay_hosts=render:lost -e @"$place/later.yml" -e overlay_drain=true \
+    -e overlay_drain_seconds=1 && exit 1
+shows 'nothing was removed, since 1 of 1 releases cannot be retired'
 shows "sleep (${keeper[user]})"
+shows 'it is unknown whether gone uses it'
+kept
+book renderfarm.overlay.retire -e overlay_hosts=render -e @"$place/later.yml" --limit two && exit 1
+shows '--limit leaves out hosts'
+kept
+
 book renderfarm.overlay.usage -e overlay_hosts=render:lost -e @"$place/later.yml" -e '{"overlay_releases": ["tool/1.0"]}'
 shows "sleep (${keeper[user]}) uses name (open) in view all"
 shows 'UNKNOWN: 1 host (gone): unreachable'
 grep -q "^tool/1.0,one,used,all,.*,${keeper[user]},sleep,open,name$" "$place/report/usage.csv"
+grep -q "sleep (${keeper[user]})" "$place/report/views.html"
 kill "${keeper[user]}"
 wait "${keeper[user]}" || true
 unset 'keeper[user]'
-
-# A host that does not answer counts as a user.
-refused -e overlay_hosts=render:lost -e @"$place/later.yml"
-shows 'it is unknown whether gone uses it: unreachable'
 
 # Check mode tells everything, and changes nothing.
 book renderfarm.overlay.retire -e overlay_hosts=render:lost -e @"$place/later.yml" -e overlay_unreachable_use=false \
     --check --diff
 shows 'delete release tool/1.0 from the software root'
-test -e "$place/software/tool/1.0/.ready"
-test -e "$place/manifests/tool/1.0.json"
+shows '"software_root": "present"'
+kept
 
 book renderfarm.overlay.retire -e overlay_hosts=render:lost -e @"$place/later.yml" -e overlay_unreachable_use=false
 shows 'delete release tool/1.0 from the software root'
 test "$(ls -A "$place/software/tool")" = 2.0
-test ! -e "$place/manifests/tool/1.0.json"
-# A second run changes nothing.
-book renderfarm.overlay.retire -e overlay_hosts=render -e @"$place/later.yml" -e overlay_report_dir=
-grep -q '^one .* changed=0 ' "$place/log"
+test -z "$(find "$place/manifests/tool" -name '*1.0*')"
+
+# An image that no host has is removed from the store, and that of the view stays.
+images=$place/manifests/.images
+book "$place/spare.yml"
+test "$(find "$images" -name '*.json' | wc -l)" = 2
+old=$(basename "$(find "$images" -name '*.json' -newer "$place/report/usage.csv")" .json)
+book renderfarm.overlay.prune -e overlay_hosts=render -e @"$place/later.yml" -e overlay_prune_keep=0 -e overlay_prune_min_age=0
+shows "remove image $old from the image store, since no host needs it"
+test -z "$(find "$images" -name "$old*")"
+test "$(find "$images" -name '*.json' | wc -l)" = 1
