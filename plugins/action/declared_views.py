@@ -26,6 +26,7 @@ _OTHERS = (
     *("hold", "hold_reason", "lift_holds", "canary", "canary_min", "promote_after"),
     *("report", "report_dir", "metrics_file", *HOOKS),
     *("level", "sample", "time_limit", "repair", "verify_file"),
+    *("retire", "drain", "drain_seconds", "delete_release", "unreachable_use", "prune_keep", "prune_min_age"),
 )
 #: What the playbooks rollback and remove set for all views. Extra variables win over the variables of a playbook, also if they are
 #: blank, so this is not the name of a variable that users set.

@@ -41,6 +41,7 @@ _SPEC = {
     "view": {"type": "str", "default": ""},
     "ends_above": {"type": "float"},
     "directory": {"type": "path"},
+    "usage": {"type": "dict"},
     "width": {"type": "int", "default": 120},
 }
 
@@ -67,7 +68,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
             rows = report.rows_of(gathered)
             now = report.time_text(int(time.time()))
             if given["directory"]:
-                result["changed"] = self._write(given["directory"], rows, now)
+                result["changed"] = self._write(given["directory"], rows, now, given["usage"])
         except OverlayError as error:
             result.update(failed=True, msg=str(error))
             return result
@@ -79,7 +80,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         result.update(table=table, waiting=waiting, summary=report.summary(rows, now))
         return result
 
-    def _write(self, directory: str, rows: list[Row], now: str) -> bool:
+    def _write(self, directory: str, rows: list[Row], now: str, usage: Mapping[str, Any] | None) -> bool:
         """Write the report as files; return whether one of them has changed. Raises OverlayError if one cannot be written."""
         if not os.path.isabs(directory):
             raise OverlayError(f"directory must be an absolute path, not {directory!r}")
@@ -87,32 +88,34 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         texts = {
             "views.csv": report.csv_text(rows),
             "views.json": json.dumps(report.whole_report(rows, now), indent=1) + "\n",
-            "views.html": template.render(_overlay_report_data=page_data(rows, now)),
+            "views.html": template.render(_overlay_report_data=page_data(rows, now, usage)),
         }
         try:
-            changed = [self._write_file(Path(directory) / name, text) for name, text in texts.items()]
+            changed = [write_file(Path(directory) / name, text, self._task.check_mode) for name, text in texts.items()]
         except OSError as error:
             raise OverlayError(f"{error.filename or directory} cannot be written: {error.strerror}") from None
         return any(changed)
 
-    def _write_file(self, path: Path, text: str) -> bool:
-        content = text.encode("utf-8", "backslashreplace")
-        if path.is_file() and path.read_bytes() == content:
-            return False
-        if self._task.check_mode:
-            return True
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Aside and then renamed, so that whoever reads it sees all of it.
-        fd, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with open(fd, "wb") as stream:
-                os.fchmod(fd, 0o644)
-                stream.write(content)
-            os.replace(aside, path)
-        except BaseException:
-            os.unlink(aside)
-            raise
+
+def write_file(path: Path, text: str, check_mode: bool) -> bool:
+    """Write a file on the controller, unless in check mode, and return whether it changes. Raises OSError if it cannot be written."""
+    content = text.encode("utf-8", "backslashreplace")
+    if path.is_file() and path.read_bytes() == content:
+        return False
+    if check_mode:
         return True
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Aside and then renamed, so that whoever reads it sees all of it.
+    fd, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with open(fd, "wb") as stream:
+            os.fchmod(fd, 0o644)
+            stream.write(content)
+        os.replace(aside, path)
+    except BaseException:
+        os.unlink(aside)
+        raise
+    return True
 
 
 def _lock(given: Any) -> Mapping[str, LockedView]:

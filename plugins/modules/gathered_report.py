@@ -64,6 +64,11 @@ options:
       - A directory on the controller, as an absolute path. The report is written there as V(views.html), V(views.csv) and V(views.json).
       - It is created if it does not exist.
     type: path
+  usage:
+    description:
+      - What uses releases, as M(renderfarm.overlay.gathered_usage) returns it. The page then shows it too, and it can be searched by
+        release, host and view.
+    type: dict
   width:
     description: How many columns the terminal has.
     type: int

@@ -60,6 +60,7 @@ def _arguments(module: str, directory: Path) -> dict[str, object]:
     known: dict[str, dict[str, object]] = {
         "access_trace": {"path": nothing, "command": "true"},
         "metadata_layer": {"name": "bench", "state_dir": nothing, "state": "absent"},
+        "image_store_prune": {"image_store": str(directory), "needed": []},
         "overlay_finalize": {"path": nothing},
         "overlay_info": {"probe": False},
         "overlay_move": {"source": nothing, "destination": f"{nothing}-new"},
@@ -67,6 +68,8 @@ def _arguments(module: str, directory: Path) -> dict[str, object]:
         "overlay_verify": {"path": nothing},
         "release_info": {"root": str(directory)},
         "release_manifest": {"root": str(directory), "release": "a/1", "store": str(directory), "state": "absent"},
+        "release_retire": {"root": str(directory), "store": str(directory), "releases": ["a/1"]},
+        "release_usage_info": {},
         "view_releases": {
             "name": "bench",
             "root": str(directory),

@@ -14,6 +14,7 @@ import finalizing
 import fleet
 import removing
 import tracing
+import usage
 import verification
 from images import Comparison
 from wire import Copied
@@ -104,6 +105,10 @@ class Report:
             *("files", "copied", "bytes", "seconds", "processor", "peak"),
         )
         self._switches = Table("Switching a mounted view", "between", "switches", "median", "longest", "bar")
+        self._usage = Table(
+            "Finding the processes that use a release",
+            *("files of the view", "processes", "users", "in the module", "longest", "bar", "processor"),
+        )
         self._tracing = Table(
             "Tracing opens: processor time of a job in a view, with and without a listener (the least of all turns)",
             *(
@@ -256,6 +261,13 @@ class Report:
         cells = (what, str(count), f"{median * 1e3:.1f} ms", f"{longest * 1e3:.1f} ms")
         self._switches.add(*cells, self._bar(median, bar, "< {} s"))
 
+    def add_usage(self, found: usage.Found, bar: float) -> None:
+        median = statistics.median(found.inside)
+        cells = (f"{found.files:,}", str(found.processes), str(found.users))
+        times = (f"{median:.2f} s", f"{max(found.inside):.2f} s")
+        processor = f"{statistics.median(found.processor):.2f} s"
+        self._usage.add(*cells, *times, self._bar(median, bar, "< {} s"), processor)
+
     def add_tracing(self, found: tracing.TracedJob, bar: float | None) -> None:
         plain, traced = (found.best(traced) for traced in (False, True))
         more = traced.own + traced.listener - plain.own
@@ -383,7 +395,7 @@ class Report:
         verdict = f"Bars not met: {self._missed}." if self._missed else "All bars are met."
         tables = (
             *(self._compared, self._memory, self._images, self._growth, self._sizes),
-            *(self._stored, self._copied, self._second, self._switches, self._tracing),
+            *(self._stored, self._copied, self._second, self._switches, self._usage, self._tracing),
             *(self._finalize, self._removing, self._verification, self._data_images, self._calls, self._soak),
             *(self._fleet, self._fleet_ratios, self._fleet_growth, self._batches, self._many, self._speed),
         )

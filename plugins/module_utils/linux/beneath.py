@@ -296,6 +296,11 @@ def rename_new(directory: int, name: bytes, to_directory: int, to_name: bytes) -
     syscalls.rename_new(directory, name, to_directory, to_name)
 
 
+def rename(directory: int, name: bytes, to_name: bytes) -> None:
+    """Rename ``name`` within an open directory, also on NFS, which cannot refuse to replace. A directory replaces only an empty one."""
+    os.rename(name, to_name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
 def is_directory_at(path: bytes) -> bool:
     """Return whether an absolute path leads to a directory. Only for an early message: open the directory before using it."""
     return os.path.isdir(path)

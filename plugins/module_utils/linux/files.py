@@ -423,7 +423,7 @@ def remove_tree(path: str, progress: Progress = no_progress) -> None:
 
 def empty(top: int, path: str, progress: Progress = no_progress) -> None:
     """Remove the content of the open directory ``top``; ``path`` is for messages. Raises OverlayError if something is mounted inside."""
-    _check_nothing_mounted(top)
+    check_nothing_mounted(top)
     allow_deep_trees()
     #: For each level: its descriptor, its name, and the directories in it that are still to be removed.
     stack: list[tuple[int, str, list[str]]] = [(top, path, _unlink_files(top))]
@@ -433,7 +433,7 @@ def empty(top: int, path: str, progress: Progress = no_progress) -> None:
             progress()
             if directories:
                 inner = directories.pop()
-                stack.append((os.open(inner, syscalls.LIST_REAL_DIRECTORY, dir_fd=here), inner, []))
+                stack.append((_open_on_same_mount(here, inner), inner, []))
                 stack[-1][2].extend(_unlink_files(stack[-1][0]))
                 continue
             if len(stack) == 1:
@@ -446,12 +446,28 @@ def empty(top: int, path: str, progress: Progress = no_progress) -> None:
             os.close(fd)
 
 
-def _check_nothing_mounted(top: int) -> None:
+def check_nothing_mounted(top: int) -> None:
     """Check that nothing is mounted inside the open directory ``top``. Raises OverlayError naming the mountpoint if something is."""
     inside = os.readlink(b"/proc/self/fd/%d" % top) + b"/"
     for mount in namespaces.own_mounts():
         if mount.path.startswith(inside):
             raise OverlayError(f"something is mounted at {show(mount.path)}, which is to be removed: unmount it first")
+
+
+def _open_on_same_mount(directory: int, name: str) -> int:
+    """Return a descriptor of the directory ``name``. Raises OverlayError if it is on another mount, as an automount may be by now."""
+    try:
+        return syscalls.openat2(
+            directory,
+            os.fsencode(name),
+            syscalls.LIST_REAL_DIRECTORY,
+            syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV,
+        )
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        place = os.readlink(b"/proc/self/fd/%d" % directory) + b"/" + os.fsencode(name)
+        raise OverlayError(f"something is mounted at {show(place)}, which is to be removed: unmount it first") from None
 
 
 def _unlink_files(fd: int) -> list[str]:

@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import accounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import accounts, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 
 #: Bytes of the end of a user's command's output that are kept.
@@ -28,6 +28,10 @@ _LONGEST_OUTPUT = 2000
 #: Seconds between two looks at a running command.
 _POLL_SECONDS = 0.1
 
+#: A line of /proc/PID/maps of a file: the range, and device, inode and path. A range with inode 0 has no file.
+_MAPPED_FILE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ (\S+ [1-9][0-9]* .*)$", re.MULTILINE)
+#: The flag of a kernel thread in /proc/PID/stat.
+_PF_KTHREAD = 0x00200000
 _MOUNT_ID = re.compile(rb"^mnt_id:\s*([0-9]+)$", re.MULTILINE)
 
 
@@ -166,19 +170,89 @@ class Process:
         return {"pid": self.pid, "name": self.name}
 
 
+#: A file that a process uses: the link to it in /proc, and its path as the kernel knows it.
+Use = tuple[bytes, bytes]
+
+
 def of_mounts(mounts: Collection[int]) -> list[Process]:
     """Return the processes, except this one, that use a mount with one of these mount IDs."""
     return [Process(pid, _name_of(pid)) for pid in _others() if not _mounts_used_by(pid).isdisjoint(mounts)]
 
 
-def by_mount() -> dict[int, list[Process]]:
-    """Map each mount ID to the processes, except this one, that use the mount."""
-    found: dict[int, list[Process]] = {}
+def uses_by_mount(devices: Mapping[int, tuple[int, int]]) -> dict[int, dict[Process, list[Use]]]:
+    """Map each mount ID to the processes, except this one, that use the mount, each with what it uses there.
+
+    ``devices`` has the device of each known mount. Files without a path, such as pipes, are left out.
+    """
+    known = _KnownMounts(devices)
+    found: dict[int, dict[Process, list[Use]]] = {}
     for pid in _others():
-        process = Process(pid, _name_of(pid))
-        for mount_id in _mounts_used_by(pid):
-            found.setdefault(mount_id, []).append(process)
+        status = _Status.of(pid)
+        if status is None or status.is_kernel_thread:
+            continue
+        process = Process(pid, status.name)
+        for mount_id, use in _uses(pid, status, known):
+            found.setdefault(mount_id, {}).setdefault(process, []).append(use)
     return found
+
+
+class _KnownMounts:
+    """The mounts of mapped files, so that the kernel is asked once for a file that many processes have mapped."""
+
+    def __init__(self, devices: Mapping[int, tuple[int, int]]) -> None:
+        self._devices = {mount_id: b"%02x:%02x " % device for mount_id, device in devices.items()}
+        #: By mount namespace, and by device, inode and path as in /proc/PID/maps.
+        self._mounts: dict[tuple[str, bytes], int] = {}
+
+    def mount_of(self, namespace: str | None, mapped: bytes, link: bytes) -> int | None:
+        """Return the mount ID of a mapped file, None if it is unknown. ``namespace`` is None if that of the process is unknown."""
+        if namespace is None:
+            return _mount_at(link)
+        key = namespace, mapped
+        mount_id = self._mounts.get(key)
+        if mount_id is None:
+            mount_id = _mount_at(link)
+            # Before Linux 6.8, a file of an overlay has the device of its layer here, and several overlays may show that file.
+            if mount_id is not None and mapped.startswith(self._devices.get(mount_id, b"-")):
+                self._mounts[key] = mount_id
+        return mount_id
+
+
+def _uses(pid: int, status: _Status, known: _KnownMounts) -> Iterator[tuple[int, Use]]:
+    """Yield the mount ID of each file with a path that a process uses, and the file."""
+    directory = b"%s/" % _directory_of(pid, status)
+    with contextlib.suppress(OSError):
+        for name in os.listdir(directory + b"fd"):
+            with contextlib.suppress(OSError):
+                link = directory + b"fd/" + name
+                target = os.readlink(link)
+                if target.startswith(b"/"):
+                    yield mount_of(directory + b"fdinfo/" + name), (link, target)
+    for link in (directory + b"cwd", directory + b"root", directory + b"exe"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(link)
+            mount_id = _mount_at(link)
+            if mount_id is not None:
+                yield mount_id, (link, target)
+    with contextlib.suppress(OSError):
+        namespace = _namespace_of(directory)
+        for name, mapped in _mapped(directory):
+            link = directory + name
+            path = mapped.split(None, 2)[2]
+            if b"\\" in path:
+                # The kernel writes a newline as \012, and a backslash as it is.
+                path = os.readlink(link)
+            if path.startswith(b"/"):
+                mount_id = known.mount_of(namespace, mapped, link)
+                if mount_id is not None:
+                    yield mount_id, (link, path)
+
+
+def _namespace_of(directory: bytes) -> str | None:
+    try:
+        return os.fsdecode(os.readlink(directory + b"ns/mnt"))
+    except OSError:
+        return None
 
 
 def paths() -> Iterator[tuple[Process, bytes]]:
@@ -189,7 +263,7 @@ def paths() -> Iterator[tuple[Process, bytes]]:
         names = [b"cwd", b"root", b"exe"]
         with contextlib.suppress(OSError):
             names += [b"fd/" + name for name in os.listdir(directory + b"fd")]
-            names += _mapped(directory)
+            names += [name for name, _file in _mapped(directory)]
         for link in names:
             with contextlib.suppress(OSError):
                 yield process, os.readlink(directory + link)
@@ -213,42 +287,87 @@ def links(pid: int) -> Iterator[tuple[int, bytes]]:
                 yield mount_of(directory + b"fdinfo/" + name), directory + b"fd/" + name
     others = [b"cwd", b"root", b"exe"]
     with contextlib.suppress(OSError):
-        others.extend(_mapped(directory))
+        others.extend(name for name, _file in _mapped(directory))
     for name in others:
-        with contextlib.suppress(OSError):
-            # The kernel follows the link without walking a path, and O_PATH does not open the file itself.
-            fd = os.open(directory + name, os.O_PATH | os.O_CLOEXEC)
-            try:
-                yield mount_of(b"/proc/self/fdinfo/%d" % fd), directory + name
-            finally:
-                os.close(fd)
+        mount_id = _mount_at(directory + name)
+        if mount_id is not None:
+            yield mount_id, directory + name
 
 
-def _directory_of(pid: int) -> bytes:
+def _mount_at(link: bytes) -> int | None:
+    """Return the mount ID of the target of a link in /proc, None if it is unknown. The kernel follows the link without walking a path."""
+    mount_id = syscalls.mount_at(link)
+    if mount_id is not None:
+        return mount_id
+    with contextlib.suppress(OSError):
+        # O_PATH does not open the file itself.
+        fd = os.open(link, os.O_PATH | os.O_CLOEXEC)
+        try:
+            return mount_of(b"/proc/self/fdinfo/%d" % fd)
+        finally:
+            os.close(fd)
+    return None
+
+
+@dataclass(frozen=True)
+class _Status:
+    """What /proc/PID/stat has of a process (proc_pid_stat(5))."""
+
+    name: str
+    #: Whether its first thread has ended.
+    is_zombie: bool
+    is_kernel_thread: bool
+
+    @classmethod
+    def of(cls, pid: int) -> _Status | None:
+        """Return the status of a process; None if it has ended."""
+        try:
+            text = _read(b"/proc/%d/stat" % pid)
+            # The name may have brackets and spaces.
+            start, _bracket, rest = text.rpartition(b") ")
+            fields = rest.split(None, 7)
+            name = start.partition(b"(")[2].decode("utf-8", "replace")
+            return cls(name, fields[0] == b"Z", bool(int(fields[6]) & _PF_KTHREAD))
+        except (OSError, IndexError, ValueError):
+            return None
+
+
+def _directory_of(pid: int, status: _Status | None = None) -> bytes:
     """Return the directory in /proc with the links of a process. If its first thread has ended, this is that of another thread."""
     directory = b"/proc/%d" % pid
-    with contextlib.suppress(OSError):
-        with open(directory + b"/stat", "rb") as stream:
-            state = stream.read().rpartition(b") ")[2][:1]
-        if state == b"Z":
+    status = status or _Status.of(pid)
+    if status and status.is_zombie:
+        with contextlib.suppress(OSError):
             others = [name for name in os.listdir(directory + b"/task") if int(name) != pid]
             # Only directories of /proc itself have map_files. /proc/TID exists for each thread, although it is not listed.
             return b"/proc/" + others[0] if others else directory
     return directory
 
 
-def _mapped(directory: bytes) -> Iterator[bytes]:
-    """Yield a link for each file that a process has mapped."""
-    with open(directory + b"maps", "rb") as stream:
-        lines = stream.read().split(b"\n")
-    seen = set()
-    for line in lines:
-        fields = line.split(None, 5)
-        # The last three fields are device, inode and path. A file usually has several ranges; a range with inode 0 has no file.
-        if len(fields) == 6 and fields[4] != b"0" and tuple(fields[3:]) not in seen:
-            seen.add(tuple(fields[3:]))
-            start, end = (int(address, 16) for address in fields[0].split(b"-"))
-            yield b"map_files/%x-%x" % (start, end)
+def _mapped(directory: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield a link for each file that a process has mapped, and the device, inode and path of the file as in /proc/PID/maps."""
+    # A file usually has several ranges.
+    first: dict[bytes, tuple[bytes, bytes]] = {}
+    for start, end, mapped in _MAPPED_FILE.findall(_read(directory + b"maps")):
+        first.setdefault(mapped, (start, end))
+    for mapped, (start, end) in first.items():
+        # The names in map_files have no zeros at the beginning.
+        yield b"map_files/%s-%s" % (start.lstrip(b"0") or b"0", end.lstrip(b"0")), mapped
+
+
+def _read(path: bytes) -> bytes:
+    """Return the content of a file in /proc."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts: list[bytes] = []
+        while True:
+            # The kernel returns at most a page of maps.
+            part = os.read(fd, 1 << 16)
+            if not part:
+                return b"".join(parts)
+            parts.append(part)
+    finally:
+        os.close(fd)
 
 
 def mount_of(fdinfo: bytes) -> int:

@@ -24,6 +24,7 @@ _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
 _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 _libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
+_libc.name_to_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
 _libc.fchownat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, ctypes.c_int)
 
 _SYS_OPEN_TREE = 428
@@ -85,6 +86,8 @@ CLONE_NEWPID = 0x20000000
 _PR_SET_PDEATHSIG = 1
 
 _AT_SYMLINK_NOFOLLOW = 0x100
+_AT_SYMLINK_FOLLOW = 0x400
+_AT_HANDLE_FID = 0x200
 _AT_EMPTY_PATH = 0x1000
 _AT_STATX_FORCE_SYNC = 0x2000
 _AT_STATX_DONT_SYNC = 0x4000
@@ -352,3 +355,22 @@ def is_on_overlay(fd: int) -> bool:
     status = (ctypes.c_uint32 * 64)()
     _checked(_libc.fstatfs(fd, status), None)
     return status[0] == _OVERLAYFS_SUPER_MAGIC
+
+
+#: A struct file_handle without room for a handle, and the mount ID.
+_no_handle = (ctypes.c_uint32 * 2)()
+_handle_mount = ctypes.c_int()
+
+
+def mount_at(path: bytes) -> int | None:
+    """Return the mount ID of the inode at a path, following a symbolic link at its end (name_to_handle_at(2)).
+
+    Nothing is opened, so this takes a third of the time of O_PATH and fdinfo. Return None if the kernel or the file system cannot answer,
+    or if there is nothing at the path.
+    """
+    _no_handle[0] = 0
+    # The kernel sets the mount ID although there is no room for the handle. Linux 6.5 makes handles for every file system.
+    result = _libc.name_to_handle_at(
+        AT_FDCWD, path, _no_handle, ctypes.byref(_handle_mount), _AT_SYMLINK_FOLLOW | _AT_HANDLE_FID
+    )
+    return _handle_mount.value if result < 0 and ctypes.get_errno() == errno.EOVERFLOW else None

@@ -24,7 +24,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.files import ASIDE_PREFIX
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.processes import Process
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.processes import Process, Use
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import RecordError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import detached_records
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.detached_records import DetachedMount
@@ -58,6 +58,8 @@ class Observed:
     unlisted: dict[int, list[Process]]
     #: The mounts of each mount namespace, with a process in it, or None for the namespace of this process.
     live: list[tuple[int | None, list[Mount]]]
+    #: For each mount ID, the processes that use the mount, each with what it uses there.
+    uses: dict[int, dict[Process, list[Use]]]
 
 
 def in_use(forget: bool = True) -> list[tuple[DetachedMount, list[Process]]]:
@@ -76,7 +78,9 @@ def look(forget: bool = True) -> Observed:
     # The order matters. The records are read before the processes, so that the users of every record that is read are found. The mounts
     # are read after the processes, so that a mount that has got a recorded mount ID in the meantime is seen.
     records = _read()
-    holders = processes.by_mount()
+    devices = {mount_id: entry.device for entry, _path in records for mount_id in entry.mounts}
+    devices.update((mount.id, mount.device) for _pid, mounts in namespaces.everywhere() for mount in mounts)
+    holders = processes.uses_by_mount(devices)
     everywhere = list(namespaces.everywhere())
     live = [mount for _pid, mounts in everywhere for mount in mounts]
     found = []
@@ -91,8 +95,10 @@ def look(forget: bool = True) -> Observed:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
     listed = {mount.id for mount in live}.union(*(entry.mounts for entry, _users in found))
-    unlisted = {mount_id: users for mount_id, users in holders.items() if mount_id >= 0 and mount_id not in listed}
-    return Observed(found, unlisted, everywhere)
+    unlisted = {
+        mount_id: list(users) for mount_id, users in holders.items() if mount_id >= 0 and mount_id not in listed
+    }
+    return Observed(found, unlisted, everywhere, holders)
 
 
 def _entry(path: str) -> DetachedMount:

@@ -32,8 +32,8 @@ _SAMPLES = 20
 def overlays(held: Mapping[int, Sequence[Process]], live: Collection[Mount]) -> Iterator[tuple[Process, Mount | None]]:
     """Yield each process that uses an unlisted overlay, with a mount of the same overlay elsewhere, or None if there is none.
 
-    ``held`` maps unlisted mount IDs to processes; most of these mounts are the kernel's own, such as that of pipes. A file system that
-    does not answer in time counts as an overlay.
+    ``held`` maps unlisted mount IDs to processes; most of these mounts are the kernel's own, such as that of shared memory. A file system
+    that does not answer in time counts as an overlay.
     """
     remote = {mount.device for mount in live if mount.fstype.startswith(REMOTE)} | _nfs_devices()
     known = {mount.device: mount for mount in live if mount.fstype == b"overlay"}
@@ -52,8 +52,10 @@ def _held_on(mount_id: int, holders: Sequence[Process], opened: contextlib.ExitS
     left = _SAMPLES
     for process in holders:
         for link_mount_id, link in processes.links(process.pid):
-            if link_mount_id != mount_id or left == 0:
+            if link_mount_id != mount_id:
                 continue
+            if left == 0:
+                return
             with contextlib.suppress(OSError):
                 # Files without a path, such as pipes: 'pipe:[4711]'.
                 if not os.readlink(link).startswith(b"/"):

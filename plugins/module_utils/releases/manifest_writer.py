@@ -78,7 +78,7 @@ def write(
                 record = replace(scanned, root=root_identity(root_name or root))
                 text = manifest.record_to_json(record)
         except BaseException:
-            _remove_empty_directories(store, release)
+            remove_empty_directories(store, release)
             raise
         with files.written_aside(record_path(inside)) as aside:
             aside.write(text)
@@ -191,10 +191,10 @@ def remove(store: str, release: str) -> None:
             with contextlib.suppress(FileNotFoundError):
                 if name:
                     os.unlink(name)
-    _remove_empty_directories(store, release)
+    remove_empty_directories(store, release)
 
 
-def _remove_empty_directories(store: str, release: str) -> None:
+def remove_empty_directories(store: str, release: str) -> None:
     """Remove the empty directories of the store that are above the manifest of a release."""
     for _level in release.split("/")[1:]:
         release = os.path.dirname(release)

@@ -57,17 +57,29 @@ def sample_differences(
         os.close(top)
 
 
+def changed_entries(top: int, placement: Placement, count: int, marker: str, progress: Progress) -> list[str]:
+    """Compare the open directory of a release, and ``count`` entries in it, as ``sample_differences`` does. Added names are ignored."""
+    return _Comparison(top, placement, os.fsencode(marker), IgnoredNames(), progress, with_added=False).run(count)
+
+
 class _Comparison:
     """One comparison of a release, whose directory is open as ``top``, with its manifest."""
 
     def __init__(
-        self, top: int, placement: Placement, marker: bytes, ignored: IgnoredNames, progress: Progress
+        self,
+        top: int,
+        placement: Placement,
+        marker: bytes,
+        ignored: IgnoredNames,
+        progress: Progress,
+        with_added: bool = True,
     ) -> None:
         self._top = top
         self._placement = placement
         self._marker = b"/" + marker.strip(b"/")
         self._ignored = ignored
         self._progress = progress
+        self._with_added = with_added
         self._found: list[str] = []
         #: Paths of the directories whose mtime differs, by the escaped path.
         self._touched: dict[bytes, bytes] = {}
@@ -125,7 +137,7 @@ class _Comparison:
                 inner[manifest.unescape(name)] = line
         for escaped, inner in recorded.items():
             path = self._touched[escaped]
-            for name in sorted(self._names(path) - set(inner)):
+            for name in sorted(self._names(path) - set(inner)) if self._with_added else ():
                 self._report(os.path.join(path, name), "it has been added")
             for line in inner.values():
                 # Entries further down are compared only if they are in the sample.

@@ -428,11 +428,12 @@ def csv_text(rows: Iterable[Row]) -> str:
     for row in rows:
         values = {name: getattr(row, name) for name in _COLUMNS}
         values.update(drift="; ".join(row.drift), releases=len(row.releases))
-        writer.writerow([_cell(values[name]) for name in _COLUMNS])
+        writer.writerow([cell(values[name]) for name in _COLUMNS])
     return text.getvalue()
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
+    """Return a value for a cell of CSV: one line, which no spreadsheet takes for a formula."""
     if not isinstance(value, str):
         return "" if value is None else value
     line = one_line(value)

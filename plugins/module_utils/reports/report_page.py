@@ -16,6 +16,8 @@ The data are small for large farms: every text, list of releases and kind of row
 | ``rows`` | for each host: kind, since, bytes on disk, last run, when it was verified, and the number of problems, row by row |
 | ``problems`` | status, text of the reason, views, and hosts as distances |
 | ``unlisted_problems`` | how many more problems there are |
+| ``uses`` | release, host, view, and texts of the process, how it uses it, and the paths; null if they were not asked for |
+| ``unlisted_uses`` | how many more uses there are |
 
 A number that refers to nothing, and a time that is not known, is -1. Times are in seconds before ``base``.
 """
@@ -24,7 +26,8 @@ from __future__ import annotations
 
 import calendar
 import json
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_ranges import natural_key
@@ -40,6 +43,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.report 
 _REASONS_LENGTH = 400_000
 _NO_ROOM = "there are too many different reasons for this page: see the CSV"
 _MOST_PROBLEMS = 300
+_MOST_USES = 5000
 
 
 class _Numbers:
@@ -71,11 +75,50 @@ class _Texts(_Numbers):
         return self.of(text)
 
 
-def page_data(rows: Sequence[Row], time: str = "") -> str:
-    """Return the data of a page as JSON that is safe inside of a script element. ``time`` is the time of the report."""
-    hosts = sorted({row.host for row in rows}, key=natural_key)
-    views = sorted({row.view for row in rows if row.view is not None}, key=natural_key)
-    releases = sorted({release for row in rows for release in row.releases}, key=natural_key)
+@dataclass(frozen=True)
+class _Use:
+    """What uses a release. The release is None if it may be any, and the view if it is none."""
+
+    release: str | None
+    host: str
+    view: str | None
+    process: str
+    how: str
+    paths: str
+
+
+def _uses(usage: Mapping[str, Any]) -> Iterator[_Use]:
+    """Yield what uses releases, as the module gathered_usage returns it. Hosts of which it is unknown come first."""
+    for host, reason in usage["unknown"].items():
+        yield _Use(None, host, None, "unknown", "", reason)
+    for one in usage["releases"]:
+        for host, processes in one["processes"].items():
+            for process in processes:
+                paths = list(process.get("paths", ()))
+                more = process.get("path_count", len(paths)) - len(paths)
+                yield _Use(
+                    one["release"],
+                    host,
+                    process.get("view"),
+                    f"{process['name']} ({process['pid']})",
+                    ", ".join(process["how"]),
+                    ", ".join([*paths, *([f"{more} more"] if more > 0 else [])]),
+                )
+
+
+def page_data(rows: Sequence[Row], time: str = "", usage: Mapping[str, Any] | None = None) -> str:
+    """Return the data of a page as JSON that is safe inside of a script element.
+
+    ``time`` is the time of the report. ``usage`` is what uses releases, as the module gathered_usage returns it.
+    """
+    uses = list(_uses(usage)) if usage else []
+    names = {
+        "host": {row.host for row in rows} | {use.host for use in uses},
+        "view": {row.view for row in rows if row.view is not None} | {use.view for use in uses if use.view is not None},
+        "release": {release for row in rows for release in row.releases}
+        | {use.release for use in uses if use.release is not None},
+    }
+    hosts, views, releases = (sorted(found, key=natural_key) for found in names.values())
     number_of = {
         "host": {name: number for number, name in enumerate(hosts)},
         "view": {name: number for number, name in enumerate(views)},
@@ -114,6 +157,15 @@ def page_data(rows: Sequence[Row], time: str = "") -> str:
         columns[number_of["host"][row.host]] += [
             *(kinds.of(kind), since, row.bytes_on_disk, last_run, verified, found_problems),
         ]
+    used = [
+        [
+            -1 if use.release is None else number_of["release"][use.release],
+            number_of["host"][use.host],
+            -1 if use.view is None else number_of["view"][use.view],
+            *(texts.reason(text) for text in (use.process, use.how, use.paths)),
+        ]
+        for use in uses[:_MOST_USES]
+    ]
     found = {
         "time": _seconds(time) if time else None,
         "base": base,
@@ -128,6 +180,8 @@ def page_data(rows: Sequence[Row], time: str = "") -> str:
         "rows": columns,
         "problems": listed,
         "unlisted_problems": len(problems) - len(listed),
+        "uses": used if usage else None,
+        "unlisted_uses": max(len(uses) - _MOST_USES, 0),
     }
     return _for_script(found)
 

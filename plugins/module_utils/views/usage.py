@@ -102,10 +102,22 @@ def lasting(paths: ViewPaths, progress: Progress = no_progress) -> dict[str, lis
 
 def of_image(image: str) -> list[str]:
     """Return the reasons why an image in an image store is in use on this host."""
-    paths = {os.fsencode(image), os.fsencode(os.path.realpath(image))}
-    # The kernel reports an image that is a layer by its path without the suffix.
-    paths |= {without_suffix(path) for path in paths if is_image_path(path)}
-    return sorted({use.reason for use in _all(forget=False) if use.path in paths})
+    return of_images([image])[image]
+
+
+def of_images(images: Collection[str]) -> dict[str, list[str]]:
+    """Map each of these images in an image store to the reasons why it is in use on this host."""
+    uses: dict[bytes, set[str]] = {}
+    for use in _all(forget=False) if images else ():
+        if use.path is not None:
+            uses.setdefault(use.path, set()).add(use.reason)
+    found = {}
+    for image in images:
+        paths = {os.fsencode(image), os.fsencode(os.path.realpath(image))}
+        # The kernel reports an image that is a layer by its path without the suffix.
+        paths |= {without_suffix(path) for path in paths if is_image_path(path)}
+        found[image] = sorted(set().union(*(uses.get(path, ()) for path in paths)))
+    return found
 
 
 def of_data_images(ids: Collection[str], forget: bool) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, processes
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, processes, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import detached
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
@@ -118,3 +118,62 @@ def test_the_module_names_the_users_of_the_old_overlay(area: Path) -> None:
         assert support.module("overlay_mount", True, True, **arguments).ok["users"] == expected
         assert support.module("overlay_mount", **arguments).ok["users"] == expected
         assert support.module("overlay_mount", **arguments).ok["users"] == []
+
+
+def test_a_kernel_that_makes_no_handles_gives_the_same_mounts(area: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = view_of(area, 1)
+    with holding("map", view) as pid:
+        found = set(processes.links(pid))
+        monkeypatch.setattr(syscalls, "mount_at", lambda _path: None)
+        assert set(processes.links(pid)) == found
+    live = support.live(view)
+    assert live
+    assert live.id in {mount_id for mount_id, _link in found}
+
+
+def test_processes_that_map_one_file_of_several_detached_overlays_are_told_apart(area: Path) -> None:
+    view = view_of(area, 1)
+    with holding("map", view) as first, holding("map", view) as second:
+        view_of(area, 2)
+        with holding("map", view) as third:
+            view_of(area, 3)
+            found = pids_in_use()
+            assert found[os.fsencode(area / "layer1")] == sorted([first, second])
+            assert found[os.fsencode(area / "layer2")] == [third]
+
+
+def test_a_file_that_has_the_device_of_another_mount_is_asked_for_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Linux 6.8, a mapped file of an overlay has the device of its layer."""
+    answers = iter([7, 8, 9])
+    monkeypatch.setattr(processes, "_mount_at", lambda _link: next(answers))
+    known = processes._KnownMounts({7: (0, 50), 8: (0, 51), 9: (0, 51)})
+    assert [known.mount_of("mnt:[1]", b"00:33 12 /x", b"") for _turn in range(3)] == [7, 8, 8]
+    assert known.mount_of("mnt:[2]", b"00:33 12 /x", b"") == 9
+
+
+def test_paths_are_those_of_the_links(area: Path) -> None:
+    path = area / "odd \n \\012"
+    path.mkdir()
+    support.write(path / "file", b"x")
+    with holding("map", path) as pid:
+        devices = {mount.id: mount.device for mount in namespaces.own_mounts()}
+        uses = [
+            (mount_id, use)
+            for mount_id, users in processes.uses_by_mount(devices).items()
+            for process, found in users.items()
+            if process.pid == pid
+            for use in found
+        ]
+        assert os.fsencode(path / "file") in {target for _mount_id, (_link, target) in uses}
+        assert {(mount_id, link, os.readlink(link)) for mount_id, (link, _target) in uses} == {
+            (mount_id, link, target) for mount_id, (link, target) in uses
+        }
+        assert {(mount_id, link) for mount_id, (link, _target) in uses} <= set(processes.links(pid))
+
+
+def test_the_mount_of_a_path_is_that_of_an_open_file(area: Path) -> None:
+    for path in (view_of(area, 1) / "file", area, Path("/proc/self/exe"), Path("/proc/self/ns/mnt")):
+        fd = os.open(path, os.O_PATH)
+        assert syscalls.mount_at(os.fsencode(path)) == processes.mount_of(b"/proc/self/fdinfo/%d" % fd)
+        os.close(fd)
+    assert syscalls.mount_at(os.fsencode(area / "missing")) is None

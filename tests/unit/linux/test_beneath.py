@@ -10,10 +10,14 @@ import pytest
 
 ROOMS = Path(__file__).resolve().parents[3] / "plugins" / "module_utils"
 
-#: The files with such code: one of overlays, and all of finalize.
+#: The files with such code: one of overlays, one of retirement, and all of finalize.
 FOREIGN = sorted(
     str(path.relative_to(ROOMS))
-    for path in (ROOMS / "overlays" / "uppers.py", *(ROOMS / "finalize").glob("*.py"))
+    for path in (
+        ROOMS / "overlays" / "uppers.py",
+        ROOMS / "retirement" / "deleting.py",
+        *(ROOMS / "finalize").glob("*.py"),
+    )
     if path.name != "__init__.py"
 )
 #: Their functions that use paths which only root can change: below /run, /proc and /sys, or in a private mount namespace.
@@ -72,7 +76,7 @@ PATHED = {
 TEXTUAL = {"join", "split", "basename", "dirname", "isabs", "normpath"}
 #: Functions of linux/ that may be called with a path: they work where only root can write, or open the path safely.
 HARMLESS = {
-    "files": {"allow_deep_trees", "make_directories", "remove_tree", "written_aside"},
+    "files": {"allow_deep_trees", "check_nothing_mounted", "empty", "make_directories", "remove_tree", "written_aside"},
     "syscalls": {"has_superblock", "mount", "syncfs", "umount", "die_with_parent"},
 }
 #: Modules whose functions take paths only.

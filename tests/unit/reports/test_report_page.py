@@ -79,6 +79,46 @@ def test_the_page_is_well_formed() -> None:
         assert set(document.attributes(name)) <= set(identifiers)
 
 
+def test_the_page_has_what_uses_releases() -> None:
+    rows = rows_of(farm_rows(5, 2, 12))
+    assert json.loads(page_data(rows, NOW))["uses"] is None
+    process = {"pid": 4711, "name": "hython</script>", "how": ["mapped", "open"], "view": "view00"}
+    usage = {
+        "unknown": {"lost": "unreachable: no route"},
+        "releases": [
+            {
+                "release": "houdini/19.5",
+                "processes": {
+                    "render9": [
+                        {**process, "paths": ["bin/hython"], "path_count": 3},
+                        {**process, "view": None, "paths": ["."], "path_count": 1},
+                    ]
+                },
+            },
+            {"release": "maya/2025", "processes": {}},
+        ],
+    }
+    data = json.loads(page_data(rows, NOW, usage))
+    shown = [
+        [
+            None if release < 0 else data["releases"][release],
+            data["hosts"][host],
+            None if view < 0 else data["views"][view],
+            *(data["texts"][text] for text in texts),
+        ]
+        for release, host, view, *texts in data["uses"]
+    ]
+    user = ["hython</script> (4711)", "mapped, open"]
+    assert shown == [
+        [None, "lost", None, "unknown", "", "unreachable: no route"],
+        ["houdini/19.5", "render9", "view00", *user, "bin/hython, 2 more"],
+        ["houdini/19.5", "render9", None, *user, "."],
+    ]
+    many = {"unknown": {f"lost{number}": "gone" for number in range(5100)}, "releases": []}
+    data = json.loads(page_data(rows, NOW, many))
+    assert (len(data["uses"]), data["unlisted_uses"]) == (5000, 100)
+
+
 def test_every_control_has_a_name() -> None:
     document = Document(page([]))
     labelled = set(document.attributes("for"))
