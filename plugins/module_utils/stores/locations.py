@@ -17,7 +17,8 @@ SCHEMES = ("http", "https")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 #: What an address may consist of, RFC 3986.
 _CHARACTERS = re.compile(r"[A-Za-z0-9._~:/\[\]@!$&'()*+,;=%-]+")
-_LONGEST = 4095
+#: Characters of the longest address.
+LONGEST_ADDRESS = 4095
 
 
 def is_address(location: str) -> bool:
@@ -61,7 +62,7 @@ def problem_of(address: str) -> str | None:
         return "has a user name or a password: leave them out, and give them in the file .netrc of the user who runs the task"
     if "?" in address or "#" in address:
         return "has a '?' or a '#', which the address of a store cannot have: give the address of the directory"
-    if not _CHARACTERS.fullmatch(address) or len(address) > _LONGEST:
+    if not _CHARACTERS.fullmatch(address) or len(address) > LONGEST_ADDRESS:
         return "has characters that an address cannot have, or is too long: encode them as %XX"
     if {".", ".."} & set(parts.path.split("/")):
         return "has a part '.' or '..': give the address without it"
