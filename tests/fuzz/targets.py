@@ -57,9 +57,10 @@ def _check_any(text: bytes) -> None:
 TARGETS = {
     ALL: Target(
         _check_any,
-        tuple(
-            bytes((number,)) + sample for number, target in enumerate(_SINGLE.values()) for sample in target.samples
-        ),
+        tuple(bytes((number,)) + sample for number, target in enumerate(_SINGLE.values()) for sample in target.samples),
     ),
     **_SINGLE,
 }
+
+if __name__ == "__main__":
+    print("\n".join(TARGETS))

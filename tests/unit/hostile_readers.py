@@ -5,6 +5,7 @@ tests/unit/test_hostile.py gives them random changes of the real data, and tests
 
 from __future__ import annotations
 
+import functools
 import json
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +45,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
     CARRIED_XATTRS,
+    MANIFEST_XATTRS,
     SET_ID,
     Entry,
     EntryCounts,
@@ -291,7 +293,7 @@ def check_manifest(text: bytes) -> None:
     if found:
         assert found[0].path == b"/"
         assert not any(part in (b".", b"..") for entry in found for part in entry.path.split(b"/"))
-        assert not any({name for name, _value in entry.xattrs} - manifest.MANIFEST_XATTRS for entry in found)
+        assert not any({name for name, _value in entry.xattrs} - MANIFEST_XATTRS for entry in found)
         entries = list(placed(placement, iter(found), OwnershipRules()))
         assert [manifest.decode(line) for line in manifest.lines(shown or b"")] == entries
         counted = Tally()
@@ -333,8 +335,18 @@ def composition_input(seed: int) -> bytes:
     return head.ljust(5, b"\1") + BETWEEN.join(texts)
 
 
-def check_composition(text: bytes) -> None:
-    """Compose the manifests that are accepted, and check that the view has a sound tree and gives nobody more than they do."""
+@dataclass(frozen=True)
+class View:
+    """A composed view."""
+
+    composition: Composition
+    rules: Rules
+    #: The entries of all manifests of which it was made.
+    given: tuple[Entry, ...]
+
+
+def composed(text: bytes) -> View | None:
+    """Return the view of those manifests of an input that are accepted; None if they cannot be composed."""
     head, texts = text[:5].ljust(5, b"\0"), text[5:].split(BETWEEN)[:4]
     rules = RULES[head[0] % len(RULES)]
     placements, entries = [], {}
@@ -353,10 +365,17 @@ def check_composition(text: bytes) -> None:
         return iter(entries[placement.manifest])
 
     composition = outcome("composition", lambda: Composition(placements, read, rules, lambda: None))
-    if composition:
-        view = list(composition.entries())
-        check_tree(view)
-        check_rights(view, rules, [entry for found in entries.values() for entry in found])
+    given = tuple(entry for found in entries.values() for entry in found)
+    return View(composition, rules, given) if composition else None
+
+
+def check_composition(text: bytes) -> None:
+    """Compose the manifests that are accepted, and check that the view has a sound tree and gives nobody more than they do."""
+    view = composed(text)
+    if view:
+        entries = list(view.composition.entries())
+        check_tree(entries)
+        check_rights(entries, view.rules, view.given)
 
 
 def check_tree(view: Sequence[Entry]) -> None:
@@ -396,37 +415,33 @@ OLD_IMAGE, NEW_IMAGE = image(["usd/1", "usd/2"], 20), image(["usd/1", "usd/3"], 
 DELTA = tuple(image_delta.encode(memoryview(OLD_IMAGE), memoryview(NEW_IMAGE), lambda: None))
 
 
+def part_of(whole: memoryview) -> image_delta.Read:
+    return lambda start, length: whole[start : start + length]
+
+
+def decoded(delta: Sequence[bytes], old: memoryview, size: int) -> bytes:
+    return b"".join(image_delta.decode(delta, part_of(old), len(old), size))
+
+
 def check_delta(text: bytes) -> None:
     """Decode a delta whose plain text is given, and the text itself as a delta."""
-    old, size = OLD_IMAGE, len(NEW_IMAGE)
-
-    def decoded(delta: Sequence[bytes]) -> int:
-        return sum(
-            map(len, image_delta.decode(delta, lambda start, length: old[start : start + length], len(old), size))
-        )
-
-    for delta in ((text,), tuple(deflated(deflated((text,), 1), 1))):
-        length = outcome("delta", lambda delta=delta: decoded(delta), DamagedError)  # type: ignore[misc]
-        assert length in (None, size)
+    with memoryview(OLD_IMAGE) as old:
+        for delta in ((text,), tuple(deflated(deflated((text,), 1), 1))):
+            read = functools.partial(decoded, delta, old, len(NEW_IMAGE))
+            made = outcome("delta", read, DamagedError)
+            assert made is None or len(made) == len(NEW_IMAGE)
 
 
 def check_image(text: bytes) -> None:
     """Divide an image into records, and make deltas from and to it."""
     with memoryview(text) as crafted, memoryview(OLD_IMAGE) as real:
         end = 0
-        for offset, length, _key in image_records.records(crafted):
+        for offset, length, _key in outcome("image", lambda: list(image_records.records(crafted))) or ():
             assert end <= offset <= offset + length <= len(crafted)
             end = offset + length
         for old, new in ((real, crafted), (crafted, real)):
             delta = tuple(image_delta.encode(old, new, lambda: None))
-            if delta:
-                parts = image_delta.decode(
-                    delta,
-                    lambda start, size, old=old: old[start : start + size],
-                    len(old),
-                    len(new),  # type: ignore[misc]
-                )
-                assert b"".join(parts) == new
+            assert not delta or decoded(delta, old, len(new)) == new
 
 
 # ---- mounts

@@ -9,7 +9,7 @@ import posixpath
 import re
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show_text
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_bytes
 
 SCHEMES = ("http", "https")
@@ -78,7 +78,7 @@ def joined(store: str, *names: str) -> str:
 
 def shown(location: str) -> str:
     """Return a location for a message, without a user name and password."""
-    return show(to_bytes(without_secrets(location)))
+    return show_text(without_secrets(location))
 
 
 def without_secrets(location: str) -> str:

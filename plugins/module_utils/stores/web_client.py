@@ -27,7 +27,7 @@ from http.client import HTTPResponse
 from typing import IO, Any, NoReturn
 from urllib.parse import quote, urljoin, urlsplit
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import HostError, OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import HostError, OverlayError, show_text
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.locations import (
     LONGEST_ADDRESS,
     SCHEMES,
@@ -243,7 +243,8 @@ def _refuse(error: urllib.error.HTTPError, address: str) -> NoReturn:
         ) from None
     if code >= 500 or code in _PASSING:
         raise HostError(
-            f"{name}: the server failed ({code} {quoted(error.reason)}) {len(PAUSES) + 1} times{route}: look at its log, then run the task again"
+            f"{name}: the server failed ({code} {quoted(error.reason)}) {len(PAUSES) + 1} times{route}: look at its log, then run the task"
+            " again"
         ) from None
     raise OverlayError(
         f"{name}: the server answers {code} {quoted(error.reason)}{route}: check the address, and that it serves plain files"
@@ -269,5 +270,5 @@ def _described(reason: object) -> str:
 
 def quoted(text: str) -> str:
     """Return what a server sent for a message: control characters as escapes, and no more than its beginning."""
-    whole = show(text.encode("utf-8", "backslashreplace"))
+    whole = show_text(text)
     return whole if len(whole) <= _MOST_QUOTED else whole[:_MOST_QUOTED] + "..."

@@ -28,7 +28,7 @@ class _Socket:
         self._answer = answer
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(io.BytesIO(self._answer))  # type: ignore[arg-type]
+        return io.BufferedReader(io.BytesIO(self._answer))
 
     def sendall(self, _request: bytes) -> None:
         """Take a request, whatever it is."""
