@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import stat
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,7 +45,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import
     trace_record,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
+    CAPABILITY_XATTR,
     CARRIED_XATTRS,
+    CHECKSUM_XATTR,
     MANIFEST_XATTRS,
     SET_ID,
     Entry,
@@ -315,6 +318,8 @@ RULES = tuple(
     )
     for declared in ((), links.declared_links([(b"a/b", b"../b"), (b"q/r", b"a")]))
 )
+#: Values that a manifest may have: cap_net_raw=ep, and a SHA-256.
+XATTR_VALUES = {CAPABILITY_XATTR: struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0), CHECKSUM_XATTR: b"0" * 64}
 #: Between the manifests of a composition.
 BETWEEN = b"%\n"
 
@@ -330,7 +335,10 @@ def composition_input(seed: int) -> bytes:
     )
     texts = []
     for number, one in enumerate(releases):
-        entries = [entry._replace(xattrs=()) for entry in one.entries()]
+        entries = [
+            entry._replace(xattrs=tuple((name, XATTR_VALUES[name]) for name, _value in entry.xattrs))
+            for entry in one.entries()
+        ]
         texts.append(b"".join(map(manifest.encode, entries)).replace(one.placement.source, b"tool/%d" % number))
     return head.ljust(5, b"\1") + BETWEEN.join(texts)
 
