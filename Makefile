@@ -18,7 +18,7 @@ RUN = env -u PYTHONDONTWRITEBYTECODE \
 
 LEGS := lint types unit kernel awx integration integration-oldest sanity docs importer
 
-.PHONY: help test $(LEGS) eda demo demo-clean bench farm farm-resolve farm-starts metrics page unionmount format requirements clean \
+.PHONY: help test $(LEGS) eda demo demo-clean bench farm farm-resolve farm-starts metrics page unionmount fuzz format requirements clean \
 	setup-demo setup-test
 
 help: ## list the targets
@@ -57,6 +57,7 @@ farm: SCRIPT := tests/farm/run
 metrics: SCRIPT := tests/metrics/run
 page: SCRIPT := tests/page/run
 unionmount: SCRIPT := tests/unionmount/run
+fuzz: SCRIPT := tests/fuzz/run
 
 demo: setup-demo ## create a small software root on this machine, deploy a view of it, and say how to look at it
 demo-clean: setup-demo ## remove the demo
@@ -69,8 +70,9 @@ farm-starts: ARGS := --write starts
 farm-starts: farm ## measure starts of software on the farm, and detach a view 50 times; takes more than an hour
 page: setup-test ## open the page of a report in headless Chromium; keep pages and pictures in .build/page
 unionmount: setup-test ## run unionmount-testsuite, ARGS=DIRECTORY, on finalized and on detached overlays; needs root
+fuzz: setup-test setup-fuzz ## give readers of outside data the inputs of a coverage-guided fuzzer; ARGS='--seconds 300 TARGET'
 
-demo demo-clean bench farm metrics page unionmount:
+demo demo-clean bench farm metrics page unionmount fuzz:
 	@test -f $(SCRIPT) || { echo "make $@: $(SCRIPT) is missing in this version" >&2; exit 1; }
 	@exec $(RUN) $(SCRIPT) $(ARGS)
 
@@ -80,7 +82,7 @@ format: setup-test ## format the Python code for lint
 
 requirements: ## update the pinned versions in tests/requirements
 	@$(SETUP) requirements
-	@cd tests/requirements && for name in demo software test oldest importer rez eda awx; do \
+	@cd tests/requirements && for name in demo software test oldest importer rez eda awx fuzz; do \
 		"$(BUILD)/venv-requirements/bin/uv" pip compile --quiet --upgrade --universal --python-version 3.10 \
 			--no-header --no-annotate "$$name.in" --output-file "$$name.txt" || exit 1; \
 	done
@@ -93,7 +95,7 @@ setup-test:
 	@$(or $(PYTHON),python3) tests/tools/images.py
 	@$(or $(PYTHON),python3) tests/tools/awx_collection.py
 
-setup-oldest setup-importer: setup-%:
+setup-oldest setup-importer setup-fuzz: setup-%:
 	@$(SETUP) $*
 
 clean: ## remove .build

@@ -206,7 +206,16 @@ def build_and_install(directory: Path) -> Count:
 
 
 # Programs that make runs. They import files beside them by bare name.
-PROGRAMS = ("tests/tools", "tests/demo", "tests/bench", "tests/farm", "tests/metrics", "tests/page", "tests/unionmount")
+PROGRAMS = (
+    "tests/tools",
+    "tests/demo",
+    "tests/bench",
+    "tests/farm",
+    "tests/metrics",
+    "tests/page",
+    "tests/unionmount",
+    "tests/fuzz",
+)
 
 
 def types(_args: Sequence[str]) -> Count:

@@ -54,6 +54,8 @@ LEVELS = {
     "rez": Level("rez.txt", "venv-rez"),
     "eda": Level("eda.txt", "venv-eda"),
     "awx": Level("awx.txt", "venv-awx"),
+    # atheris has wheels for these Pythons only.
+    "fuzz": Level("fuzz.txt", "venv-fuzz", ((3, 13), (3, 12), (3, 14)), optional=True),
     "requirements": Level("uv.txt", "venv-requirements"),
 }
 

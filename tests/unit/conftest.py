@@ -11,7 +11,7 @@ from ansible_collections.renderfarm.overlay.tests.unit import tried
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--inputs", type=int, default=300, help="inputs for each test of tests/unit/test_hostile.py")
+    parser.addoption("--inputs", type=int, default=150, help="inputs for each test of tests/unit/test_hostile.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:

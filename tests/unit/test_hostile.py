@@ -7,34 +7,32 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import marks, move_plan, remount_notes
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import globs, links, ownership
-from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import Image
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fstab_lines, mountinfo
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_entries, detached_records, options
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_entries, options
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import (
-    manifest,
     patterns,
-    trace_record,
     versions,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
     Entry,
-    EntryCounts,
-    ManifestRecord,
-    Placement,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root import nfs_options, root_plan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation_record, layer_spec
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import Generation
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_spec import LayerSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation_record
+from ansible_collections.renderfarm.overlay.tests.unit.hostile_readers import (
+    MOUNTINFO,
+    OF_BYTES,
+    OF_JSON,
+    READERS,
+    check_generation,
+    values_of,
+)
 from ansible_collections.renderfarm.overlay.tests.unit.tried import outcome
 
 hostile = settings(
@@ -117,58 +115,12 @@ def texts_of(records: list[dict[str, Any]]) -> st.SearchStrategy[bytes]:
     )
 
 
-# ---- records
-
-DIGEST = "sha256:" + "0123456789abcdef" * 4
-RECORD = ManifestRecord("pkg/1", DIGEST, 123, EntryCounts(1, 2, 3, 4), 5, True, "/net/software")
-PLACEMENTS = (
-    Placement("/s/pkg/1.dump.gz", RECORD, b"pkg/1", b"pkg/1", (b"bin/**",), (b"doc",)),
-    Placement("/s/pkg/2.dump.gz", replace(RECORD, release="pkg/2"), b"pkg", b"elsewhere"),
-)
-SPECS = [
-    LayerSpec("view", PLACEMENTS, "directory", "data_only", "trusted"),
-    LayerSpec(
-        "view",
-        PLACEMENTS,
-        "erofs",
-        "data_only",
-        "trusted",
-        0,
-        1,
-        ((1, 2),),
-        ((3, 4),),
-        "go-w",
-        on_conflict="first",
-        links=links.declared_links([(b"pkg/current", b"1")]),
-    ),
-]
+# ---- readers of bytes
 
 
-def recorded(spec: LayerSpec) -> dict[str, Any]:
-    composition = layer_spec.composition_of(spec)
-    digest = generation_record.composition_digest(composition)
-    image = Image(DIGEST, 4096, "mkcomposefs") if spec.format == "erofs" else None
-    written = Generation(
-        generation_record.generation_id(digest),
-        digest,
-        spec.format,
-        spec.strategy,
-        spec.xattr_namespace,
-        EntryCounts(1, 2, 3, 4),
-        5,
-        6,
-        composition,
-        ({"path": "/x", "kept": "a", "hidden": "b"},),
-        3,
-        image,
-    )
-    return dict(json.loads(generation_record.generation_to_json(written)))
-
-
-GENERATIONS = [recorded(spec) for spec in SPECS]
 BUILT = {
     *("generation", "digest", "format", "strategy", "xattr_namespace", "entries", "bytes", "bytes_on_disk", "image"),
-    *("conflicts", "conflict_count"),
+    *("conflicts", "conflict_count", "rights"),
 }
 
 
@@ -178,94 +130,38 @@ def renamed(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "digest": digest, "generation": generation_record.generation_id(digest)}
 
 
-@hostile
-@given(st.one_of(texts_of(GENERATIONS), altered(GENERATIONS).map(renamed).map(as_text)))
-def test_records_of_generations(text: bytes) -> None:
-    found = outcome("generation", lambda: generation_record.generation_from_json(text, "/x/view.json"))
-    if found:
-        assert "/" not in found.directory
-        assert generation_record.generation_id(generation_record.composition_digest(found.composition)) == found.id
-        assert generation_record.generation_from_json(generation_record.generation_to_json(found), "view.json") == found
+@pytest.mark.parametrize("reader", OF_JSON)
+def test_records(reader: str) -> None:
+    @hostile
+    @given(texts_of(values_of(reader)))
+    def check(text: bytes) -> None:
+        READERS[reader].check(text)
+
+    check()
 
 
 @hostile
-@given(texts_of([json.loads(manifest.record_to_json(RECORD))]))
-def test_records_of_manifests(text: bytes) -> None:
-    found = outcome("manifest record", lambda: manifest.record_from_json(text))
-    if found:
-        assert ".." not in found.release.split("/")
-        assert manifest.record_from_json(manifest.record_to_json(found)) == found
+@given(altered(values_of("generation")).map(renamed).map(as_text))
+def test_records_of_generations_with_their_right_names(text: bytes) -> None:
+    check_generation(text)
 
 
-TRACE = trace_record.trace_of(
-    "pkg/1", 3, [trace_record.TracedFile(b"bin/a", 4, 3), trace_record.TracedFile(b"lib/\xff", 1, 1)]
-)
+@pytest.mark.parametrize("reader", OF_BYTES)
+def test_texts(reader: str) -> None:
+    samples = st.sampled_from(READERS[reader].samples)
+
+    @hostile
+    @given(st.one_of(BYTES, samples.flatmap(damaged), samples.flatmap(damaged).flatmap(damaged)))
+    def check(text: bytes) -> None:
+        READERS[reader].check(text)
+
+    check()
 
 
-@hostile
-@given(texts_of([json.loads(trace_record.trace_to_text(TRACE))]))
-def test_traces_of_releases(text: bytes) -> None:
-    found = outcome("trace", lambda: trace_record.trace_from_text(text))
-    if found:
-        assert not {b"", b".", b".."} & {part for file in found.files for part in file.path.split(b"/")}
-        assert trace_record.trace_from_text(trace_record.trace_to_text(found)) == found
-        assert trace_record.merged(found, found).starts == min(2 * found.starts, trace_record.MOST_COUNTED)
-
-
-DETACHED = detached_records.DetachedMount(b"/view", (0, 42), frozenset((1, 2)), (b"/layer",), 1.5)
-
-
-@hostile
-@given(texts_of([json.loads(detached_records.to_json(DETACHED))]))
-def test_notes_of_detached_overlays(text: bytes) -> None:
-    found = outcome("detached note", lambda: detached_records.from_json(text))
-    if found:
-        assert detached_records.from_json(detached_records.to_json(found)) == found
-
-
-AGAIN = remount_notes.RemountSpec(
-    options.MountSpec(
-        b"/view",
-        (b"/layer",),
-        (b"/data",),
-        ((b"metacopy", b"on"), (b"volatile", None)),
-        frozenset(("ro", "nosuid")),
-        (b"/layer.erofs",),
-        options.Writable(b"/upper", b"/work"),
-    ),
-    True,
-)
-
-
-@hostile
-@given(texts_of([json.loads(remount_notes.to_json(AGAIN))]))
-def test_notes_of_unmounted_overlays(text: bytes) -> None:
-    found = outcome("unmounted note", lambda: remount_notes.from_json(text))
-    if found:
-        assert remount_notes.from_json(remount_notes.to_json(found)) == found
-
-
-# ---- manifests
-
-LINES = b"".join(
-    manifest.encode(entry)
-    for entry in (
-        Entry(b"/", 0o40755, 0, 3, 0, 0, 1, None, False, ()),
-        Entry(b"/bin", 0o40755, 0, 2, 0, 0, 1, None, False, ()),
-        Entry(b"/bin/a", 0o100755, 5, 2, 0, 0, 1, b"pkg/1/bin/a", False, ()),
-        Entry(b"/bin/b", 0o100755, 5, 2, 0, 0, 1, b"/bin/a", True, ()),
-        Entry(b"/link", 0o120777, 3, 1, 0, 0, 1, b"bin", False, ()),
-    )
-)
-
-
-@hostile
-@given(st.one_of(BYTES, damaged(LINES), damaged(LINES).flatmap(damaged)))
-def test_texts_of_manifests(text: bytes) -> None:
-    found = outcome("manifest text", lambda: list(manifest.read_entries(manifest.lines(text), b"pkg/1")))
-    if found:
-        assert found[0].path == b"/"
-        assert not any(part in (b".", b"..") for entry in found for part in entry.path.split(b"/"))
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_accepts_its_samples(reader: str) -> None:
+    for sample in READERS[reader].samples:
+        READERS[reader].check(sample)
 
 
 # ---- patterns, versions, links, modes
@@ -351,26 +247,6 @@ def test_symbolic_modes(text: str, mode: int) -> None:
 
 # ---- mounts
 
-MOUNTINFO = (
-    b"90 29 0:48 / /net/software ro,nodev shared:40 - nfs4 filer:/export ro,vers=4.2,rsize=262144,addr=10.0.2.15\n"
-    b"95 29 0:50 / /software ro,relatime - overlay overlay ro,lowerdir+=/state/layer,datadir+=/net/software,metacopy=on\n"
-    b"96 29 0:51 / /old\\040one ro master:1 - overlay overlay rw,lowerdir=/a:/b\\134:c::/d,upperdir=/u,workdir=/w\n"
-)
-
-
-@hostile
-@given(st.one_of(BYTES, damaged(MOUNTINFO), damaged(MOUNTINFO).flatmap(damaged)))
-def test_texts_of_mountinfo(text: bytes) -> None:
-    found = outcome("mountinfo", lambda: list(mountinfo.parse(text)))
-    for mount in found or ():
-        mountinfo.overlay_layers(mount)
-        mountinfo.described(mount)
-        mountinfo.stack(found or (), mount.path)
-        options.declared_by(mount)
-        outcome("mount again", lambda mount=mount: remount_notes.remount_spec(mount, ()))  # type: ignore[misc]
-        nfs_options.nfs_mount_values(mount)
-
-
 WORDS = st.sampled_from([True, False, "on", "off", "auto", "follow", "true"])
 VALUES = st.one_of(st.none(), st.integers(), TEXTS, WORDS)
 ABSOLUTE = st.one_of(BYTES, PATHS).map(lambda path: b"/" + path.replace(b"\0", b"") + b".erofs")
@@ -447,28 +323,3 @@ def test_units_and_fstab(units: list[tuple[str, bytes]], fstab: bytes, persist: 
     live = list(mountinfo.parse(MOUNTINFO))
     outcome("boot", lambda: boot_entries.plan_persistence(b"/view", SPEC, persist, stored, live, True))
     fstab_lines.replaced(fstab, b"/net/software", None)
-
-
-# ---- marks
-
-READERS: dict[str, Callable[[bytes], object]] = {
-    "mark of a move": move_plan.parse_marker,
-    "note of attributes": lambda note: marks.OwnerChange.from_note(note, 7),
-    "note of an mtime": lambda note: marks.mtime_from_note(note, 7),
-}
-
-
-@pytest.mark.parametrize("reader", READERS)
-def test_marks_in_xattrs(reader: str) -> None:
-    good = {
-        "mark of a move": move_plan.marker_of(b"/old", b"/new", 1),
-        "note of attributes": marks.OwnerChange(0o4755, 1, 2, b"\1").to_note(7),
-        "note of an mtime": marks.mtime_to_note(1_700_000_000_000_000_001, 7),
-    }
-
-    @hostile
-    @given(st.one_of(BYTES, damaged(good[reader])))
-    def check(value: bytes) -> None:
-        outcome(reader, lambda: READERS[reader](value))
-
-    check()

@@ -13,20 +13,29 @@ TAKEN: Counter[str] = Counter()
 Value = TypeVar("Value")
 
 
-def outcome(reader: str, read: Callable[[], Value]) -> Value | None:
-    """Return the value that a reader returns; None if it refuses the input with OverlayError.
+#: Characters of the longest message.
+_LONGEST = 20_000
 
-    Any other exception is a fault of the reader, and is raised.
+
+def outcome(
+    reader: str,
+    read: Callable[[], Value],
+    refusals: type[Exception] | tuple[type[Exception], ...] = OverlayError,
+) -> Value | None:
+    """Return the value that a reader returns; None if it refuses the input with one of ``refusals``.
+
+    Any other exception is a fault of the reader, and is raised. So is a message that is empty, very long, or would control a terminal.
     """
     GIVEN[reader] += 1
     try:
         value = read()
-    except OverlayError as error:
+    except refusals as error:
         message = str(error)
     else:
         TAKEN[reader] += 1
         return value
-    assert 0 < len(message) < 20_000
+    assert 0 < len(message) < _LONGEST
+    assert message.replace("\n", " ").isprintable(), f"control characters in {message!r}"
     return None
 
 

@@ -151,6 +151,8 @@ def lock_from_json(text: str | bytes) -> dict[str, LockedView]:
     try:
         fields = _LOCK.load(text if isinstance(text, bytes) else to_bytes(text))
         return _views(fields["views"])
+    except UnicodeEncodeError:
+        raise OverlayError("not a lock of views: it has a lone surrogate, so it is not Unicode text") from None
     except OverlayError as error:
         raise OverlayError(f"not a lock of views: {error}") from None
 

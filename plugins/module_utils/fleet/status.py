@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import records
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_bytes, to_text
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import RecordKind
 
 STATUS_FORMAT = 1
@@ -63,6 +64,17 @@ _STATUS = RecordKind(
 )
 
 
+def _recordable(reason: str) -> str:
+    """Return a reason as a record can have it: NUL bytes as escapes, and no more bytes than are read again."""
+    whole = reason.replace("\0", "\\0")
+    try:
+        raw = to_bytes(whole)
+    except UnicodeEncodeError:
+        # A lone surrogate that stands for no byte.
+        raw = whole.encode("utf-8", "backslashreplace")
+    return to_text(raw[:_LONGEST_REASON])
+
+
 @dataclass(frozen=True)
 class Hold:
     """Keeps a view at a generation although another one is declared, as after a rollback."""
@@ -82,7 +94,7 @@ class Hold:
         return {
             "generation": self.generation,
             "until": self.until,
-            "reason": self.reason,
+            "reason": _recordable(self.reason),
             **({"instead_of": self.instead_of} if self.instead_of else {}),
         }
 
@@ -119,7 +131,7 @@ def status_to_json(status: ViewStatus) -> bytes:
             "mountpoint": status.mountpoint,
             "generation": status.generation,
             "persist": status.persist,
-            "failure": status.failure[:_LONGEST_REASON],
+            "failure": _recordable(status.failure),
             "hold": status.hold.as_dict() if status.hold else None,
             "mount": None if status.mount is None else dict(status.mount),
             "switched_from": status.switched_from,

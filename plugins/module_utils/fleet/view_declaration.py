@@ -245,7 +245,16 @@ def _described(value: Any) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise InvalidValueError(f"must be text, not {_described(value)}")
+    _encoded(str(value))
     return str(value)
+
+
+def _encoded(text: str) -> bytes:
+    """Return a text as bytes. Raises InvalidValueError for a lone surrogate that stands for no byte, since modules cannot be given it."""
+    try:
+        return to_bytes(text)
+    except UnicodeEncodeError:
+        raise InvalidValueError(f"must be Unicode text, which {_described(text)} is not") from None
 
 
 def _name(value: Any) -> str:
@@ -259,7 +268,7 @@ def _name(value: Any) -> str:
 def _path(value: Any) -> str:
     if not isinstance(value, str) or not value.startswith("/"):
         raise InvalidValueError(f"must be an absolute path, not {_described(value)}")
-    if "\0" in value:
+    if b"\0" in _encoded(value):
         raise InvalidValueError("must not have a NUL byte")
     return posixpath.normpath("/" + value.lstrip("/"))
 
@@ -277,7 +286,7 @@ def _relative(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise InvalidValueError(f"must have {what} as a path, not {_described(value)}")
     try:
-        return to_text(relative_path(to_bytes(value), what))
+        return to_text(relative_path(_encoded(value), what))
     except OverlayError as error:
         raise InvalidValueError(f"is wrong: {error}") from None
 
@@ -390,7 +399,7 @@ def _release(value: Any) -> dict[str, Any]:
 def _globs(value: Any, what: str, problem: str) -> list[str]:
     found = _list(value, "patterns")
     try:
-        clean_globs([to_bytes(_text(one)) for one in found], what)
+        clean_globs([_encoded(_text(one)) for one in found], what)
     except OverlayError as error:
         raise InvalidValueError(f"{problem}: {error}") from None
     return [str(one) for one in found]

@@ -40,6 +40,14 @@ def show(path: bytes) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
+def show_text(text: str) -> str:
+    """Return a text for a message as ``show`` returns its bytes. Lone surrogates that stand for no byte become escapes."""
+    try:
+        return show(text.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return show(text.encode("utf-8", "backslashreplace"))
+
+
 #: Types of network file systems, whose server decides what root may do.
 _OF_SERVERS = frozenset(
     (b"nfs", b"nfs4", b"cifs", b"smb3", b"ceph", b"9p", b"afs", b"lustre", b"fuse.glusterfs", b"fuse.sshfs")

@@ -246,7 +246,7 @@ def mapping(named: Check, described: Check, longest: int) -> Check:
     def problem(value: Any) -> str | None:
         if not isinstance(value, dict) or len(value) > longest:
             return f"has to be an object of at most {longest} fields, and is {_shown(value)}"
-        return _first((f"field {name!r}", named(name) or described(element)) for name, element in value.items())
+        return _first((f"field {_shown(name)}", named(name) or described(element)) for name, element in value.items())
 
     return problem
 

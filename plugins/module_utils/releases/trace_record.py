@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import records
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_bytes, to_text
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import RecordError, RecordKind
 
@@ -133,10 +133,10 @@ def trace_from_text(text: bytes) -> Trace:
     trace = Trace(fields["release"], fields["starts"], files)
     for before, file in zip(files, files[1:]):
         if before.path >= file.path:
-            raise RecordError(f"field 'files' has {to_text(file.path)!r} twice or out of order")
+            raise RecordError(f"field 'files' has {show(file.path[:100])!r} twice or out of order")
     for file in files:
         if file.starts > min(file.opens, trace.starts):
             raise RecordError(
-                f"field 'files' has {to_text(file.path)!r} with {file.starts} starts, which is more than its opens or than all starts"
+                f"field 'files' has {show(file.path[:100])!r} with {file.starts} starts, which is more than its opens or than all starts"
             )
     return trace

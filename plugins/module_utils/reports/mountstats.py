@@ -14,7 +14,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
 
 _DEVICE = re.compile(rb"device .* mounted on (\S+) with fstype (\S+)")
 #: An operation, and at least the eight numbers that every kernel prints for it. The first number counts the calls.
-_OPERATION = re.compile(rb"\s*([A-Z0-9_]+):((?: \d+){8,})\s*")
+_OPERATION = re.compile(rb"\s*([A-Z0-9_]+):((?: \d{1,20}){8,})\s*")
 #: Where the number of calls that ended in an error is. Kernels before Linux 5.3 do not print it.
 _ERRORS = 8
 

@@ -9,7 +9,7 @@ import posixpath
 import re
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show_text
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_bytes
 
 SCHEMES = ("http", "https")
@@ -17,7 +17,8 @@ SCHEMES = ("http", "https")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 #: What an address may consist of, RFC 3986.
 _CHARACTERS = re.compile(r"[A-Za-z0-9._~:/\[\]@!$&'()*+,;=%-]+")
-_LONGEST = 4095
+#: Characters of the longest address.
+LONGEST_ADDRESS = 4095
 
 
 def is_address(location: str) -> bool:
@@ -61,7 +62,7 @@ def problem_of(address: str) -> str | None:
         return "has a user name or a password: leave them out, and give them in the file .netrc of the user who runs the task"
     if "?" in address or "#" in address:
         return "has a '?' or a '#', which the address of a store cannot have: give the address of the directory"
-    if not _CHARACTERS.fullmatch(address) or len(address) > _LONGEST:
+    if not _CHARACTERS.fullmatch(address) or len(address) > LONGEST_ADDRESS:
         return "has characters that an address cannot have, or is too long: encode them as %XX"
     if {".", ".."} & set(parts.path.split("/")):
         return "has a part '.' or '..': give the address without it"
@@ -77,7 +78,7 @@ def joined(store: str, *names: str) -> str:
 
 def shown(location: str) -> str:
     """Return a location for a message, without a user name and password."""
-    return show(to_bytes(without_secrets(location)))
+    return show_text(without_secrets(location))
 
 
 def without_secrets(location: str) -> str:

@@ -90,7 +90,7 @@ class RemoteFile(io.RawIOBase):
             try:
                 part = self._next(response, len(buffer))
             except web_client.BROKEN as error:
-                self._reconnect(str(error) or type(error).__name__)
+                self._reconnect(web_client.quoted(str(error)) or type(error).__name__)
                 continue
             if part:
                 self._failures = 0
@@ -150,8 +150,8 @@ class RemoteFile(io.RawIOBase):
         # Some servers name the format of files that are stored compressed.
         if encoding != "identity" and not (encoding in ("gzip", "x-gzip") and self._address.endswith(".gz")):
             raise OverlayError(
-                f"{name}: the server or a proxy compresses it on the way ({encoding}), although that was not asked for: turn that off for"
-                " the store"
+                f"{name}: the server or a proxy compresses it on the way ({web_client.quoted(encoding)}), although that was not asked for:"
+                " turn that off for the store"
             )
         if response.status == 206:
             found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))

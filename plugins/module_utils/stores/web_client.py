@@ -27,8 +27,9 @@ from http.client import HTTPResponse
 from typing import IO, Any, NoReturn
 from urllib.parse import quote, urljoin, urlsplit
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import HostError, OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import HostError, OverlayError, show_text
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.locations import (
+    LONGEST_ADDRESS,
     SCHEMES,
     check,
     is_encrypted,
@@ -40,6 +41,8 @@ _SOCKET_SECONDS = 20.0
 #: Seconds between tries. A request that fails once more after the last of them is given up.
 PAUSES = (0.5, 1.0, 2.0, 4.0)
 _MOST_REDIRECTS = 5
+#: Characters of an answer that a message shows.
+_MOST_QUOTED = 200
 #: What the address of a redirect may consist of, RFC 3986. Everything else is encoded.
 _UNQUOTED = "!#$%&'()*+,/:;=?@[]~"
 
@@ -65,7 +68,7 @@ SYSTEM = Access()
 
 
 def send(method: str, address: str, headers: Mapping[str, str], access: Access) -> HTTPResponse:
-    """Send a request and return the response, whose status is 2xx or 416. Failures that may pass are tried again.
+    """Send a request and return the response, whose status is 2xx, or 416 if a range was asked for. Failures that may pass are tried again.
 
     Raises FileNotFoundError if the server has no such file, HostError if it cannot be reached, and OverlayError if it refuses the request,
     or if the address is not that of a web server.
@@ -80,7 +83,7 @@ def send(method: str, address: str, headers: Mapping[str, str], access: Access) 
             return response
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and "Range" in headers:
                 return error  # type: ignore[return-value]
             if error.code not in _PASSING or not pauses:
                 _refuse(error, address)
@@ -125,6 +128,8 @@ class _Redirects(urllib.request.BaseHandler):
             return None
         fp.close()
         address = urljoin(req.full_url, quote(to, safe=_UNQUOTED))
+        if len(address) > LONGEST_ADDRESS:
+            raise _not_followed(req.full_url, address, "too long")
         if urlsplit(address).scheme not in SCHEMES:
             raise _not_followed(req.full_url, address, "no http(s) address")
         if is_encrypted(req.full_url) and not is_encrypted(address):
@@ -141,7 +146,7 @@ class _Redirects(urllib.request.BaseHandler):
 
 def _not_followed(address: str, to: str, reason: str) -> OverlayError:
     return OverlayError(
-        f"{shown(address)}: the server redirects to {shown(to)}, which is {reason}: give an address that serves the file itself"
+        f"{shown(address)}: the server redirects to {quoted(shown(to))}, which is {reason}: give an address that serves the file itself"
     )
 
 
@@ -238,10 +243,11 @@ def _refuse(error: urllib.error.HTTPError, address: str) -> NoReturn:
         ) from None
     if code >= 500 or code in _PASSING:
         raise HostError(
-            f"{name}: the server failed ({code} {error.reason}) {len(PAUSES) + 1} times{route}: look at its log, then run the task again"
+            f"{name}: the server failed ({code} {quoted(error.reason)}) {len(PAUSES) + 1} times{route}: look at its log, then run the task"
+            " again"
         ) from None
     raise OverlayError(
-        f"{name}: the server answers {code} {error.reason}{route}: check the address, and that it serves plain files"
+        f"{name}: the server answers {code} {quoted(error.reason)}{route}: check the address, and that it serves plain files"
     ) from None
 
 
@@ -259,4 +265,10 @@ def _described(reason: object) -> str:
         return f"no answer within {_SOCKET_SECONDS:g} seconds"
     if isinstance(reason, OSError) and reason.strerror:
         return str(reason.strerror)
-    return str(reason) or type(reason).__name__
+    return quoted(str(reason)) or type(reason).__name__
+
+
+def quoted(text: str) -> str:
+    """Return what a server sent for a message: control characters as escapes, and no more than its beginning."""
+    whole = show_text(text)
+    return whole if len(whole) <= _MOST_QUOTED else whole[:_MOST_QUOTED] + "..."

@@ -86,7 +86,7 @@ def test_what_is_no_lock_is_refused(change: Any, reason: str) -> None:
         lock_from_json(altered(change))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "{", "views: []"])
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "views: []", "\ud800"])
 def test_other_text_is_refused(text: str) -> None:
     with pytest.raises(OverlayError, match=r"^not a lock of views: "):
         lock_from_json(text)

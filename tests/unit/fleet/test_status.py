@@ -53,6 +53,23 @@ def test_a_long_failure_is_cut() -> None:
     assert len(found.failure) == 4096
 
 
+@pytest.mark.parametrize("reason", ["é" * 3000, "x" + "é" * 3000, "\0" * 3000, "\ud800", "\udcff" * 3000, "a\nb"])
+def test_any_reason_is_recorded(reason: str) -> None:
+    status = ViewStatus("a", "/a", None, "none", reason, Hold("0" * 16, 0, reason))
+    found = status_from_json(status_to_json(status))
+    assert found.hold
+    assert found.failure == found.hold.reason
+    assert 0 < len(found.failure.encode("utf-8", "surrogateescape")) <= 4096
+
+
+def test_the_message_about_a_long_name_is_short() -> None:
+    fields = json.loads(status_to_json(STATUS))
+    fields["mount"]["options"] = {"x" * 100_000: True}
+    with pytest.raises(RecordError) as raised:
+        status_from_json(json.dumps(fields).encode())
+    assert len(str(raised.value)) < 1000
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

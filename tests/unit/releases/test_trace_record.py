@@ -106,6 +106,14 @@ def test_a_damaged_trace_is_refused_with_the_reason(text: bytes, reason: str) ->
         trace_from_text(text)
 
 
+def test_the_message_about_a_long_path_is_readable() -> None:
+    long = "\udcff" * 4095
+    with pytest.raises(RecordError, match="twice") as raised:
+        trace_from_text(_changed(files=[[long, 1, 1], [long, 1, 1]]))
+    assert len(str(raised.value)) < 1000
+    assert str(raised.value).isprintable()
+
+
 def test_a_trace_that_could_not_be_read_back_is_not_written() -> None:
     with pytest.raises(RecordError, match="relative to a root"):
         trace_to_text(trace_of("a", 1, [TracedFile(b"../x", 1, 1)]))

@@ -90,6 +90,8 @@ def test_the_location_of_a_file_follows_from_its_path_below_the_store(
         ("https://a@b:hidden@host/x", "https://host/x"),
         ("https://host/x?signature=hidden#hidden", "https://host/x"),
         ("http://[hidden", "http:..."),
+        ("https://host/\ud800\udcff", "https://host/\\ud800\\udcff"),
+        ("/net/\udcff", "/net/\\xff"),
     ],
 )
 def test_what_is_shown_has_no_secrets(location: str, expected: str) -> None:
