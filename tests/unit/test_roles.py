@@ -80,3 +80,17 @@ def test_the_playbook_deploy_has_the_keys_and_defaults_of_the_role_view() -> Non
         **literal,
         "view_releases": [{"release": "a/1"}],
     }
+
+
+def test_no_play_and_no_role_gathers_facts_that_ask_a_file_server() -> None:
+    """Facts about mounts wait for a server that does not answer."""
+    paths = [path for top in ("playbooks", "roles") for path in (CHECKOUT / top).rglob("*.yml")]
+    read = [(path, yaml.safe_load(path.read_text(encoding="utf-8"))) for path in paths]
+    entries = [(path, one) for path, found in read if isinstance(found, list) for one in found if isinstance(one, dict)]
+    plays = [(path.name, one) for path, one in entries if "hosts" in one]
+    assert plays
+    assert [name for name, play in plays if play.get("gather_facts") is not False] == []
+    gathered = [
+        one["ansible.builtin.setup"]["gather_subset"] for _path, one in entries if "ansible.builtin.setup" in one
+    ]
+    assert gathered == [["!all", "!min", "distribution"]] * len(gathered) != []
