@@ -162,7 +162,7 @@ def given_up(
     if silent:
         reason = f"No answer from the file server of {silent}: check the server, then run the task again"
     else:
-        reason = "The file servers of all mounts answer now: run the task again, and for slower work raise 'timeout'"
+        reason = "A file server that does not answer is the usual reason; for slower work raise 'timeout'"
     return f"gave up: {error}{at}. {reason}"
 
 

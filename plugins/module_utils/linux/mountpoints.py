@@ -34,6 +34,8 @@ _MOST_NAMED = 10
 
 #: Seconds that a file server has to answer for the size of its file system, which the kernel never has in memory.
 _ANSWER_SECONDS = 1.0
+#: Seconds for the process that asks, which may be slow on a loaded host.
+_ASKING_SECONDS = 20.0
 
 
 def observe(path: bytes) -> Mountpoint:
@@ -126,7 +128,7 @@ def _without_answer(paths: Sequence[bytes], progress: deadline.Progress) -> list
 
     # A thread that waits for a dead server would keep this process alive, so the threads are in a child process.
     try:
-        return deadline.run(ask_all, 2 * _ANSWER_SECONDS, progress)
+        return deadline.run(ask_all, _ASKING_SECONDS, progress)
     except deadline.TimeLimitError:
         return []
 
