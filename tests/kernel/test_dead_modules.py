@@ -71,7 +71,11 @@ class Site:
 
     def layer(self) -> str:
         """Build a layer of the first release and return its path."""
-        arguments = {"name": "view", "state_dir": self.state_dir, "releases": [{"manifest": self.manifest("tool/1")}]}
+        arguments: Arguments = {
+            "name": "view",
+            "state_dir": self.state_dir,
+            "releases": [{"manifest": self.manifest("tool/1")}],
+        }
         return str(support.module("metadata_layer", **arguments).ok["layer"])
 
     def overlay(self) -> Path:
