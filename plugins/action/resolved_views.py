@@ -218,18 +218,31 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                 self._give_up(name, f"these releases would have to be scanned first: {listed}", resolution)
 
     def _lock(self, wanted: list[dict[str, Any]], resolution: _Resolution, variables: dict[str, Any]) -> None:
-        found = self._call("view_lock", {"views": wanted}, variables)
-        if "views" not in found:
-            raise _HostError(str(found.get("msg", "view_lock failed")))
-        resolution.actions += found.get("actions", [])
-        resolution.warnings += found.get("warnings", [])
-        for view in found["views"]:
-            if view["msg"]:
-                self._give_up(view["name"], view["msg"], resolution)
-                if view.get("of_host"):
-                    resolution.obstacle = f"view {view['name']}: {view['msg']}"
-            else:
-                resolution.locked.append(LockedView.from_dict(view))
+        """Lock views. Data images are built with one call for each release, so that the run shows which one is built."""
+        # The first call builds none, and says which ones are missing. In check mode none is built.
+        builds = None if self._task.check_mode else 0
+        left = {view["name"]: {**view, "data_builds": builds} for view in wanted}
+        while left:
+            found = self._call("view_lock", {"views": list(left.values())}, variables)
+            if "views" not in found:
+                raise _HostError(str(found.get("msg", "view_lock failed")))
+            resolution.actions += found.get("actions", [])
+            resolution.warnings += found.get("warnings", [])
+            options, left = left, {}
+            for view in found["views"]:
+                if view["msg"]:
+                    self._give_up(view["name"], view["msg"], resolution)
+                    if view.get("of_host"):
+                        resolution.obstacle = f"view {view['name']}: {view['msg']}"
+                elif view.get("unbuilt"):
+                    # The first call has compared the sample.
+                    left[view["name"]] = {**options[view["name"]], "sample": 0, "data_builds": 1}
+                    more = len(view["unbuilt"]) - 1
+                    self._display.display(
+                        f"view {view['name']}: building the data image of {view['unbuilt'][0]}{f', {more} more to build' if more else ''}"
+                    )
+                else:
+                    resolution.locked.append(LockedView.from_dict(view))
 
     def _call(self, module: str, options: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -21,7 +21,7 @@ from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import action, deadline, namespaces
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import action, deadline, mountpoints, namespaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, refusal_hint, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import containing_mount
@@ -150,12 +150,20 @@ def run(
     module.exit_json(**result)
 
 
-def given_up(error: deadline.TimeLimitError, place: str = "") -> str:
-    """Return the message for work that made no progress. ``place`` is the item that was worked on, if that is known."""
+def given_up(
+    error: deadline.TimeLimitError, place: str = "", progress: deadline.Progress = deadline.no_progress
+) -> str:
+    """Return the message for work that made no progress: it names the mounts of file servers that do not answer.
+
+    ``place`` is the item that was worked on, if that is known. Finding the mounts takes up to a second; it calls ``progress``.
+    """
     at = f" at {place}" if place else ""
-    return (
-        f"gave up: {error}{at}. A file server that does not answer is the usual reason; for slower work raise 'timeout'"
-    )
+    silent = mountpoints.silent(progress)
+    if silent:
+        reason = f"No answer from the file server of {silent}: check the server, then run the task again"
+    else:
+        reason = "A file server that does not answer is the usual reason; for slower work raise 'timeout'"
+    return f"gave up: {error}{at}. {reason}"
 
 
 def _unusable_timeout(timeout: float) -> str | None:
@@ -199,6 +207,8 @@ def _unusable(value: Any, name: str = "") -> str | None:
 
 def explain(error: OverlayError | OSError) -> str:
     """Return the message for an error: the path, what is wrong and, if permission was denied, what to do."""
+    if isinstance(error, deadline.TimeLimitError):
+        return given_up(error)
     if isinstance(error, OverlayError):
         return str(error)
     reason = error.strerror or str(error) or type(error).__name__

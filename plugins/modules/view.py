@@ -576,7 +576,7 @@ def _bring(view: dict[str, Any], context: runner.Context) -> Brought:
     try:
         return deadline.run(in_child, context.timeout, context.progress)
     except deadline.TimeLimitError as error:
-        return host_view.given_up(view, runner.given_up(error), context.check_mode)
+        return host_view.given_up(view, runner.given_up(error, progress=context.progress), context.check_mode)
 
 
 def _check(views: list[dict[str, Any]], hold: int | None) -> None:

@@ -56,6 +56,12 @@ options:
       data_image_store:
         description: Directory for data images. O(views[].data_images) needs it.
         type: path
+      data_builds:
+        description:
+          - The most data images that this task builds for the view; all by default. If more are missing, the result has their releases in
+            RV(views[].unbuilt), and what the view declares is not recorded yet. Call the module again to go on.
+          - So a caller can show progress while the images of many releases are built.
+        type: int
       data_required:
         description: Whether a view fails if an image of kind V(everything) cannot be built. Otherwise that is a warning.
         type: bool
@@ -236,6 +242,12 @@ views:
           bytes_on_disk: 165675008
           opens: 4656
           complete: false
+    unbuilt:
+      description: The releases with data images that are still to be built. The other values are then not final.
+      type: list
+      elements: str
+      returned: when O(views[].data_builds) was not enough
+      sample: [houdini/20.5.410]
     image_digest:
       description: The digest of the image; none if no image is built.
       type: str
@@ -286,6 +298,7 @@ def _view_options() -> dict[str, Any]:
         },
         "data_images": {"type": "list", "elements": "str", "choices": ["trace", "everything"], "default": []},
         "data_image_store": {"type": "path"},
+        "data_builds": {"type": "int"},
         "data_required": {"type": "bool", "default": False},
         "data_staging": {"type": "path", "default": "/var/lib/renderfarm-overlay/data-staging"},
         "ready_marker": runner.READY_MARKER,
@@ -319,8 +332,8 @@ def _check(view: dict[str, Any]) -> None:
         raise OverlayError(
             f"view {view['name']}: data_images needs data_image_store, the directory of the images: give it"
         )
-    for option in ("linger", "sample"):
-        if view[option] < 0:
+    for option in ("linger", "sample", "data_builds"):
+        if view[option] is not None and view[option] < 0:
             raise OverlayError(f"view {view['name']}: {option} must be 0 or more, not {view[option]}")
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
+import select
 import signal
 import struct
 from collections.abc import Callable, Iterator
@@ -20,10 +22,14 @@ _LOOKUP, _FORGET, _GETATTR, _READLINK, _OPEN, _READ, _STATFS, _RELEASE = 1, 2, 3
 _LISTXATTR = 23
 _INIT, _OPENDIR, _READDIR, _RELEASEDIR, _INTERRUPT, _BATCH_FORGET = 26, 27, 28, 29, 36, 42
 _UNANSWERED = (_FORGET, _INTERRUPT, _BATCH_FORGET)
+#: What the kernel sends by itself, at any time after a file was closed.
+_UNASKED = (_RELEASE, _RELEASEDIR)
 
 #: The version of the protocol, and the flag for file handles. The overlay records them as the origins of its copies.
 _MAJOR, _MINOR, _EXPORT_SUPPORT = 7, 31, 1 << 4
 _LARGEST = 1 << 17
+#: More requests than any test makes.
+_MANY = 1 << 40
 _ROOT = 1
 #: Seconds for which the kernel keeps names and attributes. With none it asks each time.
 _VALID = 0
@@ -94,8 +100,29 @@ def _opened(_node: int, _body: bytes) -> bytes:
     return struct.pack("<Q2I", 0, 0, 0)
 
 
-def _serve(device: int, top: bytes) -> None:
-    """Answer requests until the file system is unmounted."""
+class Patience:
+    """How many more requests a server answers, in memory that it shares with the test. It is not limited at first."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE)
+        self.set(-1)
+
+    def set(self, requests: int) -> None:
+        self._memory[:8] = struct.pack("<q", requests)
+
+    @property
+    def left(self) -> int:
+        found: int = struct.unpack("<q", self._memory[:8])[0]
+        return found
+
+    def count(self) -> None:
+        """Count a request."""
+        if self.left > 0:
+            self.set(self.left - 1)
+
+
+def _serve(device: int, top: bytes, patience: Patience) -> None:
+    """Answer requests until the file system is unmounted, or until no patience is left."""
     tree = _Tree(top)
     answers: dict[int, Callable[[int, bytes], bytes]] = {
         _LOOKUP: tree.lookup,
@@ -113,11 +140,19 @@ def _serve(device: int, top: bytes) -> None:
             "<4I2H2I2H8I", _MAJOR, _MINOR, 1 << 16, _EXPORT_SUPPORT, 8, 8, 1 << 16, 1, 0, 0, *([0] * 8)
         ),
     }
+    poll = select.poll()
+    poll.register(device, select.POLLIN)
     while True:
+        poll.poll()
+        if not patience.left:
+            # A process whose request was not read yet can be killed, as one that waits for NFS.
+            os.kill(os.getpid(), signal.SIGSTOP)
         request = os.read(device, _LARGEST)
         _length, operation, unique, node = struct.unpack_from("<2I2Q", request)
         if operation in _UNANSWERED:
             continue
+        if operation not in _UNASKED:
+            patience.count()
         error, answer = 0, b""
         try:
             answer = answers[operation](node, request[40:])
@@ -131,10 +166,36 @@ def _serve(device: int, top: bytes) -> None:
 @dataclass(frozen=True)
 class Server:
     pid: int
+    patience: Patience
+
+    def hang_after(self, requests: int) -> None:
+        """Answer this many more requests, then hang."""
+        self.patience.set(requests)
+
+    @property
+    def has_hung(self) -> bool:
+        """Return whether the server has answered all requests that ``hang_after`` left it, and got another one."""
+        return self.patience.left == 0 and _is_stopped(self.pid)
+
+    def requests(self, work: Callable[[], object]) -> int:
+        """Return how many requests the server answers during some work."""
+        self.patience.set(_MANY)
+        work()
+        return _MANY - self.patience.left
+
+    def recover(self) -> None:
+        """Answer all requests again."""
+        self.patience.set(-1)
+        os.kill(self.pid, signal.SIGCONT)
 
     def hang(self) -> None:
         """Answer no more requests. Whoever waits for one can only be killed."""
         os.kill(self.pid, signal.SIGSTOP)
+
+
+def _is_stopped(pid: int) -> bool:
+    with open(f"/proc/{pid}/stat", encoding="ascii") as stream:
+        return stream.read().rsplit(")", 1)[1].split()[0] == "T"
 
 
 @contextlib.contextmanager
@@ -145,14 +206,15 @@ def served(directory: Path, place: Path) -> Iterator[Server]:
     # Requests can be read once it is mounted.
     syscalls.mount(b"served", os.fsencode(place), b"fuse", 0, options)
     try:
+        patience = Patience()
         pid = os.fork()
         if pid == 0:
             with contextlib.suppress(BaseException):
-                _serve(device, os.fsencode(directory))
+                _serve(device, os.fsencode(directory), patience)
             os._exit(0)
         os.close(device)
         try:
-            yield Server(pid)
+            yield Server(pid, patience)
         finally:
             # This ends all requests that wait.
             os.kill(pid, signal.SIGKILL)

@@ -12,7 +12,8 @@ import yaml
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import KEYS, declared_views
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-#: Keys of a view that the playbook deploy knows and the role view does not.
+#: Keys of a view that the playbook deploy knows and the role view does not: they need the lock of a run, and a generation that is not yet
+#: the current one. The role makes a generation current before it mounts it, and has no lock.
 OF_THE_PLAYBOOK = {
     *("health_check", "health_timeout", "health_user"),
     *("data_images", "data_budget", "data_keep_free"),
@@ -80,3 +81,17 @@ def test_the_playbook_deploy_has_the_keys_and_defaults_of_the_role_view() -> Non
         **literal,
         "view_releases": [{"release": "a/1"}],
     }
+
+
+def test_no_play_and_no_role_gathers_facts_that_ask_a_file_server() -> None:
+    """Facts about mounts wait for a server that does not answer."""
+    paths = [path for top in ("playbooks", "roles") for path in (CHECKOUT / top).rglob("*.yml")]
+    read = [(path, yaml.safe_load(path.read_text(encoding="utf-8"))) for path in paths]
+    entries = [(path, one) for path, found in read if isinstance(found, list) for one in found if isinstance(one, dict)]
+    plays = [(path.name, one) for path, one in entries if "hosts" in one]
+    assert plays
+    assert [name for name, play in plays if play.get("gather_facts") is not False] == []
+    gathered = [
+        one["ansible.builtin.setup"]["gather_subset"] for _path, one in entries if "ansible.builtin.setup" in one
+    ]
+    assert gathered == [["!all", "!min", "distribution"]] * len(gathered) != []

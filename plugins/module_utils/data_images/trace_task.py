@@ -19,6 +19,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images imp
 from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.open_recorder import Recording
 from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.trace_results import OpenedReleases
 from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.traced_view import TracedView
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountpoints
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.processes import UserCommand
@@ -157,7 +158,9 @@ def _failure(request: TraceRequest, command: UserCommand, recording: Recording) 
     said = show(result.output.strip())
     printed = f"; it printed: {said}" if said else ""
     if result.status is None:
-        return f"the command did not end within {command.seconds:g} seconds, so nothing was recorded: raise 'time_limit'{printed}"
+        silent = mountpoints.silent()
+        waits = f"no answer from the file server of {silent}" if silent else "raise 'time_limit'"
+        return f"the command did not end within {command.seconds:g} seconds, so nothing was recorded: {waits}{printed}"
     how = f"failed with status {result.status}" if result.status > 0 else f"was ended by signal {-result.status}"
     return f"the command {how}, so nothing was recorded; 'exit_codes' accepts other statuses{printed}"
 

@@ -30,6 +30,8 @@ class ViewImages:
     images: list[LockedImage] = field(default_factory=list)
     actions: list[Action] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    #: The releases whose images are left to the next call.
+    unbuilt: list[str] = field(default_factory=list)
 
 
 def find_or_build(
@@ -43,10 +45,12 @@ def find_or_build(
     """Return the data images of each kind that ``data_images`` of a view lists, for each of its releases.
 
     ``digests`` maps the releases to the digests of their manifests. An image that is not published for this manifest is built; in check
-    mode it would be. A release without a trace has no image of the kind ``trace``. A release whose image cannot be built has none either.
-    Raises OverlayError naming the release if such an image is of everything and ``data_required`` says that hosts cannot do without it.
+    mode it would be. At most ``data_builds`` images are built, and ``unbuilt`` has the other releases. A release without a trace has no
+    image of the kind ``trace``. A release whose image cannot be built has none either. Raises OverlayError naming the release if such an
+    image is of everything and ``data_required`` says that hosts cannot do without it.
     """
     found = ViewImages()
+    built = 0
     #: The releases without an image, by reason.
     without: dict[str, dict[str, None]] = {}
     for kind in view["data_images"]:
@@ -59,7 +63,12 @@ def find_or_build(
                     if kind == TRACE and trace_files.find(view["store"], release) is None:
                         without.setdefault(_UNTRACED, {})[release] = None
                         continue
+                    if view["data_builds"] is not None and built >= view["data_builds"]:
+                        found.unbuilt.append(release)
+                        continue
                     image = _built(_request(view, release, kind), found, progress, carry_out)
+                    # In check mode there is none.
+                    built += image is not None
             except (OverlayError, OSError) as error:
                 reason = explain(error)
                 if view["data_required"] and kind != TRACE:

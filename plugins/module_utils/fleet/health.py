@@ -18,6 +18,7 @@ from typing import Any
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     deadline,
     files,
+    mountpoints,
     namespaces,
     processes,
     syscalls,
@@ -48,6 +49,10 @@ class HealthCheck:
     seconds: float
     #: Variables of its environment.
     environment: Mapping[str, str]
+
+
+class _CommandTimeoutError(OverlayError):
+    """The command of a view did not end in time."""
 
 
 def try_unseen(
@@ -84,6 +89,10 @@ def try_unseen(
     made = files.make_directories(spec.path, 0o755)
     try:
         deadline.run(attempt, seconds, progress)
+    except _CommandTimeoutError as error:
+        # Asked in this process, since no process can be started in the PID namespace of a command that has ended.
+        silent = mountpoints.silent(progress)
+        raise OverlayError(f"{error}; no answer from the file server of {silent}" if silent else str(error)) from None
     finally:
         files.remove_directories(made)
 
@@ -153,7 +162,7 @@ def _run_command(check: HealthCheck, path: bytes, seconds: float, progress: Prog
     result = deadline.run(lambda tick: processes.run_as_user(command, tick), seconds, progress)
     said = show(result.output.strip())
     if result.status is None:
-        raise OverlayError(
+        raise _CommandTimeoutError(
             f"the command {check.command!r} did not end within {check.seconds:g} seconds{'; it printed: ' + said if said else ''}"
         )
     if result.status:

@@ -61,6 +61,10 @@ def lock(view: Mapping[str, Any], now: int, note: Callable[[str], None], run: Ru
             found = data_locking.find_or_build(view, of_releases, note, run.progress, run.carry_out, run.explain)
             locked.values["data_images"] = [one.as_dict() for one in found.images]
             locked.actions += found.actions
+            if found.unbuilt:
+                # The next call says the rest.
+                locked.values["unbuilt"] = list(dict.fromkeys(found.unbuilt))
+                return locked
             locked.warnings += found.warnings
         # The record is written last: a view whose image cannot be built has not changed what it declares.
         run.carry_out(plan, _record_handlers(view, record))

@@ -82,11 +82,11 @@ def run(work: Callable[[Progress], Result], seconds: float, forward: Progress = 
         answer = _receive(receiver, seconds, forward)
     except BaseException:
         os.kill(child, signal.SIGKILL)
-        _reap(child)
+        _reap(child, forward)
         raise
     finally:
         os.close(receiver)
-    status = _reap(child)
+    status = _reap(child, forward)
     if not answer:
         raise OverlayError(f"the worker process was killed (wait status {status}); run the task again")
     succeeded, value = pickle.loads(answer)  # noqa: S301 (it comes from our own child)
@@ -174,12 +174,13 @@ def _receive(receiver: int, seconds: float, forward: Progress) -> bytes:
         received = (received + chunk).lstrip(_TICK) if received[:1] != _RESULT else received + chunk
 
 
-def _reap(child: int) -> int:
+def _reap(child: int, forward: Progress) -> int:
     """Return the wait status of the child, or -1 if it does not end."""
     limit = time.monotonic() + _REAP_SECONDS
     while time.monotonic() < limit:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             return status
+        forward()
         time.sleep(0.005)
     return -1

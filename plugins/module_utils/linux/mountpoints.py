@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Sequence
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    deadline,
     files,
     mountinfo,
     processes,
@@ -24,9 +27,15 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mountpoint, listed
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.namespaces import mounts_like, own_mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.still_paths import REMOTE
 
-#: The most processes that a message names.
+#: The most processes, and the most mounts, that a message names.
 _MOST_NAMED = 10
+
+#: Seconds that a file server has to answer for the size of its file system, which the kernel never has in memory.
+_ANSWER_SECONDS = 1.0
+#: Seconds for the process that asks, which may be slow on a loaded host.
+_ASKING_SECONDS = 20.0
 
 
 def observe(path: bytes) -> Mountpoint:
@@ -75,6 +84,53 @@ def check_has_content(path: bytes) -> None:
         raise OverlayError(f"software root {show(path)} does not exist: is it mounted?")
     if empty:
         raise OverlayError(f"software root {show(path)} is empty: is it mounted?")
+
+
+def silent(progress: deadline.Progress = deadline.no_progress) -> str:
+    """Ask the file server of each mount, and return for a message which mounts get no answer; empty if all answer.
+
+    The servers are asked at the same time, for at most a second. Only mounts that this process sees are asked, and no automount.
+    """
+    live = own_mounts()
+    remote = {
+        mount.device: mount
+        for mount in reversed(live)
+        if mount.fstype.startswith(REMOTE)
+        and mount.fstype != b"autofs"
+        and mountinfo.top_mount(live, mount.path) == mount
+    }
+    found = _without_answer([mount.path for mount in remote.values()], progress) if remote else []
+    named = [f"{show(mount.path)} ({show(mount.source)})" for mount in remote.values() if mount.path in found]
+    more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+    return ", ".join(sorted(named)[:_MOST_NAMED]) + more
+
+
+def _without_answer(paths: Sequence[bytes], progress: deadline.Progress) -> list[bytes]:
+    """Return those of the paths of mounts whose server gives no answer in time."""
+
+    def ask_all(tick: deadline.Progress) -> list[bytes]:
+        answered: set[bytes] = set()
+
+        def ask(path: bytes) -> None:
+            # A mount that answers with an error answers.
+            with contextlib.suppress(OSError):
+                os.statvfs(path)
+            answered.add(path)
+
+        asking = [threading.Thread(target=ask, args=(path,), daemon=True) for path in paths]
+        for thread in asking:
+            thread.start()
+        limit = time.monotonic() + _ANSWER_SECONDS
+        for thread in asking:
+            thread.join(max(0.0, limit - time.monotonic()))
+            tick()
+        return [path for path in paths if path not in answered]
+
+    # A thread that waits for a dead server would keep this process alive, so the threads are in a child process.
+    try:
+        return deadline.run(ask_all, _ASKING_SECONDS, progress)
+    except deadline.TimeLimitError:
+        return []
 
 
 #: The directories that actions have made since ``undone_on_failure`` was entered.

@@ -260,11 +260,14 @@ def desired_lines(spec: MountSpec, append: bool, any_length: bool = False) -> tu
         _check_for_fstab(path)
     _check_characters(spec.path)
     found = []
+    # systemd orders a mount with _netdev after the network. Without it, nofail keeps the mount from being ordered before all local file
+    # systems, which the disk with its layers may not be one of.
+    boot = [b"nofail"] if _stands_alone(spec) else [b"_netdev", b"nofail"]
     for image in spec.images:
-        options = b",".join((b"ro,_netdev,nofail", _REQUIRES + image, _FSTAB_MARKER + b"image"))
+        options = b",".join((b"ro", *boot, _REQUIRES + image, _FSTAB_MARKER + b"image"))
         found.append(fstab_lines.make_line(image, without_suffix(image), b"erofs", options))
     # systemd does not wait for a mount with nofail. This order makes services that start after the target find the view, as with a unit.
-    order = [b"_netdev", b"nofail", b"x-systemd.before=" + WANTED_BY.encode()]
+    order = [*boot, b"x-systemd.before=" + WANTED_BY.encode()]
     requires = [_REQUIRES + path for path in (*spec.lower, *spec.data, *spec.kept)]
     view = _FSTAB_MARKER + b"view"
     whole = whole_of(spec)
@@ -272,7 +275,7 @@ def desired_lines(spec: MountSpec, append: bool, any_length: bool = False) -> tu
         options = mount_options(spec, append, [*order, *requires, view], any_length)
         found.append(fstab_lines.make_line(b"overlay", spec.path, b"overlay", options))
     else:
-        options = mount_options(spec, append, [b"_netdev", b"nofail", *requires, _FSTAB_MARKER + b"whole"], any_length)
+        options = mount_options(spec, append, [*boot, *requires, _FSTAB_MARKER + b"whole"], any_length)
         found.append(fstab_lines.make_line(b"overlay", whole, b"overlay", options))
         bind = b",".join((b"bind", *_flags(spec), *order, _REQUIRES + whole, view))
         found.append(fstab_lines.make_line(whole + spec.root, spec.path, b"none", bind))

@@ -18,7 +18,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import ManifestError, OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest, manifest_store
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import ManifestRecord, Placement
-from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import store_files
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import copying, store_files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.locations import joined, shown
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.web_client import SYSTEM, Access
 
@@ -90,6 +90,7 @@ def _record(store: str, release: str, digest: str, access: Access) -> ManifestRe
 def _copy(store: str, path: str, record: ManifestRecord, progress: Progress, access: Access) -> None:
     """Copy a manifest from the server and check its text. Raises ManifestError if it is not the one that the record describes."""
     address = joined(store, record.release + manifest_store.SUFFIX)
+    copying.check_room(address, os.path.dirname(path), record.stored_bytes)
     with store_files.open_from(address, 0, access, record.stored_bytes) as source, files.written_aside(path) as aside:
         # One byte more than recorded is enough to find that a file is too long.
         left = record.stored_bytes + 1

@@ -12,7 +12,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fi
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import store_files
-from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.locations import shown
+from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.locations import is_address, shown
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.remote_file import ChangedError, RemoteFile
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.web_client import SYSTEM, Access
 
@@ -21,6 +21,23 @@ _CHUNK = 1 << 20
 
 class WrongDigestError(OverlayError):
     """A file of a store does not have the recorded digest."""
+
+
+def check_room(location: str, directory: str, size: int) -> None:
+    """Check that copies from an address may take ``size`` bytes in a directory: at most half of what is free there.
+
+    Nothing but a record on the same server tells this size, so a server could fill the disk otherwise. Files of a directory are not
+    checked. Raises OverlayError if there is too little space.
+    """
+    if not is_address(location):
+        return
+    place = os.statvfs(directory)
+    free = place.f_bavail * place.f_frsize
+    if size > free // 2:
+        raise OverlayError(
+            f"{shown(location)}: the server says that it takes {size} bytes, and {free} are free in {directory}, of which it may take half:"
+            " nothing was installed; free space there, or check the record on the server"
+        )
 
 
 def bring(

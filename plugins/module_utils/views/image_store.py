@@ -351,12 +351,17 @@ def _copy_name(stored: Image | StoredFile) -> str:
 def _bring(paths: ViewPaths, image: str, recorded: Image, progress: Progress, access: Access) -> Installed:
     """Make an image among the copies of a view, and say how."""
     target = os.path.join(paths.incoming, _copy_name(recorded))
+    whole = recorded.bytes + (recorded.packed.bytes if recorded.packed else 0)
+    # What an interrupted run has copied is no longer free.
+    there = sum(os.lstat(os.path.join(paths.incoming, name)).st_size for name in os.listdir(paths.incoming))
+    copying.check_room(image, paths.incoming, max(0, whole - there))
     count = 0
     warnings: list[str] = []
     for delta, old in _usable_deltas(paths, recorded):
         location = delta_path(image, delta)
         part = os.path.join(paths.incoming, _copy_name(delta))
         try:
+            copying.check_room(location, paths.incoming, delta.bytes)
             count += copying.bring(location, part, delta.bytes, delta.digest, progress, access)
             packed_image.apply_delta(old, part, target, recorded, progress)
             return Installed(FROM_DELTA, count, tuple(warnings))

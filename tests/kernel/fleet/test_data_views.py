@@ -427,6 +427,22 @@ def test_data_images_are_built_once_and_a_host_stands_on_them(farm: Farm) -> Non
 
 
 @pytest.mark.usefixtures("with_programs")
+def test_data_images_are_built_one_after_the_other_where_that_is_asked_for(farm: Farm) -> None:
+    def unbuilt(builds: int) -> list[str] | None:
+        (found,) = resolved(farm, "usd/1", "qt/1", data_images=["everything"], data_builds=builds, linger=9).ok["views"]
+        left: list[str] | None = found.get("unbuilt")
+        return left
+
+    assert unbuilt(0) == ["usd/1", "qt/1"]
+    assert unbuilt(1) == ["qt/1"]
+    # A view is recorded when it is resolved as a whole.
+    assert not (farm.store / ".views").exists()
+    assert unbuilt(1) is None
+    assert (farm.store / ".views" / "software.json").exists()
+    assert unbuilt(0) is None
+
+
+@pytest.mark.usefixtures("with_programs")
 def test_a_release_without_a_trace_is_a_warning(farm: Farm) -> None:
     files = (TracedFile(b"lib/hot", 7, 3), TracedFile(b"lib/warm", 2, 1))
     trace_files.add(str(farm.store), Trace("usd/1", 3, files))

@@ -176,8 +176,8 @@ def test_a_view_that_hangs_is_given_up_alone(farm: Farm) -> None:
     with dead(hanging):
         ran = farm.bring(views, timeout=3)
     assert ran.message == (
-        "view software: gave up: no progress for 3 seconds. A file server that does not answer is the usual reason; for slower work raise"
-        " 'timeout'"
+        f"view software: gave up: no progress for 3 seconds. No answer from the file server of {hanging} (dead): check the server, then run"
+        " the task again"
     )
     assert (farm.shown(), farm.shown("tools")) == (["1"], ["2"])
     assert farm.status()["failure"].startswith("gave up: ")

@@ -19,7 +19,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import
     creating,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import without_suffix
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, mount_spec
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 UNITS = Path(boot_files.UNITS)
@@ -210,6 +210,24 @@ def test_units_that_systemd_generates_from_fstab_mount_the_declared_overlay(area
     assert boot_entries.WANTED_BY in settings(units[names[-1]])["Before"].split(" ")
     mount_units(tuple(boot_entries.Unit(name, units[name], True) for name in names))
     assert is_as_declared(spec)
+
+
+def test_systemd_orders_a_view_on_images_alone_neither_after_the_network_nor_before_local_file_systems(
+    area: Path,
+) -> None:
+    images = [b"/g/1/layer.erofs", b"/data/a.erofs"]
+    spec = mount_spec(b"/software", images[:1], images[1:], {}, True, images)
+    (area / "fstab").write_bytes(b"".join(boot_entries.desired_lines(spec, append=True)))
+    directories = [area / name for name in ("normal", "early", "late")]
+    for path in directories:
+        path.mkdir()
+    subprocess.run([GENERATOR, *directories], check=True, env={**os.environ, "SYSTEMD_FSTAB": str(area / "fstab")})
+    units = {path.name: settings(path.read_bytes()) for path in (area / "normal").glob("*.mount")}
+    assert sorted(units) == ["data-a.mount", "g-1-layer.mount", "software.mount"]
+    for name, unit in units.items():
+        assert (area / "normal" / "local-fs.target.wants" / name).is_symlink()
+        assert "local-fs.target" not in unit.get("Before", "").split(" ")
+        assert "nofail" in unit["Options"].split(",")
 
 
 def four_runs(**arguments: Any) -> dict[str, Any]:

@@ -103,8 +103,10 @@ def calls(area: Path, dead: Path) -> dict[str, Callable[[], support.Ran]]:
     }
 
 
-@pytest.mark.parametrize("reads", [False, True])
-@pytest.mark.parametrize("what", ["scan", "list", "store", "decide", "record", "build", "mount"])
+@pytest.mark.parametrize(
+    ("what", "reads"),
+    [("scan", False), ("store", False), ("record", False), ("scan", True), ("build", True), ("mount", True)],
+)
 def test_an_unreachable_server_ends_in_a_message_within_the_time_limit(area: Path, what: str, reads: bool) -> None:
     (area / "layer").mkdir()
     left_before = children_of_modules()
@@ -112,8 +114,9 @@ def test_an_unreachable_server_ends_in_a_message_within_the_time_limit(area: Pat
         started = time.monotonic()
         ran = calls(area, area / "dead")[what]()
         took = time.monotonic() - started
-        assert "gave up: no progress for 1.5 seconds. A file server that does not answer" in ran.message
-        assert took < LIMIT + 4
+        named = f"No answer from the file server of {area}/dead (dead): check the server"
+        assert f"gave up: no progress for 1.5 seconds. {named}" in ran.message
+        assert took < LIMIT + 8
         assert support.live(area / "view") is None
         if not reads:
             assert children_of_modules() == left_before
@@ -136,7 +139,8 @@ def test_the_release_on_an_unreachable_server_is_named(area: Path) -> None:
             store=str(area / "store"),
             timeout=LIMIT,
         )
-    assert "gave up: no progress for 1.5 seconds at release tool/2. A file server that does not answer" in ran.message
+    named = f"No answer from the file server of {area}/root/tool/2 (dead)"
+    assert f"gave up: no progress for 1.5 seconds at release tool/2. {named}" in ran.message
 
 
 def test_work_with_progress_may_take_longer_than_its_limit() -> None:

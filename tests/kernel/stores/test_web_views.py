@@ -170,10 +170,35 @@ def test_a_full_disk_leaves_nothing(farm: Farm, server: Nginx) -> None:
     state.mkdir()
     support.command("mount", "-t", "tmpfs", "-o", "mode=0700,size=128k", "tmpfs", state)
     views = views_of(farm, server, locked)
-    assert "No space left on device" in farm.bring(views).message
+    assert "may take half: nothing was installed" in farm.bring(views).message
+    assert not list(state.rglob("incoming/*"))
+    # The images of a directory are trusted.
+    of_directory = [{**view, "image": str(farm.store / ".images" / Path(view["image"]).name)} for view in views]
+    assert "No space left on device" in farm.bring(of_directory).message
     assert not list(state.rglob("incoming/*"))
     support.command("mount", "-o", "remount,size=16m", state)
     assert farm.bring(views).ok["changed"]
+
+
+def test_a_server_cannot_fill_the_disk_with_an_image(farm: Farm, server: Nginx) -> None:
+    """The lock has the digest of an image, and only the record on the server has its length."""
+    views = views_of(farm, server, farm.lock("usd/1", image_store=str(farm.store / ".images")))
+    record = farm.store / ".images" / Path(views[0]["image"]).with_suffix(".json").name
+    values = json.loads(record.read_text())
+    record.write_text(json.dumps({**values, "image": {**values["image"], "bytes": 1 << 50}}))
+    assert f"{views[0]['image']}: the server says that it takes 1125899" in farm.bring(views).message
+    assert not list((farm.top / "state").rglob("incoming/*"))
+
+
+def test_a_server_cannot_fill_the_disk_with_a_manifest(farm: Farm, server: Nginx) -> None:
+    views = views_of(farm, server, farm.lock("usd/1"))
+    record = farm.store / "usd" / "1.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "stored_bytes": 1 << 50}))
+    assert (
+        f"{server.https}/store/usd/1.dump.gz: the server says that it takes 1125899906842624"
+        in farm.bring(views).message
+    )
+    assert files_below(farm.top / "state" / "manifests") == []
 
 
 # ---- what is refused

@@ -306,6 +306,22 @@ def test_the_lines_of_a_view_and_its_image() -> None:
     assert line.endswith(b",lowerdir=/l\\134:a::/d 0 0\n")
 
 
+def test_lines_of_a_view_that_stands_on_images_alone_do_not_wait_for_the_network() -> None:
+    images = [b"/g/1/layer.erofs", b"/data/a.erofs"]
+    alone = desired_lines(mount_spec(b"/software", images[:1], images[1:], {}, True, images), append=True)
+    assert [line.split(b" ")[3] for line in alone] == [
+        b"ro,nofail,x-systemd.requires-mounts-for=/g/1/layer.erofs,x-renderfarm.overlay=image",
+        b"ro,nofail,x-systemd.requires-mounts-for=/data/a.erofs,x-renderfarm.overlay=image",
+        (
+            b"ro,metacopy=on,redirect_dir=on,nofail,x-systemd.before=remote-fs.target,"
+            b"x-systemd.requires-mounts-for=/g/1/layer,x-systemd.requires-mounts-for=/data/a,"
+            b"x-renderfarm.overlay=view,lowerdir=/g/1/layer::/data/a"
+        ),
+    ]
+    mixed = mount_spec(b"/software", images[:1], [images[1], b"/net/software"], {}, True, images)
+    assert [b",_netdev,nofail," in line for line in desired_lines(mixed, append=True)] == [True] * 3
+
+
 FOREIGN = b"# comment\nfiler:/software /net/software nfs ro 0 0\n\nUUID=1 / ext4 defaults 0 1\n"
 
 
