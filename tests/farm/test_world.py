@@ -1,4 +1,4 @@
-"""Test views while releases come and go, the server fails, and hosts reboot."""
+"""Test views while releases come and go, the server fails, and hosts crash."""
 
 from __future__ import annotations
 
@@ -189,13 +189,14 @@ def test_a_nested_export_is_refused_by_name_and_can_have_its_own_view(farm: Farm
         farm.server.unexport_nested("nested")
 
 
-def test_after_a_reboot_the_playbook_brings_the_view_back(farm: Farm, new: Machine) -> None:
+def test_after_a_crash_the_playbook_brings_the_view_back(farm: Farm, new: Machine) -> None:
+    """An orderly reboot is in test_persist.py."""
     new.ssh("sync")
-    new.reboot()
+    new.crash()
     assert new.ssh(f"mountpoint -q {VIEW}", check=False).returncode != 0
     collection.mount_store(new)
     view = collection.deploy(farm, VIEWS).views(new)["trial"]
-    # The layer survived the reboot: only mounts are made.
+    # The layer survived the crash: only mounts are made.
     assert view["changed"]
     assert [action for action in view["actions"] if "generation" in action] == []
     assert new.output(f"cat {VIEW}/trial/1.0/data/file") == "one"
