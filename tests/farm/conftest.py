@@ -13,7 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-releases",
         action="store_true",
-        help="test_finalize.py: finalize all releases instead of a package; takes five more minutes",
+        help="test_finalize.py: finalize all releases instead of one; takes five more minutes",
     )
 
 

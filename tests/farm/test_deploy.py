@@ -34,6 +34,12 @@ def second_run(farm: Farm, second_host: Run) -> Run:
     return collection.deploy(farm, hosts=f"new,old,{OTHER}", check=False)
 
 
+@pytest.fixture(scope="module")
+def tree(farm: Farm) -> str:
+    """Return the listing of the tree on the server."""
+    return trees.listing(farm.server, SOFTWARE)
+
+
 @pytest.fixture(params=list(Farm.running.nodes) if Farm.running else ["old", "new"])
 def node(farm: Farm, request: pytest.FixtureRequest) -> Machine:
     """Return each render node, whatever its kernel can do."""
@@ -81,24 +87,23 @@ def test_a_kernel_that_cannot_mount_beneath_mounts_other_releases_over_the_old_o
     old = farm.nodes["old"]
     assert deployment.run.failures("old") == []
 
-    def show(releases: list[str]) -> list[bool]:
-        """Build and mount. Return whether each of them changed something."""
-        declared = {"name": "trial", "store": STORE, "releases": [{"release": release} for release in releases]}
-        layer = collection.module(farm, old, "metadata_layer", declared)
-        shown = {"lower": [layer.values["layer"]], "data": [ROOT], "strategy": layer.values["strategy"]}
-        mounted = collection.module(farm, old, "overlay_mount", {"path": "/trial", **shown})
-        return [layer.changed, mounted.changed]
+    def bring(**keys: object) -> bool:
+        """Bring the view to a state, and return whether that changed something."""
+        view = {"name": "trial", "mountpoint": "/trial", "store": STORE, "data": [ROOT], **keys}
+        return collection.module(farm, old, "view", {"views": [view]}).changed
+
+    def show(releases: list[str]) -> bool:
+        return bring(releases=[{"release": release} for release in releases])
 
     two = [release.path for release in software.releases()[:2]]
     for releases in (two[:1], two, two[:1]):
-        assert show(releases)[1]
+        assert show(releases)
         shown = old.output("cd /trial && ls -d */*").split()
         assert sorted(shown) == sorted(releases)
     # The covered mount is the only one left.
     assert old.output("grep -c ' /trial ' /proc/self/mountinfo") == "1"
-    assert show(two[:1]) == [False, False]
-    for name, options in (("overlay_mount", {"path": "/trial"}), ("metadata_layer", {"name": "trial"})):
-        assert collection.module(farm, old, name, {**options, "state": "absent"}).changed
+    assert not show(two[:1])
+    assert bring(state="absent")
     assert old.output(f"ls -d /trial {STATE_DIR}/views/trial 2>/dev/null || true") == ""
 
 
@@ -152,13 +157,15 @@ def test_a_host_that_does_not_scan_only_reads_manifests(other: Machine, second_h
     assert sum(calls.values()) < 40 + CALLS_TO_OPEN * len(software.releases()), calls
 
 
-def test_the_same_declaration_gives_the_same_generation_on_every_host(farm: Farm, second_host: Run) -> None:
+def test_the_same_declaration_gives_the_same_generation_on_every_host(
+    other: Machine, second_host: Run, tree: str
+) -> None:
     generations = [second_host.views(name)["software"]["generation"] for name in ("new", OTHER)]
     assert generations[0] == generations[1]
     # It is the one that the run resolved to before it changed either host.
     assert generations[0] == second_host.resolution.values["lock"]["views"][0]["generation"]
-    listings = [trees.listing(machine, VIEW) for machine in (farm.nodes["new"], farm.server)]
-    assert listings[0] == listings[1]
+    # Another test compares the view of `new` with the tree.
+    assert trees.listing(other, VIEW) == tree
 
 
 def test_the_second_run_changes_nothing_on_any_host(second_run: Run) -> None:
@@ -167,11 +174,11 @@ def test_the_second_run_changes_nothing_on_any_host(second_run: Run) -> None:
 
 
 @pytest.mark.usefixtures("deployment")
-def test_the_view_equals_the_tree_on_the_server_entry_by_entry(farm: Farm, node: Machine) -> None:
+def test_the_view_equals_the_tree_on_the_server_entry_by_entry(node: Machine, tree: str) -> None:
     # A view generates the directories above releases, so they are not compared.
     shown = trees.listing(node, VIEW)
     assert int(shown.split()[0]) > 20_000
-    assert shown == trees.listing(farm.server, SOFTWARE)
+    assert shown == tree
 
 
 @pytest.mark.usefixtures("deployment")

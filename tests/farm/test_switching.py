@@ -27,28 +27,37 @@ print(UsdPhysics.__file__, flush=True)
 
 #: A render client that lists the view when /run/farm-switching-on exists.
 CLIENT = f"echo started; until test -e /run/farm-switching-on; do sleep 0.2; done; ls {VIEW}/usd-core; echo ended"
+#: What render clients say before and after a switch, by the properties of their units. PrivateMounts alone makes their mounts slaves of
+#: the host's mounts, and a switch propagates to these.
+CLIENTS = {"MountFlags=private": "25.11", "PrivateMounts=yes": "26.11"}
 
 
 def declared(release: str, **more: Any) -> list[dict[str, Any]]:
     return [{"name": "switching", "mountpoint": VIEW, "releases": [release], **more}]
 
 
-@pytest.fixture
-def new(farm: Farm) -> Iterator[Machine]:
-    """Return `new` with a separate view of the older USD."""
+@pytest.fixture(scope="module")
+def node(farm: Farm) -> Iterator[Machine]:
+    """Return `new`. The view is removed after the last test."""
     machine = farm.nodes["new"]
     collection.mount_store(machine)
-    machine.ssh("rm -f /run/farm-switching-*")
-    collection.deploy(farm, declared(OLD))
     yield machine
-    # End the waiting processes.
-    machine.ssh("touch /run/farm-switching-on")
     variables = {**collection.SITE, "overlay_hosts": "new", "overlay_views": declared(OLD)}
     collection.playbook(farm, "remove", variables)
-    machine.ssh(f"rm -f {STORE}/.views/switching.json /run/farm-switching-*")
+
+
+@pytest.fixture
+def new(node: Machine) -> Iterator[Machine]:
+    """Return `new`, with the view as the test before has left it, or without it. No release lingers."""
+    node.ssh("rm -f /run/farm-switching-*")
+    yield node
+    # End the waiting processes.
+    node.ssh("touch /run/farm-switching-on")
+    node.ssh(f"rm -f {STORE}/.views/switching.json")
 
 
 def test_a_late_import_finds_the_release_that_a_rollout_replaced(farm: Farm, new: Machine) -> None:
+    collection.deploy(farm, declared(OLD))
     new.write("/run/farm-switching-job", JOB)
     new.ssh("setsid python3 -B /run/farm-switching-job >/run/farm-switching-said 2>&1 </dev/null &")
     new.wait_for("grep -q started /run/farm-switching-said", 300)
@@ -106,19 +115,21 @@ def test_a_release_that_was_just_published_is_found_by_a_client_with_cached_list
         new.ssh(f"rm -rf {STORE}/published")
 
 
-@pytest.mark.parametrize(("properties", "seen"), [("MountFlags=private", "25.11"), ("PrivateMounts=yes", "26.11")])
-def test_a_render_client_whose_mounts_are_private_never_sees_a_switch(
-    farm: Farm, new: Machine, properties: str, seen: str
-) -> None:
-    """PrivateMounts alone makes them slaves of the host's mounts, and a switch propagates to these."""
+def test_a_render_client_whose_mounts_are_private_never_sees_a_switch(farm: Farm, new: Machine) -> None:
+    collection.deploy(farm, declared(OLD, linger=0))
     new.write("/run/farm-switching-client", CLIENT)
-    new.ssh(
-        f"systemd-run --collect --unit=farm-switching --property={properties}"
-        " --property=StandardOutput=file:/run/farm-switching-said sh /run/farm-switching-client"
-    )
-    new.wait_for("grep -q started /run/farm-switching-said")
+    said = {properties: f"/run/farm-switching-said-{number}" for number, properties in enumerate(CLIENTS)}
+    for properties, path in said.items():
+        new.ssh(
+            f"systemd-run --collect --property={properties} --property=StandardOutput=file:{path} "
+            "sh /run/farm-switching-client"
+        )
+    for path in said.values():
+        new.wait_for(f"grep -q started {path}")
     collection.deploy(farm, declared(NEW, linger=0))
     assert new.output(f"ls {VIEW}/usd-core") == "26.11"
     new.ssh("touch /run/farm-switching-on")
-    new.wait_for("grep -q ended /run/farm-switching-said")
-    assert new.output("cat /run/farm-switching-said").split() == ["started", seen, "ended"]
+    for path in said.values():
+        new.wait_for(f"grep -q ended {path}")
+    seen = {properties: new.output(["cat", path]).split() for properties, path in said.items()}
+    assert seen == {properties: ["started", version, "ended"] for properties, version in CLIENTS.items()}

@@ -240,6 +240,19 @@ class Server(Machine):
             f"rmdir {target}"
         )
 
+    def end_delegations(self, node: Machine) -> None:
+        """Have a node return all its delegations. Raises AssertionError if it still has one after a minute.
+
+        A client returns a delegation that it has not used for a while by itself. Such calls have nothing to do with the work that
+        a test counts, so a test that expects no call at all begins without delegations.
+        """
+        node.drop_caches()
+        self.wait_for(
+            "for client in /proc/fs/nfsd/clients/*; do "
+            f"if grep -qs '^address: \"{node.address}:' $client/info && grep -s 'type: deleg' $client/states; "
+            "then exit 1; fi; done"
+        )
+
     @contextmanager
     def nfsd_stopped(self) -> Iterator[None]:
         """Stop the NFS service. The machine itself still answers."""

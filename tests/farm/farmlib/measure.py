@@ -279,6 +279,7 @@ def measure(node: Machine, configuration: Configuration, work: Sequence[str] = (
     began = time.monotonic()
     if configuration.prepare is not None:
         configuration.prepare(node)
+    _farm().server.end_delegations(node)
     argv = [
         "python3",
         COUNT,

@@ -272,12 +272,14 @@ def run(farm: Farm, path: Path, arguments: Sequence[str], document: Path | None 
             node.latency(latency)
             for start in options.starts:
                 for way in ways:
+                    farm.server.end_delegations(node)
                     rows = measured(node, way, start)
                     results.rows.setdefault(f"{latency:g}", {}).setdefault(way.name, []).extend(rows)
                     keep()
                     host.say(f"{latency:g} ms, {start}, {way.name}: {_shown(rows)}")
     finally:
         node.latency(0)
+    farm.server.end_delegations(node)
     with farm.server.nfsd_stopped():
         [images] = [way for way in WAYS if way.name == "images"]
         for start in options.starts:

@@ -58,16 +58,19 @@ def start(plan: Mapping[str, Any], name: str, root: str) -> dict[str, float]:
     return {"seconds": round(seconds, 3), "processor": round(used.ru_utime + used.ru_stime, 3)}
 
 
-def all_calls() -> dict[str, count.Calls]:
-    """Return the calls of all NFS mounts together, by operation, when no more are sent."""
+def all_calls() -> dict[str, dict[str, count.Calls]]:
+    """Return the calls of each NFS mount by its mountpoint and the operation, when no more are sent."""
     with open("/proc/self/mountstats", encoding="utf-8", errors="surrogateescape") as file:
         mounts = count.parse_mountstats(file.read())
-    found: dict[str, count.Calls] = {}
-    for mountpoint in mounts:
-        for name, calls in count.settled_calls(mountpoint).items():
-            before = found.get(name, count.Calls(0, 0))
-            found[name] = count.Calls(before.calls + calls.calls, before.errors + calls.errors)
-    return found
+    return {mountpoint: count.settled_calls(mountpoint) for mountpoint in mounts}
+
+
+def differences(
+    before: Mapping[str, Mapping[str, count.Calls]], after: Mapping[str, Mapping[str, count.Calls]]
+) -> dict[str, dict[str, count.Calls]]:
+    """Return the calls between two readings by mountpoint, without mounts that sent none."""
+    found = {mountpoint: count.difference(before.get(mountpoint, {}), calls) for mountpoint, calls in after.items()}
+    return {mountpoint: calls for mountpoint, calls in found.items() if calls}
 
 
 def network_bytes() -> int:
@@ -80,7 +83,7 @@ def network_bytes() -> int:
 
 
 def measure(plan: Mapping[str, Any], name: str, root: str, setup: str, teardown: str) -> list[dict[str, Any]]:
-    """Start software cold and warm. Return a row for each, with calls, operations, bytes and seconds."""
+    """Start software cold and warm. Return a row for each, with calls, operations by mountpoint, bytes and seconds."""
     rows = []
     count.script(teardown)
     for _ in range(3):
@@ -93,14 +96,17 @@ def measure(plan: Mapping[str, Any], name: str, root: str, setup: str, teardown:
         for state in ("cold", "warm"):
             used = start(plan, name, root)
             after, sent_after = all_calls(), network_bytes()
-            calls = count.difference(before, after)
+            mounts = differences(before, after)
             rows.append(
                 {
                     "start": name,
                     "state": state,
-                    "calls": count.total(calls),
+                    "calls": sum(map(count.total, mounts.values())),
                     "bytes": sent_after - sent,
-                    "operations": {key: [value.calls, value.errors] for key, value in sorted(calls.items())},
+                    "operations": {
+                        mountpoint: {key: [value.calls, value.errors] for key, value in sorted(calls.items())}
+                        for mountpoint, calls in mounts.items()
+                    },
                     **used,
                 }
             )
@@ -115,7 +121,7 @@ def main() -> None:
     with open(plan_file, encoding="utf-8") as file:
         plan = json.load(file)
     if action == "counters":
-        json.dump({"calls": count.total(all_calls()), "bytes": network_bytes()}, sys.stdout)
+        json.dump({"calls": sum(map(count.total, all_calls().values())), "bytes": network_bytes()}, sys.stdout)
     else:
         json.dump(measure(plan, *arguments), sys.stdout)
 
