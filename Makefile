@@ -18,8 +18,8 @@ RUN = env -u PYTHONDONTWRITEBYTECODE \
 
 LEGS := lint types unit kernel awx integration integration-oldest sanity docs importer
 
-.PHONY: help test $(LEGS) eda demo demo-clean bench farm farm-resolve farm-starts metrics page unionmount fuzz format requirements clean \
-	setup-demo setup-test
+.PHONY: help test $(LEGS) eda demo demo-clean bench farm farm-patched farm-resolve farm-starts metrics page unionmount fuzz format requirements \
+	clean setup-demo setup-test
 
 help: ## list the targets
 	@echo "make TARGET [PYTHON=/path/to/python3] [ARGS='...']"
@@ -66,6 +66,8 @@ farm: setup-test ## test on virtual machines: a real NFS server and several kern
 metrics: setup-test ## have node_exporter and Prometheus read metrics; test alert rules and the dashboard
 farm-resolve: ARGS := test -s tests/farm/test_resolve.py
 farm-resolve: farm ## count the NFS calls of a resolve with rez on the farm
+farm-patched: ARGS := test -s tests/farm/test_patched.py
+farm-patched: farm ## test finalizing on a kernel that seals directories itself: overlayfs is patched and built
 farm-starts: ARGS := --write starts
 farm-starts: farm ## measure starts of software on the farm, and detach a view 50 times; takes more than an hour
 page: setup-test ## open the page of a report in headless Chromium; keep pages and pictures in .build/page

@@ -64,8 +64,8 @@ options:
         with C(index=on), since they would become separate files.
       - V(readdir) reads each directory that is not sealed, the deepest ones first. Some kernels seal directories when they are read.
       - V(seal) seals each directory that is copied up with everything below it. See O(seal).
-      - V(warm) reads the directories that the kernel has sealed once more, which is needed each time after the overlay was mounted. It has
-        no effect on kernels that do not seal directories.
+      - V(warm) reads the directories that the kernel has sealed, so that they are in memory after the overlay was mounted. It has no effect
+        on kernels that do not seal directories.
     type: list
     elements: str
     choices: [copy_up, readdir, seal, warm]
@@ -95,12 +95,14 @@ options:
   seal:
     description:
       - How directories are sealed. A sealed directory shows what is in the upper layer, and not what appears in the lower layer.
-      - V(auto) lets the kernel seal directories that it marks when they are read (C(opaque=z)), and seals all others as V(offline) does.
+      - V(auto) lets the kernel seal directories, if it marks them when they are read (C(opaque=z)), and seals all others as V(offline) does.
+        The module tries whether the kernel does so, as M(renderfarm.overlay.overlay_info) reports it (C(kernel_seal)).
       - V(offline) unmounts the overlay, gives each file its path in the lower layer as a redirect, marks the directories as opaque, and
         mounts the overlay again as it was. It needs O(allow_unmount).
       - V(kernel) leaves it to the kernel, and reports the directories that the kernel does not seal as RV(pending).
       - V(none) seals nothing.
-      - The root of an overlay cannot be sealed. Names that it does not have are looked up in the lower layer, and new ones show.
+      - The module cannot seal the root of an overlay. Names that it does not have are looked up in the lower layer, and new ones show. A
+        kernel that seals directories seals the root too.
     type: str
     choices: [auto, offline, kernel, none]
     default: auto
@@ -118,6 +120,8 @@ options:
       - Directories up to this many levels below O(path) are not sealed, so releases that appear in them show. With releases named
         C(package/version), V(1) leaves the packages merged.
       - The default V(0) leaves only the root of the overlay merged.
+      - A kernel that seals directories seals each one that anybody lists when all of its entries are copied up. Those that this option
+        should have left merged are returned as RV(pending).
     type: int
     default: 0
   stale:
@@ -144,8 +148,9 @@ notes:
   - A run with O(detach) may be killed at any step. The overlay then reads as before, and the next run with O(detach) continues. Until
     then, the file whose content was being copied may have a wrong modification time.
   - Later runs do not visit a directory that is not sealed and was moved into a sealed one. It goes on working.
-  - In check mode, the module reads and compares everything that a run does. It cannot know which directories the kernel would seal, nor
-    what would keep a directory from being sealed while the overlay is unmounted. It counts all directories that a run would try to seal.
+  - In check mode, the module reads and compares everything that a run does. It cannot know what would keep a directory from being sealed
+    while the overlay is unmounted. It counts all directories that a run, or a kernel that seals directories, would try to seal. Such a
+    kernel seals a directory whose entries are all copied up also when check mode reads it.
 seealso:
   - module: renderfarm.overlay.overlay_mount
   - module: renderfarm.overlay.metadata_layer
@@ -239,7 +244,7 @@ sealed:
   returned: success
   sample: 1400
 warmed:
-  description: Number of directories that the kernel has sealed and that were read once more.
+  description: Number of directories that the kernel has sealed and that were read.
   type: int
   returned: success
   sample: 0

@@ -70,6 +70,8 @@ features:
     - The result for each feature, by name.
     - C(supported) is none if O(probe=false). C(detail) says what was tried, or why it failed.
     - C(data_images) says whether data layers may be images.
+    - C(kernel_seal) says whether the kernel seals a directory of a writable overlay when it is read and all of its entries are copied up,
+      so that M(renderfarm.overlay.overlay_finalize) need not unmount the overlay. No released kernel does.
   type: dict
   returned: success
   sample:

@@ -28,7 +28,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.decisi
     is_from_lower,
     loses_attributes,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.directories import OverlayDirectory
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.directories import OverlayDirectory, depth
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.finalize_request import Wanted
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.finalize_result import FinalizeCounts, Pending
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.live_overlay import Overlay
@@ -60,7 +60,7 @@ class Visit:
     pending: list[Pending] = field(default_factory=list)
     #: Whether entries in it were copied up, so that it has to be read again.
     changed: bool = False
-    #: The sealed directories in it. They are not visited.
+    #: The directories in it that a run has sealed. They are not visited.
     sealed: list[OverlayDirectory] = field(default_factory=list)
     #: The stale copies in it. They are not visited either.
     stale: list[bytes] = field(default_factory=list)
@@ -125,7 +125,7 @@ CHANGES: Mapping[type[Any], Callable[[_Here, bytes, int, os.stat_result, Any], N
 
 
 class CopyUpWalk:
-    """One walk over everything below some directories that is not sealed."""
+    """One walk over everything below some directories that no run has sealed."""
 
     def __init__(
         self,
@@ -135,14 +135,19 @@ class CopyUpWalk:
         carry_out: CarryOut,
         lowers: Lowers | None = None,
         looks_for_stale: bool = True,
+        merged_levels: int = 0,
         progress: Progress = no_progress,
     ) -> None:
-        """``lowers`` are the lower layers to compare with, or None if they cannot be opened or are not needed."""
+        """``lowers`` are the lower layers to compare with, or None if they cannot be opened or are not needed.
+
+        Directories that the kernel has sealed are compared with them up to ``merged_levels`` only.
+        """
         self._overlay = overlay
         self._workers = workers
         self._carry_out = carry_out
         self._lowers = lowers
         self._looks_for_stale = looks_for_stale
+        self._merged_levels = merged_levels
         self._progress = progress
         self._copies_up = wanted.copy_up
         self._rules = CopyUpRules(
@@ -258,6 +263,9 @@ class CopyUpWalk:
         """Return the names of those entries of the upper layer that are stale."""
         lowers, lower = self._lowers, here.directory.lower
         if lowers is None or lower is None or not entries or not self._looks_for_stale:
+            return set()
+        if here.directory.is_sealed_by_kernel and depth(here.directory.path) > self._merged_levels:
+            # Listing it in the lower layers would cost calls in each run, as it does not for a directory that a run sealed.
             return set()
         names = lowers.names(lower)
         missing = [entry for entry in entries if names is None or entry.name not in names]

@@ -147,7 +147,8 @@ def unready(overlay: Overlay, lowers: Lowers, workers: int, progress: Progress =
                     beneath.attribute_names_here(entry.name)
                 ):
                     found.append(Pending(path, f"its content is not copied up: {_AGAIN}"))
-        if directory.lower is not None:
+        # What is below a directory that the kernel sealed is not shown, unless it was when the directory was sealed.
+        if directory.lower is not None and not directory.is_sealed_by_kernel:
             missing = (lowers.names(directory.lower) or set()).difference(entry.name for entry in entries)
             reason = f"it appeared in the lower layers during the run: {_AGAIN}"
             found += [Pending(directory.child(name), reason) for name in missing]

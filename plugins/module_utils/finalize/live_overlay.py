@@ -16,12 +16,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.finalize_request import default_workers
-from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.marks import RESTORING, SEALED, Marks
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, mountinfo, namespaces
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.marks import (
+    KERNEL_SEALED,
+    RESTORING,
+    SEALED,
+    Marks,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, deadline, mountinfo, namespaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, OverlayLayers
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, mounts, probe
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import SCRATCH_PLACE, live_setting
+
+#: The name of the feature of kernels that seal directories.
+KERNEL_SEAL = "kernel_seal"
 
 
 class Roots:
@@ -76,6 +84,8 @@ class Overlay:
     keeps_links: bool
     #: Whether metadata is copied up without the content.
     metacopy: bool
+    #: Whether the kernel seals directories when they are read. If it does not, it ignores the marks of one that does.
+    kernel_seals: bool
     #: Paths of mounts inside the overlay, relative to its root.
     covered: frozenset[bytes]
     #: Default number of processes that work on it.
@@ -107,8 +117,9 @@ class Overlay:
         def read(name: bytes) -> bytes | None:
             return beneath.attribute(stored, name) if os.fsdecode(name) in present else None
 
+        opaque = read(self.prefix + b"opaque")
         return Marks(
-            opaque=read(self.prefix + b"opaque"),
+            opaque=None if opaque == KERNEL_SEALED and not self.kernel_seals else opaque,
             redirect=read(self.prefix + b"redirect"),
             copied=os.fsdecode(self.prefix + b"origin") in present,
             sealed_from=read(SEALED),
@@ -138,6 +149,7 @@ def find(path: bytes) -> Overlay | None:
         raise OverlayError(f"{show(upper)}, the upper layer of the overlay at {show(path)}, does not exist") from None
     defaults = creating.overlay_defaults()
     live = namespaces.own_mounts()
+    metacopy = live_setting(layers, b"metacopy", defaults) == b"on"
     return Overlay(
         mount=mount,
         layers=layers,
@@ -145,10 +157,17 @@ def find(path: bytes) -> Overlay | None:
         roots=roots,
         prefix=b"user.overlay." if (b"userxattr", None) in layers.settings else b"trusted.overlay.",
         keeps_links=b"on" in (live_setting(layers, name, defaults) for name in (b"index", b"nfs_export")),
-        metacopy=live_setting(layers, b"metacopy", defaults) == b"on",
+        metacopy=metacopy,
+        kernel_seals=metacopy and _kernel_seals(),
         covered=_covered(path, live),
         default_workers=default_workers((*layers.lower, *layers.data), live),
     )
+
+
+def _kernel_seals() -> bool:
+    """Try whether the kernel seals directories, in a child process."""
+    feature = deadline.run(lambda _progress: probe.probe((KERNEL_SEAL,)), creating.CHILD_SECONDS)[KERNEL_SEAL]
+    return bool(feature.supported)
 
 
 def _layers_of(mount: Mount) -> OverlayLayers:

@@ -46,14 +46,15 @@ class Marks:
 
     @property
     def sealed(self) -> bool:
-        """Whether the kernel looks up no names in the lower layers, neither for this directory nor below it.
+        """Whether a run sealed the directory, and everything below it.
 
         SEALED counts only together with the kernel's mark of a copy. ``cp -a`` through the overlay copies the former, not the latter.
         """
-        return self.sealed_by_kernel or (self.opaque == OPAQUE and self.copied and self.sealed_from is not None)
+        return self.opaque == OPAQUE and self.copied and self.sealed_from is not None
 
     @property
     def sealed_by_kernel(self) -> bool:
+        """Whether the kernel sealed the directory. It seals each directory separately, and finds its entries in the lower layers."""
         return self.opaque == KERNEL_SEALED
 
 

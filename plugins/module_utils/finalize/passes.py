@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import detaching, lowers, remount, seal
@@ -31,7 +31,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.finali
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.live_overlay import Overlay, find
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.lowers import Lowers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.marks import KERNEL_SEALED, empty_lower
-from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.reading import read_below, read_directories
+from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.reading import read_directories
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.stale import StaleRemoval
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.tracing import is_stale, start, trace
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mount_lock
@@ -109,7 +109,9 @@ class _Run:
         self._workers = request.workers or overlay.default_workers
         self._result = result
         self._progress = progress
-        self._kernel_sealed: list[OverlayDirectory] = []
+        #: Directories that the kernel has sealed, in earlier runs and in this one.
+        self._sealed_before: list[OverlayDirectory] = []
+        self._sealed_now: list[OverlayDirectory] = []
 
     def all_passes(self) -> None:
         with contextlib.ExitStack() as stack:
@@ -124,10 +126,14 @@ class _Run:
             self._result.pending += [one for visit in visits for one in visit.pending]
             self._remove_stale(visits, below)
         self._read(visits)
+        if self._overlay.kernel_seals:
+            self._note_kernel_seals(visits)
         if self._request.seals:
             self._seal(visits)
+        self._result.counts.sealed += len(self._sealed_now)
         if "warm" in self._request.passes:
-            self._change(self._warm, visits)
+            self._change(self._warm)
+        self._report_levels()
 
     def _open_lowers(self, stack: contextlib.ExitStack) -> Lowers | None:
         """Return the lower layers, or None if no pass compares with them or they cannot be opened."""
@@ -181,7 +187,8 @@ class _Run:
             if directory.is_sealed:
                 visits.append(Visit(directory, sealed=[directory]))
         looks = self._request.stale != "ignore"
-        walk = CopyUpWalk(self._overlay, wanted, self._workers, change, below, looks, self._progress)
+        levels = self._request.merged_levels
+        walk = CopyUpWalk(self._overlay, wanted, self._workers, change, below, looks, levels, self._progress)
         return visits + walk.run(starts)
 
     def _is_stale(self, below: Lowers, subtree: bytes) -> bool:
@@ -209,40 +216,47 @@ class _Run:
     def _read(self, visits: Sequence[Visit]) -> None:
         if "readdir" not in self._request.passes:
             return
-        merged = [visit.directory for visit in visits if visit.directory.is_merged]
+        merged = [one for one in _merged(visits) if not one.is_sealed_by_kernel]
         self._result.counts.directories_read = len(merged)
         self._change(self._read_changed, merged, visits)
-        self._result.counts.sealed += len(self._kernel_sealed)
 
     def _read_changed(self, merged: Sequence[OverlayDirectory], visits: Sequence[Visit]) -> None:
-        """Read the directories whose entries have changed since they were visited, and note those that the kernel seals by that."""
+        """Read the directories whose entries have changed since they were visited."""
+        if self._request.seals and self._request.allow_unmount and not self._overlay.kernel_seals:
+            # The overlay will be unmounted, and the kernel forgets what it has read.
+            return
         changed = with_parents(visit.directory.path for visit in visits if visit.changed)
         again = sorted((one for one in merged if one.path in changed), key=lambda one: -depth(one.path))
-        if again and not self._is_worth_reading(again[0]):
-            return
         self._result.pending += read_directories(self._overlay, again, self._workers, self._progress)
-        for directory in merged:
-            with contextlib.suppress(FileNotFoundError):
-                if self._overlay.attribute(directory.path, b"opaque") == KERNEL_SEALED:
-                    self._kernel_sealed.append(directory)
 
-    def _is_worth_reading(self, deepest: OverlayDirectory) -> bool:
-        """Return whether to read directories. If the overlay is unmounted afterwards, that helps only if the kernel seals them."""
-        if not self._request.seals or not self._request.allow_unmount:
-            return True
-        self._result.pending += read_directories(self._overlay, [deepest], 1, self._progress)
-        return self._overlay.attribute(deepest.path, b"opaque") == KERNEL_SEALED
+    def _note_kernel_seals(self, visits: Sequence[Visit]) -> None:
+        """Note the directories that the kernel has sealed, by this run or before, and in check mode those that it would seal."""
+        merged = _merged(visits)
+        self._sealed_before = [one for one in merged if one.is_sealed_by_kernel]
+        rest = [one for one in merged if not one.is_sealed_by_kernel]
+        if not self._change(self._note_sealed_now, rest) and "readdir" in self._request.passes:
+            paths = {one.path for one in self._result.pending}
+            incomplete = paths.union(map(posixpath.dirname, paths))
+            self._sealed_now = [one for one in rest if one.path not in incomplete]
+
+    def _note_sealed_now(self, directories: Iterable[OverlayDirectory]) -> None:
+        self._sealed_now = [one for one in directories if self._is_sealed_by_kernel(one)]
+
+    def _is_sealed_by_kernel(self, directory: OverlayDirectory) -> bool:
+        try:
+            return self._overlay.attribute(directory.path, b"opaque") == KERNEL_SEALED
+        except FileNotFoundError:
+            return False
+
+    @property
+    def _kernel_sealed(self) -> list[OverlayDirectory]:
+        return [*self._sealed_before, *self._sealed_now]
 
     def _seal(self, visits: Sequence[Visit]) -> None:
+        merged = [one for one in _merged(visits) if depth(one.path) > self._request.merged_levels]
         done = {directory.path for directory in self._kernel_sealed}
         incomplete = with_parents(one.path for one in self._result.pending)
-        chosen = [
-            visit.directory
-            for visit in visits
-            if visit.directory.is_merged
-            and depth(visit.directory.path) > self._request.merged_levels
-            and visit.directory.path not in done | incomplete
-        ]
+        chosen = [directory for directory in merged if directory.path not in done | incomplete]
         detaches = self._request.wanted.detach and not self._result.pending
         if not chosen and not detaches:
             return
@@ -255,7 +269,13 @@ class _Run:
                 reason = "it can only be detached while the overlay is unmounted: allow that with 'allow_unmount'"
                 self._result.pending.append(Pending(b"", reason))
             return
-        settled = {directory.path for visit in visits for directory in visit.sealed} | done
+        # A directory that the kernel has sealed cannot stay so in an opaque one, nor over the empty directory of a detached overlay.
+        opaque = {directory.path for directory in (merged if detaches else chosen)}
+        opaque |= {path for path in done if _is_below(path, opaque)}
+        chosen = [directory for directory in merged if directory.path in opaque]
+        self._sealed_before = [one for one in self._sealed_before if one.path not in opaque]
+        self._sealed_now = [one for one in self._sealed_now if one.path not in opaque]
+        settled = {directory.path for visit in visits for directory in visit.sealed}
         settled |= {visit.directory.path for visit in visits if not visit.directory.is_merged}
         if not self._change(self._seal_unmounted, chosen, settled - incomplete):
             self._result.counts.sealed += len(chosen)
@@ -290,8 +310,34 @@ class _Run:
         paths = {directory.path for directory in directories}
         self._result.pending += [Pending(path, reason) for path in paths if posixpath.dirname(path) not in paths]
 
-    def _warm(self, visits: Sequence[Visit]) -> None:
-        """Read what the kernel has sealed. It keeps in memory only what it reads after the overlay was mounted."""
-        sealed = [one for visit in visits for one in visit.sealed if one.is_sealed_by_kernel]
-        directories = [*self._kernel_sealed, *sealed]
-        self._result.counts.warmed = read_below(self._overlay, directories, self._workers, self._progress)
+    def _warm(self) -> None:
+        """Read the directories that the kernel has sealed again, so that their entries are in memory.
+
+        If this run has not unmounted the overlay, its visits have read them.
+        """
+        if self._result.unmounted:
+            read = read_directories(self._overlay, self._kernel_sealed, self._workers, self._progress)
+            self._result.pending += read
+        self._result.counts.warmed = len(self._kernel_sealed)
+
+    def _report_levels(self) -> None:
+        """Report directories that are to stay merged and that the kernel has sealed."""
+        levels = self._request.merged_levels
+        reason = "the kernel has sealed it, so what appears in it in the lower layers does not show, although 'merged_levels' asks for that"
+        if levels:
+            found = [one.path for one in self._kernel_sealed if depth(one.path) <= levels]
+            self._result.pending += [Pending(path, reason) for path in found]
+
+
+def _merged(visits: Iterable[Visit]) -> list[OverlayDirectory]:
+    """Return the visited directories that are merged with one of the lower layers."""
+    return [visit.directory for visit in visits if visit.directory.is_merged]
+
+
+def _is_below(path: bytes, directories: Collection[bytes]) -> bool:
+    """Return whether a directory is below one of others."""
+    while path:
+        path = posixpath.dirname(path)
+        if path in directories:
+            return True
+    return False

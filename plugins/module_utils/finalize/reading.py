@@ -43,17 +43,3 @@ def read_directories(
         for found in parallel.walk(levels[level], read, workers, progress):
             failed += found
     return failed
-
-
-def read_below(
-    overlay: Overlay, directories: Sequence[OverlayDirectory], workers: int, progress: Progress = no_progress
-) -> int:
-    """Read directories and everything below them; return how many directories were read."""
-
-    def read(directory: OverlayDirectory, progress: Progress) -> tuple[int, list[OverlayDirectory]]:
-        progress()
-        with overlay.opened(directory.path) as fd:
-            inner = [entry.name for entry in beneath.entries(fd) if entry.is_dir(follow_symlinks=False)]
-        return 1, [OverlayDirectory(directory.child(name), None, directory.marks) for name in inner]
-
-    return sum(parallel.walk(directories, read, workers, progress))

@@ -59,7 +59,9 @@ def seal(
 ) -> Sealing:
     """Seal merged directories that are still copied up completely. The overlay must not be mounted.
 
-    ``settled`` are the paths of directories that need no mark, since they are sealed or in the upper layer alone.
+    ``settled`` are the paths of directories that need no mark, since a run has sealed them or they are in the upper layer alone. A
+    directory that the kernel has sealed needs one if the directory above it gets one: the kernel finds the content of its files in its
+    lower directory, with which it would no longer be merged.
     """
     result = Sealing()
     chosen = {directory.path for directory in directories}
@@ -147,9 +149,11 @@ def _prepare(
             return [Pending(directory.path, "it, or a directory above it, was renamed during the run: run this again")]
         beneath.enter(fd)
         entries = beneath.entries(fd)
+        # What appeared in the lower layers after the kernel sealed the directory was not shown, and stays so.
+        appeared = () if overlay.marks(fd).sealed_by_kernel else names.difference(entry.name for entry in entries)
         problems = [
             Pending(directory.child(name), "it appeared in the lower layers during the run: run this again")
-            for name in names.difference(entry.name for entry in entries)
+            for name in appeared
         ]
         if beneath.attribute(fd, overlay.prefix + b"opaque") == WITH_WHITEOUT_FILES:
             reason = "it has whiteouts that are regular files, which an opaque directory cannot have"

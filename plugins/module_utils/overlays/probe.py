@@ -9,6 +9,7 @@ The version of a kernel does not say this: distributions backport features, and 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 import tempfile
@@ -123,15 +124,47 @@ def _try_redirect(scratch: str) -> str:
     return "absolute redirects from opaque directories into an ordinary lower layer"
 
 
-def _try_metadata_copy_up(scratch: str) -> str:
+def _writable(scratch: str) -> tuple[str, str, str]:
+    """Mount a writable overlay, and copy up its directory ``directory`` with the file in it, without the content.
+
+    Return the paths of this directory in the lower layer, in the upper layer and in the overlay.
+    """
     _empty, lower, view = _directories(scratch)
+    files.make_directories(os.path.join(lower, "directory"), 0o755)
+    os.rename(os.path.join(lower, "file"), os.path.join(lower, "directory", "file"))
     upper, work = (os.path.join(scratch, name) for name in ("upper", "work"))
     files.make_directories(upper, 0o755)
     files.make_directories(work, 0o755)
     _mount_string(view, f"lowerdir={lower},upperdir={upper},workdir={work},metacopy=on,redirect_dir=on", flags=0)
-    os.utime(os.path.join(view, "file"), ns=(0, 0))
+    os.utime(os.path.join(view, "directory", "file"), ns=(0, 0))
+    return os.path.join(lower, "directory"), os.path.join(upper, "directory"), os.path.join(view, "directory")
+
+
+def _try_metadata_copy_up(scratch: str) -> str:
+    _lower, upper, _view = _writable(scratch)
     os.getxattr(os.path.join(upper, "file"), "trusted.overlay.metacopy")
     return "a change of times copies up only metadata"
+
+
+def _try_kernel_seal(scratch: str) -> str:
+    lower, upper, view = _writable(scratch)
+    os.listdir(view)
+    if _attribute(upper, "trusted.overlay.opaque") != b"z":
+        raise TrialError("the kernel does not mark a directory whose entries are all copied up when it is read")
+    with open(os.path.join(lower, "late"), "wb"):
+        pass
+    if os.path.exists(os.path.join(view, "late")):
+        raise TrialError("the kernel marks a directory, and still looks up names in the lower layer")
+    return "the kernel seals a directory whose entries are all copied up when it is read"
+
+
+def _attribute(path: str, name: str) -> bytes | None:
+    try:
+        return os.getxattr(path, name)
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
+        return None
 
 
 def _try_append_layers(scratch: str) -> str:
@@ -198,6 +231,7 @@ TRIALS: dict[str, Trial] = {
     "data_only_userxattr": _try_data_only_userxattr,
     "redirect": _try_redirect,
     "metadata_copy_up": _try_metadata_copy_up,
+    "kernel_seal": _try_kernel_seal,
     "append_layers": _try_append_layers,
     "mount_beneath": _try_mount_beneath,
     "erofs": _try_erofs,

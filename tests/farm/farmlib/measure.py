@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from farmlib import collection, host, report, software
+from farmlib import collection, host, patched, report, software
 from farmlib.collection import COUNT
 from farmlib.machines import DROP_CACHES, SOFTWARE, Farm, Machine, on_all
 
@@ -29,10 +29,13 @@ OPENS = 200
 UNMOUNT = f"for path in {VIEW} {NFS}; do while mountpoint -q $path; do umount $path; done; done"
 
 #: Groups of lines: those of every run; the same with NFS 3; an overlay with NFS as a normal lower layer, before and after the chown
-#: and readdir passes (each walks the whole tree); and the mount options of the software root. Under emulation a line takes minutes.
-GROUPS = ("core", "nfs3", "overlay", "options")
-#: Names for several groups.
-ALIASES = {"calls": GROUPS[:-1], "all": GROUPS}
+#: and readdir passes (each walks the whole tree); the mount options of the software root; and such an overlay on a patched kernel.
+#: Under emulation a line takes minutes.
+GROUPS = ("core", "nfs3", "overlay", "options", "patched")
+#: Groups with tables of their own.
+SEPARATE = ("options", "patched")
+#: Names for several groups. The patched kernel is measured alone, since its module cannot be loaded while a view is mounted.
+ALIASES = {"calls": GROUPS[:3], "all": GROUPS[:4]}
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,12 @@ def _chown_and_read(node: Machine) -> None:
         f"{UNMOUNT}",
         timeout=900,
     )
+
+
+def _read_on_patched_kernel(node: Machine) -> None:
+    node.ssh(UNMOUNT)
+    patched.load(node)
+    node.ssh(f"set -eu; {_overlay('finalized')}; ls -lR {VIEW} >/dev/null; {UNMOUNT}", timeout=900)
 
 
 def _deployed(node: Machine) -> None:
@@ -219,6 +228,23 @@ CONFIGURATIONS = (
         group="nfs3",
     ),
     *_variants(),
+    Configuration(
+        "unpatched",
+        "overlay, NFS as a normal lower layer, after `chown -R -h` and `ls -lR`, remounted",
+        _overlay("finalized"),
+        prepare=_chown_and_read,
+        nodes=("new",),
+        group="patched",
+    ),
+    # The same upper layer.
+    Configuration(
+        "patched",
+        "the same on the patched kernel, after `ls -lR`, remounted",
+        _overlay("finalized"),
+        prepare=_read_on_patched_kernel,
+        nodes=("new",),
+        group="patched",
+    ),
 )
 
 
@@ -313,36 +339,37 @@ def run(
     if any(configuration.prepare in (_deployed, _nothing_mounted) for configuration in configurations):
         # Every node needs its manifests.
         collection.deployment(farm)
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {node.name: {} for node in nodes}
-    options: dict[str, dict[str, list[dict[str, Any]]]] = {node.name: {} for node in nodes}
+    tables: dict[str, dict[str, dict[str, list[dict[str, Any]]]]] = {
+        name: {node.name: {} for node in nodes} for name in ("calls", *SEPARATE)
+    }
 
     def on_node(node: Machine) -> None:
         for configuration in configurations:
-            if _fits(configuration, node) and configuration.group != "options":
-                found[node.name][configuration.title] = rows(farm, node, configuration)
+            if _fits(configuration, node) and configuration.group not in SEPARATE:
+                tables["calls"][node.name][configuration.title] = rows(farm, node, configuration)
 
     # All nodes at once. This affects the seconds, which are not compared, but not the calls.
     on_all(nodes, on_node)
     # One after the other, because some of them reconfigure the server.
     for configuration in configurations:
         for node in nodes:
-            if _fits(configuration, node) and configuration.group == "options":
-                options[node.name][configuration.title] = _with_server(farm, node, configuration)
+            if _fits(configuration, node) and configuration.group in SEPARATE:
+                tables[configuration.group][node.name][configuration.title] = _with_server(farm, node, configuration)
     results.mkdir(parents=True, exist_ok=True)
     titles = {node.name: f"{node.name}: Linux {node.output('uname -r')}" for node in nodes}
     about = _about(farm)
-    for name, measured in (("calls", found), ("options", options)):
+    for name, measured in tables.items():
         lines = {machine: of_machine for machine, of_machine in measured.items() if of_machine}
         if not lines:
             continue
         (results / f"{name}.json").write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
-        tables = [
-            report.calls(titles[machine], of_machine, COLLECTION.title)
-            if measured is found
-            else report.options(titles[machine], of_machine)
+        parts = [
+            report.options(titles[machine], of_machine)
+            if name == "options"
+            else report.calls(titles[machine], of_machine, COLLECTION.title)
             for machine, of_machine in lines.items()
         ]
-        text = "\n".join([about, "", *tables])
+        text = "\n".join([about, "", *parts])
         (results / f"{name}.md").write_text(text, encoding="utf-8")
         print(text)
         if document is not None:
@@ -350,8 +377,9 @@ def run(
 
 
 def _fits(configuration: Configuration, node: Machine) -> bool:
-    # Everything for kernels with data-only layers is also measured on the newest kernel.
-    return node.name in configuration.nodes or (node.name == "newest" and "new" in configuration.nodes)
+    # Everything for kernels with data-only layers is also measured on the newest kernel. The patch is for the kernel of `new`.
+    also = node.name == "newest" and "new" in configuration.nodes and configuration.group != "patched"
+    return also or node.name in configuration.nodes
 
 
 def _about(farm: Farm) -> str:

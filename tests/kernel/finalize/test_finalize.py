@@ -497,24 +497,6 @@ def test_an_empty_lower_layer_removes_nothing(overlay: Overlay, software: Path) 
     assert differences(overlay, software) == []
 
 
-def test_directories_that_the_kernel_sealed_are_not_sealed_again(overlay: Overlay, software: Path) -> None:
-    overlay.finalize(passes=["copy_up", "readdir"])
-    overlay.unmount()
-    for path in sorted(overlay.upper.rglob("*")):
-        if path.is_dir() and path.name != "other":
-            os.setxattr(path, OPAQUE, b"z")
-    os.setxattr(overlay.upper / "other", OPAQUE, b"z")
-    overlay.mount()
-    add_to(software / "tool", "late")
-    result = overlay.finalize(allow_unmount=True)
-    assert result["finalized"]
-    assert not result["changed"]
-    assert not result["unmounted"]
-    assert result["already"] == 2
-    assert result["warmed"] == 8
-    assert attribute(overlay.upper / "tool", OPAQUE) == b"z"
-
-
 def test_seal_kernel_reports_what_the_kernel_did_not_seal(overlay: Overlay) -> None:
     result = overlay.finalize(seal="kernel", allow_unmount=True)
     assert [one["path"] for one in result["pending"]] == ["other", "tool"]

@@ -90,10 +90,16 @@ class Moment:
             self._act()
 
     def at(self, *events: str, name: bytes | None = None) -> None:
-        """Act at the first of these audit events whose first argument ends with ``name``. Only for child processes: hooks stay."""
+        """Act at the first of these audit events whose first argument ends with ``name``. Only for child processes: hooks stay.
+
+        Events of processes that this one starts do not count, such as the one that tries the kernel.
+        """
+        process = os.getpid()
 
         def hook(event: str, arguments: tuple[Any, ...]) -> None:
-            if event in events and not self.came and (name is None or _ends_with(arguments[0], name)):
+            if event not in events or self.came or os.getpid() != process:
+                return
+            if name is None or _ends_with(arguments[0], name):
                 self.now()
 
         sys.addaudithook(hook)

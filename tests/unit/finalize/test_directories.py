@@ -35,9 +35,9 @@ def test_a_directory_without_marks_is_merged_and_not_sealed() -> None:
 
 
 @pytest.mark.parametrize(("marks", "by_kernel"), [(Marks(b"z"), True), (Marks(b"y", None, True, b"/a"), False)])
-def test_the_marks_of_a_directory_seal_it(marks: Marks, by_kernel: bool) -> None:
+def test_a_run_or_the_kernel_sealed_a_directory(marks: Marks, by_kernel: bool) -> None:
     directory = OverlayDirectory(b"a", None, marks)
-    assert directory.is_sealed
+    assert directory.is_sealed is not by_kernel
     assert directory.is_sealed_by_kernel is by_kernel
 
 

@@ -81,12 +81,18 @@ def test_a_copy_needs_an_absolute_redirect(
         (Marks(opaque=b"y", copied=True, sealed_from=b"/a"), True),
         (Marks(opaque=b"y", sealed_from=b"/a"), False),
         (Marks(opaque=b"y", copied=True), False),
-        (Marks(opaque=b"z"), True),
+        (Marks(opaque=b"z"), False),
         (Marks(opaque=b"x", sealed_from=b"/a"), False),
     ],
 )
-def test_a_directory_is_sealed_by_the_kernel_or_by_all_three_marks(marks: Marks, sealed: bool) -> None:
+def test_a_directory_is_sealed_with_all_below_it_by_all_three_marks(marks: Marks, sealed: bool) -> None:
     assert marks.sealed is sealed
+
+
+def test_the_kernel_seals_a_directory_alone() -> None:
+    marks = Marks(opaque=b"z", copied=True, sealed_from=b"/a")
+    assert marks.sealed_by_kernel
+    assert not marks.sealed
 
 
 @pytest.mark.parametrize("capability", [None, b"\x01\0\0\x02"])
