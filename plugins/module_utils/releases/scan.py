@@ -397,7 +397,9 @@ def find_releases(
     cannot be listed.
     """
     search = _Search(pattern, IgnoredNames() if ignored is None else ignored, unlisted, progress)
-    yield from _find(directory=root, names=[], held_back_by="", search=search)
+    # Held, so that an automounter does not unmount the root in the meantime.
+    with namespaces.held([os.fsencode(root)]):
+        yield from _find(directory=root, names=[], held_back_by="", search=search)
 
 
 def _find(directory: str, names: list[str], held_back_by: str, search: _Search) -> Iterator[Release]:

@@ -1,0 +1,116 @@
+"""Layers that an automounter mounts on demand, and unmounts when nobody uses them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import health
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import no_progress
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import scan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern
+from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel.automounter import Automount, automount
+from ansible_collections.renderfarm.overlay.tests.kernel.overlays.test_switch import arguments_of, generation
+
+KINDS = ("direct", "indirect")
+SECONDS = 60.0
+
+
+@contextlib.contextmanager
+def on_demand(area: Path, source: Path, kind: str = "direct") -> Iterator[tuple[Path, Automount]]:
+    """Mount a directory on demand while the block runs; provide the path, where nothing is mounted yet."""
+    place = area / "net"
+    place.mkdir()
+    with automount(place, source if kind == "direct" else {"software": source}) as daemon:
+        yield place if kind == "direct" else place / "software", daemon
+
+
+def command_check(command: str) -> health.HealthCheck:
+    return health.HealthCheck(command, "root", SECONDS, {})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_view_is_mounted_and_switched_over_an_idle_automount(area: Path, kind: str) -> None:
+    view = area / "view"
+    specs = [generation(area, number, view, image=number == 1) for number in range(2)]
+    data = Path(os.fsdecode(specs[0].data[0]))
+    with on_demand(area, data, kind) as (software, daemon):
+        arguments: list[dict[str, Any]] = [arguments_of(spec, data=[str(software)]) for spec in specs]
+        assert support.module("overlay_mount", check=True, **arguments[0]).ok["changed"]
+        daemon.expire()
+        assert support.module("overlay_mount", **arguments[0]).ok["changed"]
+        daemon.expire()
+        # The view has the file system, so neither reading nor a run without changes mounts anything.
+        served = daemon.served()
+        assert not support.module("overlay_mount", **arguments[0]).ok["changed"]
+        assert (view / "bin" / "file0").read_text() == "generation 0"
+        assert daemon.served() == served
+        # The image is mounted in a private mount namespace, where nothing is mounted on demand.
+        assert support.module("overlay_mount", **arguments[1]).ok["switched"]
+        assert daemon.served() == served + 1
+        assert (view / "bin" / "file0").read_text() == "generation 0"
+
+
+@pytest.mark.parametrize("image", [False, True])
+def test_an_idle_automount_holds_layers_of_a_view_that_is_checked_unseen(area: Path, image: bool) -> None:
+    view = area / "view"
+    generation(area, 0, view, image)
+    with on_demand(area, area / "g0") as (place, daemon):
+        spec = support.declared(view, [place / ("layer.erofs" if image else "layer")], [place / "data"])
+        daemon.expire()
+        health.try_unseen(spec, "carry", [], command_check(f"cat {view}/bin/file0"), SECONDS, no_progress)
+
+
+def test_the_command_of_a_health_check_sees_what_is_mounted_on_demand(area: Path) -> None:
+    shared = area / "shared"
+    shared.mkdir()
+    support.command("mount", "-t", "tmpfs", "tmpfs", shared)
+    support.command("mount", "--make-shared", shared)
+    spec = generation(area, 0, area / "view")
+    (area / "home").mkdir()
+    (area / "home" / "licence").write_text("licence")
+    with on_demand(shared, area / "home") as (home, daemon):
+        health.try_unseen(spec, "carry", [], command_check(f"cat {home}/licence"), SECONDS, no_progress)
+        assert daemon.served() == 1
+
+
+def test_an_automount_that_cannot_be_mounted_is_named(area: Path) -> None:
+    spec = generation(area, 0, area / "view")
+    with on_demand(area, area / "missing") as (software, _daemon):
+        failed = support.module("overlay_mount", **arguments_of(spec, data=[str(software)]))
+        assert f"layer {software} is an automount, and it cannot be mounted" in failed.message
+        assert "check the map of the automounter" in failed.message
+
+
+def test_a_directory_that_the_kernel_takes_for_no_layer_gets_no_hint_about_the_version(area: Path) -> None:
+    spec = generation(area, 0, area / "view")
+    # Names in this directory are compared by a function of its own, which overlayfs refuses.
+    moved = support.declared(area / "view", [os.fsdecode(spec.lower[0])], [Path("/proc/sys/kernel")])
+    with pytest.raises(
+        OverlayError, match=r"/proc/sys/kernel not supported.*; use a directory on a file system"
+    ) as refused:
+        creating.new_overlay(moved)
+    assert "Linux 6.5" not in str(refused.value)
+
+
+def test_a_list_of_releases_keeps_the_software_root_mounted(area: Path) -> None:
+    source = area / "source"
+    for version in ("1", "2"):
+        (source / "tool" / version).mkdir(parents=True)
+    with on_demand(area, source) as (software, daemon):
+        found = scan.find_releases(str(software), Pattern.parse("{package}/{version}"), [])
+        first = next(found)
+        assert not daemon.expire()
+        assert {first.path, *(one.path for one in found)} == {"tool/1", "tool/2"}
+        assert daemon.expire()
+        with namespaces.held([os.fsencode(software)]):
+            assert not daemon.expire()
