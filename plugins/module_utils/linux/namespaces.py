@@ -18,8 +18,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
 def held(directories: Iterable[bytes]) -> Iterator[None]:
     """Hold directories open while the block runs, so that automounts there are mounted and do not expire. Missing ones are left out.
 
-    The kernel takes an automount as a layer only while it is mounted, and mounts nothing on demand in a private mount namespace. So hold the
-    directories before entering one.
+    The kernel takes an automount as a layer only while it is mounted, and mounts nothing on demand in a private mount namespace. So hold
+    the directories before entering one.
     """
     with contextlib.ExitStack() as stack:
         for directory in directories:

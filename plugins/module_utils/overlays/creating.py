@@ -261,8 +261,8 @@ def _refusal(spec: MountSpec, error: OSError, messages: str) -> str:
             os.close(os.open(path, syscalls.HOLD_DIRECTORY))
         except OSError as opening:
             return (
-                f"overlay at {show(spec.path)}: layer {show(path)} is an automount, and it cannot be mounted ({opening.strerror}): check the"
-                " map of the automounter, and the file server"
+                f"overlay at {show(spec.path)}: layer {show(path)} is an automount, and it cannot be mounted ({opening.strerror}): check"
+                " the map of the automounter, and the file server"
             )
     reason = error.strerror if error.filename is None else f"{error.strerror} at {error.filename!r}"
     said = f": {messages}" if messages else ""

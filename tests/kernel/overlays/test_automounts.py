@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import he
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_entries, creating
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import scan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern
 from ansible_collections.renderfarm.overlay.tests.kernel import support
@@ -114,3 +115,19 @@ def test_a_list_of_releases_keeps_the_software_root_mounted(area: Path) -> None:
         assert daemon.expire()
         with namespaces.held([os.fsencode(software)]):
             assert not daemon.expire()
+
+
+def test_what_mounts_the_view_at_boot_mounts_its_automount(area: Path) -> None:
+    view = area / "view"
+    spec = generation(area, 0, view)
+    view.mkdir(exist_ok=True)
+    with on_demand(area, Path(os.fsdecode(spec.data[0]))) as (software, daemon):
+        arguments = arguments_of(spec, data=[str(software)])
+        declared = dataclasses.replace(spec, data=(os.fsencode(software),))
+        (unit,) = boot_entries.desired_units(declared, append=True, live=namespaces.own_mounts())
+        assert b"\nAfter=autofs.service\n" in unit.text
+        options = next(line for line in unit.text.split(b"\n") if line.startswith(b"Options="))[len(b"Options=") :]
+        daemon.expire()
+        support.command("mount", "-t", "overlay", "overlay", "-o", os.fsdecode(options), view)
+        assert (view / "bin" / "file0").read_text() == "generation 0"
+        assert not support.module("overlay_mount", **arguments).ok["changed"]

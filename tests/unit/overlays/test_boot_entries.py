@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, parse
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, overlay_layers, parse
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
     MARKER,
     RemoveViewLines,
@@ -451,3 +451,40 @@ def test_actions_have_the_units_and_lines_to_write() -> None:
     assert write.lines == desired_lines(SPEC, append=True)
     (_unmount, remove) = plan_persistence(b"/software", None, "none", IN_FSTAB, (), append=True)
     assert isinstance(remove, RemoveViewLines)
+
+
+def automount(place: str, source: str) -> Mount:
+    (mount,) = parse(f"40 1 0:60 / {place} rw - autofs {source} rw,fd=7,direct".encode())
+    return mount
+
+
+@pytest.mark.parametrize(
+    ("place", "source", "unit"),
+    [
+        ("/net/software", "systemd-1", b"net-software.automount"),
+        ("/net", "/etc/auto.net", b"autofs.service"),
+        ("/net/my-software", "systemd-1", None),
+    ],
+)
+def test_a_layer_in_an_automount_is_mounted_when_it_is_looked_up(place: str, source: str, unit: bytes | None) -> None:
+    live = [automount("/net/soft", "/etc/auto.direct"), automount(place, source)]
+    (view,) = desired_units(PLAIN, append=True, live=live)
+    (line,) = desired_lines(PLAIN, append=True, live=live)
+    if unit is None:
+        assert view == desired_units(PLAIN, append=True)[0]
+        assert line == desired_lines(PLAIN, append=True)[0]
+        return
+    # If its mount were required, systemd would stop the view when the automount expires.
+    assert b'\nRequiresMountsFor="/g/1/layer"\nWants=%s\nAfter=%s\n' % (unit, unit) in view.text
+    for text in (view.text, line):
+        assert b",lowerdir=/g/1/layer::/net/software/." in text
+    assert b",x-systemd.requires-mounts-for=/g/1/layer,x-systemd.after=%s," % unit in line
+    # The service of automount(8) starts after remote-fs.target.
+    late = unit == b"autofs.service"
+    assert (b"\nDefaultDependencies=no\n" in view.text) == (b"\nBefore=multi-user.target\n" in view.text) == late
+    assert (b"x-systemd.before=remote-fs.target" in line) == (not late)
+
+
+def test_a_view_mounted_at_boot_over_an_automount_is_as_declared() -> None:
+    (live,) = parse(b"50 1 0:61 / /software ro - overlay overlay ro,lowerdir=/g/1/layer::/net/software/.")
+    assert (overlay_layers(live).lower, overlay_layers(live).data) == ((b"/g/1/layer",), (b"/net/software",))
