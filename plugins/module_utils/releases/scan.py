@@ -417,7 +417,7 @@ def _find(directory: str, names: list[str], held_back_by: str, search: _Search) 
         search.unlisted.append(directory)
         return
     search.progress()
-    search.links += [("/".join((*names, name)), target) for name, target in links]
+    search.links.extend(("/".join((*names, name)), target) for name, target in links)
     for name in inner:
         here = [*names, name]
         held = held_back_by or next((one for one in pattern.markers(level, name) if one in markers), "")
