@@ -279,7 +279,7 @@ def test_a_host_is_given_the_data_images_of_its_kind() -> None:
     assert not {"data_images", "locked_data_images", "image_store"} & set(found)
 
 
-LINKS = [
+LINKS: list[dict[str, Any]] = [
     {"path": "a/current", "release": "a/2", "reason": None, "link": {"path": "a/current", "target": "2"}},
     {"path": "a/old", "release": "a/1", "reason": None, "link": {"path": "a/old", "target": "1"}},
     {"path": "b/current", "release": "b/1", "reason": None, "link": {"path": "b/current", "target": "1"}},
