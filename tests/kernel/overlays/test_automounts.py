@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import health
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo, namespaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_entries, creating
@@ -20,6 +21,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.automounter import Automount, automount
+from ansible_collections.renderfarm.overlay.tests.kernel.overlays.test_boot import GENERATOR
 from ansible_collections.renderfarm.overlay.tests.kernel.overlays.test_switch import arguments_of, generation
 
 KINDS = ("direct", "indirect")
@@ -131,3 +133,30 @@ def test_what_mounts_the_view_at_boot_mounts_its_automount(area: Path) -> None:
         support.command("mount", "-t", "overlay", "overlay", "-o", os.fsdecode(options), view)
         assert (view / "bin" / "file0").read_text() == "generation 0"
         assert not support.module("overlay_mount", **arguments).ok["changed"]
+
+
+@pytest.mark.parametrize("persist", ["systemd", "fstab"])
+def test_systemd_finds_no_cycle_in_the_order_of_a_view_and_its_automounter(area: Path, persist: str) -> None:
+    units, view = area / "units", area / "view"
+    for target, unit in (("multi-user", "autofs.service"), ("remote-fs", boot_entries.unit_name(os.fsencode(view)))):
+        (units / f"{target}.target.wants").mkdir(parents=True)
+        (units / f"{target}.target.wants" / unit).symlink_to(f"../{unit}")
+    # The order of Debian's package.
+    (units / "autofs.service").write_text(
+        "[Unit]\nAfter=network-online.target remote-fs.target\n[Service]\nExecStart=/bin/true\n"
+    )
+    spec = dataclasses.replace(generation(area, 0, view), data=(b"/net/software",))
+    live = list(mountinfo.parse(b"40 1 0:60 / /net rw - autofs /etc/auto.net rw,fd=7,indirect"))
+    if persist == "systemd":
+        (unit,) = boot_entries.desired_units(spec, append=True, live=live)
+        (units / unit.name).write_bytes(unit.text)
+    else:
+        (area / "fstab").write_bytes(b"".join(boot_entries.desired_lines(spec, append=True, live=live)))
+        environment = {**os.environ, "SYSTEMD_FSTAB": str(area / "fstab")}
+        generated = [str(units), *(str(area / name) for name in ("early", "late"))]
+        subprocess.run([GENERATOR, *generated], check=True, env=environment)
+    environment = {**os.environ, "SYSTEMD_UNIT_PATH": f"{units}:"}
+    verify = ["systemd-analyze", "verify", "--man=no", "multi-user.target"]
+    done = subprocess.run(verify, env=environment, capture_output=True, text=True, check=False)
+    assert "cycle" not in done.stderr
+    assert done.returncode == 0, done.stderr
