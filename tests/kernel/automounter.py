@@ -46,10 +46,10 @@ class Automount:
 
 
 @contextlib.contextmanager
-def automount(path: Path, sources: Mapping[str, Path] | Path) -> Iterator[Automount]:
+def automount(path: Path, sources: Mapping[str, Path] | Path, answers: bool = True) -> Iterator[Automount]:
     """Mount an automount at ``path`` while the block runs: a direct one of one directory, or an indirect one of several by their names.
 
-    It has short-lived mounts: ``Automount.expire`` unmounts those that are not in use.
+    It has short-lived mounts: ``Automount.expire`` unmounts those that are not in use. Unless it ``answers``, those who need a mount wait.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     child = os.fork()
@@ -58,7 +58,7 @@ def automount(path: Path, sources: Mapping[str, Path] | Path) -> Iterator[Automo
             ours.close()
             syscalls.die_with_parent(signal.SIGKILL)
             os.setpgid(0, 0)
-            _serve(path, sources, theirs)
+            _serve(path, sources, theirs, answers)
         finally:
             os._exit(1)
     theirs.close()
@@ -73,7 +73,7 @@ def automount(path: Path, sources: Mapping[str, Path] | Path) -> Iterator[Automo
         syscalls.umount(os.fsencode(path), syscalls.MNT_DETACH)
 
 
-def _serve(path: Path, sources: Mapping[str, Path] | Path, control: socket.socket) -> None:
+def _serve(path: Path, sources: Mapping[str, Path] | Path, control: socket.socket, answers: bool) -> None:
     requests, sender = os.pipe()
     kind = b"direct" if isinstance(sources, Path) else b"indirect"
     options = b"fd=%d,pgrp=%d,minproto=5,maxproto=5,%s" % (sender, os.getpid(), kind)
@@ -84,6 +84,8 @@ def _serve(path: Path, sources: Mapping[str, Path] | Path, control: socket.socke
     control.send(b"r")
     while True:
         packet = os.read(requests, _PACKET)
+        if not answers:
+            continue
         _version, event, token = struct.unpack_from("=iiI", packet)
         (length,) = struct.unpack_from("=I", packet, 40)
         place = path if isinstance(sources, Path) else path / os.fsdecode(packet[44 : 44 + length])

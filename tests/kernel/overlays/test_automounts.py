@@ -29,11 +29,11 @@ SECONDS = 60.0
 
 
 @contextlib.contextmanager
-def on_demand(area: Path, source: Path, kind: str = "direct") -> Iterator[tuple[Path, Automount]]:
+def on_demand(area: Path, source: Path, kind: str = "direct", answers: bool = True) -> Iterator[tuple[Path, Automount]]:
     """Mount a directory on demand while the block runs; provide the path, where nothing is mounted yet."""
     place = area / "net"
     place.mkdir()
-    with automount(place, source if kind == "direct" else {"software": source}) as daemon:
+    with automount(place, source if kind == "direct" else {"software": source}, answers) as daemon:
         yield place if kind == "direct" else place / "software", daemon
 
 
@@ -92,6 +92,14 @@ def test_an_automount_that_cannot_be_mounted_is_named(area: Path) -> None:
         failed = support.module("overlay_mount", **arguments_of(spec, data=[str(software)]))
         assert f"layer {software} is an automount, and it cannot be mounted" in failed.message
         assert "check the map of the automounter" in failed.message
+
+
+def test_an_automounter_that_does_not_answer_ends_the_run_at_its_time_limit(area: Path) -> None:
+    spec = generation(area, 0, area / "view")
+    with on_demand(area, area / "g0", answers=False) as (software, _daemon):
+        failed = support.module("overlay_mount", **arguments_of(spec, data=[str(software)], timeout=1))
+        assert "no progress for 1 seconds" in failed.message
+    assert not (area / "view").is_mount()
 
 
 def test_a_directory_that_the_kernel_takes_for_no_layer_gets_no_hint_about_the_version(area: Path) -> None:
