@@ -1,4 +1,4 @@
-"""Test views over a software root that is mounted on demand and unmounted after a second: by automount(8) and by systemd.
+"""Test views over a software root that is mounted on demand and unmounted soon after: by automount(8) and by systemd.
 
 The views are mounted, switched and mounted at boot while the automounts are idle, and stay mounted when these expire.
 """
@@ -24,7 +24,7 @@ MAPS = {
     "/etc/auto.farm-map": f"software -fstype=nfs,{MOUNT} server:{SOFTWARE}\n",
     "/etc/auto.farm-direct": f"{ROOTS['direct']} -fstype=nfs,{MOUNT} server:{SOFTWARE}\n",
 }
-LINE = f"server:{SOFTWARE} {ROOTS['unit']} nfs {MOUNT},x-systemd.automount,x-systemd.idle-timeout=1s 0 0"
+LINE = f"server:{SOFTWARE} {ROOTS['unit']} nfs {MOUNT},x-systemd.automount,x-systemd.idle-timeout=5s 0 0"
 VIEWS = [
     {
         "name": f"auto-{name}",

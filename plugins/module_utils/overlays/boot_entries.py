@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fstab_lines
@@ -159,20 +159,25 @@ def whole_of(spec: MountSpec) -> bytes | None:
     return b"%s.whole-%s" % (spec.lower[0], hashlib.sha256(spec.path).hexdigest()[:8].encode())
 
 
-def automounts_of(spec: MountSpec, live: Sequence[Mount]) -> dict[bytes, bytes]:
-    """Map each directory among the layers that is in an automount to the unit that provides this automount.
+def automounts_of(spec: MountSpec, live: Sequence[Mount]) -> dict[bytes, tuple[bytes, ...]]:
+    """Map each directory among the layers that is in an automount to the units that the overlay wants, and comes after.
 
-    At boot, such a layer is mounted when it is looked up. The overlay must not require its mount, because systemd would stop the overlay
-    when the automount expires.
+    The overlay must not require the mount of such a layer, because systemd would stop the overlay when the automount expires.
     """
     found = {}
     for layer in spec.directories:
         places = [one for one in live if one.fstype == b"autofs" and (layer + b"/").startswith(one.path + b"/")]
         if places:
             deepest = max(places, key=lambda one: len(one.path))
-            is_unit = deepest.source == _SYSTEMD
-            found[layer] = unit_name(deepest.path, "automount").encode() if is_unit else _AUTOMOUNTER
+            # systemd mounts nothing on demand for its own mount units, so these want the mount itself.
+            kinds = ("automount", "mount") if deepest.source == _SYSTEMD else ()
+            found[layer] = tuple(unit_name(deepest.path, kind).encode() for kind in kinds) or (_AUTOMOUNTER,)
     return found
+
+
+def _wanted(automounts: Mapping[bytes, Sequence[bytes]]) -> list[bytes]:
+    """Return the units of automounts, each once."""
+    return sorted({unit for units in automounts.values() for unit in units})
 
 
 # Units
@@ -201,7 +206,7 @@ def desired_units(
     automounts = automounts_of(spec, live)
     options = mount_options(_looked_up(spec, automounts), append, netdev, any_length)
     requires = [path for path in (*spec.lower, *spec.data, *spec.kept) if path not in automounts]
-    after = sorted(set(automounts.values()))
+    after = _wanted(automounts)
     whole = whole_of(spec)
     if whole is None:
         text = _unit(notes, b"overlay", spec.path, b"overlay", options, requires, after, wanted=True, alone=alone)
@@ -214,10 +219,11 @@ def desired_units(
     return (*found, Unit(unit_name(spec.path), text, True))
 
 
-def _looked_up(spec: MountSpec, automounts: Collection[bytes]) -> MountSpec:
-    """Return the declaration with layers that the kernel mounts on demand when it looks them up."""
+def _looked_up(spec: MountSpec, automounts: Mapping[bytes, Sequence[bytes]]) -> MountSpec:
+    """Return the declaration with layers that automount(8) mounts when the kernel looks them up."""
+    on_demand = {path for path, units in automounts.items() if _AUTOMOUNTER in units}
     lower, data = (
-        tuple(path + TRIGGER if path in automounts else path for path in paths) for paths in (spec.lower, spec.data)
+        tuple(path + TRIGGER if path in on_demand else path for path in paths) for paths in (spec.lower, spec.data)
     )
     return dataclasses.replace(spec, lower=lower, data=data)
 
@@ -309,10 +315,16 @@ def desired_lines(
         found.append(fstab_lines.make_line(image, without_suffix(image), b"erofs", options))
     # systemd does not wait for a mount with nofail. This order makes services that start after the target find the view, as with a unit.
     automounts = automounts_of(spec, live)
-    late = _AUTOMOUNTER in automounts.values()
+    after = _wanted(automounts)
+    late = _AUTOMOUNTER in after
+    if set(after) - {_AUTOMOUNTER}:
+        raise OverlayError(
+            f"the overlay at {show(spec.path)} has layer {show(next(iter(automounts)))} in an automount of systemd, which a line of fstab"
+            " cannot want without requiring it: use 'persist: systemd'"
+        )
     order = [b"_netdev", b"nofail", b"x-systemd.before=" + (_AFTER_AUTOMOUNTER if late else WANTED_BY.encode())]
     requires = [_REQUIRES + path for path in (*spec.lower, *spec.data, *spec.kept) if path not in automounts]
-    requires += [_AFTER + unit for unit in sorted(set(automounts.values()))]
+    requires += [_AFTER + unit for unit in after]
     view = _FSTAB_MARKER + b"view"
     whole = whole_of(spec)
     if whole is None:

@@ -458,31 +458,40 @@ def automount(place: str, source: str) -> Mount:
     return mount
 
 
-@pytest.mark.parametrize(
-    ("place", "source", "unit"),
-    [
-        ("/net/software", "systemd-1", b"net-software.automount"),
-        ("/net", "/etc/auto.net", b"autofs.service"),
-        ("/net/my-software", "systemd-1", None),
-    ],
-)
-def test_a_layer_in_an_automount_is_mounted_when_it_is_looked_up(place: str, source: str, unit: bytes | None) -> None:
-    live = [automount("/net/soft", "/etc/auto.direct"), automount(place, source)]
+AUTOFS = automount("/net", "/etc/auto.net")
+
+
+def test_a_layer_that_automount_mounts_is_looked_up_so_that_it_is_mounted() -> None:
+    live = [automount("/net/soft", "/etc/auto.direct"), AUTOFS]
     (view,) = desired_units(PLAIN, append=True, live=live)
     (line,) = desired_lines(PLAIN, append=True, live=live)
-    if unit is None:
-        assert view == desired_units(PLAIN, append=True)[0]
-        assert line == desired_lines(PLAIN, append=True)[0]
-        return
     # If its mount were required, systemd would stop the view when the automount expires.
-    assert b'\nRequiresMountsFor="/g/1/layer"\nWants=%s\nAfter=%s\n' % (unit, unit) in view.text
+    assert b'\nRequiresMountsFor="/g/1/layer"\nWants=autofs.service\nAfter=autofs.service\n' in view.text
+    assert b",x-systemd.requires-mounts-for=/g/1/layer,x-systemd.after=autofs.service," in line
     for text in (view.text, line):
         assert b",lowerdir=/g/1/layer::/net/software/." in text
-    assert b",x-systemd.requires-mounts-for=/g/1/layer,x-systemd.after=%s," % unit in line
     # The service of automount(8) starts after remote-fs.target.
-    late = unit == b"autofs.service"
-    assert (b"\nDefaultDependencies=no\n" in view.text) == (b"\nBefore=multi-user.target\n" in view.text) == late
-    assert (b"x-systemd.before=remote-fs.target" in line) == (not late)
+    assert b"\nDefaultDependencies=no\n" in view.text
+    assert b"\nBefore=multi-user.target\n" in view.text
+    assert b"x-systemd.before=multi-user.target" in line
+
+
+def test_a_layer_in_an_automount_of_systemd_is_wanted_and_not_required() -> None:
+    live = [AUTOFS, automount("/net/software", "systemd-1")]
+    (view,) = desired_units(PLAIN, append=True, live=live)
+    units = b"net-software.automount net-software.mount"
+    assert b'\nRequiresMountsFor="/g/1/layer"\nWants=%s\nAfter=%s\n\n' % (units, units) in view.text
+    assert b",lowerdir=/g/1/layer::/net/software\n" in view.text
+    with pytest.raises(
+        OverlayError, match=r"has layer /net/software in an automount of systemd.*use 'persist: systemd'"
+    ):
+        desired_lines(PLAIN, append=True, live=live)
+
+
+def test_an_automount_beside_the_layers_changes_nothing() -> None:
+    live = [automount("/net/soft", "systemd-1"), automount("/g/1/layer/inside", "systemd-1")]
+    assert desired_units(PLAIN, append=True, live=live) == desired_units(PLAIN, append=True)
+    assert desired_lines(PLAIN, append=True, live=live) == desired_lines(PLAIN, append=True)
 
 
 def test_a_view_mounted_at_boot_over_an_automount_is_as_declared() -> None:
