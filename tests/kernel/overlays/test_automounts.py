@@ -146,9 +146,9 @@ def test_what_mounts_the_view_at_boot_mounts_its_automount(area: Path) -> None:
 @pytest.mark.parametrize("persist", ["systemd", "fstab"])
 def test_systemd_finds_no_cycle_in_the_order_of_a_view_and_its_automounter(area: Path, persist: str) -> None:
     units, view = area / "units", area / "view"
-    for target, unit in (("multi-user", "autofs.service"), ("remote-fs", boot_entries.unit_name(os.fsencode(view)))):
+    for target, wanted in (("multi-user", "autofs.service"), ("remote-fs", boot_entries.unit_name(os.fsencode(view)))):
         (units / f"{target}.target.wants").mkdir(parents=True)
-        (units / f"{target}.target.wants" / unit).symlink_to(f"../{unit}")
+        (units / f"{target}.target.wants" / wanted).symlink_to(f"../{wanted}")
     # The order of Debian's package.
     (units / "autofs.service").write_text(
         "[Unit]\nAfter=network-online.target remote-fs.target\n[Service]\nExecStart=/bin/true\n"
