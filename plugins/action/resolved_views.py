@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleFilterError
@@ -52,10 +52,14 @@ class _Resolution:
     pending: dict[str, str] = field(default_factory=dict)
     actions: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    #: A sentence for each release that is on the software root and not ready.
+    #: A sentence for each release on the software root that is not ready, and for each link that is not shown.
     passed_over: list[str] = field(default_factory=list)
     #: Why this host could not list or scan, although another one may; empty if it could.
     obstacle: str = ""
+
+    def pass_over(self, sentences: Iterable[str]) -> None:
+        """Add sentences about what is passed over, each once."""
+        self.passed_over += [one for one in sentences if one not in self.passed_over]
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
@@ -143,12 +147,17 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         choices = self._chosen(views, resolution, variables)
         self._scan(views, choices, resolution, variables)
         wanted = [
-            {**_options_of(view), "releases": list(choices[view["name"]].releases)}
+            {
+                **_options_of(view),
+                "releases": list(choices[view["name"]].releases),
+                "links": list(choices[view["name"]].links),
+            }
             for view in views
             if view["name"] in choices
         ]
         if wanted:
             self._lock(wanted, resolution, variables)
+        resolution.locked = [replace(one, links=choices[one.name].links) for one in resolution.locked]
         return resolution
 
     def _chosen(
@@ -162,22 +171,21 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
             if listing not in listings:
                 listings[listing] = self._call("release_info", listing.options(), variables)
                 listed = listings[listing].get("releases", [])
-                for sentence in passed_over(listed, listing.ready_marker):
-                    if sentence not in resolution.passed_over:
-                        resolution.passed_over.append(sentence)
+                resolution.pass_over(passed_over(listed, listing.ready_marker, listings[listing].get("links", [])))
             listed = listings[listing]
             if listed.get("failed"):
                 resolution.obstacle = str(listed.get("msg"))
                 self._give_up(name, resolution.obstacle, resolution)
                 continue
             try:
-                choice = choose(view, listed["releases"], select_releases)
+                choice = choose(view, listed["releases"], select_releases, listed["links"])
             except AnsibleFilterError as error:
                 choice = Choice(problem=str(error))
             if choice.problem:
                 self._give_up(name, choice.problem, resolution)
             else:
                 found[name] = choice
+                resolution.pass_over(choice.left_out)
         return found
 
     def _give_up(self, name: str, reason: str, resolution: _Resolution) -> None:

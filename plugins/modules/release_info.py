@@ -40,7 +40,8 @@ options:
     description:
       - Path pattern of releases, relative to the software root.
       - C({package}) and C({version}) match the package and the version of a release. C(*) matches any text. None of them matches a slash.
-      - Symbolic links are ignored. A name that starts with a dot matches only if the pattern has this dot.
+      - A name that starts with a dot matches only if the pattern has this dot.
+      - Symbolic links are not followed to find releases. RV(links) has those that O(pattern) matches.
     type: str
     default: '{package}/{version}'
   version_order:
@@ -133,6 +134,36 @@ releases:
       description: Size of the content of all files in bytes. None if there is no manifest.
       type: int
       sample: 3421776512
+links:
+  description:
+    - The symbolic links on the software root at places where O(pattern) would find a release, or a directory of releases, sorted by path.
+    - Each link is followed once. It may lead to a release that is on the same software root.
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    path:
+      description: Path of the link below the software root.
+      type: str
+      sample: houdini/current
+    target:
+      description: The target of the link.
+      type: str
+      sample: 20.5.410
+    release:
+      description: The path of the release that the link leads to. None if it leads to none.
+      type: str
+      sample: houdini/20.5.410
+    reason:
+      description: Why the link is passed over. None if it leads to a release.
+      type: str
+      sample: it leads to /vol2/houdini-20.5.410, which is outside of the software root
+    link:
+      description:
+        - The same link for the option O(renderfarm.overlay.metadata_layer#module:links), in a view that shows the release at its path.
+        - None if the link leads to no release.
+      type: dict
+      sample: {"path": "houdini/current", "target": "20.5.410"}
 """
 
 import os
@@ -140,6 +171,7 @@ import time
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import release_links
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import (
     manifest_store,
@@ -171,16 +203,16 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     """Return the releases on the software root and in the store, sorted by package and version."""
     root, store = params["root"], params["store"]
     pattern = Pattern.parse(params["pattern"])
-    found: dict[str, Release] = {}
-    on_root = set()
+    on_root: dict[str, Release] = {}
     unlisted: list[str] = []
+    links: list[tuple[str, str]] = []
     if root is not None:
         if not os.path.isdir(root):
             raise OverlayError(f"software root {root} does not exist or is not a directory: is it mounted?")
         ignored = patterns.IgnoredNames(params["ignore_names"])
-        for release in scan.find_releases(root, pattern, unlisted, context.progress, ignored):
-            found[release.path] = release
-            on_root.add(release.path)
+        listing = scan.find_releases(root, pattern, unlisted, context.progress, ignored, links)
+        on_root = {release.path: release for release in listing}
+    found = dict(on_root)
     manifests = {}
     if store is not None:
         for release in manifest_store.find_manifests(store, pattern, context.progress):
@@ -204,7 +236,10 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         )
         context.progress()
     warnings = [f"releases in {directory} are not listed, since this host may not list it" for directory in unlisted]
-    return runner.Outcome({"releases": listed}, warnings=warnings)
+    # The identity of the software root is its path on other hosts.
+    roots = (root, os.path.realpath(root), params["root_name"] or root) if root else ()
+    followed = [link.as_dict() for link in release_links(links, on_root, roots)]
+    return runner.Outcome({"releases": listed, "links": followed}, warnings=warnings)
 
 
 def _last_change(root: str, release: str) -> str | None:

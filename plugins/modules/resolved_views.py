@@ -99,7 +99,9 @@ leaving:
   returned: success
   sample: ["view software: no longer declared, and still shown: usd/1 until 2026-11-29T15:00:00Z"]
 passed_over:
-  description: A sentence for each of the first releases on the software root that have no ready marker.
+  description:
+    - A sentence for each of the first releases on the software root that have no ready marker, and of the first symbolic links that are
+      not shown.
   type: list
   elements: str
   returned: success

@@ -73,7 +73,9 @@ def try_unseen(
     """
 
     def attempt(tick: Progress) -> None:
-        namespaces.make_private()
+        with namespaces.held(spec.places):
+            # What is mounted on demand meanwhile, for example for the command, is seen here too.
+            namespaces.make_private(propagation=syscalls.MS_SLAVE)
         state = mounts.observe(spec.path)
         if state.mount:
             with inner_mounts.new_tree(spec, state.mount, state.inner, inner) as (mount, _problems):

@@ -192,6 +192,7 @@ def _lock_of(view: Mapping[str, Any], paths: ViewPaths) -> LockedView:
         tuple(view["leaving"]),
         view["image_digest"],
         tuple(LockedImage.from_dict(one) for one in view["locked_data_images"]),
+        tuple(view["links"]),
     )
 
 

@@ -22,12 +22,15 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_bytes
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import RecordError, RecordKind
 
-#: The number of the newest format. A lock without data images is written in format 1, so that earlier versions can read it.
-LOCK_FORMAT = 2
+#: The number of the newest format. A lock without links is written in format 2, and in format 1 if it has no data images either, so that
+#: earlier versions can read it.
+LOCK_FORMAT = 3
+_FORMAT_WITHOUT_LINKS = 2
 _FORMAT_WITHOUT_DATA_IMAGES = 1
 
 _MOST_VIEWS = 10_000
 _MOST_RELEASES = 100_000
+_MOST_LINKS = 100_000
 #: Bytes of the longest lock.
 LARGEST_LOCK = 1 << 27
 
@@ -47,6 +50,7 @@ _DATA_IMAGE = records.fields(
         "complete": records.boolean,
     }
 )
+_LINK = records.fields({"path": records.relative(), "target": records.text()})
 _VIEW = records.fields(
     {
         "name": records.form("[A-Za-z0-9][A-Za-z0-9._-]{0,99}"),
@@ -55,7 +59,10 @@ _VIEW = records.fields(
         "leaving": records.list_of(_LEAVING, _MOST_RELEASES),
         "image_digest": records.nullable(records.digest),
     },
-    {"data_images": records.list_of(_DATA_IMAGE, 2 * _MOST_RELEASES)},
+    {
+        "data_images": records.list_of(_DATA_IMAGE, 2 * _MOST_RELEASES),
+        "links": records.list_of(_LINK, _MOST_LINKS),
+    },
 )
 _LOCK = RecordKind(
     records.fields(
@@ -86,6 +93,8 @@ class LockedView:
     image_digest: str | None = None
     #: The data images of its releases, of each kind that some host wants.
     data_images: tuple[LockedImage, ...] = ()
+    #: All symbolic links of the view besides those of its releases. Locks of format 2 and earlier have none.
+    links: tuple[dict[str, str], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -95,6 +104,7 @@ class LockedView:
             "leaving": [dict(one) for one in self.leaving],
             "image_digest": self.image_digest,
             **({"data_images": [one.as_dict() for one in self.data_images]} if self.data_images else {}),
+            **({"links": [dict(one) for one in self.links]} if self.links else {}),
         }
 
     @classmethod
@@ -107,6 +117,7 @@ class LockedView:
             tuple(values["leaving"]),
             values["image_digest"],
             tuple(LockedImage.from_dict(one) for one in values.get("data_images", ())),
+            tuple(values.get("links", ())),
         )
 
 
@@ -124,7 +135,11 @@ def short_release(release: Mapping[str, Any]) -> dict[str, Any]:
 def lock_to_json(views: Iterable[LockedView]) -> str:
     """Return the text of a lock: the views by name, and each release in a line of its own."""
     ordered = sorted(views, key=lambda view: view.name)
-    lock_format = LOCK_FORMAT if any(view.data_images for view in ordered) else _FORMAT_WITHOUT_DATA_IMAGES
+    lock_format = _FORMAT_WITHOUT_DATA_IMAGES
+    if any(view.data_images for view in ordered):
+        lock_format = _FORMAT_WITHOUT_LINKS
+    if any(view.links for view in ordered):
+        lock_format = LOCK_FORMAT
     lines = ["{", f' "format": {lock_format},', ' "views": [']
     for number, view in enumerate(ordered, 1):
         values = view.as_dict()
@@ -132,7 +147,7 @@ def lock_to_json(views: Iterable[LockedView]) -> str:
         lines += [
             f"   {json.dumps(name)}: {json.dumps(values[name])}," for name in ("name", "generation", "image_digest")
         ]
-        lists = [name for name in ("releases", "leaving", "data_images") if name in values]
+        lists = [name for name in ("releases", "leaving", "data_images", "links") if name in values]
         for name in lists:
             lines += _listed(name, values[name], "," if name != lists[-1] else "")
         lines.append("  }" + ("," if number < len(ordered) else ""))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
@@ -17,7 +18,17 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import l
 
 #: The keys of a view that decide what it shows. They are the same on all hosts that declare it.
 SHARED = (
-    *("releases", "query", "links", "root_name", "pattern", "ready_marker", "version_order", "prereleases"),
+    *(
+        "releases",
+        "query",
+        "links",
+        "release_links",
+        "root_name",
+        "pattern",
+        "ready_marker",
+        "version_order",
+        "prereleases",
+    ),
     *("ignore_names", "exclude"),
     *("checksum", "linger", "sample", "build"),
     *("owner", "group", "owner_map", "group_map", "mode", "keep_setid", "on_conflict", "xattr_namespace"),
@@ -146,10 +157,19 @@ class Choice:
     #: Paths of the releases that have no manifest yet.
     unscanned: tuple[str, ...] = ()
     problem: str = ""
+    #: All symbolic links of the view besides those of its releases.
+    links: tuple[dict[str, str], ...] = ()
+    #: A sentence for each of the first links to releases that the view leaves out.
+    left_out: tuple[str, ...] = ()
 
 
-def choose(view: Mapping[str, Any], listed: Sequence[Mapping[str, Any]], select: Select) -> Choice:
-    """Return the releases that a view shows, chosen from ``listed``, which is what release_info returned."""
+def choose(
+    view: Mapping[str, Any],
+    listed: Sequence[Mapping[str, Any]],
+    select: Select,
+    links: Sequence[Mapping[str, Any]] = (),
+) -> Choice:
+    """Return the releases and links that a view shows. ``listed`` and ``links`` are what release_info returned."""
     query, order = view["query"], view["version_order"]
     if query:
         chosen = select(listed, query, prereleases=view["prereleases"], order=order)
@@ -174,14 +194,59 @@ def choose(view: Mapping[str, Any], listed: Sequence[Mapping[str, Any]], select:
             f" {', '.join(gone)}; restore them, or take them out of the view"
         )
     unscanned = tuple(sorted(path for path in paths if path not in known or known[path]["manifest"] is None))
-    return Choice(tuple(releases), unscanned)
+    shown, left_out = _chosen_links(view, releases, links)
+    return Choice(tuple(releases), unscanned, links=tuple(shown), left_out=tuple(left_out))
 
 
-def passed_over(listed: Sequence[Mapping[str, Any]], marker: str) -> Iterator[str]:
-    """Yield a sentence for each of the first releases that have no ready marker, for those who publish them.
+def _chosen_links(
+    view: Mapping[str, Any], releases: Sequence[Mapping[str, Any]], links: Sequence[Mapping[str, Any]]
+) -> tuple[list[dict[str, str]], list[str]]:
+    """Return the declared links of a view with those to its releases on the software root, and a sentence for each that it leaves out.
 
-    ``listed`` is what release_info returned, and ``marker`` the name of the ready marker.
+    Links to releases of packages that the view does not show are left out without a sentence.
     """
+    shown = list(view["links"])
+    to_releases = [one for one in links if one["link"]]
+    if view["release_links"] == "ignore":
+        count = len(to_releases)
+        return shown, [
+            f"view {view['name']}: links to releases are left out ({count}): release_links: ignore"
+        ] if count else []
+    places = {
+        one["release"]
+        for one in releases
+        if one["release"] == one.get("at", one["release"]) == one.get("source", one["release"])
+    }
+    beside = {posixpath.dirname(one["release"]) for one in releases}
+    taken = {one["path"] for one in shown}
+    left_out = []
+    for one in to_releases:
+        if one["path"] in taken:
+            continue
+        if one["release"] in places:
+            shown.append(dict(one["link"]))
+        elif posixpath.dirname(one["release"]) in beside:
+            left_out.append(
+                f"view {view['name']}: link {one['path']} is left out, since the view does not show {one['release']} at this path"
+            )
+    more = len(left_out) - _NAMED_RELEASES
+    if more > 0:
+        left_out[_NAMED_RELEASES:] = [f"view {view['name']}: {more} more links to releases are left out"]
+    return shown, left_out
+
+
+def passed_over(
+    listed: Sequence[Mapping[str, Any]], marker: str, links: Sequence[Mapping[str, Any]] = ()
+) -> Iterator[str]:
+    """Yield a sentence for each of the first releases that have no ready marker, for those who publish them, and links to no release.
+
+    ``listed`` and ``links`` are what release_info returned, and ``marker`` the name of the ready marker.
+    """
+    unfollowed = [one for one in links if one["reason"]]
+    for one in unfollowed[:_NAMED_RELEASES]:
+        yield f"link {one['path']} is passed over: {one['reason']}"
+    if len(unfollowed) > _NAMED_RELEASES:
+        yield f"{len(unfollowed) - _NAMED_RELEASES} more links are passed over"
     unready = [one for one in listed if one["exists"] and not one["ready"]]
     for one in unready[:_NAMED_RELEASES]:
         if one.get("held_back_by"):
@@ -272,6 +337,8 @@ def locked_views(views: Iterable[Mapping[str, Any]], lock: Mapping[str, LockedVi
                 found.append({**options, "unresolved": True})
                 continue
             options["locked_generation"] = locked.generation
+            if locked.links:
+                options["links"] = [dict(one) for one in locked.links]
             images = data_choice.images_of(view["data_images"], locked.data_images)
             if images:
                 options["locked_data_images"] = [one.as_dict() for one in images]

@@ -452,6 +452,7 @@ KEYS: dict[str, Key] = {
     "releases": Key(_releases, lambda _view: [], common=False),
     "query": Key(_text, "", common=False),
     "links": Key(_links, lambda _view: [], common=False),
+    "release_links": Key(_one_of("show", "ignore"), "show"),
     "root": Key(_path, required=True),
     "root_name": Key(_text, lambda view: view["root"]),
     "store": Key(_location, required=True),

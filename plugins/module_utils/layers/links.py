@@ -1,12 +1,14 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Check the symbolic links that a view declares in addition to those of its releases."""
+"""Check the symbolic links that a view declares in addition to those of its releases, and find those to releases on the software root."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import posixpath
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import relative_path
@@ -49,3 +51,69 @@ def declared_links(given: Iterable[tuple[bytes, bytes]]) -> tuple[Link, ...]:
         if second.path.startswith(first.path + b"/"):
             raise OverlayError(f"link '{show(second.path)}' would be below link '{show(first.path)}'")
     return tuple(ordered)
+
+
+@dataclass(frozen=True)
+class ReleaseLink:
+    """A symbolic link on the software root, at a place where there could be a release or a directory of releases."""
+
+    #: Path below the software root.
+    path: str
+    target: str
+    #: The path of the release that it leads to; None if it leads to none.
+    release: str | None
+    #: Why it is passed over; empty if it leads to a release.
+    reason: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the link for the result of a module. ``link`` is a link with the same meaning in a view that shows the release."""
+        link = None
+        if self.release is not None:
+            link = {"path": self.path, "target": posixpath.relpath(self.release, posixpath.dirname(self.path) or ".")}
+        return {
+            "path": self.path,
+            "target": self.target,
+            "release": self.release,
+            "reason": self.reason or None,
+            "link": link,
+        }
+
+
+def release_links(
+    found: Iterable[tuple[str, str]], releases: Collection[str], roots: Collection[str]
+) -> list[ReleaseLink]:
+    """Return where symbolic links on a software root lead, sorted by path. Each is followed once.
+
+    ``found`` are pairs of a path below the software root and a target. No directory above such a path is a symbolic link. ``releases``
+    are the paths of the releases on the software root, and ``roots`` the absolute paths by which links may name the software root.
+    """
+    targets = dict(found)
+    listed = []
+    for path, target in sorted(targets.items()):
+        place = _below_root(path, target, roots)
+        if place in releases:
+            listed.append(ReleaseLink(path, target, place))
+            continue
+        if place is None:
+            reason = f"it leads to {target}, which is outside of the software root"
+        elif place in targets:
+            reason = f"it leads to {place}, which is a symbolic link: let it lead to the release itself"
+        else:
+            reason = f"it leads to {place or '.'} on the software root, where there is no release"
+        listed.append(ReleaseLink(path, target, None, reason))
+    return listed
+
+
+def _below_root(path: str, target: str, roots: Collection[str]) -> str | None:
+    """Return the path below the software root that a link leads to, empty for the root itself; None if it leads out of the root."""
+    if target.startswith("/"):
+        # A path may begin with two slashes, and normpath keeps these.
+        place = posixpath.normpath("/" + target.lstrip("/"))
+        for root in roots:
+            if (place + "/").startswith(root.rstrip("/") + "/"):
+                return place[len(root.rstrip("/")) :].strip("/")
+        return None
+    place = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
+    if place == ".":
+        return ""
+    return None if place == ".." or place.startswith("../") else place

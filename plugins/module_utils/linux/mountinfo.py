@@ -187,7 +187,7 @@ def overlay_layers(mount: Mount) -> OverlayLayers:
 
     The kernel prints layers that were given one at a time (``lowerdir+``, ``datadir+``) one at a time. It prints ``lowerdir``,
     ``upperdir`` and ``workdir`` as they were given. In ``lowerdir``, colons separate layers and two colons start the data-only layers. In
-    all three, backslashes escape (Documentation/filesystems/overlayfs.rst, Linux 6.8).
+    all three, backslashes escape (Documentation/filesystems/overlayfs.rst, Linux 6.8). ``TRIGGER`` is left out at the end of a layer.
     """
     lower: list[bytes] = []
     data: list[bytes] = []
@@ -209,7 +209,16 @@ def overlay_layers(mount: Mount) -> OverlayLayers:
         else:
             settings.append((name, value if separator else None))
     upper, work = (single.get(name) for name in (b"upperdir", b"workdir"))
-    return OverlayLayers(tuple(lower), tuple(data), upper, work, tuple(settings))
+    return OverlayLayers(tuple(map(_plain, lower)), tuple(map(_plain, data)), upper, work, tuple(settings))
+
+
+#: What is written after the path of a directory so that an automount there is mounted. The kernel mounts nothing on demand for the last
+#: component of a layer.
+TRIGGER = b"/."
+
+
+def _plain(layer: bytes) -> bytes:
+    return layer[: -len(TRIGGER)] if layer.endswith(TRIGGER) else layer
 
 
 def split_lowerdir(value: bytes) -> tuple[list[bytes], list[bytes]]:

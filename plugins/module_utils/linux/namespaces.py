@@ -5,12 +5,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
+
+
+@contextlib.contextmanager
+def held(directories: Iterable[bytes]) -> Iterator[None]:
+    """Hold directories open while the block runs, so that automounts there are mounted and do not expire. Missing ones are left out.
+
+    The kernel takes an automount as a layer only while it is mounted, and mounts nothing on demand in a private mount namespace. So hold
+    the directories before entering one.
+    """
+    with contextlib.ExitStack() as stack:
+        for directory in directories:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                stack.callback(os.close, os.open(directory, syscalls.HOLD_DIRECTORY))
+        yield
 
 
 def make_private(flags: int = syscalls.CLONE_NEWNS, propagation: int = syscalls.MS_PRIVATE) -> None:

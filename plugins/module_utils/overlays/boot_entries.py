@@ -12,9 +12,10 @@ Our units are recognised by their first line, our lines of fstab by an option th
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fstab_lines
@@ -22,6 +23,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.fstab_lines import FstabFields
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import (
+    TRIGGER,
     Mount,
     join_lowerdir,
     overlay_layers,
@@ -39,6 +41,7 @@ _WHOLE = b"# whole "
 #: The option in each of our lines. Its value is ``view``, ``image`` or ``whole``.
 _FSTAB_MARKER = b"x-renderfarm.overlay="
 _REQUIRES = b"x-systemd.requires-mounts-for="
+_AFTER = b"x-systemd.after="
 
 #: The target that wants the units of views. It comes after the network, since data layers are on file servers.
 WANTED_BY = "remote-fs.target"
@@ -49,6 +52,12 @@ _INSTALLED = re.compile(rb"/data/[0-9a-f]{16}\Z")
 #: The dependencies of a unit that needs no network. Those by default would order it after the network, or before all local file systems,
 #: which the disk with its layers may not be one of.
 _ALONE = (b"DefaultDependencies=no", b"Conflicts=umount.target", b"Before=umount.target")
+
+#: The source of the automounts of systemd. Those of all other sources are of automount(8), whose service starts after remote-fs.target.
+_SYSTEMD = b"systemd-1"
+_AUTOMOUNTER = b"autofs.service"
+#: What starts after the views over the automounts of automount(8).
+_AFTER_AUTOMOUNTER = b"multi-user.target"
 
 #: The most bytes of an option of fsconfig(2), of all options of mount(2), and of a file name. mount(8) uses fsconfig(2) from util-linux
 #: 2.39 on.
@@ -150,14 +159,37 @@ def whole_of(spec: MountSpec) -> bytes | None:
     return b"%s.whole-%s" % (spec.lower[0], hashlib.sha256(spec.path).hexdigest()[:8].encode())
 
 
+def automounts_of(spec: MountSpec, live: Sequence[Mount]) -> dict[bytes, tuple[bytes, ...]]:
+    """Map each directory among the layers that is in an automount to the units that the overlay wants, and comes after.
+
+    The overlay must not require the mount of such a layer, because systemd would stop the overlay when the automount expires.
+    """
+    found = {}
+    for layer in spec.directories:
+        places = [one for one in live if one.fstype == b"autofs" and (layer + b"/").startswith(one.path + b"/")]
+        if places:
+            deepest = max(places, key=lambda one: len(one.path))
+            # systemd mounts nothing on demand for its own mount units, so these want the mount itself.
+            kinds = ("automount", "mount") if deepest.source == _SYSTEMD else ()
+            found[layer] = tuple(unit_name(deepest.path, kind).encode() for kind in kinds) or (_AUTOMOUNTER,)
+    return found
+
+
+def _wanted(automounts: Mapping[bytes, Sequence[bytes]]) -> list[bytes]:
+    """Return the units of automounts, each once."""
+    return sorted({unit for units in automounts.values() for unit in units})
+
+
 # Units
 
 
-def desired_units(spec: MountSpec, append: bool, any_length: bool = False) -> tuple[Unit, ...]:
+def desired_units(
+    spec: MountSpec, append: bool, any_length: bool = False, live: Sequence[Mount] = ()
+) -> tuple[Unit, ...]:
     """Return the units of an overlay, those of its images first.
 
-    ``append`` is whether the kernel takes layers one at a time, and ``any_length`` whether mount(8) takes options of any length.
-    Raises OverlayError if a unit cannot express the overlay.
+    ``append`` is whether the kernel takes layers one at a time, and ``any_length`` whether mount(8) takes options of any length. ``live``
+    are the mounts, with the automounts among them. Raises OverlayError if a unit cannot express the overlay.
     """
     _check_outlives_boot(spec)
     for path in (spec.path, *spec.lower, *spec.data, *spec.images, *spec.kept):
@@ -171,19 +203,29 @@ def desired_units(spec: MountSpec, append: bool, any_length: bool = False) -> tu
         )
         found.append(Unit(unit_name(without_suffix(image)), text, False))
     notes = b"\n".join((_VIEW + spec.path, *(_IMAGE + image for image in spec.images)))
-    options = mount_options(spec, append, netdev, any_length)
-    requires = [*spec.lower, *spec.data, *spec.kept]
+    automounts = automounts_of(spec, live)
+    options = mount_options(_looked_up(spec, automounts), append, netdev, any_length)
+    requires = [path for path in (*spec.lower, *spec.data, *spec.kept) if path not in automounts]
+    after = _wanted(automounts)
     whole = whole_of(spec)
     if whole is None:
-        text = _unit(notes, b"overlay", spec.path, b"overlay", options, requires, wanted=True, alone=alone)
+        text = _unit(notes, b"overlay", spec.path, b"overlay", options, requires, after, wanted=True, alone=alone)
     else:
-        found.append(
-            Unit(unit_name(whole), _unit(_WHOLE + whole, b"overlay", whole, b"overlay", options, requires), False)
-        )
+        text = _unit(_WHOLE + whole, b"overlay", whole, b"overlay", options, requires, after)
+        found.append(Unit(unit_name(whole), text, False))
         notes += b"\n" + _WHOLE + whole
         bind = b",".join((b"bind", *_flags(spec), b"_netdev"))
-        text = _unit(notes, whole + spec.root, spec.path, b"none", bind, [whole], wanted=True)
+        text = _unit(notes, whole + spec.root, spec.path, b"none", bind, [whole], after, wanted=True)
     return (*found, Unit(unit_name(spec.path), text, True))
+
+
+def _looked_up(spec: MountSpec, automounts: Mapping[bytes, Sequence[bytes]]) -> MountSpec:
+    """Return the declaration with layers that automount(8) mounts when the kernel looks them up."""
+    on_demand = {path for path, units in automounts.items() if _AUTOMOUNTER in units}
+    lower, data = (
+        tuple(path + TRIGGER if path in on_demand else path for path in paths) for paths in (spec.lower, spec.data)
+    )
+    return dataclasses.replace(spec, lower=lower, data=data)
 
 
 def _stands_alone(spec: MountSpec) -> bool:
@@ -198,9 +240,13 @@ def _unit(
     fstype: bytes,
     options: bytes,
     requires: Sequence[bytes],
+    after: Sequence[bytes] = (),
     wanted: bool = False,
     alone: bool = False,
 ) -> bytes:
+    """Return the text of a unit. ``requires`` are paths whose mounts it requires, and ``after`` the units of automounts."""
+    # The automounter starts after remote-fs.target, so its views cannot be ordered before that.
+    late = _AUTOMOUNTER in after
     # systemd splits lists at spaces, and interprets quotes and backslashes in them. It takes other values as they are. In all values a
     # percent sign starts a specifier (systemd.syntax(7), systemd.unit(5)).
     listed = b" ".join(b'"' + path.replace(b"\\", b"\\\\") + b'"' for path in requires)
@@ -209,8 +255,10 @@ def _unit(
         notes,
         b"[Unit]",
         (b"Description=Overlay at " if wanted else b"Description=Layer ") + _percent(where),
-        b"RequiresMountsFor=" + _percent(listed),
-        *(_ALONE if alone else ()),
+        *((b"RequiresMountsFor=" + _percent(listed),) if listed else ()),
+        *(name + b"=" + b" ".join(map(_percent, after)) for name in (b"Wants", b"After") if after),
+        *(_ALONE if alone or late else ()),
+        *((b"Before=" + _AFTER_AUTOMOUNTER,) if late and wanted else ()),
         *((b"Before=" + WANTED_BY.encode(),) if alone and wanted else ()),
         b"",
         b"[Mount]",
@@ -229,8 +277,8 @@ def _percent(value: bytes) -> bytes:
     return value.replace(b"%", b"%%")
 
 
-def unit_name(path: bytes) -> str:
-    """Return the name of the unit for a mountpoint, as ``systemd-escape --path --suffix=mount`` prints it.
+def unit_name(path: bytes, kind: str = "mount") -> str:
+    """Return the name of the unit of a kind for a mountpoint, as ``systemd-escape --path --suffix=KIND`` prints it.
 
     Raises OverlayError if it is too long for a file name.
     """
@@ -241,7 +289,7 @@ def unit_name(path: bytes) -> str:
         else f"\\x{byte[0]:02x}"
         for position, byte in enumerate(inner[index : index + 1] for index in range(len(inner)))
     )  # fmt: skip
-    name = f"{escaped or '-'}.mount"
+    name = f"{escaped or '-'}.{kind}"
     if len(name) > _LONGEST_NAME:
         raise OverlayError(f"{show(path)} is too long for the name of a unit: use 'persist: fstab' or a shorter path")
     return name
@@ -250,7 +298,9 @@ def unit_name(path: bytes) -> str:
 # Lines of fstab
 
 
-def desired_lines(spec: MountSpec, append: bool, any_length: bool = False) -> tuple[bytes, ...]:
+def desired_lines(
+    spec: MountSpec, append: bool, any_length: bool = False, live: Sequence[Mount] = ()
+) -> tuple[bytes, ...]:
     """Return the lines of fstab of an overlay, those of its images first; the parameters are those of ``desired_units``.
 
     Raises OverlayError if fstab cannot express the overlay.
@@ -267,15 +317,25 @@ def desired_lines(spec: MountSpec, append: bool, any_length: bool = False) -> tu
         options = b",".join((b"ro", *boot, _REQUIRES + image, _FSTAB_MARKER + b"image"))
         found.append(fstab_lines.make_line(image, without_suffix(image), b"erofs", options))
     # systemd does not wait for a mount with nofail. This order makes services that start after the target find the view, as with a unit.
-    order = [*boot, b"x-systemd.before=" + WANTED_BY.encode()]
-    requires = [_REQUIRES + path for path in (*spec.lower, *spec.data, *spec.kept)]
+    automounts = automounts_of(spec, live)
+    after = _wanted(automounts)
+    late = _AUTOMOUNTER in after
+    if set(after) - {_AUTOMOUNTER}:
+        raise OverlayError(
+            f"the overlay at {show(spec.path)} has layer {show(next(iter(automounts)))} in an automount of systemd, which a line of fstab"
+            " cannot want without requiring it: use 'persist: systemd'"
+        )
+    order = [*boot, b"x-systemd.before=" + (_AFTER_AUTOMOUNTER if late else WANTED_BY.encode())]
+    requires = [_REQUIRES + path for path in (*spec.lower, *spec.data, *spec.kept) if path not in automounts]
+    requires += [_AFTER + unit for unit in after]
     view = _FSTAB_MARKER + b"view"
     whole = whole_of(spec)
     if whole is None:
-        options = mount_options(spec, append, [*order, *requires, view], any_length)
+        options = mount_options(_looked_up(spec, automounts), append, [*order, *requires, view], any_length)
         found.append(fstab_lines.make_line(b"overlay", spec.path, b"overlay", options))
     else:
-        options = mount_options(spec, append, [*boot, *requires, _FSTAB_MARKER + b"whole"], any_length)
+        words = [*boot, *requires, _FSTAB_MARKER + b"whole"]
+        options = mount_options(_looked_up(spec, automounts), append, words, any_length)
         found.append(fstab_lines.make_line(b"overlay", whole, b"overlay", options))
         bind = b",".join((b"bind", *_flags(spec), *order, _REQUIRES + whole, view))
         found.append(fstab_lines.make_line(whole + spec.root, spec.path, b"none", bind))
@@ -521,8 +581,8 @@ def plan_persistence(
     ``any_length`` are those of ``desired_units``. Raises OverlayError if the overlay cannot be mounted at boot, or if a unit or line of
     somebody else is in the way.
     """
-    units = desired_units(spec, append, any_length) if spec and persist == "systemd" else ()
-    lines = desired_lines(spec, append, any_length) if spec and persist == "fstab" else ()
+    units = desired_units(spec, append, any_length, live) if spec and persist == "systemd" else ()
+    lines = desired_lines(spec, append, any_length, live) if spec and persist == "fstab" else ()
     _check_nobody_else(path, units, lines, stored)
     removable = list(_removable_units(path, stored.units, units))
     fstab = fstab_with_view(stored.fstab, path, lines)

@@ -18,6 +18,7 @@ from typing import Callable, TypeVar
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     deadline,
     mountinfo,
+    namespaces,
     syscalls,
     xattrs,
 )
@@ -64,6 +65,11 @@ def new_overlay(spec: MountSpec) -> int:
     A child process mounts images, scratch space, and an overlay that is shown in part in a private mount namespace. The returned mount
     keeps them alive, so they go when it goes or when the run is killed. Raises OverlayError if the kernel refuses the overlay.
     """
+    with namespaces.held(spec.places):
+        return _new_overlay(spec)
+
+
+def _new_overlay(spec: MountSpec) -> int:
     scratch = spec.writable if spec.writable and spec.writable.scratch is not None else None
     if not spec.images and not scratch and spec.root == b"/":
         uppers.make_like_lower(spec)
@@ -137,7 +143,7 @@ def rehearse(spec: MountSpec) -> None:
     An overlay with images is not tried. Raises OverlayError if the kernel refuses a layer or an option.
     """
     if not spec.images:
-        with _configured(spec, takes_layers_one_by_one()):
+        with namespaces.held(spec.places), _configured(spec, takes_layers_one_by_one()):
             pass
 
 
@@ -251,12 +257,21 @@ def _refusal(spec: MountSpec, error: OSError, messages: str) -> str:
     for path in (*spec.lower, *spec.data, *spec.kept):
         if not os.path.isdir(path):
             return f"overlay at {show(spec.path)}: layer {show(path)} does not exist or is not a directory: create it"
+        try:
+            os.close(os.open(path, syscalls.HOLD_DIRECTORY))
+        except OSError as opening:
+            return (
+                f"overlay at {show(spec.path)}: layer {show(path)} is an automount, and it cannot be mounted ({opening.strerror}): check"
+                " the map of the automounter, and the file server"
+            )
     reason = error.strerror if error.filename is None else f"{error.strerror} at {error.filename!r}"
     said = f": {messages}" if messages else ""
-    return f"overlay at {show(spec.path)}: the kernel refuses it: {reason}{said}{_hint(spec, error)}"
+    return f"overlay at {show(spec.path)}: the kernel refuses it: {reason}{said}{_hint(spec, error, messages)}"
 
 
-def _hint(spec: MountSpec, error: OSError) -> str:
+def _hint(spec: MountSpec, error: OSError, messages: str) -> str:
+    if "not supported" in messages:  # the kernel has named the layer
+        return "; use a directory on a file system of another type"
     if error.errno == errno.EINVAL and spec.layers[1]:
         return (
             "; data-only layers need Linux 6.5, or a distribution kernel that has them: overlay_info shows what this kernel supports, and"

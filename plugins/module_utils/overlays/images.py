@@ -42,7 +42,8 @@ def mount_unseen(images: Sequence[bytes], layers: Collection[bytes]) -> None:
     # Opened in the outer namespace, so that the file system that holds an image is busy there.
     files = {without_suffix(image): _open(image) for image in images}
     try:
-        namespaces.make_private()
+        with namespaces.held(layer for layer in layers if layer not in files):
+            namespaces.make_private()
     except PermissionError:
         raise OverlayError("mounting needs CAP_SYS_ADMIN: run the task as root (become: true)") from None
     covered = {os.path.dirname(name) for name in files if not os.path.isdir(name)}

@@ -131,6 +131,11 @@ class MountSpec:
         return tuple(layer for layer in (*self.lower, *self.data) if layer not in names)
 
     @property
+    def places(self) -> tuple[bytes, ...]:
+        """The directories that mounting the overlay looks up: its layers, and those that hold its images."""
+        return (*self.directories, *self.kept, *dict.fromkeys(map(posixpath.dirname, self.images)))
+
+    @property
     def data_images(self) -> tuple[bytes, ...]:
         """The paths of the image files among the data layers."""
         return tuple(image for image in self.images if without_suffix(image) in self.data)

@@ -9,6 +9,7 @@ open directories and for files with several names only.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -377,6 +378,7 @@ class _Search:
     pattern: Pattern
     ignored: IgnoredNames
     unlisted: list[str]
+    links: list[tuple[str, str]]
     progress: Progress
 
 
@@ -386,6 +388,7 @@ def find_releases(
     unlisted: list[str],
     progress: Progress = no_progress,
     ignored: IgnoredNames | None = None,
+    links: list[tuple[str, str]] | None = None,
 ) -> Iterator[Release]:
     """Yield the releases below a software root that match ``pattern``. Directories that cannot contain a release are not listed.
 
@@ -393,23 +396,28 @@ def find_releases(
 
     A negative marker beside a version (``patterns.NEGATIVE_MARKERS``) is noted in its release.
 
-    Directories that this process may not list, such as ``lost+found``, are skipped and added to ``unlisted``. Raises OSError if the root
-    cannot be listed.
+    Directories that this process may not list, such as ``lost+found``, are skipped and added to ``unlisted``. Symbolic links at places
+    where a release or a directory of releases could be are not followed: each is added to ``links``, its path below the root and its
+    target. Raises OSError if the root cannot be listed.
     """
-    search = _Search(pattern, IgnoredNames() if ignored is None else ignored, unlisted, progress)
-    yield from _find(directory=root, names=[], held_back_by="", search=search)
+    names = IgnoredNames() if ignored is None else ignored
+    search = _Search(pattern, names, unlisted, [] if links is None else links, progress)
+    # Held, so that an automounter does not unmount the root in the meantime.
+    with namespaces.held([os.fsencode(root)]):
+        yield from _find(directory=root, names=[], held_back_by="", search=search)
 
 
 def _find(directory: str, names: list[str], held_back_by: str, search: _Search) -> Iterator[Release]:
     level, pattern = len(names), search.pattern
     try:
-        inner, markers = _directories_in(directory, pattern.levels[level], search.ignored)
+        inner, markers, links = _directories_in(directory, pattern.levels[level], search.ignored)
     except PermissionError:
         if not names:
             raise
         search.unlisted.append(directory)
         return
     search.progress()
+    search.links.extend(("/".join((*names, name)), target) for name, target in links)
     for name in inner:
         here = [*names, name]
         held = held_back_by or next((one for one in pattern.markers(level, name) if one in markers), "")
@@ -421,21 +429,35 @@ def _find(directory: str, names: list[str], held_back_by: str, search: _Search) 
                 yield release
 
 
-def _directories_in(directory: str, level: re.Pattern[str], ignored: IgnoredNames) -> tuple[list[str], set[str]]:
-    """Return the names of the directories in a directory that match one level of a pattern, and the negative markers there."""
-    found, markers = [], set()
+def _directories_in(
+    directory: str, level: re.Pattern[str], ignored: IgnoredNames
+) -> tuple[list[str], set[str], list[tuple[str, str]]]:
+    """Return what is in a directory: names of directories that match a level of a pattern, negative markers, and matching links."""
+    found, markers, linked = [], set(), []
     # An NFS client keeps a listing as long as attributes, which is an hour on a software root.
     with files.fresh_listing(directory) as listing:
         for item in listing:
             if item.name.startswith(NEGATIVE_MARKERS):
                 markers.add(item.name)
-            elif (
-                level.fullmatch(item.name)
-                and os.fsencode(item.name) not in ignored
-                and item.is_dir(follow_symlinks=False)
-            ):
-                found.append(item.name)
-    return found, markers
+            elif level.fullmatch(item.name) and os.fsencode(item.name) not in ignored:
+                if item.is_dir(follow_symlinks=False):
+                    found.append(item.name)
+                elif item.is_symlink():
+                    linked.append(item.name)
+    return found, markers, _targets(directory, linked) if linked else []
+
+
+def _targets(directory: str, names: list[str]) -> list[tuple[str, str]]:
+    """Return the symbolic links of these names in a directory, each with its target. Those that have gone are left out."""
+    found = []
+    fd = os.open(directory, syscalls.HOLD_DIRECTORY)
+    try:
+        for name in names:
+            with contextlib.suppress(OSError):
+                found.append((name, os.readlink(name, dir_fd=fd)))
+    finally:
+        os.close(fd)
+    return found
 
 
 def negative_marker(root: bytes, release: bytes) -> str | None:

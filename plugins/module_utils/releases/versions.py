@@ -31,6 +31,9 @@ _EARLIER = {
 _LETTERS = {"a": 3, "b": 4, "c": 6}
 _TOKEN = re.compile(r"([0-9]+)|([a-z]+)(?=([0-9])?)")
 
+#: Names in the place of a version that say which version is meant.
+POINTERS = ("current", "latest")
+
 #: A part of a sort key. Parts at one place of two keys can be compared.
 Key = tuple[Any, ...]
 
@@ -66,8 +69,10 @@ def version_key(version: str, order: str = "vendor") -> Key:
     ``pep440``: as Python's packages. Versions that PEP 440 does not allow are earlier than all others, in the order ``vendor``.
 
     ``rez``: longer is later, words are earlier than numbers, and case and zeros count.
+
+    In each order, ``current`` and ``latest`` are earlier than all other versions: they say which version is meant, and are none.
     """
-    return ORDERS[order](version)
+    return (0,) if version.lower() in POINTERS else (1, *ORDERS[order](version))
 
 
 def is_prerelease(version: str, order: str = "vendor") -> bool:

@@ -208,3 +208,21 @@ def test_a_store_that_may_not_be_listed_is_an_error_and_not_an_empty_store(softw
     with pytest.raises(PermissionError) as caught:
         manifests_as_nobody(store)
     assert caught.value.filename == str(store)
+
+
+def test_links_are_listed_with_where_they_lead(software_root: Path) -> None:
+    (software_root / "houdini" / "20.5").symlink_to(software_root / "houdini" / "20.5.410")
+    (software_root / "houdini" / "21.0.100").symlink_to("/vol2/houdini")
+    (software_root / "maya").symlink_to("/vol2/maya")
+    (software_root / "houdini" / "notes").symlink_to("20.5.410/notes")
+    (software_root / ".hidden").symlink_to("usd")
+    found = support.module("release_info", root=str(software_root)).ok
+    assert [(one["path"], one["release"], one["link"]) for one in found["links"]] == [
+        ("houdini/20.5", "houdini/20.5.410", {"path": "houdini/20.5", "target": "20.5.410"}),
+        ("houdini/21.0.100", None, None),
+        ("houdini/notes", None, None),
+        ("maya", None, None),
+        ("usd/current", "usd/25.05", {"path": "usd/current", "target": "25.05"}),
+    ]
+    assert found["links"][3]["reason"] == "it leads to /vol2/maya, which is outside of the software root"
+    assert "houdini/21.0.100" not in [one["path"] for one in found["releases"]]

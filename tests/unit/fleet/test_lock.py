@@ -56,6 +56,15 @@ def test_a_lock_with_data_images_has_a_newer_format() -> None:
     assert json.loads(lock_to_json(VIEWS))["format"] == 1
 
 
+def test_a_lock_with_links_has_the_newest_format() -> None:
+    links = ({"path": "usd/current", "target": "1"}, {"path": "usd/old", "target": "0.9"})
+    with_links = [replace(VIEWS[0], links=links), VIEWS[1]]
+    text = lock_to_json(with_links)
+    assert lock_from_json(text) == {view.name: view for view in with_links}
+    assert json.loads(text)["format"] == 3
+    assert sum('"path"' in line for line in text.splitlines()) == 2
+
+
 def test_the_same_views_give_the_same_text_and_a_changed_release_changes_one_line() -> None:
     text = lock_to_json(VIEWS)
     assert text == lock_to_json(reversed(VIEWS))
@@ -67,7 +76,7 @@ def test_the_same_views_give_the_same_text_and_a_changed_release_changes_one_lin
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda lock: lock.update(format=3), "a newer version of the collection wrote it"),
+        (lambda lock: lock.update(format=4), "a newer version of the collection wrote it"),
         (lambda lock: lock["views"].append(lock["views"][0]), "it has a view twice"),
         (lambda lock: lock["views"][0].update(generation="../../x"), "generation"),
         (lambda lock: lock["views"][0].update(name="../x"), "name"),
@@ -79,6 +88,7 @@ def test_the_same_views_give_the_same_text_and_a_changed_release_changes_one_lin
         (lambda lock: lock["views"][0].update(data_images=[{**IMAGE.as_dict(), "kind": "globs"}]), "kind"),
         (lambda lock: lock["views"][0].update(data_images=[{**IMAGE.as_dict(), "digest": "../x"}]), "digest"),
         (lambda lock: lock["views"][0].update(data_images=[{**IMAGE.as_dict(), "release": "/x"}]), "release"),
+        (lambda lock: lock["views"][0].update(links=[{"path": "../x", "target": "y"}]), "path"),
     ],
 )
 def test_what_is_no_lock_is_refused(change: Any, reason: str) -> None:

@@ -29,6 +29,7 @@ OTHER = {
     "releases": ["b/1"],
     "query": "@",
     "links": [{"path": "x", "target": "y"}],
+    "release_links": "ignore",
     "root_name": "other",
     "pattern": "{version}/{package}",
     "ready_marker": ".ready",
@@ -276,3 +277,70 @@ def test_a_host_is_given_the_data_images_of_its_kind() -> None:
     assert found["locked_data_images"] == [everything.as_dict()]
     (found,) = locked_views(views(), lock)
     assert not {"data_images", "locked_data_images", "image_store"} & set(found)
+
+
+LINKS: list[dict[str, Any]] = [
+    {"path": "a/current", "release": "a/2", "reason": None, "link": {"path": "a/current", "target": "2"}},
+    {"path": "a/old", "release": "a/1", "reason": None, "link": {"path": "a/old", "target": "1"}},
+    {"path": "b/current", "release": "b/1", "reason": None, "link": {"path": "b/current", "target": "1"}},
+    {
+        "path": "c",
+        "release": None,
+        "reason": "it leads to /vol2/c, which is outside of the software root",
+        "link": None,
+    },
+]
+
+
+def chosen_links(**keys: Any) -> tuple[list[str], list[str]]:
+    """Return the paths of the links of a view, and the sentences about those that it leaves out."""
+    (view,) = views(**{"releases": ["a/2"], **keys})
+    choice = choose(view, [listed("a/1"), listed("a/2"), listed("b/1")], None, LINKS)  # type: ignore[arg-type]
+    return [one["path"] for one in choice.links], list(choice.left_out)
+
+
+def test_a_view_shows_the_links_to_its_releases_and_names_those_to_others_of_their_packages() -> None:
+    assert chosen_links() == (
+        ["a/current"],
+        ["view software: link a/old is left out, since the view does not show a/1 at this path"],
+    )
+    assert chosen_links(releases=["a/1", "a/2", "b/1"]) == (["a/current", "a/old", "b/current"], [])
+    # Shown elsewhere, a release is not where the link leads.
+    shown, left_out = chosen_links(releases=[{"release": "a/2", "at": "a"}, "a/1"])
+    assert (shown, len(left_out)) == (["a/old"], 1)
+
+
+def test_a_declared_link_is_shown_instead_of_one_on_the_software_root() -> None:
+    (view,) = views(releases=["a/2"], links=[{"path": "a/current", "target": "other"}])
+    assert choose(view, [listed("a/2")], None, LINKS[:1]).links == (  # type: ignore[arg-type]
+        {"path": "a/current", "target": "other"},
+    )
+
+
+def test_links_to_releases_can_be_ignored() -> None:
+    assert chosen_links(release_links="ignore") == (
+        [],
+        ["view software: links to releases are left out (3): release_links: ignore"],
+    )
+
+
+def test_many_links_that_are_left_out_are_counted() -> None:
+    many = [{**LINKS[1], "path": f"a/old{number}"} for number in range(15)]
+    (view,) = views(releases=["a/2"])
+    left_out = choose(view, [listed("a/2")], None, many).left_out  # type: ignore[arg-type]
+    assert (len(left_out), left_out[-1]) == (11, "view software: 5 more links to releases are left out")
+
+
+def test_a_link_that_leads_to_no_release_is_named_with_the_reason() -> None:
+    assert list(passed_over([], "", LINKS)) == [
+        "link c is passed over: it leads to /vol2/c, which is outside of the software root"
+    ]
+    assert list(passed_over([], "", LINKS[3:] * 12))[10:] == ["2 more links are passed over"]
+
+
+def test_the_links_of_a_lock_are_those_of_the_view() -> None:
+    (view,) = views(links=[{"path": "x", "target": "y"}])
+    locked = LockedView("software", "0123456789abcdef", ({"release": "a/1"},))
+    assert locked_views([view], {"software": locked})[0]["links"] == view["links"]
+    more = (*view["links"], {"path": "a/current", "target": "1"})
+    assert locked_views([view], {"software": replace(locked, links=more)})[0]["links"] == list(more)

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, parse
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, overlay_layers, parse
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
     MARKER,
     RemoveViewLines,
@@ -467,3 +467,49 @@ def test_actions_have_the_units_and_lines_to_write() -> None:
     assert write.lines == desired_lines(SPEC, append=True)
     (_unmount, remove) = plan_persistence(b"/software", None, "none", IN_FSTAB, (), append=True)
     assert isinstance(remove, RemoveViewLines)
+
+
+def automount(place: str, source: str) -> Mount:
+    (mount,) = parse(f"40 1 0:60 / {place} rw - autofs {source} rw,fd=7,direct".encode())
+    return mount
+
+
+AUTOFS = automount("/net", "/etc/auto.net")
+
+
+def test_a_layer_that_automount_mounts_is_looked_up_so_that_it_is_mounted() -> None:
+    live = [automount("/net/soft", "/etc/auto.direct"), AUTOFS]
+    (view,) = desired_units(PLAIN, append=True, live=live)
+    (line,) = desired_lines(PLAIN, append=True, live=live)
+    # If its mount were required, systemd would stop the view when the automount expires.
+    assert b'\nRequiresMountsFor="/g/1/layer"\nWants=autofs.service\nAfter=autofs.service\n' in view.text
+    assert b",x-systemd.requires-mounts-for=/g/1/layer,x-systemd.after=autofs.service," in line
+    for text in (view.text, line):
+        assert b",lowerdir=/g/1/layer::/net/software/." in text
+    # The service of automount(8) starts after remote-fs.target.
+    assert b"\nDefaultDependencies=no\n" in view.text
+    assert b"\nBefore=multi-user.target\n" in view.text
+    assert b"x-systemd.before=multi-user.target" in line
+
+
+def test_a_layer_in_an_automount_of_systemd_is_wanted_and_not_required() -> None:
+    live = [AUTOFS, automount("/net/software", "systemd-1")]
+    (view,) = desired_units(PLAIN, append=True, live=live)
+    units = b"net-software.automount net-software.mount"
+    assert b'\nRequiresMountsFor="/g/1/layer"\nWants=%s\nAfter=%s\n\n' % (units, units) in view.text
+    assert b",lowerdir=/g/1/layer::/net/software\n" in view.text
+    with pytest.raises(
+        OverlayError, match=r"has layer /net/software in an automount of systemd.*use 'persist: systemd'"
+    ):
+        desired_lines(PLAIN, append=True, live=live)
+
+
+def test_an_automount_beside_the_layers_changes_nothing() -> None:
+    live = [automount("/net/soft", "systemd-1"), automount("/g/1/layer/inside", "systemd-1")]
+    assert desired_units(PLAIN, append=True, live=live) == desired_units(PLAIN, append=True)
+    assert desired_lines(PLAIN, append=True, live=live) == desired_lines(PLAIN, append=True)
+
+
+def test_a_view_mounted_at_boot_over_an_automount_is_as_declared() -> None:
+    (live,) = parse(b"50 1 0:61 / /software ro - overlay overlay ro,lowerdir=/g/1/layer::/net/software/.")
+    assert (overlay_layers(live).lower, overlay_layers(live).data) == ((b"/g/1/layer",), (b"/net/software",))

@@ -125,7 +125,7 @@ def test_the_order_pep440_is_that_of_packaging() -> None:
         try:
             versions.append((packaging.version.Version(text), text))
         except packaging.version.InvalidVersion:
-            assert version_key(text, "pep440")[0] == 0, text
+            assert version_key(text, "pep440")[1] == 0, text
     assert len(versions) > 2_000
     for (one, left), (other, right) in itertools.pairwise(versions):
         assert (one < other, one == other) == (
@@ -176,3 +176,9 @@ def test_pre_releases_and_copies_are_known(version: str, vendor: bool, pep440: b
         vendor,
         pep440,
     )
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", ["current", "latest", "Latest"])
+def test_a_name_that_says_which_version_is_meant_is_never_the_newest(name: str, order: str) -> None:
+    assert all(compare(name, "<", other, order) for other in ("0", "0.1a1", "H20.5", "zoo", "1.0-wip"))

@@ -16,6 +16,9 @@ for release in tool/1.0 tool/1.1 lib/3; do
     echo "$release" > "$place/software/$release/name"
     touch "$place/software/$release/.ready"
 done
+# Links to a release, and out of the software root.
+ln -s 1.1 "$place/software/tool/stable"
+ln -s /nowhere/tool-2.0 "$place/software/tool/2.0"
 
 # The hosts are the same machine: what one did, two finds done. Three has its own view.
 cat > "$place/inventory.yml" <<EOF
@@ -93,6 +96,9 @@ test "$(cat "$place/newest/tool/1.1/name")" = tool/1.1
 test ! -e "$place/newest/tool/1.0"
 test "$(cat "$place/newest/tool/current/name")" = tool/1.1
 test "$(cat "$place/all/tool/1.0/name")" = tool/1.0
+test "$(readlink "$place/newest/tool/stable")" = 1.1
+test ! -L "$place/newest/tool/2.0"
+grep -q 'link tool/2.0 is passed over: it leads to /nowhere/tool-2.0, which is outside of the software root' "$place/log"
 # What an entry says overrides what the views share.
 test -e "$place/state-of-all/views/all/current"
 test ! -e "$place/state/views/all"
@@ -103,6 +109,8 @@ recap one 1
 recap two 0
 recap three 1
 test "$(cat "$place/old/tool/1.0/name")" = tool/1.0
+test ! -L "$place/old/tool/stable"
+grep -q 'view old: link tool/stable is left out, since the view does not show tool/1.1' "$place/log"
 test ! -e "$place/old/lib"
 
 run renderfarm.overlay.deploy --check --diff

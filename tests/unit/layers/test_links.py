@@ -1,0 +1,51 @@
+"""Where symbolic links on a software root lead."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import release_links
+
+RELEASES = ("houdini/20.5.410", "usd/25.05")
+ROOTS = ("/net/software", "/export/software/")
+
+
+@pytest.mark.parametrize(
+    ("path", "target", "release", "shown"),
+    [
+        ("houdini/current", "20.5.410", "houdini/20.5.410", "20.5.410"),
+        ("houdini/current", "./20.5.410/", "houdini/20.5.410", "20.5.410"),
+        ("houdini/20.5", "../houdini/20.5.410", "houdini/20.5.410", "20.5.410"),
+        ("hfs/20.5", "/net/software/houdini/20.5.410", "houdini/20.5.410", "../houdini/20.5.410"),
+        ("hfs/20.5", "//export/software/houdini/20.5.410", "houdini/20.5.410", "../houdini/20.5.410"),
+        ("houdini-current", "houdini/20.5.410", "houdini/20.5.410", "houdini/20.5.410"),
+    ],
+)
+def test_a_link_to_a_release_of_the_same_root_leads_to_it_in_a_view_too(
+    path: str, target: str, release: str, shown: str
+) -> None:
+    (found,) = release_links([(path, target)], RELEASES, ROOTS)
+    assert (found.release, found.reason) == (release, "")
+    assert found.as_dict()["link"] == {"path": path, "target": shown}
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("/vol2/houdini-20.5", "it leads to /vol2/houdini-20.5, which is outside of the software root"),
+        ("/net/software2/houdini/20.5.410", "outside of the software root"),
+        ("../../houdini/20.5.410", "outside of the software root"),
+        ("../..", "outside of the software root"),
+        ("latest", "it leads to houdini/latest, which is a symbolic link: let it lead to the release itself"),
+        ("current", "it leads to houdini/current, which is a symbolic link"),
+        ("20.5.999", "it leads to houdini/20.5.999 on the software root, where there is no release"),
+        ("20.5.410/bin", "it leads to houdini/20.5.410/bin on the software root, where there is no release"),
+        ("..", "it leads to . on the software root, where there is no release"),
+        ("/net/software", "it leads to . on the software root, where there is no release"),
+    ],
+)
+def test_a_link_that_leads_to_no_release_has_a_reason(target: str, reason: str) -> None:
+    links = [("houdini/current", target), ("houdini/latest", "20.5.410")]
+    first = release_links(links, RELEASES, ROOTS)[0].as_dict()
+    assert (first["path"], first["release"], first["link"]) == ("houdini/current", None, None)
+    assert reason in first["reason"]
