@@ -25,7 +25,7 @@ SITE = {
     "overlay_scan_store": MANIFESTS,
     "overlay_views": [{**DECLARED, "releases": [NEW]}],
 }
-#: Maps a file and closes it, and ends when it is told to.
+#: Maps a file and closes it, and ends when a file exists.
 MAPS = """
 import mmap, os, time
 with open('{path}', 'rb') as stream: held = mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ)
