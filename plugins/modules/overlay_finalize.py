@@ -95,8 +95,8 @@ options:
   seal:
     description:
       - How directories are sealed. A sealed directory shows what is in the upper layer, and not what appears in the lower layer.
-      - V(auto) lets the kernel seal directories, if it marks them when they are read (C(opaque=z)), and seals all others as V(offline) does.
-        The module tries whether the kernel does so, as M(renderfarm.overlay.overlay_info) reports it (C(kernel_seal)).
+      - V(auto) lets the kernel seal directories that it marks when they are read (C(opaque=z)), and seals all others as V(offline) does.
+        The module tries whether the kernel marks directories, as M(renderfarm.overlay.overlay_info) does (C(kernel_seal)).
       - V(offline) unmounts the overlay, gives each file its path in the lower layer as a redirect, marks the directories as opaque, and
         mounts the overlay again as it was. It needs O(allow_unmount).
       - V(kernel) leaves it to the kernel, and reports the directories that the kernel does not seal as RV(pending).

@@ -108,7 +108,9 @@ def small(farm: Farm, node: Machine) -> Iterator[Overlay]:
 @pytest.mark.parametrize(("name", "seals"), [("new", True), ("old", False)])
 @pytest.mark.usefixtures("node")
 def test_overlay_info_tries_whether_the_kernel_seals(farm: Farm, name: str, seals: bool) -> None:
-    feature = collection.module(farm, farm.nodes[name], "overlay_info", {"probe": True}).values["features"]["kernel_seal"]
+    feature = collection.module(farm, farm.nodes[name], "overlay_info", {"probe": True}).values["features"][
+        "kernel_seal"
+    ]
     assert feature["supported"] is seals, feature
 
 
