@@ -236,8 +236,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         )
         context.progress()
     warnings = [f"releases in {directory} are not listed, since this host may not list it" for directory in unlisted]
-    # The identity of the software root is its path on other hosts.
-    roots = (root, os.path.realpath(root), params["root_name"] or root) if root else ()
+    roots = (root, os.path.realpath(root), params["root_name"] or root) if root else ()  # also its path on other hosts
     followed = [link.as_dict() for link in release_links(links, on_root, roots)]
     return runner.Outcome({"releases": listed, "links": followed}, warnings=warnings)
 
