@@ -75,7 +75,7 @@ PURE = {
         *("boot_entries", "detached_records", "image_names", "mount_plan", "option_rules", "options", "strategies"),
         "upper_rules",
     },
-    "trees": {"tree_parts"},
+    "trees": {"sharing", "tree_parts"},
     "layers": {
         *("compose", "deflating", "dump", "globs", "headerball", "image_delta", "image_records", "layer_formats"),
         *("limits", "links", "merge", "ownership"),
