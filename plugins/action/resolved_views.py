@@ -25,6 +25,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolutio
     Listing,
     batches,
     choose,
+    marker_of,
     nothing_declared,
     passed_over,
     problems_of_hosts,
@@ -158,20 +159,22 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         listings: dict[Listing, dict[str, Any]] = {}
         found: dict[str, Choice] = {}
         for view in views:
-            name, listing = view["name"], Listing.of(view)
-            if listing not in listings:
+            name, wanted = view["name"], Listing.of(view)
+            for listing in wanted:
+                if listing in listings:
+                    continue
                 listings[listing] = self._call("release_info", listing.options(), variables)
-                listed = listings[listing].get("releases", [])
-                for sentence in passed_over(listed, listing.ready_marker):
+                for sentence in passed_over(listings[listing].get("releases", []), listing.ready_marker):
                     if sentence not in resolution.passed_over:
                         resolution.passed_over.append(sentence)
-            listed = listings[listing]
-            if listed.get("failed"):
-                resolution.obstacle = str(listed.get("msg"))
+            failed = next((listings[one] for one in wanted if listings[one].get("failed")), None)
+            if failed:
+                resolution.obstacle = str(failed.get("msg"))
                 self._give_up(name, resolution.obstacle, resolution)
                 continue
             try:
-                choice = choose(view, listed["releases"], select_releases)
+                listed = [release for one in wanted for release in listings[one]["releases"]]
+                choice = choose(view, listed, select_releases)
             except AnsibleFilterError as error:
                 choice = Choice(problem=str(error))
             if choice.problem:
@@ -195,8 +198,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         """Scan the releases that have no manifest, each once, and drop the choices of views whose releases cannot be scanned."""
         unscanned: dict[tuple[Listing, str], dict[str, list[str]]] = {}
         for view in views:
+            listings = Listing.of(view)
             for path in choices.get(view["name"], Choice()).unscanned:
-                unscanned.setdefault((Listing.of(view), view["checksum"]), {}).setdefault(path, []).append(view["name"])
+                listing = next(one for one in listings if one.prefix in ("", path.partition("/")[0]))
+                unscanned.setdefault((listing, view["checksum"]), {}).setdefault(path, []).append(view["name"])
         for (listing, checksum), paths in unscanned.items():
             options = {**listing.scan_options(), "checksum": checksum}
             for batch in batches(paths, _BATCH):
@@ -252,6 +257,15 @@ def _options_of(view: Mapping[str, Any]) -> dict[str, Any]:
         "data_images": view["data_images"],
         "data_required": view["data_required"],
         "data_image_store": view["scan_image_store"] if view["data_images"] else None,
+        "roots": [
+            {
+                "name": root["name"],
+                "path": root["path"],
+                "pattern": root["pattern"],
+                "ready_marker": marker_of(view, root),
+            }
+            for root in view["roots"]
+        ],
         **{
             name: view[name]
             for name in (

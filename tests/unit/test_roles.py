@@ -15,7 +15,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 #: Keys of a view that the playbook deploy knows and the role view does not.
 OF_THE_PLAYBOOK = {
     *("health_check", "health_timeout", "health_user"),
-    *("data_images", "data_budget", "data_keep_free"),
+    *("data_images", "data_budget", "data_keep_free", "roots"),
 }
 ROLES = sorted(path.name for path in (CHECKOUT / "roles").iterdir())
 

@@ -30,7 +30,7 @@ ARROWS = {
     "finalize": {"overlays", "releases", "linux"},
     "software_root": {"linux"},
     "fleet": {"data_images", "views", "layers", "overlays", "trees", "releases", "stores", "linux"},
-    "reports": {"fleet", "data_images", "views", "layers", "overlays", "linux"},
+    "reports": {"fleet", "data_images", "views", "layers", "overlays", "trees", "linux"},
     "runner": {"linux"},
     "modules": {
         "runner",
@@ -95,6 +95,7 @@ PURE = {
         "shown_layer",
         "status",
         "view_declaration",
+        "view_roots",
     },
     "reports": {"drift", "gathering", "metrics", "mountstats", "report", "report_page"},
     "resolvers": {"conda", "json_values", "resolved", "rez", "spack", "spack_lock", "spack_specs"},

@@ -41,9 +41,18 @@ class Release:
     #: Which of several variants of the version it is; empty if the pattern has no variants.
     variant: str = ""
 
-    def as_dict(self) -> dict[str, str]:
-        """Return the package, the version and the path."""
-        return {"package": self.package, "version": self.version, "path": self.path}
+    def name(self, prefix: str) -> str:
+        """Return the name of the release in the manifest store. ``prefix`` is that of ``entries.below_root``."""
+        return f"{prefix}/{self.path}" if prefix else self.path
+
+    def as_dict(self, prefix: str = "") -> dict[str, str | None]:
+        """Return the package, the version, the variant, and the name as ``path``."""
+        return {
+            "package": self.package,
+            "version": self.version,
+            "variant": self.variant or None,
+            "path": self.name(prefix),
+        }
 
     def sort_key(self, order: str = "vendor") -> tuple[str, Key, str]:
         """Return a key that sorts by package, then by version, oldest first, in one of the orders of versions, then by path."""

@@ -85,7 +85,7 @@ def _check_separate(placed: Sequence[tuple[str, str]], group_of: Mapping[str, tu
             for other in at_place.get(directory, ()):
                 if group_of[other] != group_of[root]:
                     raise OverlayError(
-                        f"a release of the software root {root} is at {place or '/'} in the view, and a release of the software root {other}"
-                        f" is at {directory or '/'}. These roots may have the same paths, so their files cannot be merged in one directory:"
-                        " place the releases in separate directories with 'at'"
+                        f"a release of the software root {root} is at {place or '/'} in the view, and a release of the software root"
+                        f" {other} is at {directory or '/'}. These roots may have the same paths, so their files"
+                        " cannot be merged in one directory: place the releases in separate directories with 'at'"
                     )

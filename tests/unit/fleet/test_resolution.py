@@ -48,6 +48,7 @@ OTHER = {
     "keep_setid": True,
     "on_conflict": "first",
     "xattr_namespace": "user",
+    "roots": [{"name": "maya", "path": "/net/maya", "pattern": "{version}", "ready_marker": None, "at": "maya"}],
 }
 
 

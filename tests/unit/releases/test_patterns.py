@@ -72,7 +72,8 @@ def test_a_root_gives_the_package_and_patterns_have_vendors_and_variants(
     pattern: str, path: str, found: tuple[str, str, str]
 ) -> None:
     release = Pattern.parse(pattern, "houdini").release(path.split("/"))
-    assert release and (release.package, release.version, release.variant) == found
+    assert release
+    assert (release.package, release.version, release.variant) == found
 
 
 @pytest.mark.parametrize(
