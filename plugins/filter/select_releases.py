@@ -17,6 +17,7 @@ description:
   - V(version_match(version, condition\)) checks whether a version meets a condition such as V(>=20.5), or several conditions separated by
     commas, such as V(>=20.5, <21).
   - V(newest(releases\)) returns the newest release of each package, and V(newest(releases, n\)) the C(n) newest of each.
+    All variants of a version count as one.
   - V(is_prerelease(version\)) returns whether a version is one of those that O(prereleases) describes.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)

@@ -211,6 +211,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         listed.append(
             {
                 **release.as_dict(prefix),
+                "variant": release.variant or None,
                 "ready": ready,
                 "held_back_by": release.held_back_by or None,
                 "not_ready_since": None if ready or not exists else _last_change(root, release.path),

@@ -67,7 +67,7 @@ class Key:
     required: bool = False
     #: Whether it can be given for all views.
     common: bool = True
-    #: The key of which the value makes a required one unnecessary.
+    #: The key that takes the place of this one: a view that has it needs no other, and is not given that for all views.
     unless: str = ""
 
 
@@ -128,10 +128,10 @@ def _completed(view: Mapping[str, Any], common: Mapping[str, Any], number: int) 
         value, is_own = view.get(name), True
         if _is_blank(value) and key.common:
             # What is given for all views is for those that need it.
-            value, is_own = None if values.get(key.unless) else common.get(name), False
+            value, is_own = None if key.unless and _has(view, values, key.unless) else common.get(name), False
         if _is_blank(value):
             values[name] = key.default(values) if callable(key.default) else key.default
-            if key.required and not values.get(key.unless):
+            if key.required and not (key.unless and _has(view, values, key.unless)):
                 also = f", or overlay_{name} for all views" if key.common else ""
                 problems.append(f"{label}: {name} is missing: give it{also}")
             continue
@@ -144,6 +144,11 @@ def _completed(view: Mapping[str, Any], common: Mapping[str, Any], number: int) 
     if not problems:
         problems = [f"{label}: {problem}" for problem in _contradictions(values)]
     return values, problems
+
+
+def _has(view: Mapping[str, Any], values: Mapping[str, Any], name: str) -> bool:
+    """Return whether a view has a value for a key, of its own or of those that are given for all views."""
+    return bool(values.get(name)) or not _is_blank(view.get(name))
 
 
 def _contradictions(view: Mapping[str, Any]) -> Iterator[str]:
@@ -504,7 +509,7 @@ KEYS: dict[str, Key] = {
     "releases": Key(_releases, lambda _view: [], common=False),
     "query": Key(_text, "", common=False),
     "links": Key(_links, lambda _view: [], common=False),
-    "roots": Key(_roots, lambda _view: []),
+    "roots": Key(_roots, lambda _view: [], unless="root"),
     "root": Key(_path, "", required=True, unless="roots"),
     "root_name": Key(_text, lambda view: view["root"]),
     "store": Key(_location, required=True),
@@ -531,7 +536,7 @@ KEYS: dict[str, Key] = {
     "keep_setid": Key(_boolean, False),
     "on_conflict": Key(_one_of("error", "first", "last"), "error"),
     "options": Key(_mapping, lambda _view: {"nodev": True, "nosuid": True}),
-    "data": Key(_paths, lambda view: [view["root"]] if view["root"] or not view["roots"] else []),
+    "data": Key(_paths, lambda view: [] if view["roots"] else [view["root"]], unless="roots"),
     "switch": Key(_one_of("auto", "beneath", "over", "replace", "never"), "auto"),
     "inner_mounts": Key(_one_of("carry", "drop"), "carry"),
     "persist": Key(_one_of("none", "systemd", "fstab"), "none"),

@@ -45,14 +45,9 @@ class Release:
         """Return the name of the release in the manifest store. ``prefix`` is that of ``entries.below_root``."""
         return f"{prefix}/{self.path}" if prefix else self.path
 
-    def as_dict(self, prefix: str = "") -> dict[str, str | None]:
-        """Return the package, the version, the variant, and the name as ``path``."""
-        return {
-            "package": self.package,
-            "version": self.version,
-            "variant": self.variant or None,
-            "path": self.name(prefix),
-        }
+    def as_dict(self, prefix: str = "") -> dict[str, str]:
+        """Return the package, the version, and the name as ``path``."""
+        return {"package": self.package, "version": self.version, "path": self.name(prefix)}
 
     def sort_key(self, order: str = "vendor") -> tuple[str, Key, str]:
         """Return a key that sorts by package, then by version, oldest first, in one of the orders of versions, then by path."""
