@@ -157,6 +157,32 @@ def test_mounts_of_others_are_carried_over_from_every_part(area: Path, view: Pat
         support.command("umount", view / os.fsdecode(place))
 
 
+@pytest.mark.parametrize("switch", ["auto", "over"])
+@pytest.mark.parametrize("outside", ["shared", "slave"])
+def test_a_switch_propagates_to_namespaces_that_follow(area: Path, outside: str, switch: str) -> None:
+    place = area / "place"
+    place.mkdir()
+    support.command("mount", "-t", "tmpfs", "tmpfs", place)
+    support.command("mount", "--make-shared", place)
+    view = place / "view"
+    specs = [tree(area, view, number) for number in range(2)]
+    support.carried_out(specs[0])
+    with support.namespace(outside) as pid:
+        for turn in range(1, 4):
+            perform(support.planned(specs[turn % 2], switch))
+        for live in (namespaces.own_mounts(), namespaces.mounts_of(str(pid))):
+            found = mountinfo.stack(live, specs[0].path)
+            parts = mountinfo.inside(live, found[0])
+            assert {mountinfo.overlay_layers(one).lower for one in (found[0], *parts)} == {specs[1].lower}
+            assert [os.fsdecode(os.path.basename(one.path)) for one in parts] == list(ROOTS)
+            if switch == "auto":
+                assert len([one for one in live if one.path.startswith(specs[0].path)]) == 4
+        perform(plan_unmounted(specs[0].path, mounts.observe(specs[0].path), absent=False))
+        for live in (namespaces.own_mounts(), namespaces.mounts_of(str(pid))):
+            assert not [one for one in live if one.path.startswith(specs[0].path)]
+    support.command("umount", place)
+
+
 HOLDING = f"import sys\nheld = open(sys.argv[1])\n{support.WAIT}"
 
 
