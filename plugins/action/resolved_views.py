@@ -25,6 +25,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolutio
     Listing,
     batches,
     choose,
+    marker_of,
     nothing_declared,
     passed_over,
     problems_of_hosts,
@@ -167,18 +168,24 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         listings: dict[Listing, dict[str, Any]] = {}
         found: dict[str, Choice] = {}
         for view in views:
-            name, listing = view["name"], Listing.of(view)
-            if listing not in listings:
-                listings[listing] = self._call("release_info", listing.options(), variables)
-                listed = listings[listing].get("releases", [])
-                resolution.pass_over(passed_over(listed, listing.ready_marker, listings[listing].get("links", [])))
-            listed = listings[listing]
-            if listed.get("failed"):
-                resolution.obstacle = str(listed.get("msg"))
+            name, wanted = view["name"], Listing.of(view)
+            for listing in wanted:
+                if listing in listings:
+                    continue
+                result = listings[listing] = self._call("release_info", listing.options(), variables)
+                resolution.pass_over(
+                    passed_over(result.get("releases", []), listing.ready_marker, result.get("links", []))
+                )
+            failed = next((listings[one] for one in wanted if listings[one].get("failed")), None)
+            if failed:
+                resolution.obstacle = str(failed.get("msg"))
                 self._give_up(name, resolution.obstacle, resolution)
                 continue
             try:
-                choice = choose(view, listed["releases"], select_releases, listed["links"])
+                listed, links = (
+                    [item for one in wanted for item in listings[one][kind]] for kind in ("releases", "links")
+                )
+                choice = choose(view, listed, select_releases, links)
             except AnsibleFilterError as error:
                 choice = Choice(problem=str(error))
             if choice.problem:
@@ -203,8 +210,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         """Scan the releases that have no manifest, each once, and drop the choices of views whose releases cannot be scanned."""
         unscanned: dict[tuple[Listing, str], dict[str, list[str]]] = {}
         for view in views:
+            listings = Listing.of(view)
             for path in choices.get(view["name"], Choice()).unscanned:
-                unscanned.setdefault((Listing.of(view), view["checksum"]), {}).setdefault(path, []).append(view["name"])
+                listing = next(one for one in listings if one.prefix in ("", path.partition("/")[0]))
+                unscanned.setdefault((listing, view["checksum"]), {}).setdefault(path, []).append(view["name"])
         for (listing, checksum), paths in unscanned.items():
             options = {**listing.scan_options(), "checksum": checksum}
             for batch in batches(paths, _BATCH):
@@ -273,6 +282,15 @@ def _options_of(view: Mapping[str, Any]) -> dict[str, Any]:
         "data_images": view["data_images"],
         "data_required": view["data_required"],
         "data_image_store": view["scan_image_store"] if view["data_images"] else None,
+        "roots": [
+            {
+                "name": root["name"],
+                "path": root["path"],
+                "pattern": root["pattern"],
+                "ready_marker": marker_of(view, root),
+            }
+            for root in view["roots"]
+        ],
         **{
             name: view[name]
             for name in (

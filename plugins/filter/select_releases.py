@@ -17,6 +17,7 @@ description:
   - V(version_match(version, condition\)) checks whether a version meets a condition such as V(>=20.5), or several conditions separated by
     commas, such as V(>=20.5, <21).
   - V(newest(releases\)) returns the newest release of each package, and V(newest(releases, n\)) the C(n) newest of each.
+    All variants of a version count as one.
   - V(is_prerelease(version\)) returns whether a version is one of those that O(prereleases) describes.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
@@ -128,11 +129,12 @@ def version_match(version: str, condition: str, order: str) -> bool:
 
 
 def newest(releases: list[dict[str, Any]], count: int, order: str) -> list[dict[str, Any]]:
-    """Return the ``count`` newest releases of each package, in the order of ``releases``."""
+    """Return the ``count`` newest releases of each package, in the order of ``releases``. All variants of a version count as one."""
     kept: dict[str, list[dict[str, Any]]] = {}
     for release in sorted(releases, key=lambda release: version_key(release["version"], order), reverse=True):
         chosen = kept.setdefault(release["package"], [])
-        if len(chosen) < count:
+        versions = {one["version"] if one.get("variant") else id(one) for one in chosen}
+        if len(versions) < count or (release.get("variant") and release["version"] in versions):
             chosen.append(release)
     return [release for release in releases if any(release is one for one in kept[release["package"]])]
 

@@ -97,6 +97,8 @@ mounts:
     - C(data_layers) is V(none) without a data layer, and V(one) with one. With several, it says how they relate.
     - V(copies) means that all releases are of one software root. M(renderfarm.overlay.overlay_mount) has checked that the data layers are
       copies of it.
+    - V(separate) means that the view is made for several software roots, and that each release was in one data layer only when the view
+      was mounted.
     - V(ambiguous) means that the releases are of several software roots. A file may have the content of another root at the same path.
     - V(unknown) means that there is no record.
     - C(data_images) are the data layers that are images with a record, in their order. For each, C(path) is the path of the image file,

@@ -31,6 +31,14 @@ options:
       - Identity of the software root, as in M(renderfarm.overlay.release_manifest).
       - With it, the module ignores manifests of releases of other roots. Without it, it accepts manifests of any root.
     type: str
+  prefix:
+    description: What the names of the releases have before their path below O(root); see M(renderfarm.overlay.release_manifest).
+    type: str
+    default: ''
+  package:
+    description: The package of all releases if O(pattern) has no C({package}), as on a software root that has one package.
+    type: str
+    default: ''
   store:
     description:
       - Directory of the manifests; see M(renderfarm.overlay.release_manifest).
@@ -40,6 +48,8 @@ options:
     description:
       - Path pattern of releases, relative to the software root.
       - C({package}) and C({version}) match the package and the version of a release. C(*) matches any text. None of them matches a slash.
+      - C({variant}) matches one of several variants of a version. C({vendor}) matches the vendor of a package. The package is then
+        V(VENDOR/PACKAGE), since two vendors may have packages of one name.
       - A name that starts with a dot matches only if the pattern has this dot.
       - Symbolic links are not followed to find releases. RV(links) has those that O(pattern) matches.
     type: str
@@ -88,8 +98,14 @@ releases:
       description: The text that C({version}) in O(pattern) matches.
       type: str
       sample: 20.5.410
+    variant:
+      description: The text that C({variant}) in O(pattern) matches. None if the pattern has no variants.
+      type: str
+      sample: python-3.11
     path:
-      description: Path of the release below the software root, as for the option C(release) of M(renderfarm.overlay.release_manifest).
+      description:
+        - Path of the release below the software root, after O(prefix), as for the option C(release) of
+          M(renderfarm.overlay.release_manifest).
       type: str
       sample: houdini/20.5.410
     ready:
@@ -188,6 +204,8 @@ def main() -> None:
         {
             "root": {"type": "path"},
             "root_name": {"type": "str"},
+            "prefix": {"type": "str", "default": ""},
+            "package": {"type": "str", "default": ""},
             "store": {"type": "path"},
             "pattern": {"type": "str", "default": "{package}/{version}"},
             "ready_marker": runner.READY_MARKER,
@@ -202,7 +220,7 @@ def main() -> None:
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     """Return the releases on the software root and in the store, sorted by package and version."""
     root, store = params["root"], params["store"]
-    pattern = Pattern.parse(params["pattern"])
+    pattern, prefix = Pattern.parse(params["pattern"], params["package"]), params["prefix"]
     on_root: dict[str, Release] = {}
     unlisted: list[str] = []
     links: list[tuple[str, str]] = []
@@ -215,8 +233,8 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     found = dict(on_root)
     manifests = {}
     if store is not None:
-        for release in manifest_store.find_manifests(store, pattern, context.progress):
-            manifests[release.path] = manifest_store.manifest_path(store, release.path)
+        for release in manifest_store.find_manifests(store, pattern, context.progress, prefix):
+            manifests[release.path] = manifest_store.manifest_path(store, release.name(prefix))
             found.setdefault(release.path, release)
     listed: list[dict[str, Any]] = []
     for release in sorted(found.values(), key=lambda one: one.sort_key(params["version_order"])):
@@ -224,20 +242,19 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         ready = exists is None or (exists and scan.is_shown_ready(root, release, params["ready_marker"]))
         listed.append(
             {
-                "package": release.package,
-                "version": release.version,
-                "path": release.path,
+                **release.as_dict(prefix),
+                "variant": release.variant or None,
                 "ready": ready,
                 "held_back_by": release.held_back_by or None,
                 "not_ready_since": None if ready or not exists else _last_change(root, release.path),
                 "exists": exists,
-                **_manifest(manifests.get(release.path), release.path, params["root_name"]),
+                **_manifest(manifests.get(release.path), release.name(prefix), params["root_name"]),
             }
         )
         context.progress()
     warnings = [f"releases in {directory} are not listed, since this host may not list it" for directory in unlisted]
     roots = (root, os.path.realpath(root), params["root_name"] or root) if root else ()  # also its path on other hosts
-    followed = [link.as_dict() for link in release_links(links, on_root, roots)]
+    followed = [link.as_dict(prefix) for link in release_links(links, on_root, roots)]
     return runner.Outcome({"releases": listed, "links": followed}, warnings=warnings)
 
 

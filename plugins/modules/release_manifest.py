@@ -37,6 +37,14 @@ options:
       - Releases of different roots may have equal paths, so each root needs a separate O(store). The module refuses a manifest of a release
         of another root, and does not replace it.
     type: str
+  prefix:
+    description:
+      - What the names of the releases have before their path below O(root). With the prefix V(maya), the release at V(2025) is
+        V(maya/2025) in O(release), in O(store), in locks and in views.
+      - A view of several software roots needs it, since these may have releases at equal paths. The prefix is the name of the root there.
+      - Give O(root_name) with it.
+    type: str
+    default: ''
   release:
     description:
       - Path of the release below O(root), without symbolic links in it.
@@ -297,11 +305,7 @@ from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import is_of_host
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import (
-    manifest_store,
-    patterns,
-    recording,
-)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, patterns, recording
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import root_identity
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.manifest_plan import (
     ReleaseManifest,
@@ -316,6 +320,7 @@ def main() -> None:
             "release": {"type": "str"},
             "releases": {"type": "list", "elements": "str"},
             "root_name": {"type": "str"},
+            "prefix": {"type": "str", "default": ""},
             "store": {"type": "path", "required": True},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "ready_marker": runner.READY_MARKER,
@@ -342,6 +347,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         params["ready_marker"],
         params["rescan"],
         patterns.IgnoredNames(params["ignore_names"]),
+        params["prefix"],
     )
     single = params["releases"] is None
     manifests = recording.requested_manifests(request, [params["release"]] if single else params["releases"])

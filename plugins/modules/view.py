@@ -180,6 +180,27 @@ options:
         type: list
         elements: path
         default: []
+      roots:
+        description:
+          - The software roots of a view over several, instead of O(views[].data). The name of a release begins with that of its root.
+          - Roots with patterns that exclude each other share an overlay. Each of the others has an overlay of its own, so a release is read
+            from its root even if another root has the same path. These overlays are mounted and switched together, in one step.
+        type: list
+        elements: dict
+        default: []
+        suboptions:
+          name:
+            description: Name of the root, which is its identity in manifests.
+            type: str
+            required: true
+          path:
+            description: Path of the root on this host.
+            type: path
+            required: true
+          pattern:
+            description: Path pattern of its releases; see M(renderfarm.overlay.release_info). It may leave out C({package}).
+            type: str
+            default: '{version}'
       switch:
         description: How a mounted view is replaced.
         type: str
@@ -589,6 +610,8 @@ def _check(views: list[dict[str, Any]], hold: int | None) -> None:
             runner.check_absolute(view[option], f"{label}: {option}")
         for layer in view["data"]:
             runner.check_absolute(layer, f"{label}: data")
+        for root in view["roots"]:
+            runner.check_absolute(root["path"], f"{label}: path of root {root['name']}")
         for option in ("keep", "min_age", "health_timeout"):
             if view[option] < 0:
                 raise OverlayError(f"{label}: {option} must not be negative, but it is {view[option]:g}")

@@ -24,7 +24,7 @@ options:
     description:
       - The declared views of the host, as M(renderfarm.overlay.declared_views) returns them.
       - These keys of a view are read. C(name), C(mountpoint), C(state), C(generation), C(options), C(data), C(data_images),
-        C(persist), C(state_dir), C(writable) and C(scratch_size). They mean the same as in M(renderfarm.overlay.view).
+        C(persist), C(roots), C(state_dir), C(writable) and C(scratch_size). They mean the same as in M(renderfarm.overlay.view).
       - A view on the host that is not in the list has the status V(not declared).
       - Without this option each view is compared with what M(renderfarm.overlay.view) was given in its last run on the host.
       - A view that another module made has no such record. Its generation is compared with the current one, and its options, data layers
@@ -164,6 +164,7 @@ _KEYS: dict[str, tuple[Any, Any]] = {
     "generation": (str, None),
     "options": (Mapping, {"nodev": True, "nosuid": True}),
     "data": (list, []),
+    "roots": (list, []),
     "data_images": (str, "none"),
     "persist": (str, "none"),
     "state_dir": (str, None),

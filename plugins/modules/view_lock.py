@@ -34,9 +34,31 @@ options:
         type: str
         required: true
       root:
-        description: Path of the software root on this host.
+        description: Path of the software root on this host. Give either this or O(views[].roots).
         type: path
-        required: true
+      roots:
+        description:
+          - The software roots of a view over several. The name of a release begins with that of its root.
+        type: list
+        elements: dict
+        default: []
+        suboptions:
+          name:
+            description: Name of the root, which is its identity in manifests.
+            type: str
+            required: true
+          path:
+            description: Path of the root on this host.
+            type: path
+            required: true
+          pattern:
+            description: Path pattern of its releases; see M(renderfarm.overlay.release_info). It may leave out C({package}).
+            type: str
+            default: '{version}'
+          ready_marker:
+            description: Path of a file in a release that says that the release is complete.
+            type: str
+            default: ''
       store:
         description: Directory with the manifests.
         type: path
@@ -259,7 +281,7 @@ import time
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import view_locking
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import view_locking, view_parameters
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_view import Run
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import patterns
@@ -287,7 +309,8 @@ def _view_options() -> dict[str, Any]:
     return {
         **{name: layer[name] for name in _OF_GENERATION},
         "name": {"type": "str", "required": True},
-        "root": {"type": "path", "required": True},
+        "root": {"type": "path"},
+        "roots": {"type": "list", "elements": "dict", "default": [], "options": _root_options()},
         "store": {"type": "path", "required": True},
         "image_store": {"type": "path"},
         "releases": {
@@ -308,6 +331,11 @@ def _view_options() -> dict[str, Any]:
     }
 
 
+def _root_options() -> dict[str, Any]:
+    roots: dict[str, Any] = view_parameters.options()["roots"]["options"]
+    return {**roots, "ready_marker": runner.READY_MARKER}
+
+
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     """Resolve the views, one after the other."""
     for view in params["views"]:
@@ -325,6 +353,10 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
 
 
 def _check(view: dict[str, Any]) -> None:
+    if bool(view["roots"]) == (view["root"] is not None):
+        raise OverlayError(f"view {view['name']}: give either root or roots")
+    for root in view["roots"]:
+        runner.check_absolute(root["path"], f"view {view['name']}: path of root {root['name']}")
     for option in ("root", "store", "image_store", "data_image_store", "data_staging"):
         if view[option] is not None:
             runner.check_absolute(view[option], f"view {view['name']}: {option}")

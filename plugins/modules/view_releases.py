@@ -241,17 +241,15 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     """Check the declared releases, decide which others linger, and write the record."""
     _check(params)
     name, store, seconds = params["name"], params["store"], params["linger"]
-    source = release_checks.ReleaseSource(
-        params["root"], store, params["ready_marker"], patterns.IgnoredNames(params["ignore_names"])
-    )
+    sources = release_checks.RootSources.of({**params, "roots": []})
     declared = [linger.placed(**one) for one in params["releases"]]
     before = view_record.read(store, name)
     os.close(scan.open_root(os.fsencode(params["root"])))
     paths = [one.release for one in declared]
-    release_checks.check_declared(name, source, paths, params["sample"], context.note.write, context.progress)
+    release_checks.check_declared(name, sources, paths, params["sample"], context.note.write, context.progress)
     links = _link_paths(params)
     lingering = [one.placed.release for one in linger.candidates(declared, links, before)[0]]
-    unusable = release_checks.unusable_releases(source, paths, lingering, context.progress)
+    unusable = release_checks.unusable_releases(sources, paths, lingering, context.progress)
     now = int(time.time()) if params["now"] is None else params["now"]
     decision = linger.decide(declared, links, before, now, seconds, unusable)
     record = decision.record

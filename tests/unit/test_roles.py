@@ -16,7 +16,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 #: the current one. The role makes a generation current before it mounts it, and has no lock.
 OF_THE_PLAYBOOK = {
     *("health_check", "health_timeout", "health_user"),
-    *("data_images", "data_budget", "data_keep_free"),
+    *("data_images", "data_budget", "data_keep_free", "roots"),
 }
 ROLES = sorted(path.name for path in (CHECKOUT / "roles").iterdir())
 

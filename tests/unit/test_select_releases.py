@@ -149,3 +149,16 @@ def test_the_message_says_how_to_install_jmespath(monkeypatch: pytest.MonkeyPatc
 
 def test_the_filter_has_its_name() -> None:
     assert FilterModule().filters() == {"select_releases": select_releases}
+
+
+def test_all_variants_of_a_version_are_chosen_together() -> None:
+    releases = [
+        {"package": "usd", "version": version, "variant": variant, "path": f"usd/{version}/{variant}", "ready": True}
+        for version, variant in (("1", "a"), ("1", "b"), ("2", "b"), ("2", "c"), ("3", "c"))
+    ]
+
+    def chosen(query: str) -> list[str]:
+        return [one["path"] for one in select_releases(releases, query)]
+
+    assert chosen("newest(@)") == ["usd/3/c"]
+    assert chosen("newest(@, `2`)") == ["usd/2/b", "usd/2/c", "usd/3/c"]

@@ -19,6 +19,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import (
     host_data,
     lock_file,
     status_file,
+    view_roots,
     writable_view,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.data_choice import LockedImage
@@ -231,6 +232,7 @@ def _show(view: Mapping[str, Any], paths: ViewPaths, run: Run, brought: Brought,
     source = layer_sources.from_parameters(wanted, paths, state, run.seconds, run.progress)
     if not hold and view["generation"] is None:
         _check_locked(view, source)
+    view = _with_roots(view, source)
     _check_kernel(view, source, run)
     path, live = _mounted_at(view)
     data = host_data.prepare(view, source)
@@ -274,6 +276,22 @@ def _with_generation(view: Mapping[str, Any], state: ViewState, hold: Hold | Non
     if generation is None:
         return dict(view)
     return {**view, "generation": generation, "image": None, "image_digest": None, "releases": []}
+
+
+def _with_roots(view: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
+    """Return a view over several software roots with the data layers of the generation that it is to show."""
+    if not view["roots"]:
+        return view
+    if source.strategy == strategies.REDIRECT:
+        raise OverlayError(
+            f"view {view['name']} shows several software roots, which needs data-only layers (Linux 6.5), and its layer is made for"
+            " strategy redirect: give each root a view of its own on this host"
+        )
+    if view["data_images"] != data_choice.NONE or view["writable"] != "none":
+        raise OverlayError(
+            f"view {view['name']} shows several software roots, so it has neither data images nor an upper layer: leave these out"
+        )
+    return {**view, **view_roots.mount_parameters(view["roots"], source.releases)}
 
 
 def _carry_out_layer(
@@ -378,7 +396,8 @@ def _check_root(view: Mapping[str, Any], run: Run) -> None:
     """Raises OverlayError if the software root is missing. In check mode, an earlier task may not have mounted it."""
     seen = namespaces.own_mounts()
     # Layers with a part of the software root come before it. If it is on a file server, it is mounted, and is not listed.
-    for root in view["data"][-1:] if not run.check_mode else ():
+    used = {layer for layers in view.get("parts", {}).values() for layer in layers} or view["data"]
+    for root in (sorted(used) if view["roots"] else view["data"][-1:]) if not run.check_mode else ():
         if still_paths.is_local(os.path.realpath(os.fsencode(root)), seen):
             mountpoints.check_has_content(os.fsencode(root))
 

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import data_choice
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import data_choice, view_roots
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import IMAGE_SUFFIX
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.versions import is_prerelease
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
@@ -29,7 +30,7 @@ SHARED = (
         "version_order",
         "prereleases",
     ),
-    *("ignore_names", "exclude"),
+    *("ignore_names", "exclude", "roots"),
     *("checksum", "linger", "sample", "build"),
     *("owner", "group", "owner_map", "group_map", "mode", "keep_setid", "on_conflict", "xattr_namespace"),
 )
@@ -52,19 +53,21 @@ class Listing:
     ready_marker: str
     version_order: str
     ignore_names: tuple[str, ...]
+    prefix: str = ""
+    package: str = ""
 
     @classmethod
-    def of(cls, view: Mapping[str, Any]) -> Listing:
-        """Return the listing that a view chooses its releases from."""
-        return cls(
-            view["scan_root"],
-            view["root_name"],
-            view["scan_store"],
-            view["pattern"],
-            view["ready_marker"],
-            view["version_order"],
-            tuple(view["ignore_names"]),
-        )
+    def of(cls, view: Mapping[str, Any]) -> list[Listing]:
+        """Return the listings that a view chooses its releases from: one for each software root."""
+        shared = (view["version_order"], tuple(view["ignore_names"]))
+        if not view["roots"]:
+            place = (view["scan_root"], view["root_name"], view["scan_store"])
+            return [cls(*place, view["pattern"], view["ready_marker"], *shared)]
+        return [
+            cls(root["path"], name, view["scan_store"], root["pattern"], marker_of(view, root), *shared, name, name)
+            for root in view["roots"]
+            for name in [root["name"]]
+        ]
 
     def options(self) -> dict[str, Any]:
         """Return the parameters of release_info."""
@@ -72,7 +75,17 @@ class Listing:
 
     def scan_options(self) -> dict[str, Any]:
         """Return the parameters of release_manifest that it has in common with release_info."""
-        return {name: value for name, value in self.options().items() if name not in ("pattern", "version_order")}
+        return {name: value for name, value in self.options().items() if name not in _OF_LISTING}
+
+
+#: The parameters of release_info that release_manifest does not have.
+_OF_LISTING = ("pattern", "version_order", "package")
+
+
+def marker_of(view: Mapping[str, Any], root: Mapping[str, Any]) -> str:
+    """Return the ready marker of releases of one of several software roots: its own, or that of the view."""
+    marker: str = view["ready_marker"] if root["ready_marker"] is None else root["ready_marker"]
+    return marker
 
 
 def host_list(hosts: Sequence[str]) -> str:
@@ -128,12 +141,19 @@ def shared_views(
             _add_data_images(chosen[name], view["data_images"])
             other, known = first[name]
             for key in SHARED:
-                if view[key] != known[key]:
+                if _content(view, key) != _content(known, key):
                     problems[
                         f"view {name}: {key} differs between hosts ({other} and {host}): a view shows the same on all hosts, so give views"
                         " that differ names of their own"
                     ] = None
     return list(chosen.values()), list(problems)
+
+
+def _content(view: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a key as far as it decides what a view shows. Hosts may have a software root at different paths."""
+    if key == "roots":
+        return [{name: value for name, value in root.items() if name != "path"} for root in view["roots"]]
+    return view[key]
 
 
 def _add_data_images(chosen: dict[str, Any], kind: str) -> None:
@@ -171,18 +191,26 @@ def choose(
 ) -> Choice:
     """Return the releases and links that a view shows. ``listed`` and ``links`` are what release_info returned."""
     query, order = view["query"], view["version_order"]
+    if view["roots"]:
+        # Releases without a manifest have no root yet.
+        listed = [{**one, "root": one["path"].partition("/")[0]} for one in listed]
     if query:
         chosen = select(listed, query, prereleases=view["prereleases"], order=order)
         releases = [{"release": one["path"]} for one in chosen]
     else:
         releases = list(view["releases"])
+    if view["roots"]:
+        try:
+            releases = [view_roots.release_of_root(view["roots"], one) for one in releases]
+        except OverlayError as error:
+            return Choice(problem=str(error))
     if view["exclude"]:
         releases = [{**one, "exclude": [*one.get("exclude", ()), *view["exclude"]]} for one in releases]
     if not releases:
         early = 0 if view["prereleases"] else sum(is_prerelease(one["version"], order) for one in listed)
         also = f", or one of the {early} pre-releases among them meant (prereleases: true)" if early else ""
         return Choice(
-            problem=f"the query {query} chooses none of the {len(listed)} releases below {view['scan_root']}: is it mounted, and are the"
+            problem=f"the query {query} chooses none of the {len(listed)} releases below {_shown_roots(view)}: is it mounted, and are the"
             f" releases ready{also}?"
         )
     known = {one["path"]: one for one in listed}
@@ -190,12 +218,16 @@ def choose(
     gone = sorted(path for path in paths if path in known and known[path]["exists"] is False)
     if gone:
         return Choice(
-            problem=f"these releases have a manifest, but are not on the software root {view['scan_root']} any more:"
+            problem=f"these releases have a manifest, but are not on the software root {_shown_roots(view)} any more:"
             f" {', '.join(gone)}; restore them, or take them out of the view"
         )
     unscanned = tuple(sorted(path for path in paths if path not in known or known[path]["manifest"] is None))
     shown, left_out = _chosen_links(view, releases, links)
     return Choice(tuple(releases), unscanned, links=tuple(shown), left_out=tuple(left_out))
+
+
+def _shown_roots(view: Mapping[str, Any]) -> str:
+    return ", ".join(root["path"] for root in view["roots"]) or str(view["scan_root"])
 
 
 def _chosen_links(
@@ -215,7 +247,9 @@ def _chosen_links(
     places = {
         one["release"]
         for one in releases
-        if one["release"] == one.get("at", one["release"]) == one.get("source", one["release"])
+        if one["release"] == one.get("at", one["release"])
+        # The names of releases of several software roots have the names of the roots in them, and their sources do not.
+        and (view["roots"] or one["release"] == one.get("source", one["release"]))
     }
     beside = {posixpath.dirname(one["release"]) for one in releases}
     taken = {one["path"] for one in shown}
@@ -313,9 +347,11 @@ _OF_HOST = (
         "inner_mounts",
         "persist",
     ),
-    *("writable", "scratch_size", "discard_changes", "require_verity"),
+    *("writable", "scratch_size", "discard_changes", "require_verity", "roots"),
     *("keep", "min_age", "state_dir", "health_check", "health_timeout", "health_user"),
 )
+#: The keys of a software root that a host needs.
+_OF_ROOT = ("name", "path", "pattern")
 #: The keys that a host needs besides them if the view has data images.
 _OF_DATA_IMAGES = ("data_images", "data_budget", "data_keep_free", "image_store")
 
@@ -331,6 +367,7 @@ def locked_views(views: Iterable[Mapping[str, Any]], lock: Mapping[str, LockedVi
         has_images = view["data_images"] != data_choice.NONE
         names = (*_OF_HOST, *(_OF_DATA_IMAGES if has_images else ()))
         options = {name: view[name] for name in names if view[name] not in ("", None)}
+        options["roots"] = [{name: root[name] for name in _OF_ROOT} for root in view["roots"]]
         if view["state"] == "mounted" and not view["generation"]:
             locked = lock.get(view["name"])
             if locked is None:

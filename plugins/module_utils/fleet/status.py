@@ -41,6 +41,12 @@ _OF_MOUNT: dict[str, records.Check] = {
     "writable": records.word("none", "scratch", "upper"),
     "scratch_size": records.integer(0, records.LARGEST_SIZE),
 }
+#: The software roots of a view over several, as the module ``view`` takes them.
+_ROOTS = records.list_of(
+    records.fields({"name": records.text(_LONGEST_WORD), "path": records.absolute, "pattern": records.text()}),
+    _MOST_DATA_LAYERS,
+    1,
+)
 _STATUS = RecordKind(
     records.fields(
         {
@@ -54,7 +60,7 @@ _STATUS = RecordKind(
         },
         # Records of earlier versions lack these.
         {
-            "mount": records.nullable(records.fields(_OF_MOUNT)),
+            "mount": records.nullable(records.fields(_OF_MOUNT, {"roots": _ROOTS})),
             "switched_from": records.nullable(_GENERATION),
         },
     ),
@@ -120,7 +126,8 @@ class ViewStatus:
 
 def mount_of(view: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a view that decide how it is mounted."""
-    return {name: view[name] for name in _OF_MOUNT}
+    roots = view.get("roots")
+    return {**{name: view[name] for name in _OF_MOUNT}, **({"roots": [dict(root) for root in roots]} if roots else {})}
 
 
 def status_to_json(status: ViewStatus) -> bytes:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import data_choice
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import data_choice, view_roots
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.globs import clean_globs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.ownership import parse_mode
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
@@ -34,6 +34,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patter
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.versions import ORDERS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
+from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import sharing
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import is_view_name
 
 #: Characters of a value that a message shows.
@@ -66,6 +67,8 @@ class Key:
     required: bool = False
     #: Whether it can be given for all views.
     common: bool = True
+    #: The key that takes the place of this one: a view that has it needs no other, and is not given that for all views.
+    unless: str = ""
 
 
 def declared_views(views: Any, common: Mapping[str, Any], chosen: str = "") -> tuple[list[dict[str, Any]], list[str]]:
@@ -124,10 +127,11 @@ def _completed(view: Mapping[str, Any], common: Mapping[str, Any], number: int) 
     for name, key in KEYS.items():
         value, is_own = view.get(name), True
         if _is_blank(value) and key.common:
-            value, is_own = common.get(name), False
+            # What is given for all views is for those that need it.
+            value, is_own = None if key.unless and _has(view, values, key.unless) else common.get(name), False
         if _is_blank(value):
             values[name] = key.default(values) if callable(key.default) else key.default
-            if key.required:
+            if key.required and not (key.unless and _has(view, values, key.unless)):
                 also = f", or overlay_{name} for all views" if key.common else ""
                 problems.append(f"{label}: {name} is missing: give it{also}")
             continue
@@ -140,6 +144,11 @@ def _completed(view: Mapping[str, Any], common: Mapping[str, Any], number: int) 
     if not problems:
         problems = [f"{label}: {problem}" for problem in _contradictions(values)]
     return values, problems
+
+
+def _has(view: Mapping[str, Any], values: Mapping[str, Any], name: str) -> bool:
+    """Return whether a view has a value for a key, of its own or of those that are given for all views."""
+    return bool(values.get(name)) or not _is_blank(view.get(name))
 
 
 def _contradictions(view: Mapping[str, Any]) -> Iterator[str]:
@@ -157,14 +166,33 @@ def _contradictions(view: Mapping[str, Any]) -> Iterator[str]:
         yield "strategy: redirect cannot have images: set build: local, and format: directory or auto"
     if view["strategy"] == "redirect" and view["xattr_namespace"] != "trusted":
         yield "strategy: redirect needs xattr_namespace: trusted"
+    if view["roots"]:
+        yield from _root_contradictions(view)
     if view["writable"] == "scratch" and view["persist"] != "none":
         yield "writable: scratch ends with the mount, so it cannot be mounted at boot: set persist: none, or writable: upper"
     yield from _data_image_contradictions(view)
-    for name in ("root", *(("data",) if view["data"] else ())):
-        for path in [view[name]] if name == "root" else view[name]:
-            if _inside(view["mountpoint"], path):
-                yield f"mountpoint {view['mountpoint']} is inside of the software root {path}: mount the view outside of it"
-                return
+    for path in filter(None, (view["root"], *view["data"], *(root["path"] for root in view["roots"]))):
+        if _inside(view["mountpoint"], path):
+            yield f"mountpoint {view['mountpoint']} is inside of the software root {path}: mount the view outside of it"
+            return
+
+
+def _root_contradictions(view: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what does not go together with several software roots."""
+    for name in ("root", "data"):
+        if view[name]:
+            yield f"roots and {name} are both given: give one of them"
+    if view["strategy"] == "redirect":
+        yield "strategy: redirect has no data-only layers, which roots needs: leave out one of them"
+    if view["writable"] != "none":
+        yield f"writable: {view['writable']} is for views of one software root: give root instead of roots, or leave it out"
+    if view["data_images"] != "none":
+        yield f"data_images: {view['data_images']} is for views of one software root: give root instead of roots, or leave it out"
+    if view["persist"] != "none" and len(sharing.groups(view_roots.patterns_of(view["roots"]))) > 1:
+        yield (
+            f"persist: {view['persist']} mounts one overlay at boot, and these roots may have the same paths, so that each needs an overlay"
+            " of its own: set persist: none and deploy the view after a boot, or give the roots patterns that exclude each other"
+        )
 
 
 def _data_image_contradictions(view: Mapping[str, Any]) -> Iterator[str]:
@@ -443,6 +471,44 @@ def _names(value: Any) -> list[str]:
     return found
 
 
+_OF_ROOT = ("name", "path", "pattern", "ready_marker", "at")
+
+
+def _roots(value: Any) -> list[dict[str, Any]]:
+    found = [_root(one) for one in _list(value, "software roots, each with 'name' and 'path'")]
+    names = [root["name"] for root in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise InvalidValueError(f"has the name {twice} twice: give each software root a name of its own")
+    return found
+
+
+def _root(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidValueError(f"must have mappings with 'name' and 'path', not {_described(value)}")
+    for name in value:
+        if name not in _OF_ROOT:
+            raise InvalidValueError(f"has a root with the key {name}: the keys are {', '.join(_OF_ROOT)}")
+    for name in ("name", "path"):
+        if _is_blank(value.get(name)):
+            raise InvalidValueError(f"has a root without '{name}': give it")
+    name = _name(value["name"])
+    pattern = _text(value.get("pattern") or "{version}")
+    try:
+        Pattern.parse(pattern, name)
+    except OverlayError as error:
+        raise InvalidValueError(f"has the root {name}: {error}") from None
+    marker, at = value.get("ready_marker"), value.get("at")
+    return {
+        "name": name,
+        "path": _path(value["path"]),
+        "pattern": pattern,
+        # None for that of the view.
+        "ready_marker": None if marker is None else _text(marker),
+        "at": name if at is None else _relative(at, f"'at' of root {name}") if at else "",
+    }
+
+
 #: What each key of a view takes, in the order in which defaults are derived from others.
 KEYS: dict[str, Key] = {
     "name": Key(_name, required=True, common=False),
@@ -453,7 +519,8 @@ KEYS: dict[str, Key] = {
     "query": Key(_text, "", common=False),
     "links": Key(_links, lambda _view: [], common=False),
     "release_links": Key(_one_of("show", "ignore"), "show"),
-    "root": Key(_path, required=True),
+    "roots": Key(_roots, lambda _view: [], unless="root"),
+    "root": Key(_path, "", required=True, unless="roots"),
     "root_name": Key(_text, lambda view: view["root"]),
     "store": Key(_location, required=True),
     "pattern": Key(_pattern, "{package}/{version}"),
@@ -479,7 +546,7 @@ KEYS: dict[str, Key] = {
     "keep_setid": Key(_boolean, False),
     "on_conflict": Key(_one_of("error", "first", "last"), "error"),
     "options": Key(_mapping, lambda _view: {"nodev": True, "nosuid": True}),
-    "data": Key(_paths, lambda view: [view["root"]]),
+    "data": Key(_paths, lambda view: [] if view["roots"] else [view["root"]], unless="roots"),
     "switch": Key(_one_of("auto", "beneath", "over", "replace", "never"), "auto"),
     "inner_mounts": Key(_one_of("carry", "drop"), "carry"),
     "persist": Key(_one_of("none", "systemd", "fstab"), "none"),

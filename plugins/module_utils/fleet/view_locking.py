@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import data_locking
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import data_locking, view_roots
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_view import Brought, Run
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import short_release
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.format_support import SUPPORT
@@ -17,7 +17,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, is_of_host
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import scan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import IgnoredNames
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
     image_store,
     layer_choice,
@@ -32,7 +31,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_pla
     PublishImage,
     RecordReleases,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_spec import LayerSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_spec import (
+    LayerSpec,
+    releases_of,
+)
 
 #: The options of a release that releases leave out.
 _NOT_GIVEN = {"manifest": None, "at": None, "source": None, "include": (), "exclude": ()}
@@ -46,6 +48,8 @@ def lock(view: Mapping[str, Any], now: int, note: Callable[[str], None], run: Ru
         releases, leaving, plan, record = _releases(view, now, note, run)
         options = {**view, "releases": [{**_NOT_GIVEN, **one} for one in releases]}
         spec = layer_parameters.layer_spec(options)
+        if view["roots"]:
+            view_roots.overlays_of(view["roots"], releases_of(spec.placements))
         # The digests of the manifests that the generation is made from.
         digests = {one.record.release: one.record.digest for one in spec.placements}
         locked.values = {
@@ -80,18 +84,19 @@ def _releases(
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]], Plan, linger.Record]:
     """Return the releases of a view with those that linger, when these leave, and the plan for the record."""
     name, store, seconds = view["name"], view["store"], view["linger"]
-    source = release_checks.ReleaseSource(view["root"], store, view["ready_marker"], IgnoredNames(view["ignore_names"]))
+    sources = release_checks.RootSources.of(view)
     declared = [linger.placed(**one) for one in view["releases"]]
     before = view_record.read(store, name)
-    os.close(scan.open_root(os.fsencode(view["root"])))
+    for one in sources.sources.values():
+        os.close(scan.open_root(os.fsencode(one.root)))
     paths = [one.release for one in declared]
-    release_checks.check_declared(name, source, paths, view["sample"], note, run.progress)
+    release_checks.check_declared(name, sources, paths, view["sample"], note, run.progress)
     links = [
         os.fsdecode(link.path)
         for link in declared_links((os.fsencode(one["path"]), os.fsencode(one["target"])) for one in view["links"])
     ]
     lingering = [one.placed.release for one in linger.candidates(declared, links, before)[0]]
-    unusable = release_checks.unusable_releases(source, paths, lingering, run.progress)
+    unusable = release_checks.unusable_releases(sources, paths, lingering, run.progress)
     record = linger.decide(declared, links, before, now, seconds, unusable).record
     releases = [one.as_dict() for one in (*declared, *(one.placed for one in record.leaving))]
     leaving = [

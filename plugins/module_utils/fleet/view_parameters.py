@@ -19,6 +19,16 @@ _OPTIONS: dict[str, Any] = {
     "leaving": {"type": "list", "elements": "dict", "default": []},
     "options": {"type": "dict", "default": {"nodev": True, "nosuid": True}},
     "data": {"type": "list", "elements": "path", "default": []},
+    "roots": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "name": {"type": "str", "required": True},
+            "path": {"type": "path", "required": True},
+            "pattern": {"type": "str", "default": "{version}"},
+        },
+    },
     "switch": {"type": "str", "choices": ["auto", "beneath", "over", "replace", "never"], "default": "auto"},
     "inner_mounts": {"type": "str", "choices": ["carry", "drop"], "default": "carry"},
     "persist": {"type": "str", "choices": ["none", "systemd", "fstab"], "default": "none"},

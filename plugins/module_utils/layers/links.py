@@ -65,15 +65,18 @@ class ReleaseLink:
     #: Why it is passed over; empty if it leads to a release.
     reason: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the link for the result of a module. ``link`` is a link with the same meaning in a view that shows the release."""
-        link = None
+    def as_dict(self, prefix: str = "") -> dict[str, Any]:
+        """Return the link for the result of a module. ``link`` is a link with the same meaning in a view that shows the release.
+
+        ``prefix`` is that of ``entries.below_root``.
+        """
+        path, link = posixpath.join(prefix, self.path), None
         if self.release is not None:
-            link = {"path": self.path, "target": posixpath.relpath(self.release, posixpath.dirname(self.path) or ".")}
+            link = {"path": path, "target": posixpath.relpath(self.release, posixpath.dirname(self.path) or ".")}
         return {
-            "path": self.path,
+            "path": path,
             "target": self.target,
-            "release": self.release,
+            "release": None if self.release is None else posixpath.join(prefix, self.release),
             "reason": self.reason or None,
             "link": link,
         }

@@ -25,8 +25,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action im
     RemoveMountpoint,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mountpoint, listed
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, Mountpoint, listed
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.namespaces import mounts_like, own_mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.processes import Process
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.still_paths import REMOTE
 
 #: The most processes, and the most mounts, that a message names.
@@ -58,10 +59,14 @@ def busy(path: bytes) -> str:
     """Return the message that the mount at ``path`` is busy, with the processes that use it and the mounts inside it."""
     live = own_mounts()
     mount = mountinfo.top_mount(live, path)
-    found = processes.of_mounts(mounts_like(mount)) if mount else []
+    users = processes.of_mounts(mounts_like(mount)) if mount else []
+    return busy_message(path, users, mountinfo.inside(live, mount) if mount else [])
+
+
+def busy_message(path: bytes, found: Sequence[Process], inside: Sequence[Mount]) -> str:
+    """Return the message that the mount at ``path`` is busy: the processes that use it, and the mounts inside it."""
     users = ", ".join(f"{process.name} ({process.pid})" for process in found[:_MOST_NAMED])
     more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
-    inside = mountinfo.inside(live, mount) if mount else []
     mounted = f"; mounted inside it: {listed(inside)}" if inside else ""
     return f"{show(path)} is in use{' by ' + users if users else ''}{more}{mounted}; nothing was unmounted"
 

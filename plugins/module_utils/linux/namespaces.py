@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
@@ -97,9 +97,14 @@ def own_mounts() -> list[Mount]:
 
 def mounts_like(mount: Mount) -> set[int]:
     """Return the mount IDs of a mount and of all that show the same directory, at any path and in any mount namespace."""
-    return {
-        other.id
-        for _pid, live in everywhere()
-        for other in live
-        if (other.device, other.root) == (mount.device, mount.root)
-    }
+    return mounts_like_each([mount])[mount]
+
+
+def mounts_like_each(mounts: Sequence[Mount]) -> dict[Mount, set[int]]:
+    """Return what ``mounts_like`` returns for each of several mounts."""
+    found: dict[tuple[tuple[int, int], bytes], set[int]] = {(one.device, one.root): set() for one in mounts}
+    for _pid, live in everywhere():
+        for other in live:
+            if (other.device, other.root) in found:
+                found[other.device, other.root].add(other.id)
+    return {one: found[one.device, one.root] for one in mounts}

@@ -581,6 +581,11 @@ def plan_persistence(
     ``any_length`` are those of ``desired_units``. Raises OverlayError if the overlay cannot be mounted at boot, or if a unit or line of
     somebody else is in the way.
     """
+    if spec and spec.parts and persist != "none":
+        raise OverlayError(
+            f"the view at {show(spec.path)} shows software roots that may have the same paths, each through an overlay of its own, and"
+            f" persist: {persist} cannot mount several overlays at boot: set 'persist: none', and deploy the view after a boot"
+        )
     units = desired_units(spec, append, any_length, live) if spec and persist == "systemd" else ()
     lines = desired_lines(spec, append, any_length, live) if spec and persist == "fstab" else ()
     _check_nobody_else(path, units, lines, stored)

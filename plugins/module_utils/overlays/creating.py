@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from typing import Callable, TypeVar
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    beneath,
     deadline,
+    files,
     mountinfo,
     namespaces,
     syscalls,
@@ -25,6 +27,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import images, uppers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import tree_parts
 
 _MOUNT_ATTRIBUTES = {
     "ro": syscalls.MOUNT_ATTR_RDONLY,
@@ -70,6 +73,9 @@ def new_overlay(spec: MountSpec) -> int:
 
 
 def _new_overlay(spec: MountSpec) -> int:
+    if spec.parts:
+        files.make_directories(tree_parts.NO_DATA, 0o755)
+        return mount_from_child(lambda: (_new_tree(spec), None))[0]
     scratch = spec.writable if spec.writable and spec.writable.scratch is not None else None
     if not spec.images and not scratch and spec.root == b"/":
         uppers.make_like_lower(spec)
@@ -86,6 +92,29 @@ def _new_overlay(spec: MountSpec) -> int:
         return (mount if spec.root == b"/" else _shown_part(mount, spec)), None
 
     return mount_from_child(create)[0]
+
+
+def _new_tree(spec: MountSpec) -> int:
+    """Create a tree of overlays; return a descriptor of its detached mount, with its parts in it. Call this in a child process."""
+    images.mount_unseen(spec.images, (*spec.lower, *spec.all_data))
+    first, *others = spec.overlays
+    # One overlay for all parts with the same data layers. Each covers the layer, so all are created before one is attached. The first one
+    # is attached last: a copy of a mount has what covers it.
+    overlays = {one.data: create_overlay(one) for one in (*others, first)}
+    here = spec.lower[0]
+    for overlay in overlays.values():
+        # Before Linux 6.15 only an attached mount can be cloned.
+        attach(overlay, here)
+    top = overlays[first.data]
+    for part in others:
+        shown = syscalls.clone_tree(overlays[part.data], part.place)
+        place = beneath.open_at(top, part.place, beneath.HOLD)
+        try:
+            syscalls.move_mount_to(shown, place)
+        finally:
+            os.close(place)
+            os.close(shown)
+    return syscalls.clone_mounts(top)
 
 
 def mount_from_child(create: Callable[[], tuple[int, _Extra]]) -> tuple[int, _Extra]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountpoints, namespaces, still_paths
@@ -14,6 +15,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import (
     Mount,
     containing_mount,
+    inside,
     top_mount,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.trust import check_way
@@ -29,12 +31,15 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.option
     mount_spec,
     scratch_space,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import tree_parts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.trees.tree_parts import TreePart
 
 
 def declared(path: bytes, params: Mapping[str, Any], live: Mount | None, defaults: Mapping[bytes, bytes]) -> MountSpec:
     """Return the declaration of an overlay at ``path``.
 
-    ``params`` are the parameters of overlay_mount, with absolute paths; they may have ``like_lower``, which is that of ``Writable``.
+    ``params`` are the parameters of overlay_mount, with absolute paths; they may have ``like_lower``, which is that of ``Writable``, and
+    ``parts``, the places of the parts of a tree, each with the paths of its data layers.
     ``live`` is the mount at ``path``, and ``defaults`` are the host's defaults of overlay options. No file server is asked for a layer if
     the declaration equals ``live``.
 
@@ -42,7 +47,8 @@ def declared(path: bytes, params: Mapping[str, Any], live: Mount | None, default
     """
     if live is not None:
         written = as_written(path, params, namespaces.own_mounts())
-        if not mount_differences(written, live, defaults):
+        parts, _inner = tree_parts.split(live, inside(namespaces.own_mounts(), live))
+        if not mount_differences(written, live, defaults, parts):
             return written
     return _declared(path, params, os.path.realpath, images.among)
 
@@ -78,7 +84,12 @@ def _declared(
         writable = Writable(upper, work, like_lower=params.get("like_lower", False))
     read_only = writable is None if params["read_only"] is None else params["read_only"]
     found = images_among((*lower, *data))
-    return mount_spec(path, lower, data, params["options"], read_only, found, writable, params["strategy"])
+    spec = mount_spec(path, lower, data, params["options"], read_only, found, writable, params["strategy"])
+    parts = (
+        TreePart(os.fsencode(place), tuple(resolved(os.fsencode(layer)) for layer in layers))
+        for place, layers in params.get("parts", {}).items()
+    )
+    return replace(spec, parts=tuple(sorted(parts)))
 
 
 def check_layers(spec: MountSpec, mounting: bool, check_mode: bool) -> list[str]:
@@ -132,7 +143,7 @@ def _check_trusted(spec: MountSpec, live: list[Mount]) -> None:
     software there, and are not examined, since the server may be unreachable. Raises OverlayError if others than root can replace one.
     """
     for path in (*spec.images, *(spec.directories if spec.data else ())):
-        if path not in spec.data and not _is_remote(path, live):
+        if path not in spec.all_data and not _is_remote(path, live):
             # The directory layer of a generation has the uid, gid and mode that the view shows, so its parent is checked.
             of_generation = os.path.lexists(os.path.join(os.path.dirname(path), b"view.json"))
             check_way(os.path.dirname(path) if of_generation else path, unless_hidden=True)

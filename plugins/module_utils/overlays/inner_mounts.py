@@ -32,6 +32,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_
     SwitchOverlay,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import tree_parts
 
 #: Directories below the mountpoint, in the private mount namespace, on which the trees are mounted.
 _OLD, _NEW, _MOVED = b"/old", b"/new", b"/moved"
@@ -125,11 +126,13 @@ def _move_inner_mounts(mount: int, tree: int, path: bytes, wanted: Counter[bytes
     top = path + _OLD
     live = namespaces.mounts_of()
     old = mountinfo.stack(live, top)[0]
-    inner = mountinfo.inside(live, old)
+    parts, inner = tree_parts.split(old, mountinfo.inside(live, old))
     # The tree becomes private, so that moving mounts out of it does not take them from its peers. The kernel moves nothing off a shared
     # mount, so where mounts cover each other the inner ones become private too.
     stacked = len({one.path for one in inner}) < len(inner)
     syscalls.set_propagation(tree, syscalls.MS_PRIVATE | (syscalls.MS_REC if stacked else 0))
+    for part in _visible(tree, old, parts):
+        syscalls.set_propagation(part, syscalls.MS_PRIVATE)
     found = Counter(one.path[len(top) :] for one in inner)
     problems = [f"{show(path + one)} is unbindable, so the kernel does not copy it" for one in sorted(wanted - found)]
     with _held(path + _NEW) as new:
@@ -162,8 +165,14 @@ def _moved_aside(tree: int, old: Mount, aside: bytes) -> list[tuple[bytes, int]]
 
 
 def _movable(live: Sequence[Mount], old: Mount) -> Iterator[Mount]:
-    """Yield the mounts that can be moved now: those on ``old``, and those that cover one of them, unless another one covers them."""
-    direct = {one.id: one for one in live if one.parent == old.id and one.path != old.path}
+    """Yield the mounts that can be moved now: those on ``old``, and those that cover one of them, unless another one covers them.
+
+    The parts of a tree stay, and mounts on them can be moved.
+    """
+    parts, _inner = tree_parts.split(old, mountinfo.inside(live, old))
+    kept = {one.id for one in parts}
+    holders = {old.id, *kept}
+    direct = {one.id: one for one in live if one.parent in holders and one.path != old.path and one.id not in kept}
     for one in direct.values():
         for top in reversed(mountinfo.stack(live, one.path)):
             if mountinfo.top_mount(live, one.path) == top:

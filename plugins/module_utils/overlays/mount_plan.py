@@ -105,9 +105,12 @@ class MountpointState(Mountpoint):
 
     #: The overlays at the path that the topmost mount covers, highest first.
     below: tuple[Mount, ...] = ()
-    #: The mounts inside the topmost mount, and inside the overlay directly below it.
+    #: The mounts of others inside the topmost mount, and inside the overlay directly below it.
     inner: tuple[Mount, ...] = ()
     inner_below: tuple[Mount, ...] = ()
+    #: The parts of the tree that the topmost mount is, and of those below it. They are not among the mounts inside.
+    parts: tuple[Mount, ...] = ()
+    parts_below: tuple[Mount, ...] = ()
     #: Whether the kernel can detach a covered mount (Linux 5.15), and how many of the lowest overlays can be detached so.
     can_drop: bool = False
     droppable: int = 0
@@ -119,12 +122,12 @@ def check_places(spec: MountSpec) -> None:
     Raises OverlayError if it is inside a data layer, if it would cover a layer or is inside one, or if the upper layer, the work directory
     and the other layers are not separate.
     """
-    for path in spec.data:
+    for path in spec.all_data:
         if is_inside(spec.path, path):
             raise OverlayError(
                 f"mountpoint {show(spec.path)} is inside of the data layer {show(path)}: choose a mountpoint outside of the software root"
             )
-    for path in (*spec.lower, *spec.data):
+    for path in (*spec.lower, *spec.all_data):
         if is_inside(path, spec.path):
             raise OverlayError(
                 f"mountpoint {show(spec.path)} would cover its own layer {show(path)}: choose a mountpoint outside of all layers"
@@ -133,7 +136,7 @@ def check_places(spec: MountSpec) -> None:
             raise OverlayError(
                 f"mountpoint {show(spec.path)} is inside of its own layer {show(path)}: choose a mountpoint outside of all layers"
             )
-    check_separate(spec, (*spec.lower, *spec.data, *spec.images))
+    check_separate(spec, (*spec.lower, *spec.all_data, *spec.images))
 
 
 def plan_mounted(
@@ -178,7 +181,7 @@ def _plan_mount(
             )
         return (MountOverlay(spec),)
     _check_is_overlay(spec.path, state.mount)
-    changes = mount_differences(spec, state.mount, defaults)
+    changes = mount_differences(spec, state.mount, defaults, state.parts)
     if not changes:
         # A writable overlay stays as it is, and so do the overlays that it covers.
         return () if spec.writable or switch not in ("auto", "beneath") else _drop(spec, state.droppable)
@@ -186,7 +189,10 @@ def _plan_mount(
     if switch == "replace":
         return (SwitchOverlay(spec, "replace"),)
     method = "beneath" if beneath and switch != "over" else "over"
-    as_declared = [not mount_differences(spec, mount, defaults) for mount in state.below]
+    as_declared = [
+        not mount_differences(spec, mount, defaults, [one for one in state.parts_below if one.parent == mount.id])
+        for mount in state.below
+    ]
     return _plan_switch(spec, state, as_declared, method, inner, switch == "over")
 
 

@@ -130,7 +130,7 @@ def planned(
     )
     # Dropping covered overlays changes nothing that is seen.
     old = state.mount if any(not isinstance(action, DropCovered) for action in mounting) else None
-    old_mounts = namespaces.mounts_like(old) if old else set()
+    old_mounts = set().union(*namespaces.mounts_like_each([old, *state.parts]).values()) if old else set()
     problems = inner_mounts.not_carried(mounting, state) if check_mode and spec and not warnings else []
     return MountTask(path, state, spec, mounting, plan, stored, warnings, old, old_mounts, problems)
 
@@ -144,12 +144,14 @@ def observed_result(task: MountTask) -> MountpointState:
         return task.state
     state = mounts.observe(task.path)
     if task.spec:
-        _check_result(task.spec, state.mount, is_new=task.state.mount is None)
+        _check_result(task.spec, state, is_new=task.state.mount is None)
     return state
 
 
-def _check_result(spec: MountSpec, live: Mount | None, is_new: bool) -> None:
-    changes = mount_differences(spec, live, creating.overlay_defaults()) if live else {"mount": (None, "overlay")}
+def _check_result(spec: MountSpec, state: MountpointState, is_new: bool) -> None:
+    live = state.mount
+    defaults = creating.overlay_defaults()
+    changes = mount_differences(spec, live, defaults, state.parts) if live else {"mount": (None, "overlay")}
     if changes:
         if is_new and live:
             mounts.detach(spec.path)
@@ -210,7 +212,7 @@ def _still_mounted(path: bytes, elsewhere: Sequence[tuple[bytes, int | None]], c
 
 def _diff(task: MountTask) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Return the two sides of the diff: the overlay, and what mounts it when the host starts."""
-    before = declared_by(task.state.mount)
+    before = declared_by(task.state.mount, task.state.parts)
     after = (task.spec.as_dict() if task.spec else {}) if task.mounting else before
     others = [str(action) for action in task.plan if action not in task.mounting]
     if not others:

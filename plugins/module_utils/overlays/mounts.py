@@ -8,11 +8,22 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+from collections.abc import Sequence
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo, mountpoints, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    mountinfo,
+    mountpoints,
+    processes,
+    syscalls,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.namespaces import mounts_like, own_mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.namespaces import (
+    mounts_like,
+    mounts_like_each,
+    own_mounts,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
     covered,
     creating,
@@ -30,6 +41,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_
     UnmountOverlay,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import tree_parts
 
 
 def observe(path: bytes) -> MountpointState:
@@ -42,13 +54,17 @@ def observe(path: bytes) -> MountpointState:
     if not found:
         return MountpointState(None, mountpoints.directory_state(path))
     below = tuple(itertools.takewhile(lambda mount: mount.fstype == b"overlay", found[1:]))
+    parts, inner = tree_parts.split(found[0], mountinfo.inside(live, found[0]))
+    of_below = [tree_parts.split(mount, mountinfo.inside(live, mount)) for mount in below]
     can_drop = syscalls.knows_share_like()
     return MountpointState(
         found[0],
         None,
         below,
-        inner=tuple(mountinfo.inside(live, found[0])),
-        inner_below=tuple(mountinfo.inside(live, below[0])) if below else (),
+        inner=tuple(inner),
+        inner_below=tuple(of_below[0][1]) if below else (),
+        parts=tuple(parts),
+        parts_below=tuple(part for parts_of_one, _inner in of_below for part in parts_of_one),
         can_drop=can_drop,
         droppable=mountinfo.droppable(live, found) if can_drop else 0,
     )
@@ -61,11 +77,19 @@ def can_mount_beneath() -> bool:
 
 def detach(path: bytes) -> None:
     """Detach the mount at ``path``. Processes that use it keep it until they close their files and leave its directories."""
-    mount = mountinfo.top_mount(own_mounts(), path)
+    live = own_mounts()
+    mount = mountinfo.top_mount(live, path)
     if mount is not None:
-        # Once it is detached, only the record leads to its users.
-        detached.record(mount, mounts_like(mount))
+        _record(mount, mountinfo.inside(live, mount))
     syscalls.umount(path, syscalls.MNT_DETACH)
+
+
+def _record(mount: Mount, inside: Sequence[Mount]) -> None:
+    """Record a mount that is about to be detached, and those inside it. Then only the records of overlays lead to their users."""
+    overlays = [one for one in (mount, *inside) if one.fstype == b"overlay"]
+    ids = mounts_like_each(overlays)
+    for one in overlays:
+        detached.record(one, ids[one])
 
 
 def _mount_new(spec: MountSpec) -> None:
@@ -99,11 +123,10 @@ def _switch_unseen(spec: MountSpec, method: str, inner: str) -> None:
             f"the overlay at {show(spec.path)} was unmounted by another program during the run: run the task again"
         )
     inside = mountinfo.inside(live, old)
-    with inner_mounts.new_tree(spec, old, inside, inner) as (mount, _problems), inner_mounts.held_root(old) as root:
+    _parts, of_others = tree_parts.split(old, inside)
+    with inner_mounts.new_tree(spec, old, of_others, inner) as (mount, _problems), inner_mounts.held_root(old) as root:
         uppers.note(spec)
-        for one in (old, *inside):
-            if one.fstype == b"overlay":
-                detached.record(one, mounts_like(one))
+        _record(old, inside)
         if method == "beneath":
             _attach_beneath(mount, spec.path)
             inner_mounts.check_unchanged(old, inside)
@@ -150,12 +173,29 @@ def _unmount_all(path: bytes) -> None:
     """
     if syscalls.knows_share_like():
         _drop_covered(path)
-    mountpoints.unmount(path)
+    live = own_mounts()
+    mount = mountinfo.top_mount(live, path)
+    if mount and tree_parts.split(mount, mountinfo.inside(live, mount))[0]:
+        _unmount_tree(mount, mountinfo.inside(live, mount))
+    else:
+        mountpoints.unmount(path)
     while True:
         below = mountinfo.top_mount(own_mounts(), path)
         if below is None or below.fstype != b"overlay":
             return
         detach(path)
+
+
+def _unmount_tree(mount: Mount, inside: Sequence[Mount]) -> None:
+    """Unmount a tree of overlays in one step. Raises OverlayError if it is in use.
+
+    The kernel unmounts a mount with others inside it only by detaching it, which it does whether or not the mount is in use.
+    """
+    parts, of_others = tree_parts.split(mount, inside)
+    users = processes.of_mounts(set().union(*mounts_like_each([mount, *parts]).values()))
+    if users or of_others:
+        raise OverlayError(mountpoints.busy_message(mount.path, users, of_others))
+    detach(mount.path)
 
 
 #: Carries out the actions of a plan for a mountpoint.

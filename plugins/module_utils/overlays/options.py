@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Optional, Union
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
@@ -31,6 +31,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.strate
     REDIRECT,
     SHOWN_DIRECTORY,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import tree_parts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.trees.tree_parts import TreePart
 
 Settings = tuple[tuple[bytes, Optional[bytes]], ...]
 OptionValue = Union[str, bool, int, None]
@@ -100,6 +102,25 @@ class MountSpec:
     source: bytes = b"overlay"
     #: How the kernel uses the data layers: ``data_only`` or ``redirect``.
     strategy: str = DATA_ONLY
+    #: The other overlays of a tree, in the order of their places (trees/tree_parts.py). None contains another one.
+    parts: tuple[TreePart, ...] = ()
+    #: The directory of the overlay that is shown, relative to its root, for a part of a tree.
+    place: bytes = b""
+
+    @property
+    def overlays(self) -> tuple[MountSpec, ...]:
+        """The declarations of all overlays of a tree: this one, and that of each part."""
+        alone = replace(self, parts=())
+        return alone, *(
+            replace(alone, path=self.path + b"/" + part.place, data=part.data, place=part.place) for part in self.parts
+        )
+
+    @property
+    def all_data(self) -> tuple[bytes, ...]:
+        """The data layers of all overlays of a tree."""
+        return tuple(
+            dict.fromkeys(layer for data in (self.data, *(part.data for part in self.parts)) for layer in data)
+        )
 
     @property
     def layers(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
@@ -109,7 +130,7 @@ class MountSpec:
     @property
     def root(self) -> bytes:
         """The directory of the overlay that is shown at the mountpoint."""
-        return b"/" + SHOWN_DIRECTORY.encode() if self.strategy == REDIRECT else b"/"
+        return b"/" + (SHOWN_DIRECTORY.encode() if self.strategy == REDIRECT else self.place)
 
     @property
     def upper(self) -> bytes | None:
@@ -126,9 +147,11 @@ class MountSpec:
 
     @property
     def directories(self) -> tuple[bytes, ...]:
-        """The lower and data layers that are directories."""
+        """The lower and data layers that are directories, without the empty data layer of a tree."""
         names = {without_suffix(image) for image in self.images}
-        return tuple(layer for layer in (*self.lower, *self.data) if layer not in names)
+        return tuple(
+            layer for layer in (*self.lower, *self.all_data) if layer not in names and layer != tree_parts.NO_DATA
+        )
 
     @property
     def places(self) -> tuple[bytes, ...]:
@@ -142,18 +165,24 @@ class MountSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the declaration for the diff."""
-        return _for_diff(self.path, self.root, *self.layers, (self.upper, self.work), self.settings, self.flags)
+        found = _for_diff(self.path, self.root, *self.layers, (self.upper, self.work), self.settings, self.flags)
+        return {**found, "parts": _parts_for_diff(self.parts)} if self.parts else found
 
 
-def declared_by(live: Mount | None) -> dict[str, Any]:
-    """Return the declaration that a live overlay fulfils, for the diff; empty if there is no overlay."""
+def declared_by(live: Mount | None, parts: Sequence[Mount] = ()) -> dict[str, Any]:
+    """Return the declaration that a live overlay fulfils, for the diff; empty if there is no overlay. ``parts`` are those of its tree."""
     if live is None or live.fstype != b"overlay":
         return {}
     layers = overlay_layers(live)
     flags = frozenset(show(flag) for flag in live.flags) & {"ro", *MOUNT_FLAGS}
-    return _for_diff(
+    found = _for_diff(
         live.path, live.root, layers.lower, layers.data, (layers.upper, layers.work), layers.settings, flags
     )
+    return {**found, "parts": _parts_for_diff(tree_parts.as_declared(live, parts))} if parts else found
+
+
+def _parts_for_diff(parts: Sequence[TreePart]) -> dict[str, list[str]]:
+    return {show(part.place): [show(layer) for layer in part.data] for part in parts}
 
 
 def _for_diff(
@@ -283,15 +312,24 @@ def _truth(name: str, value: str) -> bool:
 
 
 def mount_differences(
-    spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]
+    spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes], parts: Sequence[Mount] | None = None
 ) -> dict[str, tuple[object, object]]:
     """Return how a live mount differs from its declaration: the live and the declared value by name.
+
+    ``parts`` are the mounted parts of its tree. If they are None, parts are not compared.
 
     ``defaults`` are the host's defaults of overlay options by name, each ``Y``, ``N`` or a word. The kernel prints an option only if it
     differs from its default.
     """
     if live.fstype != b"overlay":
         return {"type": (live.fstype.decode("ascii", "replace"), "overlay")}
+    found = _own_differences(spec, live, defaults)
+    if parts is not None and not found:
+        found.update(_part_differences(spec, live, defaults, parts))
+    return found
+
+
+def _own_differences(spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes]) -> dict[str, tuple[object, object]]:
     layers = overlay_layers(live)
     found: dict[str, tuple[object, object]] = {}
     for kind, live_layers, declared_layers in zip(("lower", "data"), (layers.lower, layers.data), spec.layers):
@@ -320,6 +358,21 @@ def mount_differences(
         if actual_flag != (flag in spec.flags):
             found[flag] = (actual_flag, flag in spec.flags)
     return found
+
+
+def _part_differences(
+    spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes], parts: Sequence[Mount]
+) -> dict[str, tuple[object, object]]:
+    """Return how the mounted parts of a tree differ from their declaration. The overlay at the mountpoint does not differ."""
+    mounted = tree_parts.as_declared(live, parts)
+    if mounted != spec.parts:
+        return {"parts": (_parts_for_diff(mounted), _parts_for_diff(spec.parts))}
+    at_path = {one.path: one for one in parts}
+    for overlay in spec.overlays[1:]:
+        changes = mount_differences(overlay, at_path[overlay.path], defaults)
+        if changes:
+            return {f"{name} of part {show(overlay.place)}": change for name, change in changes.items()}
+    return {}
 
 
 def explained_differences(changes: Mapping[str, tuple[object, object]]) -> str:

@@ -164,6 +164,21 @@ def root_identity(given: str) -> str:
     return posixpath.normpath(given) if given.startswith("/") else given
 
 
+def below_root(release: str, prefix: str) -> str:
+    """Return the path of a release below its software root. ``prefix`` is what its name has before that path; empty if nothing.
+
+    Raises OverlayError if the name of the release does not begin with the prefix.
+    """
+    if not prefix:
+        return release
+    path = release[len(prefix) + 1 :]
+    if not path or not release.startswith(prefix + "/"):
+        raise OverlayError(
+            f"release {release} is not of the software root {prefix}: the names of its releases begin with {prefix}/"
+        )
+    return path
+
+
 def relative_path(text: bytes, what: str) -> bytes:
     """Return ``text`` as a normalised path relative to a root; empty for the root itself.
 

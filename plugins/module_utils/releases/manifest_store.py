@@ -142,14 +142,20 @@ def trace_of(manifest_file: str) -> str | None:
     return None if is_record else base + TRACE_SUFFIX
 
 
-def find_manifests(store: str, pattern: Pattern, progress: Progress = no_progress) -> Iterator[Release]:
-    """Yield the releases that match ``pattern`` and have a manifest in the store.
+def find_manifests(
+    store: str, pattern: Pattern, progress: Progress = no_progress, prefix: str = ""
+) -> Iterator[Release]:
+    """Yield the releases that match ``pattern`` and have a manifest in the directory ``prefix`` of the store, with their paths below it.
 
     An NFS client is made to ask its server, so that what other hosts have just written is found. Directories in the store that this process
     may not list are skipped. Raises OverlayError if there is no store, and OSError if the store cannot be listed.
     """
     check_store(store)
-    yield from _find(store, [], pattern, progress)
+    directory = os.path.join(store, prefix) if prefix else store
+    if prefix and not os.path.isdir(directory):
+        # Its first manifest makes it.
+        return
+    yield from _find(directory, [], pattern, progress)
 
 
 def _find(directory: str, parents: list[str], pattern: Pattern, progress: Progress) -> Iterator[Release]:

@@ -25,6 +25,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entrie
     ManifestRecord,
     Placement,
     Tally,
+    below_root,
     root_identity,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.manifest_store import (
@@ -60,11 +61,12 @@ def write(
     progress: Progress = no_progress,
     root_name: str | None = None,
     ignored: IgnoredNames | None = None,
+    prefix: str = "",
 ) -> Written:
     """Scan a release and write its manifest to the store. An interrupted run leaves no record, and so no manifest.
 
     With ``checksum`` the SHA-256 of every file is recorded. ``root_name`` is the identity of the software root, by default its path. Names
-    that are ``ignored``, by default the usual ones, are left out.
+    that are ``ignored``, by default the usual ones, are left out. ``prefix`` is that of ``entries.below_root``.
     Raises OverlayError if the release cannot be described by a manifest.
     """
     check_store(store)
@@ -74,7 +76,7 @@ def write(
         inside = os.path.join(directory, os.path.basename(path))
         try:
             with files.written_aside(inside) as aside:
-                scanned, report = _scan_into(aside, root, release, checksum, progress, ignored)
+                scanned, report = _scan_into(aside, root, release, checksum, progress, ignored, prefix)
                 record = replace(scanned, root=root_identity(root_name or root))
                 text = manifest.record_to_json(record)
         except BaseException:
@@ -86,10 +88,17 @@ def write(
 
 
 def _scan_into(
-    aside: BinaryIO, root: str, release: str, checksum: bool, progress: Progress, ignored: IgnoredNames | None
+    aside: BinaryIO,
+    root: str,
+    release: str,
+    checksum: bool,
+    progress: Progress,
+    ignored: IgnoredNames | None,
+    prefix: str,
 ) -> tuple[ManifestRecord, ScanReport]:
     """Scan a release and write its manifest to the open file ``aside``. Return the record and the findings of the scan."""
-    scan = Scan(os.fsencode(root), os.fsencode(release), checksum, progress, ignored)
+    path = below_root(release, prefix)
+    scan = Scan(os.fsencode(root), os.fsencode(path), checksum, progress, ignored, os.fsencode(release))
     writer = _ManifestWriter(aside)
     for entry in scan:
         writer.add(entry)
@@ -152,7 +161,11 @@ class _ManifestWriter:
 
 
 def rescan_differences(
-    placement: Placement, root: str, progress: Progress = no_progress, ignored: IgnoredNames | None = None
+    placement: Placement,
+    root: str,
+    progress: Progress = no_progress,
+    ignored: IgnoredNames | None = None,
+    prefix: str = "",
 ) -> tuple[list[str], int]:
     """Scan a release again and compare it with its manifest, without names that are ``ignored``.
 
@@ -160,7 +173,7 @@ def rescan_differences(
     """
     record = placement.record
     with tempfile.TemporaryFile() as aside:
-        now, _report = _scan_into(aside, root, record.release, record.checksums, progress, ignored)
+        now, _report = _scan_into(aside, root, record.release, record.checksums, progress, ignored, prefix)
         if now.digest == record.digest:
             return [], 0
         aside.seek(0)

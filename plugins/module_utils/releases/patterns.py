@@ -18,7 +18,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths imp
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.versions import Key, version_key
 
 _WILDCARD = re.compile(r"\{(\w*)\}|\*")
-_FIELDS = ("package", "version")
+#: The fields of a pattern that it need not have.
+_OPTIONAL_FIELDS = ("vendor", "variant")
 #: Names beside a version, each followed by the version, with which rez marks a release that is being written or is to be ignored.
 NEGATIVE_MARKERS = (".building", ".ignore")
 
@@ -37,13 +38,19 @@ class Release:
     path: str
     #: The name beside the release that says it is being written or is to be ignored, as rez leaves it; empty if there is none.
     held_back_by: str = ""
+    #: Which of several variants of the version it is; empty if the pattern has no variants.
+    variant: str = ""
 
-    def as_dict(self) -> dict[str, str]:
-        """Return the package, the version and the path."""
-        return {"package": self.package, "version": self.version, "path": self.path}
+    def name(self, prefix: str) -> str:
+        """Return the name of the release in the manifest store. ``prefix`` is that of ``entries.below_root``."""
+        return f"{prefix}/{self.path}" if prefix else self.path
+
+    def as_dict(self, prefix: str = "") -> dict[str, str]:
+        """Return the package, the version, and the name as ``path``."""
+        return {"package": self.package, "version": self.version, "path": self.name(prefix)}
 
     def sort_key(self, order: str = "vendor") -> tuple[str, Key, str]:
-        """Return a key that sorts by package, then by version, oldest first, in one of the orders of versions."""
+        """Return a key that sorts by package, then by version, oldest first, in one of the orders of versions, then by path."""
         return self.package, version_key(self.version, order), self.path
 
 
@@ -52,14 +59,24 @@ class Pattern:
     """A parsed pattern such as ``{package}/{version}``: one regular expression for each level of directories."""
 
     levels: tuple[re.Pattern[str], ...]
+    #: The package of every release that matches, if the pattern has none; else empty.
+    package: str = ""
+    #: The name of each level that has no wildcard; None for the others.
+    literals: tuple[str | None, ...] = ()
 
     @classmethod
-    def parse(cls, text: str) -> Pattern:
-        """Return the parsed pattern. Raises OverlayError if ``text`` is not a relative path with one package and one version."""
+    def parse(cls, text: str, package: str = "") -> Pattern:
+        """Return the parsed pattern. ``package`` is the package of all releases if the pattern has no ``{package}``.
+
+        Raises OverlayError if ``text`` is not a relative path with one version and one package, or has another field than these, a vendor
+        and a variant.
+        """
         fields = [match.group(1) for match in _WILDCARD.finditer(text) if match.group(1) is not None]
-        if sorted(fields) != sorted(_FIELDS):
+        required = ["version"] if package and "package" not in fields else ["package", "version"]
+        given = [field for field in fields if field not in _OPTIONAL_FIELDS]
+        if sorted(given) != required or any(fields.count(field) > 1 for field in _OPTIONAL_FIELDS):
             raise OverlayError(
-                f"pattern {text!r} must have {{package}} and {{version}} once each, and no other {{field}}"
+                f"pattern {text!r} must have {{package}} and {{version}} once each, and no other {{field}} than {{vendor}} and {{variant}}"
             )
         parts = text.strip("/").split("/")
         if any(part in ("", ".", "..") for part in parts):
@@ -71,7 +88,17 @@ class Pattern:
                 f"pattern {text[:100]!r} is too long: it may have {_MOST_LEVELS} levels, with {_MOST_WILDCARDS} wildcards in each"
                 " ({package}, {version} and *)"
             )
-        return cls(tuple(re.compile(_expression(part), re.DOTALL) for part in parts))
+        return cls(
+            tuple(re.compile(_expression(part), re.DOTALL) for part in parts),
+            package if "package" not in fields else "",
+            tuple(None if _WILDCARD.search(part) else part for part in parts),
+        )
+
+    def excludes(self, other: Pattern) -> bool:
+        """Return whether no path below a release of one pattern can be below a release of the other."""
+        return any(
+            one is not None and two is not None and one != two for one, two in zip(self.literals, other.literals)
+        )
 
     def markers(self, level: int, name: str) -> list[str]:
         """Return the names of the negative markers of a directory at a level; none if that level has no version in it."""
@@ -89,7 +116,11 @@ class Pattern:
             if not match:
                 return None
             fields.update(match.groupdict())
-        return Release(fields["package"], fields["version"], "/".join(names), held_back_by)
+        package = fields.get("package", self.package)
+        if fields.get("vendor"):
+            # Two vendors may have packages of one name, and the newest of a package is chosen.
+            package = f"{fields['vendor']}/{package}"
+        return Release(package, fields["version"], "/".join(names), held_back_by, fields.get("variant", ""))
 
 
 def _expression(part: str) -> str:

@@ -18,6 +18,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
     ManifestRecord,
     Placement,
+    below_root,
     relative_path,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.manifest_plan import (
@@ -48,6 +49,8 @@ class ManifestRequest:
     rescan: bool
     #: Names that are no part of a release.
     ignored: IgnoredNames = field(default_factory=IgnoredNames)
+    #: What the names of releases have before their path below the root (``entries.below_root``).
+    prefix: str = ""
 
 
 def requested_manifests(request: ManifestRequest, releases: Sequence[str]) -> list[ReleaseManifest]:
@@ -74,7 +77,7 @@ def _normalised(releases: Sequence[str]) -> list[str]:
 def _check_store_is_outside(request: ManifestRequest, releases: Sequence[str]) -> None:
     real_root, real_store = os.path.realpath(request.root), os.path.join(os.path.realpath(request.store), "")
     for release in releases:
-        directory = os.path.join(real_root, release, "")
+        directory = os.path.join(real_root, below_root(release, request.prefix), "")
         if real_store.startswith(directory):
             raise OverlayError(
                 f"store {request.store} is inside the release {directory[:-1]}: a release never changes, so keep manifests elsewhere"
@@ -135,7 +138,14 @@ def handlers(manifest: ReleaseManifest, request: ManifestRequest, progress: Prog
 
     def scan_release(action: ScanRelease) -> None:
         written = manifest_writer.write(
-            request.store, request.root, action.release, request.checksum, progress, request.identity, request.ignored
+            request.store,
+            request.root,
+            action.release,
+            request.checksum,
+            progress,
+            request.identity,
+            request.ignored,
+            request.prefix,
         )
         manifest.after = written.record
         manifest.report = written.report
@@ -147,7 +157,7 @@ def handlers(manifest: ReleaseManifest, request: ManifestRequest, progress: Prog
 
 
 def _check_release(request: ManifestRequest, release: str) -> None:
-    root, path = os.fsencode(request.root), os.fsencode(release)
+    root, path = os.fsencode(request.root), os.fsencode(below_root(release, request.prefix))
     os.close(scan.open_release(root, path))
     if not scan.is_ready(root, path, os.fsencode(request.ready_marker)):
         raise OverlayError(
@@ -174,7 +184,7 @@ def _compare(manifest: str, record: ManifestRecord, request: ManifestRequest, pr
     """Scan a release again. Raises OverlayError with the first differences if the release is not as its manifest."""
     place = os.fsencode(record.release)
     listed, count = manifest_writer.rescan_differences(
-        Placement(manifest, record, place, place), request.root, progress, request.ignored
+        Placement(manifest, record, place, place), request.root, progress, request.ignored, request.prefix
     )
     if count:
         more = f" (and {count - len(listed)} more)" if count > len(listed) else ""

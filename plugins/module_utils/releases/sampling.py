@@ -49,7 +49,7 @@ def sample_differences(
     show different ones to each host. Entries that this host may not read are skipped, and so are those with ``ignored`` names (by default
     the usual ones). Raises OverlayError if the release does not exist.
     """
-    top = scan.open_release(os.fsencode(root), os.fsencode(placement.record.release))
+    top = scan.open_release(os.fsencode(root), placement.source)
     try:
         leave_out = IgnoredNames() if ignored is None else ignored
         return _Comparison(top, placement, os.fsencode(marker), leave_out, progress).run(count)

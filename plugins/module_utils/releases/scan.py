@@ -75,8 +75,9 @@ class Scan:
     """One walk of a release. Iterate over its entries, then read ``report``.
 
     ``root`` is the software root, ``release`` the path of the release below it. With ``checksum`` the content of every file is read and its
-    SHA-256 recorded. ``ignored`` are names that are left out, by default the usual ones. Iterating raises OverlayError naming the path if a
-    manifest cannot describe the release, and OSError if it cannot be read.
+    SHA-256 recorded. ``ignored`` are names that are left out, by default the usual ones. ``name`` is that of the release in the manifest
+    store, by default its path. Iterating raises OverlayError naming the path if a manifest cannot describe the release, and OSError if it
+    cannot be read.
     """
 
     def __init__(
@@ -86,12 +87,14 @@ class Scan:
         checksum: bool = False,
         progress: Progress = no_progress,
         ignored: IgnoredNames | None = None,
+        name: bytes | None = None,
     ) -> None:
         self.report = ScanReport()
         self._ignored = IgnoredNames() if ignored is None else ignored
         self._top = os.path.join(root, release)
         self._root = root
         self._release = release
+        self._name = release if name is None else name
         self._checksum = checksum
         self._progress = progress
         self._device = 0
@@ -199,7 +202,7 @@ class Scan:
 
     def _directory(self, target: int | bytes, status: os.stat_result, path: bytes, nlink: int) -> Entry:
         """Return the entry of a directory, given its descriptor or a path. Raises OverlayError if its path is too long."""
-        length = len(self._release) + len(path)
+        length = len(self._name) + len(path)
         if length > LONGEST_DIRECTORY:
             raise OverlayError(
                 f"{self._show(path)} is nested too deeply: {length} bytes, and at most {LONGEST_DIRECTORY} are allowed"
@@ -245,7 +248,7 @@ class Scan:
         else:
             if size > LARGEST_SIZE:
                 raise OverlayError(f"{self._show(path)} has {size} bytes, and a layer can show at most {LARGEST_SIZE}")
-            target = self._release + path if size else None
+            target = self._name + path if size else None
             mode, found = self._attributes(here, name, path, status)
         mtime_ns = self._mtime(status, path)
         entry = Entry(path, mode, size, status.st_nlink, status.st_uid, status.st_gid, mtime_ns, target, False, found)

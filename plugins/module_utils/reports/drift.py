@@ -54,6 +54,7 @@ _PARTS = {
     "root": "the directory of the overlay that it shows is",
     "upper": "its upper layer is",
     "work": "its work directory is",
+    "parts": "the overlays of its software roots are",
 }
 
 
@@ -66,6 +67,8 @@ def of_mount(changes: Mapping[str, tuple[object, object]]) -> Iterator[str]:
 def _word(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{place} of {_word(layers)}" for place, layers in value.items()) or "none"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
     return "none" if value is None else str(value)

@@ -18,7 +18,12 @@ from dataclasses import dataclass
 from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import installing
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import data_choice, host_view, status_file
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import (
+    data_choice,
+    host_view,
+    status_file,
+    view_roots,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.shown_layer import ShownLayer, shown_layer
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status import ViewStatus
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo, namespaces, still_paths
@@ -29,6 +34,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_e
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, mount_differences
 from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import drift
 from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.report import time_text
+from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import tree_parts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify import verified_files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import pruning, view_state
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import Generation
@@ -141,6 +147,8 @@ class _View:
         if wanted.mount is None or GenerationName.parse(directory) is None:
             return None
         view = {**_UNDECLARED, **wanted.mount, "mountpoint": wanted.mountpoint, "switch": "auto"}
+        if view.get("roots") and directory in self.records:
+            view.update(view_roots.mount_parameters(view["roots"], self.records[directory].releases))
         params = host_view.mount_parameters(view, self.paths, directory, None)
         return declaration.as_written(place, params, self.host.mounts)
 
@@ -164,7 +172,8 @@ class _View:
             yield from drift.of_generation(shown.directory if shown else None, expected, self.state)
             live = self.spec(wanted, place, shown.directory) if shown else None
             if shown and live:
-                yield from drift.of_mount(mount_differences(live, shown.mount, self.host.defaults))
+                parts, _inner = tree_parts.split(shown.mount, mountinfo.inside(self.host.mounts, shown.mount))
+                yield from drift.of_mount(mount_differences(live, shown.mount, self.host.defaults, parts))
             if shown and wanted.data_images == data_choice.ONLY and not self.is_detached(shown):
                 yield "it has the software root as a data layer, and is declared to stand without it"
             directory = self.directory_of(expected, shown) if expected else None
@@ -311,7 +320,7 @@ def _wanted(view: _View, status: ViewStatus | None, declared: Mapping[str, Any] 
             generation_of(generation) if generation and state == "mounted" else None,
             declared.get("persist") or "none",
             {
-                **{name: declared[name] for name in _UNDECLARED if declared.get(name) is not None},
+                **{name: declared[name] for name in (*_UNDECLARED, "roots") if declared.get(name) is not None},
                 **_data(declared, status),
             },
             declared.get("data_images"),

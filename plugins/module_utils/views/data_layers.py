@@ -29,6 +29,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
     containing_mount,
     overlay_layers,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import is_inside
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.records import OutdatedError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import images, strategies
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.creating import CHILD_SECONDS
@@ -40,6 +41,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import data_image_record
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.data_image_record import DataImage
+from ansible_collections.renderfarm.overlay.plugins.module_utils.trees.tree_parts import NO_DATA
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation_record, view_paths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import Generation
 
@@ -80,6 +82,9 @@ def check(spec: MountSpec, plan: Plan) -> None:
     if not any(isinstance(action, (MountOverlay, SwitchOverlay)) for action in plan):
         return
     known = [(layer, generation_of(layer)) for layer in spec.lower]
+    if spec.parts or any(found and len(found.roots) > 1 for _layer, found in known):
+        _check_several_roots(spec, known)
+        return
     _check_roots(spec, known)
     recorded = _check_images(spec, known)
     compared = [layer for layer in spec.data if layer not in recorded]
@@ -201,14 +206,58 @@ def generation_of(layer: bytes) -> Generation | None:
 def _check_roots(spec: MountSpec, known: Sequence[tuple[bytes, Generation | None]]) -> None:
     of_root: dict[str, bytes] = {}
     for layer, found in known:
-        if found and found.root is not None:
-            of_root.setdefault(found.root, layer)
+        for root in found.roots if found else ():
+            of_root.setdefault(root, layer)
     if len(of_root) > 1:
         listed = ", ".join(f"{show(layer)} of {show(os.fsencode(root))}" for root, layer in of_root.items())
         raise OverlayError(
             f"the layers of the overlay at {show(spec.path)} show releases of different software roots ({listed}): give each root a"
             " view and a mountpoint of its own"
         )
+
+
+def _check_several_roots(spec: MountSpec, known: Sequence[tuple[bytes, Generation | None]]) -> None:
+    """Check the data layers of a view over several software roots, which may be a tree of overlays.
+
+    Raises OverlayError if an overlay has releases of more roots than it has data layers, or if a release is in two of its data layers.
+    """
+    releases = [release for _layer, found in known if found for release in found.releases]
+    for overlay in spec.overlays:
+        inner = [part.place for part in spec.parts] if overlay.path == spec.path else []
+        shown = [
+            one
+            for one in releases
+            for at in [os.fsencode(one["at"])]
+            if (not overlay.place or is_inside(at, overlay.place)) and not any(is_inside(at, place) for place in inner)
+        ]
+        roots = sorted({one["root"] for one in shown})
+        if len(roots) > len([layer for layer in overlay.data if layer != NO_DATA]):
+            listed = ", ".join(show(os.fsencode(root)) for root in roots)
+            raise OverlayError(
+                f"the overlay at {show(overlay.path)} shows releases of the software roots {listed}, and does not have a data layer for"
+                " each: use the module view with 'roots', which mounts such a view"
+            )
+        if len(overlay.data) > 1:
+            _check_in_one_layer(overlay, [os.fsencode(one["source"]) for one in shown])
+
+
+def _check_in_one_layer(spec: MountSpec, sources: Sequence[bytes]) -> None:
+    with contextlib.ExitStack() as stack:
+        data = []
+        for path in spec.data:
+            # In check mode a data layer may not exist yet.
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                data.append(_DataLayer(path, os.open(path, beneath.LISTING)))
+                stack.callback(os.close, data[-1].fd)
+        for source in sources:
+            holders = []
+            for layer in data:
+                fd = _release_in(layer, source)
+                if fd is not None:
+                    os.close(fd)
+                    holders.append(layer)
+            if len(holders) > 1:
+                raise OverlayError(_ambiguous(spec, holders[0], holders[1], source))
 
 
 def _check_releases(spec: MountSpec, data: Sequence[_DataLayer], sources: Sequence[bytes]) -> None:
@@ -340,9 +389,10 @@ def answers(mount: Mount, live: Sequence[Mount]) -> dict[str, object]:
     """Return the software roots of a mounted overlay and how its data layers relate, from the records of its layers. Ask no file server.
 
     ``roots`` are the software roots of the releases, or None if a layer has no record on a local file system. ``data_layers`` is ``none``
-    or ``one`` for fewer than two data layers. For several it is ``copies`` if the releases are of one software root, ``ambiguous`` if they
-    are of several, and ``unknown`` without a record. ``data_images`` are the data layers that are images with a record on a local file
-    system, in their order: the ``path`` of each, its ``release`` and ``kind``, and whether it is ``complete``.
+    or ``one`` for fewer than two data layers. For several it is ``copies`` if the releases are of one software root, ``separate`` if the
+    layer is made for several roots, ``ambiguous`` if the releases are of several otherwise, and ``unknown`` without a record.
+    ``data_images`` are the data layers that are images with a record on a local file system, in their order: the ``path`` of each, its
+    ``release`` and ``kind``, and whether it is ``complete``.
     """
     layers = overlay_layers(mount)
     lower, data = layers.lower, layers.data
@@ -351,12 +401,13 @@ def answers(mount: Mount, live: Sequence[Mount]) -> dict[str, object]:
         lower, data = layers.lower[:1], layers.lower[1:]
     found = [_read_locally(layer, live, generation_of) for layer in lower]
     known = all(one is not None for one in found)
-    roots = sorted({one.root for one in found if one and one.root is not None})
+    roots = sorted({root for one in found if one for root in one.roots})
+    several = any(one and len(one.roots) > 1 for one in found)
     of_images = [(layer, _read_locally(layer, live, recorded_image)) for layer in data]
     kind = "one" if data else "none"
     if len(data) > 1:
         of_all = {*roots, *(record.root_name for _layer, record in of_images if record)}
-        kind = ("ambiguous" if len(of_all) > 1 else "copies") if known else "unknown"
+        kind = ("separate" if several else "ambiguous" if len(of_all) > 1 else "copies") if known else "unknown"
     return {
         "roots": roots if known else None,
         "data_layers": kind,

@@ -81,9 +81,9 @@ class Generation:
         return tuple(self.composition.get("links", ()))
 
     @property
-    def root(self) -> str | None:
-        """The software root of all releases; None for a view without releases."""
-        return next((release["root"] for release in self.releases), None)
+    def roots(self) -> tuple[str, ...]:
+        """The software roots of the releases."""
+        return tuple(sorted({release["root"] for release in self.releases}))
 
 
 def composition_digest(composition: Mapping[str, Any]) -> str:
@@ -107,9 +107,12 @@ def check_composition(name: str, composition: Mapping[str, Any]) -> None:
 def _several_roots(composition: Mapping[str, Any]) -> str | None:
     """Return which releases are of different software roots; None if all are of one.
 
-    The kernel looks a path up in the data layers one after the other and takes the first match, whichever root that is of.
+    The kernel looks a path up in the data layers one after the other and takes the first match, whichever root that is of. A view that is
+    declared over several roots is mounted so that each release is read from its own.
     """
     releases = composition["releases"]
+    if composition.get("several_roots"):
+        return None
     for release in releases:
         first = releases[0]
         if release["root"] != first["root"]:
@@ -118,7 +121,7 @@ def _several_roots(composition: Mapping[str, Any]) -> str | None:
             )
             return (
                 f"release {one}, and {other}: one view shows releases of one software root, so give each root a view and a mountpoint of"
-                " its own"
+                " its own, or declare the view over several roots"
             )
     return None
 
@@ -179,6 +182,7 @@ _OPTIONAL = {
     "group_map": records.list_of(_PAIR, _MOST_MAPPED, 1),
     "mode": records.text(_LONGEST_MODE),
     "setid_stripped": records.boolean,
+    "several_roots": records.boolean,
     "links": records.list_of(records.fields({"path": records.relative(), "target": records.text()}), _MOST_LINKS, 1),
     "precedence": records.list_of(records.list_of(records.integer(0, _MOST_RELEASES), _MOST_RELEASES), _MOST_RELEASES),
 }

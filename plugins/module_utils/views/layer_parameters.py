@@ -80,7 +80,8 @@ def access(params: Mapping[str, Any]) -> Access:
 def layer_spec(params: Mapping[str, Any], progress: Progress = no_progress) -> LayerSpec:
     """Return the declaration with the format ``directory``, and with strategy ``data_only`` for ``auto``.
 
-    Raises OverlayError if a parameter is not usable, or if the manifest store is missing.
+    The view may show several software roots if ``params`` has ``roots``. Raises OverlayError if a parameter is not usable, or if the
+    manifest store is missing.
     """
     store = _store(params, progress) if params["store"] is not None and params["releases"] else None
     spec = LayerSpec(
@@ -96,6 +97,7 @@ def layer_spec(params: Mapping[str, Any], progress: Progress = no_progress) -> L
         mode=params["mode"] or "",
         keep_setid=params["keep_setid"],
         on_conflict=params["on_conflict"],
+        several_roots=bool(params.get("roots")),
         links=declared_links((os.fsencode(link["path"]), os.fsencode(link["target"])) for link in params["links"]),
     )
     check_composition(spec.name, composition_of(spec))

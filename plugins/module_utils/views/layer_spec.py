@@ -54,6 +54,8 @@ class LayerSpec:
     keep_setid: bool = False
     on_conflict: str = "error"
     links: tuple[Link, ...] = ()
+    #: Whether the releases may be of several software roots.
+    several_roots: bool = False
 
     @property
     def rules(self) -> Rules:
@@ -134,6 +136,7 @@ def _composing_options(spec: LayerSpec) -> dict[str, Any]:
         # Versions without this field kept set-ID bits, so their generations must have other names.
         "setid_stripped": spec.rules.ownership.strips,
         "links": list(links_of(spec.links)),
+        "several_roots": spec.several_roots and len({one.record.root for one in spec.placements}) > 1,
     }
     given: dict[str, Any] = {name: value for name, value in options.items() if value}
     order = precedence(spec.placements, spec.rules)

@@ -11,6 +11,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.data_choi
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolution import (
     SHARED,
+    Listing,
     batches,
     choose,
     differing_views,
@@ -49,6 +50,7 @@ OTHER = {
     "keep_setid": True,
     "on_conflict": "first",
     "xattr_namespace": "user",
+    "roots": [{"name": "maya", "path": "/net/maya", "pattern": "{version}", "ready_marker": None, "at": "maya"}],
 }
 
 
@@ -344,3 +346,42 @@ def test_the_links_of_a_lock_are_those_of_the_view() -> None:
     assert locked_views([view], {"software": locked})[0]["links"] == view["links"]
     more = (*view["links"], {"path": "a/current", "target": "1"})
     assert locked_views([view], {"software": replace(locked, links=more)})[0]["links"] == list(more)
+
+
+ROOTS = [
+    {"name": "houdini", "path": "/net/houdini"},
+    {"name": "maya", "path": "/net/maya", "at": "apps/maya", "ready_marker": ".ok"},
+]
+
+
+def test_each_root_is_listed_and_its_releases_have_its_name_and_place() -> None:
+    (view,) = views(releases=[], query="@", roots=ROOTS, ready_marker=".ready")
+    first, second = Listing.of(view)
+    assert (first.root, first.root_name, first.prefix, first.package, first.ready_marker) == (
+        *("/net/houdini", "houdini", "houdini", "houdini", ".ready"),
+    )
+    assert (second.ready_marker, second.pattern) == (".ok", "{version}")
+    assert "package" not in second.scan_options()
+    assert second.scan_options()["prefix"] == "maya"
+    found = [listed("houdini/20.5"), listed("maya/2025", root=None)]
+    seen: list[Any] = []
+
+    def select(releases: list[dict[str, Any]], _query: str, **_how: Any) -> list[dict[str, Any]]:
+        seen.extend(one["root"] for one in releases)
+        return releases
+
+    assert choose(view, found, select).releases == (
+        {"source": "20.5", "release": "houdini/20.5"},
+        {"source": "2025", "at": "apps/maya/2025", "release": "maya/2025"},
+    )
+    assert seen == ["houdini", "maya"]
+    (view,) = views(releases=["nuke/1"], roots=ROOTS)
+    assert choose(view, found, select).problem.startswith("release nuke/1 is of none of the roots houdini, maya")
+
+
+def test_hosts_may_have_a_root_at_different_paths() -> None:
+    (other,) = views(roots=[{**ROOTS[0], "path": "/mnt/houdini"}, ROOTS[1]], releases=["maya/1"])
+    (here,) = views(roots=ROOTS, releases=["maya/1"])
+    (shared,), problems = shared_views({"a": [here], "b": [other]}, "b")
+    assert problems == []
+    assert shared["roots"][0]["path"] == "/mnt/houdini"

@@ -63,6 +63,54 @@ def test_only_stores_may_be_addresses() -> None:
     assert "root must be an absolute path" in problems(view(root="https://host/x"))[0]
 
 
+ROOTS = [
+    {"name": "houdini", "path": "/net/houdini/"},
+    {"name": "maya", "path": "/net/maya", "at": "", "pattern": "v{version}"},
+]
+
+
+def test_roots_are_completed_and_replace_the_common_root() -> None:
+    ([found], none) = declared_views([view(roots=ROOTS)], COMMON)
+    assert none == []
+    assert (found["root"], found["data"]) == ("", [])
+    assert found["roots"] == [
+        {"name": "houdini", "path": "/net/houdini", "pattern": "{version}", "ready_marker": None, "at": "houdini"},
+        {"name": "maya", "path": "/net/maya", "pattern": "v{version}", "ready_marker": None, "at": ""},
+    ]
+    assert declared_views([view()], {"roots": ROOTS, "store": "/s"})[1] == []
+    ([found], none) = declared_views([view(root="/net/tools")], {"roots": ROOTS, "store": "/s"})
+    assert (none, found["roots"], found["data"]) == ([], [], ["/net/tools"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"roots": {}}, "must be a list of software roots"),
+        ({"roots": ["/net"]}, "must have mappings with 'name' and 'path'"),
+        ({"roots": [{"name": "a"}]}, "has a root without 'path'"),
+        ({"roots": [{"name": "a/b", "path": "/a"}]}, "must have letters, digits"),
+        ({"roots": [{"name": "a", "path": "/a", "source": "x"}]}, "has a root with the key source"),
+        ({"roots": [ROOTS[0], ROOTS[0]]}, "has the name houdini twice"),
+        ({"roots": [{"name": "a", "path": "/a", "pattern": "x"}]}, "has the root a: pattern 'x' must have"),
+        ({"roots": ROOTS, "root": "/net/software"}, "roots and root are both given"),
+        ({"roots": ROOTS, "data": ["/net/software"]}, "roots and data are both given"),
+        ({"roots": ROOTS, "strategy": "redirect"}, "which roots needs"),
+        ({"roots": ROOTS, "writable": "scratch"}, "is for views of one software root"),
+        ({"roots": ROOTS, "data_images": "trace"}, "is for views of one software root"),
+        ({"roots": ROOTS, "persist": "fstab"}, "mounts one overlay at boot"),
+        ({"roots": ROOTS, "mountpoint": "/net/maya/view"}, "is inside of the software root /net/maya"),
+    ],
+)
+def test_roots_that_cannot_be_are_named(keys: dict[str, Any], problem: str) -> None:
+    (found,) = problems(view(**keys))
+    assert problem in found
+
+
+def test_roots_that_share_an_overlay_are_mounted_at_boot() -> None:
+    sharing = [{"name": name, "path": f"/net/{name}", "pattern": f"{name}/{{version}}"} for name in ("houdini", "maya")]
+    assert problems(view(roots=sharing, persist="systemd")) == []
+
+
 def test_sizes_of_data_images_are_bytes() -> None:
     ([found], none) = declared_views([view(data_budget="1.5G", data_keep_free="5%")], COMMON)
     assert none == []

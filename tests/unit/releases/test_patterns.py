@@ -41,6 +41,8 @@ def test_a_matching_path_gives_package_and_version(pattern: str, path: str, foun
     [
         ("", "once each"),
         ("{package}", "once each"),
+        ("{vendor}/{vendor}/{package}/{version}", "once each"),
+        ("{variant}/{version}", "once each"),
         ("{version}", "once each"),
         ("{package}/{version}/{version}", "once each"),
         ("{package}/{version}/{platform}", "no other {field}"),
@@ -53,6 +55,42 @@ def test_a_matching_path_gives_package_and_version(pattern: str, path: str, foun
 def test_an_invalid_pattern_is_refused_with_the_reason(pattern: str, reason: str) -> None:
     with pytest.raises(OverlayError, match=reason):
         Pattern.parse(pattern)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "found"),
+    [
+        ("{version}", "20.5", ("houdini", "20.5", "")),
+        ("releases/{version}/linux", "releases/20.5/linux", ("houdini", "20.5", "")),
+        ("{package}/{version}", "usd/25", ("usd", "25", "")),
+        ("{package}/{version}/{variant}", "usd/25/python-3.11", ("usd", "25", "python-3.11")),
+        ("{vendor}/{package}/{version}", "sidefx/houdini/20.5", ("sidefx/houdini", "20.5", "")),
+        ("{vendor}/{version}", "sidefx/20.5", ("sidefx/houdini", "20.5", "")),
+    ],
+)
+def test_a_root_gives_the_package_and_patterns_have_vendors_and_variants(
+    pattern: str, path: str, found: tuple[str, str, str]
+) -> None:
+    release = Pattern.parse(pattern, "houdini").release(path.split("/"))
+    assert release
+    assert (release.package, release.version, release.variant) == found
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "excluded"),
+    [
+        ("{version}", "{version}", False),
+        ("houdini/{version}", "maya/{version}", True),
+        ("houdini/{version}", "{package}/{version}", False),
+        ("houdini", "houdini/{version}", False),
+        ("{package}/linux/{version}", "{package}/windows/{version}", True),
+        ("a/{version}/x", "a/{version}/y", True),
+    ],
+)
+def test_patterns_exclude_each_other_if_no_path_can_match_both(one: str, other: str, excluded: bool) -> None:
+    first, second = (Pattern.parse(text if "{version}" in text else text + "/{version}", "p") for text in (one, other))
+    assert first.excludes(second) is excluded
+    assert second.excludes(first) is excluded
 
 
 def test_releases_are_sorted_by_package_then_by_version() -> None:

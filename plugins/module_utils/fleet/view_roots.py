@@ -1,0 +1,63 @@
+# Copyright: (c) 2026, renderfarm.overlay maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The software roots of a view that is declared over several.
+
+The name of a release of such a view begins with the name of its root: ``maya/2025`` is at ``2025`` on the root ``maya``. It has this name
+in the manifest store, in locks and in records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_text
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern
+from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import sharing
+from ansible_collections.renderfarm.overlay.plugins.module_utils.trees.sharing import OverlayPlan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.trees.tree_parts import NO_DATA
+
+Roots = Sequence[Mapping[str, Any]]
+
+
+def patterns_of(roots: Roots) -> dict[str, Pattern]:
+    """Return the pattern of each root, by name. Raises OverlayError if a pattern is not valid."""
+    return {root["name"]: Pattern.parse(root["pattern"], root["name"]) for root in roots}
+
+
+def overlays_of(roots: Roots, releases: Iterable[Mapping[str, Any]]) -> OverlayPlan:
+    """Return the overlays of a view that shows ``releases``, each as a record of a generation has it.
+
+    Raises OverlayError naming releases that cannot be in one view.
+    """
+    return sharing.overlays(((one["at"].strip("/"), one["root"]) for one in releases), patterns_of(roots))
+
+
+def mount_parameters(roots: Roots, releases: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the parameters of overlay_mount that say from where a view over several roots reads its releases."""
+    plan = overlays_of(roots, releases)
+    path_of = {root["name"]: root["path"] for root in roots}
+    if not plan.parts:
+        return {"data": [path_of[name] for name in plan.roots], "parts": {}}
+    parts = {place: [path_of[name] for name in names] for place, names in plan.parts.items()}
+    return {"data": [to_text(NO_DATA)], "parts": parts}
+
+
+def release_of_root(roots: Roots, release: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a declared release with its place in the view and the path of its data, unless these are given.
+
+    Raises OverlayError if its name does not begin with that of a root.
+    """
+    name, _slash, path = release["release"].partition("/")
+    root = next((one for one in roots if one["name"] == name), None)
+    if root is None or not path:
+        declared = ", ".join(one["name"] for one in roots)
+        raise OverlayError(
+            f"release {release['release']} is of none of the roots {declared}: its name must begin with that of its root, as in"
+            f" {roots[0]['name']}/VERSION"
+        )
+    at = "/".join(filter(None, (root["at"], path)))
+    given = {"source": path, **({"at": at} if at != release["release"] else {})}
+    return {**given, **release}
