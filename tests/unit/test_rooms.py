@@ -29,7 +29,7 @@ ARROWS = {
     "data_images": {"views", "layers", "overlays", "releases", "stores", "linux"},
     "retirement": {"data_images", "views", "layers", "overlays", "releases", "stores", "linux"},
     "finalize": {"overlays", "releases", "linux"},
-    "verify": {"finalize", "data_images", "views", "layers", "overlays", "releases", "stores", "linux"},
+    "verify": {"finalize", "data_images", "views", "layers", "overlays", "trees", "releases", "stores", "linux"},
     "software_root": {"linux"},
     "fleet": {"data_images", "views", "layers", "overlays", "trees", "releases", "stores", "linux"},
     "reports": {"verify", "fleet", "data_images", "views", "layers", "overlays", "trees", "linux"},

@@ -45,6 +45,7 @@ def spec_of(name: str, generation: Generation, find_manifest: FindManifest) -> L
         mode=composition.get("mode", ""),
         keep_setid=bool(is_mapped) and not composition.get("setid_stripped", False),
         on_conflict="error" if lists is None else "first",
+        several_roots=composition.get("several_roots", False),
         links=tuple(Link(to_bytes(link["path"]), to_bytes(link["target"])) for link in generation.links),
     )
     if input_digest(spec) != generation.digest:

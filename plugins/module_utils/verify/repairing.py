@@ -30,6 +30,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.data_image_record import DataImage
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.locations import shown
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.web_client import SYSTEM, Access
+from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import tree_parts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify import subjects
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import DATA_IMAGE, LAYER, Findings
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.subjects import Subject
@@ -105,6 +106,10 @@ def plan(subject: Subject, findings: Findings, sources: RepairSources) -> Plan:
     """
     actions: list[Action] = []
     live = {mount.id: (subject, mount) for mount in subject.mounts} if LAYER in findings.mended else {}
+    if any(tree_parts.NO_DATA in overlay_layers(mount).data for mount in subject.mounts):
+        raise OverlayError(
+            f"view {subject.paths.name} is mounted as a tree of overlays, one for each software root: remove it and deploy it again"
+        )
     if LAYER in findings.mended:
         actions.append(_remaking(subject, sources))
     for problem in findings.mended_by(DATA_IMAGE):

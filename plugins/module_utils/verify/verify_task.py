@@ -141,6 +141,7 @@ class VerifyTask:
         except (OverlayError, FileNotFoundError) as error:
             findings.add(b"/", "record_damaged", str(error))
             return VerifiedView(findings, self._subject.paths.name, self._subject.name.id)
+        self._check_roots(generation)
         result = VerifiedView(findings, self._subject.paths.name, generation.id)
         result.spec = self._spec(generation, findings)
         if self._options.level == CONTENT:
@@ -165,6 +166,13 @@ class VerifyTask:
             )
         if options.level == CONTENT and options.store is None:
             raise OverlayError("level content compares files with the SHA-256 in manifests: give 'store'")
+
+    def _check_roots(self, generation: Generation) -> None:
+        if self._options.level != METADATA and len(generation.roots) > 1:
+            raise OverlayError(
+                f"view {self._subject.paths.name} shows releases of several software roots ({', '.join(generation.roots)}), and files are"
+                " looked up in one: verify the level metadata"
+            )
 
     def _spec(self, generation: Generation, findings: Findings) -> LayerSpec | None:
         """Return the declaration of the layer, and add the manifests that cannot be used to the findings."""

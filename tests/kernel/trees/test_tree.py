@@ -47,7 +47,7 @@ def tree(area: Path, view: Path, number: int = 0, roots: tuple[str, ...] = ROOTS
         support.image_of(layer, top / "layer.erofs")
         support.command("rm", "-r", layer)
         layer = top / "layer.erofs"
-    spec = support.declared(view, [layer], [os.fsdecode(NO_DATA)])
+    spec = support.declared(view, [layer], [NO_DATA])
     parts = (TreePart(os.fsencode(root), (os.fsencode(top / "roots" / root),)) for root in roots)
     return replace(spec, parts=tuple(sorted(parts)))
 
@@ -153,8 +153,8 @@ def test_mounts_of_others_are_carried_over_from_every_part(area: Path, view: Pat
     assert (view / "nuke" / "1.0" / "app").read_text() == "nuke 1"
     with pytest.raises(OverlayError, match="has mounts inside of it"):
         plan_unmounted(specs[1].path, mounts.observe(specs[1].path), absent=False)
-    for place in (b"houdini/1.0", b"maya/1.0", b"nuke/1.0/tool"):
-        support.command("umount", view / os.fsdecode(place))
+    for mounted in ("houdini/1.0", "maya/1.0", "nuke/1.0/tool"):
+        support.command("umount", view / mounted)
 
 
 @pytest.mark.parametrize("switch", ["auto", "over"])
