@@ -167,6 +167,31 @@ def reported(site: Site) -> Arguments:
     return given
 
 
+def overlay_verify(site: Site) -> Arguments:
+    reported(site)
+    return {"name": "view", "state_dir": site.state_dir, "level": "open", "store": site.store}
+
+
+def release_usage_info(site: Site) -> Arguments:
+    reported(site)
+    return {"paths": [f"{site.root}/tool/2/version"], "roots": [site.root], "state_dirs": [site.state_dir]}
+
+
+def release_retire(site: Site) -> Arguments:
+    """The server is read-only, and the release has gone already."""
+    return {
+        "root": site.root,
+        "store": site.store,
+        "releases": ["tool/0"],
+        "delete": True,
+        "state_dirs": [site.state_dir],
+    }
+
+
+def image_store_prune(site: Site) -> Arguments:
+    return {"image_store": site.store, "needed": []}
+
+
 def view_info(site: Site) -> Arguments:
     return {**reported(site), "state_dir": site.state_dir}
 
@@ -185,9 +210,16 @@ def overlay_prune(site: Site) -> Arguments:
 NEEDS: tuple[Callable[[Site], Arguments], ...] = (
     *(release_info, release_manifest, view_releases, view_lock, metadata_layer, overlay_mount, view),
     *(data_image, access_trace, overlay_finalize, overlay_move, software_root),
+    *(overlay_verify, release_retire, image_store_prune),
 )
 #: Modules that never ask it.
-NEVER: tuple[Callable[[Site], Arguments], ...] = (view_info, overlay_info, overlay_prune, reported)
+NEVER: tuple[Callable[[Site], Arguments], ...] = (
+    view_info,
+    overlay_info,
+    overlay_prune,
+    release_usage_info,
+    reported,
+)
 #: The module that a function is for, if it has another name.
 NAMES = {"reported": "view_lock_info"}
 
