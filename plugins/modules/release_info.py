@@ -230,8 +230,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         ignored = patterns.IgnoredNames(params["ignore_names"])
         listing = scan.find_releases(root, pattern, unlisted, context.progress, ignored, links)
         on_root = {release.path: release for release in listing}
-    found = dict(on_root)
-    manifests = {}
+    found, manifests = dict(on_root), dict[str, str]()
     if store is not None:
         for release in manifest_store.find_manifests(store, pattern, context.progress, prefix):
             manifests[release.path] = manifest_store.manifest_path(store, release.name(prefix))
