@@ -55,7 +55,7 @@ LEVELS = {
     "eda": Level("eda.txt", "venv-eda"),
     "awx": Level("awx.txt", "venv-awx"),
     # atheris has wheels for these Pythons only.
-    "fuzz": Level("fuzz.txt", "venv-fuzz", ((3, 13), (3, 12), (3, 14)), optional=True),
+    "fuzz": Level("fuzz.txt", "venv-fuzz", ((3, 13), (3, 12), (3, 14))),
     "requirements": Level("uv.txt", "venv-requirements"),
 }
 
