@@ -13,8 +13,7 @@ from farmlib.machines import SOFTWARE, Farm, Machine
 
 VIEW = "/checked"
 RELEASE = "checked/1.0"
-VIEWS = [{"name": "checked", "mountpoint": VIEW, "releases": [RELEASE]}]
-MANIFEST = {"root": ROOT, "store": STORE, "ready_marker": ".ready", "release": RELEASE, "checksum": "sha256"}
+VIEWS = [{"name": "checked", "mountpoint": VIEW, "releases": [RELEASE], "checksum": "sha256"}]
 
 #: What is done in the release on the server, for the code of the problem. The file has the name of the code.
 ON_THE_SERVER = {
@@ -62,7 +61,6 @@ def new(farm: Farm) -> Iterator[Machine]:
         f"mkdir -p {SOFTWARE}/{RELEASE}/nested && cd {SOFTWARE}/{RELEASE} && for name in {' '.join(added)}; do echo content >$name; done"
         " && ln linked lost_hard_links && touch .ready"
     )
-    collection.module(farm, machine, "release_manifest", MANIFEST)
     collection.deploy(farm, VIEWS)
     yield machine
     farm.server.ssh(

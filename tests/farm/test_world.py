@@ -39,7 +39,7 @@ def new(farm: Farm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machin
     site = {name: value for name, value in collection.SITE.items() if name != "overlay_scan_host"}
     variables = {**site, "overlay_hosts": "gone,new", "overlay_views": VIEWS}
     run = collection.playbook(farm, "deploy", variables, arguments=["-i", _with_gone(tmp_path_factory)], check=False)
-    assert [result.status for result in run.of("gone")] == ["unreachable"], run.output
+    assert "unreachable" in {result.status for result in run.of("gone")}, run.output
     assert run.failures(machine) == []
     assert run.views(machine)["trial"]["changed"]
     yield machine

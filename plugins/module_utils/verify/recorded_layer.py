@@ -17,7 +17,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generatio
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_spec import LayerSpec, input_digest
 
 #: Takes the path of a release and the digest of its manifest; returns the path of the manifest and its record.
-FindManifest = Callable[[str, str], "tuple[str, ManifestRecord]"]
+FindManifest = Callable[[str, str], tuple[str, ManifestRecord]]
 
 
 def spec_of(name: str, generation: Generation, find_manifest: FindManifest) -> LayerSpec:

