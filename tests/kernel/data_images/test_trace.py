@@ -332,6 +332,25 @@ def test_an_overflow_is_reported(plain: View) -> None:
     assert len(listener.opened.files) == 4
 
 
+def listening(parent: int) -> list[int]:
+    """Wait until children of a process listen to opens, and return their PIDs."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        found = [int(pid) for pid in children if is_listening(Path("/proc", pid))]
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError("nothing listens")
+
+
+def is_listening(process: Path) -> bool:
+    try:
+        return any(" mask:" in info.read_text() for info in (process / "fdinfo").iterdir())
+    except OSError:  # it, or a descriptor, has gone meanwhile
+        return False
+
+
 def test_an_overflow_is_warned_of(plain: View) -> None:
     arguments = {"path": str(plain.place), "duration": 2.0, "store": str(plain.store)}
     limit = LIMIT.read_text()
@@ -339,8 +358,7 @@ def test_an_overflow_is_warned_of(plain: View) -> None:
     try:
         with support.forked_module("access_trace", arguments) as module:
             module.go()
-            time.sleep(0.8)
-            listeners = [int(pid) for pid in support.command("pgrep", "-P", str(module.pid)).split()]
+            listeners = listening(module.pid)
             for pid in listeners:
                 os.kill(pid, signal.SIGSTOP)
             support.command("sh", "-c", f"cat {plain.place}/tool/1/lib/file*")
@@ -356,10 +374,10 @@ def test_an_overflow_is_warned_of(plain: View) -> None:
 
 def test_a_switch_meanwhile_is_warned_of(plain: View) -> None:
     with support.forked_module(
-        "access_trace", {"path": str(plain.place), "duration": 2.0, "store": str(plain.store)}
+        "access_trace", {"path": str(plain.place), "duration": 4.0, "store": str(plain.store)}
     ) as module:
         module.go()
-        time.sleep(1)
+        listening(module.pid)
         support.unmount_all(plain.place)
         with support.mounted(support.declared(plain.place, [plain.layer], [plain.root])):
             result = module.finish().ok
