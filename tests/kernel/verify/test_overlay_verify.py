@@ -302,7 +302,11 @@ def test_a_verification_goes_on_within_a_release(view: View, monkeypatch: pytest
         f"/tool/{n}/{name}" for n in "12" for name in ("bin/tool", "version")
     ]
     assert [run for run in runs[:-1] if "missing_target" in run.findings.counts]
-    assert runs[-1].findings.counts == wanted
+    # Which entries of a release are compared with its manifest is drawn anew in each run.
+    found = dict(runs[-1].findings.counts)
+    assert found.pop("release_differs") >= 2
+    assert wanted.pop("release_differs") >= 2
+    assert found == wanted
     assert runs[-1].findings.checked == view.verify().ok["checked"]
     assert not (view.area / "state/views/view/verified.parts").exists()
 
