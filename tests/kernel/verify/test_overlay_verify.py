@@ -380,7 +380,10 @@ def test_a_file_that_may_not_be_opened_is_found(area: Path) -> None:
 def test_a_server_that_does_not_answer_is_named(view: View) -> None:
     with dead(view.root):
         assert view.codes() == {}
-        assert f"at data layer {view.root}. A file server" in view.verify("open", timeout=1).message
+        assert (
+            f"at data layer {view.root}. No answer from the file server of {view.root}"
+            in view.verify("open", timeout=1).message
+        )
 
 
 def test_a_server_that_hangs_during_the_work_is_named(view: View) -> None:
