@@ -43,6 +43,20 @@ def opened(
         os.close(fd)
 
 
+def hold_fresh(directory: int, path: bytes) -> int:
+    """Return an O_PATH descriptor of ``path``, on the same mount, whose attributes were just fetched from the file server.
+
+    Raises OSError as ``open_at`` does, and if the server fails.
+    """
+    fd = open_at(directory, path, HOLD, same_mount=True)
+    try:
+        syscalls.refresh(fd)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
 def open_root(path: bytes, flags: int = syscalls.LIST_REAL_DIRECTORY) -> int:
     """Open the root of a tree, given as an absolute path without symbolic links, and return the descriptor.
 

@@ -16,7 +16,7 @@ import re
 import stat
 from collections.abc import Iterator
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest, manifest_store, scan
@@ -99,7 +99,7 @@ class _Comparison:
             return
         self._progress()
         try:
-            fd = self._hold(entry.path)
+            fd = beneath.hold_fresh(self._top, entry.path.lstrip(b"/"))
         except PermissionError:
             return
         except OSError as error:
@@ -116,16 +116,6 @@ class _Comparison:
                 self._touched[_field(line)] = entry.path
         finally:
             os.close(fd)
-
-    def _hold(self, path: bytes) -> int:
-        """Return an O_PATH descriptor of an entry, whose attributes were just fetched from the file server."""
-        fd = beneath.open_at(self._top, path.lstrip(b"/"), beneath.HOLD, same_mount=True)
-        try:
-            syscalls.refresh(fd)
-        except OSError:
-            os.close(fd)
-            raise
-        return fd
 
     def _compare_touched(self) -> None:
         """Compare all entries in the directories whose mtime differs."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Note, Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import Findings, FoundProblem
@@ -91,7 +91,7 @@ class DataLayers:
         for path, layer in self._layers:
             self._note.write(f"/{show(target)} in data layer {show(path)}")
             try:
-                return _hold_fresh(layer, target)
+                return beneath.hold_fresh(layer, target)
             except OSError as error:
                 if error.errno not in _MISSING:
                     raise
@@ -132,17 +132,6 @@ class DataLayers:
         finally:
             os.close(fd)
         return None
-
-
-def _hold_fresh(layer: int, target: bytes) -> int:
-    """Return an O_PATH descriptor of a file in a data layer. The NFS client is not asked for what it remembers, but the server."""
-    fd = beneath.open_at(layer, target, beneath.HOLD, same_mount=True)
-    try:
-        syscalls.refresh(fd)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
 
 
 def _digest(fd: int, progress: Progress) -> str:
