@@ -13,7 +13,6 @@ import contextlib
 import errno
 import fcntl
 import functools
-import hashlib
 import os
 import select
 import shutil
@@ -32,7 +31,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_bu
     LayerContent,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import Image
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest, manifest_store
@@ -217,14 +216,8 @@ def _processor_time(pid: int) -> int:
 
 def file_digest(path: str, progress: Progress = no_progress) -> str:
     """Return ``sha256:`` and the hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while True:
-            chunk = stream.read(1 << 20)
-            if not chunk:
-                return "sha256:" + digest.hexdigest()
-            digest.update(chunk)
-            progress()
+    with open(path, "rb", buffering=0) as stream:
+        return "sha256:" + files.sha256(stream.fileno(), progress)
 
 
 def mount_obstacle() -> str | None:

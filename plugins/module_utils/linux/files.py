@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import resource
 import secrets
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, BinaryIO
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, namespaces, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 
@@ -446,6 +447,17 @@ def empty(top: int, path: str, progress: Progress = no_progress) -> None:
             os.close(fd)
 
 
+def sha256(fd: int, progress: Progress = no_progress) -> str:
+    """Return the SHA-256 of the rest of an open file as hexadecimal text."""
+    digest = hashlib.sha256()
+    while True:
+        chunk = os.read(fd, 1 << 20)
+        if not chunk:
+            return digest.hexdigest()
+        digest.update(chunk)
+        progress()
+
+
 def check_nothing_mounted(top: int) -> None:
     """Check that nothing is mounted inside the open directory ``top``. Raises OverlayError naming the mountpoint if something is."""
     inside = os.readlink(b"/proc/self/fd/%d" % top) + b"/"
@@ -457,12 +469,7 @@ def check_nothing_mounted(top: int) -> None:
 def _open_on_same_mount(directory: int, name: str) -> int:
     """Return a descriptor of the directory ``name``. Raises OverlayError if it is on another mount, as an automount may be by now."""
     try:
-        return syscalls.openat2(
-            directory,
-            os.fsencode(name),
-            syscalls.LIST_REAL_DIRECTORY,
-            syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV,
-        )
+        return beneath.open_at(directory, os.fsencode(name), same_mount=True)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
 import stat
@@ -36,8 +35,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patter
     Release,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.scan_report import ScanReport
-
-_READ_SIZE = 1 << 20
 
 #: Errors for a path that does not exist or that this process may not access.
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.EACCES)
@@ -284,15 +281,10 @@ class Scan:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here.fd)
         except PermissionError:
             return None
-        with open(fd, "rb", buffering=0) as stream:
-            digest = hashlib.sha256()
-            while True:
-                block = stream.read(_READ_SIZE)
-                if not block:
-                    break
-                digest.update(block)
-                self._progress()
-        return digest.hexdigest().encode("ascii")
+        try:
+            return files.sha256(fd, self._progress).encode("ascii")
+        finally:
+            os.close(fd)
 
     def _check_device(self, status: os.stat_result, path: bytes) -> None:
         """Raises OverlayError if a file is on another file system than the release."""

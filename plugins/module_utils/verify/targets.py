@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 import threading
@@ -14,13 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Note, Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import Findings, FoundProblem
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_CHUNK = 1 << 20
 #: The files that one thread looks up before it takes the next ones.
 _BATCH = 32
 #: The codes of errors of a lookup that the kernel reports to the user of the view.
@@ -125,7 +123,7 @@ class DataLayers:
                 raise
             return FoundProblem(file.path, code, f"{self._place(file)}: {os.strerror(error.errno or 0)}")
         try:
-            if checksum is not None and _digest(fd, progress) != checksum:
+            if checksum is not None and files.sha256(fd, progress) != checksum:
                 return FoundProblem(
                     file.path, "content_differs", f"{self._place(file)} has another SHA-256 than its manifest"
                 )
@@ -134,25 +132,15 @@ class DataLayers:
         return None
 
 
-def _digest(fd: int, progress: Progress) -> str:
-    digest = hashlib.sha256()
-    while True:
-        chunk = os.read(fd, _CHUNK)
-        if not chunk:
-            return digest.hexdigest()
-        digest.update(chunk)
-        progress()
-
-
 def check(
     data: DataLayers,
-    files: Iterator[File],
+    wanted: Iterator[File],
     checksums: Callable[[bytes], str | None],
     workers: int,
     findings: Findings,
     progress: Progress,
 ) -> None:
-    """Look up the content of files with this many threads, and add what is wrong to the findings.
+    """Look up the content of the ``wanted`` files with this many threads, and add what is wrong to the findings.
 
     ``checksums`` returns the SHA-256 of the content at a path in the data layers, None if it is not to be compared. Threads wait for the
     file server at the same time, so its latency counts once for all of them. Raises OSError if the server fails.
@@ -169,7 +157,7 @@ def check(
 
     with ThreadPoolExecutor(workers) as pool:
         while True:
-            batches = [list(islice(files, _BATCH)) for _number in range(workers * 4)]
+            batches = [list(islice(wanted, _BATCH)) for _number in range(workers * 4)]
             for problems in pool.map(look, filter(None, batches)):
                 for problem in problems:
                     findings.add(problem.path, problem.code, problem.detail)
