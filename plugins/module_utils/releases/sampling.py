@@ -127,7 +127,15 @@ class _Comparison:
                 inner[manifest.unescape(name)] = line
         for escaped, inner in recorded.items():
             path = self._touched[escaped]
-            for name in sorted(self._names(path) - set(inner)) if self._with_added else ():
+            try:
+                names = self._names(path) if self._with_added else set()
+            except OSError as error:
+                # An NFS client mounts a nested export when it is listed, and not when it is held.
+                if error.errno not in _GONE:
+                    raise
+                self._report(path, "it is gone")
+                continue
+            for name in sorted(names - set(inner)):
                 self._report(os.path.join(path, name), "it has been added")
             for line in inner.values():
                 # Entries further down are compared only if they are in the sample.

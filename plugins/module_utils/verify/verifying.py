@@ -275,10 +275,6 @@ class _Layer:
                 differences = sampling.sample_differences(placement, root, count, self._request.ready_marker, progress)
             except OverlayError as error:
                 differences = [str(error)]
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-                differences = [f"another file system is mounted at {error.filename!r}, so the release is not compared"]
             for text in differences:
                 findings.add(release, "release_differs", text)
 

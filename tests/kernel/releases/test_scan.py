@@ -12,7 +12,7 @@ import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, xattrs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, sampling
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Entry, Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.scan import Scan
 from ansible_collections.renderfarm.overlay.tests.kernel import support
@@ -290,3 +290,25 @@ def test_a_scan_with_pyxattr_or_os_carries_the_same_xattrs(area: Path, root: Pat
     layer, _generation, _report = support.build(area / "state", [placement])
     with support.mounted(support.declared(area / "view", [layer], [root])) as view:
         assert support.compare_trees(view / "odd/1/special", root / "odd/1/special") == []
+
+
+def test_a_file_system_that_appears_in_a_release_while_it_is_compared_is_a_difference(area: Path) -> None:
+    """An NFS client mounts a nested export when it is listed, after the directory was compared."""
+    support.make_small_release(area / "root/tool/1", "1")
+    placement = support.scanned(area / "store", area / "root", "tool/1")
+    support.write(area / "root/tool/1/bin/added", b"")
+    # The directory of the release itself is not compared.
+    left = placement.record.entries.total - 1
+
+    def mounting() -> None:
+        # Called before each entry is compared. The directory is not the last one.
+        nonlocal left
+        left -= 1
+        if left == 0:
+            support.command("mount", "-t", "tmpfs", "tmpfs", area / "root/tool/1/bin")
+
+    try:
+        found = sampling.sample_differences(placement, str(area / "root"), 1000, progress=mounting)
+    finally:
+        support.unmount_all(area / "root/tool/1/bin")
+    assert "/bin: it is gone" in found
