@@ -4,33 +4,20 @@
 set -euo pipefail
 
 place=$(mktemp -d /var/tmp/overlay-test-XXXXXX)
-declare -A keeper
+# shellcheck source=../setup_overlay/hosts.sh
+. ../setup_overlay/hosts.sh
 
-# The mounts of a host vanish with the process that keeps its mount namespace.
 clean() {
-    kill "${keeper[@]}"
-    wait
+    remove_hosts
     rm -rf "$place"
 }
 trap clean EXIT
 
-for release in tool/1.0 tool/2.0; do
-    mkdir -p "$place/software/$release"
-    echo "$release" > "$place/software/$release/name"
-    touch "$place/software/$release/.ready"
-done
-mkdir "$place/manifests" "$place/here"
-
-# The hosts are mount namespaces of this machine, each with a directory of its own at the same path.
+release tool/1.0
+release tool/2.0
+mkdir "$place/manifests"
 for host in one two; do
-    mkdir "$place/$host"
-    unshare --mount --propagation private sh -c "
-        mount --bind $place/$host $place/here && touch $place/$host/up && exec sleep infinity" &
-    keeper[$host]=$!
-    until test -e "$place/$host/up"; do sleep 0.1; done
-    printf '#!/bin/sh\nexec nsenter --target=%s --mount -- %s "$@"\n' "${keeper[$host]}" "$(command -v python)" \
-        > "$place/$host/python"
-    chmod 755 "$place/$host/python"
+    make_host "$host"
 done
 
 cat > "$place/inventory.yml" <<YAML
@@ -94,6 +81,7 @@ kept() {
 book renderfarm.overlay.deploy -e overlay_hosts=render -e @"$place/views.yml"
 
 # The release is dropped from the views, and a process stays on the old one. A host that does not answer counts as a user.
+# Not with "on", since the PID has to be that of the process.
 nsenter --target="${keeper[one]}" --mount -- sh -c "exec sleep infinity < $place/here/all/tool/1.0/name" &
 keeper[user]=$!
 until readlink "/proc/${keeper[user]}/fd/0" | grep -q tool/1.0/name; do sleep 0.1; done
