@@ -22,6 +22,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.retirement.rele
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import generation_files, pruning, view_state
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import Generation
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import (
+    CURRENT,
+    PREVIOUS,
     GenerationName,
     ViewPaths,
     generation_of,
@@ -33,8 +35,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_path
 #: The layer of a generation as the kernel reports it: the state directory, the view, and the generation or a link to one.
 _LAYER = re.compile(rb"(/.*?)/views/([^/]+)/(?:generations/([^/]+)|current|previous)/layer", re.DOTALL)
 
-CURRENT = "current"
-PREVIOUS = "previous"
 OTHER = "other"
 
 

@@ -105,13 +105,14 @@ def plan(subject: Subject, findings: Findings, sources: RepairSources) -> Plan:
     Raises OverlayError if one cannot be made again, or if an overlay that has one cannot be switched.
     """
     actions: list[Action] = []
-    live = {mount.id: (subject, mount) for mount in subject.mounts} if LAYER in findings.mended else {}
     if any(tree_parts.NO_DATA in overlay_layers(mount).data for mount in subject.mounts):
         raise OverlayError(
             f"view {subject.paths.name} is mounted as a tree of overlays, one for each software root: remove it and deploy it again"
         )
+    live = {}
     if LAYER in findings.mended:
         actions.append(_remaking(subject, sources))
+        live = {mount.id: (subject, mount) for mount in subject.mounts}
     for problem in findings.mended_by(DATA_IMAGE):
         path = os.fsdecode(problem.path)
         actions.append(CopyDataImage(_data_image(subject, path, sources)))

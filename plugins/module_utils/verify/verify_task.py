@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import time
@@ -19,7 +18,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import tr
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Note, Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_bytes
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import without_suffix
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_cache, manifest_store
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import ManifestRecord
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
@@ -178,21 +176,16 @@ class VerifyTask:
         """Return the declaration of the layer, and add the manifests that cannot be used to the findings."""
         if self._options.store is None:
             return None
-        unusable = []
-
-        def find(release: str, digest: str) -> tuple[str, ManifestRecord]:
+        known: dict[tuple[str, str], tuple[str, ManifestRecord]] = {}
+        for release, digest in ((one["release"], one["digest"]) for one in generation.releases):
             self._note.write(f"the manifest of release {release}")
             try:
-                return self._manifest(release, digest)
+                known[release, digest] = self._manifest(release, digest)
             except (OverlayError, FileNotFoundError) as error:
-                unusable.append(release)
                 findings.add(to_bytes(release), "manifest_unusable", str(error))
-                raise OverlayError(str(error)) from None
-
-        for release in generation.releases:
-            with contextlib.suppress(OverlayError):
-                find(release["release"], release["digest"])
-        return None if unusable else recorded_layer.spec_of(self._subject.paths.name, generation, self._manifest)
+        if "manifest_unusable" in findings.counts:
+            return None
+        return recorded_layer.spec_of(self._subject.paths.name, generation, lambda *release: known[release])
 
     def _manifest(self, release: str, digest: str) -> tuple[str, ManifestRecord]:
         store = locations.check(self._options.store or "", "store")
@@ -266,19 +259,17 @@ class VerifyTask:
         options, subject = self._options, self._subject
         is_resumed = options.recorded and not options.sample
         key = f"{generation.digest} {options.level} {'manifests' if result.spec else 'layer'}"
-        images = (
-            *((subject.stored,) if subject.is_image else ()),
-            *(subject.data_images if options.level != METADATA else ()),
-        )
+        if options.level == METADATA:
+            subject = replace(subject, data=(), data_images=())
         request = LayerRequest(
-            layer=without_suffix(subject.stored) if subject.is_image else subject.stored,
+            layer=subject.layer,
             xattr_namespace=generation.xattr_namespace,
             strategy=generation.strategy,
             level=options.level,
             entries=generation.entries.total,
             spec=result.spec,
-            data=subject.data if options.level != METADATA else (),
-            images=images,
+            data=subject.data,
+            images=subject.images,
             layer_is_image=subject.is_image,
             narrowed=bool(generation.rights.narrowed.count),
             sample=options.sample,
