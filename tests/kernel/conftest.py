@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,6 +16,12 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entrie
 from ansible_collections.renderfarm.overlay.tests.kernel import module_server, support
 
 FILESYSTEMS = ("tmpfs", "xfs", "ext4-256", "ext4-512")
+
+
+def pytest_collection_finish() -> None:
+    """Refuse tests that import what only a controller has: modules forked from here would print warnings, not return them."""
+    if "ansible._internal" in sys.modules:
+        raise pytest.UsageError("a kernel test imports a part of Ansible's controller: do that in a process of its own")
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.filter.select_releases import select_releases
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import (
     LockedView,
     lock_from_json,
@@ -27,6 +29,21 @@ from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 #: Three volumes with a release 1.0 each.
 VOLUMES = {"houdini": ("1.0", "2.0"), "maya": ("1.0",), "nuke": ("1.0", "1.1")}
+
+#: What a controller runs. The process of the tests must not be one (conftest.py).
+SELECTING = """
+import json, sys
+from ansible_collections.renderfarm.overlay.plugins.filter.select_releases import select_releases
+listed, options = json.load(sys.stdin)
+print(json.dumps(select_releases(listed, **options)))
+"""
+
+
+def selected(listed: Sequence[Any], query: str, **options: Any) -> Any:
+    """Return the releases that the filter select_releases chooses."""
+    given = json.dumps([listed, {"query": query, **options}])
+    done = subprocess.run([sys.executable, "-c", SELECTING], input=given, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 class Studio:
@@ -60,7 +77,7 @@ class Studio:
         listed, listings = [], {listing.prefix: listing for listing in Listing.of(shared)}
         for listing in listings.values():
             listed += support.module("release_info", **listing.options()).ok["releases"]
-        choice = choose(shared, listed, select_releases)
+        choice = choose(shared, listed, selected)
         assert choice.problem == ""
         for release in choice.unscanned:
             listing = listings[release.partition("/")[0]]

@@ -83,7 +83,7 @@ book renderfarm.overlay.deploy -e overlay_hosts=render -e @"$place/views.yml"
 # The release is dropped from the views, and a process stays on the old one. A host that does not answer counts as a user.
 # Not with "on", since the PID has to be that of the process.
 nsenter --target="${keeper[one]}" --mount -- sh -c "exec sleep infinity < $place/here/all/tool/1.0/name" &
-keeper[user]=$!
+keeper["user"]=$!
 until readlink "/proc/${keeper[user]}/fd/0" | grep -q tool/1.0/name; do sleep 0.1; done
 book renderfarm.overlay.retire -e overlay_hosts=render:lost -e @"$place/later.yml" -e overlay_drain=true \
     -e overlay_drain_seconds=1 && exit 1
