@@ -32,6 +32,7 @@ NUMBERS = {
     "symlink": 88,
     "chmod": 90,
     "fchmod": 91,
+    "fchown": 93,
     "lchown": 94,
     "mount": 165,
     "umount2": 166,

@@ -335,7 +335,7 @@ def test_a_failed_prune_leaves_complete_data_images(area: Path, faults: Faults) 
         assert os.listdir(state_dir / "data") == ["lock"]
         shutil.rmtree(state_dir)
 
-    # Finding the users of an image takes thousands of system calls, which strace makes slow.
+    # Each further call of a kind removes one more image in the same way.
     faults.most_of_a_kind = 2
     faults.each(WRITING, "overlay_prune", wanted, around)
     assert faults.runs >= 8
@@ -359,7 +359,7 @@ def test_a_failed_prune_leaves_complete_generations(
         view.check_tidy()
         view.restore(saved)
 
-    # Finding the users of a generation takes thousands of system calls, which strace makes slow.
+    # Each further call of a kind removes one more generation in the same way.
     faults.most_of_a_kind = 2
     faults.each(WRITING, "overlay_prune", wanted, around)
     assert faults.runs >= 10

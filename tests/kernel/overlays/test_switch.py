@@ -392,7 +392,10 @@ def test_a_switch_killed_at_any_moment_leaves_the_old_or_the_new_overlay(area: P
         switch_and_kill(specs[after], random.uniform(0, longest))
         (text,) = {path.read_text() for path in (view / "bin").iterdir()}
         assert text in (f"generation {before}", f"generation {after}")
-        ended["new" if text.endswith(str(after)) else "old"] += 1
+        end = "new" if text.endswith(str(after)) else "old"
+        ended[end] += 1
+        # Both ends happen, whatever the load of the machine is.
+        longest *= 1.1 if end == "old" else 0.9
         assert len(list((view / "bin").iterdir())) == FILES
         assert len(overlays_at(view)) <= 2
         # The next run declares the new overlay, or the old one.
