@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Union
 
+import keep_modules
 import pythons
 from ansible_test._internal.constants import SUPPORTED_PYTHON_VERSIONS
 
@@ -412,6 +413,7 @@ runpy.run_module("pip", run_name="__main__")
 PIP_VERSIONS = ("23_1_2", "24_2", "25_2")  # ansible-core 2.16 and 2.17; 2.18 and 2.19; 2.20 and 2.21
 # With this file, Python keeps the bytecode of the modules that Ansible sends. Compiling them again took a third of each task.
 KEEP_BYTECODE = CHECKOUT / "tests" / "farm" / "guest" / "rootfs" / "etc" / "python3.11" / "sitecustomize.py"
+KEEP_MODULES = CHECKOUT / "tests" / "tools" / "keep_modules.py"
 INSTALL_KEEP_BYTECODE = """\
 import os
 import sys
@@ -419,6 +421,7 @@ import sysconfig
 
 with open(os.path.join(sysconfig.get_path("purelib"), "sitecustomize.py"), "w") as file:
     file.write({text!r}.replace("/var/cache/farm-python", os.path.join(sys.prefix, "bytecode")))
+    file.write({modules!r})
 
 """
 
@@ -450,7 +453,9 @@ def bootstrap(leg: str) -> str:
     """Return the script that ansible-test runs in each new environment of a leg, to install pip."""
     if not leg.startswith("integration"):
         return GET_PIP
-    return INSTALL_KEEP_BYTECODE.format(text=KEEP_BYTECODE.read_text()) + GET_PIP
+    # Only the first part of a file can have this line.
+    modules = KEEP_MODULES.read_text().replace("from __future__ import annotations\n", "")
+    return INSTALL_KEEP_BYTECODE.format(text=KEEP_BYTECODE.read_text(), modules=modules) + GET_PIP
 
 
 def ansible_test(
@@ -465,6 +470,7 @@ def ansible_test(
     path = os.pathsep.join([str(tools), str(IMAGES), environment()["PATH"], *directories])
     # ansible-test keeps environments in its home. Two legs at a time must not share them.
     home = prepare_home(HOME / name)
+    shutil.rmtree(home / keep_modules.DIRECTORY, ignore_errors=True)
     cache = home / ".ansible" / "test" / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     for version in PIP_VERSIONS:
