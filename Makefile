@@ -19,14 +19,13 @@ RUN = env -u PYTHONDONTWRITEBYTECODE \
 LEGS := lint types unit kernel awx integration integration-oldest sanity docs importer
 
 .PHONY: help test $(LEGS) eda demo demo-clean bench farm farm-patched farm-resolve farm-starts metrics page unionmount fuzz format requirements \
-	clean setup-demo setup-test
+	clean setup-demo setup-test setup-all
 
 help: ## list the targets
 	@echo "make TARGET [PYTHON=/path/to/python3] [ARGS='...']"
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-test: setup-test ## run every check below, then print a table and the counts (kernel and integration need root)
-	@$(SETUP) importer oldest
+test: setup-all ## run every check below, then print a table and the counts (kernel and integration need root)
 	@$(RUN) tests/tools/check.py $(LEGS)
 
 lint: ## run ruff, yamllint, ansible-lint, antsibull-changelog and shellcheck; build and install the collection
@@ -92,8 +91,8 @@ requirements: ## update the pinned versions in tests/requirements
 setup-demo:
 	@$(SETUP) demo software
 
-setup-test:
-	@$(SETUP) demo test rez awx
+setup-test setup-all:
+	@$(SETUP) demo test rez awx $(if $(filter setup-all,$@),importer oldest)
 	@$(or $(PYTHON),python3) tests/tools/images.py
 	@$(or $(PYTHON),python3) tests/tools/awx_collection.py
 

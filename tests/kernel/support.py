@@ -13,7 +13,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -562,9 +562,9 @@ def module(name: str, /, privileged: bool = True, check: bool = False, **argumen
 
 
 class ForkedModule:
-    """A module in a forked process that waits for ``go`` before it starts."""
+    """A module in a forked process that calls ``first``, and waits for ``go`` before it starts."""
 
-    def __init__(self, name: str, arguments: dict[str, Any]) -> None:
+    def __init__(self, name: str, arguments: dict[str, Any], first: Callable[[], None]) -> None:
         main = importlib.import_module(MODULES + name).main
         given = {"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_diff": True}}
         waiting, self._start = os.pipe()
@@ -572,22 +572,18 @@ class ForkedModule:
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self._start)
-            os.read(waiting, 1)
             os.dup2(output, 1)
             sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
             status = 1
             try:
+                first()
+                os.read(waiting, 1)
                 status = module_server.be_the_module(main, json.dumps(given).encode())
             finally:
                 sys.stdout.flush()
                 os._exit(status)
         os.close(waiting)
         os.close(output)
-
-    def is_traced(self) -> bool:
-        """Return whether a debugger is attached, which takes a moment."""
-        with open(f"/proc/{self.pid}/status", encoding="ascii") as stream:
-            return any(line.startswith("TracerPid:") and line.split()[1] != "0" for line in stream)
 
     def go(self) -> None:
         """Start the module."""
@@ -612,9 +608,11 @@ class ForkedModule:
 
 
 @contextlib.contextmanager
-def forked_module(name: str, arguments: dict[str, Any]) -> Iterator[ForkedModule]:
-    """Provide a forked module while the block runs."""
-    child = ForkedModule(name, arguments)
+def forked_module(
+    name: str, arguments: dict[str, Any], first: Callable[[], None] = lambda: None
+) -> Iterator[ForkedModule]:
+    """Provide a forked module while the block runs. Its process calls ``first`` before all else."""
+    child = ForkedModule(name, arguments, first)
     try:
         yield child
     finally:

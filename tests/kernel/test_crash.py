@@ -45,11 +45,21 @@ def in_child(work: Callable[[], object], seconds: float | None = None) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def duration(work: Callable[[], object]) -> float:
-    """Return how many seconds ``work`` takes in a child process."""
-    started = time.monotonic()
-    assert in_child(work) == 0
-    return time.monotonic() - started
+class Killer:
+    """Run ``work`` in child processes, kill each at a random moment, and count those that were killed."""
+
+    def __init__(self, work: Callable[[], object], seed: int) -> None:
+        self._chance = random.Random(seed)
+        self.killed = 0
+        started = time.monotonic()
+        assert in_child(work) == 0
+        self._seconds = time.monotonic() - started
+
+    def run(self, work: Callable[[], object]) -> None:
+        """Run ``work``, and kill it if it takes longer than some part of its usual duration, which depends on the load of the machine."""
+        killed = os.WIFSIGNALED(in_child(work, self._chance.uniform(0, self._seconds)))
+        self.killed += killed
+        self._seconds *= 1.05 if killed else 0.8
 
 
 @pytest.fixture
@@ -69,13 +79,10 @@ def test_a_killed_build_leaves_no_partial_generation(
 ) -> None:
     state_dir = disks[kind] / "crash"
     paths = ViewPaths.of(str(state_dir), "view")
-    takes = duration(lambda: support.build(disks[kind] / "crash-measure", [medium]))
+    killer = Killer(lambda: support.build(disks[kind] / "crash-measure", [medium]), seed=1)
     wanted, whole, _report = support.build(disks[kind] / "crash-reference", [medium])
-    chance = random.Random(1)
-    killed = 0
     for _turn in range(KILLS):
-        status = in_child(lambda: support.build(state_dir, [medium]), chance.uniform(0, takes * 1.1))
-        killed += os.WIFSIGNALED(status)
+        killer.run(lambda: support.build(state_dir, [medium]))
         state = view_state.observe(paths)
         # Every visible generation is complete: it has its record and its whole layer.
         assert state.generations <= {whole.directory}
@@ -85,7 +92,7 @@ def test_a_killed_build_leaves_no_partial_generation(
             assert view_state.read_generation(paths, found) == whole
             assert support.compare_trees(Path(paths.generation(found)) / "layer", wanted) == []
             removal.remove_view(paths)
-    assert killed > KILLS // 4
+    assert killer.killed > KILLS // 4
     layer, generation, _report = support.build(state_dir, [medium])
     assert generation == whole
     assert plan_layer(whole.directory, None, view_state.observe(paths)) == ()
@@ -104,20 +111,18 @@ def test_a_killed_scan_leaves_no_partial_manifest(area: Path, medium: Placement)
     def write() -> None:
         manifest_writer.write(str(store), str(area / "root"), "medium/1", checksum=False)
 
-    takes = duration(write)
+    killer = Killer(write, seed=2)
     manifest_writer.remove(str(store), "medium/1")
     path = manifest_store.manifest_path(str(store), "medium/1")
-    chance = random.Random(2)
-    killed = 0
     for _turn in range(KILLS):
-        killed += os.WIFSIGNALED(in_child(write, chance.uniform(0, takes * 1.1)))
+        killer.run(write)
         record = manifest_store.find_record(path)
         if record:
             assert manifest_store.read_record(path) == medium.record
             assert Path(path).read_bytes() == expected
         manifest_writer.remove(str(store), "medium/1")
         assert not manifest_store.remains(path)
-    assert killed > KILLS // 4
+    assert killer.killed > KILLS // 4
     left = [one for one in (store / "medium").iterdir() if one.name.startswith(".new-")] if store.exists() else []
     for one in left:
         os.utime(one, (0, 0))
@@ -183,17 +188,14 @@ def test_a_killed_finalize_leaves_an_overlay_that_reads_as_before(area: Path) ->
         workers=2,
         patience=10,
     )
-    takes = duration(lambda: passes.run(request))
-    chance = random.Random(3)
-    killed = 0
+    killer = Killer(lambda: passes.run(request), seed=3)
     for turn in range(KILLS // 3):
         overlay.unmount()
         shutil.rmtree(overlay.area)
         overlay = overlay_at(area / "overlay", lower)
         # Several runs, so that a run also continues the work of a killed run and is killed itself.
         for _part in range(3):
-            status = in_child(lambda: passes.run(request), chance.uniform(0, takes))
-            killed += os.WIFSIGNALED(status)
+            killer.run(lambda: passes.run(request))
             # Its worker processes end shortly after it.
             wait_for_end(overlay)
             if support.live(overlay.path) is None and turn % 2:
@@ -210,7 +212,7 @@ def test_a_killed_finalize_leaves_an_overlay_that_reads_as_before(area: Path) ->
         }
         assert {one[1] for path, one in after.items() if path} == {12}
         assert sealed(overlay, "medium/1/7")
-    assert killed > KILLS // 4
+    assert killer.killed > KILLS // 4
 
 
 def wait_for_end(overlay: Overlay) -> None:

@@ -1,6 +1,6 @@
 """Make each important system call of a run fail, or be its last one: the old state or the new one is left, never a part.
 
-strace(1) injects the errors and signals into modules that run as under Ansible.
+The errors and signals are injected into modules that run as under Ansible.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +31,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import ViewPaths
 from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel.injecting import Fault, Injector
 from ansible_collections.renderfarm.overlay.tests.kernel.writable import Overlay, sealed, shown
 
 pytestmark = pytest.mark.usefixtures("with_programs")
@@ -97,7 +96,6 @@ MOST_OF_A_KIND = 4
 class Faults:
     """Run a module again and again, with one system call that fails or is the last one, and count the runs."""
 
-    log: Path
     runs: int = 0
     kinds: int = 0
     most_of_a_kind: int = MOST_OF_A_KIND
@@ -106,34 +104,26 @@ class Faults:
         self, calls: dict[str, str], module: str, arguments: dict[str, Any], around: Callable[[], Iterator[None]]
     ) -> None:
         """Inject each fault in turn. ``around`` prepares a run, and after the run checks the state that it left."""
+        counts = self._run(Injector(calls), module, arguments, around)
         for call, error in calls.items():
-            for number in range(1, self.most_of_a_kind + 1):
-                for fault in (f"error={error}", "signal=KILL"):
-                    steps = around()
-                    next(steps)
-                    happened = self._run(f"inject={call}:{fault}:when={number}", call, module, arguments)
-                    next(steps, None)
-                    if not happened:
-                        break
-                    self.runs += 1
-                if not happened:
-                    break
-            self.kinds += number > 1
+            number_of_calls = min(counts.counted(call), self.most_of_a_kind)
+            for number in range(1, number_of_calls + 1):
+                for name in (error, ""):
+                    injector = Injector([call], Fault(call, number, name))
+                    self.runs += self._run(injector, module, arguments, around).injected
+            self.kinds += number_of_calls > 0
 
-    def _run(self, inject: str, call: str, module: str, arguments: dict[str, Any]) -> bool:
-        """Run a module with a fault, and return whether the fault was injected."""
-        trace = ["strace", "-f", "-qq", "-o", str(self.log), "-e", f"trace={call}", "-e", inject]
-        with (
-            support.forked_module(module, arguments) as child,
-            subprocess.Popen([*trace, "-p", str(child.pid)], stderr=subprocess.PIPE) as tracer,
-        ):
-            while not child.is_traced():
-                assert tracer.poll() is None, tracer.stderr and tracer.stderr.read()
-                time.sleep(0.001)
+    def _run(
+        self, injector: Injector, module: str, arguments: dict[str, Any], around: Callable[[], Iterator[None]]
+    ) -> Injector:
+        """Run a module under an injector, and return the injector."""
+        steps = around()
+        next(steps)
+        with support.forked_module(module, arguments, injector.enter) as child, injector.serving():
             child.go()
             child.finish()
-        log = self.log.read_text(errors="replace")
-        return "(INJECTED)" in log or "killed by SIGKILL" in log
+        next(steps, None)
+        return injector
 
 
 def run(module: str, /, **arguments: Any) -> dict[str, Any]:
@@ -144,8 +134,8 @@ def run(module: str, /, **arguments: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def faults(area: Path) -> Faults:
-    return Faults(area / "strace.log")
+def faults() -> Faults:
+    return Faults()
 
 
 class View:
@@ -345,7 +335,7 @@ def test_a_failed_prune_leaves_complete_data_images(area: Path, faults: Faults) 
         assert os.listdir(state_dir / "data") == ["lock"]
         shutil.rmtree(state_dir)
 
-    # Finding the users of an image takes thousands of system calls, which strace makes slow.
+    # Each further call of a kind removes one more image in the same way.
     faults.most_of_a_kind = 2
     faults.each(WRITING, "overlay_prune", wanted, around)
     assert faults.runs >= 8
@@ -369,7 +359,7 @@ def test_a_failed_prune_leaves_complete_generations(
         view.check_tidy()
         view.restore(saved)
 
-    # Finding the users of a generation takes thousands of system calls, which strace makes slow.
+    # Each further call of a kind removes one more generation in the same way.
     faults.most_of_a_kind = 2
     faults.each(WRITING, "overlay_prune", wanted, around)
     assert faults.runs >= 10

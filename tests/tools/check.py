@@ -1,7 +1,7 @@
 """Run the legs of `make test` and count their checks.
 
 `check.py LEG... [-- ARGS...]` passes ARGS to the tool of the leg (pytest, ansible-test). Several legs run three at a time. Beside others,
-integration-oldest has only the targets that run playbooks or roles.
+integration-oldest has only the targets that run playbooks or roles, and each of these ends early.
 A leg passes if it ran at least one check and every check passed. A skipped check counts as failed.
 """
 
@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Union
 
+import keep_modules
 import pythons
 from ansible_test._internal.constants import SUPPORTED_PYTHON_VERSIONS
 
@@ -411,6 +413,7 @@ runpy.run_module("pip", run_name="__main__")
 PIP_VERSIONS = ("23_1_2", "24_2", "25_2")  # ansible-core 2.16 and 2.17; 2.18 and 2.19; 2.20 and 2.21
 # With this file, Python keeps the bytecode of the modules that Ansible sends. Compiling them again took a third of each task.
 KEEP_BYTECODE = CHECKOUT / "tests" / "farm" / "guest" / "rootfs" / "etc" / "python3.11" / "sitecustomize.py"
+KEEP_MODULES = CHECKOUT / "tests" / "tools" / "keep_modules.py"
 INSTALL_KEEP_BYTECODE = """\
 import os
 import sys
@@ -418,6 +421,7 @@ import sysconfig
 
 with open(os.path.join(sysconfig.get_path("purelib"), "sitecustomize.py"), "w") as file:
     file.write({text!r}.replace("/var/cache/farm-python", os.path.join(sys.prefix, "bytecode")))
+    file.write({modules!r})
 
 """
 
@@ -449,25 +453,34 @@ def bootstrap(leg: str) -> str:
     """Return the script that ansible-test runs in each new environment of a leg, to install pip."""
     if not leg.startswith("integration"):
         return GET_PIP
-    return INSTALL_KEEP_BYTECODE.format(text=KEEP_BYTECODE.read_text()) + GET_PIP
+    # Only the first part of a file can have this line.
+    modules = KEEP_MODULES.read_text().replace("from __future__ import annotations\n", "")
+    return INSTALL_KEEP_BYTECODE.format(text=KEEP_BYTECODE.read_text(), modules=modules) + GET_PIP
 
 
-def ansible_test(name: str, ran: str, *argv: Argument, prefix: Sequence[str] = (), tools: Path = VENV) -> Count:
-    """Run an ansible-test command and count its tests. `ran` matches the line that it prints at the start of each test, with its name."""
+def ansible_test(
+    name: str, ran: str, *argv: Argument, prefix: Sequence[str] = (), tools: Path = VENV, brief: bool = False
+) -> Count:
+    """Run an ansible-test command and count its tests. `ran` matches the line that it prints at the start of each test, with its name.
+
+    If `brief` is true, the integration targets end early.
+    """
     # ansible-test looks for Pythons on PATH only, so append the directories of all others.
     directories = sorted({str(Path(python.path).parent) for python in pythons.find_all().values()})
     path = os.pathsep.join([str(tools), str(IMAGES), environment()["PATH"], *directories])
     # ansible-test keeps environments in its home. Two legs at a time must not share them.
     home = prepare_home(HOME / name)
+    shutil.rmtree(home / keep_modules.DIRECTORY, ignore_errors=True)
     cache = home / ".ansible" / "test" / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     for version in PIP_VERSIONS:
         (cache / f"get_pip_{version}.py").write_text(bootstrap(name))
     command = (*prefix, tools / "python", tools / "ansible-test", *argv, "--color", "no")
+    copy = copy_tree(name)
+    if brief:
+        (copy / BRIEF).touch()
     stamps: list[float] = []
-    status, output = run(
-        *command, show=True, cwd=copy_tree(name), env=environment(PATH=path, **in_home(home)), stamps=stamps
-    )
+    status, output = run(*command, show=True, cwd=copy, env=environment(PATH=path, **in_home(home)), stamps=stamps)
     began = len(re.findall(ran, output, re.M))
     listed = re.search(
         r"^FATAL: The \d+ \w+ test\(s\) listed below .* failed.*\n((?:(?!FATAL)[^\n]+\n)+)", output, re.M
@@ -521,6 +534,8 @@ def targets_with_playbooks() -> list[str]:
     return [one.name for one in directories if (one / "runme.sh").exists() or one.name.startswith("role_")]
 
 
+#: If this file exists, the integration targets leave out what depends little on the version of ansible-core.
+BRIEF = Path("tests", "integration", "targets", "setup_overlay", "brief")
 #: The same, with a private /etc and private records in /run.
 APART = (
     *(*ALONE, "sh", "-euc"),
@@ -537,15 +552,14 @@ APART = (
 )
 
 
-def run_targets(leg: str, tools: Path, args: Sequence[str]) -> Count:
+def run_targets(leg: str, tools: Path, args: Sequence[str], brief: bool = False) -> Count:
     if not any((CHECKOUT / "tests" / "integration" / "targets").glob("*/tasks/main.*")):
         return failure("no targets in tests/integration/targets")
     if os.geteuid() != 0:
         return failure("the integration tests mount file systems: run make as root")
     argv = ("integration", "--venv", "--python", version_of(tools), "--allow-destructive", "--continue-on-error")
-    return ansible_test(
-        leg, r"^Running (\S+) integration test (?:role|script)", *argv, *args, prefix=APART, tools=tools
-    )
+    ran = r"^Running (\S+) integration test (?:role|script)"
+    return ansible_test(leg, ran, *argv, *args, prefix=APART, tools=tools, brief=brief)
 
 
 def integration(args: Sequence[str]) -> Count:
@@ -559,6 +573,14 @@ def integration_oldest(args: Sequence[str]) -> Count:
     return failure(reason) if reason else run_targets("integration-oldest", OLDEST, args)
 
 
+def brief_oldest(args: Sequence[str]) -> Count:
+    """Run the beginning of each target that runs playbooks or roles with the oldest supported ansible-core, or the targets in `args`."""
+    reason = no_oldest()
+    if reason:
+        return failure(reason)
+    return run_targets("integration-oldest", OLDEST, args or targets_with_playbooks(), brief=True)
+
+
 def no_oldest() -> str:
     """Return why the oldest ansible-core is not tested separately, or an empty string if it is."""
     if not (OLDEST / "ansible-test").exists():
@@ -568,7 +590,8 @@ def no_oldest() -> str:
 
 # ---- all of it
 
-LEGS: dict[str, Callable[[Sequence[str]], Count]] = {
+Leg = Callable[[Sequence[str]], Count]
+LEGS: dict[str, Leg] = {
     "lint": lint,
     "types": types,
     "unit": unit,
@@ -583,27 +606,38 @@ LEGS: dict[str, Callable[[Sequence[str]], Count]] = {
 }
 
 
+#: Legs that are shorter beside others.
+BESIDE = {**LEGS, "integration-oldest": brief_oldest}
 #: The long legs start first, the longest one before all others.
-LONG = ("integration", "integration-oldest", "kernel", "sanity")
-#: The kernel tests wait for most of their time, so three legs keep two processors busy.
+LONG = ("kernel", "integration", "integration-oldest", "sanity")
+#: The tests of a leg wait for some of their time, so three legs keep two processors busy.
 AT_A_TIME = 3
+#: The kernel tests run one after the other, so all else gives way to them.
+GIVING_WAY = ("nice", "-n", "5")
 
 
 @dataclass(frozen=True)
 class Result:
-    """Hold the counts and the duration of a leg."""
+    """Hold the counts of a leg, its duration, and the processor time of its processes, in seconds."""
 
     count: Count
     seconds: float
+    processor: float
 
 
-def run_leg(name: str, args: Sequence[str]) -> Result:
+def processor_time() -> float:
+    """Return the processor time of this process and of its children that have ended, in seconds."""
+    used = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def run_leg(name: str, args: Sequence[str], legs: Mapping[str, Leg] = LEGS) -> Result:
     print(f"\n==== {name}", flush=True)
-    started = time.monotonic()
-    count = LEGS[name](args)
+    started, before = time.monotonic(), processor_time()
+    count = legs[name](args)
     if not count.passed and not count.failed:
         count = replace(count, failed=1, notes=(*count.notes, "ran no check"))
-    return Result(count, time.monotonic() - started)
+    return Result(count, time.monotonic() - started, processor_time() - before)
 
 
 def run_beside(name: str, args: Sequence[str], show: bool) -> Result:
@@ -612,15 +646,17 @@ def run_beside(name: str, args: Sequence[str], show: bool) -> Result:
     with tempfile.TemporaryDirectory(dir=BUILD) as directory:
         report = Path(directory) / "count.json"
         argv: list[Argument] = [sys.executable, __file__, "--report", report, name, *(["--", *args] if args else [])]
-        status, output = run(*argv, show=show, env=os.environ)
+        status, output = run(*(GIVING_WAY if name != "kernel" else ()), *argv, show=show, env=os.environ)
         if not show:
             print(output, end="", flush=True)
         try:
             found = json.loads(report.read_text())
-            count = Count(found["passed"], found["failed"], tuple(found["notes"]))
         except (OSError, ValueError):
             count = failure(f"{name} ended without a count (exit status {status})")
-    return Result(count, time.monotonic() - started)
+            return Result(count, time.monotonic() - started, 0.0)
+    counted = found["count"]
+    count = Count(counted["passed"], counted["failed"], tuple(counted["notes"]))
+    return Result(count, found["seconds"], found["processor"])
 
 
 def run_legs(names: Sequence[str], args: Sequence[str]) -> dict[str, Result]:
@@ -642,16 +678,15 @@ def main(argv: Sequence[str]) -> int:
     prepare_home(HOME)
     if options.report:
         [name] = options.legs
-        if name == "integration-oldest":
-            args = args or targets_with_playbooks()
-        options.report.write_text(json.dumps(asdict(run_leg(name, args).count)))
+        options.report.write_text(json.dumps(asdict(run_leg(name, args, BESIDE))))
         return 0
     # If it is the only leg, integration-oldest fails and says why.
     reason = no_oldest() if len(options.legs) > 1 else ""
     results = run_legs([name for name in options.legs if not reason or name != "integration-oldest"], args)
-    print(f"\n{'leg':<18} {'passed':>7} {'failed':>7} {'seconds':>8}")
+    print(f"\n{'leg':<18} {'passed':>7} {'failed':>7} {'seconds':>8} {'processor':>10}")
     for name, result in results.items():
-        print(f"{name:<18} {result.count.passed:>7} {result.count.failed:>7} {result.seconds:>8.1f}")
+        times = f"{result.seconds:>8.1f} {result.processor:>10.1f}"
+        print(f"{name:<18} {result.count.passed:>7} {result.count.failed:>7} {times}")
         for note in result.count.notes:
             print(f"    {note}")
     if len(results) < len(options.legs):

@@ -16,7 +16,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +30,10 @@ BUILD = CHECKOUT / ".build"
 REQUIREMENTS = CHECKOUT / "tests" / "requirements"
 LINK = BUILD / "collections" / "ansible_collections" / "renderfarm" / "overlay"
 STAMP = "stamp.json"
+#: How many environments are installed at a time: pip uses one processor, or waits for downloads.
+AT_A_TIME = 2
+#: Only one package manager can run.
+_system = threading.Lock()
 
 
 class SetupError(Exception):
@@ -203,13 +209,15 @@ def install(name: str, found: dict[tuple[int, int], pythons.Python] | None) -> b
         python = pythons.Python(**stamp["python"])
     else:
         try:
-            python = provide_python(found, level)
+            with _system:
+                python = provide_python(found, level)
         except NoPythonError:
             if not level.optional:
                 raise
             shutil.rmtree(venv, ignore_errors=True)
             return False
-    check_system(python, name)
+    with _system:
+        check_system(python, name)
     if usable and stamp.get(name) == wanted:
         return True
     if not usable or name in stamp:
@@ -256,12 +264,20 @@ def set_up(names: list[str]) -> None:
             if python is None:
                 raise SetupError(f"PYTHON={chosen} does not run or is in a virtual environment: choose another Python")
             found = {python.minor: python}
+        by_venv: dict[str, list[str]] = {}
         for name in names:
-            if not install(name, None if LEVELS[name].optional else found):
-                wanted = ", ".join(f"{major}.{minor}" for major, minor in LEVELS[name].pythons)
-                print(
-                    f"setup: no Python {wanted} on this machine: checks with {LEVELS[name].requirements} are left out"
-                )
+            by_venv.setdefault(LEVELS[name].venv, []).append(name)
+        with ThreadPoolExecutor(AT_A_TIME) as pool:
+            for done in [pool.submit(install_all, group, found) for group in by_venv.values()]:
+                done.result()
+
+
+def install_all(names: Sequence[str], found: dict[tuple[int, int], pythons.Python] | None) -> None:
+    """Bring the levels of one environment up to date, one after the other, and say if an optional one is left out."""
+    for name in names:
+        if not install(name, None if LEVELS[name].optional else found):
+            wanted = ", ".join(f"{major}.{minor}" for major, minor in LEVELS[name].pythons)
+            print(f"setup: no Python {wanted} on this machine: checks with {LEVELS[name].requirements} are left out")
 
 
 def main() -> int:

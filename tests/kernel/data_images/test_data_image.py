@@ -21,6 +21,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.erofs_la
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.trace_record import TracedFile, trace_of
 from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel.injecting import Fault, Injector
 from ansible_collections.renderfarm.overlay.tests.kernel.test_modules import four_runs
 
 pytestmark = pytest.mark.usefixtures("with_programs")
@@ -411,23 +412,16 @@ def test_a_killed_run_leaves_nothing_that_a_later_one_takes_wrongly(site: Site) 
     wanted = site.build()
     os.rename(site.images, site.area / "reference")
     kills = 0
-    trace = ["strace", "-f", "-qq", "-o", str(site.area / "log"), "-e"]
     for call in ("openat2", "renameat", "renameat2", "rename", "unlink", "fsync", "execve", "linkat"):
         for number in (1, 20):
+            injector = Injector([call], Fault(call, number))
             with (
-                support.forked_module("data_image", site.options()) as child,
-                subprocess.Popen(
-                    [*trace, f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}", "-p", str(child.pid)],
-                    stderr=subprocess.PIPE,
-                ) as tracer,
+                support.forked_module("data_image", site.options(), injector.enter) as child,
+                injector.serving(),
             ):
-                while not child.is_traced():
-                    assert tracer.poll() is None, tracer.stderr and tracer.stderr.read()
-                    time.sleep(0.001)
                 child.go()
-                with contextlib.suppress(Exception):
-                    child.finish()
-            kills += "killed by SIGKILL" in (site.area / "log").read_text(errors="replace")
+                child.finish()
+            kills += injector.injected
             found = published.find(str(site.images), RELEASE, "everything")
             if found:
                 assert file_digest(published.image_path(str(site.images), found)) == wanted["digest"]

@@ -16,7 +16,7 @@ from ansible_collections.renderfarm.overlay.tests.kernel.writable import Overlay
 
 
 def test_a_failed_detaching_leaves_an_overlay_that_reads_as_before(area: Path) -> None:
-    faults = Faults(area / "log")
+    faults = Faults()
     lower = area / "lower"
     support.make_small_release(lower / "tool" / "1.0", "one")
     support.make_small_release(lower / "tool" / "2.0", "two")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -9,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel.injecting import Fault, Injector
 
 DIRECTORIES = 12
 FILES = 40
@@ -147,7 +148,7 @@ print(reads, flush=True)
 """
 
 
-@contextmanager
+@contextlib.contextmanager
 def readers(view: Path) -> Iterator[None]:
     """Run readers, and check at the end that they found each complete file at every moment."""
     argv = [sys.executable, "-c", READER, str(view), str(DIRECTORIES), str(FILES)]
@@ -203,27 +204,28 @@ def test_a_killed_move_is_continued(view: Path) -> None:
     assert not support.module("overlay_move", **arguments(view)).ok["changed"]
 
 
-#: Moves one directory to another path; both are arguments.
-MOVE = """
-import os, sys
-from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import moving
-from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.move_plan import MoveSpec
-moving.move(MoveSpec(*map(os.fsencode, sys.argv[1:])), lambda: None)
-"""
-
 #: System calls that change something, in the order in which a move first makes them.
 CHANGES = ("mkdirat", "fsetxattr", "fchown", "fchmod", "renameat2", "unlinkat", "utimensat", "fremovexattr")
 
 
 def killed_at(call: str, turn: int, given: MoveSpec) -> bool:
-    """Move in a process that strace kills at the given call of this name; tell whether it was killed."""
-    inject = f"inject={call}:signal=KILL:when={turn}"
-    argv = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", inject, sys.executable, "-c", MOVE]
-    ran = subprocess.run([*argv, given.source, given.destination], check=False, capture_output=True)
-    # A killed move leaves the rest to the next one, which finds nothing to do after a complete one.
-    assert ran.returncode in (0, 1, -signal.SIGKILL, 128 + signal.SIGKILL), ran.stderr
-    assert ran.returncode != 1 or b"FileNotFoundError" in ran.stderr, ran.stderr
-    return ran.returncode not in (0, 1)
+    """Move in a process that is killed at the given call of this name, and return whether it was killed."""
+    injector = Injector([call], Fault(call, turn))
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            injector.enter()
+            # A killed move leaves the rest to the next one, which finds nothing to do after a complete one.
+            with contextlib.suppress(FileNotFoundError):
+                moving.move(given, no_progress)
+            status = 0
+        finally:
+            os._exit(status)
+    with injector.serving():
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -signal.SIGKILL)
+    return status != 0
 
 
 def test_a_move_that_is_killed_at_any_system_call_is_continued(view: Path) -> None:
@@ -307,7 +309,7 @@ def test_modules_wait_for_the_lock_of_the_mountpoint(view: Path) -> None:
         assert f"the mountpoint {view}" in message
         message = support.module("overlay_finalize", timeout=0.3, path=str(view)).message
         assert f"the mountpoint {view}" in message
-        assert support.module("overlay_move", timeout=0.3, check=True, **arguments(view)).ok["changed"]
+        assert support.module("overlay_move", timeout=30, check=True, **arguments(view)).ok["changed"]
     support.module("overlay_move", **arguments(view))
     check_moved(view)
 

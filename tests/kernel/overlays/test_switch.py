@@ -126,17 +126,17 @@ def stopped(readers: list[subprocess.Popen[str]], stop: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("method", "first", "second"),
+    ("turns", "method", "first", "second"),
     [
-        ("beneath", {}, {"image": True}),
-        ("over", {}, {"image": True}),
+        (200, "beneath", {}, {"image": True}),
+        (60, "over", {}, {"image": True}),
         # As on a host without data-only layers, and after its kernel was upgraded.
-        ("over", {"strategy": "redirect"}, {"strategy": "redirect"}),
-        ("beneath", {"strategy": "redirect"}, {}),
+        (60, "over", {"strategy": "redirect"}, {"strategy": "redirect"}),
+        (60, "beneath", {"strategy": "redirect"}, {}),
     ],
 )
-def test_readers_do_not_notice_two_hundred_switches(
-    area: Path, method: str, first: dict[str, Any], second: dict[str, Any]
+def test_readers_do_not_notice_switches(
+    area: Path, turns: int, method: str, first: dict[str, Any], second: dict[str, Any]
 ) -> None:
     view = area / "view"
     specs = [generation(area, 0, view, **first), generation(area, 1, view, **second)]
@@ -144,13 +144,13 @@ def test_readers_do_not_notice_two_hundred_switches(
     seconds = []
     with ExitStack() as stack:
         readers = [stack.enter_context(reader(view, area / "stop")) for _ in range(4)]
-        for turn in range(1, 201):
+        for turn in range(1, turns + 1):
             started = time.monotonic()
             assert support.carried_out(specs[turn % 2], method)
             seconds.append(time.monotonic() - started)
             time.sleep(0.002)
         counts = stopped(readers, area / "stop")
-    assert min(counts) > 200
+    assert min(counts) > turns
     # A generous limit, since four readers share few processors. `make bench` measures it.
     assert statistics.median(seconds) < 0.5
     # 'over' detaches the topmost overlay if the declared one is below, so overlays do not pile up.
@@ -392,7 +392,10 @@ def test_a_switch_killed_at_any_moment_leaves_the_old_or_the_new_overlay(area: P
         switch_and_kill(specs[after], random.uniform(0, longest))
         (text,) = {path.read_text() for path in (view / "bin").iterdir()}
         assert text in (f"generation {before}", f"generation {after}")
-        ended["new" if text.endswith(str(after)) else "old"] += 1
+        end = "new" if text.endswith(str(after)) else "old"
+        ended[end] += 1
+        # Both ends happen, whatever the load of the machine is.
+        longest *= 1.1 if end == "old" else 0.9
         assert len(list((view / "bin").iterdir())) == FILES
         assert len(overlays_at(view)) <= 2
         # The next run declares the new overlay, or the old one.

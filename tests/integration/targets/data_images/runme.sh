@@ -107,6 +107,9 @@ same
 run renderfarm.overlay.deploy -e overlay_data_images=trace
 recap 0
 
+# What follows depends little on the version of ansible-core.
+test ! -e ../setup_overlay/brief || exit 0
+
 # A budget that is too small for all leaves some out.
 run renderfarm.overlay.deploy -e overlay_data_images=everything -e overlay_data_budget=500K
 said 'of its releases have no data image on this host'

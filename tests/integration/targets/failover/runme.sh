@@ -129,6 +129,9 @@ ANSIBLE_STRATEGY=host_pinned deploy one,two
 test "$(grep -c '^scanning ' "$place/log")" = 1
 shows two 1.2.2
 
+# What follows depends little on the version of ansible-core.
+test ! -e ../setup_overlay/brief || exit 0
+
 # No host can scan. Views that need nothing new are brought to their state. The others stay, and are mounted again.
 release tool/1.4
 unmount one

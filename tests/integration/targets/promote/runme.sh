@@ -120,6 +120,9 @@ done
 promote
 unchanged
 
+# What follows depends little on the version of ansible-core.
+test ! -e ../setup_overlay/brief || exit 0
+
 # An extra variable beats the lock of the canary hosts, so it must be the same one.
 cat > "$place/given.yml" <<EOF
 overlay_lock: $(tr -d '\n' < "$place/lock.json")

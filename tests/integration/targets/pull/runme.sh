@@ -10,6 +10,7 @@ fi
 
 # ansible-test runs a copy of the tests alone, with the collection on this path.
 site=${ANSIBLE_COLLECTIONS_PATH%%:*}/ansible_collections/renderfarm/overlay/examples/site
+brief=$PWD/../setup_overlay/brief
 place=$(mktemp -d /var/tmp/overlay-test-XXXXXX)
 made=()
 
@@ -107,6 +108,9 @@ test "$(cat /shows/dragon/software/usd/current/name)" = usd/25.05
 pull
 pulled 0
 test "$(git -C /var/lib/overlay-site rev-parse HEAD)" = "$(git rev-parse HEAD)"
+
+# What follows depends little on the version of ansible-core.
+test ! -e "$brief" || exit 0
 
 # A release that is published waits for a lock that has it.
 release houdini/20.5.487

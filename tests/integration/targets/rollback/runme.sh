@@ -117,6 +117,9 @@ test "$(shown three)" = '1.0 2.0'
 test "$(generation two)" = "$first"
 test "$(on one cat "$place/here/pinned/tool/1.0/name")" = tool/1.0
 
+# What follows depends little on the version of ansible-core.
+test ! -e ../setup_overlay/brief || exit 0
+
 # A second rollback undoes the first, also with the blank answers of a survey. With a name, a second run changes nothing.
 run "${rollback[@]}" --limit one,two -e overlay_generation= -e overlay_hold=
 recap one 1

@@ -74,6 +74,9 @@ test -e "$place/manifests/maya/1.0.dump.gz"
 run renderfarm.overlay.deploy
 recap 0
 
+# What follows depends little on the version of ansible-core.
+test ! -e ../setup_overlay/brief || exit 0
+
 # A reader of all roots, while the view is switched and rolled back.
 reader() {
     count=0
