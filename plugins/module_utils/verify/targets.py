@@ -143,14 +143,14 @@ class DataLayers:
 def check(
     data: DataLayers,
     wanted: Iterator[File],
-    checksums: Callable[[bytes], str | None],
+    checksum_of: Callable[[File], str | None],
     workers: int,
     findings: Findings,
     progress: Progress,
 ) -> None:
     """Look up the content of the ``wanted`` files with this many threads, and add what is wrong to the findings.
 
-    ``checksums`` returns the SHA-256 of the content at a path in the data layers, None if it is not to be compared. Threads wait for the
+    ``checksum_of`` returns the SHA-256 of the content of a file, None if it is not to be compared. Threads wait for the
     file server at the same time, so its latency counts once for all of them. Raises OSError if the server fails.
     """
     of_one_thread = _one_at_a_time(progress)
@@ -158,7 +158,7 @@ def check(
     def look(batch: Sequence[File]) -> list[FoundProblem]:
         found = []
         for file in batch:
-            problem = data.problem(file, checksums(file.target), of_one_thread)
+            problem = data.problem(file, checksum_of(file), of_one_thread)
             found += [problem] if problem else []
             of_one_thread()
         return found

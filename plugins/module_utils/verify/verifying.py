@@ -229,7 +229,7 @@ class _Layer:
         files: list[File] = []
 
         def look() -> None:
-            targets.check(data, iter(files), checksums.get, self._request.threads, findings, progress)
+            targets.check(data, iter(files), self._finder(checksums), self._request.threads, findings, progress)
             files.clear()
 
         number = 0
@@ -247,16 +247,30 @@ class _Layer:
                     raise _OutOfTimeError
         look()
 
-    def _checksums(self, part: int) -> dict[bytes, str]:
-        """Map the path of the content of each file of a part, in the data layers, to its SHA-256, as far as manifests have it."""
+    def _checksums(self, part: int) -> dict[tuple[bytes | None, bytes], str]:
+        """Map the content of each file of a part to its SHA-256, as far as manifests have it.
+
+        A key has the data layer of the release, None if there is one software root, and the path of the content there.
+        """
         found = {}
         for placement in self._placements(part):
             if placement.record.checksums:
+                root = self._root_of(placement)
                 for entry in manifest_store.entries(placement):
                     for name, value in entry.xattrs:
                         if name == CHECKSUM_XATTR:
-                            found[(placement.source + entry.path).lstrip(b"/")] = value.decode("ascii", "replace")
+                            place = (placement.source + entry.path).lstrip(b"/")
+                            found[root, place] = value.decode("ascii", "replace")
         return found
+
+    def _finder(self, checksums: Mapping[tuple[bytes | None, bytes], str]) -> Callable[[File], str | None]:
+        """Return a function that returns the SHA-256 of the content of a file."""
+        data = self._request.data
+        return lambda file: checksums.get((data.of(file.path).root_for(file.target), file.target))
+
+    def _root_of(self, placement: Placement) -> bytes | None:
+        """Return the data layer that a release is on; None if there is one software root."""
+        return self._request.data.of(placement.at).root_for(placement.source)
 
     def _placements(self, part: int) -> list[Placement]:
         if part != REST:
@@ -269,11 +283,11 @@ class _Layer:
         if not self._data:
             return
         for placement in self._placements(part):
-            release, place = to_bytes(placement.record.release), self._request.data.of(b"/" + placement.at)
-            root = os.fsdecode(place.root_for(placement.source) or place.layers[-1])
+            release, own = to_bytes(placement.record.release), self._root_of(placement)
             # Before its path on the root, the name of a release of several roots has that of its root.
-            if placement.source not in (release, release.partition(b"/")[2] if place.root_of else release):
+            if placement.source not in (release, release.partition(b"/")[2] if own is not None else release):
                 continue
+            root = os.fsdecode(self._request.data.layers[-1] if own is None else own)
             self._note.write(f"release {placement.record.release} in {root}")
             marker = self._request.ready_markers.get(placement.record.root, self._request.ready_marker)
             count = self._request.sample or 2 * placement.record.entries.directories
@@ -291,7 +305,7 @@ class _Layer:
         drawn = self._drawn or frozenset()
         number = 0
         files: list[File] = []
-        checksums: dict[bytes, str] = {}
+        checksums: dict[tuple[bytes | None, bytes], str] = {}
         for part in (REST, *range(len(self._releases))):
             before = len(files)
             for line in (line for lines in self._expected(part) for line in lines):
@@ -308,7 +322,7 @@ class _Layer:
             self._progress()
         if self._request.level != METADATA:
             data = DataLayers(self._request.data, self._data, self._note)
-            targets.check(data, iter(files), checksums.get, self._request.threads, findings, self._progress)
+            targets.check(data, iter(files), self._finder(checksums), self._request.threads, findings, self._progress)
             for part in (REST, *range(len(self._releases))):
                 self._compare_releases(part, findings, self._progress)
         return findings

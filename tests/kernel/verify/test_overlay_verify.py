@@ -202,6 +202,7 @@ IN_ROOT: dict[str, tuple[Callable[[View], object], set[str]]] = {
         {"redirect_through_symlink"},
     ),
     "a new name": (lambda view: (view.root / "tool/1/bin/new").touch(), {"release_differs"}),
+    "a new name at the top": (lambda view: (view.root / "tool/1/new").touch(), {"release_differs"}),
 }
 
 
@@ -424,7 +425,7 @@ def test_a_server_that_hangs_during_the_work_is_named(view: View) -> None:
 
         def look(progress: Progress) -> int:
             findings = Findings()
-            check(data, iter([file] * 100), lambda _target: None, 4, findings, progress)
+            check(data, iter([file] * 100), lambda _file: None, 4, findings, progress)
             return findings.total
 
         assert deadline.run(look, 10) == 0
