@@ -58,6 +58,8 @@ options:
     description:
       - The data layers, such as the software root, in the order in which the view has them.
       - By default they are those of the mounted view.
+      - Files of a view over several software roots are looked up in the root of their release, at the path that the last run of
+        M(renderfarm.overlay.view) has recorded. O(data) cannot be given then.
     type: list
     elements: path
   sample:
@@ -70,6 +72,12 @@ options:
     description: Path, relative to a release, of a file that is written when the release is complete. It is no difference from the manifest.
     type: str
     default: ''
+  ready_markers:
+    description:
+      - The ready markers of releases of some software roots, by the name of the root, for a view over several of them.
+      - The releases of other roots have O(ready_marker).
+    type: dict
+    default: {}
   workers:
     description: Number of processes that read the layer. V(0) is the number of processors, up to 8.
     type: int
@@ -248,6 +256,7 @@ def main() -> None:
         "data": {"type": "list", "elements": "path"},
         "sample": {"type": "int", "default": 0},
         "ready_marker": runner.READY_MARKER,
+        "ready_markers": {"type": "dict", "default": {}},
         "workers": {"type": "int", "default": 0},
         "threads": {"type": "int", "default": 8},
         "time_limit": {"type": "float", "default": 0.0},

@@ -29,9 +29,11 @@ ARROWS = {
     "data_images": {"views", "layers", "overlays", "releases", "stores", "linux"},
     "retirement": {"data_images", "views", "layers", "overlays", "releases", "stores", "linux"},
     "finalize": {"overlays", "releases", "linux"},
-    "verify": {"finalize", "data_images", "views", "layers", "overlays", "trees", "releases", "stores", "linux"},
     "software_root": {"linux"},
     "fleet": {"data_images", "views", "layers", "overlays", "trees", "releases", "stores", "linux"},
+    "verify": {
+        *("fleet", "finalize", "data_images", "views", "layers", "overlays", "trees", "releases", "stores", "linux"),
+    },
     "reports": {"verify", "fleet", "data_images", "views", "layers", "overlays", "trees", "linux"},
     "runner": {"linux"},
     "modules": {
@@ -90,7 +92,7 @@ PURE = {
     "finalize": {
         *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
     },
-    "verify": {"comparison", "overlay_marks", "problems", "recorded_layer", "verified_record"},
+    "verify": {"comparison", "data_places", "overlay_marks", "problems", "recorded_layer", "verified_record"},
     "software_root": {"nfs_options", "root_plan"},
     "fleet": {
         "data_choice",

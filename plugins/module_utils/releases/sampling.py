@@ -76,7 +76,8 @@ class _Comparison:
     ) -> None:
         self._top = top
         self._placement = placement
-        self._marker = b"/" + marker.strip(b"/")
+        #: None if there is no ready marker: "/" is the directory of the release itself.
+        self._marker = b"/" + marker.strip(b"/") if marker else None
         self._ignored = ignored
         self._progress = progress
         self._with_added = with_added

@@ -71,6 +71,10 @@ CODES = {
     "whiteout_in_opaque": Code("it is a whiteout in an opaque directory, where it hides nothing", _REBUILD, LAYER),
     # The data layers.
     "missing_target": Code("no data layer has the file with its content", _RELEASE),
+    "wrong_root": Code(
+        "the kernel reads the file from another software root than that of its release",
+        "move what is at this path out of the other software root, and restore the release on its own one",
+    ),
     "target_not_file": Code("its content is not in a regular file", _RELEASE),
     "wrong_size": Code("the file with its content has another size", _RELEASE),
     "wrong_time": Code("the file with its content has another mtime", _RELEASE),

@@ -30,7 +30,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.data_image_record import DataImage
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.locations import shown
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores.web_client import SYSTEM, Access
-from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import tree_parts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify import subjects
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import DATA_IMAGE, LAYER, Findings
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.subjects import Subject
@@ -105,18 +104,14 @@ def plan(subject: Subject, findings: Findings, sources: RepairSources) -> Plan:
     Raises OverlayError if one cannot be made again, or if an overlay that has one cannot be switched.
     """
     actions: list[Action] = []
-    if any(tree_parts.NO_DATA in overlay_layers(mount).data for mount in subject.mounts):
-        raise OverlayError(
-            f"view {subject.paths.name} is mounted as a tree of overlays, one for each software root: remove it and deploy it again"
-        )
     live = {}
     if LAYER in findings.mended:
         actions.append(_remaking(subject, sources))
         live = {mount.id: (subject, mount) for mount in subject.mounts}
-    for problem in findings.mended_by(DATA_IMAGE):
-        path = os.fsdecode(problem.path)
-        actions.append(CopyDataImage(_data_image(subject, path, sources)))
-        live.update((mount.id, (other, mount)) for other, mount in subjects.with_data_layer(subject, path))
+    images = [os.fsdecode(problem.path) for problem in findings.mended_by(DATA_IMAGE)]
+    actions += [CopyDataImage(_data_image(subject, path, sources)) for path in images]
+    if images:
+        live.update((mount.id, (other, mount)) for other, mount in subjects.with_data_layers(subject, images))
     method = "beneath" if mounts.can_mount_beneath() else "over"
     for other, mount in live.values():
         if overlay_layers(mount).upper is not None:

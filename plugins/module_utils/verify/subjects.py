@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import installing
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import status_file
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.layer_formats import FORMATS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo, namespaces, still_paths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
@@ -20,6 +21,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_
     without_suffix,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MOUNT_FLAGS, MountSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import tree_parts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.data_places import DataPlaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import view_state
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.generation_record import Generation
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import (
@@ -40,8 +43,13 @@ class Subject:
     directory: str
     #: The overlays that show it, those at the mountpoint of the view first.
     mounts: tuple[Mount, ...] = ()
-    #: The data layers, in the order in which the kernel searches them: directories, and layer names of images.
+    #: The parts of those that are trees of overlays, by the mount ID of the overlay at the mountpoint.
+    parts: Mapping[int, tuple[Mount, ...]] = field(default_factory=dict)
+    #: The data layers of the first of them, or those that the task gives, in the order in which the kernel searches them: directories, and
+    #: layer names of images.
     data: tuple[bytes, ...] = ()
+    #: Whether the task gives the data layers.
+    is_data_given: bool = False
     #: The paths of the image files among the data layers.
     data_images: tuple[bytes, ...] = ()
 
@@ -78,20 +86,22 @@ class Subject:
         return (*((self.stored,) if self.is_image else ()), *self.data_images)
 
     def spec(self, mount: Mount) -> MountSpec:
-        """Return the declaration that a live overlay of this generation fulfils."""
+        """Return the declaration that a live overlay of this generation fulfils, with the parts of its tree."""
         layers = mountinfo.overlay_layers(mount)
+        data = _data_of(mount, self.name)
         settings = tuple(pair for pair in layers.settings if pair[0] not in (b"ro", b"rw"))
         flags = frozenset(show(flag) for flag in mount.flags) & {"ro", *MOUNT_FLAGS}
         texts = tuple((name, value) for name, value in settings)
         return MountSpec(
             mount.path,
             (self.layer,),
-            self.data,
+            data,
             texts,
             flags,
-            self.images,
+            (*((self.stored,) if self.is_image else ()), *_images_among(data, self.state_dir)),
             source=mount.source,
             strategy=self.name.strategy,
+            parts=tree_parts.as_declared(mount, self.parts.get(mount.id, ())),
         )
 
 
@@ -146,8 +156,13 @@ def at_mountpoint(path: bytes) -> Mount:
     return mount
 
 
-def of_mount(mount: Mount, state_dir: str, data: Sequence[str] | None) -> Subject | None:
-    """Return the generation that an overlay shows; None if it shows no view of the state directory."""
+def of_mount(
+    mount: Mount, state_dir: str, data: Sequence[str] | None, live: Sequence[Mount] | None = None
+) -> Subject | None:
+    """Return the generation that an overlay shows; None if it shows no view of the state directory.
+
+    ``live`` are the mounts of this host, by default as they are now.
+    """
     lower = mountinfo.overlay_layers(mount).lower
     views = os.fsencode(os.path.join(os.path.realpath(state_dir), "views")) + b"/"
     if not lower or not lower[0].startswith(views):
@@ -155,47 +170,90 @@ def of_mount(mount: Mount, state_dir: str, data: Sequence[str] | None) -> Subjec
     parts = os.fsdecode(lower[0][len(views) :]).split("/")
     if len(parts) != 4 or parts[1] != "generations" or GenerationName.parse(parts[2]) is None:
         return None
-    return _subject(ViewPaths.of(os.path.realpath(state_dir), parts[0]), state_dir, parts[2], data)
+    return _subject(ViewPaths.of(os.path.realpath(state_dir), parts[0]), state_dir, parts[2], data, live)
 
 
-def with_data_layer(subject: Subject, image: str) -> Iterator[tuple[Subject, Mount]]:
-    """Yield the overlays that have a data image as a layer, each with the generation that it shows, given the path of the image.
+def with_data_layers(subject: Subject, images: Collection[str]) -> Iterator[tuple[Subject, Mount]]:
+    """Yield the overlays that have one of these data images as a layer, each with the generation that it shows.
 
-    The overlays of ``subject`` are among them, and those of other views of its state directory.
+    ``images`` are paths of image files. The overlays of ``subject`` are among the overlays, and those of other views of its state
+    directory.
     """
-    layer = without_suffix(os.fsencode(image))
+    layers = {without_suffix(os.fsencode(image)) for image in images}
     live = namespaces.own_mounts()
     for mount in live:
         if mount.fstype != b"overlay" or mountinfo.top_mount(live, mount.path) != mount:
             continue
-        if layer in mountinfo.overlay_layers(mount).lower or layer in mountinfo.overlay_layers(mount).data:
-            other = of_mount(mount, subject.state_dir, None)
+        found = mountinfo.overlay_layers(mount)
+        if not layers.isdisjoint((*found.lower, *found.data)):
+            other = of_mount(mount, subject.state_dir, None, live)
             if other is not None:
                 yield other, mount
 
 
-def _subject(paths: ViewPaths, state_dir: str, directory: str, data: Sequence[str] | None) -> Subject:
+def _subject(
+    paths: ViewPaths, state_dir: str, directory: str, data: Sequence[str] | None, live: Sequence[Mount] | None = None
+) -> Subject:
     bare = Subject(paths, directory)
-    live = namespaces.own_mounts()
-    mounts = [
+    live = namespaces.own_mounts() if live is None else live
+    showing = [
         mount
         for mount in live
         if mount.fstype == b"overlay"
         and mountinfo.overlay_layers(mount).lower[:1] == (bare.layer,)
         and mountinfo.top_mount(live, mount.path) == mount
     ]
+    parts = {mount.id: tuple(tree_parts.split(mount, mountinfo.inside(live, mount))[0]) for mount in showing}
+    part_ids = {part.id for found in parts.values() for part in found}
+    mounts = tuple(mount for mount in showing if mount.id not in part_ids)
     if data is not None:
-        layers: tuple[bytes, ...] = tuple(os.path.realpath(os.fsencode(one)) for one in data)
-    elif mounts:
-        found = mountinfo.overlay_layers(mounts[0])
-        layers = found.lower[1:] if bare.name.strategy == strategies.REDIRECT else found.data
+        layers = tuple(still_paths.resolved(os.fsencode(one), live) for one in data)
     else:
-        layers = ()
+        layers = _data_of(mounts[0], bare.name) if mounts else ()
+    images = _images_among(layers, state_dir)
+    return Subject(paths, directory, mounts, parts, layers, data is not None, images)
+
+
+def _data_of(mount: Mount, name: GenerationName) -> tuple[bytes, ...]:
+    """Return the data layers of an overlay that shows the generation with a name."""
+    found = mountinfo.overlay_layers(mount)
+    return found.lower[1:] if name.strategy == strategies.REDIRECT else found.data
+
+
+def _images_among(layers: Sequence[bytes], state_dir: str) -> tuple[bytes, ...]:
+    """Return the paths of the image files among data layers."""
     installed = os.fsencode(installing.data_directory(os.path.realpath(state_dir))) + b"/"
-    images = tuple(image_path(layer) for layer in layers if layer.startswith(installed))
-    return Subject(paths, directory, tuple(mounts), layers, images)
+    return tuple(image_path(layer) for layer in layers if layer.startswith(installed))
 
 
 def generation(subject: Subject) -> Generation:
     """Return the generation of a subject. Raises OverlayError or OSError if its record cannot be used."""
     return view_state.read_generation(subject.paths, subject.directory)
+
+
+def data_places(subject: Subject, found: Generation) -> DataPlaces:
+    """Return the data layers in which the kernel looks up the files of a generation.
+
+    Those of a view over several software roots are at the paths that the last run of the module ``view`` has recorded. Raises OverlayError
+    if these are not known, or if one overlay cannot read all releases.
+    """
+    is_of_several = len(found.roots) > 1
+    if subject.is_data_given and is_of_several:
+        raise OverlayError(
+            f"view {subject.paths.name} shows releases of several software roots ({', '.join(found.roots)}), and 'data' does not say which"
+            " data layer has which of them: leave 'data' out, and deploy the view with 'roots' if this host does not know their paths"
+        )
+    status = None if subject.is_data_given else status_file.find(subject.paths)
+    roots = (status.mount or {}).get("roots", ()) if status else ()
+    if is_of_several or {root["name"] for root in roots}.issuperset(found.roots or ("",)):
+        if not roots:
+            raise OverlayError(
+                f"view {subject.paths.name} shows releases of several software roots ({', '.join(found.roots)}), and this host has no"
+                " record of their paths: deploy the view with 'roots'"
+            )
+        return DataPlaces.of_roots(roots, found.releases)
+    if not subject.data:
+        raise OverlayError(
+            f"view {subject.paths.name} is not mounted, so its data layers are not known: give them as 'data', or verify the level metadata"
+        )
+    return DataPlaces.of_one_overlay(subject.data)

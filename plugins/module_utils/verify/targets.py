@@ -9,13 +9,14 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, files
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Note, Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.data_places import DataPlace, DataPlaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import Findings, FoundProblem
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -53,13 +54,14 @@ class File:
 
 
 class DataLayers:
-    """The data layers of a view, in the order in which the kernel searches them. They are open as ``layers``, each with its path.
+    """The data layers of a view. Each is open in ``opened``, by its path.
 
     ``note`` names the path that is being looked up, for the message about a server that does not answer.
     """
 
-    def __init__(self, layers: Sequence[tuple[bytes, int]], note: Note) -> None:
-        self._layers = layers
+    def __init__(self, places: DataPlaces, opened: Mapping[bytes, int], note: Note) -> None:
+        self._places = places
+        self._opened_layers = opened
         self._note = note
 
     def problem(self, file: File, checksum: str | None, progress: Progress) -> FoundProblem | None:
@@ -67,36 +69,42 @@ class DataLayers:
 
         Opening needs the rights of the mount, which are those of root. Raises OSError if the server fails.
         """
+        place = self._places.of(file.path)
+        root = place.root_for(file.target)
         try:
-            fd = self._hold(file.target)
+            layer, fd = self._hold(place, file.target)
         except OSError as error:
             code = _REFUSALS.get(error.errno or 0)
             if code is None:
                 raise
             return FoundProblem(file.path, code, f"{self._place(file)}: {os.strerror(error.errno or 0)}")
         if fd is None:
-            return FoundProblem(file.path, "missing_target", f"no data layer has /{show(file.target)}")
+            owner = f"; the software root of its release is {show(root)}" if root is not None else ""
+            return FoundProblem(file.path, "missing_target", f"no data layer has /{show(file.target)}{owner}")
         try:
+            if root not in (None, layer):
+                read = f"the kernel reads /{show(file.target)} from {show(layer)}"
+                return FoundProblem(file.path, "wrong_root", f"{read}, and its release is on {show(root or b'')}")
             return self._compared(file, os.fstat(fd)) or self._opened(file, fd, checksum, progress)
         finally:
             os.close(fd)
 
-    def _hold(self, target: bytes) -> int | None:
-        """Return an O_PATH descriptor of a file in the first data layer that has it; None if none has.
+    def _hold(self, place: DataPlace, target: bytes) -> tuple[bytes, int | None]:
+        """Return the first data layer that has a file, and an O_PATH descriptor of the file; None if no data layer has it.
 
-        Its attributes were just fetched from the file server.
+        The attributes of the file were just fetched from the file server.
         """
-        for path, layer in self._layers:
+        for path in place.layers:
             self._note.write(f"/{show(target)} in data layer {show(path)}")
             try:
-                return beneath.hold_fresh(layer, target)
+                return path, beneath.hold_fresh(self._opened_layers[path], target)
             except OSError as error:
                 if error.errno not in _MISSING:
                     raise
-        return None
+        return b"", None
 
     def _place(self, file: File) -> str:
-        return f"/{show(file.target)} in data layer {', '.join(show(path) for path, _fd in self._layers)}"
+        return f"/{show(file.target)} in data layer {', '.join(map(show, self._places.of(file.path).layers))}"
 
     def _compared(self, file: File, status: os.stat_result) -> FoundProblem | None:
         if stat.S_ISLNK(status.st_mode):
@@ -135,14 +143,14 @@ class DataLayers:
 def check(
     data: DataLayers,
     wanted: Iterator[File],
-    checksums: Callable[[bytes], str | None],
+    checksum_of: Callable[[File], str | None],
     workers: int,
     findings: Findings,
     progress: Progress,
 ) -> None:
     """Look up the content of the ``wanted`` files with this many threads, and add what is wrong to the findings.
 
-    ``checksums`` returns the SHA-256 of the content at a path in the data layers, None if it is not to be compared. Threads wait for the
+    ``checksum_of`` returns the SHA-256 of the content of a file, None if it is not to be compared. Threads wait for the
     file server at the same time, so its latency counts once for all of them. Raises OSError if the server fails.
     """
     of_one_thread = _one_at_a_time(progress)
@@ -150,7 +158,7 @@ def check(
     def look(batch: Sequence[File]) -> list[FoundProblem]:
         found = []
         for file in batch:
-            problem = data.problem(file, checksums(file.target), of_one_thread)
+            problem = data.problem(file, checksum_of(file), of_one_thread)
             found += [problem] if problem else []
             of_one_thread()
         return found

@@ -28,6 +28,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.verify import (
     verified_files,
     verifying,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.data_places import DataPlaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import Findings
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.subjects import Subject
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.verified_record import LastVerified
@@ -54,6 +55,8 @@ class VerifyOptions:
     #: Seconds after which no further part is begun, and no further files are opened; 0 for no limit.
     time_limit: float = 0.0
     ready_marker: str = ""
+    #: Those of the releases of some software roots, by the name of the root.
+    ready_markers: Mapping[str, str] = field(default_factory=dict)
     #: How this host reaches a store that is the address of a web server.
     access: Access = SYSTEM
     #: Whether to go on where an interrupted run ended, and to record the result.
@@ -69,6 +72,7 @@ class VerifyOptions:
             **{name: params[name] for name in names},
             workers=params["workers"] or min(len(os.sched_getaffinity(0)), _MOST_WORKERS),
             access=layer_parameters.access(params),
+            ready_markers=params["ready_markers"] or {},
             recorded=recorded,
         )
 
@@ -139,7 +143,7 @@ class VerifyTask:
         except (OverlayError, FileNotFoundError) as error:
             findings.add(b"/", "record_damaged", str(error))
             return VerifiedView(findings, self._subject.paths.name, self._subject.name.id)
-        self._check_roots(generation)
+        places = None if self._options.level == METADATA else subjects.data_places(self._subject, generation)
         result = VerifiedView(findings, self._subject.paths.name, generation.id)
         result.spec = self._spec(generation, findings)
         if self._options.level == CONTENT:
@@ -150,27 +154,15 @@ class VerifyTask:
             self._verify_image(generation, findings)
             and not {"data_image_differs", "record_damaged"} & findings.counts.keys()
         ):
-            self._verify_layer(generation, result)
+            self._verify_layer(generation, result, places)
         if result.complete and self._options.recorded:
             self._record(generation, findings)
         return result
 
     def _check_options(self) -> None:
         options = self._options
-        if options.level != METADATA and not self._subject.data:
-            raise OverlayError(
-                f"view {self._subject.paths.name} is not mounted, so its data layers are not known: give them as 'data', or verify the"
-                " level metadata"
-            )
         if options.level == CONTENT and options.store is None:
             raise OverlayError("level content compares files with the SHA-256 in manifests: give 'store'")
-
-    def _check_roots(self, generation: Generation) -> None:
-        if self._options.level != METADATA and len(generation.roots) > 1:
-            raise OverlayError(
-                f"view {self._subject.paths.name} shows releases of several software roots ({', '.join(generation.roots)}), and files are"
-                " looked up in one: verify the level metadata"
-            )
 
     def _spec(self, generation: Generation, findings: Findings) -> LayerSpec | None:
         """Return the declaration of the layer, and add the manifests that cannot be used to the findings."""
@@ -255,12 +247,12 @@ class VerifyTask:
             return False
         return True
 
-    def _verify_layer(self, generation: Generation, result: VerifiedView) -> None:
+    def _verify_layer(self, generation: Generation, result: VerifiedView, places: DataPlaces | None) -> None:
         options, subject = self._options, self._subject
         is_resumed = options.recorded and not options.sample
         key = f"{generation.digest} {options.level} {'manifests' if result.spec else 'layer'}"
-        if options.level == METADATA:
-            subject = replace(subject, data=(), data_images=())
+        if places is None:
+            subject = replace(subject, data_images=())
         request = LayerRequest(
             layer=subject.layer,
             xattr_namespace=generation.xattr_namespace,
@@ -268,7 +260,7 @@ class VerifyTask:
             level=options.level,
             entries=generation.entries.total,
             spec=result.spec,
-            data=subject.data,
+            data=places or DataPlaces.of_one_overlay(()),
             images=subject.images,
             layer_is_image=subject.is_image,
             narrowed=bool(generation.rights.narrowed.count),
@@ -277,6 +269,7 @@ class VerifyTask:
             threads=options.threads,
             until=time.monotonic() + options.time_limit if options.time_limit else None,
             ready_marker=options.ready_marker,
+            ready_markers=options.ready_markers,
         )
         if not is_resumed:
             verified = verifying.verify(request, self._seconds, self._progress, self._note)

@@ -29,6 +29,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entrie
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify import targets
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.comparison import Comparison
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.data_places import DataPlaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.layer_walk import LayerWalk
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import Findings
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.targets import DataLayers, File
@@ -58,8 +59,8 @@ class LayerRequest:
     entries: int
     #: The declaration of the layer; None if it cannot be compared.
     spec: LayerSpec | None = None
-    #: The data layers, in the order in which the kernel searches them, as directories or as layer names of images.
-    data: tuple[bytes, ...] = ()
+    #: The data layers, as directories or as layer names of images.
+    data: DataPlaces = field(default_factory=lambda: DataPlaces.of_one_overlay(()))
     #: The paths of the image files among these layers.
     images: tuple[bytes, ...] = ()
     layer_is_image: bool = False
@@ -72,7 +73,9 @@ class LayerRequest:
     threads: int = 8
     #: The value of time.monotonic() after which no further part is begun, and no further files are opened; None for no limit.
     until: float | None = None
+    #: Path of the ready marker of each release, and of those of some software roots, by the name of the root.
     ready_marker: str = ""
+    ready_markers: Mapping[str, str] = field(default_factory=dict)
     #: The parts that an interrupted run has verified already.
     done: frozenset[int] = frozenset()
     #: Those that it has begun: the number of entries whose content it has looked up, and what it has found so.
@@ -99,7 +102,7 @@ def verify(request: LayerRequest, seconds: float, progress: Progress, note: Note
 
     def work(inner: Progress) -> Verified:
         if request.images:
-            images.mount_unseen(request.images, (request.layer, *request.data))
+            images.mount_unseen(request.images, (request.layer, *request.data.layers))
         with contextlib.ExitStack() as stack:
             return _Layer(request, stack, inner, note).run()
 
@@ -117,11 +120,12 @@ class _Layer:
         self._note = note
         shown = strategies.SHOWN_DIRECTORY.encode() if request.strategy == strategies.REDIRECT else b""
         self._root = self._opened(stack, os.path.join(request.layer, shown))
-        self._data: list[tuple[bytes, int]] = []
+        #: The data layers, open, by their path.
+        self._data: dict[bytes, int] = {}
         if request.level != METADATA:
-            for path in request.data:
+            for path in request.data.layers:
                 note.write(f"data layer {os.fsdecode(path)}")
-                self._data.append((path, _as_seen_by_overlay(self._opened(stack, path), stack)))
+                self._data[path] = _as_seen_by_overlay(self._opened(stack, path), stack)
         self._composition: Composition | None = None
         self._releases: list[Placement] = []
         if request.spec is not None:
@@ -221,21 +225,21 @@ class _Layer:
         Raises _OutOfTimeError if the time limit passes.
         """
         checksums = self._checksums(part) if self._request.level == CONTENT else {}
-        data = DataLayers(self._data, self._note)
+        data = DataLayers(self._request.data, self._data, self._note)
         files: list[File] = []
 
         def look() -> None:
-            targets.check(data, iter(files), checksums.get, self._request.threads, findings, progress)
+            targets.check(data, iter(files), self._finder(checksums), self._request.threads, findings, progress)
             files.clear()
 
         number = 0
         for lines in parts:
             yield lines
             for line in lines:
-                number += 1
-                is_wanted = number > entries and (self._drawn is None or number in self._drawn)
+                is_wanted = number >= entries and (self._drawn is None or number in self._drawn)
                 file = _file(manifest.decode(line)) if is_wanted else None
                 files += [file] if file else []
+                number += 1
             if len(files) >= _MOST_FILES:
                 look()
                 self._request.note(part, findings, number)
@@ -243,16 +247,30 @@ class _Layer:
                     raise _OutOfTimeError
         look()
 
-    def _checksums(self, part: int) -> dict[bytes, str]:
-        """Map the path of the content of each file of a part, in the data layers, to its SHA-256, as far as manifests have it."""
+    def _checksums(self, part: int) -> dict[tuple[bytes | None, bytes], str]:
+        """Map the content of each file of a part to its SHA-256, as far as manifests have it.
+
+        A key has the data layer of the release, None if there is one software root, and the path of the content there.
+        """
         found = {}
         for placement in self._placements(part):
             if placement.record.checksums:
+                root = self._root_of(placement)
                 for entry in manifest_store.entries(placement):
                     for name, value in entry.xattrs:
                         if name == CHECKSUM_XATTR:
-                            found[(placement.source + entry.path).lstrip(b"/")] = value.decode("ascii", "replace")
+                            place = (placement.source + entry.path).lstrip(b"/")
+                            found[root, place] = value.decode("ascii", "replace")
         return found
+
+    def _finder(self, checksums: Mapping[tuple[bytes | None, bytes], str]) -> Callable[[File], str | None]:
+        """Return a function that returns the SHA-256 of the content of a file."""
+        data = self._request.data
+        return lambda file: checksums.get((data.of(file.path).root_for(file.target), file.target))
+
+    def _root_of(self, placement: Placement) -> bytes | None:
+        """Return the data layer that a release is on; None if there is one software root."""
+        return self._request.data.of(placement.at).root_for(placement.source)
 
     def _placements(self, part: int) -> list[Placement]:
         if part != REST:
@@ -264,15 +282,17 @@ class _Layer:
         """Compare the releases of a part with their manifests: the names in each directory. Files were looked up already."""
         if not self._data:
             return
-        root = os.fsdecode(self._request.data[-1])
         for placement in self._placements(part):
-            release = to_bytes(placement.record.release)
-            if placement.source != release:
+            release, own = to_bytes(placement.record.release), self._root_of(placement)
+            # Before its path on the root, the name of a release of several roots has that of its root.
+            if placement.source not in (release, release.partition(b"/")[2] if own is not None else release):
                 continue
+            root = os.fsdecode(self._request.data.layers[-1] if own is None else own)
             self._note.write(f"release {placement.record.release} in {root}")
+            marker = self._request.ready_markers.get(placement.record.root, self._request.ready_marker)
             count = self._request.sample or 2 * placement.record.entries.directories
             try:
-                differences = sampling.sample_differences(placement, root, count, self._request.ready_marker, progress)
+                differences = sampling.sample_differences(placement, root, count, marker, progress)
             except OverlayError as error:
                 differences = [str(error)]
             for text in differences:
@@ -285,7 +305,7 @@ class _Layer:
         drawn = self._drawn or frozenset()
         number = 0
         files: list[File] = []
-        checksums: dict[bytes, str] = {}
+        checksums: dict[tuple[bytes | None, bytes], str] = {}
         for part in (REST, *range(len(self._releases))):
             before = len(files)
             for line in (line for lines in self._expected(part) for line in lines):
@@ -301,8 +321,8 @@ class _Layer:
                 checksums.update(self._checksums(part))
             self._progress()
         if self._request.level != METADATA:
-            data = DataLayers(self._data, self._note)
-            targets.check(data, iter(files), checksums.get, self._request.threads, findings, self._progress)
+            data = DataLayers(self._request.data, self._data, self._note)
+            targets.check(data, iter(files), self._finder(checksums), self._request.threads, findings, self._progress)
             for part in (REST, *range(len(self._releases))):
                 self._compare_releases(part, findings, self._progress)
         return findings

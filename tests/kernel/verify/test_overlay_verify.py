@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline 
     no_progress,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify import layer_walk, subjects, verifying
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.data_places import DataPlaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import CODES, Findings
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.targets import DataLayers, File, check
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.verify_task import (
@@ -74,6 +76,11 @@ def view(area: Path) -> Iterator[View]:
     made = make_view(area)
     with support.mounted(support.declared(made.mountpoint, [made.layer], [made.root])):
         yield made
+
+
+def data_layers(path: Path, opened: int, note: Note) -> DataLayers:
+    """Return the only data layer of a view, which is open."""
+    return DataLayers(DataPlaces.of_one_overlay([os.fsencode(path)]), {os.fsencode(path): opened}, note)
 
 
 def write_redirect(path: Path, value: bytes) -> None:
@@ -195,6 +202,7 @@ IN_ROOT: dict[str, tuple[Callable[[View], object], set[str]]] = {
         {"redirect_through_symlink"},
     ),
     "a new name": (lambda view: (view.root / "tool/1/bin/new").touch(), {"release_differs"}),
+    "a new name at the top": (lambda view: (view.root / "tool/1/new").touch(), {"release_differs"}),
 }
 
 
@@ -218,7 +226,7 @@ def test_mounts_inside_of_the_software_root_are_looked_beneath_as_the_kernel_doe
         assert set(view.codes("open")) == {"release_differs"}
         # The kernel refuses mounts that the file system makes by itself, such as those of nested exports.
         root = beneath.open_layer(os.fsencode(view.root))
-        data = DataLayers([(os.fsencode(view.root), root)], Note())
+        data = data_layers(view.root, root, Note())
         found = data.problem(File(b"/tool", b"tool/1/bin/tool", 0, 0), None, lambda: None)
         assert found is not None
         assert found.code == "redirect_across_mount"
@@ -240,6 +248,25 @@ def test_a_sample_finds_a_fault_if_it_draws_everything(view: View) -> None:
     assert view.codes(sample=1000) == {"redirect_without_metacopy": 1}
     assert {"redirect_without_metacopy", "missing_target"} <= set(view.codes("content", sample=1000))
     assert view.verify(sample=3).ok["checked"] == 3
+
+
+def test_each_entry_can_be_drawn_without_manifests(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = subjects.of_mount(subjects.at_mountpoint(os.fsencode(view.mountpoint)), str(view.area / "state"), None)
+    assert subject is not None
+    files = [view.layer / f"tool/{version}/{name}" for version in "12" for name in ("bin/tool", "version")]
+    for file in files:
+        os.truncate(view.root / file.relative_to(view.layer), 1)
+    total = subjects.generation(subject).entries.total
+    found: dict[bytes, int] = {}
+    for drawn in range(total):
+        monkeypatch.setattr(random, "sample", lambda _range, _count, drawn=drawn: [drawn])
+        options = VerifyOptions("open", sample=1, recorded=False)
+        for problem in VerifyTask(subject, options, 10, no_progress, Note()).run().findings.first:
+            found[problem.path] = found.get(problem.path, 0) + 1
+    assert found == {b"/" + os.fsencode(file.relative_to(view.layer)): 1 for file in files}
+    monkeypatch.undo()
+    options = VerifyOptions("open", sample=total, recorded=False)
+    assert VerifyTask(subject, options, 10, no_progress, Note()).run().findings.counts == {"wrong_size": len(files)}
 
 
 def test_problems_fail_the_task_and_are_recorded(view: View) -> None:
@@ -392,13 +419,13 @@ def test_a_server_that_hangs_during_the_work_is_named(view: View) -> None:
     note = Note()
     with served(view.root, place) as server:
         root = beneath.open_layer(os.fsencode(place))
-        data = DataLayers([(os.fsencode(place), root)], note)
+        data = data_layers(place, root, note)
         status = (view.root / "tool/1/version").stat()
         file = File(b"/version", b"tool/1/version", status.st_size, status.st_mtime_ns)
 
         def look(progress: Progress) -> int:
             findings = Findings()
-            check(data, iter([file] * 100), lambda _target: None, 4, findings, progress)
+            check(data, iter([file] * 100), lambda _file: None, 4, findings, progress)
             return findings.total
 
         assert deadline.run(look, 10) == 0

@@ -21,8 +21,8 @@ from ansible_collections.renderfarm.overlay.tests.kernel.verify.test_overlay_ver
 
 READER = """
 import os, sys
-view, stop, least = sys.argv[1:]
-names = [os.path.join(place, name) for place, _names, files in os.walk(view) for name in files]
+view, stop, wanted, least = sys.argv[1:]
+names = [os.path.join(place, name) for place, _names, files in os.walk(view) for name in files if wanted in ("", name)]
 opens = failed = 0
 print("ready", flush=True)
 while opens < int(least) or not os.path.exists(stop):
@@ -39,10 +39,12 @@ print(opens, failed, flush=True)
 
 
 @contextlib.contextmanager
-def opening(view: View) -> Iterator[None]:
-    """Open the files of a view all the time while the block runs, and check that each open succeeds."""
-    stop = view.area / "stop"
-    with support.background(READER, view.mountpoint, stop, 1000) as process:
+def opening(mountpoint: Path, stop: Path, name: str = "") -> Iterator[None]:
+    """Open the files of a view, or those of one name, all the time while the block runs, and check that each open succeeds.
+
+    ``stop`` is made at the end.
+    """
+    with support.background(READER, mountpoint, stop, name, 1000) as process:
         try:
             yield
         finally:
@@ -71,7 +73,7 @@ def test_a_directory_is_built_again_under_a_reader(area: Path) -> None:
     before = states_of(view)
     with support.mounted(support.declared(view.mountpoint, [view.layer], [view.root])):
         view.file().chmod(0o777)
-        with opening(view):
+        with opening(view.mountpoint, view.area / "stop"):
             assert view.verify(repair=True).ok["actions"][1].startswith("switch")
         assert view.codes("content") == {}
         assert states_of(view) == before
@@ -103,7 +105,7 @@ def test_an_image_is_copied_again_under_a_reader(image_view: View) -> None:
     inode = image_view.layer.stat().st_ino
     would = image_view.verify(check=True, **options).ok
     assert image_view.layer.stat().st_ino == inode
-    with opening(image_view):
+    with opening(image_view.mountpoint, image_view.area / "stop"):
         done = image_view.verify(**options).ok
     assert [action.split()[0] for action in done["actions"]] == ["copy", "switch"]
     assert done["actions"] == would["actions"]
@@ -119,7 +121,7 @@ def test_an_image_that_the_store_does_not_have_is_built_again(image_view: View) 
     refused = image_view.verify(store=None, **options)
     assert "give 'store' with all of its manifests, or 'image_store' with its image; image " in refused.message
     assert refused.result["counts"] == {"digest_differs": 1}
-    with opening(image_view):
+    with opening(image_view.mountpoint, image_view.area / "stop"):
         assert [action.split()[0] for action in image_view.verify(**options).ok["actions"]] == ["build", "switch"]
     assert image_view.codes("content") == {}
 
@@ -178,7 +180,7 @@ def test_a_data_image_is_copied_again_under_a_reader(data_view: View) -> None:
         rot(image)
         os.truncate(image, image.stat().st_size - lost)
         assert data_view.codes("content")["data_image_differs"] == 1
-        with opening(data_view):
+        with opening(data_view.mountpoint, data_view.area / "stop"):
             done = data_view.verify("content", **options).ok
         # The other view has this image too.
         assert [action.split()[0] for action in done["actions"]] == ["copy", "switch", "switch"]
