@@ -86,7 +86,7 @@ PURE = {
     },
     "views": {"generation_record", "layer_plan", "layer_spec", "linger", "retention", "view_paths"},
     "data_images": {"image_plan", "selection", "trace_results"},
-    "retirement": {"release_places", "retire_plan"},
+    "retirement": {"release_places", "release_roots", "retire_plan"},
     "finalize": {
         *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
     },

@@ -94,6 +94,16 @@ def declared_views(views: Any, common: Mapping[str, Any], chosen: str = "") -> t
     return completed, list(dict.fromkeys(problems))
 
 
+def declared_roots(roots: Any) -> list[dict[str, Any]]:
+    """Return several software roots, each with all its keys; none if they are not given. Raises OverlayError if one is wrong."""
+    if _is_blank(roots):
+        return []
+    try:
+        return _roots(roots)
+    except InvalidValueError as error:
+        raise OverlayError(f"{_PREFIX}roots {error}") from None
+
+
 def unknown_variables(names: Iterable[str], others: Iterable[str]) -> Iterator[str]:
     """Yield a line for each variable that begins as ours do and means nothing; ``others`` are variables that are not keys of views."""
     known = {*(_PREFIX + name for name, key in KEYS.items() if key.common), *others}

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_text
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import below_root, root_of_release
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern
 from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import sharing
 from ansible_collections.renderfarm.overlay.plugins.module_utils.trees.sharing import OverlayPlan
@@ -50,14 +50,9 @@ def release_of_root(roots: Roots, release: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises OverlayError if its name does not begin with that of a root.
     """
-    name, _slash, path = release["release"].partition("/")
-    root = next((one for one in roots if one["name"] == name), None)
-    if root is None or not path:
-        declared = ", ".join(one["name"] for one in roots)
-        raise OverlayError(
-            f"release {release['release']} is of none of the roots {declared}: its name must begin with that of its root, as in"
-            f" {roots[0]['name']}/VERSION"
-        )
+    name = root_of_release(release["release"], [one["name"] for one in roots])
+    root = next(one for one in roots if one["name"] == name)
+    path = below_root(release["release"], name)
     at = "/".join(filter(None, (root["at"], path)))
     given = {"source": path, **({"at": at} if at != release["release"] else {})}
     return {**given, **release}
