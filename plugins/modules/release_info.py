@@ -39,6 +39,12 @@ options:
     description: The package of all releases if O(pattern) has no C({package}), as on a software root that has one package.
     type: str
     default: ''
+  named_roots:
+    description:
+      - Other software roots that symbolic links on O(root) may lead to, as a dictionary of their names and their paths on the host.
+      - RV(links[].elsewhere) says where such a link leads.
+    type: dict
+    default: {}
   store:
     description:
       - Directory of the manifests; see M(renderfarm.overlay.release_manifest).
@@ -153,7 +159,7 @@ releases:
 links:
   description:
     - The symbolic links on the software root at places where O(pattern) would find a release, or a directory of releases, sorted by path.
-    - Each link is followed once. It may lead to a release that is on the same software root.
+    - Each link is followed once. It may lead to a release that is on the same software root, or to one of O(named_roots).
   type: list
   elements: dict
   returned: success
@@ -170,8 +176,14 @@ links:
       description: The path of the release that the link leads to. None if it leads to none.
       type: str
       sample: houdini/20.5.410
+    elsewhere:
+      description:
+        - The name that a release at this place of one of O(named_roots) has. Whether there is a release, a list of that root says.
+        - None if the link does not lead to another root.
+      type: str
+      sample: maya/2025
     reason:
-      description: Why the link is passed over. None if it leads to a release.
+      description: Why the link is passed over. None if it leads to a release, or to another root.
       type: str
       sample: it leads to /vol2/houdini-20.5.410, which is outside of the software root
     link:
@@ -206,6 +218,7 @@ def main() -> None:
             "root_name": {"type": "str"},
             "prefix": {"type": "str", "default": ""},
             "package": {"type": "str", "default": ""},
+            "named_roots": {"type": "dict", "default": {}},
             "store": {"type": "path"},
             "pattern": {"type": "str", "default": "{package}/{version}"},
             "ready_marker": runner.READY_MARKER,
@@ -220,6 +233,8 @@ def main() -> None:
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     """Return the releases on the software root and in the store, sorted by package and version."""
     root, store = params["root"], params["store"]
+    for path in params["named_roots"].values():
+        runner.check_absolute(path, "named_roots")
     pattern, prefix = Pattern.parse(params["pattern"], params["package"]), params["prefix"]
     on_root: dict[str, Release] = {}
     unlisted: list[str] = []
@@ -252,8 +267,9 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         )
         context.progress()
     warnings = [f"releases in {directory} are not listed, since this host may not list it" for directory in unlisted]
-    roots = (root, os.path.realpath(root), params["root_name"] or root) if root else ()  # also its path on other hosts
-    followed = [link.as_dict(prefix) for link in release_links(links, on_root, roots)]
+    roots = (os.path.realpath(root), root, params["root_name"] or root) if root else ()  # also its path on other hosts
+    others = {str(name): (os.path.realpath(path), path) for name, path in params["named_roots"].items()}
+    followed = [link.as_dict(prefix) for link in release_links(links, on_root, roots, others)]
     return runner.Outcome({"releases": listed, "links": followed}, warnings=warnings)
 
 
