@@ -26,6 +26,12 @@ options:
       - Path of the software root.
       - Without it, the module reads only the manifest store and lists every release that has a manifest.
     type: path
+  mounted:
+    description:
+      - Whether O(root) has to be a mountpoint. The module then fails if nothing is mounted there.
+      - Otherwise a software root that is not mounted has no releases.
+    type: bool
+    default: false
   root_name:
     description:
       - Identity of the software root, as in M(renderfarm.overlay.release_manifest).
@@ -195,11 +201,11 @@ links:
 """
 
 import os
-import time
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import release_links
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountpoints
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import (
     manifest_store,
@@ -219,6 +225,7 @@ def main() -> None:
             "prefix": {"type": "str", "default": ""},
             "package": {"type": "str", "default": ""},
             "named_roots": {"type": "dict", "default": {}},
+            "mounted": {"type": "bool", "default": False},
             "store": {"type": "path"},
             "pattern": {"type": "str", "default": "{package}/{version}"},
             "ready_marker": runner.READY_MARKER,
@@ -242,6 +249,8 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     if root is not None:
         if not os.path.isdir(root):
             raise OverlayError(f"software root {root} does not exist or is not a directory: is it mounted?")
+        if params["mounted"] and not mountpoints.is_mounted(os.fsencode(root)):
+            raise OverlayError(f"software root {root} is not mounted, and its releases would seem to be gone: mount it")
         ignored = patterns.IgnoredNames(params["ignore_names"])
         listing = scan.find_releases(root, pattern, unlisted, context.progress, ignored, links)
         on_root = {release.path: release for release in listing}
@@ -260,7 +269,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
                 "variant": release.variant or None,
                 "ready": ready,
                 "held_back_by": release.held_back_by or None,
-                "not_ready_since": None if ready or not exists else _last_change(root, release.path),
+                "not_ready_since": None if ready or not exists else scan.last_change(root, release.path),
                 "exists": exists,
                 **_manifest(manifests.get(release.path), release.name(prefix), params["root_name"]),
             }
@@ -271,14 +280,6 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     others = {str(name): (os.path.realpath(path), path) for name, path in params["named_roots"].items()}
     followed = [link.as_dict(prefix) for link in release_links(links, on_root, roots, others)]
     return runner.Outcome({"releases": listed, "links": followed}, warnings=warnings)
-
-
-def _last_change(root: str, release: str) -> str | None:
-    try:
-        seconds = os.stat(os.path.join(root, release)).st_mtime
-    except OSError:  # it has gone since it was listed
-        return None
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _manifest(path: str | None, release: str, root_name: str | None) -> dict[str, Any]:

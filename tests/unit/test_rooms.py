@@ -31,7 +31,7 @@ ARROWS = {
     "finalize": {"overlays", "releases", "linux"},
     "verify": {"finalize", "data_images", "views", "layers", "overlays", "trees", "releases", "stores", "linux"},
     "software_root": {"linux"},
-    "fleet": {"data_images", "views", "layers", "overlays", "trees", "releases", "stores", "linux"},
+    "fleet": {"software_root", "data_images", "views", "layers", "overlays", "trees", "releases", "stores", "linux"},
     "reports": {"verify", "fleet", "data_images", "views", "layers", "overlays", "trees", "linux"},
     "runner": {"linux"},
     "modules": {

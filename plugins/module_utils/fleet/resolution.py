@@ -57,6 +57,8 @@ class Listing:
     package: str = ""
     #: The name and the path of each other software root.
     others: tuple[tuple[str, str], ...] = ()
+    #: Whether it has to be a mountpoint.
+    mounted: bool = False
 
     @classmethod
     def of(cls, view: Mapping[str, Any]) -> list[Listing]:
@@ -67,19 +69,14 @@ class Listing:
             return [cls(*place, view["pattern"], view["ready_marker"], *shared)]
         return [
             cls(
-                root["path"],
-                name,
-                view["scan_store"],
-                root["pattern"],
-                marker_of(view, root),
-                *shared,
-                name,
-                name,
-                others,
+                *(root["path"], root["name"], view["scan_store"], root["pattern"], marker_of(view, root), *shared),
+                prefix=root["name"],
+                package=root["name"],
+                others=tuple((one["name"], one["path"]) for one in view["roots"] if one is not root),
+                # The playbook mounts it on a host that it deploys to. A host outside of the run may be the file server.
+                mounted=bool(root["source"]) and view.get("mounts_roots", False),
             )
             for root in view["roots"]
-            for name in [root["name"]]
-            for others in [tuple((one["name"], one["path"]) for one in view["roots"] if one["name"] != name)]
         ]
 
     def options(self) -> dict[str, Any]:
@@ -93,7 +90,7 @@ class Listing:
 
 
 #: The parameters of release_info that release_manifest does not have.
-_OF_LISTING = ("pattern", "version_order", "package", "named_roots")
+_OF_LISTING = ("pattern", "version_order", "package", "named_roots", "mounted")
 
 
 def marker_of(view: Mapping[str, Any], root: Mapping[str, Any]) -> str:
@@ -151,7 +148,7 @@ def shared_views(
             if name not in first:
                 first[name] = host, view
                 chosen[name] = {key: view[key] for key in ("name", *SHARED, *_OF_SCANNING)}
-                chosen[name].update(data_images=[], data_required=False)
+                chosen[name].update(data_images=[], data_required=False, mounts_roots=scanning in declared)
             _add_data_images(chosen[name], view["data_images"])
             other, known = first[name]
             for key in SHARED:
@@ -163,10 +160,14 @@ def shared_views(
     return list(chosen.values()), list(problems)
 
 
+#: The keys of a software root that may differ between hosts.
+_OF_MOUNT = ("path", *view_roots.MOUNT_KEYS)
+
+
 def _content(view: Mapping[str, Any], key: str) -> Any:
     """Return the value of a key as far as it decides what a view shows. Hosts may have a software root at different paths."""
     if key == "roots":
-        return [{name: value for name, value in root.items() if name != "path"} for root in view["roots"]]
+        return [{name: value for name, value in root.items() if name not in _OF_MOUNT} for root in view["roots"]]
     return view[key]
 
 

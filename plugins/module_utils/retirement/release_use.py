@@ -204,9 +204,11 @@ class HostUse:
                 for (device, top), paths in tops.items():
                     if mount.device == device and (is_inside(mount.root, top) or is_inside(top, mount.root)):
                         known = [roots[path] for path in paths]
-                        identities = frozenset().union(*known) if all(known) else frozenset()
-                        names = frozenset().union(*(prefixes.get(path, ()) for path in paths))
-                        found.append(_Tree(prefix + mount.path, mount.root, top, identities, names))
+                        identities = set().union(*known) if all(known) else set()
+                        names = set().union(*(prefixes.get(path, ()) for path in paths))
+                        found.append(
+                            _Tree(prefix + mount.path, mount.root, top, frozenset(identities), frozenset(names))
+                        )
                 if found:
                     self._trees[mount.id] = found
                 if mount.fstype == b"overlay":

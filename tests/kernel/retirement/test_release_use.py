@@ -324,7 +324,7 @@ def test_a_tree_of_overlays_shows_releases_of_several_roots(host: Host, area: Pa
     store.mkdir()
     for name in ("maya", "houdini"):
         support.make_small_release(area / name / "1.0", name)
-        options = {"root": str(area / name), "root_name": name, "prefix": name, "store": str(store)}
+        options: dict[str, Any] = {"root": str(area / name), "root_name": name, "prefix": name, "store": str(store)}
         assert support.module("release_manifest", releases=[f"{name}/1.0"], **options).ok["changed"]
         roots.append({"name": name, "path": str(area / name)})
         releases.append({"manifest": str(store / name / "1.0.dump.gz"), "source": "1.0"})

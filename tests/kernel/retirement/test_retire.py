@@ -414,7 +414,12 @@ class Roots(Farm):
         name, _slash, path = release.partition("/")
         support.make_small_release(self.root / release, release)
         support.write(self.root / release / MARKER)
-        options = {"root": str(self.root / name), "root_name": name, "prefix": name, "store": str(self.store)}
+        options: dict[str, Any] = {
+            "root": str(self.root / name),
+            "root_name": name,
+            "prefix": name,
+            "store": str(self.store),
+        }
         assert support.module("release_manifest", releases=[f"{name}/{path}"], **options).ok["changed"]
 
     def retire(self, *releases: str, check: bool = False, **options: Any) -> support.Ran:
@@ -455,7 +460,7 @@ def test_a_release_of_one_of_several_roots_is_deleted_there_alone(roots: Roots) 
 
 def test_roots_inside_of_each_other_keep_a_release_from_being_deleted(roots: Roots) -> None:
     nested = [*roots.roots("maya"), {"name": "all", "path": str(roots.root)}]
-    options = {"root": str(roots.root), "root_name": "all", "prefix": "all", "store": str(roots.store)}
+    options: dict[str, Any] = {"root": str(roots.root), "root_name": "all", "prefix": "all", "store": str(roots.store)}
     support.module("release_manifest", releases=["all/maya/1.0", "all/houdini"], **options)
     inner = {"name": "inner", "path": str(roots.root / "maya/2.0/bin")}
     for release, given, message in (

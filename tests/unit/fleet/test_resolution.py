@@ -429,8 +429,19 @@ def test_no_link_is_inside_of_another() -> None:
     ]
 
 
+def test_a_root_with_a_source_has_to_be_mounted_on_a_host_of_the_run() -> None:
+    """One that is not mounted would have no releases, and the view would drop them everywhere."""
+    declared = views(releases=[], query="@", roots=[{**ROOTS[0], "source": "filer:/vol/houdini"}, ROOTS[1]])
+    for scanning, expected in (("one", [True, False]), ("outside", [False, False])):
+        ((view,), differing) = shared_views({"one": declared}, scanning)
+        assert differing == []
+        assert [listing.options()["mounted"] for listing in Listing.of(view)] == expected
+
+
 def test_hosts_may_have_a_root_at_different_paths() -> None:
-    (other,) = views(roots=[{**ROOTS[0], "path": "/mnt/houdini"}, ROOTS[1]], releases=["maya/1"])
+    (other,) = views(
+        roots=[{**ROOTS[0], "path": "/mnt/houdini", "source": "filer:/vol"}, ROOTS[1]], releases=["maya/1"]
+    )
     (here,) = views(roots=ROOTS, releases=["maya/1"])
     (shared,), problems = shared_views({"a": [here], "b": [other]}, "b")
     assert problems == []
