@@ -16,6 +16,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_decl
     declared_views,
     unknown_variables,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_roots import mounts_of
 
 _PREFIX = "overlay_"
 #: The variables that are files with tasks.
@@ -76,6 +77,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
             views = [{**view, **overrides} if isinstance(view, dict) else view for view in views]
         completed, found = declared_views(views, common, chosen)
         named = [str(view["name"]) for view in views if isinstance(view, dict) and view.get("name")] if views else []
+        mounts = [] if problems or found else mounts_of(view for view in completed if view["state"] == "mounted")
+        result.update(mounts=mounts)
         result.update(changed=False, views=completed, problems=[*problems, *found], names=named, chosen=chosen)
         return result
 

@@ -32,6 +32,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolutio
     shared_views,
     unlistable,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_roots import mounts_of
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 
 #: Releases that one call scans. One call for each would be most of the time of a first run; one for all would show no progress.
@@ -92,7 +93,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
             result.update(failed=True, problems=problems, msg=_counted(problems))
             return result
         if not given["resolve"]:
-            result["changed"] = False
+            result.update(changed=False, mounts=mounts_of(views))
             return result
         try:
             resolution = self._use(views, given["lock"]) if given["lock"] else self._resolve(views, variables)

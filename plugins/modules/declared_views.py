@@ -59,6 +59,12 @@ chosen:
   type: str
   returned: always
   sample: ''
+mounts:
+  description: The software roots that are mounted on the host, for the option O(renderfarm.overlay.software_root#module:roots).
+  type: list
+  elements: dict
+  returned: always
+  sample: [{"path": "/net/maya", "source": "filer:/vol/maya"}]
 problems:
   description: What is wrong with the declaration, one line for each problem.
   type: list

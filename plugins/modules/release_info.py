@@ -26,6 +26,12 @@ options:
       - Path of the software root.
       - Without it, the module reads only the manifest store and lists every release that has a manifest.
     type: path
+  mounted:
+    description:
+      - Whether O(root) has to be a mountpoint. The module then fails if nothing is mounted there.
+      - Otherwise a software root that is not mounted has no releases.
+    type: bool
+    default: false
   root_name:
     description:
       - Identity of the software root, as in M(renderfarm.overlay.release_manifest).
@@ -39,6 +45,12 @@ options:
     description: The package of all releases if O(pattern) has no C({package}), as on a software root that has one package.
     type: str
     default: ''
+  named_roots:
+    description:
+      - Other software roots that symbolic links on O(root) may lead to, as a dictionary of their names and their paths on the host.
+      - RV(links[].elsewhere) says where such a link leads.
+    type: dict
+    default: {}
   store:
     description:
       - Directory of the manifests; see M(renderfarm.overlay.release_manifest).
@@ -153,7 +165,7 @@ releases:
 links:
   description:
     - The symbolic links on the software root at places where O(pattern) would find a release, or a directory of releases, sorted by path.
-    - Each link is followed once. It may lead to a release that is on the same software root.
+    - Each link is followed once. It may lead to a release that is on the same software root, or to one of O(named_roots).
   type: list
   elements: dict
   returned: success
@@ -170,8 +182,14 @@ links:
       description: The path of the release that the link leads to. None if it leads to none.
       type: str
       sample: houdini/20.5.410
+    elsewhere:
+      description:
+        - The name that a release at this place of one of O(named_roots) has. Whether there is a release, a list of that root says.
+        - None if the link does not lead to another root.
+      type: str
+      sample: maya/2025
     reason:
-      description: Why the link is passed over. None if it leads to a release.
+      description: Why the link is passed over. None if it leads to a release, or to another root.
       type: str
       sample: it leads to /vol2/houdini-20.5.410, which is outside of the software root
     link:
@@ -183,11 +201,11 @@ links:
 """
 
 import os
-import time
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import release_links
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountpoints
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import (
     manifest_store,
@@ -206,6 +224,8 @@ def main() -> None:
             "root_name": {"type": "str"},
             "prefix": {"type": "str", "default": ""},
             "package": {"type": "str", "default": ""},
+            "named_roots": {"type": "dict", "default": {}},
+            "mounted": {"type": "bool", "default": False},
             "store": {"type": "path"},
             "pattern": {"type": "str", "default": "{package}/{version}"},
             "ready_marker": runner.READY_MARKER,
@@ -220,6 +240,8 @@ def main() -> None:
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     """Return the releases on the software root and in the store, sorted by package and version."""
     root, store = params["root"], params["store"]
+    for path in params["named_roots"].values():
+        runner.check_absolute(path, "named_roots")
     pattern, prefix = Pattern.parse(params["pattern"], params["package"]), params["prefix"]
     on_root: dict[str, Release] = {}
     unlisted: list[str] = []
@@ -227,6 +249,8 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     if root is not None:
         if not os.path.isdir(root):
             raise OverlayError(f"software root {root} does not exist or is not a directory: is it mounted?")
+        if params["mounted"] and not mountpoints.is_mounted(os.fsencode(root)):
+            raise OverlayError(f"software root {root} is not mounted, and its releases would seem to be gone: mount it")
         ignored = patterns.IgnoredNames(params["ignore_names"])
         listing = scan.find_releases(root, pattern, unlisted, context.progress, ignored, links)
         on_root = {release.path: release for release in listing}
@@ -245,24 +269,17 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
                 "variant": release.variant or None,
                 "ready": ready,
                 "held_back_by": release.held_back_by or None,
-                "not_ready_since": None if ready or not exists else _last_change(root, release.path),
+                "not_ready_since": None if ready or not exists else scan.last_change(root, release.path),
                 "exists": exists,
                 **_manifest(manifests.get(release.path), release.name(prefix), params["root_name"]),
             }
         )
         context.progress()
     warnings = [f"releases in {directory} are not listed, since this host may not list it" for directory in unlisted]
-    roots = (root, os.path.realpath(root), params["root_name"] or root) if root else ()  # also its path on other hosts
-    followed = [link.as_dict(prefix) for link in release_links(links, on_root, roots)]
+    roots = (os.path.realpath(root), root, params["root_name"] or root) if root else ()  # also its path on other hosts
+    others = {str(name): (os.path.realpath(path), path) for name, path in params["named_roots"].items()}
+    followed = [link.as_dict(prefix) for link in release_links(links, on_root, roots, others)]
     return runner.Outcome({"releases": listed, "links": followed}, warnings=warnings)
-
-
-def _last_change(root: str, release: str) -> str | None:
-    try:
-        seconds = os.stat(os.path.join(root, release)).st_mtime
-    except OSError:  # it has gone since it was listed
-        return None
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _manifest(path: str | None, release: str, root_name: str | None) -> dict[str, Any]:

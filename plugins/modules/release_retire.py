@@ -16,7 +16,7 @@ description:
   - The task fails, and removes nothing, if this host uses one of the releases or shows it in a view that is mounted. It knows nothing of
     other hosts, so ask them with M(renderfarm.overlay.release_usage_info) first. The playbook C(retire) does both.
   - Only a directory with a manifest is deleted, and only if a sample of its entries is as the manifest says. It has to be beneath
-    O(root) on the same mount, without symbolic links in its path, with no mount and no other release inside of it, and not inside of
+    its root on the same mount, without symbolic links in its path, with no mount and no other release inside of it, and not inside of
     another release.
   - Before a release is deleted, its ready marker is removed, so that no run uses it. Then its directory gets a name beside itself that
     begins with C(.retired-), then its manifest is removed. A run that was interrupted is continued by the next one.
@@ -30,9 +30,26 @@ extends_documentation_fragment:
   - renderfarm.overlay.options.ready_marker
 options:
   root:
-    description: Path of the software root.
+    description: Path of the software root. Give this option or O(roots).
     type: path
-    required: true
+  roots:
+    description:
+      - The software roots of views over several. The name of a release begins with that of its root.
+      - Give all of them, since one may be inside of another.
+    type: list
+    elements: dict
+    suboptions:
+      name:
+        description: Name of the root, which is its identity in manifests.
+        type: str
+        required: true
+      path:
+        description: Path of the root on this host.
+        type: path
+        required: true
+      ready_marker:
+        description: The ready marker of its releases, if it is not O(ready_marker).
+        type: str
   store:
     description: Directory of the manifests, as in M(renderfarm.overlay.release_manifest).
     type: path
@@ -41,7 +58,9 @@ options:
     description: Directory of metadata images and data images. Without it, images stay.
     type: path
   releases:
-    description: Paths of the releases below O(root).
+    description:
+      - Paths of the releases below O(root).
+      - With O(roots), each begins with the name of its root. A release of another root is refused.
     type: list
     elements: str
     required: true
@@ -83,6 +102,16 @@ EXAMPLES = r"""
     ready_marker: .ready
     delete: true
   run_once: true
+
+- name: Delete a release of one of several software roots
+  renderfarm.overlay.release_retire:
+    roots:
+      - {name: houdini, path: /net/houdini}
+      - {name: maya, path: /net/maya}
+    store: /net/manifests
+    releases: [maya/2025]
+    delete: true
+  run_once: true
 """
 
 RETURN = r"""
@@ -105,12 +134,25 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_bytes, to_text
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import relative_path, root_identity
 from ansible_collections.renderfarm.overlay.plugins.module_utils.retirement import retire_plan, retiring
+from ansible_collections.renderfarm.overlay.plugins.module_utils.retirement.release_roots import (
+    ReleaseRoot,
+    named_roots,
+)
 
 
 def main() -> None:
     runner.run(
         {
-            "root": {"type": "path", "required": True},
+            "root": {"type": "path"},
+            "roots": {
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "path": {"type": "path", "required": True},
+                    "ready_marker": {"type": "str"},
+                },
+            },
             "store": {"type": "path", "required": True},
             "image_store": {"type": "path"},
             "releases": {"type": "list", "elements": "str", "required": True},
@@ -120,24 +162,19 @@ def main() -> None:
             "state_dirs": {"type": "list", "elements": "path", "default": [runner.DEFAULT_STATE_DIR]},
         },
         work,
+        mutually_exclusive=[("root", "roots"), ("root_name", "roots")],
+        required_one_of=[("root", "roots")],
     )
 
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     """Check that the releases may be retired, and retire them."""
-    for option in ("root", "store", *(["image_store"] if params["image_store"] else [])):
+    for option in ("store", *(["image_store"] if params["image_store"] else [])):
         runner.check_absolute(params[option], option)
     for path in params["state_dirs"]:
         runner.check_absolute(path, "state_dirs")
     releases = list(dict.fromkeys(map(_checked, params["releases"])))
-    request = retiring.RetireRequest(
-        params["root"],
-        root_identity(params["root_name"] or params["root"]),
-        params["store"],
-        params["image_store"],
-        to_text(relative_path(to_bytes(params["ready_marker"]), "ready_marker")),
-        params["delete"],
-    )
+    request = retiring.RetireRequest(_roots(params), params["store"], params["image_store"], params["delete"])
     retiring.check_unused(request, releases, params["state_dirs"])
     found = retiring.observe(request, releases, context.progress)
     plan = retire_plan.unique_plan(found)
@@ -145,6 +182,26 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     changed = [one for one in found if one.plan()]
     before = {one.release: one.diff() for one in changed}
     return runner.Outcome({}, plan, before, {one.release: one.diff_after() for one in changed})
+
+
+def _roots(params: dict[str, Any]) -> tuple[ReleaseRoot, ...]:
+    """Return the software roots. Raises OverlayError if an option is wrong."""
+    common = params["ready_marker"]
+    if params["root"] is not None:
+        runner.check_absolute(params["root"], "root")
+        return (ReleaseRoot(params["root"], root_identity(params["root_name"] or params["root"]), _marker(common)),)
+    if not params["roots"]:
+        raise OverlayError("roots is empty: give the software roots")
+    given = []
+    for root in params["roots"]:
+        runner.check_absolute(root["path"], "roots")
+        marker = common if root["ready_marker"] is None else root["ready_marker"]
+        given.append((root["name"], root["path"], _marker(marker)))
+    return named_roots(given)
+
+
+def _marker(path: str) -> str:
+    return to_text(relative_path(to_bytes(path), "ready_marker"))
 
 
 def _checked(release: str) -> str:

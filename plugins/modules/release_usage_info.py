@@ -53,6 +53,13 @@ options:
       - Name of a software root in manifests, usually its path. See M(renderfarm.overlay.release_manifest).
       - Only releases of this root count. Without it, a release is known by its path alone, whatever root it is of.
     type: str
+  named_roots:
+    description:
+      - The software roots of views over several, as a dictionary of their names and their paths on the host. The name of a release begins
+        with that of its root.
+      - Processes that use a release there, not through a view, are found too. Only releases of these roots, and of O(root_name), count.
+    type: dict
+    default: {}
   state_dirs:
     description:
       - Directories on the host that hold the layers of views.
@@ -81,6 +88,14 @@ EXAMPLES = r"""
     paths:
       - /software/houdini/19.5.805/bin/hython
     processes: false
+
+- name: Find out what uses a release of one of several software roots
+  renderfarm.overlay.release_usage_info:
+    releases:
+      - maya/2025
+    named_roots:
+      houdini: /net/houdini
+      maya: /net/maya
 """
 
 RETURN = r"""
@@ -233,6 +248,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import relative_path, root_identity
 from ansible_collections.renderfarm.overlay.plugins.module_utils.retirement import release_use
+from ansible_collections.renderfarm.overlay.plugins.module_utils.retirement.release_roots import (
+    ReleaseRoot,
+    named_roots,
+)
 
 
 def main() -> None:
@@ -243,6 +262,7 @@ def main() -> None:
             "processes": {"type": "bool", "default": True},
             "roots": {"type": "list", "elements": "path", "default": []},
             "root_name": {"type": "str"},
+            "named_roots": {"type": "dict", "default": {}},
             "state_dirs": {"type": "list", "elements": "path", "default": [runner.DEFAULT_STATE_DIR]},
         },
         work,
@@ -255,8 +275,12 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         for path in params[option]:
             runner.check_absolute(path, option)
     releases = [_checked(release) for release in params["releases"] or ()]
-    name = root_identity(params["root_name"]) if params["root_name"] else None
-    use = release_use.observe(params["state_dirs"], params["roots"], params["processes"], name, context.progress)
+    roots = _named_roots(params["named_roots"])
+    identities = [root.identity for root in roots]
+    if params["root_name"]:
+        identities.append(root_identity(params["root_name"]))
+    roots += [ReleaseRoot(path, path) for path in params["roots"]]
+    use = release_use.observe(params["state_dirs"], roots, identities, params["processes"], context.progress)
     if params["releases"] is None and not params["paths"]:
         releases = use.releases()
     return runner.Outcome(
@@ -267,6 +291,15 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
             "unknown": use.unknown,
         }
     )
+
+
+def _named_roots(given: dict[Any, Any]) -> list[ReleaseRoot]:
+    """Return the roots that have names. Raises OverlayError if a name or a path is wrong."""
+    for name, path in given.items():
+        if not isinstance(path, str):
+            raise OverlayError(f"named_roots must have the path of root {name!r}, not {path!r}")
+        runner.check_absolute(path, "named_roots")
+    return list(named_roots((str(name), path, "") for name, path in given.items()))
 
 
 def _checked(release: str) -> str:

@@ -46,7 +46,7 @@ options:
       - A view that is not in the lock is in RV(failures).
     type: raw
   resolve:
-    description: With V(false), only check the declarations of the hosts. Nothing but RV(problems) is returned then.
+    description: With V(false), only check the declarations of the hosts. Only RV(problems) and RV(mounts) are returned then.
     type: bool
     default: true
 seealso:
@@ -111,6 +111,13 @@ obstacle:
   type: str
   returned: if there is one
   sample: the module failed
+mounts:
+  description:
+    - The software roots to mount on the host that scans, for the option O(renderfarm.overlay.software_root#module:roots).
+  type: list
+  elements: dict
+  returned: if O(resolve=false)
+  sample: [{"path": "/net/maya", "source": "filer:/vol/maya"}]
 problems:
   description: What is wrong with the declaration, one line for each problem.
   type: list

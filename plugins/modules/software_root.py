@@ -22,11 +22,13 @@ extends_documentation_fragment:
   - renderfarm.overlay.options
 options:
   path:
-    description: The mountpoint. It is created if it does not exist. If nothing is mounted there, it has to be empty.
+    description:
+      - The mountpoint. It is created if it does not exist. If nothing is mounted there, it has to be empty.
+      - Give this option or O(roots).
     type: path
-    required: true
   source:
-    description: Server and exported directory, for example V(filer:/export/software). Required with O(state=mounted).
+    description:
+      - Server and exported directory, for example V(filer:/export/software). O(state=mounted) requires it, or O(roots).
     type: str
   fstype:
     description: File system type given to mount(8). With both types, the option C(vers) selects the version of NFS.
@@ -47,6 +49,32 @@ options:
       - The value takes effect at once, also for a mount that is in use. Mounts of the same export may share it.
       - The value is lost when the software root is unmounted, and C(/etc/fstab) cannot hold it. After a reboot, the next run sets it.
     type: int
+  roots:
+    description:
+      - Several software roots, in this order. One of them that fails does not keep the others from being mounted.
+      - Each mount is given up after its part of O(timeout), and at least 15 seconds.
+    type: list
+    elements: dict
+    suboptions:
+      path:
+        description: The mountpoint.
+        type: path
+        required: true
+      source:
+        description: Server and exported directory.
+        type: str
+        required: true
+      fstype:
+        description: File system type, if it is not O(fstype).
+        type: str
+        choices: [nfs, nfs4]
+      options:
+        description: Mount options, if they are not O(options).
+        type: list
+        elements: str
+      read_ahead:
+        description: Read-ahead in KiB, if it is not O(read_ahead).
+        type: int
   persist:
     description:
       - V(fstab) writes a line for O(path) to C(/etc/fstab), or removes it if O(state) is V(unmounted) or V(absent).
@@ -87,6 +115,12 @@ EXAMPLES = r"""
     read_ahead: 1024
     persist: fstab
 
+- name: Mount several software roots
+  renderfarm.overlay.software_root:
+    roots:
+      - {path: /net/houdini, source: 'filer:/vol/houdini'}
+      - {path: /net/maya, source: 'filer:/vol/maya'}
+
 - name: Check that the automounter has mounted the software root
   renderfarm.overlay.software_root:
     path: /net/software
@@ -111,7 +145,9 @@ actions:
   returned: success
   sample: [create directory /net/software, "mount filer:/export/software at /net/software"]
 mount:
-  description: The mount at O(path) when the module ends, as the kernel reports it; null if nothing is mounted there.
+  description:
+    - The mount at O(path) when the module ends, as the kernel reports it; null if nothing is mounted there.
+    - With O(roots), it is null.
   type: dict
   returned: success
   contains:
@@ -141,41 +177,51 @@ mount:
       description: Read-ahead in KiB; null if the kernel does not report it.
       type: int
       sample: 1024
+mounts:
+  description: The mounts of O(roots), each as RV(mount).
+  type: list
+  elements: dict
+  returned: success and O(roots) is given
+  sample: [{"path": "/net/maya", "source": "filer:/vol/maya", "type": "nfs4", "flags": ["ro"], "options": ["vers=4.2"], "read_ahead": 1024}]
 """
 
 import os
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
-    mount_lock,
-    mountpoints,
-    namespaces,
-    still_paths,
-)
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Plan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root import nfs_mount, root_plan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root.nfs_options import software_root_spec
-from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root.root_plan import (
-    DeclaredRoot,
-    ObservedRoot,
-)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, still_paths
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root import nfs_mount, root_change
+from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root.root_change import Carrying, RootChange
 
 OPTIONS = ["ro", "vers=4.2", "hard", "nocto", "actimeo=3600", "nodev"]
 
 #: Share of the module's time limit after which a mount is given up, so that there is time left to report it.
 _MOUNT_SHARE = 0.9
+#: The seconds that each of several mounts has at least.
+_SHORTEST = 15.0
 
 
 def main() -> None:
+    fstype = {"type": "str", "choices": ["nfs", "nfs4"]}
     runner.run(
         {
-            "path": {"type": "path", "required": True},
+            "path": {"type": "path"},
             "source": {"type": "str"},
-            "fstype": {"type": "str", "choices": ["nfs", "nfs4"], "default": "nfs"},
+            "fstype": {**fstype, "default": "nfs"},
             "options": {"type": "list", "elements": "str", "default": OPTIONS},
             "read_ahead": {"type": "int"},
+            "roots": {
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "source": {"type": "str", "required": True},
+                    "fstype": fstype,
+                    "options": {"type": "list", "elements": "str"},
+                    "read_ahead": {"type": "int"},
+                },
+            },
             "persist": {"type": "str", "choices": ["none", "fstab"], "default": "none"},
             "replace": {"type": "bool", "default": False},
             "state": {
@@ -185,58 +231,53 @@ def main() -> None:
             },
         },
         work,
-        required_if=[("state", "mounted", ("source",))],
+        mutually_exclusive=[("path", "roots"), ("source", "roots")],
+        required_one_of=[("path", "roots")],
+        required_if=[("state", "mounted", ("source", "roots"), True)],
     )
 
 
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
-    runner.check_absolute(params["path"], "path")
-    path = still_paths.mountpoint(os.fsencode(params["path"]), namespaces.own_mounts())
-    if params["state"] == "present":
-        mountpoints.check_has_content(path)
-        live = mountpoints.observe(path).mount
-        return runner.Outcome({"mount": nfs_mount.values_of(live), "client_missing": False}, ())
-    declared = _declared(path, params)
-    observed = nfs_mount.observe(declared)
-    plan = root_plan.plan_root(declared, observed)
-    if nfs_mount.lacks_client(declared, plan) and not context.check_mode:
-        what = f"mounting {params['source']} at {params['path']}"
-        return runner.Outcome(
-            {"mount": None, "client_missing": True}, (), failure=f"{what}: {nfs_mount.CLIENT_MISSING}"
-        )
-    if context.check_mode or not plan:
-        return _outcome(declared, observed, plan, observed.mountpoint.mount)
-    with mount_lock.held(path, context.timeout, context.progress):
-        # Another run may have changed the mount while this one waited for the lock.
-        observed = nfs_mount.observe(declared)
-        plan = root_plan.plan_root(declared, observed)
-        with mountpoints.undone_on_failure():
-            context.carry_out(plan, nfs_mount.handlers(context.timeout * _MOUNT_SHARE))
-        live = mountpoints.observe(path).mount
-        outcome = _outcome(declared, observed, plan, live)
-        if root_plan.changes_mount(plan):
-            outcome.warnings += root_plan.ignored_options(declared.spec, live)
-        return outcome
-
-
-def _declared(path: bytes, params: dict[str, Any]) -> DeclaredRoot:
-    spec = None
-    if params["state"] == "mounted":
-        spec = software_root_spec(path, params["source"], params["fstype"], params["options"])
-    return DeclaredRoot(
-        path,
-        spec,
-        absent=params["state"] == "absent",
-        replace=params["replace"],
-        read_ahead=params["read_ahead"],
-        in_fstab=params["persist"] == "fstab",
+    """Bring each software root to its declared state."""
+    if params["roots"] is None:
+        done = _changed(params, context, context.timeout * _MOUNT_SHARE)
+        values = {"mount": nfs_mount.values_of(done.live), "client_missing": done.client_missing}
+        return runner.Outcome(values, done.plan, done.before, done.after, list(done.warnings), done.failure)
+    done_of: dict[str, RootChange] = {}
+    failures = []
+    seconds = max(context.timeout * _MOUNT_SHARE / max(len(params["roots"]), 1), _SHORTEST)
+    for root in params["roots"]:
+        context.note.write(f"software root {root['path']}")
+        given = {name: value for name, value in root.items() if value is not None}
+        try:
+            done = done_of[root["path"]] = _changed({**params, **given}, context, seconds)
+            failures += [done.failure] if done.failure else []
+        except (OverlayError, OSError) as error:
+            # One server that does not answer does not keep the others from being mounted.
+            failures.append(runner.explain(error))
+        context.progress()
+    changed = {path: one for path, one in done_of.items() if one.plan}
+    return runner.Outcome(
+        {
+            "mount": None,
+            "mounts": [nfs_mount.values_of(one.live) for one in done_of.values()],
+            "client_missing": any(one.client_missing for one in done_of.values()),
+        },
+        tuple(step for one in changed.values() for step in one.plan),
+        {path: one.before for path, one in changed.items()},
+        {path: one.after for path, one in changed.items()},
+        [warning for one in done_of.values() for warning in one.warnings],
+        "; ".join(failures),
     )
 
 
-def _outcome(declared: DeclaredRoot, observed: ObservedRoot, plan: Plan, live: Mount | None) -> runner.Outcome:
-    before, after = root_plan.diff_of(declared, observed, plan)
-    values = {"mount": nfs_mount.values_of(live), "client_missing": nfs_mount.lacks_client(declared, plan)}
-    return runner.Outcome(values, plan, before, after)
+def _changed(params: dict[str, Any], context: runner.Context, seconds: float) -> RootChange:
+    runner.check_absolute(params["path"], "path")
+    path = still_paths.mountpoint(os.fsencode(params["path"]), namespaces.own_mounts())
+    if params["state"] == "present":
+        return root_change.present(path)
+    carrying = Carrying(context.check_mode, context.carry_out, context.progress, context.timeout, seconds)
+    return root_change.change(root_change.declared_root(path, params), carrying)
 
 
 if __name__ == "__main__":

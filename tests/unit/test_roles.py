@@ -13,7 +13,8 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_decl
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 #: Keys of a view that the playbook deploy knows and the role view does not: they need the lock of a run, and a generation that is not yet
-#: the current one. The role makes a generation current before it mounts it, and has no lock.
+#: the current one, or the lock says which overlays show the releases. The role makes a generation current before it mounts it, and has no
+#: lock.
 OF_THE_PLAYBOOK = {
     *("health_check", "health_timeout", "health_user"),
     *("data_images", "data_budget", "data_keep_free", "roots"),

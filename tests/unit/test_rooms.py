@@ -30,7 +30,7 @@ ARROWS = {
     "retirement": {"data_images", "views", "layers", "overlays", "releases", "stores", "linux"},
     "finalize": {"overlays", "releases", "linux"},
     "software_root": {"linux"},
-    "fleet": {"data_images", "views", "layers", "overlays", "trees", "releases", "stores", "linux"},
+    "fleet": {"software_root", "data_images", "views", "layers", "overlays", "trees", "releases", "stores", "linux"},
     "verify": {
         *("fleet", "finalize", "data_images", "views", "layers", "overlays", "trees", "releases", "stores", "linux"),
     },
@@ -88,7 +88,7 @@ PURE = {
     },
     "views": {"generation_record", "layer_plan", "layer_spec", "linger", "retention", "view_paths"},
     "data_images": {"image_plan", "selection", "trace_results"},
-    "retirement": {"release_places", "retire_plan"},
+    "retirement": {"release_places", "release_roots", "retire_plan"},
     "finalize": {
         *("decisions", "directories", "finalize_request", "finalize_result", "marks", "move_plan", "remount_notes"),
     },

@@ -55,6 +55,10 @@ class Listing:
     ignore_names: tuple[str, ...]
     prefix: str = ""
     package: str = ""
+    #: The name and the path of each other software root.
+    others: tuple[tuple[str, str], ...] = ()
+    #: Whether it has to be a mountpoint.
+    mounted: bool = False
 
     @classmethod
     def of(cls, view: Mapping[str, Any]) -> list[Listing]:
@@ -64,14 +68,21 @@ class Listing:
             place = (view["scan_root"], view["root_name"], view["scan_store"])
             return [cls(*place, view["pattern"], view["ready_marker"], *shared)]
         return [
-            cls(root["path"], name, view["scan_store"], root["pattern"], marker_of(view, root), *shared, name, name)
+            cls(
+                *(root["path"], root["name"], view["scan_store"], root["pattern"], marker_of(view, root), *shared),
+                prefix=root["name"],
+                package=root["name"],
+                others=tuple((one["name"], one["path"]) for one in view["roots"] if one is not root),
+                # The playbook mounts it on a host that it deploys to. A host outside of the run may be the file server.
+                mounted=bool(root["source"]) and view.get("mounts_roots", False),
+            )
             for root in view["roots"]
-            for name in [root["name"]]
         ]
 
     def options(self) -> dict[str, Any]:
         """Return the parameters of release_info."""
-        return {**vars(self), "ignore_names": list(self.ignore_names)}
+        given = {name: value for name, value in vars(self).items() if name != "others"}
+        return {**given, "ignore_names": list(self.ignore_names), "named_roots": dict(self.others)}
 
     def scan_options(self) -> dict[str, Any]:
         """Return the parameters of release_manifest that it has in common with release_info."""
@@ -79,7 +90,7 @@ class Listing:
 
 
 #: The parameters of release_info that release_manifest does not have.
-_OF_LISTING = ("pattern", "version_order", "package")
+_OF_LISTING = ("pattern", "version_order", "package", "named_roots", "mounted")
 
 
 def marker_of(view: Mapping[str, Any], root: Mapping[str, Any]) -> str:
@@ -137,7 +148,7 @@ def shared_views(
             if name not in first:
                 first[name] = host, view
                 chosen[name] = {key: view[key] for key in ("name", *SHARED, *_OF_SCANNING)}
-                chosen[name].update(data_images=[], data_required=False)
+                chosen[name].update(data_images=[], data_required=False, mounts_roots=scanning in declared)
             _add_data_images(chosen[name], view["data_images"])
             other, known = first[name]
             for key in SHARED:
@@ -149,10 +160,14 @@ def shared_views(
     return list(chosen.values()), list(problems)
 
 
+#: The keys of a software root that may differ between hosts.
+_OF_MOUNT = ("path", *view_roots.MOUNT_KEYS)
+
+
 def _content(view: Mapping[str, Any], key: str) -> Any:
     """Return the value of a key as far as it decides what a view shows. Hosts may have a software root at different paths."""
     if key == "roots":
-        return [{name: value for name, value in root.items() if name != "path"} for root in view["roots"]]
+        return [{name: value for name, value in root.items() if name not in _OF_MOUNT} for root in view["roots"]]
     return view[key]
 
 
@@ -222,12 +237,40 @@ def choose(
             f" {', '.join(gone)}; restore them, or take them out of the view"
         )
     unscanned = tuple(sorted(path for path in paths if path not in known or known[path]["manifest"] is None))
-    shown, left_out = _chosen_links(view, releases, links)
+    followed, lost = _followed(listed, links)
+    shown, left_out = _chosen_links(view, releases, followed)
+    left_out = [*(f"view {view['name']}: {one}" for one in lost), *left_out]
     return Choice(tuple(releases), unscanned, links=tuple(shown), left_out=tuple(left_out))
 
 
 def _shown_roots(view: Mapping[str, Any]) -> str:
     return ", ".join(root["path"] for root in view["roots"]) or str(view["scan_root"])
+
+
+def _followed(
+    listed: Sequence[Mapping[str, Any]], links: Sequence[Mapping[str, Any]]
+) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Return links, each with the release that it leads to, and a sentence for each of the first that lead to none on another root."""
+    releases = {one["path"] for one in listed if one["exists"]}
+    paths = {one["path"] for one in links}
+    found, lost = [], []
+    for one in links:
+        name = one.get("elsewhere")
+        if name is None or name in releases:
+            found.append(one if name is None else {**one, "release": name})
+        elif name in paths:
+            lost.append(
+                f"link {one['path']} is passed over: it leads to {name}, which is a symbolic link: let it lead to the release itself"
+            )
+        else:
+            lost.append(f"link {one['path']} is passed over: it leads to {name}, where there is no release")
+    return found, _first(lost, "links are passed over")
+
+
+def _first(sentences: Sequence[str], what: str) -> list[str]:
+    """Return the first sentences, and one that counts the others."""
+    more = len(sentences) - _NAMED_RELEASES
+    return [*sentences[:_NAMED_RELEASES], *([f"{more} more {what}"] if more > 0 else [])]
 
 
 def _chosen_links(
@@ -238,35 +281,84 @@ def _chosen_links(
     Links to releases of packages that the view does not show are left out without a sentence.
     """
     shown = list(view["links"])
-    to_releases = [one for one in links if one["link"]]
+    to_releases = [one for one in links if one["release"]]
     if view["release_links"] == "ignore":
         count = len(to_releases)
         return shown, [
             f"view {view['name']}: links to releases are left out ({count}): release_links: ignore"
         ] if count else []
+    tops = {root["name"]: root["at"] for root in view["roots"]}
     places = {
         one["release"]
         for one in releases
-        if one["release"] == one.get("at", one["release"])
+        if _place(one["release"], tops) == one.get("at", one["release"])
         # The names of releases of several software roots have the names of the roots in them, and their sources do not.
         and (view["roots"] or one["release"] == one.get("source", one["release"]))
     }
     beside = {posixpath.dirname(one["release"]) for one in releases}
     taken = {one["path"] for one in shown}
+    below = {above for path in taken for above in _above(path)}
+    covered = _Covered.of(releases)
     left_out = []
     for one in to_releases:
-        if one["path"] in taken:
+        path = _place(one["path"], tops)
+        if path in taken:
             continue
-        if one["release"] in places:
-            shown.append(dict(one["link"]))
-        elif posixpath.dirname(one["release"]) in beside:
-            left_out.append(
-                f"view {view['name']}: link {one['path']} is left out, since the view does not show {one['release']} at this path"
-            )
-    more = len(left_out) - _NAMED_RELEASES
-    if more > 0:
-        left_out[_NAMED_RELEASES:] = [f"view {view['name']}: {more} more links to releases are left out"]
-    return shown, left_out
+        if one["release"] not in places:
+            if posixpath.dirname(one["release"]) in beside:
+                left_out.append(
+                    f"link {one['path']} is left out, since the view does not show {one['release']} at this path"
+                )
+        elif covered.has(path, one["path"].partition("/")[0] if tops else ""):
+            left_out.append(f"link {one['path']} is left out, since the view shows a release at its place {path}")
+        elif path in below or taken.intersection(_above(path)):
+            left_out.append(f"link {one['path']} is left out, since its place {path} is above or below another link")
+        else:
+            target = posixpath.relpath(_place(one["release"], tops), posixpath.dirname(path) or ".")
+            shown.append({"path": path, "target": target})
+            taken.add(path)
+            below.update(_above(path))
+    return shown, [f"view {view['name']}: {one}" for one in _first(left_out, "links to releases are left out")]
+
+
+def _place(name: str, tops: Mapping[str, str]) -> str:
+    """Return the path in a view of what has a name on a software root. ``tops`` are the places of several software roots, by name."""
+    if not tops:
+        return name
+    root, _slash, path = name.partition("/")
+    return "/".join(filter(None, (tops.get(root, root), path)))
+
+
+@dataclass(frozen=True)
+class _Covered:
+    """The places of a view that releases have."""
+
+    #: Each place of a release, with the root of the release; empty for a view of one software root.
+    roots: Mapping[str, str]
+    #: The directories above these places.
+    above: frozenset[str]
+
+    @classmethod
+    def of(cls, releases: Iterable[Mapping[str, Any]]) -> _Covered:
+        roots = {one.get("at", one["release"]): one["release"].partition("/")[0] for one in releases}
+        return cls(roots, frozenset(above for place in roots for above in _above(place)))
+
+    def has(self, path: str, root: str) -> bool:
+        """Return whether a link would take the place of a release or of one above it, or be inside of a release of another root.
+
+        ``root`` is the software root of the link; it is empty in a view of one software root. Whoever can write to one root could
+        otherwise change what the view shows of another one.
+        """
+        if path in self.roots or path in self.above:
+            return True
+        return bool(root) and any(self.roots.get(place, root) != root for place in (*_above(path), ""))
+
+
+def _above(path: str) -> Iterator[str]:
+    """Yield the directories above a path in a view, without the root of the view."""
+    while "/" in path:
+        path = posixpath.dirname(path)
+        yield path
 
 
 def passed_over(

@@ -33,6 +33,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patter
     Pattern,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.versions import ORDERS
+from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root.nfs_options import software_root_spec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
 from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import sharing
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import is_view_name
@@ -92,6 +93,16 @@ def declared_views(views: Any, common: Mapping[str, Any], chosen: str = "") -> t
     if chosen:
         completed = [view for view in completed if view["name"] == chosen]
     return completed, list(dict.fromkeys(problems))
+
+
+def declared_roots(roots: Any) -> list[dict[str, Any]]:
+    """Return several software roots, each with all its keys; none if they are not given. Raises OverlayError if one is wrong."""
+    if _is_blank(roots):
+        return []
+    try:
+        return _roots(roots)
+    except InvalidValueError as error:
+        raise OverlayError(f"{_PREFIX}roots {error}") from None
 
 
 def unknown_variables(names: Iterable[str], others: Iterable[str]) -> Iterator[str]:
@@ -218,6 +229,7 @@ def _problems_between(views: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         elif name:
             seen[name] = view
     shown = [view for view in seen.values() if view["mountpoint"] and view["state"] == "mounted"]
+    yield from view_roots.mount_differences(shown)
     for number, view in enumerate(shown):
         for other in shown[:number]:
             yield from _differences_of_state_dir(other, view)
@@ -471,7 +483,7 @@ def _names(value: Any) -> list[str]:
     return found
 
 
-_OF_ROOT = ("name", "path", "pattern", "ready_marker", "at")
+_OF_ROOT = ("name", "path", "pattern", "ready_marker", "at", *view_roots.MOUNT_KEYS)
 
 
 def _roots(value: Any) -> list[dict[str, Any]]:
@@ -499,14 +511,37 @@ def _root(value: Any) -> dict[str, Any]:
     except OverlayError as error:
         raise InvalidValueError(f"has the root {name}: {error}") from None
     marker, at = value.get("ready_marker"), value.get("at")
+    path = _path(value["path"])
     return {
         "name": name,
-        "path": _path(value["path"]),
+        "path": path,
         "pattern": pattern,
         # None for that of the view.
         "ready_marker": None if marker is None else _text(marker),
         "at": name if at is None else _relative(at, f"'at' of root {name}") if at else "",
+        **_root_mount(value, name, path),
     }
+
+
+def _root_mount(root: Mapping[str, Any], name: str, path: str) -> dict[str, Any]:
+    """Return how a software root is mounted: its source, which is empty if the site mounts it, and what differs from the defaults."""
+    given = {key: None if _is_blank(root.get(key)) else root[key] for key in view_roots.MOUNT_KEYS}
+    if given["source"] is None:
+        extra = next((key for key in view_roots.MOUNT_KEYS if given[key] is not None), None)
+        if extra:
+            raise InvalidValueError(
+                f"has the root {name} with '{extra}' and without 'source': give what to mount, or leave it out"
+            )
+        return {**given, "source": ""}
+    source = _text(given["source"])
+    fstype = None if given["fstype"] is None else _one_of("nfs", "nfs4")(given["fstype"])
+    options = None if given["options"] is None else [_text(one) for one in _list(given["options"], "mount options")]
+    try:
+        software_root_spec(to_bytes(path), source, fstype or "nfs", options or ())
+    except OverlayError as error:
+        raise InvalidValueError(f"has the root {name}: {error}") from None
+    read_ahead = None if given["read_ahead"] is None else _whole(given["read_ahead"])
+    return {"source": source, "fstype": fstype, "options": options, "read_ahead": read_ahead}
 
 
 #: What each key of a view takes, in the order in which defaults are derived from others.

@@ -9,15 +9,18 @@ in the manifest store, in locks and in records.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_text
+from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import below_root, root_of_release
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern
 from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import sharing
 from ansible_collections.renderfarm.overlay.plugins.module_utils.trees.sharing import OverlayPlan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.trees.tree_parts import NO_DATA
+
+#: The keys of a software root that say how it is mounted.
+MOUNT_KEYS = ("source", "fstype", "options", "read_ahead")
 
 Roots = Sequence[Mapping[str, Any]]
 
@@ -25,6 +28,36 @@ Roots = Sequence[Mapping[str, Any]]
 def patterns_of(roots: Roots) -> dict[str, Pattern]:
     """Return the pattern of each root, by name. Raises OverlayError if a pattern is not valid."""
     return {root["name"]: Pattern.parse(root["pattern"], root["name"]) for root in roots}
+
+
+def mounts_of(views: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the software roots of views that are to be mounted, as the module software_root takes them: each path once, outer ones first.
+
+    Of two software roots with the same path, the first counts.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for root in (root for view in views for root in view["roots"] or () if root["source"]):
+        given = {name: root[name] for name in ("path", *MOUNT_KEYS) if root[name] is not None}
+        found.setdefault(root["path"], given)
+    return [found[path] for path in sorted(found)]
+
+
+def mount_differences(views: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what keeps the software roots of one host from being mounted: two sources for one path, or two paths for one name."""
+    by_path: dict[str, Mapping[str, Any]] = {}
+    by_name: dict[str, Mapping[str, Any]] = {}
+    for root in (root for view in views for root in view["roots"] or () if root["source"]):
+        other = by_path.setdefault(root["path"], root)
+        for key in MOUNT_KEYS:
+            if root[key] != other[key]:
+                names = root["name"] if root["name"] == other["name"] else f"{other['name']} and {root['name']}"
+                yield f"software root {names} at {root['path']}: {key} is given twice and differs: mount one export there, in one way"
+                break
+        known = by_name.setdefault(root["name"], root)
+        if known["path"] != root["path"]:
+            yield (
+                f"software root {root['name']} has a source and the paths {known['path']} and {root['path']}: give it one path"
+            )
 
 
 def overlays_of(roots: Roots, releases: Iterable[Mapping[str, Any]]) -> OverlayPlan:
@@ -50,14 +83,9 @@ def release_of_root(roots: Roots, release: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises OverlayError if its name does not begin with that of a root.
     """
-    name, _slash, path = release["release"].partition("/")
-    root = next((one for one in roots if one["name"] == name), None)
-    if root is None or not path:
-        declared = ", ".join(one["name"] for one in roots)
-        raise OverlayError(
-            f"release {release['release']} is of none of the roots {declared}: its name must begin with that of its root, as in"
-            f" {roots[0]['name']}/VERSION"
-        )
+    name = root_of_release(release["release"], [one["name"] for one in roots])
+    root = next(one for one in roots if one["name"] == name)
+    path = below_root(release["release"], name)
     at = "/".join(filter(None, (root["at"], path)))
     given = {"source": path, **({"at": at} if at != release["release"] else {})}
     return {**given, **release}

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,8 @@ class ReleaseLink:
     release: str | None
     #: Why it is passed over; empty if it leads to a release.
     reason: str = ""
+    #: The name of what it leads to on another software root; None if it leads to none.
+    elsewhere: str | None = None
 
     def as_dict(self, prefix: str = "") -> dict[str, Any]:
         """Return the link for the result of a module. ``link`` is a link with the same meaning in a view that shows the release.
@@ -77,18 +79,23 @@ class ReleaseLink:
             "path": path,
             "target": self.target,
             "release": None if self.release is None else posixpath.join(prefix, self.release),
+            "elsewhere": self.elsewhere,
             "reason": self.reason or None,
             "link": link,
         }
 
 
 def release_links(
-    found: Iterable[tuple[str, str]], releases: Collection[str], roots: Collection[str]
+    found: Iterable[tuple[str, str]],
+    releases: Collection[str],
+    roots: Collection[str],
+    others: Mapping[str, Collection[str]] | None = None,
 ) -> list[ReleaseLink]:
     """Return where symbolic links on a software root lead, sorted by path. Each is followed once.
 
     ``found`` are pairs of a path below the software root and a target. No directory above such a path is a symbolic link. ``releases``
-    are the paths of the releases on the software root, and ``roots`` the absolute paths by which links may name the software root.
+    are the paths of the releases on the software root, and ``roots`` the absolute paths by which links may name the software root, the
+    real one first. ``others`` has these paths of other software roots, by the names of these roots. What is there is not known here.
     """
     targets = dict(found)
     listed = []
@@ -96,6 +103,10 @@ def release_links(
         place = _below_root(path, target, roots)
         if place in releases:
             listed.append(ReleaseLink(path, target, place))
+            continue
+        elsewhere = _on_another_root(path, target, roots, others or {})
+        if elsewhere is not None:
+            listed.append(ReleaseLink(path, target, None, elsewhere=elsewhere))
             continue
         if place is None:
             reason = f"it leads to {target}, which is outside of the software root"
@@ -105,6 +116,21 @@ def release_links(
             reason = f"it leads to {place or '.'} on the software root, where there is no release"
         listed.append(ReleaseLink(path, target, None, reason))
     return listed
+
+
+def _on_another_root(
+    path: str, target: str, roots: Collection[str], others: Mapping[str, Collection[str]]
+) -> str | None:
+    """Return the name of what a link leads to on another software root, as its releases have it; None if it leads to none of them."""
+    real = next(iter(roots), "/")
+    place = posixpath.normpath("/" + posixpath.join(real, posixpath.dirname(path), target).lstrip("/"))
+    found: tuple[int, str] | None = None
+    for name, tops in others.items():
+        for top in (one.rstrip("/") + "/" for one in tops):
+            # Of two roots inside of each other, it is on the inner one.
+            if place.startswith(top) and (found is None or len(top) > found[0]):
+                found = len(top), f"{name}/{place[len(top) :]}"
+    return found[1] if found else None
 
 
 def _below_root(path: str, target: str, roots: Collection[str]) -> str | None:

@@ -17,6 +17,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     files,
     mountinfo,
     processes,
+    still_paths,
     syscalls,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import (
@@ -37,6 +38,13 @@ _MOST_NAMED = 10
 _ANSWER_SECONDS = 1.0
 #: Seconds for the process that asks, which may be slow on a loaded host.
 _ASKING_SECONDS = 20.0
+
+
+def is_mounted(path: bytes) -> bool:
+    """Return whether something is mounted at an absolute path. An automount that has not mounted its file system does not count."""
+    mounts = own_mounts()
+    real = still_paths.mountpoint(path, mounts)
+    return any(mount.path == real and mount.fstype != b"autofs" for mount in mounts)
 
 
 def observe(path: bytes) -> Mountpoint:

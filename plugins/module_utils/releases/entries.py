@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import posixpath
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -177,6 +178,20 @@ def below_root(release: str, prefix: str) -> str:
             f"release {release} is not of the software root {prefix}: the names of its releases begin with {prefix}/"
         )
     return path
+
+
+def root_of_release(release: str, names: Sequence[str]) -> str:
+    """Return the name of the software root that a release is of: its name begins with it. ``names`` are those of the declared roots.
+
+    Raises OverlayError if the name of the release begins with none of them, or has nothing after it.
+    """
+    name, _slash, path = release.partition("/")
+    if name not in names or not path:
+        raise OverlayError(
+            f"release {release} is of none of the roots {', '.join(names)}: its name must begin with that of its root, as in"
+            f" {names[0]}/VERSION"
+        )
+    return name
 
 
 def relative_path(text: bytes, what: str) -> bytes:

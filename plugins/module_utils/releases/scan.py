@@ -14,6 +14,7 @@ import errno
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -472,6 +473,15 @@ def _possible_versions(name: bytes) -> list[bytes]:
     """Return the name of a directory, and the ends of it that may be a version alone: a manifest is not made by a pattern."""
     starts = (match.start() for match in re.finditer(rb"(?<![0-9.])[0-9]", name))
     return [name, *(name[start:] for start in starts if start)]
+
+
+def last_change(root: str, release: str) -> str | None:
+    """Return the mtime of the directory of a release in UTC, as ``2026-11-27T15:00:00Z``; None if it is gone."""
+    try:
+        seconds = os.stat(os.path.join(root, release)).st_mtime
+    except OSError:
+        return None
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def is_shown_ready(root: str, release: Release, marker: str) -> bool:

@@ -53,7 +53,9 @@ class DeletedRelease:
     """A release that is to be deleted from a software root."""
 
     root: bytes
+    #: Its name in the manifest store, and its path below the root.
     release: bytes
+    below: bytes
     #: The path of its ready marker, relative to it; empty if it has none.
     marker: bytes
     #: The manifest store.
@@ -62,12 +64,12 @@ class DeletedRelease:
     @property
     def path(self) -> bytes:
         """The absolute path of its directory."""
-        return os.path.join(self.root, self.release)
+        return os.path.join(self.root, self.below)
 
     @property
     def name(self) -> bytes:
         """The name of its directory."""
-        return os.path.basename(self.release)
+        return os.path.basename(self.below)
 
     @property
     def aside(self) -> bytes:
@@ -181,7 +183,7 @@ def _parent(deleted: DeletedRelease) -> Iterator[int]:
     fd = scan.open_root(deleted.root)
     try:
         with _explained(os.path.dirname(deleted.path)):
-            parent = beneath.open_at(fd, os.path.dirname(deleted.release), same_mount=True)
+            parent = beneath.open_at(fd, os.path.dirname(deleted.below), same_mount=True)
     finally:
         os.close(fd)
     try:

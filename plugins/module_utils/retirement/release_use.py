@@ -36,6 +36,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.retirement.rele
     releases_at,
     within,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.retirement.release_roots import ReleaseRoot
 
 #: How a process uses a file, by the name of the link in /proc.
 _WAYS = {b"cwd": "working directory", b"root": "root", b"exe": "program"}
@@ -60,6 +61,14 @@ class _Tree:
     top: bytes
     #: The identities that the software root may have; none if it may have any, and for a view.
     identities: frozenset[str] = frozenset()
+    #: Those of them that the names of its releases begin with.
+    prefixes: frozenset[str] = frozenset()
+
+    @property
+    def has_prefix(self) -> bool:
+        """Whether the names of all of its releases begin with the name of the software root."""
+        return bool(self.prefixes) and self.prefixes == self.identities
+
     #: The generations that it may show; none for a software root.
     generations: tuple[HostGeneration, ...] = ()
 
@@ -111,12 +120,14 @@ _Found = tuple[str, "HostGeneration | None", bytes]
 
 
 class HostUse:
-    """What is known of the releases on this host. ``roots`` are paths of software roots, besides those that are data layers."""
+    """What is known of the releases on this host. ``roots`` are software roots, besides those that are data layers."""
 
     def __init__(
-        self, state_dirs: Iterable[str], roots: Iterable[str], with_processes: bool, root_name: str | None = None
+        self, state_dirs: Iterable[str], roots: Sequence[ReleaseRoot], identities: Iterable[str], with_processes: bool
     ) -> None:
-        self._root_name = root_name
+        #: The identities of the software roots whose releases count; none if those of all do.
+        self._identities = frozenset(identities)
+        self._given = roots
         self.generations = HostGenerations()
         self.users: dict[str, dict[tuple[Process, str | None, str | None], ReleaseUser]] = {}
         #: Sentences about processes that may use any release.
@@ -126,9 +137,10 @@ class HostUse:
         self._own = self._everywhere[0][1]
         self.state_dirs = list(dict.fromkeys((*state_dirs, *self._mounted_state_dirs())))
         self.generations.read(self.state_dirs)
-        self._trees: dict[int, _Tree] = {}
+        #: By the ID of the mount. Several software roots may be on one mount.
+        self._trees: dict[int, list[_Tree]] = {}
         #: The path of each software root, with the identities that it may have; none if it may have any.
-        self._roots: dict[bytes, set[str]] = {os.fsencode(root): set() for root in roots}
+        self._roots: dict[bytes, set[str]] = {os.fsencode(root.path): set() for root in roots if not root.prefix}
         self._note_overlays()
         self._note_roots()
         if observed:
@@ -156,7 +168,7 @@ class HostUse:
                     if pid is None and mount.root in (b"/", generation.top):
                         generation.mountpoints.append(mount.path)
                 if shown:
-                    self._trees[mount.id] = _tree_of(prefix + mount.path, mount.root, shown)
+                    self._trees[mount.id] = [_tree_of(prefix + mount.path, mount.root, shown)]
                     for root in _software_roots(layers, self.state_dirs):
                         self._note_identities(root, {one.root for generation in shown for one in generation.placed})
 
@@ -173,31 +185,58 @@ class HostUse:
             place = still_paths.resolved(path, self._own)
             # Of two paths to one root, one that was given has no identities.
             roots[place] = roots.get(place, identities) and (roots.get(place, set()) | identities)
+        prefixes = self._note_prefixes(roots)
         self._roots = roots
-        #: The device and the directory on it of each software root, in any mount namespace.
-        tops: dict[tuple[tuple[int, int], bytes], frozenset[str]] = {}
+        #: The device and the directory on it of each software root, in any mount namespace, with its paths.
+        tops: dict[tuple[tuple[int, int], bytes], list[bytes]] = {}
         for _pid, mounts in self._everywhere:
-            for root, identities in roots.items():
+            for root in roots:
                 mount = mountinfo.containing_mount(mounts, root)
                 if mount and mount.fstype != b"autofs":
                     inner = root[len(mount.path.rstrip(b"/")) :]
-                    tops[mount.device, mount.root.rstrip(b"/") + inner or b"/"] = frozenset(identities)
+                    tops.setdefault((mount.device, mount.root.rstrip(b"/") + inner or b"/"), []).append(root)
         for pid, mounts in self._everywhere:
             prefix = b"" if pid is None else _root_of(pid)
             for mount in mounts:
                 if mount.id in self._trees:
                     continue
-                for (device, top), names in tops.items():
+                found = []
+                for (device, top), paths in tops.items():
                     if mount.device == device and (is_inside(mount.root, top) or is_inside(top, mount.root)):
-                        self._trees[mount.id] = _Tree(prefix + mount.path, mount.root, top, names)
+                        known = [roots[path] for path in paths]
+                        identities = set().union(*known) if all(known) else set()
+                        names = set().union(*(prefixes.get(path, ()) for path in paths))
+                        found.append(
+                            _Tree(prefix + mount.path, mount.root, top, frozenset(identities), frozenset(names))
+                        )
+                if found:
+                    self._trees[mount.id] = found
                 if mount.fstype == b"overlay":
                     self._note_foreign(mount, pid, prefix)
+
+    def _note_prefixes(self, roots: dict[bytes, set[str]]) -> dict[bytes, set[str]]:
+        """Add the software roots whose releases have names that begin with theirs. Return the names of these roots by path.
+
+        A view over several roots does not say which data layer is which root, so a data layer may have the identity of each of them. Here
+        it is known.
+        """
+        prefixes: dict[bytes, set[str]] = {}
+        for root in self._given:
+            if root.prefix:
+                place = still_paths.resolved(os.fsencode(root.path), self._own)
+                prefixes.setdefault(place, set()).add(root.prefix)
+        every = set().union(*prefixes.values())
+        for place, names in prefixes.items():
+            known = roots.get(place, names)
+            # A root that was also given without a name may have any identity.
+            roots[place] = known and (known - every) | names
+        return prefixes
 
     def _note_foreign(self, mount: Mount, pid: int | None, prefix: bytes) -> None:
         """Note an overlay that shows no generation, if it has a software root among its layers."""
         layers = overlay_layers(mount)
         if set(layers.lower).intersection(self._roots):
-            self._trees[mount.id] = _Tree(prefix + mount.path, mount.root, b"/")
+            self._trees[mount.id] = [_Tree(prefix + mount.path, mount.root, b"/")]
         elif set(layers.data).intersection(self._roots):
             self.unknown.append(
                 f"the overlay at {show(mount.path)}{mountinfo.in_namespace(pid)} has the layer {show(layers.lower[0])}, and it is unknown"
@@ -208,10 +247,10 @@ class HostUse:
         for record, _users in observed.recorded:
             shown = self.generations.of_layers(record.lower, self._own, None)
             for mount_id in record.mounts if shown else ():
-                self._trees.setdefault(mount_id, _tree_of(b"", shown[0].top, shown))
+                self._trees.setdefault(mount_id, [_tree_of(b"", shown[0].top, shown)])
 
     def _note_users(self, observed: detached.Observed) -> None:
-        for mount_id, tree in self._trees.items():
+        for mount_id, tree in ((mount_id, tree) for mount_id, trees in self._trees.items() for tree in trees):
             #: What is at each path. Most processes use the same files.
             known: dict[bytes, list[_Found] | None] = {}
             for process, uses in observed.uses.get(mount_id, {}).items():
@@ -238,9 +277,9 @@ class HostUse:
         if inside is None:
             return []
         if not tree.generations:
-            if self._root_name and tree.identities and self._root_name not in tree.identities:
+            if self._identities and tree.identities and not self._identities & tree.identities:
                 return []
-            return [(release, None, rest) for release, rest in self._found_on_root(inside)]
+            return [(release, None, rest) for release, rest in self._found_on_root(tree, inside)]
         return [
             (one.release, generation, within(inside, one.at) or b"")
             for generation in tree.generations
@@ -249,17 +288,24 @@ class HostUse:
         ]
 
     def _counts(self, one: PlacedRelease) -> bool:
-        """Return whether a release is of the software root that is asked for."""
-        return self._root_name in (None, one.root)
+        """Return whether a release is of the software roots that are asked for."""
+        return not self._identities or one.root in self._identities
 
-    def _found_on_root(self, path: bytes) -> Iterator[tuple[str, bytes]]:
+    def _found_on_root(self, tree: _Tree, path: bytes) -> Iterator[tuple[str, bytes]]:
         """Yield the releases that a path on a software root may be in, each with the path in it."""
-        placed = (one for generation in self.generations.all for one in generation.placed)
-        names = {one.release: one.source for one in placed if self._counts(one)}
+        placed = [one for generation in self.generations.all for one in generation.placed if self._counts(one)]
         parts = path.split(b"/")
-        # A release that no view on this host shows is recognised by its path.
-        for end in range(1, len(parts) + 1):
-            names.setdefault(to_text(b"/".join(parts[:end])), b"/".join(parts[:end]))
+        above = [b"/".join(parts[:end]) for end in range(1, len(parts) + 1)]
+        names: dict[str, bytes] = {}
+        for prefix in tree.prefixes:
+            names.update((one.release, one.source) for one in placed if one.root == prefix)
+            # A release that no view on this host shows is recognised by its path.
+            for source in above:
+                names.setdefault(f"{prefix}/{to_text(source)}", source)
+        if not tree.has_prefix:
+            names.update((one.release, one.source) for one in placed if one.root not in tree.prefixes)
+            for source in above:
+                names.setdefault(to_text(source), source)
         for release, source in names.items():
             rest = within(path, source)
             if rest is not None:
@@ -327,7 +373,7 @@ class HostUse:
     def _data_images(self, release: str) -> Iterator[dict[str, Any]]:
         for state_dir in self.state_dirs:
             for image in installing.installed(state_dir).values():
-                if image.release == release and self._root_name in (None, image.root_name):
+                if image.release == release and (not self._identities or image.root_name in self._identities):
                     yield {"id": image.id, "kind": image.kind, "bytes_on_disk": image.bytes_on_disk}
 
     def of_path(self, path: str) -> dict[str, Any]:
@@ -372,10 +418,15 @@ class HostUse:
     def _release_behind(self, place: bytes) -> tuple[PlacedRelease, bytes] | None:
         """Return the release at an absolute path, and its path on the software root; None if there is none."""
         mount = mountinfo.containing_mount(self._own, place)
-        tree = self._trees.get(mount.id) if mount else None
-        inside = tree.inside(place) if tree else None
-        if tree is None or inside is None:
-            return None
+        for tree in self._trees.get(mount.id, ()) if mount else ():
+            inside = tree.inside(place)
+            found = None if inside is None else self._release_in(tree, inside)
+            if found:
+                return found
+        return None
+
+    def _release_in(self, tree: _Tree, inside: bytes) -> tuple[PlacedRelease, bytes] | None:
+        """Return the release at a path in a tree, and its path on the software root; None if there is none."""
         for generation in tree.generations:
             redirect = generation.source_of(inside)
             for one in generation_releases(generation, inside):
@@ -385,7 +436,8 @@ class HostUse:
         if not tree.generations:
             for generation in self.generations.all:
                 for one in generation.placed:
-                    if within(inside, one.source) is not None:
+                    is_other = tree.has_prefix and one.root not in tree.prefixes
+                    if within(inside, one.source) is not None and not is_other:
                         return one, inside
         return None
 
@@ -423,15 +475,16 @@ def _root_of(pid: int) -> bytes:
 
 def observe(
     state_dirs: Iterable[str],
-    roots: Iterable[str],
+    roots: Sequence[ReleaseRoot],
+    identities: Iterable[str],
     with_processes: bool,
-    root_name: str | None = None,
     progress: Progress = no_progress,
 ) -> HostUse:
     """Return what is known of the releases on this host. Raises OverlayError if the state directory is not trustworthy.
 
-    ``roots`` are paths of software roots. With ``root_name``, only releases of the software root with this identity count.
+    ``roots`` are software roots, besides those that are data layers. Only releases of software roots with one of the ``identities`` count;
+    without any, those of all do.
     """
-    found = HostUse(state_dirs, roots, with_processes, root_name)
+    found = HostUse(state_dirs, roots, identities, with_processes)
     progress()
     return found

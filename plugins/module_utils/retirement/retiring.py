@@ -14,6 +14,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.ima
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import is_inside
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import (
     manifest_store,
     manifest_writer,
@@ -22,6 +23,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import ManifestRecord, Placement
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.manifest_plan import RemoveManifest
 from ansible_collections.renderfarm.overlay.plugins.module_utils.retirement import deleting, release_use, stored_images
+from ansible_collections.renderfarm.overlay.plugins.module_utils.retirement.release_roots import ReleaseRoot, root_of
 from ansible_collections.renderfarm.overlay.plugins.module_utils.retirement.retire_plan import (
     DeleteRelease,
     RemoveReadyMarker,
@@ -39,19 +41,21 @@ _SAMPLE = 200
 class RetireRequest:
     """What is to be retired, and where."""
 
-    root: str
-    #: Identity of the software root, as in manifests.
-    identity: str
+    roots: tuple[ReleaseRoot, ...]
     store: str
     image_store: str | None
-    ready_marker: str
     delete: bool
+
+    def root_of(self, release: str) -> ReleaseRoot:
+        """Return the software root of a release. Raises OverlayError if it is of none of them."""
+        return root_of(self.roots, release)
 
 
 def check_unused(request: RetireRequest, releases: Sequence[str], state_dirs: Sequence[str]) -> None:
-    """Check that this host neither shows nor uses releases. Raises OverlayError naming what does."""
-    use = release_use.observe(state_dirs, [request.root], True, request.identity)
+    """Check that this host neither shows nor uses releases. Raises OverlayError naming what does, or a release of none of the roots."""
+    use = release_use.observe(state_dirs, request.roots, [root.identity for root in request.roots], True)
     for release in releases:
+        request.root_of(release)
         found = use.of_release(release)
         users = [f"{one['name']} ({one['pid']})" for one in found["processes"]]
         shown = [path for view in found["views"] for path in view["mountpoints"]]
@@ -83,12 +87,16 @@ def observe(request: RetireRequest, releases: Sequence[str], progress: Progress)
 def _observed(
     request: RetireRequest, release: str, images: Sequence[stored_images.StoredImage], progress: Progress
 ) -> RetiredRelease:
+    root = request.root_of(release)
     path = manifest_store.manifest_path(request.store, release)
     record = manifest_store.find_record(path, release)
-    if record and record.root != request.identity:
+    if record and record.root != root.identity:
+        remedy = (
+            "give a store of this root" if root.prefix else "give the root of the release, or its name as 'root_name'"
+        )
         raise OverlayError(
             f"the manifest of release {release} is of the software root {show(os.fsencode(record.root))}, and this is"
-            f" {show(os.fsencode(request.identity))}: give the root of the release, or its name as 'root_name'"
+            f" {show(os.fsencode(root.identity))}: {remedy}"
         )
     on_root = deleting.ReleaseOnRoot()
     if request.delete:
@@ -104,7 +112,7 @@ def _observed(
         release,
         manifest_store.remains(path),
         tuple(data_images),
-        tuple(image.generation.id for image in images if release in image.releases),
+        tuple(image.generation.id for image in images if (root.identity, release) in image.releases),
         request.delete,
         on_root.inode,
         on_root.has_marker,
@@ -113,15 +121,17 @@ def _observed(
 
 
 def _deleted(request: RetireRequest, release: str) -> deleting.DeletedRelease:
-    marker = os.fsencode(request.ready_marker)
-    return deleting.DeletedRelease(os.fsencode(request.root), os.fsencode(release), marker, request.store)
+    root = request.root_of(release)
+    below, marker = os.fsencode(root.below(release)), os.fsencode(root.ready_marker)
+    return deleting.DeletedRelease(os.fsencode(root.path), os.fsencode(release), below, marker, request.store)
 
 
 def _check_is_release(
     request: RetireRequest, release: str, record: ManifestRecord | None, fd: int, progress: Progress
 ) -> None:
     """Check that the open directory is the release. Raises OverlayError if it has no manifest, or if a sample of the manifest differs."""
-    path = show(os.fsencode(os.path.join(request.root, release)))
+    root = request.root_of(release)
+    path = show(os.fsencode(os.path.join(root.path, root.below(release))))
     if record is None:
         raise OverlayError(
             f"{path} has no manifest in {request.store}, so it is not known to be a release, and nothing was deleted: scan it with"
@@ -129,7 +139,7 @@ def _check_is_release(
         )
     place = os.fsencode(release)
     placement = Placement(manifest_store.manifest_path(request.store, release), record, place, place)
-    changed = sampling.changed_entries(fd, placement, _SAMPLE, request.ready_marker, progress)
+    changed = sampling.changed_entries(fd, placement, _SAMPLE, root.ready_marker, progress)
     if changed:
         raise OverlayError(
             f"{path} is not what its manifest says ({', '.join(changed)}), so it may be another release, and nothing was deleted. If it is"
@@ -138,7 +148,30 @@ def _check_is_release(
 
 
 def _check_alone(request: RetireRequest, release: str) -> None:
-    """Check that no other release is inside of a release or above it. Raises OverlayError naming the manifest of such a release."""
+    """Check that no other release is inside of a release or above it, and no other root inside of it. Raises OverlayError naming it.
+
+    The software roots may be inside of each other, so a release of another root may be in the same directory.
+    """
+    own = request.root_of(release)
+    place = os.path.join(os.path.realpath(own.path), own.below(release))
+    for root in request.roots:
+        top = os.path.realpath(root.path)
+        if is_inside(os.fsencode(top), os.fsencode(place)):
+            raise OverlayError(
+                f"the software root {root.identity} ({root.path}) is inside of release {release}, so it is not deleted"
+            )
+        if is_inside(os.fsencode(place), os.fsencode(top)):
+            other = root.release_at(os.path.relpath(place, top))
+            record = manifest_store.record_path(manifest_store.manifest_path(request.store, other))
+            if other != release and os.path.lexists(record):
+                raise OverlayError(
+                    f"release {release} is in the same directory as release {other} ({record}), so it is not deleted"
+                )
+            _check_none_around(request, other)
+
+
+def _check_none_around(request: RetireRequest, release: str) -> None:
+    """Check that the store has no release inside of a release or above it. Raises OverlayError naming the manifest of such a release."""
     above = os.path.dirname(release)
     while above:
         record = manifest_store.record_path(manifest_store.manifest_path(request.store, above))

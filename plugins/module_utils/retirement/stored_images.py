@@ -28,9 +28,9 @@ class StoredImage:
     written: float
 
     @property
-    def releases(self) -> set[str]:
-        """The releases that it shows."""
-        return {one["release"] for one in self.generation.releases}
+    def releases(self) -> set[tuple[str, str]]:
+        """The releases that it shows, each with the identity of its software root before it."""
+        return {(one["root"], one["release"]) for one in self.generation.releases}
 
 
 def stored_images(store: str) -> Iterator[StoredImage]:

@@ -302,3 +302,38 @@ def test_a_generation_whose_record_is_gone_is_unknown(host: Host) -> None:
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
     assert message in support.module("release_usage_info", **options).message
+
+
+def test_use_on_one_of_several_software_roots_is_told_from_that_on_the_others(host: Host, area: Path) -> None:
+    """Releases have equal paths on all roots, and the roots are on one file system."""
+    named = {}
+    for name in ("maya", "houdini"):
+        support.make_small_release(area / name / "1.0", name)
+        named[name] = str(area / name)
+    with support.background(OPENS, area / "maya/1.0/bin/tool") as process:
+        found = {one: host.users(one, named_roots=named) for one in ("maya/1.0", "houdini/1.0", "tool/1.0")}
+        assert found == {"maya/1.0": [(process.pid, ["open"], ["bin/tool"])], "houdini/1.0": [], "tool/1.0": []}
+    # A release of a root that is asked for, and not one of another root with the same name.
+    assert not host.release("tool/1.0", named_roots=named)["shown"]
+    assert host.release("tool/1.0", named_roots=named, root_name=str(host.root))["shown"]
+
+
+def test_a_tree_of_overlays_shows_releases_of_several_roots(host: Host, area: Path) -> None:
+    store, roots = area / "stores", []
+    releases: list[dict[str, Any]] = []
+    store.mkdir()
+    for name in ("maya", "houdini"):
+        support.make_small_release(area / name / "1.0", name)
+        options: dict[str, Any] = {"root": str(area / name), "root_name": name, "prefix": name, "store": str(store)}
+        assert support.module("release_manifest", releases=[f"{name}/1.0"], **options).ok["changed"]
+        roots.append({"name": name, "path": str(area / name)})
+        releases.append({"manifest": str(store / name / "1.0.dump.gz"), "source": "1.0"})
+    view = {"name": "tree", "mountpoint": str(area / "tree"), "roots": roots, "releases": releases}
+    assert support.module("view", views=[{**view, "state_dir": str(area / "state")}]).ok["changed"]
+    named = {root["name"]: root["path"] for root in roots}
+    with support.background(OPENS, area / "tree/maya/1.0/bin/tool") as process:
+        found = {one: host.users(one, named_roots=named) for one in ("maya/1.0", "houdini/1.0")}
+        assert found == {"maya/1.0": [(process.pid, ["open"], ["bin/tool"])], "houdini/1.0": []}
+    behind = host.usage(paths=[str(area / "houdini/1.0/bin/tool")], named_roots=named, processes=False)["paths"][0]
+    assert behind["release"] == "houdini/1.0"
+    assert [one["path"] for one in behind["places"]] == ["/houdini/1.0/bin/tool"]

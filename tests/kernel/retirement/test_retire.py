@@ -23,6 +23,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.retirement impo
     retired_notes,
     retiring,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.retirement.release_roots import ReleaseRoot
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 MARKER = ".ready"
@@ -56,6 +57,7 @@ class Farm:
             "state_dirs": [str(self.area / "state")],
             **options,
         }
+        given = {name: value for name, value in given.items() if value is not None}
         return support.module("release_retire", check=check, **given)
 
     def everything(self) -> list[str]:
@@ -63,7 +65,9 @@ class Farm:
         return sorted(str(path.relative_to(self.area)) for top in (self.root, self.store) for path in top.rglob("*"))
 
     def request(self) -> retiring.RetireRequest:
-        return retiring.RetireRequest(str(self.root), str(self.root), str(self.store), None, MARKER, True)
+        return retiring.RetireRequest(
+            (ReleaseRoot(str(self.root), str(self.root), MARKER),), str(self.store), None, True
+        )
 
 
 @pytest.fixture
@@ -71,7 +75,7 @@ def farm(area: Path) -> Farm:
     found = Farm(area)
     found.publish()
     found.publish("tool/2.0")
-    (found.store / "images").mkdir()
+    (found.store / "images").mkdir(exist_ok=True)
     return found
 
 
@@ -400,3 +404,83 @@ def test_old_images_that_nobody_needs_are_removed_from_the_store(farm: Farm) -> 
     given: dict[str, Any] = {"path": str(farm.area / "view"), "lower": [str(store / f"{oldest}.erofs")]}
     assert support.module("overlay_mount", data=[str(farm.root)], **given).ok["changed"]
     assert [one["generation"] for one in prune()["removed"]] == [newest]
+
+
+@dataclass
+class Roots(Farm):
+    """Software roots with releases at equal paths, beside each other on one file system."""
+
+    def publish(self, release: str = RELEASE) -> None:
+        name, _slash, path = release.partition("/")
+        support.make_small_release(self.root / release, release)
+        support.write(self.root / release / MARKER)
+        options: dict[str, Any] = {
+            "root": str(self.root / name),
+            "root_name": name,
+            "prefix": name,
+            "store": str(self.store),
+        }
+        assert support.module("release_manifest", releases=[f"{name}/{path}"], **options).ok["changed"]
+
+    def retire(self, *releases: str, check: bool = False, **options: Any) -> support.Ran:
+        given: dict[str, Any] = {"roots": self.roots("maya", "houdini"), **options}
+        return super().retire(*releases, check=check, root=None, **given)
+
+    def roots(self, *names: str) -> list[dict[str, str]]:
+        return [{"name": name, "path": str(self.root / name)} for name in names]
+
+
+@pytest.fixture
+def roots(area: Path) -> Roots:
+    found = Roots(area)
+    (found.store / "images").mkdir(exist_ok=True)
+    for release in ("maya/1.0", "maya/2.0", "houdini/1.0"):
+        found.publish(release)
+    return found
+
+
+def test_a_release_of_one_of_several_roots_is_deleted_there_alone(roots: Roots) -> None:
+    assert "maya/1.0 is of none of the roots houdini" in roots.retire("maya/1.0", roots=roots.roots("houdini")).message
+    code = f"import sys\nheld = open(sys.argv[1])\n{support.WAIT}"
+    with support.background(code, roots.root / "maya/1.0/bin/tool") as process:
+        message = roots.retire("maya/1.0", delete=True).message
+        assert f"({process.pid}) uses it" in message
+        # The other root has the same path.
+        assert roots.retire("houdini/1.0", delete=True, check=True).ok["changed"]
+    before = roots.everything()
+    checked = roots.retire("maya/1.0", delete=True, check=True).ok
+    assert roots.everything() == before
+    assert checked["actions"][-1] == "delete release maya/1.0 from the software root"
+    assert roots.retire("maya/1.0", delete=True).ok["actions"] == checked["actions"]
+    assert set(before) - set(roots.everything()) == {
+        path for path in before if path.startswith(("root/maya/1.0", "store/maya/1.0."))
+    }
+    assert not roots.retire("maya/1.0", delete=True).ok["changed"]
+
+
+def test_roots_inside_of_each_other_keep_a_release_from_being_deleted(roots: Roots) -> None:
+    nested = [*roots.roots("maya"), {"name": "all", "path": str(roots.root)}]
+    options: dict[str, Any] = {"root": str(roots.root), "root_name": "all", "prefix": "all", "store": str(roots.store)}
+    support.module("release_manifest", releases=["all/maya/1.0", "all/houdini"], **options)
+    inner = {"name": "inner", "path": str(roots.root / "maya/2.0/bin")}
+    for release, given, message in (
+        ("maya/1.0", nested, "is in the same directory as release all/maya/1.0"),
+        ("maya/2.0", [*roots.roots("maya"), inner], "the software root inner"),
+        ("houdini/1.0", [*nested, *roots.roots("houdini")], "is inside of release all/houdini"),
+    ):
+        before = roots.everything()
+        assert message in roots.retire(release, roots=given, delete=True).message
+        assert roots.everything() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([{"name": "a/b", "path": "/net/a"}], "root name 'a/b' is not usable"),
+        ([{"name": "a", "path": "/net/a"}, {"name": "a", "path": "/net/b"}], "root a is given twice"),
+        ([{"name": "a", "path": "net"}], "roots must be an absolute path"),
+        ([], "roots is empty: give the software roots"),
+    ],
+)
+def test_the_roots_are_checked(roots: Roots, given: list[dict[str, str]], message: str) -> None:
+    assert message in roots.retire("maya/1.0", roots=given).message

@@ -379,8 +379,69 @@ def test_each_root_is_listed_and_its_releases_have_its_name_and_place() -> None:
     assert choose(view, found, select).problem.startswith("release nuke/1 is of none of the roots houdini, maya")
 
 
+def links_of_roots(*pairs: tuple[str, str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return the links that a view of several roots shows, and what it leaves out, for links to what has a name on another root."""
+    releases = ["tools/1.0", "houdini/20.5", {"release": "maya/2025", "at": "maya/2025"}]
+    roots = [*ROOTS, {"name": "tools", "path": "/net/tools", "at": ""}]
+    (view,) = views(releases=releases, roots=[{**roots[1], "at": "maya"}, roots[0], roots[2]])
+    found = [listed(path) for path in ("tools/1.0", "houdini/20.5", "houdini/20.0", "maya/2025")]
+    links = [
+        {"path": path, "release": None, "elsewhere": name, "reason": None, "link": None, "target": name}
+        for path, name in pairs
+    ]
+    choice = choose(view, [*found, listed("maya/gone", exists=False)], None, links)  # type: ignore[arg-type]
+    return [(one["path"], one["target"]) for one in choice.links], list(choice.left_out)
+
+
+def test_a_link_to_another_root_is_followed_once_to_a_release_there() -> None:
+    shown, left_out = links_of_roots(("maya/current", "houdini/20.5"), ("tools/latest", "maya/2025"))
+    assert (shown, left_out) == ([("maya/current", "../houdini/20.5"), ("latest", "maya/2025")], [])
+    begin = "view software: link maya/current is "
+    for name, why in (
+        ("houdini/20.0", f"{begin}left out, since the view does not show houdini/20.0 at this path"),
+        ("houdini/21", f"{begin}passed over: it leads to houdini/21, where there is no release"),
+        ("maya/gone", f"{begin}passed over: it leads to maya/gone, where there is no release"),
+        (
+            "maya/current",
+            f"{begin}passed over: it leads to maya/current, which is a symbolic link: let it lead to the release",
+        ),
+    ):
+        shown, (sentence,) = links_of_roots(("maya/current", name))
+        assert (shown, sentence[: len(why)]) == ([], why)
+
+
+@pytest.mark.parametrize(
+    "path", ["tools/maya", "tools/houdini", "tools/houdini/20.5", "tools/houdini/20.5/bin", "tools/1.0"]
+)
+def test_a_link_of_one_root_changes_nothing_that_the_view_shows_of_another(path: str) -> None:
+    shown, (sentence,) = links_of_roots((path, "maya/2025"))
+    assert shown == []
+    assert f"link {path} is left out, since the view shows a release at its place" in sentence
+
+
+def test_no_link_is_inside_of_another() -> None:
+    shown, left_out = links_of_roots(
+        ("tools/nuke", "maya/2025"), ("tools/nuke/1", "maya/2025"), ("tools/nuke", "houdini/20.5")
+    )
+    assert shown == [("nuke", "maya/2025")]
+    assert left_out == [
+        "view software: link tools/nuke/1 is left out, since its place nuke/1 is above or below another link"
+    ]
+
+
+def test_a_root_with_a_source_has_to_be_mounted_on_a_host_of_the_run() -> None:
+    """One that is not mounted would have no releases, and the view would drop them everywhere."""
+    declared = views(releases=[], query="@", roots=[{**ROOTS[0], "source": "filer:/vol/houdini"}, ROOTS[1]])
+    for scanning, expected in (("one", [True, False]), ("outside", [False, False])):
+        ((view,), differing) = shared_views({"one": declared}, scanning)
+        assert differing == []
+        assert [listing.options()["mounted"] for listing in Listing.of(view)] == expected
+
+
 def test_hosts_may_have_a_root_at_different_paths() -> None:
-    (other,) = views(roots=[{**ROOTS[0], "path": "/mnt/houdini"}, ROOTS[1]], releases=["maya/1"])
+    (other,) = views(
+        roots=[{**ROOTS[0], "path": "/mnt/houdini", "source": "filer:/vol"}, ROOTS[1]], releases=["maya/1"]
+    )
     (here,) = views(roots=ROOTS, releases=["maya/1"])
     (shared,), problems = shared_views({"a": [here], "b": [other]}, "b")
     assert problems == []

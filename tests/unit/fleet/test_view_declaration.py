@@ -14,6 +14,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_decl
     declared_views,
     unknown_variables,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_roots import mounts_of
 
 COMMON = {"root": "/net/software", "store": "/net/manifests"}
 
@@ -69,13 +70,47 @@ ROOTS = [
 ]
 
 
+NO_MOUNT = {"ready_marker": None, "source": "", "fstype": None, "options": None, "read_ahead": None}
+SOURCE = "filer:/vol/houdini"
+
+
+def test_roots_with_a_source_are_mounted_once_on_a_host() -> None:
+    first = {**ROOTS[0], "source": SOURCE, "options": ["ro", "vers=3"], "read_ahead": 128, "fstype": "nfs4"}
+    views = [view(roots=[ROOTS[1], first]), view(name="other", mountpoint="/other", roots=[first])]
+    found, none = declared_views(views, COMMON)
+    assert none == []
+    expected = {"source": SOURCE, "fstype": "nfs4", "options": ["ro", "vers=3"], "read_ahead": 128}
+    assert mounts_of(found) == [{"path": "/net/houdini", **expected}]
+    inner = {"name": "inner", "path": "/net/houdini/inner", "source": "[fe80::1]:/x"}
+    found, none = declared_views([view(roots=[inner, {**ROOTS[0], "source": SOURCE}])], COMMON)
+    assert (none, [one["path"] for one in mounts_of(found)]) == ([], ["/net/houdini", "/net/houdini/inner"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"source": "filer:/vol/other"}, "software root houdini at /net/houdini: source is given twice and differs"),
+        ({"name": "hou"}, None),
+        ({"name": "hou", "options": ["ro"]}, "software root houdini and hou at /net/houdini: options is given twice"),
+        ({"path": "/net/other"}, "software root houdini has a source and the paths /net/houdini and /net/other"),
+        ({"source": ""}, None),
+    ],
+)
+def test_a_root_is_mounted_from_one_source_at_one_path(keys: dict[str, Any], problem: str | None) -> None:
+    root = {**ROOTS[0], "source": SOURCE}
+    other = view(name="other", mountpoint="/other", roots=[{**root, **keys}])
+    found = problems(view(roots=[root]), other)
+    assert [one[: len(problem or "")] for one in found] == ([problem] if problem else [])
+    assert problems(view(roots=[root]), {**other, "state": "absent"}) == []
+
+
 def test_roots_are_completed_and_replace_the_common_root() -> None:
     ([found], none) = declared_views([view(roots=ROOTS)], COMMON)
     assert none == []
     assert (found["root"], found["data"]) == ("", [])
     assert found["roots"] == [
-        {"name": "houdini", "path": "/net/houdini", "pattern": "{version}", "ready_marker": None, "at": "houdini"},
-        {"name": "maya", "path": "/net/maya", "pattern": "v{version}", "ready_marker": None, "at": ""},
+        {**NO_MOUNT, "name": "houdini", "path": "/net/houdini", "pattern": "{version}", "at": "houdini"},
+        {**NO_MOUNT, "name": "maya", "path": "/net/maya", "pattern": "v{version}", "at": ""},
     ]
     assert declared_views([view()], {"roots": ROOTS, "store": "/s"})[1] == []
     ([found], none) = declared_views([view(root="/net/tools")], {"roots": ROOTS, "store": "/s"})
@@ -89,7 +124,14 @@ def test_roots_are_completed_and_replace_the_common_root() -> None:
         ({"roots": ["/net"]}, "must have mappings with 'name' and 'path'"),
         ({"roots": [{"name": "a"}]}, "has a root without 'path'"),
         ({"roots": [{"name": "a/b", "path": "/a"}]}, "must have letters, digits"),
-        ({"roots": [{"name": "a", "path": "/a", "source": "x"}]}, "has a root with the key source"),
+        ({"roots": [{"name": "a", "path": "/a", "host": "x"}]}, "has a root with the key host"),
+        ({"roots": [{"name": "a", "path": "/a", "source": "x"}]}, "has the root a: source 'x' is not an NFS export"),
+        (
+            {"roots": [{"name": "a", "path": "/a", "options": ["ro"]}]},
+            "has the root a with 'options' and without 'source'",
+        ),
+        ({"roots": [{"name": "a", "path": "/a", "source": "h:/x", "options": ["a b"]}]}, "option 'a b' may not"),
+        ({"roots": [{"name": "a", "path": "/a", "source": "h:/x", "fstype": "ext4"}]}, "must be nfs or nfs4"),
         ({"roots": [ROOTS[0], ROOTS[0]]}, "has the name houdini twice"),
         ({"roots": [{"name": "a", "path": "/a", "pattern": "x"}]}, "has the root a: pattern 'x' must have"),
         ({"roots": ROOTS, "root": "/net/software"}, "roots and root are both given"),

@@ -49,3 +49,28 @@ def test_a_link_that_leads_to_no_release_has_a_reason(target: str, reason: str) 
     first = release_links(links, RELEASES, ROOTS)[0].as_dict()
     assert (first["path"], first["release"], first["link"]) == ("houdini/current", None, None)
     assert reason in first["reason"]
+
+
+OTHERS = {"maya": ("/vol2/maya", "/net/maya"), "inner": ("/vol2/maya/inner",), "whole": ("/",)}
+
+
+@pytest.mark.parametrize(
+    ("target", "elsewhere"),
+    [
+        ("/vol2/maya/2025", "maya/2025"),
+        ("//net//maya/./2025/", "maya/2025"),
+        ("../../maya/2025", "maya/2025"),
+        ("/vol2/maya/inner/1", "inner/1"),
+        ("/vol2/maya2/2025", "whole/vol2/maya2/2025"),
+        ("/vol2/maya/../../etc", "whole/etc"),
+        ("../" * 20 + "vol2/maya/2025", "maya/2025"),
+        # The root itself is no release of it.
+        ("/vol2/maya", "whole/vol2/maya"),
+        ("20.5.410", None),
+    ],
+)
+def test_a_link_may_lead_to_another_root(target: str, elsewhere: str | None) -> None:
+    (found,) = release_links([("houdini/current", target)], RELEASES, ("/vol2/software", "/net/software"), OTHERS)
+    assert (found.elsewhere, found.reason, found.release is None) == (elsewhere, "", elsewhere is not None)
+    (found,) = release_links([("houdini/current", "/etc")], RELEASES, ROOTS, {"maya": ("/net/maya",)})
+    assert (found.elsewhere, found.reason) == (None, "it leads to /etc, which is outside of the software root")

@@ -116,6 +116,48 @@ shows 'delete release tool/1.0 from the software root'
 test "$(ls -A "$place/software/tool")" = 2.0
 test -z "$(find "$place/manifests/tool" -name '*1.0*')"
 
+# Of several software roots, that of the release is meant, although they have equal paths.
+for root in maya houdini; do
+    release "../$root/1.0"
+done
+cat > "$place/roots.yml" <<YAML
+overlay_roots:
+  - {name: maya, path: $place/maya, ready_marker: .ready}
+  - {name: houdini, path: $place/houdini, ready_marker: .ready}
+overlay_store: $place/volumes
+overlay_state_dir: $place/here/state
+overlay_delete_release: true
+YAML
+mkdir "$place/volumes"
+cat > "$place/scan.yml" <<YAML
+- hosts: one
+  gather_facts: false
+  tasks:
+    - renderfarm.overlay.release_manifest:
+        root: $place/{{ item }}
+        root_name: "{{ item }}"
+        prefix: "{{ item }}"
+        store: $place/volumes
+        releases: ["{{ item }}/1.0"]
+      loop: [maya, houdini]
+YAML
+book "$place/scan.yml"
+nsenter --target="${keeper[two]}" --mount -- sh -c "exec sleep infinity < $place/maya/1.0/name" &
+keeper["user"]=$!
+until readlink "/proc/${keeper[user]}/fd/0" | grep -q maya/1.0/name; do sleep 0.1; done
+book renderfarm.overlay.retire -e overlay_hosts=render -e @"$place/roots.yml" \
+    -e '{"overlay_retire": ["houdini/1.0", "maya/1.0"]}' && exit 1
+shows 'nothing was removed, since 1 of 2 releases cannot be retired'
+shows "sleep (${keeper[user]})"
+book renderfarm.overlay.retire -e overlay_hosts=render -e @"$place/roots.yml" -e '{"overlay_retire": ["houdini/1.0"]}'
+test ! -e "$place/houdini/1.0"
+test ! -e "$place/volumes/houdini"
+test -e "$place/maya/1.0/.ready"
+test -e "$place/volumes/maya/1.0.json"
+kill "${keeper[user]}"
+wait "${keeper[user]}" || true
+unset 'keeper[user]'
+
 # An image that no host has is removed from the store, and that of the view stays.
 images=$place/manifests/.images
 book "$place/spare.yml"

@@ -23,6 +23,10 @@ publish() {
 for release in houdini/1.0 maya/1.0 nuke/1.0 rez/usd/1.0/python-3.9 rez/usd/1.0/python-3.11 vendors/adobe/substance/1.0; do
     publish "$release"
 done
+# A link to a release of another root is shown, and none that would replace what another root shows.
+ln -s ../houdini/1.0 "$place/net/maya/current"
+ln -s "$place/net/houdini/1.0" "$place/net/nuke/maya"
+ln -s /etc "$place/net/nuke/etc"
 
 cat > "$place/inventory.yml" <<EOF2
 all:
@@ -71,6 +75,11 @@ shown rez/usd/1.0/python-3.9 rez/usd/1.0/python-3.9
 shown rez/usd/1.0/python-3.11 rez/usd/1.0/python-3.11
 shown vendors/adobe/substance/1.0 vendors/adobe/substance/1.0
 test -e "$place/manifests/maya/1.0.dump.gz"
+test "$(readlink "$place/view/maya/current")" = ../houdini/1.0
+shown maya/current houdini/1.0
+test ! -e "$place/view/etc"
+grep -q 'link nuke/maya is left out, since the view shows a release at its place maya' "$place/log"
+grep -q 'link nuke/etc is passed over: it leads to /etc, which is outside of the software root' "$place/log"
 run renderfarm.overlay.deploy
 recap 0
 
