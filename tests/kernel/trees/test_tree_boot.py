@@ -20,6 +20,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.trees.tree_parts import NO_DATA, TreePart
 from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel.fleet.test_view_of_roots import Studio
 from ansible_collections.renderfarm.overlay.tests.kernel.overlays.test_boot import (
     FSTAB,
     GENERATOR,
@@ -276,3 +277,41 @@ def test_what_two_trees_need_at_boot_stays_until_both_are_gone(area: Path, view:
     run(planned(None, second.path, "none"))
     assert (hidden(area), own_units()) == ([], set())
     assert b"renderfarm" not in FSTAB.read_bytes()
+
+
+def test_the_module_view_mounts_a_tree_at_boot_and_removes_what_mounts_it(area: Path) -> None:
+    studio = Studio(area)
+    roots = studio.roots(maya={"at": "dcc/maya"})
+    declared = studio.declared(roots=roots, persist="systemd", linger=60)
+    lock = studio.resolved(declared)
+    assert studio.bring(declared, lock).ok["changed"]
+    expected = {"houdini/2.0": "houdini 2.0", "dcc/maya/1.0": "maya 1.0", "nuke/1.1": "nuke 1.1"}
+    (spec,) = (path.read_bytes() for path in UNITS.glob("*view.mount"))
+    assert b"What=%s/state/views/software/generations/" % os.fsencode(area) in spec
+    support.unmount_all(studio.view)
+    shutil.rmtree(NO_DATA)
+    boot_from("systemd", os.fsencode(studio.view))
+    assert studio.shown() == expected
+    assert not studio.bring(declared, lock).ok["changed"]
+    state_dir = str(area / "state")
+    (row,) = support.module("view_info", views=declared, state_dir=state_dir).ok["report"]
+    assert (row["status"], row["drift"]) == ("as declared", [])
+    # Without a record of the last run, the mountpoint is that of the view, and not a place beside its layer.
+    (area / "state/views/software/status.json").unlink()
+    (row,) = support.module("view_info", state_dir=state_dir).ok["report"]
+    assert row["mountpoint"] == str(studio.view)
+    # The old release lingers in the directory of its root, and the next boot mounts the new generation.
+    studio.publish("maya", "2.0")
+    later = studio.resolved(declared)
+    assert [one["release"] for one in later["software"].leaving] == ["maya/1.0"]
+    assert studio.bring(declared, later).ok["views"][0]["switched"]
+    expected["dcc/maya/2.0"] = "maya 2.0"
+    assert studio.shown() == expected
+    assert [one.path for one in namespaces.own_mounts() if b"/generations/" in one.path] == []
+    support.unmount_all(studio.view)
+    boot_from("systemd", os.fsencode(studio.view))
+    assert studio.shown() == expected
+    assert studio.bring(studio.declared(roots=roots, state="absent"), {}).ok["changed"]
+    assert own_units() == set()
+    assert not (area / "state" / "views" / "software").exists()
+    support.unmount_all(NO_DATA)
