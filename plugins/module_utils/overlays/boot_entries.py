@@ -641,11 +641,11 @@ def _needed_lines(path: bytes, fstab: bytes) -> set[bytes]:
     found: set[bytes] = set()
     while waiting:
         needed = waiting.pop()
-        found |= {needed.path, *(word[len(_REQUIRES) :] for word in needed.options if word.startswith(_REQUIRES))}
+        new = {needed.path, *(word[len(_REQUIRES) :] for word in needed.options if word.startswith(_REQUIRES))} - found
+        found |= new
         # The parts of a tree are inside of it.
-        more = [one for one in others if any(is_inside(one.path, place) for place in found)]
-        others = [one for one in others if one not in more]
-        waiting += more
+        waiting += [one for one in others if any(is_inside(one.path, place) for place in new)]
+        others = [one for one in others if not any(is_inside(one.path, place) for place in new)]
     return found
 
 

@@ -120,6 +120,8 @@ def planned(
     In check mode, also find the mounts inside the old overlay that cannot be carried over. Raises OverlayError if the overlay cannot be
     mounted when the host starts, or in check mode if the switch would fail.
     """
+    if spec and persist != "none":
+        boot.check_hidden(spec)
     stored = boot.read()
     missing = boot.missing_places(spec) if spec and persist != "none" else set()
     append = persist != "none" and creating.takes_layers_one_by_one()

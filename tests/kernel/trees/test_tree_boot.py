@@ -284,6 +284,12 @@ def test_the_module_view_mounts_a_tree_at_boot_and_removes_what_mounts_it(area: 
     roots = studio.roots(maya={"at": "dcc/maya"})
     declared = studio.declared(roots=roots, persist="systemd", linger=60)
     lock = studio.resolved(declared)
+    # What is mounted beside the layer is for root only.
+    (area / "state").mkdir(0o755)
+    refused = studio.bring(declared, lock).message
+    assert "users other than root may enter that directory" in refused
+    assert (support.live(studio.view), own_units()) == (None, set())
+    (area / "state").chmod(0o700)
     assert studio.bring(declared, lock).ok["changed"]
     expected = {"houdini/2.0": "houdini 2.0", "dcc/maya/1.0": "maya 1.0", "nuke/1.1": "nuke 1.1"}
     (spec,) = (path.read_bytes() for path in UNITS.glob("*view.mount"))
