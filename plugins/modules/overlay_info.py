@@ -118,6 +118,7 @@ mounts:
       options: {"metacopy": "on", "redirect_dir": "on"}
       flags: [ro, relatime]
       propagation: ["shared:1"]
+      parts: []
       roots: [/net/software]
       data_layers: copies
       data_images:
@@ -157,8 +158,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import inode_space
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import deadline, namespaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import described
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, described, inside
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, probe
+from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import tree_parts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import data_layers
 
 #: The feature that each strategy needs, best strategy first.
@@ -187,12 +189,18 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         },
         "recommended_strategy": next((name for name, feature in strategies.items() if feature.supported), None),
         "mounts": [
-            {**described(mount), **data_layers.answers(mount, live)} for mount in live if mount.fstype == b"overlay"
+            {**described(mount), "parts": _parts(mount, live), **data_layers.answers(mount, live)}
+            for mount in live
+            if mount.fstype == b"overlay"
         ],
     }
     if params["state_dir"] is not None:
         values["layer_filesystem"] = _filesystem(params["state_dir"])
     return runner.Outcome(values)
+
+
+def _parts(mount: Mount, live: list[Mount]) -> list[dict[str, Any]]:
+    return tree_parts.described(tree_parts.split(mount, inside(live, mount))[0])
 
 
 def _filesystem(state_dir: str) -> dict[str, Any]:

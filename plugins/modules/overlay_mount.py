@@ -291,6 +291,14 @@ mount:
       type: list
       elements: str
       sample: ["shared:1"]
+    parts:
+      description:
+        - The mounted parts of a view over several software roots that may have equal paths, as M(renderfarm.overlay.view) mounts it.
+          Empty for all other overlays.
+        - C(path) is the mountpoint of a part, and C(data) are the data layers that its files are read from.
+      type: list
+      elements: dict
+      sample: [{"path": /software/maya, "data": [/net/maya]}]
 switched:
   description: Whether a mounted overlay was switched, or would be in check mode.
   type: bool

@@ -128,6 +128,14 @@ report:
       description: Whether the view is mounted without the software root.
       type: bool
       sample: false
+    parts:
+      description:
+        - The mounted parts of a view over several software roots that may have equal paths. Empty for all other views.
+        - C(path) is the mountpoint of a part, C(data) are the data layers that its files are read from, and C(roots) are the names of the
+          software roots whose releases it shows.
+      type: list
+      elements: dict
+      sample: [{"path": /software/maya, "data": [/net/maya], "roots": [maya]}]
     verified:
       description:
         - What the last complete run of M(renderfarm.overlay.overlay_verify) found; none if there was none.

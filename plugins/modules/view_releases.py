@@ -85,6 +85,8 @@ options:
       - Seconds for which a release stays in the view after it has left the declaration. The default is two days.
       - A release lingers only if its place is its own path below the software root, and nothing else is declared at, below or above that
         place. A release at any other place, such as V(usd/current) or a place that several releases share, is removed at once.
+      - The place of a release of one of several software roots may also be another directory, such as V(apps/usd), followed by the path of
+        the release below its root.
       - A release is also removed at once if it was withdrawn (it no longer has its O(ready_marker)), is no longer on the software root, or
         has no manifest.
       - With V(0) nothing lingers, and the record is removed.

@@ -1,7 +1,8 @@
 """Test views that are mounted at boot: after a reboot a node shows the same generation, and a deployment changes nothing.
 
 A boot takes an emulated machine half a minute, so each boot tests several things. At the first boot, systemd units mount a view that
-was switched before, a second view, and an image. At the second boot, fstab mounts the first view, and the others are gone.
+was switched before, a second view, a tree of overlays, and an image. At the second boot, fstab mounts the first view and the tree, and the
+others are gone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from farmlib import collection
+from farmlib import collection, software
 from farmlib.collection import ROOT, SITE, STATE_DIR, STORE, Result, Run
 from farmlib.machines import Farm, Machine
 
@@ -19,6 +20,18 @@ VIEW = "/kept view"
 KEPT = {"name": "kept", "mountpoint": VIEW, "query": "[?package == 'kept']"}
 #: A view that is mounted at the first boot and removed before the second.
 REMOVED = {"name": "removed", "mountpoint": "/removed", "query": "[?package == 'kept' && version == '1.0']"}
+#: A view over directories of the software root, and one of the node, which all have a release of the same path.
+LOCAL_ROOT = "/var/lib/boot-c"
+TREE = {
+    "name": "tree",
+    "mountpoint": "/tree",
+    "query": "@",
+    "roots": [
+        {"name": "boota", "path": f"{ROOT}/boot/a"},
+        {"name": "bootb", "path": f"{ROOT}/boot/b"},
+        {"name": "bootc", "path": LOCAL_ROOT},
+    ],
+}
 IMAGE_DIRECTORY = "/var/lib/kept-image"
 MARKED = "grep -l renderfarm.overlay /etc/systemd/system/*.mount /etc/fstab || true"
 
@@ -42,14 +55,21 @@ def new(farm: Farm) -> Iterator[Machine]:
     machine = farm.nodes["new"]
     collection.mount_store(machine)
     farm.server.add_release("kept/1.0", {"data/file": "one\n"})
+    for name in ("a", "b"):
+        farm.server.add_release(f"boot/{name}/1.0", {"data/file": f"{name}\n"})
+    machine.ssh(
+        f"mkdir -p {LOCAL_ROOT}/1.0/data; echo c > {LOCAL_ROOT}/1.0/data/file; touch {LOCAL_ROOT}/1.0/{software.READY_MARKER}"
+    )
     yield machine
     collection.mount_store(machine)
-    left = machine.output(f"cd {STATE_DIR}/views && ls -d kept removed 2>/dev/null || true")
+    left = machine.output(f"cd {STATE_DIR}/views && ls -d kept removed tree 2>/dev/null || true")
     if left or machine.output(MARKED):
         collection.module(farm, machine, "overlay_mount", {"path": "/kept-image", "state": "absent"}, check=False)
-        play(farm, "remove", [KEPT, REMOVED], check=False)
+        play(farm, "remove", [KEPT, REMOVED, TREE], check=False)
     machine.ssh(f"sed -i '/renderfarm.overlay/d; \\,/net/software,d' /etc/fstab; rm -rf {STORE}/kept {IMAGE_DIRECTORY}")
-    farm.server.delete_release("kept")
+    machine.ssh(f"rm -rf {STORE}/boot? {LOCAL_ROOT}")
+    for release in ("kept", "boot"):
+        farm.server.delete_release(release)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +83,7 @@ def switched(farm: Farm, new: Machine) -> Switched:
     image = {"path": "/kept-image", "lower": [layer], "data": [ROOT], "persist": "systemd"}
     collection.module(farm, new, "overlay_mount", image)
     farm.server.add_release("kept/2.0", {"data/file": "two\n"})
-    return Switched(before, play(farm, "deploy", [KEPT, REMOVED], "systemd"), image)
+    return Switched(before, play(farm, "deploy", [KEPT, REMOVED, TREE], "systemd"), image)
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +107,14 @@ def booted_from_fstab(farm: Farm, new: Machine, image_absent: Result) -> None:
     assert image_absent.changed
     collection.mount_store(new)
     play(farm, "remove", [REMOVED])
-    play(farm, "deploy", [KEPT], "fstab")
+    play(farm, "deploy", [KEPT, TREE], "fstab")
     assert lower(new) in shown(new)
+    # The part that was missing is mounted again.
+    assert tree(new) == ["a", "b", "c"]
     reboot(new)
 
 
-def play(farm: Farm, name: str, views: list[dict[str, str]], persist: str = "none", *, check: bool = True) -> Run:
+def play(farm: Farm, name: str, views: list[dict[str, Any]], persist: str = "none", *, check: bool = True) -> Run:
     variables = {
         **SITE,
         "overlay_hosts": "new",
@@ -116,6 +138,11 @@ def shown(machine: Machine) -> str:
 
 def lower(machine: Machine) -> str:
     return machine.output(f"readlink -f {STATE_DIR}/views/kept/current")
+
+
+def tree(machine: Machine) -> list[str]:
+    """Return the files that the tree shows at equal paths of its roots."""
+    return machine.output("cat /tree/boot?/1.0/data/file || true").split()
 
 
 def changed(run: Run, machine: Machine) -> list[str]:
@@ -144,8 +171,21 @@ def test_a_switch_keeps_the_unit_active(new: Machine, switched: Switched) -> Non
 def test_after_a_reboot_units_mount_what_the_last_switch_showed(farm: Farm, new: Machine) -> None:
     check_boot(new)
     assert new.output("cat /removed/kept/1.0/data/file") == "one"
+    assert tree(new) == ["a", "b", "c"]
     collection.mount_store(new)
-    assert changed(play(farm, "deploy", [KEPT, REMOVED], "systemd"), new) == []
+    assert changed(play(farm, "deploy", [KEPT, REMOVED, TREE], "systemd"), new) == []
+
+
+@pytest.mark.usefixtures("booted")
+def test_systemd_mounts_a_tree_without_the_part_whose_root_is_missing(new: Machine) -> None:
+    new.ssh("systemctl stop tree.mount '*layer.tree*.mount' '*layer.whole*.mount'")
+    assert new.ssh("mountpoint -q /tree", check=False).returncode != 0
+    new.ssh(f"mv {LOCAL_ROOT} {LOCAL_ROOT}-gone")
+    new.ssh("systemctl start tree.mount")
+    new.ssh(f"mv {LOCAL_ROOT}-gone {LOCAL_ROOT}; systemctl reset-failed")
+    assert tree(new) == ["a", "b"]
+    # The name is there, and no other root has the file.
+    assert new.output("stat -c %s /tree/bootc/1.0/data/file") == "2"
 
 
 def test_an_image_is_mounted_at_boot(farm: Farm, new: Machine, booted: Switched) -> None:
@@ -163,8 +203,9 @@ def test_an_image_and_its_unit_are_removed_with_the_view(new: Machine, booted: S
 @pytest.mark.usefixtures("booted_from_fstab")
 def test_after_a_reboot_fstab_mounts_the_same_generation(farm: Farm, new: Machine) -> None:
     check_boot(new)
+    assert tree(new) == ["a", "b", "c"]
     collection.mount_store(new)
-    assert changed(play(farm, "deploy", [KEPT], "fstab"), new) == []
+    assert changed(play(farm, "deploy", [KEPT, TREE], "fstab"), new) == []
 
 
 @pytest.mark.usefixtures("booted_from_fstab")
@@ -172,5 +213,5 @@ def test_a_view_that_is_removed_is_not_mounted_at_the_next_boot(farm: Farm, new:
     assert new.ssh("test -e /removed", check=False).returncode != 0
     # The unit of the view that moved to fstab is gone too.
     assert new.output(MARKED) == "/etc/fstab"
-    play(farm, "remove", [KEPT])
+    play(farm, "remove", [KEPT, TREE])
     assert new.output(MARKED) == ""

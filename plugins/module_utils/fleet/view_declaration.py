@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import data_choice, view_roots
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import data_choice
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.globs import clean_globs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.ownership import parse_mode
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
@@ -35,7 +35,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patter
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.versions import ORDERS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root.nfs_options import software_root_spec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
-from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import sharing
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import is_view_name
 
 #: Characters of a value that a message shows.
@@ -199,11 +198,6 @@ def _root_contradictions(view: Mapping[str, Any]) -> Iterator[str]:
         yield f"writable: {view['writable']} is for views of one software root: give root instead of roots, or leave it out"
     if view["data_images"] != "none":
         yield f"data_images: {view['data_images']} is for views of one software root: give root instead of roots, or leave it out"
-    if view["persist"] != "none" and len(sharing.groups(view_roots.patterns_of(view["roots"]))) > 1:
-        yield (
-            f"persist: {view['persist']} mounts one overlay at boot, and these roots may have the same paths, so that each needs an overlay"
-            " of its own: set persist: none and deploy the view after a boot, or give the roots patterns that exclude each other"
-        )
 
 
 def _data_image_contradictions(view: Mapping[str, Any]) -> Iterator[str]:

@@ -76,6 +76,12 @@ def check_way(path: bytes, unless_hidden: bool = False) -> bool:
     return reached
 
 
+def is_hidden(path: bytes) -> bool:
+    """Return whether a directory on the way to ``path``, or the path itself, is one that only root may enter."""
+    statuses = [step.status for step in _steps(path)]
+    return any(stat.S_ISDIR(one.st_mode) and not one.st_mode & 0o077 and one.st_uid == 0 for one in statuses)
+
+
 def _steps(path: bytes) -> Iterator[_Step]:
     """Yield the components of a path as far as they exist: each symbolic link, followed by the components of its target."""
     left = [part for part in path.split(b"/") if part]

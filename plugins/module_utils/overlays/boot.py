@@ -16,6 +16,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     namespaces,
     processes,
     syscalls,
+    trust,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
@@ -57,6 +58,21 @@ def takes_long_options() -> bool:
     except (OSError, TimeoutError):
         return False
     return b"fd-based-mount" in output
+
+
+def check_hidden(spec: MountSpec) -> None:
+    """Check that users cannot reach the overlays of a tree that are mounted beside its layer at boot.
+
+    Each of them shows the names of all software roots over the files of one, so a file could be read with the mode of another. Raises
+    OverlayError if users other than root may enter the directory of the layer.
+    """
+    place = os.path.dirname(spec.lower[0])
+    if spec.parts and os.path.isdir(place) and not trust.is_hidden(place):
+        raise OverlayError(
+            f"the tree of overlays at {show(spec.path)} is put together in {show(place)} at boot, and users other than root may enter that"
+            " directory. They could read files of one software root with the rights of another: set the mode of the state directory to"
+            " 0700, or use 'persist: none'"
+        )
 
 
 def missing_places(spec: MountSpec) -> set[bytes]:

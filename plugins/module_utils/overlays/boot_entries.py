@@ -7,6 +7,10 @@ At boot an image is mounted visibly, on the empty directory beside it that has i
 kernel then reports the same layers as for an overlay that the module has mounted. An overlay that shows one directory is mounted as a whole
 beside its layer, and the directory is bound to the mountpoint.
 
+A tree of overlays (trees/tree_parts.py) is put together beside its layer, where nobody else looks, and the whole tree is bound to the
+mountpoint. The places beside the layer have a digest of the declaration in their names. So the unit of the mountpoint is the only one that
+two declarations have in common. It is written last, and a run that is killed leaves all mounts of the old declaration or all of the new.
+
 Our units are recognised by their first line, our lines of fstab by an option that all other programs ignore.
 """
 
@@ -25,20 +29,24 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.fstab_lin
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import (
     TRIGGER,
     Mount,
+    inside,
     join_lowerdir,
     overlay_layers,
     top_mount,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import is_inside
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import without_suffix
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import tree_parts
 
-#: The first line of each of our units. The next lines name the view, its images, and the mountpoint of the whole overlay.
+#: The first line of each of our units. The next lines name the view, its images, and the mountpoints of whole overlays and of a tree.
 MARKER = b"# Written by renderfarm.overlay, which writes over what is changed here."
 _VIEW = b"# view "
 _IMAGE = b"# image "
 _WHOLE = b"# whole "
+_TREE = b"# tree "
 
-#: The option in each of our lines. Its value is ``view``, ``image`` or ``whole``.
+#: The option in each of our lines. Its value is ``view``, ``image``, ``whole`` or ``tree``.
 _FSTAB_MARKER = b"x-renderfarm.overlay="
 _REQUIRES = b"x-systemd.requires-mounts-for="
 _AFTER = b"x-systemd.after="
@@ -135,7 +143,7 @@ class ReloadSystemd(Action):
 
 @dataclass(frozen=True)
 class RemovePart(Action):
-    """Unmount an image or a whole overlay that was mounted at boot for a view, and remove its mountpoint."""
+    """Unmount what was mounted at boot for a view besides the view itself, and remove its mountpoint."""
 
     name: bytes
 
@@ -144,10 +152,13 @@ class RemovePart(Action):
 
 
 def whole_of(spec: MountSpec) -> bytes | None:
-    """Return the mountpoint of the whole overlay, beside its layer, if the view shows only one directory of it; else None.
+    """Return the mountpoint of the whole overlay, beside its layer, if only one directory of it is shown; else None.
 
-    Raises OverlayError if the overlay has images.
+    ``spec`` may be a part of a tree. Parts with the same data layers have the same whole overlay. Raises OverlayError if an overlay of
+    strategy redirect has images.
     """
+    if spec.place:
+        return _whole_of_part(spec)
     if spec.root == b"/":
         return None
     if spec.images:
@@ -157,6 +168,20 @@ def whole_of(spec: MountSpec) -> bytes | None:
         )
     # Several mountpoints may show the same layer, with different options.
     return b"%s.whole-%s" % (spec.lower[0], hashlib.sha256(spec.path).hexdigest()[:8].encode())
+
+
+def _whole_of_part(part: MountSpec) -> bytes:
+    view = part.path[: -len(part.place) - 1]
+    return b"%s.whole-%s" % (part.lower[0], _digest(view, part.data, part.settings, sorted(part.flags)))
+
+
+def tree_of(spec: MountSpec) -> bytes:
+    """Return where a tree of overlays is put together at boot, beside its layer."""
+    return b"%s.tree-%s" % (spec.lower[0], _digest(spec.path, spec.parts, spec.settings, sorted(spec.flags)))
+
+
+def _digest(*values: object) -> bytes:
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:8].encode()
 
 
 def automounts_of(spec: MountSpec, live: Sequence[Mount]) -> dict[bytes, tuple[bytes, ...]]:
@@ -192,7 +217,14 @@ def desired_units(
     are the mounts, with the automounts among them. Raises OverlayError if a unit cannot express the overlay.
     """
     _check_outlives_boot(spec)
-    for path in (spec.path, *spec.lower, *spec.data, *spec.images, *spec.kept):
+    for path in (
+        spec.path,
+        *spec.lower,
+        *spec.all_data,
+        *spec.images,
+        *spec.kept,
+        *(part.place for part in spec.parts),
+    ):
         _check_for_unit(path)
     alone = _stands_alone(spec)
     netdev = [] if alone else [b"_netdev"]
@@ -203,6 +235,8 @@ def desired_units(
         )
         found.append(Unit(unit_name(without_suffix(image)), text, False))
     notes = b"\n".join((_VIEW + spec.path, *(_IMAGE + image for image in spec.images)))
+    if spec.parts:
+        return (*found, *_tree_units(spec, notes, append, any_length, live))
     automounts = automounts_of(spec, live)
     options = mount_options(_looked_up(spec, automounts), append, netdev, any_length)
     requires = [path for path in (*spec.lower, *spec.data, *spec.kept) if path not in automounts]
@@ -217,6 +251,92 @@ def desired_units(
         bind = b",".join((b"bind", *_flags(spec), b"_netdev"))
         text = _unit(notes, whole + spec.root, spec.path, b"none", bind, [whole], after, wanted=True)
     return (*found, Unit(unit_name(spec.path), text, True))
+
+
+def _tree_units(spec: MountSpec, notes: bytes, append: bool, any_length: bool, live: Sequence[Mount]) -> Iterator[Unit]:
+    """Yield the units of a tree besides those of its images, that of the view last. ``notes`` are the comments of the view so far."""
+    parts = []
+    for step in _tree_steps(spec, live):
+        name = unit_name(step.where)
+        options = step.options(append, [b"_netdev"] if step.is_network else [], any_length)
+        text = _unit(step.note, step.what, step.where, step.fstype, options, step.requires, step.after)
+        yield Unit(name, text, False)
+        notes += b"\n" + step.note
+        parts += [name.encode(), *step.after] if step.is_part else []
+    place = tree_of(spec)
+    # If a part cannot be mounted, the view is mounted without it, so the unit wants the parts and does not require them.
+    after = sorted(set(parts))
+    text = _unit(notes, place, spec.path, b"none", b"rbind,_netdev", [place], after, wanted=True)
+    yield Unit(unit_name(spec.path), text, True)
+
+
+@dataclass(frozen=True)
+class _TreeStep:
+    """A mount that a tree of overlays consists of at boot."""
+
+    what: bytes
+    where: bytes
+    fstype: bytes
+    #: The overlay that is mounted; None for a bind mount and for the empty data layer.
+    overlay: MountSpec | None
+    #: The other options.
+    words: tuple[bytes, ...]
+    #: The paths whose mounts it requires, and the units of the automounts that it wants.
+    requires: tuple[bytes, ...]
+    after: tuple[bytes, ...] = ()
+    #: Whether it is a part of the tree.
+    is_part: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the whole overlay of parts, which is not mounted in the tree."""
+        return self.overlay is not None and self.overlay.root != b"/"
+
+    @property
+    def note(self) -> bytes:
+        """The comment that names it in units."""
+        return (_WHOLE if self.is_whole else _TREE) + self.where
+
+    @property
+    def marker(self) -> bytes:
+        """The option that marks its line in fstab."""
+        return _FSTAB_MARKER + (b"whole" if self.is_whole else b"tree")
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it needs the network, as data layers do."""
+        return self.fstype != b"tmpfs"
+
+    def options(self, append: bool, extra: Sequence[bytes], any_length: bool) -> bytes:
+        """Return the options for mount(8). The parameters are those of ``mount_options``."""
+        if self.overlay:
+            return mount_options(self.overlay, append, (*self.words, *extra), any_length)
+        return b",".join((*self.words, *extra))
+
+
+def _tree_steps(spec: MountSpec, live: Sequence[Mount]) -> Iterator[_TreeStep]:
+    """Yield the mounts that a tree of overlays consists of at boot, in their order. ``live`` is that of ``desired_units``."""
+    empty = (b"ro", b"nosuid", b"nodev", b"noexec", b"mode=0755")
+    # The directory is below /run, so it is made at each boot.
+    yield _TreeStep(b"tmpfs", tree_parts.NO_DATA, b"tmpfs", None, empty, ())
+    # Mounts of the view and of its tree are not to propagate to each other, so the tree is private. The kernel makes its copy shared again
+    # if the mountpoint is.
+    private = (b"private",)
+    first, *parts = spec.overlays
+    place = tree_of(spec)
+    yield _TreeStep(b"overlay", place, b"overlay", first, private, (*first.lower, *first.data))
+    mounted = set()
+    for part in parts:
+        whole = _whole_of_part(part)
+        automounts = automounts_of(part, live)
+        after = tuple(_wanted(automounts))
+        if whole not in mounted:
+            mounted.add(whole)
+            requires = tuple(path for path in (*part.lower, *part.data) if path not in automounts)
+            looked_up = _looked_up(part, automounts)
+            yield _TreeStep(b"overlay", whole, b"overlay", looked_up, private, requires, after)
+        where = place + b"/" + part.place
+        yield _TreeStep(whole + part.root, where, b"none", None, (b"bind",), (whole,), after, is_part=True)
 
 
 def _looked_up(spec: MountSpec, automounts: Mapping[bytes, Sequence[bytes]]) -> MountSpec:
@@ -306,9 +426,10 @@ def desired_lines(
     Raises OverlayError if fstab cannot express the overlay.
     """
     _check_outlives_boot(spec)
-    for path in (*spec.lower, *spec.data, *spec.images, *spec.kept):
+    for path in (*spec.lower, *spec.all_data, *spec.images, *spec.kept):
         _check_for_fstab(path)
-    _check_characters(spec.path)
+    for path in (spec.path, *(part.place for part in spec.parts)):
+        _check_characters(path)
     found = []
     # systemd orders a mount with _netdev after the network. Without it, nofail keeps the mount from being ordered before all local file
     # systems, which the disk with its layers may not be one of.
@@ -317,7 +438,7 @@ def desired_lines(
         options = b",".join((b"ro", *boot, _REQUIRES + image, _FSTAB_MARKER + b"image"))
         found.append(fstab_lines.make_line(image, without_suffix(image), b"erofs", options))
     # systemd does not wait for a mount with nofail. This order makes services that start after the target find the view, as with a unit.
-    automounts = automounts_of(spec, live)
+    automounts = {layer: units for one in spec.overlays for layer, units in automounts_of(one, live).items()}
     after = _wanted(automounts)
     late = _AUTOMOUNTER in after
     if set(after) - {_AUTOMOUNTER}:
@@ -326,6 +447,8 @@ def desired_lines(
             " cannot want without requiring it: use 'persist: systemd'"
         )
     order = [*boot, b"x-systemd.before=" + (_AFTER_AUTOMOUNTER if late else WANTED_BY.encode())]
+    if spec.parts:
+        return (*found, *_tree_lines(spec, order, append, any_length, live))
     requires = [_REQUIRES + path for path in (*spec.lower, *spec.data, *spec.kept) if path not in automounts]
     requires += [_AFTER + unit for unit in after]
     view = _FSTAB_MARKER + b"view"
@@ -340,6 +463,23 @@ def desired_lines(
         bind = b",".join((b"bind", *_flags(spec), *order, _REQUIRES + whole, view))
         found.append(fstab_lines.make_line(whole + spec.root, spec.path, b"none", bind))
     return tuple(found)
+
+
+def _tree_lines(
+    spec: MountSpec, order: Sequence[bytes], append: bool, any_length: bool, live: Sequence[Mount]
+) -> Iterator[bytes]:
+    """Yield the lines of a tree besides those of its images, that of the view last. ``order`` are its options that systemd reads."""
+    # Each line is mounted without being required. So if a part cannot be mounted, the view is mounted without it.
+    before = b"x-systemd.before=" + unit_name(spec.path).encode()
+    for step in _tree_steps(spec, live):
+        words = [*([b"_netdev"] if step.is_network else []), b"nofail", *([before] if step.is_part else [])]
+        words += [_REQUIRES + path for path in step.requires]
+        words += [_AFTER + unit for unit in step.after]
+        options = step.options(append, [*words, step.marker], any_length)
+        yield fstab_lines.make_line(step.what, step.where, step.fstype, options)
+    place = tree_of(spec)
+    options = b",".join((b"rbind", *order, _REQUIRES + place, _FSTAB_MARKER + b"view"))
+    yield fstab_lines.make_line(place, spec.path, b"none", options)
 
 
 # Options of mount(8)
@@ -473,14 +613,14 @@ def _own_line(line: bytes, *kinds: bytes) -> FstabFields | None:
 
 
 def _part(line: bytes) -> bytes | None:
-    """Return the mountpoint of an image or a whole overlay in one of our lines; None for another line."""
-    fields = _own_line(line, b"image", b"whole")
+    """Return the mountpoint in one of our lines that is not that of a view; None for another line."""
+    fields = _own_line(line, b"image", b"whole", b"tree")
     return fields.path if fields else None
 
 
 def _parts(unit: Unit) -> set[bytes]:
-    """Return the mountpoints of the images and the whole overlay that a unit mounts or needs."""
-    return {*map(without_suffix, _notes(unit, _IMAGE)), *_notes(unit, _WHOLE)}
+    """Return the mountpoints of the images, whole overlays and trees that a unit mounts or needs."""
+    return {*map(without_suffix, _notes(unit, _IMAGE)), *_notes(unit, _WHOLE), *_notes(unit, _TREE)}
 
 
 def _needed_units(path: bytes, units: Sequence[Unit]) -> set[bytes]:
@@ -494,12 +634,18 @@ def _needed_units(path: bytes, units: Sequence[Unit]) -> set[bytes]:
 
 
 def _needed_lines(path: bytes, fstab: bytes) -> set[bytes]:
-    """Return the paths that the lines of views at other paths need: their layers, and so also images and whole overlays."""
+    """Return the paths that the lines of views at other paths need: their layers, and so also images, whole overlays and trees."""
+    lines = fstab_lines.split(fstab)
+    waiting = [view for view in (_own_line(line, b"view") for line in lines) if view and view.path != path]
+    others = [part for part in (_own_line(line, b"image", b"whole", b"tree") for line in lines) if part]
     found: set[bytes] = set()
-    for line in fstab_lines.split(fstab):
-        view = _own_line(line, b"view")
-        if view and view.path != path:
-            found.update(option[len(_REQUIRES) :] for option in view.options if option.startswith(_REQUIRES))
+    while waiting:
+        needed = waiting.pop()
+        new = {needed.path, *(word[len(_REQUIRES) :] for word in needed.options if word.startswith(_REQUIRES))} - found
+        found |= new
+        # The parts of a tree are inside of it.
+        waiting += [one for one in others if any(is_inside(one.path, place) for place in new)]
+        others = [one for one in others if not any(is_inside(one.path, place) for place in new)]
     return found
 
 
@@ -561,9 +707,9 @@ def plan_places(spec: MountSpec | None, persist: str, missing: Collection[bytes]
 
 
 def places(spec: MountSpec) -> list[bytes]:
-    """Return the mountpoints of the parts of an overlay, its images and the whole overlay, at boot."""
-    whole = whole_of(spec)
-    return [*map(without_suffix, spec.images), *([whole] if whole else [])]
+    """Return the mountpoints beside the layer of an overlay at boot: its images, the whole overlays and the tree."""
+    wholes = dict.fromkeys(whole for whole in map(whole_of, spec.overlays) if whole)
+    return [*map(without_suffix, spec.images), *wholes, *([tree_of(spec)] if spec.parts else [])]
 
 
 def plan_persistence(
@@ -581,11 +727,6 @@ def plan_persistence(
     ``any_length`` are those of ``desired_units``. Raises OverlayError if the overlay cannot be mounted at boot, or if a unit or line of
     somebody else is in the way.
     """
-    if spec and spec.parts and persist != "none":
-        raise OverlayError(
-            f"the view at {show(spec.path)} shows software roots that may have the same paths, each through an overlay of its own, and"
-            f" persist: {persist} cannot mount several overlays at boot: set 'persist: none', and deploy the view after a boot"
-        )
     units = desired_units(spec, append, any_length, live) if spec and persist == "systemd" else ()
     lines = desired_lines(spec, append, any_length, live) if spec and persist == "fstab" else ()
     _check_nobody_else(path, units, lines, stored)
@@ -610,19 +751,24 @@ def plan_persistence(
 def _to_unmount(
     path: bytes, spec: MountSpec | None, live: Sequence[Mount], unneeded: Collection[bytes], kept: Collection[bytes]
 ) -> list[bytes]:
-    """Return the mountpoints of images and whole overlays, mounted at boot, that no overlay uses and no unit or line needs."""
+    """Return what was mounted at boot for the view, and is used by no other overlay, and needed by no unit or line."""
     here: set[bytes] = set()
-    elsewhere = set((*spec.lower, *spec.data) if spec else ())
+    elsewhere = set((*spec.lower, *spec.all_data) if spec else ())
+    of_view = {
+        one.id for top in live if top.path == path for one in (top, *tree_parts.split(top, inside(live, top))[0])
+    }
     for mount in live:
-        if mount.fstype == b"overlay":
+        # Overlays that are to be unmounted use nothing afterwards.
+        if mount.fstype == b"overlay" and mount.path not in unneeded:
             layers = overlay_layers(mount)
-            if mount.path == path:
+            if mount.id in of_view:
                 # A data layer may be an image that somebody else has mounted.
                 here.update((*layers.lower, *filter(_INSTALLED.search, layers.data)))
             else:
                 elsewhere.update((*layers.lower, *layers.data))
     visible = {name for name in here if _is_image(top_mount(live, name))}
-    return sorted((visible | set(unneeded)) - elsewhere - set(kept))
+    # New trees need the directory of the empty data layer, so it stays mounted.
+    return sorted((visible | set(unneeded)) - elsewhere - set(kept) - {tree_parts.NO_DATA})
 
 
 def _is_image(mount: Mount | None) -> bool:

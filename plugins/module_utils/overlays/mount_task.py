@@ -47,6 +47,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.option
     explained_differences,
     mount_differences,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import tree_parts
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,8 @@ def planned(
     In check mode, also find the mounts inside the old overlay that cannot be carried over. Raises OverlayError if the overlay cannot be
     mounted when the host starts, or in check mode if the switch would fail.
     """
+    if spec and persist != "none":
+        boot.check_hidden(spec)
     stored = boot.read()
     missing = boot.missing_places(spec) if spec and persist != "none" else set()
     append = persist != "none" and creating.takes_layers_one_by_one()
@@ -167,7 +170,7 @@ def report(task: MountTask, after: MountpointState, check_mode: bool) -> MountRe
     elsewhere = _shown_elsewhere(task.old) if task.old and not check_mode else []
     carried, lost = _carried(task, after)
     values: dict[str, Any] = {
-        "mount": mountinfo.described(after.mount) if after.mount and after.mount.fstype == b"overlay" else None,
+        "mount": _mount_value(after),
         "switched": method is not None,
         "method": method,
         "users": [process.as_dict() for process in processes.of_mounts(task.old_mounts)] if task.old else [],
@@ -177,6 +180,12 @@ def report(task: MountTask, after: MountpointState, check_mode: bool) -> MountRe
     left_behind = task.problems if check_mode else [f"{path} has no place in the new overlay" for path in lost]
     stays = _still_mounted(task.path, elsewhere, method == "over" and bool(after.below))
     return MountReport(values, *_diff(task), [*task.warnings, *stays, *left_behind])
+
+
+def _mount_value(state: MountpointState) -> dict[str, Any] | None:
+    if state.mount is None or state.mount.fstype != b"overlay":
+        return None
+    return {**mountinfo.described(state.mount), "parts": tree_parts.described(state.parts)}
 
 
 def _shown_elsewhere(old: Mount) -> list[tuple[bytes, int | None]]:

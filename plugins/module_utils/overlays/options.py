@@ -364,9 +364,13 @@ def _part_differences(
     spec: MountSpec, live: Mount, defaults: Mapping[bytes, bytes], parts: Sequence[Mount]
 ) -> dict[str, tuple[object, object]]:
     """Return how the mounted parts of a tree differ from their declaration. The overlay at the mountpoint does not differ."""
-    mounted = tree_parts.as_declared(live, parts)
-    if mounted != spec.parts:
-        return {"parts": (_parts_for_diff(mounted), _parts_for_diff(spec.parts))}
+    mounted, declared = (
+        {part.place: [show(layer) for layer in part.data] for part in found}
+        for found in (tree_parts.as_declared(live, parts), spec.parts)
+    )
+    different = [place for place in sorted({*mounted, *declared}) if mounted.get(place) != declared.get(place)]
+    if different:
+        return {f"part {show(place)}": (mounted.get(place), declared.get(place)) for place in different}
     at_path = {one.path: one for one in parts}
     for overlay in spec.overlays[1:]:
         changes = mount_differences(overlay, at_path[overlay.path], defaults)

@@ -54,21 +54,30 @@ _PARTS = {
     "root": "the directory of the overlay that it shows is",
     "upper": "its upper layer is",
     "work": "its work directory is",
-    "parts": "the overlays of its software roots are",
 }
 
 
 def of_mount(changes: Mapping[str, tuple[object, object]]) -> Iterator[str]:
     """Yield how a mount differs from its declaration. ``changes`` is what ``mount_differences`` returned."""
     for name, (now, wanted) in changes.items():
+        if name.startswith("part "):
+            yield _of_part(name, now, wanted)
+            continue
         yield f"{_PARTS.get(name, f'mount option {name} is')} {_word(now)} instead of {_word(wanted)}"
+
+
+def _of_part(name: str, now: object, wanted: object) -> str:
+    """Return how a part of a tree differs. ``now`` and ``wanted`` are its data layers; None if it is not mounted, or not declared."""
+    if now is None:
+        return f"its {name}, which has the files of {_word(wanted)}, is not mounted"
+    if wanted is None:
+        return f"its {name}, which has the files of {_word(now)}, is mounted and not declared"
+    return f"its {name} has the files of {_word(now)} instead of {_word(wanted)}"
 
 
 def _word(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    if isinstance(value, Mapping):
-        return "; ".join(f"{place} of {_word(layers)}" for place, layers in value.items()) or "none"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
     return "none" if value is None else str(value)

@@ -29,6 +29,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.status im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo, namespaces, still_paths
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import is_inside
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot, creating, declaration
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import Stored, plan_persistence
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, mount_differences
@@ -113,7 +114,13 @@ class _View:
     def mountpoint(self) -> str | None:
         """Return where a generation of the view is mounted; None if none is."""
         for mount in self.host.mounts:
-            if shown_layer(mount, self.generations) and mountinfo.top_mount(self.host.mounts, mount.path) == mount:
+            # What is mounted beside the layers at boot is no mountpoint of the view.
+            is_beside = is_inside(mount.path, self.generations)
+            if (
+                shown_layer(mount, self.generations)
+                and not is_beside
+                and mountinfo.top_mount(self.host.mounts, mount.path) == mount
+            ):
                 return os.fsdecode(mount.path)
         return None
 
@@ -137,6 +144,19 @@ class _View:
         """Return whether the view is mounted with data images alone."""
         data = mountinfo.overlay_layers(shown.mount).data
         return bool(data) and list(data) == self._image_layers(shown)
+
+    def parts(self, shown: ShownLayer) -> list[dict[str, Any]]:
+        """Return the mounted parts of the view, each with the software roots of the releases that it shows."""
+        parts, _inner = tree_parts.split(shown.mount, mountinfo.inside(self.host.mounts, shown.mount))
+        record = self.records.get(shown.directory)
+        releases = [(os.fsencode(one["at"].strip("/")), one["root"]) for one in record.releases] if record else []
+        return [
+            {**described, "roots": sorted({root for at, root in releases if is_inside(at, part.place)})}
+            for described, part in zip(
+                tree_parts.described(sorted(parts, key=lambda one: one.path)),
+                tree_parts.as_declared(shown.mount, parts),
+            )
+        ]
 
     def _image_layers(self, shown: ShownLayer) -> list[bytes]:
         data = mountinfo.overlay_layers(shown.mount).data
@@ -286,6 +306,7 @@ def _values(host: _Host, view: _View, status: ViewStatus | None, declared: Mappi
         "hold": hold.as_dict() if hold else None,
         "data_images": view.data_images(shown) if shown else [],
         "detached": view.is_detached(shown) if shown else False,
+        "parts": view.parts(shown) if shown else [],
         "bytes_on_disk": sum(record.bytes_on_disk for record in view.records.values()),
         "last_run": None if last_run is None else time_text(last_run),
         "verified": _last_verified(view.paths),

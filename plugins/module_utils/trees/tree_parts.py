@@ -16,7 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, overlay_layers
 
 #: The empty data layer of the overlay at the mountpoint. An overlay without an upper layer needs two layers.
@@ -46,6 +48,11 @@ def _is_part(one: Mount, top: Mount) -> bool:
         return False
     place = one.path[len(top.path.rstrip(b"/")) :]
     return one.root == place and overlay_layers(one).lower == overlay_layers(top).lower
+
+
+def described(parts: Iterable[Mount]) -> list[dict[str, Any]]:
+    """Return mounted parts as modules return them: the mountpoint of each, and the data layers that its files are read from."""
+    return [{"path": show(one.path), "data": [show(layer) for layer in overlay_layers(one).data]} for one in parts]
 
 
 def as_declared(top: Mount, parts: Iterable[Mount]) -> tuple[TreePart, ...]:

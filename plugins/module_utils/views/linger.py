@@ -45,6 +45,13 @@ class Placed:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
+    @property
+    def has_own_place(self) -> bool:
+        """Whether the place can be of no other release: it is the path of the release, or ends in its path below one of several roots."""
+        # A release of one of several software roots has the name of the root before its path there.
+        is_of_root = self.release.endswith("/" + self.source)
+        return self.at == self.release or (is_of_root and f"/{self.at}".endswith("/" + self.source))
+
     def as_dict(self) -> dict[str, Any]:
         """Return the placement as an element of the option ``releases`` of metadata_layer."""
         found: dict[str, Any] = {"release": self.release, "at": self.at or "/", "source": self.source or "/"}
@@ -131,8 +138,8 @@ def candidates(
 ) -> tuple[tuple[Leaving, ...], tuple[Left, ...]]:
     """Return the releases of the last record that may linger, and those that are removed at once because of their place.
 
-    A release may linger only if its place in the view is its own path, and nothing else is at, below or above that place. Any other place
-    means "the current release", and releases that were not declared together must not be mixed there. ``links`` are the places of the links
+    A release may linger only if its place in the view is its own, and nothing else is at, below or above that place. Any other place means
+    "the current release", and releases that were not declared together must not be mixed there. ``links`` are the places of the links
     that the view declares. A release that leaves the declaration now has the time 0.
     """
     if record is None:
@@ -144,7 +151,7 @@ def candidates(
     gone_places = Occupied(one.placed.at for one in gone)
     alone, left = [], []
     for one in gone:
-        if one.placed.at != one.placed.release:
+        if not one.placed.has_own_place:
             left.append(Left(one.placed, "its place in the view is not its own path, so the place changes at once"))
         elif taken.touches(one.placed.at):
             left.append(Left(one.placed, "something else is declared at, below or above its place"))

@@ -120,10 +120,18 @@ def test_each_release_is_read_from_its_own_volume(studio: Studio) -> None:
     assert not studio.bring(declared, lock).ok["changed"]
     support.command("umount", studio.view / "maya")
     (row,) = support.module("view_info", views=declared, state_dir=str(studio.top / "state")).ok["report"]
-    assert [sentence.partition(" are ")[0] for sentence in row["drift"]] == ["the overlays of its software roots"]
-    assert studio.bring(declared, lock).ok["views"][0]["switched"]
+    maya = studio.top / "maya"
+    assert row["drift"] == [f"its part maya, which has the files of {maya}, is not mounted"]
+    of_maya = {"path": str(studio.view / "maya"), "data": [str(maya)]}
+    assert {"roots": ["maya"], **of_maya} not in row["parts"]
+    mended = studio.bring(declared, lock).ok["views"][0]
+    assert (mended["switched"], of_maya in mended["mount"]["parts"]) == (True, True)
     (row,) = support.module("view_info", views=declared, state_dir=str(studio.top / "state")).ok["report"]
     assert (row["status"], row["drift"]) == ("as declared", [])
+    assert {"roots": ["maya"], **of_maya} in row["parts"]
+    listed = support.module("overlay_info", probe=False).ok["mounts"]
+    (top,) = [one for one in listed if one["path"] == str(studio.view)]
+    assert (len(top["parts"]), of_maya in top["parts"]) == (len(VOLUMES), True)
 
     verifying: dict[str, Any] = {"name": "software", "state_dir": str(studio.top / "state"), "store": str(studio.store)}
     verified = support.module("overlay_verify", **verifying).ok

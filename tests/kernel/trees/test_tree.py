@@ -21,6 +21,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_
     plan_unmounted,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
+from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import tree_parts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.trees.tree_parts import NO_DATA, TreePart
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
@@ -84,7 +85,10 @@ def test_each_root_shows_its_own_files_at_equal_paths(area: Path, view: Path, im
 def test_a_part_that_is_missing_or_has_another_root_is_switched(area: Path, view: Path) -> None:
     spec = tree(area, view)
     support.carried_out(spec)
+    maya = {"path": str(view / "maya"), "data": [str(area / "g0" / "roots" / "maya")]}
+    assert maya in tree_parts.described(mounts.observe(spec.path).parts)
     support.command("umount", view / "maya")
+    assert maya not in tree_parts.described(mounts.observe(spec.path).parts)
     # No other root answers for its files.
     assert (view / "maya" / "1.0" / "app").stat().st_size == len("maya 0")
     with pytest.raises(FileNotFoundError):

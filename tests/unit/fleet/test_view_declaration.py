@@ -139,7 +139,6 @@ def test_roots_are_completed_and_replace_the_common_root() -> None:
         ({"roots": ROOTS, "strategy": "redirect"}, "which roots needs"),
         ({"roots": ROOTS, "writable": "scratch"}, "is for views of one software root"),
         ({"roots": ROOTS, "data_images": "trace"}, "is for views of one software root"),
-        ({"roots": ROOTS, "persist": "fstab"}, "mounts one overlay at boot"),
         ({"roots": ROOTS, "mountpoint": "/net/maya/view"}, "is inside of the software root /net/maya"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -21,6 +22,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_e
     mount_options,
     plan_persistence,
     plan_places,
+    tree_of,
     unit_name,
     whole_of,
 )
@@ -30,6 +32,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.option
     mount_spec,
     scratch_space,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.trees.tree_parts import NO_DATA, TreePart
 
 SPEC = mount_spec(b"/software", [b"/g/1/layer.erofs"], [b"/net/software"], {"nodev": True}, True, [b"/g/1/layer.erofs"])
 NEXT = mount_spec(b"/software", [b"/g/2/layer.erofs"], [b"/net/software"], {"nodev": True}, True, [b"/g/2/layer.erofs"])
@@ -513,3 +516,96 @@ def test_an_automount_beside_the_layers_changes_nothing() -> None:
 def test_a_view_mounted_at_boot_over_an_automount_is_as_declared() -> None:
     (live,) = parse(b"50 1 0:61 / /software ro - overlay overlay ro,lowerdir=/g/1/layer::/net/software/.")
     assert (overlay_layers(live).lower, overlay_layers(live).data) == ((b"/g/1/layer",), (b"/net/software",))
+
+
+# ---- trees of overlays
+
+TREE = replace(
+    mount_spec(b"/software", [b"/g/1/layer"], [NO_DATA], {}, True),
+    parts=(
+        TreePart(b"maya", (b"/net/maya",)),
+        TreePart(b"rez/a", (b"/net/rez",)),
+        TreePart(b"rez/b", (b"/net/rez",)),
+    ),
+)
+
+
+def test_a_tree_is_put_together_beside_its_layer_and_then_bound_to_the_mountpoint() -> None:
+    empty, top, maya, at_maya, rez, at_a, at_b, view = desired_units(TREE, append=True)
+    place = tree_of(TREE)
+    assert b"\nWhat=tmpfs\nWhere=" + NO_DATA + b"\nType=tmpfs\nOptions=ro,nosuid,nodev,noexec,mode=0755\n" in empty.text
+    assert b'RequiresMountsFor="/g/1/layer" "' + NO_DATA + b'"\n' in top.text
+    assert b"\nWhere=" + place + b"\nType=overlay\n" in top.text
+    assert b",private,_netdev,lowerdir=/g/1/layer::" + NO_DATA + b"\n" in top.text
+    # One overlay of each root, for all parts that show it.
+    for whole, root in ((maya, b"/net/maya"), (rez, b"/net/rez")):
+        assert b'RequiresMountsFor="/g/1/layer" "' + root + b'"\n' in whole.text
+        assert b",lowerdir=/g/1/layer::" + root + b"\n" in whole.text
+    (rez_place,) = (line[len(b"Where=") :] for line in rez.text.split(b"\n") if line.startswith(b"Where="))
+    for part, name in ((at_a, b"rez/a"), (at_b, b"rez/b")):
+        assert b'RequiresMountsFor="' + rez_place + b'"\n' in part.text
+        assert b"\nWhat=" + rez_place + b"/" + name + b"\nWhere=" + place + b"/" + name + b"\n" in part.text
+    # The view requires the tree, and only wants its parts.
+    parts = b" ".join(sorted(one.name.encode() for one in (at_maya, at_a, at_b)))
+    assert (b'RequiresMountsFor="%s"\nWants=%s\nAfter=%s\n' % (place, parts, parts)) in view.text
+    assert b"\nWhat=" + place + b"\nWhere=/software\nType=none\nOptions=rbind,_netdev\n" in view.text
+    assert [unit.wanted for unit in (empty, top, maya, at_maya, rez, at_a, at_b, view)] == [False] * 7 + [True]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(TREE, lower=(b"/g/2/layer",)),
+        replace(TREE, parts=TREE.parts[:2]),
+        replace(TREE, flags=frozenset({"ro", "nodev"})),
+        replace(TREE, parts=(TreePart(b"maya", (b"/net/maya2",)), *TREE.parts[1:])),
+    ],
+)
+def test_only_the_view_and_its_empty_data_layer_have_the_same_units_in_two_declarations(other: MountSpec) -> None:
+    before, after = (desired_units(spec, append=True) for spec in (TREE, other))
+    texts = {unit.name: unit.text for unit in before}
+    changed = [unit.name for unit in after if unit.name in texts and texts[unit.name] != unit.text]
+    assert changed == ["software.mount"]
+    # So what is written before the unit of the view, and removed after that, changes nothing for the next boot.
+    planned = actions(other, "systemd", Stored(before, b""))
+    written, removed = planned.index("write unit software.mount"), [one for one in planned if one.startswith("remove")]
+    assert all(one.startswith("write unit ") for one in planned[:written])
+    assert removed
+    assert planned[written + 1] == RELOAD
+
+
+@pytest.mark.parametrize("persist", ["systemd", "fstab"])
+def test_what_a_tree_needs_at_boot_is_removed_with_its_view(persist: str) -> None:
+    other = replace(TREE, path=b"/other")
+    units, lines = (
+        {spec.path: make(spec, append=True) for spec in (TREE, other)} for make in (desired_units, desired_lines)
+    )
+    both = {unit.name: unit for spec in (TREE, other) for unit in units[spec.path]}
+    text = fstab_with_view(b"".join(lines[b"/software"]), b"/other", lines[b"/other"])
+    stored = Stored(tuple(both.values()), b"") if persist == "systemd" else Stored((), text)
+    for spec in (TREE, other):
+        assert actions(spec, persist, stored, path=spec.path) == []
+    removed = actions(None, "none", stored)
+    assert f"unmount what a view needed at {tree_of(TREE).decode()}" in removed
+    assert not [one for one in removed if tree_of(other).decode() in one or "no-data" in one or "no\\x2ddata" in one]
+    if persist == "fstab":
+        left = [line for line in text.splitlines(True) if line in lines[b"/other"]]
+        assert fstab_with_view(text, b"/software", ()) == b"".join(left)
+        assert edited(fstab_with_view(text, b"/software", ()), None, b"/other") == b""
+
+
+def test_a_part_over_an_automount_wants_it_and_so_does_the_view() -> None:
+    live = [AUTOFS]
+    units = desired_units(TREE, append=True, live=live)
+    late = [unit.name for unit in units if b"After=" in unit.text and b"autofs.service" in unit.text]
+    assert len(late) == 6
+    assert b"\nBefore=multi-user.target\n" in units[-1].text
+    assert b",lowerdir=/g/1/layer::/net/maya/.\n" in units[2].text
+    assert b",x-systemd.before=multi-user.target," in desired_lines(TREE, append=True, live=live)[-1]
+    live = [automount("/net/maya", "systemd-1")]
+    wants = [
+        unit.text.count(b"net-maya.automount net-maya.mount") for unit in desired_units(TREE, append=True, live=live)
+    ]
+    assert wants == [0, 0, 2, 2, 0, 0, 0, 2]
+    with pytest.raises(OverlayError, match="has layer /net/maya in an automount of systemd"):
+        desired_lines(TREE, append=True, live=live)

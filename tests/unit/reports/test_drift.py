@@ -106,6 +106,18 @@ def test_generations_are_compared(
         ({"upper": (None, "/u")}, "its upper layer is none instead of /u"),
         ({"nosuid": (True, False)}, "mount option nosuid is on instead of off"),
         ({"xino": ("on", "auto")}, "mount option xino is on instead of auto"),
+        (
+            {"part maya": (None, ["/net/maya"])},
+            "its part maya, which has the files of /net/maya, is not mounted",
+        ),
+        (
+            {"part maya": (["/net/maya"], None)},
+            "its part maya, which has the files of /net/maya, is mounted and not declared",
+        ),
+        (
+            {"part maya": (["/net/nuke"], ["/net/maya"])},
+            "its part maya has the files of /net/nuke instead of /net/maya",
+        ),
     ],
 )
 def test_a_mount_is_compared(changes: dict[str, tuple[object, object]], sentence: str) -> None:

@@ -115,6 +115,29 @@ def test_a_release_beside_its_place_does_not_keep_it_from_lingering(declared: Pl
     assert leaving(decide([declared], record(at("usd/1")), links=("usd/latest",))) == {"usd/1": NOW}
 
 
+def of_root(release: str, directory: str) -> Placed:
+    """Return a release of one of several software roots, which appear in directories of their own."""
+    path = release.partition("/")[2]
+    return linger.placed(release, f"{directory}/{path}", path, (), ())
+
+
+@pytest.mark.parametrize("directory", ["", "maya", "dcc/maya"])
+def test_a_release_of_one_of_several_roots_lingers_in_the_directory_of_its_root(directory: str) -> None:
+    before = of_root("maya/2024", directory)
+    decision = decide([of_root("maya/2025", directory)], record(before))
+    assert [one.placed for one in decision.record.leaving] == [before]
+    # Another root may have a release of the same path, at the same place.
+    decision = decide([of_root("nuke/2024", directory)], record(before))
+    assert leaving(decision) == {}
+
+
+def test_a_release_of_one_of_several_roots_does_not_linger_at_a_place_of_the_current_one() -> None:
+    (before, after) = (linger.placed(f"maya/{one}", "maya/current", one, (), ()) for one in ("2024", "2025"))
+    assert left(decide([after], record(before))) == {
+        "maya/2024": "its place in the view is not its own path, so the place changes at once"
+    }
+
+
 def test_an_unusable_release_does_not_linger() -> None:
     before = record(at("usd/2"), leaving={"usd/1": NOW - 5})
     decision = decide([at("usd/3")], before, unusable={"usd/1": "no .ready", "usd/2": "gone"})
