@@ -577,9 +577,8 @@ def test_only_the_view_and_its_empty_data_layer_have_the_same_units_in_two_decla
 @pytest.mark.parametrize("persist", ["systemd", "fstab"])
 def test_what_a_tree_needs_at_boot_is_removed_with_its_view(persist: str) -> None:
     other = replace(TREE, path=b"/other")
-    units, lines = (
-        {spec.path: make(spec, append=True) for spec in (TREE, other)} for make in (desired_units, desired_lines)
-    )
+    units = {spec.path: desired_units(spec, append=True) for spec in (TREE, other)}
+    lines = {spec.path: desired_lines(spec, append=True) for spec in (TREE, other)}
     both = {unit.name: unit for spec in (TREE, other) for unit in units[spec.path]}
     text = fstab_with_view(b"".join(lines[b"/software"]), b"/other", lines[b"/other"])
     stored = Stored(tuple(both.values()), b"") if persist == "systemd" else Stored((), text)
