@@ -1,7 +1,7 @@
 """Examine files with fs-verity, and damage them on the disk below. Runs on a render node with the standard library only.
 
-    python3 verity.py enable PATH PATH      give two files fs-verity
-    python3 verity.py digests PATH COPY     print the digest that the kernel has measured, and that of a copy, as JSON
+    python3 verity.py enable PATH...        give files fs-verity
+    python3 verity.py digests PATH          print the digest that the kernel has measured, that of the content, and SHA-256, as JSON
     python3 verity.py damage PATH DISK ...  flip a bit of a file at each of these offsets, in the file DISK that its file system is on
     python3 verity.py compare PATH COPY     print how many blocks of a file are right, wrong, and cannot be read (EIO), as JSON
 
@@ -86,15 +86,18 @@ def compare(path: str, copy: str) -> dict[str, int]:
 
 
 def main() -> None:
-    action, path, other, *offsets = sys.argv[1:]
+    action, path, *others = sys.argv[1:]
     if action == "enable":
-        enable(path)
-        enable(other)
+        for one in (path, *others):
+            enable(one)
     elif action == "damage":
-        damage(path, other, [int(offset) for offset in offsets])
+        damage(path, others[0], [int(offset) for offset in others[1:]])
+    elif action == "digests":
+        content = Path(path).read_bytes()
+        whole = hashlib.sha256(content).hexdigest()
+        json.dump({"measured": measured(path), "computed": computed(content), "sha256": whole}, sys.stdout)
     else:
-        found = [measured(path), computed(Path(other).read_bytes())] if action == "digests" else compare(path, other)
-        json.dump(found, sys.stdout)
+        json.dump(compare(path, others[0]), sys.stdout)
 
 
 if __name__ == "__main__":
