@@ -32,7 +32,7 @@ def _calls(roots: Sequence[str]) -> Counter[str]:
             mounts = count.parse_mountstats(file.read())
         before, found = found, Counter()
         for root in roots:
-            found.update({name: calls.calls for name, calls in mounts[root].items()})
+            found.update({name: sent.calls for name, sent in mounts[root].items() if name not in _ON_ITS_OWN})
         if before == found:
             return found
         time.sleep(count.SETTLE)
@@ -50,8 +50,9 @@ def measure(plan: dict[str, Any], view: str, roots: Sequence[str]) -> list[dict[
         for state in ("cold", "warm"):
             done = work(view, plan)
             after = _calls(roots)
-            sent = {key: calls for key, calls in sorted((after - before).items()) if key not in _ON_ITS_OWN}
-            rows.append({"work": name, "state": state, "done": done, "operations": sent})
+            rows.append(
+                {"work": name, "state": state, "done": done, "operations": dict(sorted((after - before).items()))}
+            )
             before = after
     return rows
 
