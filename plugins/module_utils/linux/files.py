@@ -61,13 +61,23 @@ def fresh_listing(directory: str) -> Iterator[Iterator[os.DirEntry[str]]]:
 
 
 def open_or_make(path: str, mode: int) -> int:
-    """Open a file for reading and appending and return the descriptor. A new file gets ``mode``. Raises OSError: ELOOP for a link."""
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    """Open a file for reading and appending and return the descriptor. A new file gets ``mode``.
+
+    Nobody can write to a file with fs-verity, which a run that was killed may have left, so it is replaced by a new one. Raises OSError:
+    ELOOP for a link.
+    """
+    # O_NONBLOCK keeps a named pipe from blocking the open.
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        # O_NONBLOCK keeps a named pipe from blocking the open.
-        fd = os.open(path, flags | os.O_EXCL | os.O_NONBLOCK, mode)
+        fd = os.open(path, flags | os.O_EXCL, mode)
     except FileExistsError:
-        return os.open(path, flags | os.O_NONBLOCK, mode)
+        try:
+            return os.open(path, flags, mode)
+        except PermissionError:
+            if not has_verity(path):
+                raise
+            os.unlink(path)
+            fd = os.open(path, flags | os.O_EXCL, mode)
     os.fchmod(fd, mode)
     return fd
 
