@@ -159,3 +159,5 @@ async def install(channel: Path, cache: Path, prefixes: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     asyncio.run(install(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))
+    # Threads of rattler that are still running while Python ends can abort the process.
+    os._exit(0)
