@@ -16,7 +16,7 @@ RUN = env -u PYTHONDONTWRITEBYTECODE \
 	PATH="$(BUILD)/venv/bin:$$PATH" \
 	$(VENV_PYTHON)
 
-LEGS := lint types unit kernel awx integration integration-oldest sanity docs importer
+LEGS := lint types unit kernel awx layouts integration integration-oldest sanity docs importer
 
 .PHONY: help test $(LEGS) eda demo demo-clean bench farm farm-patched farm-resolve farm-starts metrics page unionmount fuzz format requirements \
 	clean setup-demo setup-test setup-all
@@ -32,6 +32,7 @@ lint: ## run ruff, yamllint, ansible-lint, antsibull-changelog and shellcheck; b
 types: ## run mypy for Python 3.9
 unit: ## run pytest tests/unit
 kernel: ## run pytest tests/kernel on real file systems; needs root
+layouts: ## deploy views of software that rez, conda, Spack and pip laid out; needs root
 awx: ## test examples/awx: configure AWX, and run its jobs in ansible-runner; needs root
 integration: ## run ansible-test integration; needs root
 integration-oldest: ## do the same with the oldest supported ansible-core
@@ -83,7 +84,7 @@ format: setup-test ## format the Python code for lint
 
 requirements: ## update the pinned versions in tests/requirements
 	@$(SETUP) requirements
-	@cd tests/requirements && for name in demo software test oldest importer rez eda awx fuzz; do \
+	@cd tests/requirements && for name in demo software test oldest importer rez conda eda awx fuzz; do \
 		"$(BUILD)/venv-requirements/bin/uv" pip compile --quiet --upgrade --universal --python-version 3.10 \
 			--no-header --no-annotate "$$name.in" --output-file "$$name.txt" || exit 1; \
 	done
@@ -92,7 +93,7 @@ setup-demo:
 	@$(SETUP) demo software
 
 setup-test setup-all:
-	@$(SETUP) demo test rez awx $(if $(filter setup-all,$@),importer oldest)
+	@$(SETUP) demo test rez conda awx $(if $(filter setup-all,$@),importer oldest)
 	@$(or $(PYTHON),python3) tests/tools/images.py
 	@$(or $(PYTHON),python3) tests/tools/awx_collection.py
 

@@ -62,6 +62,9 @@ options:
       - C({package}) and C({version}) match the package and the version of a release. C(*) matches any text. None of them matches a slash.
       - C({variant}) matches one of several variants of a version. C({vendor}) matches the vendor of a package. The package is then
         V(VENDOR/PACKAGE), since two vendors may have packages of one name.
+      - In a name that has a package before its version, as with V({package}-{version}), the version begins at the last number that the
+        pattern allows, but not inside of a date. V(boost-1.87.0-beta1) is version V(1.87.0-beta1) of V(boost). Without such a number, the
+        package is as long as possible. V(llvm-main) is version V(main) of V(llvm).
       - A name that starts with a dot matches only if the pattern has this dot.
       - Symbolic links are not followed to find releases. RV(links) has those that O(pattern) matches.
     type: str

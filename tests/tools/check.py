@@ -392,6 +392,13 @@ def awx(args: Sequence[str]) -> Count:
     return pytest("awx", args, prefix=(*ALONE, "sh", "-c", '"$@"; exit "$?"', "sh"))
 
 
+def layouts(args: Sequence[str]) -> Count:
+    """Deploy views of software that rez, conda, Spack and pip laid out, and compare them with what these tools say."""
+    if os.geteuid() != 0:
+        return failure("views of the layouts are mounted: run make as root")
+    return pytest("layouts", args, prefix=(*ALONE, "sh", "-c", '"$@"; exit "$?"', "sh"))
+
+
 # ---- ansible-test
 
 # ansible-test prints these when it leaves something out, and exits 0.
@@ -439,7 +446,10 @@ def copy_tree(leg: str) -> Path:
         (copy / "tests" / "output").rename(output)
     shutil.rmtree(copy, ignore_errors=True)
     for path in tracked():
-        if any(path.is_relative_to(directory) for directory in (*PROGRAMS, "tests/kernel", "tests/eda", "tests/awx")):
+        if any(
+            path.is_relative_to(directory)
+            for directory in (*PROGRAMS, "tests/kernel", "tests/eda", "tests/awx", "tests/layouts")
+        ):
             continue
         (copy / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(CHECKOUT / path, copy / path, follow_symlinks=False)
@@ -603,6 +613,7 @@ LEGS: dict[str, Leg] = {
     "importer": importer,
     "eda": eda,
     "awx": awx,
+    "layouts": layouts,
 }
 
 

@@ -58,6 +58,7 @@ LEVELS = {
     "importer": Level("importer.txt", "venv-importer"),
     "oldest": Level("oldest.txt", "venv-oldest", ((3, 10), (3, 11), (3, 12)), optional=True),
     "rez": Level("rez.txt", "venv-rez"),
+    "conda": Level("conda.txt", "venv-conda"),
     "eda": Level("eda.txt", "venv-eda"),
     "awx": Level("awx.txt", "venv-awx"),
     # atheris has wheels for these Pythons only.

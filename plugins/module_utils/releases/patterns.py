@@ -18,6 +18,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths imp
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.versions import Key, version_key
 
 _WILDCARD = re.compile(r"\{(\w*)\}|\*")
+#: Conditions on the place where a version begins: before a number, and not inside of a date such as 2024-03-11.
+_NOT_IN_DATE = r"(?<![0-9]{4}-(?=[0-9]{2}-[0-9]{2}(?![0-9])))(?<![0-9]{4}-[0-9]{2}-(?=[0-9]{2}(?![0-9])))"
+_AT_NUMBER = rf"(?=v?[0-9]){_NOT_IN_DATE}"
 #: The fields of a pattern that it need not have.
 _OPTIONAL_FIELDS = ("vendor", "variant")
 #: Names beside a version, each followed by the version, with which rez marks a release that is being written or is to be ignored.
@@ -124,12 +127,28 @@ class Pattern:
 
 
 def _expression(part: str) -> str:
-    """Return the regular expression for one component of a pattern. Wildcards do not match a leading dot."""
-    expression = "" if part.startswith(".") else r"(?!\.)"
+    """Return the regular expression for one component of a pattern. Wildcards do not match a leading dot.
+
+    Where a name has a package before its version, the version begins at the last number that the pattern allows: the version of
+    ``boost-1.87.0-beta1`` is ``1.87.0-beta1``. Without such a number it is what is left, as in ``llvm-main``.
+    """
+    fields = _WILDCARD.findall(part)
+    start = "" if part.startswith(".") else r"(?!\.)"
+    if "package" not in fields or "version" not in fields[fields.index("package") :]:
+        return start + _wildcards(part, "(?P<{}>.+)", "")
+    # The first group matches if there is such a number.
+    numbered = _wildcards(part, "(?:.+)", _AT_NUMBER)
+    return rf"{start}(?:(?={numbered}\Z)()|)" + _wildcards(part, "(?P<{}>.+)", f"(?(1){_AT_NUMBER}){_NOT_IN_DATE}")
+
+
+def _wildcards(part: str, field: str, before_version: str) -> str:
+    """Return the expression of a component, with ``field`` for each field, and ``before_version`` before the version."""
+    expression = ""
     position = 0
     for match in _WILDCARD.finditer(part):
         expression += re.escape(part[position : match.start()])
-        expression += f"(?P<{match.group(1)}>.+)" if match.group(1) else ".*"
+        expression += before_version if match.group(1) == "version" else ""
+        expression += field.format(match.group(1)) if match.group(1) else ".*"
         position = match.end()
     return expression + re.escape(part[position:])
 

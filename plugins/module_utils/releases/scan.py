@@ -227,7 +227,8 @@ class Scan:
             raise self._with_path(error, path) from None
         kind = _REFUSED_KINDS.get(stat.S_IFMT(status.st_mode), "of an unknown type")
         raise OverlayError(
-            f"{self._show(path)} is {kind}: a release may have only directories, regular files and symbolic links"
+            f"{self._show(path)} is {kind}: a release may have only directories, regular files and symbolic links; remove it, or add its"
+            " name to ignore_names"
         )
 
     def _leaf(self, here: _Directory, name: bytes, path: bytes, status: os.stat_result) -> Entry:

@@ -19,6 +19,16 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patter
         ("/{package}/{version}/", "a/1", ("a", "1")),
         ("{version}/{package}", "a/1", ("1", "a")),
         ("{package}-{version}", "usd-core-25.05", ("usd-core", "25.05")),
+        # A version may have dashes in it, and a package a number at its end.
+        ("{package}-{version}", "tool-2.0-rc1", ("tool", "2.0-rc1")),
+        ("{package}-{version}", "tool-v2.0-studio", ("tool", "v2.0-studio")),
+        ("{package}-{version}", "ld_impl_linux-64-2.40", ("ld_impl_linux-64", "2.40")),
+        ("{package}-{version}", "ca-certificates-2024-03-11", ("ca-certificates", "2024-03-11")),
+        ("{package}-{version}", "ca-certificates-2024-03", ("ca-certificates-2024", "03")),
+        ("{package}-{version}", "llvm-main", ("llvm", "main")),
+        ("{package}-{version}", "tool-2.0-", ("tool", "2.0-")),
+        ("{package}_{version}", "my_tool_1.0_wip", ("my_tool", "1.0_wip")),
+        ("{version}-{package}", "1.0-2-tool", ("tool", "1.0-2")),
         ("{package}-{version}", "usd", None),
         ("{package}-{version}", "usd-", None),
         ("{package}/v{version}", "usd/v25", ("usd", "25")),
@@ -72,6 +82,26 @@ def test_a_root_gives_the_package_and_patterns_have_vendors_and_variants(
     pattern: str, path: str, found: tuple[str, str, str]
 ) -> None:
     release = Pattern.parse(pattern, "houdini").release(path.split("/"))
+    assert release
+    assert (release.package, release.version, release.variant) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("zlib-ng-2.2.4-6xzyx5s4", ("zlib-ng", "2.2.4", "6xzyx5s4")),
+        ("boost-1.87.0-beta1-uxvsbbpw", ("boost", "1.87.0-beta1", "uxvsbbpw")),
+        ("ca-certificates-mozilla-2024-03-11-2zdtgd4w", ("ca-certificates-mozilla", "2024-03-11", "2zdtgd4w")),
+        ("llvm-main-3bmovyrj", ("llvm", "main", "3bmovyrj")),
+        ("7zip-24.08-g2j7yhxf", ("7zip", "24.08", "g2j7yhxf")),
+        ("ld_impl_linux-64-2.40-h41732ed_0", ("ld_impl_linux-64", "2.40", "h41732ed_0")),
+        ("libblas-3.9.0-20_linux64_openblas", ("libblas", "3.9.0", "20_linux64_openblas")),
+        ("_libgcc_mutex-0.1-conda_forge", ("_libgcc_mutex", "0.1", "conda_forge")),
+        ("tzdata-2024a-h04d1e81_0", ("tzdata", "2024a", "h04d1e81_0")),
+    ],
+)
+def test_names_of_spack_and_conda_have_package_version_and_variant(name: str, found: tuple[str, str, str]) -> None:
+    release = Pattern.parse("{package}-{version}-{variant}").release([name])
     assert release
     assert (release.package, release.version, release.variant) == found
 
