@@ -39,7 +39,7 @@ def environment(plan: Mapping[str, Any], root: str) -> dict[str, str]:
 
 
 def start(plan: Mapping[str, Any], name: str, root: str) -> dict[str, float]:
-    """Start software once. Return the wall time, and the processor time of the process in user and kernel mode, in seconds.
+    """Start software once. Return the wall time, and the processor time of the process in user mode and in the kernel, in seconds.
 
     Raises RuntimeError with the errors of the software if it fails.
     """
@@ -55,14 +55,33 @@ def start(plan: Mapping[str, Any], name: str, root: str) -> dict[str, float]:
     seconds = time.monotonic() - began
     if process.returncode != 0:
         raise RuntimeError(f"{argv[-1]}: exit {process.returncode}: {errors.decode(errors='replace').strip()[-400:]}")
-    return {"seconds": round(seconds, 3), "processor": round(used.ru_utime + used.ru_stime, 3)}
+    return {
+        "seconds": round(seconds, 3),
+        "processor": round(used.ru_utime + used.ru_stime, 3),
+        "kernel": round(used.ru_stime, 3),
+    }
 
 
 def all_calls() -> dict[str, dict[str, count.Calls]]:
-    """Return the calls of each NFS mount by its mountpoint and the operation, when no more are sent."""
+    """Return the calls of each NFS mount by its mountpoint and the operation, when no more are sent.
+
+    Raises RuntimeError if calls are still sent after count.SETTLE_LIMIT seconds.
+    """
+    end = time.monotonic() + count.SETTLE_LIMIT
+    found = _calls()
+    while True:
+        time.sleep(count.SETTLE)
+        before, found = found, _calls()
+        if not any(map(count.total, differences(before, found).values())):
+            return found
+        if time.monotonic() > end:
+            raise RuntimeError(f"calls are still sent {count.SETTLE_LIMIT} s after the start: {before} {found}")
+
+
+def _calls() -> dict[str, dict[str, count.Calls]]:
     with open("/proc/self/mountstats", encoding="utf-8", errors="surrogateescape") as file:
-        mounts = count.parse_mountstats(file.read())
-    return {mountpoint: count.settled_calls(mountpoint) for mountpoint in mounts}
+        found: dict[str, dict[str, count.Calls]] = count.parse_mountstats(file.read())
+    return found
 
 
 def differences(
