@@ -148,9 +148,12 @@ def kill_session(process: subprocess.Popen[Any]) -> None:
                 stream.close()
 
 
-def contained(argv: Sequence[str]) -> list[str]:
-    """Return the command with a prefix that runs it in new mount and PID namespaces, so that none of its mounts or processes remain."""
-    return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--", *argv]
+def contained(argv: Sequence[str], *, mounts: bool = True) -> list[str]:
+    """Return the command with a prefix that runs it in new mount and PID namespaces, so that none of its mounts or processes remain.
+
+    Without `mounts`, its mounts do remain.
+    """
+    return ["unshare", *(["--mount"] if mounts else []), "--pid", "--fork", "--kill-child", "--", *argv]
 
 
 @contextmanager

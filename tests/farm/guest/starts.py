@@ -4,8 +4,9 @@
     python3 starts.py counters PLAN                            print the calls and bytes so far as JSON
 
 PLAN is a file in JSON: `environment` has the releases on the search paths of the software, and `starts` has a statement for Python by
-the name of each start. SETUP and TEARDOWN are shell commands that mount and unmount ROOT. The calls and bytes are those of all NFS
-mounts, so that a mount that should send nothing is counted too.
+the name of each start. `own` names modules of the node's own Python, which are in memory before each start. SETUP and TEARDOWN are
+shell commands that mount and unmount ROOT. The calls and bytes are those of all NFS mounts, so that a mount that should send nothing is
+counted too.
 """
 
 from __future__ import annotations
@@ -20,12 +21,6 @@ from typing import Any
 
 import count  # type: ignore[import-not-found]  # beside this file on the node
 
-#: Modules of the node's own Python that starts import. They are in memory before each start, because every way reads them alike.
-_OWN_MODULES = (
-    "asyncio, concurrent.futures, ctypes, decimal, email.message, fractions, html, http.client, importlib.metadata, inspect, json, "
-    "logging, multiprocessing, numbers, pathlib, pickle, platform, random, ssl, statistics, tempfile, typing, unittest, urllib.request, "
-    "uuid, xml.etree.ElementTree, zipfile"
-)
 _COUNTERS = "/sys/class/net/farm0/statistics"
 
 
@@ -110,7 +105,7 @@ def measure(plan: Mapping[str, Any], name: str, root: str, setup: str, teardown:
             file.write("3\n")
     count.script(setup)
     try:
-        subprocess.run(["/usr/bin/python3", "-c", f"import {_OWN_MODULES}"], check=True)
+        subprocess.run(["/usr/bin/python3", "-c", f"import {plan['own']}"], check=True)
         before, sent = all_calls(), network_bytes()
         for state in ("cold", "warm"):
             used = start(plan, name, root)
