@@ -148,12 +148,12 @@ def kill_session(process: subprocess.Popen[Any]) -> None:
                 stream.close()
 
 
-def contained(argv: Sequence[str], *, mounts: bool = True) -> list[str]:
+def contained(argv: Sequence[str], *, proc: bool = False) -> list[str]:
     """Return the command with a prefix that runs it in new mount and PID namespaces, so that none of its mounts or processes remain.
 
-    Without `mounts`, its mounts do remain.
+    With `proc` it has a /proc of its PID namespace, which programs need that read about their own processes.
     """
-    return ["unshare", *(["--mount"] if mounts else []), "--pid", "--fork", "--kill-child", "--", *argv]
+    return ["unshare", *(["--mount-proc"] if proc else ["--mount"]), "--pid", "--fork", "--kill-child", "--", *argv]
 
 
 @contextmanager

@@ -221,20 +221,22 @@ def prepare_views(farm: Farm, node: Machine, results: Results) -> None:
     images.
     """
     package = ONE_MORE.split("/", maxsplit=1)[0]
-    older = [ONE_MORE if release.startswith(f"{package}/") else release for release in releases()]
+    chosen = releases()
+    older = [ONE_MORE if release.startswith(f"{package}/") else release for release in chosen]
     collection.modules(farm, node, [*map(trace, STARTS), trace(ONE_MORE_START, older)])
-    for name, kind in (("view", "none"), ("images", "trace")):
-        results.costs[name] = _deployed(farm, node, kind)
-        places = f"{collection.STATE_DIR}/views/starts {collection.STATE_DIR}/data"
+    for name, mountpoint, kind in (("view", f"{IMAGES}-none", "none"), ("images", IMAGES, "trace")):
+        # Each kind has a view of its own. A release that leaves a view lingers in it, so it could not be deployed anew there.
+        view = {"name": os.path.basename(mountpoint), "mountpoint": mountpoint, "data_images": kind}
+        results.costs[name] = _deployed(farm, node, {**view, "releases": chosen})
+        places = f"{collection.STATE_DIR}/views/{view['name']} {collection.STATE_DIR}/data"
         used = node.output(f"du -sk {places} 2>/dev/null | cut -f 1", check=False).split()
         results.costs[name]["disk"] = sum(map(int, used)) * 1024
-        results.costs[name]["one more"] = _deployed(farm, node, kind, ONE_MORE)
+        results.costs[name]["one more"] = _deployed(farm, node, {**view, "releases": [*chosen, ONE_MORE]})
         host.say(f"{node.name}: {name}: {results.costs[name]}")
 
 
-def _deployed(farm: Farm, node: Machine, kind: str, *more: str) -> dict[str, Any]:
-    """Deploy the view of the releases of the starts, and of some more, with data images of a kind. Return what it cost."""
-    view = {"name": "starts", "mountpoint": IMAGES, "releases": [*releases(), *more], "data_images": kind}
+def _deployed(farm: Farm, node: Machine, view: Mapping[str, Any]) -> dict[str, Any]:
+    """Deploy a view. Return what it cost."""
     before = counters(node)
     collection.deploy(farm, [view], hosts=node.name)
     return _since(before, counters(node))

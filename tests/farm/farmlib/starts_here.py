@@ -111,6 +111,7 @@ def _trace(place: Place, start: str) -> dict[str, Any]:
     return {
         "path": str(place.view),
         "command": _argv(place, place.inside(place.view), start),
+        "user": "root",
         "store": str(place.store),
     }
 
@@ -156,8 +157,8 @@ def table(found: Times) -> tuple[str, bool]:
     rounds = len(next(iter(found.values())))
     lines = [
         (
-            f"Linux {os.uname().release} on {os.cpu_count()} processors, medians of {rounds} rounds in turns. Seconds of the start, of them "
-            f"waiting. The ratio is the median of those of the rounds; the bar is {starts.LOCAL_BAR:.2f} for the cold start."
+            f"Linux {os.uname().release} on {os.cpu_count()} processors, medians of {rounds} rounds. Seconds of the start, of them "
+            f"waiting. The ratio is the median of all rounds; the bar is {starts.LOCAL_BAR:.2f} for the cold start."
         ),
         "",
         f"| | {WAYS['images']}, cold / warm | {WAYS['local']}, cold / warm | ratio, cold / warm | |",
@@ -199,7 +200,7 @@ def run(path: Path, rounds: int, document: Path | None = None) -> bool:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(host.FARM_SOURCE), os.environ.get("PYTHONPATH")])),
         }
-        host.run(host.contained(argv), env=environment)
+        host.run(host.contained(argv, proc=True), env=environment)
     text, met = table({tuple(key): values for *key, values in json.loads(rows.read_text(encoding="utf-8"))})
     print(text)
     (path / "starts-here.md").write_text(text, encoding="utf-8")
