@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,7 +221,20 @@ def modules(
         return playbook(farm, source, timeout=timeout).of(machine)
 
 
-def _run(argv: Sequence[str], timeout: float) -> Run:
+def here(calls: Sequence[tuple[str, Mapping[str, Any]]], *, timeout: float = 1800) -> list[Result]:
+    """Call several modules of the collection in these namespaces, and return their results in order. Raises FarmError if one fails."""
+    tasks = [{f"{COLLECTION}.{name}": dict(options)} for name, options in calls]
+    play = {"hosts": "localhost", "gather_facts": False, "tasks": tasks}
+    with tempfile.TemporaryDirectory() as directory:
+        source = Path(directory, "modules.yml")
+        source.write_text(json.dumps([play]), encoding="utf-8")
+        run = _run(["ansible-playbook", "-i", "localhost,", "-c", "local", str(source)], timeout, contain=list)
+    if run.code != 0:
+        raise host.FarmError(f"a module failed here ({run.code}):\n{run.output[-6000:]}")
+    return run.of("localhost")
+
+
+def _run(argv: Sequence[str], timeout: float, *, contain: Callable[[Sequence[str]], list[str]] = host.contained) -> Run:
     with tempfile.TemporaryDirectory() as directory:
         record = Path(directory) / "results"
         record.touch()
@@ -241,7 +254,7 @@ def _run(argv: Sequence[str], timeout: float) -> Run:
         }
         # Ansible's workers start separate sessions, so only a namespace contains them.
         process = host.spawn(
-            host.contained(argv),
+            contain(argv),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -148,9 +148,12 @@ def kill_session(process: subprocess.Popen[Any]) -> None:
                 stream.close()
 
 
-def contained(argv: Sequence[str]) -> list[str]:
-    """Return the command with a prefix that runs it in new mount and PID namespaces, so that none of its mounts or processes remain."""
-    return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--", *argv]
+def contained(argv: Sequence[str], *, proc: bool = False) -> list[str]:
+    """Return the command with a prefix that runs it in new mount and PID namespaces, so that none of its mounts or processes remain.
+
+    With `proc` it has a /proc of its PID namespace, which programs need that read about their own processes.
+    """
+    return ["unshare", *(["--mount-proc"] if proc else ["--mount"]), "--pid", "--fork", "--kill-child", "--", *argv]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,16 +11,20 @@ Row = Mapping[str, Any]
 Ways = Mapping[str, Sequence[Row]]
 
 
-def shortest(rows: Iterable[Row], start: str, state: str) -> Row | None:
-    """Return the row with the shortest wall time of a start in a state, with the most calls and bytes of all its rows."""
+def median(rows: Iterable[Row], start: str, state: str) -> Row | None:
+    """Return one row for all rows of a start in a state: the medians of its times, and its most calls and bytes."""
     found = [row for row in rows if (row["start"], row["state"]) == (start, state)]
     if not found:
         return None
-    best = min(found, key=lambda row: row["seconds"])
-    return {**best, **{key: max(row[key] for row in found) for key in ("calls", "bytes")}}
+    times = {
+        "seconds": statistics.median(row["seconds"] for row in found),
+        "processor": statistics.median(row["processor"] for row in found),
+        "waiting": statistics.median(map(_waiting, found)),
+    }
+    return {**found[0], **times, **{key: max(row[key] for row in found) for key in ("calls", "bytes")}}
 
 
-def waiting(row: Row) -> float:
+def _waiting(row: Row) -> float:
     """Return the seconds in which the process of a start did not run: it waited for a server, a disk or the kernel's threads."""
     return max(0.0, float(row["seconds"]) - float(row["processor"]))
 
@@ -31,14 +36,14 @@ def table(ways: Ways, titles: Mapping[str, str], starts: Mapping[str, str], cell
         if way in ways:
             cells = []
             for start in starts:
-                rows = [shortest(ways[way], start, state) for state in ("cold", "warm")]
+                rows = [median(ways[way], start, state) for state in ("cold", "warm")]
                 cells.append(" / ".join("-" if row is None else cell(row) for row in rows))
             lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return lines
 
 
 def total(ways: Ways, way: str, starts: Iterable[str], state: str, value: Callable[[Row], float]) -> float:
-    rows = [shortest(ways[way], start, state) for start in starts]
+    rows = [median(ways[way], start, state) for start in starts]
     return sum(value(row) for row in rows if row is not None)
 
 

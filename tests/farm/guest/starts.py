@@ -4,8 +4,9 @@
     python3 starts.py counters PLAN                            print the calls and bytes so far as JSON
 
 PLAN is a file in JSON: `environment` has the releases on the search paths of the software, and `starts` has a statement for Python by
-the name of each start. SETUP and TEARDOWN are shell commands that mount and unmount ROOT. The calls and bytes are those of all NFS
-mounts, so that a mount that should send nothing is counted too.
+the name of each start. `own` names modules of the node's own Python, which are in memory before each start. SETUP and TEARDOWN are
+shell commands that mount and unmount ROOT. The calls and bytes are those of all NFS mounts, so that a mount that should send nothing is
+counted too.
 """
 
 from __future__ import annotations
@@ -20,12 +21,6 @@ from typing import Any
 
 import count  # type: ignore[import-not-found]  # beside this file on the node
 
-#: Modules of the node's own Python that starts import. They are in memory before each start, because every way reads them alike.
-_OWN_MODULES = (
-    "asyncio, concurrent.futures, ctypes, decimal, email.message, fractions, html, http.client, importlib.metadata, inspect, json, "
-    "logging, multiprocessing, numbers, pathlib, pickle, platform, random, ssl, statistics, tempfile, typing, unittest, urllib.request, "
-    "uuid, xml.etree.ElementTree, zipfile"
-)
 _COUNTERS = "/sys/class/net/farm0/statistics"
 
 
@@ -39,7 +34,7 @@ def environment(plan: Mapping[str, Any], root: str) -> dict[str, str]:
 
 
 def start(plan: Mapping[str, Any], name: str, root: str) -> dict[str, float]:
-    """Start software once. Return the wall time, and the processor time of the process in user and kernel mode, in seconds.
+    """Start software once. Return the wall time, and the processor time of the process in user mode and in the kernel, in seconds.
 
     Raises RuntimeError with the errors of the software if it fails.
     """
@@ -55,14 +50,33 @@ def start(plan: Mapping[str, Any], name: str, root: str) -> dict[str, float]:
     seconds = time.monotonic() - began
     if process.returncode != 0:
         raise RuntimeError(f"{argv[-1]}: exit {process.returncode}: {errors.decode(errors='replace').strip()[-400:]}")
-    return {"seconds": round(seconds, 3), "processor": round(used.ru_utime + used.ru_stime, 3)}
+    return {
+        "seconds": round(seconds, 3),
+        "processor": round(used.ru_utime + used.ru_stime, 3),
+        "kernel": round(used.ru_stime, 3),
+    }
 
 
 def all_calls() -> dict[str, dict[str, count.Calls]]:
-    """Return the calls of each NFS mount by its mountpoint and the operation, when no more are sent."""
+    """Return the calls of each NFS mount by its mountpoint and the operation, when no more are sent.
+
+    Raises RuntimeError if calls are still sent after count.SETTLE_LIMIT seconds.
+    """
+    end = time.monotonic() + count.SETTLE_LIMIT
+    found = _calls()
+    while True:
+        time.sleep(count.SETTLE)
+        before, found = found, _calls()
+        if not any(map(count.total, differences(before, found).values())):
+            return found
+        if time.monotonic() > end:
+            raise RuntimeError(f"calls are still sent {count.SETTLE_LIMIT} s after the start: {before} {found}")
+
+
+def _calls() -> dict[str, dict[str, count.Calls]]:
     with open("/proc/self/mountstats", encoding="utf-8", errors="surrogateescape") as file:
-        mounts = count.parse_mountstats(file.read())
-    return {mountpoint: count.settled_calls(mountpoint) for mountpoint in mounts}
+        found: dict[str, dict[str, count.Calls]] = count.parse_mountstats(file.read())
+    return found
 
 
 def differences(
@@ -91,7 +105,7 @@ def measure(plan: Mapping[str, Any], name: str, root: str, setup: str, teardown:
             file.write("3\n")
     count.script(setup)
     try:
-        subprocess.run(["/usr/bin/python3", "-c", f"import {_OWN_MODULES}"], check=True)
+        subprocess.run(["/usr/bin/python3", "-c", f"import {plan['own']}"], check=True)
         before, sent = all_calls(), network_bytes()
         for state in ("cold", "warm"):
             used = start(plan, name, root)
