@@ -69,7 +69,7 @@ farm-resolve: farm ## count the NFS calls of a resolve with rez on the farm
 farm-patched: ARGS := test -s tests/farm/test_patched.py
 farm-patched: farm ## test finalizing on a kernel that seals directories itself: overlayfs is patched and built
 farm-starts: ARGS := --write starts
-farm-starts: farm ## measure starts of software on the farm, and detach a view 50 times; takes more than an hour
+farm-starts: farm ## measure starts of software on the farm, and detach a view 50 times; takes hours
 page: setup-test ## open the page of a report in headless Chromium; keep pages and pictures in .build/page
 unionmount: setup-test ## run unionmount-testsuite, ARGS=DIRECTORY, on finalized and on detached overlays; needs root
 fuzz: setup-test setup-fuzz ## give readers of outside data the inputs of a coverage-guided fuzzer; ARGS='--seconds 300 TARGET'

@@ -157,8 +157,9 @@ def table(found: Times) -> tuple[str, bool]:
     rounds = len(next(iter(found.values())))
     lines = [
         (
-            f"Linux {os.uname().release} on {os.cpu_count()} processors, medians of {rounds} rounds. Seconds of the start, of them "
-            f"waiting. The ratio is the median of all rounds; the bar is {starts.LOCAL_BAR:.2f} for the cold start."
+            f"Linux {os.uname().release.partition('-')[0]} on {os.cpu_count()} processors, medians of {rounds} rounds. Seconds of the"
+            " start, of them waiting. The ratio is the median of all rounds; the bar is"
+            f" {starts.LOCAL_BAR:.2f} for the cold start."
         ),
         "",
         f"| | {WAYS['images']}, cold / warm | {WAYS['local']}, cold / warm | ratio, cold / warm | |",
