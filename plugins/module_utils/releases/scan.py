@@ -10,6 +10,7 @@ open directories and for files with several names only.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import os
 import re
@@ -336,6 +337,16 @@ def open_root(root: bytes) -> int:
         raise OverlayError(f"software root {show(root)} is not a directory") from None
 
 
+def _nearest(directory: int, name: bytes) -> bytes:
+    """Return the name in an open directory that is most like a missing one, or nothing if none is."""
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return b""
+    near = difflib.get_close_matches(os.fsdecode(name), [other for other in names if not other.startswith(".")], 1)
+    return os.fsencode(near[0]) if near else b""
+
+
 def open_release(root: bytes, release: bytes) -> int:
     """Return an open descriptor of the directory of a release.
 
@@ -350,7 +361,9 @@ def open_release(root: bytes, release: bytes) -> int:
         try:
             inner = os.open(name, syscalls.LIST_REAL_DIRECTORY, dir_fd=fd)
         except FileNotFoundError:
-            raise OverlayError(f"release {show(release)} does not exist: there is no {show(path)}") from None
+            near = _nearest(fd, name)
+            meant = f": did you mean {show(near)} there?" if near else ""
+            raise OverlayError(f"release {show(release)} does not exist: there is no {show(path)}{meant}") from None
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise OSError(error.errno, error.strerror, os.fsdecode(path)) from None
