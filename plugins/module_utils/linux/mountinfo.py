@@ -30,7 +30,7 @@ class Mount:
     id: int
     parent: int
     device: tuple[int, int]
-    #: The directory of the file system that is shown; ``/`` unless this is a bind mount.
+    #: The directory of the file system that is shown; ``/`` unless this is a bind mount. See ``shown`` for NFS.
     root: bytes
     path: bytes
     #: Options of this mount, such as ``ro`` and ``nosuid``.
@@ -41,6 +41,17 @@ class Mount:
     source: bytes
     #: Options of the file system as the kernel prints them, with octal escapes in the values.
     super_options: tuple[bytes, ...]
+
+    @property
+    def shown(self) -> bytes:
+        """The directory of the file system that is shown.
+
+        For NFS the kernel prints ``/`` as the root of all mounts, and this directory in the source. Mounts of one server have one device.
+        """
+        server, separator, path = self.source.partition(b":/")
+        if self.fstype in NFS_TYPES and server and separator:
+            return b"/" + path.strip(b"/")
+        return self.root
 
 
 @dataclass(frozen=True)

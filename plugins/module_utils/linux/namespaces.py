@@ -102,9 +102,9 @@ def mounts_like(mount: Mount) -> set[int]:
 
 def mounts_like_each(mounts: Sequence[Mount]) -> dict[Mount, set[int]]:
     """Return what ``mounts_like`` returns for each of several mounts."""
-    found: dict[tuple[tuple[int, int], bytes], set[int]] = {(one.device, one.root): set() for one in mounts}
+    found: dict[tuple[tuple[int, int], bytes], set[int]] = {(one.device, one.shown): set() for one in mounts}
     for _pid, live in everywhere():
         for other in live:
-            if (other.device, other.root) in found:
-                found[other.device, other.root].add(other.id)
-    return {one: found[one.device, one.root] for one in mounts}
+            if (other.device, other.shown) in found:
+                found[other.device, other.shown].add(other.id)
+    return {one: found[one.device, one.shown] for one in mounts}

@@ -194,7 +194,7 @@ class HostUse:
                 mount = mountinfo.containing_mount(mounts, root)
                 if mount and mount.fstype != b"autofs":
                     inner = root[len(mount.path.rstrip(b"/")) :]
-                    tops.setdefault((mount.device, mount.root.rstrip(b"/") + inner or b"/"), []).append(root)
+                    tops.setdefault((mount.device, mount.shown.rstrip(b"/") + inner or b"/"), []).append(root)
         for pid, mounts in self._everywhere:
             prefix = b"" if pid is None else _root_of(pid)
             for mount in mounts:
@@ -202,12 +202,12 @@ class HostUse:
                     continue
                 found = []
                 for (device, top), paths in tops.items():
-                    if mount.device == device and (is_inside(mount.root, top) or is_inside(top, mount.root)):
+                    if mount.device == device and (is_inside(mount.shown, top) or is_inside(top, mount.shown)):
                         known = [roots[path] for path in paths]
                         identities = set().union(*known) if all(known) else set()
                         names = set().union(*(prefixes.get(path, ()) for path in paths))
                         found.append(
-                            _Tree(prefix + mount.path, mount.root, top, frozenset(identities), frozenset(names))
+                            _Tree(prefix + mount.path, mount.shown, top, frozenset(identities), frozenset(names))
                         )
                 if found:
                     self._trees[mount.id] = found

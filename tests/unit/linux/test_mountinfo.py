@@ -41,6 +41,19 @@ def only(text: bytes) -> Mount:
     return mount
 
 
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (b"70 27 0:51 / /net/a ro - nfs4 server:/srv/a\\040b ro,vers=4.2", b"/srv/a b"),
+        (b"71 27 0:51 / /net/c ro - nfs [fe80::1]:/srv/c/ ro,vers=3", b"/srv/c"),
+        (b"72 27 0:51 / /net ro - nfs4 server:/ ro,vers=4.2", b"/"),
+        (b"73 27 8:1 /srv/a /net/a rw - ext4 server:/srv rw", b"/srv/a"),
+    ],
+)
+def test_the_directory_that_a_mount_of_nfs_shows_is_that_of_its_source(line: bytes, shown: bytes) -> None:
+    assert only(line + b"\n").shown == shown
+
+
 @pytest.mark.parametrize("line", [ONE_BY_ONE, IN_ONE])
 def test_the_layers_of_an_overlay_are_decoded_whatever_bytes_they_have(line: bytes) -> None:
     mount = only(line)
