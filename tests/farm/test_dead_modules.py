@@ -50,7 +50,7 @@ DATA_IMAGE = {
     "image_store": f"{AREA}/images",
     "staging": f"{AREA}/staging",
 }
-READ_ALL = {"path": VIEW, "command": f"cat {RELEASE}/data/*", "user": "root", "time_limit": 3600}
+READ_ALL = {"path": VIEW, "command": f"cat {RELEASE}/data/*", "user": "root", "time_limit": LIMIT}
 FINALIZE = {"path": f"{AREA}/finalize/view", "allow_unmount": True}
 VERIFY = {**IN_STATE_DIR, "name": "dead", "level": "open", "store": STORE, "workers": 1}
 RETIRE = {**MODULE, "releases": ["dead/0"], "delete": True, "state_dirs": [STATE_DIR]}
@@ -66,7 +66,7 @@ NEEDS: Mapping[str, Mapping[str, Any]] = {
     "view": {"views": [{**SHOWN, "name": "third", "mountpoint": f"{AREA}/third"}]},
     "overlay_mount": {"path": f"{AREA}/mounted", "lower": [f"{AREA}/layer"], "data": [f"{ROOT}/dead"]},
     "data_image": DATA_IMAGE,
-    "access_trace": {**READ_ALL, "time_limit": LIMIT},
+    "access_trace": READ_ALL,
     "overlay_finalize": FINALIZE,
     "overlay_move": {"source": f"{AREA}/move/view/1.0", "destination": f"{AREA}/move/view/moved"},
     "overlay_verify": VERIFY,
@@ -85,7 +85,7 @@ NEVER: Mapping[str, Mapping[str, Any]] = {
     "ansible.modules.setup": {"gather_subset": ["!all", "!min", "distribution"]},
 }
 #: Modules that work for a long time.
-LONG = ("release_manifest", "data_image", "access_trace", "overlay_finalize", "overlay_verify")
+LONG = ("release_manifest", "data_image", "overlay_finalize", "overlay_verify")
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ class Ended:
 
 
 def run(machine: Machine, calls: Mapping[str, Mapping[str, Any]], limit: float = LIMIT) -> dict[str, Ended]:
-    """Run modules at the same time."""
+    """Run modules at the same time. Those that need an answer of the server have a limit of seconds without progress."""
     given = [
-        [name, {**parameters, **({} if "." in name else {"timeout": limit})}] for name, parameters in calls.items()
+        [name, {**parameters, **({"timeout": limit} if name in NEEDS else {})}] for name, parameters in calls.items()
     ]
     printed = machine.output(f"python3 -W ignore {PROGRAM} {LONGEST}", stdin=json.dumps(given), timeout=LONGEST + 75)
     return {name: Ended(**one) for name, one in zip(calls, json.loads(printed), strict=True)}
@@ -181,7 +181,7 @@ def test_modules_end_in_time_and_name_the_mount_if_the_server_is_stopped(farm: F
 
 
 def test_modules_end_in_time_and_name_the_mount_if_the_server_stops_during_their_work(farm: Farm, new: Machine) -> None:
-    calls = {name: NEEDS[name] for name in LONG} | {"access_trace": READ_ALL}
+    calls = {name: NEEDS[name] for name in LONG}
     new.latency(DELAY)
     new.drop_caches()
     before = sum(collection.calls(new, ROOT).values())

@@ -62,7 +62,7 @@ def test_a_process_on_one_root_does_not_use_the_same_path_on_another(farm: Farm,
         assert [(one["release"], one["in_use"]) for one in used.values["releases"]] == [
             ("houdini/1.0", False),
             ("maya/1.0", True),
-        ]
+        ], used.values["releases"]
     finally:
         new.ssh("kill $(cat /run/farm-user); rm /run/farm-user")
 
