@@ -310,12 +310,19 @@ def _views_by_hosts(hosts_of: Mapping[str, Iterable[str]]) -> Iterator[tuple[tup
 
 # The table
 
+_NO_VIEWS = (
+    "no views: the hosts have none in their state directories. If the deployment set overlay_state_dir, set it here too,"
+    " for example with -e @views.yml"
+)
+
 
 def table_text(rows: Sequence[Row], time: str = "", width: int = 120) -> str:
     """Return a report for a terminal of ``width`` columns. It stays readable for hundreds of hosts.
 
     There is one entry for each view and generation, then one for each reason why views are not as declared, then the counts.
     """
+    if not rows:
+        return f"{_NO_VIEWS}\n"
     lines = [f"{_counted(len({row.host for row in rows}), 'host')}{f' at {time}' if time else ''}", ""]
     generations = shown_generations(rows)
     if generations:

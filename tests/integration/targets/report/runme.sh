@@ -112,7 +112,7 @@ EOF
 
 # A host without views has no row. A deployment ends with the report of all hosts.
 report -e overlay_hosts=render
-shows '0 hosts at '
+shows 'no views: the hosts have none in their state directories'
 deploy -e overlay_hosts=render
 shows '4 hosts at '
 shows '8 as declared, 0 held, 0 not declared, 0 drifted, 0 unreachable, 0 failed'
