@@ -33,6 +33,9 @@ DROP_CACHES = "for again in 1 2 3; do echo 3 >/proc/sys/vm/drop_caches; done"
 SOFTWARE = "/srv/software"
 MANIFESTS = "/srv/manifests"
 
+#: Seconds of the server's lease while calls of a slow node are counted.
+LONG_LEASE = 300
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -252,6 +255,24 @@ class Server(Machine):
             f"if grep -qs '^address: \"{node.address}:' $client/info && grep -s 'type: deleg' $client/states; "
             "then exit 1; fi; done"
         )
+
+    @contextmanager
+    def long_lease(self, node: Machine) -> Iterator[None]:
+        """Let a node keep delegations that it does not use for minutes. The service is restarted before and afterwards.
+
+        With the farm's lease a slow node returns delegations between two starts of software, or during one, and opens files again.
+        """
+        self._restart(node, str(LONG_LEASE))
+        try:
+            yield
+        finally:
+            self._restart(node)
+
+    def _restart(self, node: Machine, lease: str = "") -> None:
+        self.ssh(f"nfs=/usr/lib/render-farm/nfs; $nfs stop; sleep 1; $nfs start {lease}")
+        # A client asks for the lease when it mounts.
+        place = "/mnt/lease"
+        node.ssh(f"mkdir -p {place}; mount -t nfs -o vers=4.2 server:{SOFTWARE} {place}; umount {place}; rmdir {place}")
 
     @contextmanager
     def nfsd_stopped(self) -> Iterator[None]:
