@@ -16,7 +16,8 @@ STARTS = ("start-usd", "start-qt", "start-numpy")
 @pytest.fixture(scope="module")
 def rows(farm: Farm, view_node: Machine) -> dict[tuple[str, str], dict[str, Any]]:
     """Return the calls through the collection's view, by work and state."""
-    found = measure.rows(farm, view_node, measure.COLLECTION)
+    with farm.server.long_lease(farm.nodes.values()):
+        found = measure.rows(farm, view_node, measure.COLLECTION)
     return {(row["work"], row["state"]): row for row in found}
 
 

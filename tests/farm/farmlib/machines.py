@@ -14,7 +14,7 @@ import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,22 +257,26 @@ class Server(Machine):
         )
 
     @contextmanager
-    def long_lease(self, node: Machine) -> Iterator[None]:
-        """Let a node keep delegations that it does not use for minutes. The service is restarted before and afterwards.
+    def long_lease(self, nodes: Iterable[Machine]) -> Iterator[None]:
+        """Let nodes keep delegations that they do not use for minutes. `nodes` are all that use the server: it is restarted.
 
         With the farm's lease a slow node returns delegations between two starts of software, or during one, and opens files again.
         """
-        self._restart(node, str(LONG_LEASE))
+        nodes = list(nodes)
+        self._restart(nodes, str(LONG_LEASE))
         try:
             yield
         finally:
-            self._restart(node)
+            self._restart(nodes)
 
-    def _restart(self, node: Machine, lease: str = "") -> None:
+    def _restart(self, nodes: Sequence[Machine], lease: str = "") -> None:
         self.ssh(f"nfs=/usr/lib/render-farm/nfs; $nfs stop; sleep 1; $nfs start {lease}")
-        # A client asks for the lease when it mounts.
+        # A client makes a new session, and learns the lease, when it mounts.
         place = "/mnt/lease"
-        node.ssh(f"mkdir -p {place}; mount -t nfs -o vers=4.2 server:{SOFTWARE} {place}; umount {place}; rmdir {place}")
+        for node in nodes:
+            node.ssh(
+                f"mkdir -p {place}; mount -t nfs -o vers=4.2 server:{SOFTWARE} {place}; umount {place}; rmdir {place}"
+            )
 
     @contextmanager
     def nfsd_stopped(self) -> Iterator[None]:
