@@ -30,13 +30,17 @@ def patterns_of(roots: Roots) -> dict[str, Pattern]:
     return {root["name"]: Pattern.parse(root["pattern"], root["name"]) for root in roots}
 
 
+def _roots_with_source(views: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    return (root for view in views for root in view["roots"] or () if root["source"])
+
+
 def mounts_of(views: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the software roots of views that are to be mounted, as the module software_root takes them: each path once, outer ones first.
 
     Of two software roots with the same path, the first counts.
     """
     found: dict[str, dict[str, Any]] = {}
-    for root in (root for view in views for root in view["roots"] or () if root["source"]):
+    for root in _roots_with_source(views):
         given = {name: root[name] for name in ("path", *MOUNT_KEYS) if root[name] is not None}
         found.setdefault(root["path"], given)
     return [found[path] for path in sorted(found)]
@@ -46,7 +50,7 @@ def mount_differences(views: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield what keeps the software roots of one host from being mounted: two sources for one path, or two paths for one name."""
     by_path: dict[str, Mapping[str, Any]] = {}
     by_name: dict[str, Mapping[str, Any]] = {}
-    for root in (root for view in views for root in view["roots"] or () if root["source"]):
+    for root in _roots_with_source(views):
         other = by_path.setdefault(root["path"], root)
         for key in MOUNT_KEYS:
             if root[key] != other[key]:
