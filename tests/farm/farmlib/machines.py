@@ -270,13 +270,17 @@ class Server(Machine):
             self._restart(nodes)
 
     def _restart(self, nodes: Sequence[Machine], lease: str = "") -> None:
-        self.ssh(f"nfs=/usr/lib/render-farm/nfs; $nfs stop; sleep 1; $nfs start {lease}")
+        self.restart_nfsd(lease=lease)
         # A client makes a new session, and learns the lease, when it mounts.
         place = "/mnt/lease"
         for node in nodes:
             node.ssh(
                 f"mkdir -p {place}; mount -t nfs -o vers=4.2 server:{SOFTWARE} {place}; umount {place}; rmdir {place}"
             )
+
+    def restart_nfsd(self, meanwhile: str = "true", lease: str = "") -> None:
+        """Restart the NFS service, and run a command while it is stopped. An empty lease is the farm's own."""
+        self.ssh(f"nfs=/usr/lib/render-farm/nfs; $nfs stop; sleep 1; {meanwhile}; $nfs start {lease}")
 
     @contextmanager
     def nfsd_stopped(self) -> Iterator[None]:

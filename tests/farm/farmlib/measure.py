@@ -285,7 +285,7 @@ def _with_server(farm: Farm, node: Machine, configuration: Configuration) -> lis
 
     def restart(block_size: str) -> None:
         # The kernel accepts it only while the service is stopped.
-        farm.server.ssh(f"nfs=/usr/lib/render-farm/nfs; $nfs stop; sleep 1; echo {block_size} >{place}; $nfs start")
+        farm.server.restart_nfsd(f"echo {block_size} >{place}")
 
     own = farm.server.output(["cat", place])
     farm.server.ssh(f"sysctl -q -w fs.leases-enable={int(configuration.delegations)}")

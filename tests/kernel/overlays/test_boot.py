@@ -165,38 +165,48 @@ def test_layers_too_long_for_one_option_are_mounted_one_by_one(area: Path) -> No
     assert is_as_declared(spec)
 
 
+def check_with_systemd_analyze(area: Path, spec: MountSpec) -> None:
+    """Check that systemd finds no fault in the units of an overlay, which are written to a directory."""
+    paths = []
+    for unit in boot_entries.desired_units(spec, append=True):
+        paths.append(area / unit.name)
+        paths[-1].write_bytes(unit.text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *paths],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )
+    said = [line for line in done.stdout.splitlines() if str(area) in line or ".mount" in line]
+    assert (done.returncode, said) == (0, []), done.stdout
+
+
 def test_systemd_analyze_finds_no_fault_in_the_units(area: Path) -> None:
     # No name has a colon: on the command line of systemd-analyze, an alias of the unit follows a colon.
     for number, name in enumerate(["plain", "a b,c\\e", "%n ü '", "data image"]):
         spec = view_of(area / name, number, KINDS[number])
-        paths = []
-        for unit in boot_entries.desired_units(spec, append=True):
-            paths.append(area / unit.name)
-            paths[-1].write_bytes(unit.text)
-        done = subprocess.run(
-            ["systemd-analyze", "verify", "--man=no", *paths],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            env={**os.environ, "LC_ALL": "C.UTF-8"},
-        )
-        said = [line for line in done.stdout.splitlines() if str(area) in line or ".mount" in line]
-        assert (done.returncode, said) == (0, []), done.stdout
+        check_with_systemd_analyze(area, spec)
 
 
 GENERATOR = "/usr/lib/systemd/system-generators/systemd-fstab-generator"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_units_that_systemd_generates_from_fstab_mount_the_declared_overlay(area: Path, kind: str) -> None:
-    spec = view_of(area / "e:%n#ü=", kind=kind, view="v w\\x", nodev=True)
+def generate_units(area: Path, spec: MountSpec) -> None:
+    """Have systemd generate units from the lines of fstab of an overlay, into the directory ``normal`` among others."""
     (area / "fstab").write_bytes(b"".join(boot_entries.desired_lines(spec, append=True)))
     directories = [area / name for name in ("normal", "early", "late")]
     for path in directories:
         path.mkdir()
     environment = {**os.environ, "SYSTEMD_FSTAB": str(area / "fstab")}
     subprocess.run([GENERATOR, *directories], check=True, env=environment)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_units_that_systemd_generates_from_fstab_mount_the_declared_overlay(area: Path, kind: str) -> None:
+    spec = view_of(area / "e:%n#ü=", kind=kind, view="v w\\x", nodev=True)
+    generate_units(area, spec)
     units = {name: (area / "normal" / name).read_bytes() for name in os.listdir(area / "normal") if "mount" in name}
     names = [boot_entries.unit_name(path) for path in (*boot_entries.places(spec), spec.path)]
     assert sorted(units) == sorted(names)
@@ -217,11 +227,7 @@ def test_systemd_orders_a_view_on_images_alone_neither_after_the_network_nor_bef
 ) -> None:
     images = [b"/g/1/layer.erofs", b"/data/a.erofs"]
     spec = mount_spec(b"/software", images[:1], images[1:], {}, True, images)
-    (area / "fstab").write_bytes(b"".join(boot_entries.desired_lines(spec, append=True)))
-    directories = [area / name for name in ("normal", "early", "late")]
-    for path in directories:
-        path.mkdir()
-    subprocess.run([GENERATOR, *directories], check=True, env={**os.environ, "SYSTEMD_FSTAB": str(area / "fstab")})
+    generate_units(area, spec)
     units = {path.name: settings(path.read_bytes()) for path in (area / "normal").glob("*.mount")}
     assert sorted(units) == ["data-a.mount", "g-1-layer.mount", "software.mount"]
     for name, unit in units.items():

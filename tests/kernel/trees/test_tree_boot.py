@@ -23,9 +23,10 @@ from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.fleet.test_view_of_roots import Studio
 from ansible_collections.renderfarm.overlay.tests.kernel.overlays.test_boot import (
     FSTAB,
-    GENERATOR,
     UNITS,
+    check_with_systemd_analyze,
     etc,
+    generate_units,
     mount_units,
     own_units,
     settings,
@@ -216,11 +217,7 @@ def test_after_a_killed_run_a_boot_mounts_the_old_tree_or_the_new_one(area: Path
 @pytest.mark.parametrize("image", [False, True], ids=["directory", "image"])
 def test_units_that_systemd_generates_from_fstab_are_those_of_the_tree(area: Path, view: Path, image: bool) -> None:
     spec = tree(area, view, image=image)
-    (area / "fstab").write_bytes(b"".join(boot_entries.desired_lines(spec, append=True)))
-    directories = [area / name for name in ("normal", "early", "late")]
-    for path in directories:
-        path.mkdir()
-    subprocess.run([GENERATOR, *directories], check=True, env={**os.environ, "SYSTEMD_FSTAB": str(area / "fstab")})
+    generate_units(area, spec)
     units = {one.name: settings(one.read_bytes()) for one in (area / "normal").glob("*.mount")}
     wanted = boot_entries.desired_units(spec, append=True)
     assert sorted(units) == sorted(unit.name for unit in wanted)
@@ -240,20 +237,7 @@ def test_units_that_systemd_generates_from_fstab_are_those_of_the_tree(area: Pat
 
 def test_systemd_analyze_finds_no_fault_in_the_units_of_a_tree(area: Path) -> None:
     spec = tree(area / "a b,c\\e", area / "v %n ü '")
-    paths = []
-    for unit in boot_entries.desired_units(spec, append=True):
-        paths.append(area / unit.name)
-        paths[-1].write_bytes(unit.text)
-    done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", *paths],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        env={**os.environ, "LC_ALL": "C.UTF-8"},
-    )
-    said = [line for line in done.stdout.splitlines() if str(area) in line or ".mount" in line]
-    assert (done.returncode, said) == (0, []), done.stdout
+    check_with_systemd_analyze(area, spec)
 
 
 @pytest.mark.parametrize("persist", ["systemd", "fstab"])
