@@ -110,6 +110,9 @@ after four 3 False
 EOF
 rm -r "$place/software/tool/9" "$place/order"
 
+# What follows depends little on the version of ansible-core.
+test ! -e ../setup_overlay/brief || exit 0
+
 # They do not run where nothing changes.
 run renderfarm.overlay.deploy "${hooks[@]}"
 recap one 0
