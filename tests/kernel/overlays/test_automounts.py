@@ -168,3 +168,18 @@ def test_systemd_finds_no_cycle_in_the_order_of_a_view_and_its_automounter(area:
     done = subprocess.run(verify, env=environment, capture_output=True, text=True, check=False)
     assert "cycle" not in done.stderr
     assert done.returncode == 0, done.stderr
+
+
+def test_listing_a_root_mounts_no_other_root_on_demand(area: Path) -> None:
+    for release in ("houdini/20.5", "maya/2025"):
+        (area / release).mkdir(parents=True)
+    (area / "houdini/current").symlink_to("20.5")
+    listing: dict[str, Any] = {"root": str(area / "houdini"), "pattern": "{version}", "package": "houdini"}
+    with on_demand(area, area / "maya", "indirect") as (maya, daemon):
+        listing["named_roots"] = {"maya": str(maya)}
+        (link,) = support.module("release_info", **listing).ok["links"]
+        assert (link["release"], daemon.served()) == ("20.5", 0)
+        # Whether this link leads to the other root, only the real path of that says.
+        (area / "houdini/old").symlink_to(maya / "2025")
+        links = support.module("release_info", **listing).ok["links"]
+        assert [link["elsewhere"] for link in links] == [None, "maya/2025"]
