@@ -18,8 +18,8 @@ RUN = env -u PYTHONDONTWRITEBYTECODE \
 
 LEGS := lint types unit kernel awx layouts integration integration-oldest sanity docs importer
 
-.PHONY: help test $(LEGS) eda demo demo-clean bench farm farm-patched farm-resolve farm-starts metrics page unionmount fuzz format requirements \
-	clean setup-demo setup-test setup-all
+.PHONY: help test $(LEGS) eda demo demo-clean bench farm farm-detaching farm-patched farm-resolve farm-starts farm-verity farm-volumes \
+	metrics page unionmount fuzz format requirements clean setup-demo setup-test setup-all
 
 help: ## list the targets
 	@echo "make TARGET [PYTHON=/path/to/python3] [ARGS='...']"
@@ -68,6 +68,12 @@ farm-resolve: ARGS := test -s tests/farm/test_resolve.py
 farm-resolve: farm ## count the NFS calls of a resolve with rez on the farm
 farm-patched: ARGS := test -s tests/farm/test_patched.py
 farm-patched: farm ## test finalizing on a kernel that seals directories itself: overlayfs is patched and built
+farm-volumes: ARGS := test -s tests/farm/test_volumes.py
+farm-volumes: farm ## test a view over twelve exports behind an automounter on the farm, and count its NFS calls
+farm-verity: ARGS := test -s tests/farm/test_verity.py
+farm-verity: farm ## damage images that have fs-verity on the farm, below their file system
+farm-detaching: ARGS := test -s tests/farm/test_detaching.py
+farm-detaching: farm ## detach a view on the farm 50 times under a reader
 farm-starts: ARGS := --write starts
 farm-starts: farm ## measure starts of software on the farm, and detach a view 50 times; takes hours
 page: setup-test ## open the page of a report in headless Chromium; keep pages and pictures in .build/page

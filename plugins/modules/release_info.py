@@ -49,6 +49,7 @@ options:
     description:
       - Other software roots that symbolic links on O(root) may lead to, as a dictionary of their names and their paths on the host.
       - RV(links[].elsewhere) says where such a link leads.
+      - Their paths are resolved only if a link does not lead to a release on O(root), since an automounter would mount them.
     type: dict
     default: {}
   store:
@@ -280,8 +281,9 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         context.progress()
     warnings = [f"releases in {directory} are not listed, since this host may not list it" for directory in unlisted]
     roots = (os.path.realpath(root), root, params["root_name"] or root) if root else ()  # also its path on other hosts
-    others = {str(name): (os.path.realpath(path), path) for name, path in params["named_roots"].items()}
-    followed = [link.as_dict(prefix) for link in release_links(links, on_root, roots, others)]
+    followed = [
+        link.as_dict(prefix) for link in release_links(links, on_root, roots, params["named_roots"], os.path.realpath)
+    ]
     return runner.Outcome({"releases": listed, "links": followed}, warnings=warnings)
 
 

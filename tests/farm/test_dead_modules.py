@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import ansible
 import pytest
-from farmlib import collection, host
+from farmlib import collection, forked, host
 from farmlib.collection import ROOT, STORE
+from farmlib.forked import Ended
 from farmlib.machines import MANIFESTS, SOFTWARE, Farm, Machine
 
 #: A directory of the node, with all that the test makes there.
 AREA = "/var/tmp/farm-dead"
-PROGRAM = f"{AREA}/programs/run_modules.py"
+PROGRAMS = f"{AREA}/programs"
 STATE_DIR = f"{AREA}/state"
 VIEW = f"{AREA}/view"
 RELEASE = "dead/1.0"
@@ -88,44 +85,19 @@ NEVER: Mapping[str, Mapping[str, Any]] = {
 LONG = ("release_manifest", "data_image", "overlay_finalize", "overlay_verify")
 
 
-@dataclass(frozen=True)
-class Ended:
-    """What a module returned, None if it did not end, and the seconds that it took."""
-
-    result: Mapping[str, Any] | None
-    seconds: float
-
-    @property
-    def message(self) -> str:
-        return str((self.result or {}).get("msg", ""))
-
-
 def run(machine: Machine, calls: Mapping[str, Mapping[str, Any]], limit: float = LIMIT) -> dict[str, Ended]:
     """Run modules at the same time. Those that need an answer of the server have a limit of seconds without progress."""
     given = [
-        [name, {**parameters, **({"timeout": limit} if name in NEEDS else {})}] for name, parameters in calls.items()
+        (name, {**parameters, **({"timeout": limit} if name in NEEDS else {})}) for name, parameters in calls.items()
     ]
-    printed = machine.output(f"python3 -W ignore {PROGRAM} {LONGEST}", stdin=json.dumps(given), timeout=LONGEST + 75)
-    return {name: Ended(**one) for name, one in zip(calls, json.loads(printed), strict=True)}
-
-
-def install(machine: Machine) -> None:
-    """Copy this checkout's modules, and what they import of Ansible, to a machine."""
-    programs = Path(PROGRAM).parent
-    machine.copy(host.FARM_SOURCE / "guest" / "run_modules.py", PROGRAM)
-    machine.copy(host.CHECKOUT / "plugins", f"{programs}/ansible_collections/renderfarm/overlay/plugins")
-    [source] = ansible.__path__
-    for name in ("module_utils", "modules/setup.py"):
-        machine.copy(Path(source, name), f"{programs}/ansible/{name}")
-    # As Ansible makes it for a module.
-    machine.write(f"{programs}/ansible/__init__.py", f"__version__ = {ansible.__version__!r}\n__author__ = ''\n")
+    return dict(zip(calls, forked.at_once(machine, PROGRAMS, given, LONGEST), strict=True))
 
 
 @pytest.fixture(scope="module")
 def new(farm: Farm) -> Iterator[Machine]:
     """Return `new` with a view of the release, and with two writable overlays over its package."""
     machine = farm.nodes["new"]
-    install(machine)
+    forked.install(machine, PROGRAMS)
     farm.server.ssh(
         f"mkdir -p {SOFTWARE}/{RELEASE}/data && cd {SOFTWARE}/{RELEASE}/data"
         f" && for number in $(seq {FILES}); do echo $number >file$number; done"

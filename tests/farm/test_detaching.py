@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from farmlib import collection, host, starts
+from farmlib import collection, forked, host, starts
 from farmlib.collection import ROOT, STORE
+from farmlib.forked import Ended
 from farmlib.machines import Farm
 
 ROUNDS = 50
@@ -21,25 +23,18 @@ RELEASES = ("jinja2/3.1.6", "markupsafe/3.0.4", "requests/2.34.2", "urllib3/2.8.
 DECLARED = {"name": "detaching", "mountpoint": VIEW, "releases": list(RELEASES)}
 READER = "/usr/local/lib/farm/reader.py"
 PLACE = "/var/tmp/farm-detaching"
+PROGRAMS = f"{PLACE}/programs"
 
-#: All rounds are one task, because starting Ansible takes an emulated processor longer than a switch.
-PLAYBOOK = """
-- hosts: new
-  gather_facts: false
-  tasks:
-    - name: Detach the view from the file server, and attach it again
-      renderfarm.overlay.view:
-        views: "{{ [declared | combine({'data_images': item})] }}"
-      loop: "{{ kinds }}"
-"""
+#: The seconds that one switch takes at most.
+LONGEST = 120
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """Hold what the reader found, and the results of the switches, in order."""
+    """Hold what the reader found, and what the switches ended with, in order."""
 
     reader: dict[str, Any]
-    switches: list[collection.Result]
+    switches: list[Ended]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +51,7 @@ def declared(farm: Farm) -> Iterator[dict[str, Any]]:
         locked.append({"release": release, "kind": "everything", "complete": True})
         locked[-1].update({name: built[name] for name in ("digest", "bytes_on_disk")})
     node.copy(host.FARM_SOURCE / "guest" / "reader.py", READER)
+    forked.install(node, PROGRAMS)
     node.ssh(
         f"mkdir -p {PLACE}; cd {VIEW}; find . -type f -size +0 -exec sha256sum {{}} + >{PLACE}/digests", timeout=600
     )
@@ -75,27 +71,33 @@ def declared(farm: Farm) -> Iterator[dict[str, Any]]:
     node.ssh(["rm", "-rf", *(f"{starts.IMAGE_STORE}/.data/{release}" for release in RELEASES)], check=False)
 
 
-def switch(farm: Farm, declared: dict[str, Any], kinds: list[str], directory: Any) -> list[collection.Result]:
-    """Switch the view to data images of each kind, and return the results in order."""
-    source = directory / "switch.yml"
-    source.write_text(PLAYBOOK, encoding="utf-8")
-    run = collection.playbook(farm, source, {"declared": declared, "kinds": kinds}, timeout=5400)
-    return [result for result in run.of("new", "view") if result.status == "item"]
+def switch(farm: Farm, declared: dict[str, Any], kinds: list[str]) -> list[Ended]:
+    """Switch the view to data images of each kind, and return what the switches ended with, in order."""
+    calls = [("view", {"views": [{**declared, "data_images": kind}]}) for kind in kinds]
+    return forked.in_turn(farm.nodes["new"], PROGRAMS, calls, LONGEST)
+
+
+def detached(ended: Ended) -> bool | None:
+    """Return whether a switch has detached the view; None if it failed."""
+    views: list[dict[str, bool]] = (ended.result or {}).get("views") or [{}]
+    return views[0].get("detached")
 
 
 @pytest.fixture(scope="module")
-def rounds(farm: Farm, declared: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Rounds:
+def rounds(farm: Farm, declared: dict[str, Any]) -> Rounds:
     """Detach and attach the view while the reader runs."""
     node = farm.nodes["new"]
-    directory = tmp_path_factory.mktemp("detaching")
     reader = f"python3 {READER} {VIEW} {PLACE}/digests {PLACE}/stop {OPENS} >{PLACE}/read 2>{PLACE}/errors"
-    switch(farm, declared, ["everything"], directory)
+    [images] = switch(farm, declared, ["everything"])
+    assert detached(images) is False, images
     node.ssh(f"({reader}; touch {PLACE}/ended) </dev/null >/dev/null 2>&1 &")
-    switches = switch(farm, declared, ["only", "everything"] * ROUNDS, directory)
+    began = time.monotonic()
+    switches = switch(farm, declared, ["only", "everything"] * ROUNDS)
+    host.say(f"{len(switches)} switches within {time.monotonic() - began:.0f} s; the last one: {switches[-1]}")
     node.ssh(f"touch {PLACE}/stop")
     node.wait_for(f"test -e {PLACE}/ended", seconds=3600)
     read = node.output(f"cat {PLACE}/errors {PLACE}/read")
-    host.say(f"{len(switches)} switches; the reader: {read}")
+    host.say(f"the reader, after {time.monotonic() - began:.0f} s: {read}")
     return Rounds(json.loads(read), switches)
 
 
@@ -105,15 +107,16 @@ def test_no_open_fails_and_no_byte_is_wrong(rounds: Rounds) -> None:
 
 
 def test_each_round_detaches_the_view_and_attaches_it(rounds: Rounds) -> None:
-    assert [result.values["views"][0]["detached"] for result in rounds.switches] == [True, False] * ROUNDS
+    assert [detached(ended) for ended in rounds.switches] == [True, False] * ROUNDS
 
 
 def test_a_detached_view_is_read_while_the_server_is_stopped_and_unmounted(
-    farm: Farm, declared: dict[str, Any], rounds: Rounds, tmp_path_factory: pytest.TempPathFactory
+    farm: Farm, declared: dict[str, Any], rounds: Rounds
 ) -> None:
     node = farm.nodes["new"]
     assert rounds.reader["failed"] == 0
-    switch(farm, declared, ["only"], tmp_path_factory.mktemp("detached"))
+    [only] = switch(farm, declared, ["only"])
+    assert detached(only) is True, only
     node.ssh(f"umount {ROOT}")
     # While the server is stopped, the client of the share with the manifests would wait for it to take back delegations.
     node.drop_caches()

@@ -113,6 +113,7 @@ def test_a_bit_that_rots_in_an_image_with_verity_is_an_error_and_no_wrong_byte(
     node.ssh(["python3", PROGRAM, "damage", of_data[0], DISK, str(of_data[1] // 2)])
     node.drop_caches()
     found = json.loads(node.output(compare))
+    host.say(f"with a bit of the data image flipped: {found}")
     assert found["wrong"] == 0, found
     assert min(found["EIO"], found["right"]) > 0, found
 
@@ -121,5 +122,6 @@ def test_a_bit_that_rots_in_an_image_with_verity_is_an_error_and_no_wrong_byte(
     node.ssh(["python3", PROGRAM, "damage", of_metadata[0], DISK, *offsets])
     node.drop_caches()
     listed = node.ssh(["ls", "-lR", VIEW], check=False)
+    host.say(f"with a bit of each block of the metadata flipped: {listed.stderr.strip()}")
     assert listed.returncode != 0
     assert "Input/output error" in listed.stderr, listed

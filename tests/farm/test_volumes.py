@@ -1,14 +1,13 @@
 """Test a view over twelve software roots, each an export behind an automount, whose releases have equal paths.
 
-It is deployed while the automounts are idle, sends no more calls than a view of the same releases on one root, is deployed again after a
-reboot, and is switched under readers.
+It is deployed while the automounts are idle, sends no more calls than a view of the same releases on one root, is mounted at boot, is
+deployed again after that, and is switched under readers.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,10 +44,13 @@ VIEWS: dict[str, dict[str, Any]] = {
     },
 }
 MAPS = {
-    "/etc/auto.master.d/farm-volumes.autofs": f"{PLACE} /etc/auto.farm-volumes --timeout=2\n",
+    "/etc/auto.master.d/farm-volumes.autofs": f"{PLACE} /etc/auto.farm-volumes --timeout=60\n",
     # The options that role host gives a software root.
     "/etc/auto.farm-volumes": f"* -fstype=nfs,ro,vers=4.2,hard,nocto,actimeo=3600,nodev server:{VOLUMES}/&\n",
 }
+
+#: Counts the overlays of the view of the volumes.
+PARTS = "grep -c ' /volumes[/ ].* - overlay ' /proc/self/mountinfo"
 
 # On the node.
 PROGRAMS = "/usr/local/lib/farm"
@@ -85,6 +87,7 @@ def new(farm: Farm) -> Iterator[Machine]:
     machine.ssh(f"mkdir -p {stores}; systemctl enable --quiet autofs; systemctl restart autofs")
     yield machine
     collection.mount_store(machine)
+    play(farm, "remove", *VIEWS, check=False)
     places = " ".join(f"{STATE_DIR}/views/{name}" for name in VIEWS)
     machine.ssh(
         f"for view in {' '.join(VIEWS)}; do umount -R /$view 2>/dev/null; rmdir /$view; done\n"
@@ -111,35 +114,40 @@ def deployed(farm: Farm, new: Machine, digests: dict[str, str]) -> Run:
     """Deploy both views while all automounts are idle."""
     assert len(digests) > 200
     expired(new)
-    return deploy(farm, *VIEWS)
+    return play(farm, "deploy", *VIEWS)
 
 
 @pytest.fixture(scope="module")
-def deployed_again(farm: Farm, new: Machine, deployed: Run) -> Run:
-    """Deploy the view of the volumes after a reboot, with one release more, while all automounts are idle."""
+def booted(new: Machine, deployed: Run) -> Machine:
+    """Reboot `new`, which mounts its views while all automounts are idle."""
     assert deployed.code == 0
     new.ssh("sync")
     new.reboot()
     new.ssh("systemctl start multi-user.target", timeout=120)
-    collection.mount_store(new)
+    return new
+
+
+@pytest.fixture(scope="module")
+def deployed_again(farm: Farm, booted: Machine) -> Run:
+    """Deploy the view of the volumes with one release more, while all automounts are idle."""
+    collection.mount_store(booted)
     farm.server.ssh(f"cp -a {VOLUMES}/markupsafe/{VERSION} {VOLUMES}/markupsafe/2.0")
-    expired(new)
-    return deploy(farm, "volumes")
+    expired(booted)
+    return play(farm, "deploy", "volumes")
 
 
-def deploy(farm: Farm, *names: str) -> Run:
+def play(farm: Farm, name: str, *views: str, check: bool = True) -> Run:
     # The site mounts the software roots, not the collection.
     site = {key: value for key, value in SITE.items() if key not in ("overlay_source", "overlay_root")}
-    views = [{"name": name, "query": "@", **VIEWS[name]} for name in names]
-    return collection.playbook(farm, "deploy", {**site, "overlay_hosts": "new", "overlay_views": views})
+    declared = [{"name": view, "query": "@", **VIEWS[view]} for view in views]
+    variables = {**site, "overlay_hosts": "new", "overlay_persist": "systemd", "overlay_views": declared}
+    return collection.playbook(farm, name, variables, check=check)
 
 
 def expired(machine: Machine) -> None:
-    """Wait until all automounts have expired."""
-    end = time.monotonic() + 90
-    while machine.output(f"grep -c ' {PLACE}/.* - nfs' /proc/self/mountinfo || true") != "0":
-        assert time.monotonic() < end, machine.output(f"grep {PLACE} /proc/self/mountinfo")
-        time.sleep(0.5)
+    """Have automount(8) unmount what nobody uses, and wait until all automounts are idle."""
+    expire = "kill -USR1 $(cat /run/autofs.pid)"
+    machine.wait_for(f"! grep -q ' {PLACE}/.* - nfs' /proc/self/mountinfo || {{ {expire}; false; }}", 90)
 
 
 def check_content(machine: Machine, view: str, digests: dict[str, str]) -> None:
@@ -156,7 +164,7 @@ def test_a_view_over_idle_automounts_shows_each_root_and_stays_when_they_expire(
     for view in VIEWS:
         check_content(new, view, digests)
     # An overlay for each root, and the one that they are in.
-    assert new.output("grep -c ' /volumes[/ ].* - overlay ' /proc/self/mountinfo") == str(len(PACKAGES) + 1)
+    assert new.output(PARTS) == str(len(PACKAGES) + 1)
     assert new.output(f"grep -c ' {PLACE}/.* - nfs' /proc/self/mountinfo || true") == "0"
 
 
@@ -209,9 +217,17 @@ def test_many_roots_send_no_more_calls_than_one_root_with_the_same_releases(
         assert set(many[what, "warm"]) <= {"OPEN", "OPEN_NOATTR", "CLOSE"}
 
 
-def test_a_view_is_mounted_over_idle_automounts_after_a_reboot(
+def test_views_are_mounted_at_boot_over_idle_automounts(booted: Machine, digests: dict[str, str]) -> None:
+    expired(booted)
+    for view in VIEWS:
+        check_content(booted, view, digests)
+    assert booted.output(PARTS) == str(len(PACKAGES) + 1)
+
+
+def test_a_view_that_was_mounted_at_boot_is_switched_over_idle_automounts(
     new: Machine, deployed_again: Run, digests: dict[str, str]
 ) -> None:
+    assert [view["method"] for view in deployed_again.views(new).values()] == ["beneath"]
     assert sorted(deployed_again.views(new)) == ["volumes"]
     expired(new)
     check_content(new, "volumes", digests)
@@ -237,5 +253,5 @@ def test_no_open_fails_and_no_file_is_that_of_another_root_while_the_view_is_swi
         assert (reader["failed"], reader["wrong"]) == (0, 0), reader
         assert reader["opens"] > 10 * SWITCHES
     # Nothing is left of the overlays that were replaced, and the last switch went back to what was deployed.
-    assert new.output("grep -c ' /volumes[/ ].* - overlay ' /proc/self/mountinfo") == str(len(PACKAGES) + 1)
+    assert new.output(PARTS) == str(len(PACKAGES) + 1)
     assert new.output("ls /volumes/markupsafe").split() == [VERSION, "2.0"]

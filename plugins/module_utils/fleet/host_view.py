@@ -398,6 +398,8 @@ def _check_root(view: Mapping[str, Any], run: Run) -> None:
     # Layers with a part of the software root come before it. If it is on a file server, it is mounted, and is not listed.
     used = {layer for layers in view.get("parts", {}).values() for layer in layers} or view["data"]
     for root in (sorted(used) if view["roots"] else view["data"][-1:]) if not run.check_mode else ():
+        # An automounter may take seconds to mount it.
+        run.progress()
         if still_paths.is_local(os.path.realpath(os.fsencode(root)), seen):
             mountpoints.check_has_content(os.fsencode(root))
 

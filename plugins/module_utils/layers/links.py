@@ -8,7 +8,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import relative_path
@@ -89,22 +89,28 @@ def release_links(
     found: Iterable[tuple[str, str]],
     releases: Collection[str],
     roots: Collection[str],
-    others: Mapping[str, Collection[str]] | None = None,
+    others: Mapping[str, str] | None = None,
+    resolved: Callable[[str], str] = str,
 ) -> list[ReleaseLink]:
     """Return where symbolic links on a software root lead, sorted by path. Each is followed once.
 
     ``found`` are pairs of a path below the software root and a target. No directory above such a path is a symbolic link. ``releases``
     are the paths of the releases on the software root, and ``roots`` the absolute paths by which links may name the software root, the
-    real one first. ``others`` has these paths of other software roots, by the names of these roots. What is there is not known here.
+    real one first. ``others`` has the paths of other software roots, by the names of these roots, and ``resolved`` returns the real
+    path of one. It is called only if a link does not lead to a release, and once for each root, because an automounter may then mount the
+    root. What is there is not known here.
     """
     targets = dict(found)
     listed = []
+    known: Mapping[str, Collection[str]] | None = None
     for path, target in sorted(targets.items()):
         place = _below_root(path, target, roots)
         if place in releases:
             listed.append(ReleaseLink(path, target, place))
             continue
-        elsewhere = _on_another_root(path, target, roots, others or {})
+        if known is None:
+            known = {str(name): (resolved(top), top) for name, top in (others or {}).items()}
+        elsewhere = _on_another_root(path, target, roots, known)
         if elsewhere is not None:
             listed.append(ReleaseLink(path, target, None, elsewhere=elsewhere))
             continue

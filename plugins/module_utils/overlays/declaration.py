@@ -35,13 +35,19 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import tr
 from ansible_collections.renderfarm.overlay.plugins.module_utils.trees.tree_parts import TreePart
 
 
-def declared(path: bytes, params: Mapping[str, Any], live: Mount | None, defaults: Mapping[bytes, bytes]) -> MountSpec:
+def declared(
+    path: bytes,
+    params: Mapping[str, Any],
+    live: Mount | None,
+    defaults: Mapping[bytes, bytes],
+    visit: Callable[[bytes], None] = lambda _layer: None,
+) -> MountSpec:
     """Return the declaration of an overlay at ``path``.
 
     ``params`` are the parameters of overlay_mount, with absolute paths; they may have ``like_lower``, which is that of ``Writable``, and
     ``parts``, the places of the parts of a tree, each with the paths of its data layers.
     ``live`` is the mount at ``path``, and ``defaults`` are the host's defaults of overlay options. No file server is asked for a layer if
-    the declaration equals ``live``.
+    the declaration equals ``live``. Otherwise ``visit`` is called with the path of each layer before the layer is looked up.
 
     Raises OverlayError if the declaration is not valid.
     """
@@ -50,7 +56,12 @@ def declared(path: bytes, params: Mapping[str, Any], live: Mount | None, default
         parts, _inner = tree_parts.split(live, inside(namespaces.own_mounts(), live))
         if not mount_differences(written, live, defaults, parts):
             return written
-    return _declared(path, params, os.path.realpath, images.among)
+
+    def resolved(layer: bytes) -> bytes:
+        visit(layer)
+        return os.path.realpath(layer)
+
+    return _declared(path, params, resolved, images.among)
 
 
 def as_written(path: bytes, params: Mapping[str, Any], seen: Sequence[Mount]) -> MountSpec:

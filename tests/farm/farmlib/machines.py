@@ -33,6 +33,9 @@ DROP_CACHES = "for again in 1 2 3; do echo 3 >/proc/sys/vm/drop_caches; done"
 SOFTWARE = "/srv/software"
 MANIFESTS = "/srv/manifests"
 
+#: Seconds within which a machine boots, on emulated processors of a busy host.
+BOOT_SECONDS = 600
+
 #: Seconds of the server's lease while calls of a slow node are counted.
 LONG_LEASE = 300
 
@@ -126,7 +129,7 @@ class Machine:
     def boot_id(self) -> str:
         return self.output("cat /proc/sys/kernel/random/boot_id")
 
-    def reboot(self, timeout: float = 240) -> None:
+    def reboot(self, timeout: float = BOOT_SECONDS) -> None:
         """Reboot the machine in an orderly way, and wait until ssh answers. Raises FarmError on timeout."""
         before = self.boot_id()
         self.ssh(
@@ -135,7 +138,7 @@ class Machine:
         )
         self._wait_for_new_boot(before, timeout)
 
-    def crash(self, timeout: float = 240) -> None:
+    def crash(self, timeout: float = BOOT_SECONDS) -> None:
         """Reset the machine without a shutdown, and wait until ssh answers. Raises FarmError on timeout."""
         before = self.boot_id()
         self.vm.reset()
@@ -155,7 +158,7 @@ class Machine:
             time.sleep(0.5)
         raise host.FarmError(f"{self.name} did not reboot within {timeout:.0f} s; see {host.shown(self.vm.log)}")
 
-    def wait_ready(self, timeout: float = 240) -> None:
+    def wait_ready(self, timeout: float = BOOT_SECONDS) -> None:
         """Wait until ssh answers, and keep the connection for all later commands. Raises FarmError on timeout."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:

@@ -26,6 +26,9 @@ _ACCELERATORS: dict[str, list[str]] = {
     "tcg": ["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,-cx16,-la57"],
 }
 _MACHINE = ["-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc"]
+#: Parameters of the guests' kernels. On a busy host, an emulated timer is late at the check of its interrupt, and the kernel panics at
+#: boot. A processor can also stand still for more than 20 s, and the kernel reports a soft lockup. The limit is twice this threshold.
+_PARAMETERS = "console=ttyS0 quiet loglevel=5 panic=10 oops=panic no_timer_check watchdog_thresh=60 net.ifnames=0"
 _PROBE = b"""#!/bin/busybox sh
 echo farm-alive
 /bin/busybox poweroff -f
@@ -109,7 +112,7 @@ class VM:
             "-initrd",
             str(initrd),
             "-append",
-            f"console=ttyS0 quiet loglevel=5 panic=10 oops=panic net.ifnames=0 init={self.init}",
+            f"{_PARAMETERS} init={self.init}",
             "-chardev",
             f"file,id=console,path={_comma(self.log)}",
             "-serial",

@@ -1,9 +1,11 @@
-"""Run modules at the same time, each in a process of its own. Runs on a render node, with the collection and Ansible beside this file.
+"""Run modules, each in a process of its own. Runs on a render node, with the collection and Ansible beside this file.
 
-    python3 run_modules.py SECONDS <CALLS   run modules; print a JSON list of what each returned and of the seconds that it took
+    python3 run_modules.py at-once SECONDS <CALLS   run modules at the same time
+    python3 run_modules.py in-turn SECONDS <CALLS   run one module after the other, until one fails
 
-CALLS is a JSON list of the name of each module and its parameters. A module that has not ended after SECONDS is killed, and returns null.
-All modules are imported first, so none waits for that while the others run.
+CALLS is a JSON list of the name of each module and its parameters. Prints a JSON list of what each returned and of the seconds that it
+took. A module that has not ended after SECONDS is killed, and returns null. All modules are imported first, so none waits for that while
+the others run.
 """
 
 from __future__ import annotations
@@ -52,14 +54,12 @@ def result(output: bytes) -> Any:
     return json.loads(lines[-1]) if lines else {"failed": True, "msg": output.decode("utf-8", "replace")}
 
 
-def main() -> None:
-    seconds, calls = float(sys.argv[1]), json.load(sys.stdin)
-    names = [name if "." in name else PREFIX + name for name, _parameters in calls]
-    mains = [importlib.import_module(name).main for name in names]
+def run(calls: list[tuple[Any, dict[str, Any]]], seconds: float) -> list[dict[str, Any]]:
+    """Run modules at the same time, given the function of each and its parameters."""
     began = time.monotonic()
     found: list[dict[str, Any]] = [{"result": None, "seconds": seconds} for _call in calls]
     outputs = [b""] * len(calls)
-    running = [start(main, parameters) for main, (_name, parameters) in zip(mains, calls)]
+    running = [start(function, parameters) for function, parameters in calls]
     with selectors.DefaultSelector() as readable:
         for number, (_pid, output) in enumerate(running):
             readable.register(output, selectors.EVENT_READ, number)
@@ -71,9 +71,25 @@ def main() -> None:
                     # A module has ended when everything that it started has closed its output.
                     readable.unregister(key.fd)
                     found[key.data] = {"result": result(outputs[key.data]), "seconds": time.monotonic() - began}
-    for one, (pid, _output) in zip(found, running):
+    for one, (pid, output) in zip(found, running):
+        os.close(output)
         if one["result"] is None:
+            # It is not waited for, because it may hang in the kernel.
             os.kill(pid, signal.SIGKILL)
+        else:
+            os.waitpid(pid, 0)
+    return found
+
+
+def main() -> None:
+    order, seconds, calls = sys.argv[1], float(sys.argv[2]), json.load(sys.stdin)
+    named = [(name if "." in name else PREFIX + name, parameters) for name, parameters in calls]
+    functions = [(importlib.import_module(name).main, parameters) for name, parameters in named]
+    found: list[dict[str, Any]] = []
+    for batch in [functions] if order == "at-once" else [[one] for one in functions]:
+        found += run(batch, seconds)
+        if order == "in-turn" and (found[-1]["result"] or {"failed": True}).get("failed"):
+            break
     print(json.dumps(found))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,13 @@ import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import health
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo, namespaces
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan, apply
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_entries, creating
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import scan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern
+from ansible_collections.renderfarm.overlay.plugins.module_utils.views import mounting
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.automounter import Automount, automount
 from ansible_collections.renderfarm.overlay.tests.kernel.overlays.test_boot import GENERATOR
@@ -35,6 +38,11 @@ def on_demand(area: Path, source: Path, kind: str = "direct", answers: bool = Tr
     place.mkdir()
     with automount(place, source if kind == "direct" else {"software": source}, answers) as daemon:
         yield place if kind == "direct" else place / "software", daemon
+
+
+def carry_out(plan: Plan, handlers: Handlers) -> None:
+    for action in plan:
+        apply(action, handlers)
 
 
 def command_check(command: str) -> health.HealthCheck:
@@ -168,3 +176,43 @@ def test_systemd_finds_no_cycle_in_the_order_of_a_view_and_its_automounter(area:
     done = subprocess.run(verify, env=environment, capture_output=True, text=True, check=False)
     assert "cycle" not in done.stderr
     assert done.returncode == 0, done.stderr
+
+
+def test_listing_a_root_mounts_no_other_root_on_demand(area: Path) -> None:
+    for release in ("houdini/20.5", "maya/2025"):
+        (area / release).mkdir(parents=True)
+    (area / "houdini/current").symlink_to("20.5")
+    listing: dict[str, Any] = {"root": str(area / "houdini"), "pattern": "{version}", "package": "houdini"}
+    with on_demand(area, area / "maya", "indirect") as (maya, daemon):
+        listing["named_roots"] = {"maya": str(maya)}
+        (link,) = support.module("release_info", **listing).ok["links"]
+        assert (link["release"], daemon.served()) == ("20.5", 0)
+        # Whether this link leads to the other root, only the real path of that says.
+        (area / "houdini/old").symlink_to(maya / "2025")
+        links = support.module("release_info", **listing).ok["links"]
+        assert [link["elsewhere"] for link in links] == [None, "maya/2025"]
+
+
+def test_each_layer_is_mounted_on_demand_once_and_counts_as_progress(area: Path) -> None:
+    names = ("a", "b", "c")
+    view = area / "view"
+    spec = generation(area, 0, view)
+    for name in names:
+        shutil.copytree(os.fsdecode(spec.data[0]), area / name)
+    (area / "net").mkdir()
+    progress = []
+    with automount(area / "net", {name: area / name for name in names}) as daemon:
+
+        def worked() -> None:
+            # The timeout of an automounter may be shorter than the time that it takes to mount all layers.
+            daemon.expire()
+            progress.append(daemon.served())
+
+        given = arguments_of(spec, data=[str(area / "net" / name) for name in names], options={}, state="mounted")
+        given.update(dict.fromkeys(("upper", "work", "scratch", "read_only")))
+        given.update(persist="none", switch="auto", inner_mounts="carry")
+        mounting.bring(os.fsencode(view), given, False, SECONDS, worked, carry_out)
+        # The first layer is the lower one, which is always there.
+        assert progress[:4] == [0, 1, 2, 3]
+        assert daemon.served() == len(names)
+    assert (view / "bin" / "file0").read_text() == "generation 0"

@@ -51,7 +51,11 @@ def test_a_link_that_leads_to_no_release_has_a_reason(target: str, reason: str) 
     assert reason in first["reason"]
 
 
-OTHERS = {"maya": ("/vol2/maya", "/net/maya"), "inner": ("/vol2/maya/inner",), "whole": ("/",)}
+OTHERS = {"maya": "/net/maya", "inner": "/vol2/maya/inner", "whole": "/"}
+
+
+def resolved(path: str) -> str:
+    return {"/net/maya": "/vol2/maya"}.get(path, path)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +74,22 @@ OTHERS = {"maya": ("/vol2/maya", "/net/maya"), "inner": ("/vol2/maya/inner",), "
     ],
 )
 def test_a_link_may_lead_to_another_root(target: str, elsewhere: str | None) -> None:
-    (found,) = release_links([("houdini/current", target)], RELEASES, ("/vol2/software", "/net/software"), OTHERS)
+    roots = ("/vol2/software", "/net/software")
+    (found,) = release_links([("houdini/current", target)], RELEASES, roots, OTHERS, resolved)
     assert (found.elsewhere, found.reason, found.release is None) == (elsewhere, "", elsewhere is not None)
-    (found,) = release_links([("houdini/current", "/etc")], RELEASES, ROOTS, {"maya": ("/net/maya",)})
+    (found,) = release_links([("houdini/current", "/etc")], RELEASES, ROOTS, {"maya": "/net/maya"})
     assert (found.elsewhere, found.reason) == (None, "it leads to /etc, which is outside of the software root")
+
+
+def test_other_roots_are_resolved_once_and_only_for_a_link_that_leads_to_no_release() -> None:
+    asked = []
+
+    def resolve(path: str) -> str:
+        asked.append(path)
+        return path
+
+    release_links([("houdini/current", "20.5.410")], RELEASES, ROOTS, OTHERS, resolve)
+    assert asked == []
+    links = [("houdini/current", "/net/maya/1"), ("houdini/old", "/net/maya/2")]
+    release_links(links, RELEASES, ROOTS, OTHERS, resolve)
+    assert asked == [*OTHERS.values()]
