@@ -12,7 +12,7 @@ import posixpath
 import stat
 from collections.abc import Iterator
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import OverlayLayers, check_absolute
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating
@@ -25,12 +25,12 @@ class Lowers:
 
     def __init__(self, root: int) -> None:
         """``root`` is the open root directory of the lower layers."""
-        self._root = root
+        self.root = root
 
     def open(self, path: bytes) -> int:
         """Open a directory; return the descriptor, or -1 if there is none. Raises OSError if it cannot be opened."""
         try:
-            return beneath.open_at(self._root, path.lstrip(b"/"), same_mount=True)
+            return beneath.open_at(self.root, path.lstrip(b"/"), same_mount=True)
         except (FileNotFoundError, NotADirectoryError):
             return -1
         except OSError as error:
@@ -42,6 +42,20 @@ class Lowers:
                 text = "another file system is mounted there in the lower layer"
                 raise OSError(errno.EXDEV, text, os.fsdecode(path)) from None
             raise
+
+    def refresh(self, path: bytes) -> None:
+        """Have the names in a directory looked up again where it has changed on the file server, whatever is cached."""
+        fd = self.open(path)
+        if fd < 0:
+            return
+        try:
+            syscalls.refresh(fd)
+        except OSError as error:
+            # The directory is gone. The client knows that now, and asks again for its name.
+            if error.errno != errno.ESTALE:
+                raise
+        finally:
+            os.close(fd)
 
     def names(self, path: bytes) -> set[bytes] | None:
         """Return the names in a directory, or None if there is none. Raises OSError if it cannot be read."""
