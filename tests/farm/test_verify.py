@@ -1,16 +1,20 @@
-"""Test that the problems that verification knows are found through a real NFS client, and that a stopped server is named."""
+"""Test that each problem that verification knows is found through a real NFS client, and that a stopped server is named.
+
+Nothing drops what the clients remember: before the faults are made, all of it was verified and read. The codes are those of
+`module_utils/verify/problems.py`. All are made here.
+"""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from farmlib import builder, collection
-from farmlib.collection import COLLECTION, ROOT, STATE_DIR, STORE, Result, Run
+from farmlib.collection import COLLECTION, ROOT, STATE_DIR, STORE, Result
 from farmlib.machines import SOFTWARE, Farm, Machine
 
 VIEW = "/checked"
@@ -27,13 +31,32 @@ IMAGED = {
     "build": "central",
     "data_images": "everything",
 }
-#: `new` has both. `old` has the first one, for which its kernel needs strategy redirect.
+#: Two software roots that share an overlay.
+ROOTED = {
+    "name": "rooted",
+    "mountpoint": "/checked-roots",
+    "roots": [
+        {"name": name, "path": f"{ROOT}/checked-roots/{name}", "pattern": f"{name}/{{version}}", "at": ""}
+        for name in ("one", "two")
+    ],
+    "store": f"{STORE}/.checked",
+    "query": "@",
+    "checksum": "sha256",
+}
+#: `new` has all. `old` has the first one, for which its kernel needs strategy redirect.
 VIEWS = "{{ checked_views if inventory_hostname == 'new' else checked_views[:1] }}"
 VARIABLES: dict[str, Any] = {
     **collection.SITE,
     "overlay_hosts": "new,old",
-    "checked_views": [DECLARED, IMAGED],
+    "checked_views": [DECLARED, IMAGED, ROOTED],
     "overlay_views": VIEWS,
+}
+#: What is verified: the hosts, and the options. The last one is a finalized overlay.
+SUBJECTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "checked": ("new,old", {"name": "checked"}),
+    "imaged": ("new", {"name": "imaged", "image_store": IMAGES}),
+    "rooted": ("new", {"name": "rooted", "store": ROOTED["store"]}),
+    "upper": ("new", {"path": f"{AREA}/view"}),
 }
 
 #: What is done in the release on the server, for the code of the problem. The file has the name of the code.
@@ -70,7 +93,6 @@ IN_THE_LAYER = {
     "double_slash_redirect": xattr("double_slash_redirect", "redirect", "/checked//1.0/linked"),
 }
 
-
 #: The same in a layer of strategy redirect on `old`.
 IN_THE_REDIRECT_LAYER = {
     "missing_opaque": "mkdir missing_opaque",
@@ -82,56 +104,58 @@ IN_THE_UPPER_LAYER = {
     "whiteout_in_opaque": "mknod sub/whiteout_in_opaque c 0 0",
     "orphan_whiteout": "mknod ../orphan_whiteout c 0 0",
     "missing_impure": xattr("..", "impure"),
-    "duplicate_redirect": "cd ..; mkdir one other; "
-    + "; ".join(xattr(name, "redirect", "/1.0") for name in ("one", "other")),
+    "duplicate_redirect": "mkdir ../one ../other; "
+    + "; ".join(xattr(f"../{name}", "redirect", "/1.0") for name in ("one", "other")),
+    "writable_by_others": f"chmod 777 {AREA}",
+}
+#: What was done on the server, and is found below the upper layer. No manifest has the content of its files, and their times are their own.
+BELOW_THE_UPPER_LAYER = {*ON_THE_SERVER, "redirect_across_mount", "opaque_over_uncovered"} - {
+    "wrong_time",
+    "content_differs",
 }
 #: The last byte of an image differs. A mounted image may not be changed itself.
 ROT = (
-    "cp {image} {image}.new && printf x | dd of={image}.new bs=1 seek=$(($(stat -c %s {image}) - 1)) conv=notrunc status=none"
-    " && mv {image}.new {image}"
+    "cp {image} {image}.new; printf x | dd of={image}.new bs=1 seek=$(($(stat -c %s {image}) - 1)) conv=notrunc status=none;"
+    " mv {image}.new {image}"
 )
 
 
-def run(farm: Farm, tasks: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Run:
-    """Call modules in one run of Ansible: each with the hosts, separated by commas, that call it."""
-    play = {
-        "hosts": "new,old",
-        "gather_facts": False,
-        "tasks": [
-            {f"{COLLECTION}.{name}": options, "when": f"inventory_hostname in '{hosts}'"}
-            for hosts, name, options in tasks
-        ],
-    }
+def verified(farm: Farm, subjects: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Result]:
+    """Verify some of SUBJECTS with these options in one run of Ansible. Return the results by subject and host."""
+    tasks = [
+        {
+            "name": name,
+            f"{COLLECTION}.overlay_verify": {
+                "level": "content",
+                "store": STORE,
+                "fail_on_problems": False,
+                **SUBJECTS[name][1],
+                **options,
+            },
+            "when": f"inventory_hostname in {SUBJECTS[name][0].split(',')}",
+        }
+        for name, options in subjects.items()
+    ]
     with tempfile.TemporaryDirectory() as directory:
         source = Path(directory, "verify.yml")
-        source.write_text(json.dumps([play]), encoding="utf-8")
-        return collection.playbook(farm, source)
+        source.write_text(json.dumps([{"hosts": "new,old", "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
+        done = collection.playbook(farm, source)
+    return {(result.task, result.host): result for result in done.results if result.status != "skipped"}
 
 
-def verified(farm: Farm, **options: Any) -> tuple[Result, Result, Result, Result]:
-    """Verify the view on `new` and on `old`, and on `new` the view of images and the finalized overlay."""
-    given = {"fail_on_problems": False, "store": STORE, "image_store": IMAGES, **options}
-    done = run(
-        farm,
-        (
-            ("new,old", "overlay_verify", {"name": "checked", "level": "content", **given}),
-            ("new", "overlay_verify", {"name": "imaged", "level": "content", **given}),
-            ("new", "overlay_verify", {"path": f"{AREA}/view", "level": "open", "fail_on_problems": False}),
-        ),
-    )
-    of_new, [of_old] = done.of("new", "overlay_verify"), done.of("old", "overlay_verify")
-    of_view, of_image, of_upper = of_new
-    return of_view, of_old, of_image, of_upper
+def counts(result: Result) -> dict[str, int]:
+    assert not result.failed, result
+    return dict(result.values["counts"])
 
 
-def found(result: Result) -> set[tuple[str, str]]:
+def codes(result: Result) -> set[tuple[str, str]]:
     """Return the last name of the path of each problem, and its code."""
     return {(problem["path"].rpartition("/")[2], problem["code"]) for problem in result.values["problems"]}
 
 
 @pytest.fixture(scope="module")
 def new(farm: Farm) -> Iterator[Machine]:
-    """Return `new` with views of a release that has a file for each problem, and a finalized overlay over it. `old` has the view too."""
+    """Return `new` with views of a release that has a file for each problem, and a finalized overlay over it. `old` has a view too."""
     machine, old = farm.nodes["new"], farm.nodes["old"]
     for node in (machine, old):
         collection.mount_store(node)
@@ -141,7 +165,10 @@ def new(farm: Farm) -> Iterator[Machine]:
     farm.server.ssh(
         f"mkdir -p {SOFTWARE}/{RELEASE}/nested {SOFTWARE}/{RELEASE}/sub && cd {SOFTWARE}/{RELEASE}"
         f" && for name in {' '.join(added)}; do echo content >$name; done && ln linked lost_hard_links && touch .ready"
+        f" && cd {SOFTWARE} && for root in one two; do mkdir -p checked-roots/$root/$root/1.0"
+        " && echo $root >checked-roots/$root/$root/1.0/name && touch checked-roots/$root/$root/1.0/.ready; done"
     )
+    machine.ssh(f"mkdir -p {ROOTED['store']}")
     collection.playbook(farm, "deploy", VARIABLES)
     layers = f"lowerdir={ROOT}/checked,upperdir={AREA}/upper,workdir={AREA}/work"
     machine.ssh(
@@ -149,7 +176,7 @@ def new(farm: Farm) -> Iterator[Machine]:
         f" mount -t overlay -o {layers},metacopy=on,redirect_dir=on,index=on overlay {AREA}/view"
     )
     finalize = {"path": f"{AREA}/view", "allow_unmount": True}
-    assert run(farm, [("new", "overlay_finalize", finalize)]).of("new")[0].values["finalized"]
+    assert collection.module(farm, machine, "overlay_finalize", finalize).values["finalized"]
     yield machine
     farm.server.ssh(
         f"exportfs -u 10.77.0.0/24:{SOFTWARE}/{RELEASE}/nested; exportfs -f;"
@@ -161,96 +188,103 @@ def new(farm: Farm) -> Iterator[Machine]:
         node.ssh(f"umount {ROOT}/{RELEASE}/nested; chmod 755 {STATE_DIR}/views/checked/current/.", check=False)
     collection.playbook(farm, "remove", VARIABLES)
     builder.remove(machine)
-    farm.server.delete_release("checked")
-    machine.ssh(f"rm -rf {STORE}/checked {STORE}/.views/checked.json {STORE}/.views/imaged.json {IMAGES}/.data/checked")
+    for release in ("checked", "checked-roots"):
+        farm.server.delete_release(release)
+    records = " ".join(f"{STORE}/.views/{name}.json" for name in ("checked", "imaged"))
+    machine.ssh(f"rm -rf {STORE}/checked {ROOTED['store']} {records} {IMAGES}/.data/checked")
 
 
-def verify(farm: Farm, node: Machine, **options: Any) -> Result:
-    return collection.module(
-        farm, node, "overlay_verify", {"name": "checked", "fail_on_problems": False, **options}, check=False
+@pytest.fixture(scope="module")
+def faulty(farm: Farm, new: Machine) -> dict[tuple[str, str], Result]:
+    """Verify everything, make all faults, and return what is found then."""
+    everything: Mapping[str, Mapping[str, Any]] = {name: {} for name in SUBJECTS}
+    for clean in verified(farm, everything).values():
+        assert counts(clean) == {}, clean
+    farm.server.ssh(
+        f"set -e; cd {SOFTWARE}/{RELEASE}; {'; '.join(ON_THE_SERVER.values())}; touch sub/late"
+        f"; cd {SOFTWARE}/checked-roots; mkdir one/two; mv two/two/1.0 one/two"
     )
+    farm.server.export_nested(f"{RELEASE}/nested")
+    current = f"{STATE_DIR}/views/checked/current"
+    for node, layer, faults in (
+        (new, f"{current}/layer", IN_THE_LAYER),
+        (farm.nodes["old"], f"{current}/layer/view", {**IN_THE_LAYER, **IN_THE_REDIRECT_LAYER}),
+    ):
+        node.ssh(f"set -e; cd {layer}/{RELEASE}; {'; '.join(faults.values())}; chmod 777 {current}/.")
+    options = new.output(["findmnt", "-n", "-o", "OPTIONS", str(IMAGED["mountpoint"])]).split(",")
+    data = next(option.partition("=")[2] for option in options if option.startswith("datadir+="))
+    rot = "; ".join(
+        ROT.format(image=image) for image in (f"{STATE_DIR}/views/imaged/current/layer.erofs", f"{data}.erofs")
+    )
+    new.ssh(f"set -e; {rot}; cd {AREA}/upper/1.0; {'; '.join(IN_THE_UPPER_LAYER.values())}")
+    return verified(farm, everything)
 
 
 def test_a_stopped_server_is_named_in_time(farm: Farm, new: Machine) -> None:
+    def verify(level: str) -> Result:
+        options = {"name": "checked", "fail_on_problems": False, "level": level, "timeout": 5}
+        return collection.module(farm, new, "overlay_verify", options, check=False)
+
     new.drop_caches()
     with farm.server.nfsd_stopped():
         # A call that hangs is given up by the farm, and fails the test.
-        opened = verify(farm, new, level="open", timeout=5)
+        opened = verify("open")
         # The layer itself is on this host.
-        checked = verify(farm, new, timeout=5)
+        checked = verify("metadata")
     assert opened.failed
     assert "no progress for 5 seconds" in opened.message
     assert f"data layer {ROOT}. No answer from the file server of " in opened.message
     assert f"{ROOT} (server:{SOFTWARE})" in opened.message
-    assert (checked.failed, checked.values["counts"]) == (False, {}), checked
+    assert counts(checked) == {}
 
 
-def test_every_problem_is_found_and_what_this_host_has_made_is_repaired(farm: Farm, new: Machine) -> None:
-    for clean in verified(farm):
-        assert (clean.failed, clean.values.get("counts")) == (False, {}), clean
-    farm.server.ssh(f"cd {SOFTWARE}/{RELEASE} && {' && '.join(ON_THE_SERVER.values())}; touch sub/late")
-    farm.server.export_nested(f"{RELEASE}/nested")
+@pytest.mark.parametrize("node", ["new", "old"])
+def test_every_problem_of_a_layer_and_of_a_release_is_found(faulty: dict[tuple[str, str], Result], node: str) -> None:
+    found = faulty["checked", node]
+    wanted = {*ON_THE_SERVER, "redirect_across_mount", *IN_THE_LAYER}
+    if node == "old":
+        wanted |= set(IN_THE_REDIRECT_LAYER)
+    assert {"release_differs", "writable_by_others"} <= counts(found).keys()
+    assert {(code, code) for code in wanted} - codes(found) == set(), found.values["problems"]
+
+
+def test_every_problem_of_images_and_of_several_roots_is_found(faulty: dict[tuple[str, str], Result]) -> None:
+    assert counts(faulty["imaged", "new"]) == {"digest_differs": 1, "data_image_differs": 1}
+    found = faulty["rooted", "new"]
+    assert counts(found).keys() == {"wrong_root", "release_differs"}, found.values["problems"]
+
+
+def test_every_problem_of_a_finalized_overlay_is_found(faulty: dict[tuple[str, str], Result]) -> None:
+    found = faulty["upper", "new"]
+    assert {*BELOW_THE_UPPER_LAYER, *IN_THE_UPPER_LAYER} - counts(found).keys() == set(), found.values["problems"]
+
+
+@pytest.mark.usefixtures("faulty")
+def test_what_this_host_has_made_is_repaired(farm: Farm, new: Machine) -> None:
     old = farm.nodes["old"]
-    layer = f"{STATE_DIR}/views/checked/current/layer"
-    for node, top, faults in (
-        (new, layer, IN_THE_LAYER),
-        (old, f"{layer}/view", {**IN_THE_LAYER, **IN_THE_REDIRECT_LAYER}),
-    ):
-        node.ssh(
-            f"cd {top}/{RELEASE} && {' && '.join(faults.values())} && chmod 777 {STATE_DIR}/views/checked/current/."
-        )
-    new.ssh(f"cd {AREA}/upper/1.0 && {' && '.join(IN_THE_UPPER_LAYER.values())}")
-    images = new.output(f"ls {STATE_DIR}/views/imaged/current/layer.erofs {STATE_DIR}/data/*.erofs").split()
-    data_image = new.output(f"findmnt -n -o OPTIONS {IMAGED['mountpoint']}").partition("datadir+=")[2].partition(",")[0]
-    images = [one for one in images if one.endswith(("layer.erofs", f"{data_image}.erofs"))]
-    new.ssh(" && ".join(ROT.format(image=image) for image in images))
-    # Names that a client remembers are not asked for again.
-    for node in (new, old):
-        node.drop_caches()
-    of_view, of_old, of_image, of_upper = verified(farm)
-    on_the_server = {*ON_THE_SERVER, "redirect_across_mount"}
-    for result, wanted in (
-        (of_view, {*on_the_server, *IN_THE_LAYER}),
-        (of_old, {*on_the_server, *IN_THE_LAYER, *IN_THE_REDIRECT_LAYER}),
-    ):
-        assert not result.failed, result
-        assert {(code, code) for code in wanted} - found(result) == set(), result.values["problems"]
-        assert {"release_differs", "writable_by_others"} <= result.values["counts"].keys()
-    assert of_image.values["counts"] == {"digest_differs": 1, "data_image_differs": 1}, of_image
-    # The content of the files of an upper layer is not in a manifest, and their times are their own.
-    asked = {"missing_target", "target_not_file", "wrong_size", "opaque_over_uncovered"}
-    assert {*asked, *IN_THE_UPPER_LAYER} - of_upper.values["counts"].keys() == set(), of_upper
-
     for node in (new, old):
         node.ssh(f"chmod 755 {STATE_DIR}/views/checked/current/.")
-    of_view, of_old, of_image, _upper = verified(farm, level="metadata", repair=True)
-    for result in (of_view, of_old):
-        assert result.values["ok"], result
-        assert {problem["code"] for problem in result.values["repaired"]} >= set(IN_THE_LAYER)
-    assert {problem["code"] for problem in of_image.values["repaired"]} == {"digest_differs"}
+    repair = {"level": "metadata", "repair": True}
+    done = verified(farm, {"checked": repair, "imaged": repair})
     for node in (new, old):
+        assert counts(done["checked", node.name]) == {}
+        repaired = {problem["code"] for problem in done["checked", node.name].values["repaired"]}
+        assert repaired >= {*IN_THE_LAYER, *(IN_THE_REDIRECT_LAYER if node == old else ())}
         assert node.output(f"cat {VIEW}/{RELEASE}/redirect_without_metacopy") == "content"
+    assert [problem["code"] for problem in done["imaged", "new"].values["repaired"]] == ["digest_differs"]
 
-    new.ssh(f"umount {VIEW}")
-    [gone, image] = run(
-        farm,
-        [
-            ("new", "overlay_verify", {"name": "checked", "fail_on_problems": False}),
-            (
-                "new",
-                "overlay_verify",
-                {
-                    "name": "imaged",
-                    "level": "content",
-                    "store": STORE,
-                    "image_store": IMAGES,
-                    "repair": True,
-                    "fail_on_problems": False,
-                },
-            ),
-        ],
-    ).of("new")
-    assert gone.values["counts"] == {"mount_differs": 1}
+    # What does not ask for the content of files: a view that is not mounted, a damaged record, and a manifest that is missing in its store.
+    new.ssh(f"umount {VIEW}; cd {ROOTED['store']}/two/two; mv 1.0.json 1.0.aside")
+    record = f"{STATE_DIR}/views/checked/current/view.json"
+    old.ssh(f"cp -a {record} /var/tmp/view.json; echo '{{' >{record}")
+    done = verified(
+        farm, {"checked": {"level": "metadata"}, "imaged": {"repair": True}, "rooted": {"level": "metadata"}}
+    )
+    old.ssh(f"mv /var/tmp/view.json {record}")
+    new.ssh(f"cd {ROOTED['store']}/two/two; mv 1.0.aside 1.0.json")
+    assert counts(done["checked", "new"]) == {"mount_differs": 1}
+    assert "record_damaged" in counts(done["checked", "old"])
+    assert "manifest_unusable" in counts(done["rooted", "new"])
     # Its files are read from the data image, so what was done on the server is found in the release alone.
-    assert [problem["code"] for problem in image.values["repaired"]] == ["data_image_differs"]
-    assert set(image.values["counts"]) <= {"release_differs"}, image
+    assert [problem["code"] for problem in done["imaged", "new"].values["repaired"]] == ["data_image_differs"]
+    assert counts(done["imaged", "new"]).keys() <= {"release_differs"}
