@@ -12,7 +12,7 @@ import posixpath
 import stat
 from collections.abc import Iterator
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, syscalls
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import OverlayLayers, check_absolute
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating
@@ -45,17 +45,12 @@ class Lowers:
 
     def refresh(self, path: bytes) -> None:
         """Have the names in a directory looked up again where it has changed on the file server, whatever is cached."""
-        fd = self.open(path)
-        if fd < 0:
-            return
         try:
-            syscalls.refresh(fd)
+            os.close(beneath.hold_fresh(self.root, path.lstrip(b"/")))
         except OSError as error:
-            # The directory is gone. The client knows that now, and asks again for its name.
-            if error.errno != errno.ESTALE:
+            # The client knows now that the directory is gone.
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE):
                 raise
-        finally:
-            os.close(fd)
 
     def names(self, path: bytes) -> set[bytes] | None:
         """Return the names in a directory, or None if there is none. Raises OSError if it cannot be read."""
