@@ -178,7 +178,9 @@ def playbook(
         argv = ["ansible-playbook", "-i", str(farm.hosts_file), "-e", f"@{file.name}", *arguments, source]
         run = _run(argv, timeout)
     if check and run.code != 0:
-        raise host.FarmError(f"{source} failed ({run.code}):\n{run.output[-6000:]}")
+        # The output does not have what an unexpected error of a module says.
+        traces = [result.values["exception"] for result in run.results if result.values.get("exception")]
+        raise host.FarmError("\n".join([f"{source} failed ({run.code}):", run.output[-6000:], *traces]))
     return run
 
 
