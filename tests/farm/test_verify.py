@@ -21,7 +21,14 @@ VIEW = "/checked"
 RELEASE = "checked/1.0"
 IMAGES = f"{STORE}/.images"
 AREA = "/var/tmp/farm-verify"
-DECLARED = {"name": "checked", "mountpoint": VIEW, "releases": [RELEASE], "checksum": "sha256"}
+DECLARED = {
+    "name": "checked",
+    "mountpoint": VIEW,
+    "releases": [RELEASE],
+    "checksum": "sha256",
+    # A node that can make images would.
+    "format": "directory",
+}
 #: The same release as an image of a layer, and a data image with all of its content.
 IMAGED = {
     **DECLARED,
@@ -42,6 +49,7 @@ ROOTED = {
     "store": f"{STORE}/.checked",
     "query": "@",
     "checksum": "sha256",
+    "format": "directory",
 }
 #: `new` has all. `old` has the first one, for which its kernel needs strategy redirect.
 VIEWS = "{{ checked_views if inventory_hostname == 'new' else checked_views[:1] }}"
