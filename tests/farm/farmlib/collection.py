@@ -249,6 +249,8 @@ def _run(argv: Sequence[str], timeout: float, *, contain: Callable[[Sequence[str
             "ANSIBLE_CONFIG": str(settings),
             "ANSIBLE_LOCAL_TEMP": directory,
             "ANSIBLE_NOCOLOR": "1",
+            # Of unexpected errors of modules.
+            "ANSIBLE_DISPLAY_TRACEBACK": "always",
             "ANSIBLE_CALLBACK_PLUGINS": str(host.FARM_SOURCE / "callbacks"),
             "ANSIBLE_CALLBACKS_ENABLED": "farm_record",
             "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",
