@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -60,10 +60,18 @@ class DataLayers:
     """The data layers of a view. Each is open in ``opened``, by its path.
 
     ``note`` names the path that is being looked up, for the message about a server that does not answer. ``kind`` is what messages
-    call such a layer.
+    call such a layer. ``images`` are those that are data images: they store equal files once, so their mtimes are not those of the release.
     """
 
-    def __init__(self, places: DataPlaces, opened: Mapping[bytes, int], note: Note, kind: str = "data layer") -> None:
+    def __init__(
+        self,
+        places: DataPlaces,
+        opened: Mapping[bytes, int],
+        note: Note,
+        kind: str = "data layer",
+        images: Collection[bytes] = (),
+    ) -> None:
+        self._images = images
         self._kind = kind
         #: Directories of data layers whose names are looked up as the file server has them now.
         self._fresh: set[tuple[bytes, bytes]] = set()
@@ -92,7 +100,9 @@ class DataLayers:
             if root not in (None, layer):
                 read = f"the kernel reads /{show(file.target)} from {show(layer)}"
                 return FoundProblem(file.path, "wrong_root", f"{read}, and its release is on {show(root or b'')}")
-            return self._compared(file, os.fstat(fd)) or self._opened(file, fd, checksum, progress)
+            return self._compared(file, os.fstat(fd), layer not in self._images) or self._opened(
+                file, fd, checksum, progress
+            )
         finally:
             os.close(fd)
 
@@ -135,7 +145,7 @@ class DataLayers:
     def _place(self, file: File) -> str:
         return f"/{show(file.target)} in {self._kind} {', '.join(map(show, self._places.of(file.path).layers))}"
 
-    def _compared(self, file: File, status: os.stat_result) -> FoundProblem | None:
+    def _compared(self, file: File, status: os.stat_result, has_mtime: bool) -> FoundProblem | None:
         if stat.S_ISLNK(status.st_mode):
             return FoundProblem(file.path, "redirect_through_symlink", f"{self._place(file)} is a symbolic link")
         if not stat.S_ISREG(status.st_mode):
@@ -144,7 +154,7 @@ class DataLayers:
             return FoundProblem(
                 file.path, "wrong_size", f"{self._place(file)} has {status.st_size} bytes instead of {file.size}"
             )
-        if file.mtime_ns is not None and status.st_mtime_ns != file.mtime_ns:
+        if has_mtime and file.mtime_ns is not None and status.st_mtime_ns != file.mtime_ns:
             times = "mtime {}.{:09} instead of {}.{:09}".format(
                 *divmod(status.st_mtime_ns, 10**9), *divmod(file.mtime_ns, 10**9)
             )
