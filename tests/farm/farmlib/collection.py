@@ -250,7 +250,7 @@ def _run(argv: Sequence[str], timeout: float, *, contain: Callable[[Sequence[str
             "ANSIBLE_LOCAL_TEMP": directory,
             "ANSIBLE_NOCOLOR": "1",
             # Of unexpected errors of modules.
-            "ANSIBLE_DISPLAY_TRACEBACK": "always",
+            "ANSIBLE_DISPLAY_TRACEBACK": "error",
             "ANSIBLE_CALLBACK_PLUGINS": str(host.FARM_SOURCE / "callbacks"),
             "ANSIBLE_CALLBACKS_ENABLED": "farm_record",
             "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",
