@@ -17,6 +17,7 @@ description:
   - The layer is read on this host alone with O(level=metadata). The other levels ask the file server for each file, with several requests
     at a time. If it does not answer, the task fails after O(timeout) seconds, and its message names the file.
   - An overlay with an upper layer is checked as C(fsck.overlay) does, and for what would make a finalized overlay show wrong content.
+    With O(level=open), the content of its metadata copies is looked up in the lower layers and opened.
 author:
   - renderfarm.overlay maintainers (@renderfarm-overlay)
 extends_documentation_fragment:
@@ -281,7 +282,8 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     shown = subjects.of_mount(mount, params["state_dir"], params["data"])
     if shown is not None:
         return _view(shown, options, params, context)
-    findings = upper_walk.verify(mount, params["level"] != METADATA, context.progress, context.note)
+    threads = params["threads"] if params["level"] != METADATA else 0
+    findings = upper_walk.verify(mount, threads, context.progress, context.note)
     return _outcome(params, VerifiedView(findings), [], ())
 
 

@@ -25,12 +25,12 @@ class Lowers:
 
     def __init__(self, root: int) -> None:
         """``root`` is the open root directory of the lower layers."""
-        self._root = root
+        self.root = root
 
     def open(self, path: bytes) -> int:
         """Open a directory; return the descriptor, or -1 if there is none. Raises OSError if it cannot be opened."""
         try:
-            return beneath.open_at(self._root, path.lstrip(b"/"), same_mount=True)
+            return beneath.open_at(self.root, path.lstrip(b"/"), same_mount=True)
         except (FileNotFoundError, NotADirectoryError):
             return -1
         except OSError as error:
@@ -42,6 +42,15 @@ class Lowers:
                 text = "another file system is mounted there in the lower layer"
                 raise OSError(errno.EXDEV, text, os.fsdecode(path)) from None
             raise
+
+    def refresh(self, path: bytes) -> None:
+        """Have the names in a directory looked up again where it has changed on the file server, whatever is cached."""
+        try:
+            os.close(beneath.hold_fresh(self.root, path.lstrip(b"/")))
+        except OSError as error:
+            # The client knows now that the directory is gone.
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE):
+                raise
 
     def names(self, path: bytes) -> set[bytes] | None:
         """Return the names in a directory, or None if there is none. Raises OSError if it cannot be read."""

@@ -128,7 +128,7 @@ def prepare(view: Mapping[str, Any], source: Source) -> HostData:
     wanted, too_many = data_choice.as_layers(images, there, _LOWER_LAYERS + len(view["data"]))
     left_out.update({image.release: f"an overlay has at most {MOST_LAYERS} layers" for image in too_many})
     others = [other for other in view["companions"] if _shares(view, other)]
-    choice, _room = _choice([view, *others], {view["name"]: wanted}, there)
+    choice, _room = _choice([view, *others], {view["name"]: wanted}, there, _shown_by_others(view))
     left_out.update({image.release: choice.reason(image) for image in wanted if choice.reason(image)})
     installed: dict[str, DataImage | LockedImage] = {
         image.id: there[image.id] for image in wanted if image.id in there and not choice.reason(image)
@@ -164,11 +164,15 @@ def _images(
 
 
 def _choice(
-    views: Sequence[Mapping[str, Any]], wanted: Mapping[str, Sequence[LockedImage]], there: Mapping[str, DataImage]
+    views: Sequence[Mapping[str, Any]],
+    wanted: Mapping[str, Sequence[LockedImage]],
+    there: Mapping[str, DataImage],
+    shown: set[str],
 ) -> tuple[DataChoice, Space]:
     """Return which images the host has for views of one state directory, and the space for them.
 
     ``wanted`` has what views want, by name; the others want what the lock has for them. ``there`` are the installed images, by ID.
+    ``shown`` are the IDs of those that other views of the host are mounted with.
     """
     required: list[LockedImage] = []
     optional: list[LockedImage] = []
@@ -178,7 +182,8 @@ def _choice(
             images = data_choice.images_of(view["data_images"], _locked(view))
         (required if view["data_images"] == data_choice.ONLY else optional).extend(images)
     sizes = {image.id: image.bytes_on_disk for image in there.values()}
-    space = _space(views, sizes.keys() - {one.id for one in (*required, *optional)}, sizes)
+    wanted_ids = {one.id for one in (*required, *optional)}
+    space = _space(views, sum(sizes[one] for one in sizes.keys() & shown - wanted_ids))
     return data_choice.choose(required, optional, sizes, space), space
 
 
@@ -243,10 +248,11 @@ def find_unneeded(view: Mapping[str, Any], check_mode: bool) -> DataImagePruning
     views = [other for other in view["companions"] if _shares(view, other)]
     if view["state"] == "mounted" and view["data_images"] != data_choice.NONE:
         views = [view, *views]
-    keep = dict.fromkeys(_shown_by_others(view) if there else (), "a view shows it")
+    shown = _shown_by_others(view) if there else set()
+    keep = dict.fromkeys(shown, "a view shows it")
     min_age = view["min_age"]
     if views and there:
-        choice, space = _choice(views, {}, there)
+        choice, space = _choice(views, {}, there, shown)
         keep.update(dict.fromkeys(choice.ids, "a view shows it"))
         total = sum(image.bytes_on_disk for image in there.values())
         if space.free < space.keep_free or (space.budget is not None and total > space.budget):
@@ -307,8 +313,8 @@ def _of_releases(
             yield LockedImage(image.release, wanted, image.digest, image.bytes_on_disk, image.opens, image.complete)
 
 
-def _space(views: Sequence[Mapping[str, Any]], others: Iterable[str], sizes: Mapping[str, int]) -> Space:
-    """Return the space for the data images of views. ``others`` are the installed images that these views do not want."""
+def _space(views: Sequence[Mapping[str, Any]], bytes_of_others: int) -> Space:
+    """Return the space for the data images of views. ``bytes_of_others`` is the size of those that only other views of the host show."""
     place = installing.data_directory(views[0]["state_dir"])
     while not os.path.isdir(place):
         place = os.path.dirname(place)
@@ -320,12 +326,11 @@ def _space(views: Sequence[Mapping[str, Any]], others: Iterable[str], sizes: Map
     except ValueError as error:
         raise OverlayError(f"data_keep_free: {error}, a percentage of the disk, or 0") from None
     budgets = [view["data_budget"] for view in views if view["data_budget"]]
-    shown = _shown_by_others(views[0]) & set(others)
     return Space(
         min(budgets) if budgets else None,
         status.f_bavail * status.f_frsize,
         keep_free,
-        sum(sizes[one] for one in shown),
+        bytes_of_others,
     )
 
 

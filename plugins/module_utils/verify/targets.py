@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Look up the content of the files of a layer in the data layers as the kernel does, and compare size, mtime and SHA-256."""
+"""Look up the content of the files of a layer in the layers below it as the kernel does, and compare size, mtime and SHA-256."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -23,7 +23,7 @@ _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 #: The files that one thread looks up before it takes the next ones.
 _BATCH = 32
 #: The codes of errors of a lookup that the kernel reports to the user of the view.
-_REFUSALS = {
+REFUSALS = {
     errno.ELOOP: "redirect_through_symlink",
     errno.EXDEV: "redirect_across_mount",
     errno.EACCES: "unreadable_target",
@@ -42,11 +42,14 @@ _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ESTALE)
 
 
 class File:
-    """A file of a layer: its path in the view, the path of its content in the data layers, its size and its mtime in nanoseconds."""
+    """A file of a layer: its path in the view, the path of its content in the data layers, its size and its mtime in nanoseconds.
+
+    The mtime is None if it is not to be compared.
+    """
 
     __slots__ = ("mtime_ns", "path", "size", "target")
 
-    def __init__(self, path: bytes, target: bytes, size: int, mtime_ns: int) -> None:
+    def __init__(self, path: bytes, target: bytes, size: int, mtime_ns: int | None) -> None:
         self.path = path
         self.target = target
         self.size = size
@@ -56,10 +59,22 @@ class File:
 class DataLayers:
     """The data layers of a view. Each is open in ``opened``, by its path.
 
-    ``note`` names the path that is being looked up, for the message about a server that does not answer.
+    ``note`` names the path that is being looked up, for the message about a server that does not answer. ``kind`` is what messages
+    call such a layer. ``images`` are those that are data images: they store equal files once, so their mtimes are not those of the release.
     """
 
-    def __init__(self, places: DataPlaces, opened: Mapping[bytes, int], note: Note) -> None:
+    def __init__(
+        self,
+        places: DataPlaces,
+        opened: Mapping[bytes, int],
+        note: Note,
+        kind: str = "data layer",
+        images: Collection[bytes] = (),
+    ) -> None:
+        self._images = images
+        self._kind = kind
+        #: Directories of data layers whose names are looked up as the file server has them now.
+        self._fresh: set[tuple[bytes, bytes]] = set()
         self._places = places
         self._opened_layers = opened
         self._note = note
@@ -74,18 +89,20 @@ class DataLayers:
         try:
             layer, fd = self._hold(place, file.target)
         except OSError as error:
-            code = _REFUSALS.get(error.errno or 0)
+            code = REFUSALS.get(error.errno or 0)
             if code is None:
                 raise
             return FoundProblem(file.path, code, f"{self._place(file)}: {os.strerror(error.errno or 0)}")
         if fd is None:
             owner = f"; the software root of its release is {show(root)}" if root is not None else ""
-            return FoundProblem(file.path, "missing_target", f"no data layer has /{show(file.target)}{owner}")
+            return FoundProblem(file.path, "missing_target", f"no {self._kind} has /{show(file.target)}{owner}")
         try:
             if root not in (None, layer):
                 read = f"the kernel reads /{show(file.target)} from {show(layer)}"
                 return FoundProblem(file.path, "wrong_root", f"{read}, and its release is on {show(root or b'')}")
-            return self._compared(file, os.fstat(fd)) or self._opened(file, fd, checksum, progress)
+            return self._compared(file, os.fstat(fd), layer not in self._images) or self._opened(
+                file, fd, checksum, progress
+            )
         finally:
             os.close(fd)
 
@@ -95,7 +112,8 @@ class DataLayers:
         The attributes of the file were just fetched from the file server.
         """
         for path in place.layers:
-            self._note.write(f"/{show(target)} in data layer {show(path)}")
+            self._note.write(f"/{show(target)} in {self._kind} {show(path)}")
+            self._refresh(path, target)
             try:
                 return path, beneath.hold_fresh(self._opened_layers[path], target)
             except OSError as error:
@@ -103,10 +121,31 @@ class DataLayers:
                     raise
         return b"", None
 
-    def _place(self, file: File) -> str:
-        return f"/{show(file.target)} in data layer {', '.join(map(show, self._places.of(file.path).layers))}"
+    def _refresh(self, layer: bytes, target: bytes) -> None:
+        """Have the names on the way to a file looked up again, once, where a directory has changed on the file server.
 
-    def _compared(self, file: File, status: os.stat_result) -> FoundProblem | None:
+        A client with a long ``actimeo`` otherwise finds a release that was moved away, and does not find one that was restored.
+        """
+        missing = []
+        directory = target
+        while directory:
+            directory = directory.rpartition(b"/")[0]
+            if (layer, directory) in self._fresh:
+                break
+            missing.append(directory)
+        for directory in reversed(missing):
+            try:
+                os.close(beneath.hold_fresh(self._opened_layers[layer], directory))
+            except OSError as error:
+                # A directory that is gone is known to be gone now. Others are reported when the file is looked up.
+                if error.errno not in (*_MISSING, *REFUSALS):
+                    raise
+            self._fresh.add((layer, directory))
+
+    def _place(self, file: File) -> str:
+        return f"/{show(file.target)} in {self._kind} {', '.join(map(show, self._places.of(file.path).layers))}"
+
+    def _compared(self, file: File, status: os.stat_result, has_mtime: bool) -> FoundProblem | None:
         if stat.S_ISLNK(status.st_mode):
             return FoundProblem(file.path, "redirect_through_symlink", f"{self._place(file)} is a symbolic link")
         if not stat.S_ISREG(status.st_mode):
@@ -115,7 +154,7 @@ class DataLayers:
             return FoundProblem(
                 file.path, "wrong_size", f"{self._place(file)} has {status.st_size} bytes instead of {file.size}"
             )
-        if status.st_mtime_ns != file.mtime_ns:
+        if has_mtime and file.mtime_ns is not None and status.st_mtime_ns != file.mtime_ns:
             times = "mtime {}.{:09} instead of {}.{:09}".format(
                 *divmod(status.st_mtime_ns, 10**9), *divmod(file.mtime_ns, 10**9)
             )

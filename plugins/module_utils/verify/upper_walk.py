@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Verify the upper layer of an overlay: what fsck.overlay checks, and what makes a finalized overlay show wrong content.
 
-Checked are redirects, marks of metadata copies, opaque marks, whiteouts and marks of impure directories. Nothing is changed. Users may
-write to the overlay meanwhile, so what vanishes during the walk is passed over.
+Checked are redirects, marks of metadata copies, opaque marks, whiteouts and marks of impure directories. The content of metadata copies
+is looked up in the lower layers and opened. Nothing is changed. Users may write to the overlay meanwhile, so what vanishes during the walk
+is passed over.
 """
 
 from __future__ import annotations
@@ -14,22 +15,34 @@ import errno
 import os
 import posixpath
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize import lowers, marks
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.lowers import Lowers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.finalize.marks import Marks
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, files, mountinfo, trust
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
+    beneath,
+    files,
+    mountinfo,
+    syscalls,
+    trust,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Note, Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, OverlayLayers
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify import targets
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.data_places import DataPlaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.overlay_marks import (
     is_metacopy,
     redirect_problem,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import Findings
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.targets import DataLayers, File
 
 _SEALING = (marks.OPAQUE, marks.KERNEL_SEALED)
+#: Files whose content is looked up at a time.
+_MOST_FILES = 1024
 
 
 @dataclass(frozen=True)
@@ -44,8 +57,8 @@ class _Directory:
     sealed: bool
 
 
-def verify(mount: Mount, looks_below: bool, progress: Progress, note: Note) -> Findings:
-    """Verify the upper layer of an overlay. With ``looks_below``, its lower layers are asked too.
+def verify(mount: Mount, threads: int, progress: Progress, note: Note) -> Findings:
+    """Verify the upper layer of an overlay. This many ``threads`` look up content in its lower layers; with none, these are not asked.
 
     Raises OverlayError if the overlay has no upper layer.
     """
@@ -63,11 +76,21 @@ def verify(mount: Mount, looks_below: bool, progress: Progress, note: Note) -> F
         findings.add(b"/", "writable_by_others", str(error))
     prefix = b"user.overlay." if (b"userxattr", None) in layers.settings else b"trusted.overlay."
     with contextlib.ExitStack() as stack:
-        below = stack.enter_context(lowers.opened(layers)) if looks_below else None
+        below = stack.enter_context(lowers.opened(layers)) if threads else None
         root = beneath.open_layer(layers.upper)
         stack.callback(os.close, root)
-        _UpperWalk(root, prefix, below, findings, progress, note).run()
+        walk = _UpperWalk(root, prefix, below, findings, progress, note)
+        content = _content(below, layers, note) if below is not None else None
+        for wanted in walk.files():
+            if content is not None:
+                targets.check(content, iter(wanted), lambda _file: None, threads, findings, progress)
     return findings
+
+
+def _content(below: Lowers, layers: OverlayLayers, note: Note) -> DataLayers:
+    """Return the lower layers as those in which the content of files is looked up."""
+    name = b", ".join(layers.lower)
+    return DataLayers(DataPlaces.of_one_overlay((name,)), {name: below.root}, note, "lower layer")
 
 
 class _UpperWalk:
@@ -82,8 +105,11 @@ class _UpperWalk:
         self._note = note
         #: The directory of the upper layer that is merged with each directory of the lower layers.
         self._merged: dict[bytes, bytes] = {}
+        #: The metadata copies whose content was not looked up yet.
+        self._files: list[File] = []
 
-    def run(self) -> None:
+    def files(self) -> Iterator[list[File]]:
+        """Check everything but the content of metadata copies, and yield these copies, some at a time."""
         pending = [_Directory(b"/", b"/", False)]
         while pending:
             directory = pending.pop()
@@ -92,11 +118,20 @@ class _UpperWalk:
             # Somebody may have just removed it.
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 pending += self._visit(directory)
+            if len(self._files) >= _MOST_FILES:
+                yield self._taken()
+        yield self._taken()
+
+    def _taken(self) -> list[File]:
+        taken, self._files = self._files, []
+        return taken
 
     def _visit(self, directory: _Directory) -> list[_Directory]:
         """Check a directory and the files in it, and return its subdirectories."""
         fd = beneath.open_at(self._root, directory.path.lstrip(b"/"), same_mount=True)
         try:
+            if self._below is not None and directory.lower is not None:
+                self._below.refresh(directory.lower)
             with beneath.working_directory_kept():
                 beneath.enter(fd)
                 inner = []
@@ -150,7 +185,14 @@ class _UpperWalk:
 
     def _existing(self, path: bytes, lower: bytes, found: Marks) -> bytes | None:
         """Return the directory of the lower layers that one is merged with; None if there is none."""
-        fd = self._below.open(lower) if self._below else -1
+        try:
+            fd = self._below.open(lower) if self._below else -1
+        except OSError as error:
+            code = targets.REFUSALS.get(error.errno or 0)
+            if code is None:
+                raise
+            self._findings.add(path, code, f"{show(lower)} in the lower layers: {error.strerror}")
+            return None
         if fd < 0:
             if found.redirect is not None:
                 self._findings.add(path, "missing_target", f"the lower layers have no directory {show(lower)}")
@@ -165,15 +207,16 @@ class _UpperWalk:
         metacopy, redirect = (beneath.attribute_here(name, self._prefix + one) for one in (b"metacopy", b"redirect"))
         if metacopy is None:
             # When content is copied up, the kernel removes the mark and keeps the redirect.
-            if redirect is not None and status.st_size and not status.st_blocks:
+            if redirect is not None and status.st_size and not _has_data(name):
                 self._findings.add(path, "redirect_without_metacopy")
             return
         if not is_metacopy(metacopy):
             self._findings.add(path, "invalid_metacopy")
             return
         target = self._target(directory, name, path, redirect)
-        if target is not None and self._below is not None:
-            self._look(self._below, path, target, status)
+        if target is not None:
+            # The file may have been touched since it was copied.
+            self._files.append(File(path, target.lstrip(b"/"), status.st_size, None))
 
     def _target(self, directory: _Directory, name: bytes, path: bytes, redirect: bytes | None) -> bytes | None:
         """Return the path of the content of a file in the lower layers; None if it has none, which is reported."""
@@ -186,31 +229,6 @@ class _UpperWalk:
             self._findings.add(path, "metacopy_without_redirect" if redirect is None else "relative_redirect")
             return None
         return posixpath.join(directory.lower, redirect or name)
-
-    def _look(self, below: Lowers, path: bytes, target: bytes, status: os.stat_result) -> None:
-        self._note.write(show(target))
-        parent, name = posixpath.split(target)
-        try:
-            fd = below.open(parent)
-            if fd < 0:
-                raise FileNotFoundError(errno.ENOENT, "no such directory")
-            try:
-                found = beneath.status(fd, name)
-            finally:
-                os.close(fd)
-        except FileNotFoundError:
-            self._findings.add(path, "missing_target", f"the lower layers have no file {show(target)}")
-            return
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            self._findings.add(path, "redirect_across_mount", f"{show(target)} leads to another mount")
-            return
-        if not stat.S_ISREG(found.st_mode):
-            self._findings.add(path, "target_not_file", f"{show(target)} of the lower layers is no regular file")
-        elif found.st_size != status.st_size:
-            detail = f"{show(target)} of the lower layers has {found.st_size} bytes instead of {status.st_size}"
-            self._findings.add(path, "wrong_size", detail)
 
     def _whiteout(self, directory: _Directory, name: bytes, path: bytes) -> None:
         if directory.sealed:
@@ -230,7 +248,40 @@ class _UpperWalk:
         sealed_from = beneath.attribute(fd, marks.SEALED)
         if sealed_from is None and beneath.attribute(fd, self._prefix + b"opaque") == marks.KERNEL_SEALED:
             sealed_from = directory.lower
-        hidden = (self._below.names(sealed_from) or set()) - names if sealed_from else set()
+        if sealed_from is None:
+            return
+        try:
+            self._below.refresh(sealed_from)
+            hidden = (self._below.names(sealed_from) or set()) - names
+        except OSError as error:
+            if error.errno not in targets.REFUSALS:
+                raise
+            # The content of the files in it is reported.
+            return
         if hidden:
             shown = ", ".join(show(name) for name in sorted(hidden)[:5])
             self._findings.add(directory.path, "opaque_over_uncovered", f"it hides {len(hidden)} names: {shown}")
+
+
+def _has_data(name: bytes) -> bool:
+    """Return whether a file in the working directory has content of its own. Its blocks may be those of its xattrs."""
+    try:
+        held = os.open(name, syscalls.HOLD)
+    except FileNotFoundError:
+        return True
+    try:
+        if not stat.S_ISREG(os.fstat(held).st_mode):
+            # Somebody has just replaced it.
+            return True
+        fd = os.open(beneath.name_of(held), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(held)
+    try:
+        os.lseek(fd, 0, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return False
+    finally:
+        os.close(fd)
+    return True

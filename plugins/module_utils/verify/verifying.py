@@ -21,6 +21,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import to_bytes
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import images, strategies
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import without_suffix
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest, manifest_store, sampling
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
     CHECKSUM_XATTR,
@@ -225,7 +226,7 @@ class _Layer:
         Raises _OutOfTimeError if the time limit passes.
         """
         checksums = self._checksums(part) if self._request.level == CONTENT else {}
-        data = DataLayers(self._request.data, self._data, self._note)
+        data = self._data_layers()
         files: list[File] = []
 
         def look() -> None:
@@ -246,6 +247,10 @@ class _Layer:
                 if self._is_late():
                     raise _OutOfTimeError
         look()
+
+    def _data_layers(self) -> DataLayers:
+        found = frozenset(without_suffix(image) for image in self._request.images)
+        return DataLayers(self._request.data, self._data, self._note, images=found)
 
     def _checksums(self, part: int) -> dict[tuple[bytes | None, bytes], str]:
         """Map the content of each file of a part to its SHA-256, as far as manifests have it.
@@ -321,7 +326,7 @@ class _Layer:
                 checksums.update(self._checksums(part))
             self._progress()
         if self._request.level != METADATA:
-            data = DataLayers(self._request.data, self._data, self._note)
+            data = self._data_layers()
             targets.check(data, iter(files), self._finder(checksums), self._request.threads, findings, self._progress)
             for part in (REST, *range(len(self._releases))):
                 self._compare_releases(part, findings, self._progress)

@@ -178,7 +178,9 @@ def playbook(
         argv = ["ansible-playbook", "-i", str(farm.hosts_file), "-e", f"@{file.name}", *arguments, source]
         run = _run(argv, timeout)
     if check and run.code != 0:
-        raise host.FarmError(f"{source} failed ({run.code}):\n{run.output[-6000:]}")
+        # The output does not have what an unexpected error of a module says.
+        traces = [result.values["exception"] for result in run.results if result.values.get("exception")]
+        raise host.FarmError("\n".join([f"{source} failed ({run.code}):", run.output[-6000:], *traces]))
     return run
 
 
@@ -247,6 +249,8 @@ def _run(argv: Sequence[str], timeout: float, *, contain: Callable[[Sequence[str
             "ANSIBLE_CONFIG": str(settings),
             "ANSIBLE_LOCAL_TEMP": directory,
             "ANSIBLE_NOCOLOR": "1",
+            # Of unexpected errors of modules.
+            "ANSIBLE_DISPLAY_TRACEBACK": "error",
             "ANSIBLE_CALLBACK_PLUGINS": str(host.FARM_SOURCE / "callbacks"),
             "ANSIBLE_CALLBACKS_ENABLED": "farm_record",
             "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",

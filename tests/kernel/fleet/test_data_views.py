@@ -383,6 +383,17 @@ def test_an_image_goes_when_nothing_uses_it(farm: Farm) -> None:
     assert farm.installed() == set()
 
 
+def test_a_view_without_images_is_brought_beside_one_with_images(farm: Farm) -> None:
+    farm.publish("usd/1", "everything")
+    views = farm.views("usd/1", data_images="everything")
+    # The images are installed when the other view is pruned.
+    views.append({**farm.views("usd/1", mountpoint=str(farm.top / "plain"))[0], "name": "plain"})
+    done = support.module("view", views=views).ok
+    assert [one["name"] for one in done["views"]] == ["software", "plain"]
+    assert not support.module("view", views=views).ok["changed"]
+    assert len(farm.installed()) == 1
+
+
 def test_images_go_with_the_last_view(farm: Farm) -> None:
     farm.publish("usd/1", "trace")
     assert farm.bring("usd/1", data_images="trace").ok["changed"]

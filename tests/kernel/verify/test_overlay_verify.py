@@ -459,3 +459,18 @@ def test_a_view_that_is_not_mounted_as_declared_is_found(area: Path) -> None:
 def test_every_code_is_made_for_real() -> None:
     source = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     assert [code for code in CODES if f'"{code}"' not in source] == []
+
+
+def test_mtimes_of_data_images_are_those_of_equal_files(area: Path) -> None:
+    support.write(area / "file", b"content", mtime_ns=10**18)
+    layer = os.fsencode(area)
+    opened = {layer: beneath.open_layer(layer)}
+    file = File(b"/file", b"file", 7, 2 * 10**18)
+    try:
+        cases: list[tuple[tuple[bytes, ...], str | None]] = [((), "wrong_time"), ((layer,), None)]
+        for images, code in cases:
+            data = DataLayers(DataPlaces.of_one_overlay([layer]), opened, Note(), images=images)
+            found = data.problem(file, None, no_progress)
+            assert (found.code if found else None) == code
+    finally:
+        os.close(opened[layer])

@@ -36,6 +36,11 @@ def finalized(area: Path) -> Overlay:
     return overlay
 
 
+def link_instead(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("two")
+
+
 def redirected(value: bytes) -> Callable[[Overlay], object]:
     return lambda overlay: os.setxattr(overlay.upper / "a/one", REDIRECT, value)
 
@@ -53,6 +58,7 @@ FINALIZED: dict[str, tuple[Callable[[Overlay], object], str, bool]] = {
     "gone": (lambda one: (one.lowers[0] / "a/one").unlink(), "missing_target", True),
     "size": (lambda one: (one.lowers[0] / "a/one").write_bytes(b"x"), "wrong_size", True),
     "no file": (redirected(b"/b"), "target_not_file", True),
+    "a link": (lambda one: link_instead(one.lowers[0] / "a/one"), "redirect_through_symlink", True),
 }
 
 
@@ -62,6 +68,26 @@ def test_a_fault_of_a_finalized_overlay_is_found(finalized: Overlay, fault: str)
     make(finalized)
     assert codes(finalized) == {code: 1}
     assert codes(finalized, "metadata") == ({} if asks else {code: 1})
+
+
+def test_a_mount_inside_the_lower_layer_is_found(finalized: Overlay) -> None:
+    support.command("mount", "--bind", finalized.lowers[0] / "b", finalized.lowers[0] / "a")
+    assert codes(finalized) == {"redirect_across_mount": 2}
+
+
+def test_zeros_are_found_where_xattrs_take_blocks(area: Path, disks: dict[str, Path]) -> None:
+    overlay = overlay_at(disks["ext4-256"] / "zeros", make_lower(area))
+    try:
+        overlay.finalized()
+        one, two = overlay.upper / "a/one", overlay.upper / "a/two"
+        (overlay.path / "a/two").write_bytes(b"content of a user")
+        assert os.lstat(one).st_blocks, "the xattrs of this file fit into its inode"
+        assert os.getxattr(two, REDIRECT) == b"/a/two"
+        assert codes(overlay, "metadata") == {}
+        os.removexattr(one, METACOPY)
+        assert codes(overlay, "metadata") == {"redirect_without_metacopy": 1}
+    finally:
+        overlay.unmount()
 
 
 def test_what_fsck_checks_is_found(area: Path) -> None:
