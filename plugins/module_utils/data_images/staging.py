@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -26,6 +27,8 @@ _FILE_MODE = 0o444
 _TREE = "tree"
 _LINK = "link"
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+#: The name of a staging directory: 16 hexadecimal digits.
+_NAME = re.compile("[0-9a-f]{16}")
 _BOOT = "boot"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _LONGEST_ID = 64
@@ -71,14 +74,13 @@ class Staging:
 
     def _open(self) -> bool:
         """Make the directory unless it is usable, and return whether it was."""
-        boot, now = os.path.join(self.path, _BOOT), record_files.read(_BOOT_ID, _LONGEST_ID)
+        now = _this_boot()
         if os.path.isdir(self.path):
-            with contextlib.suppress(FileNotFoundError):
-                if record_files.read(boot, _LONGEST_ID) == now:
-                    return True
+            if _boot_of(self.path) == now:
+                return True
             files.remove_tree(self.path)
         files.make_directories(self.path, 0o700)
-        with files.written_aside(boot, 0o600) as aside:
+        with files.written_aside(os.path.join(self.path, _BOOT), 0o600) as aside:
             aside.write(now)
         return False
 
@@ -235,6 +237,29 @@ class Staging:
         while len(here) >= len(self.tree):
             os.utime(here, ns=(0, 0))
             here = os.path.dirname(here)
+
+
+def remove_outdated(place: str, progress: Progress = no_progress) -> None:
+    """Remove the staging directories in ``place`` that interrupted runs left before the last boot, since no run continues with them.
+
+    The caller holds the lock of ``place``.
+    """
+    for name in os.listdir(place):
+        path = os.path.join(place, name)
+        if _NAME.fullmatch(name) and _boot_of(path) not in (None, _this_boot()):
+            files.remove_tree(path, progress)
+
+
+def _this_boot() -> bytes:
+    return record_files.read(_BOOT_ID, _LONGEST_ID)
+
+
+def _boot_of(path: str) -> bytes | None:
+    """Return the boot to which a staging directory belongs; None if it does not say so."""
+    try:
+        return record_files.read(os.path.join(path, _BOOT), _LONGEST_ID)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _directories_of(names: Iterable[bytes]) -> set[bytes]:

@@ -545,8 +545,13 @@ def test_staged_files_of_an_earlier_boot_are_read_again(site: Site) -> None:
         os.kill(child.pid, 9)
     (place,) = site.staging.glob("*/boot")
     place.write_text("another boot\n")
+    left = site.staging / ("5" * 16)
+    shutil.copytree(place.parent, left)
+    foreign = site.staging / "own directory"
+    shutil.copytree(place.parent, foreign)
     staged = place.parent / "tree" / RELEASE / "a"
     support.write(staged, b"\0" * 100, mtime_ns=1_600_000_000_123_456_789)
     done = site.build()
     with mounted(done["image"], site.area) as mount:
         assert contents(mount / RELEASE) == contents(site.top)
+    assert site.left() == ["lock", foreign.name]
