@@ -119,7 +119,7 @@ class Staging:
         return fd is not None
 
     def prepare(self, chosen: Sequence[ChosenFile], progress: Progress = no_progress) -> None:
-        """Make the directories of the tree. This sets the umask of the process, so threads may not do it."""
+        """Make the directories of the tree."""
         for directory in sorted({os.path.dirname(name) for file in chosen for name in file.names}):
             os.close(beneath.make_directories(self.release_fd, directory))
             progress()
@@ -127,7 +127,7 @@ class Staging:
     def create(self, file: ChosenFile, directories: LastDirectory) -> int:
         """Make a file at its path in the tree, and return a descriptor to write it.
 
-        ``directories`` is that of the calling thread, within ``release_fd``.
+        ``directories`` is that of the calling process, within ``release_fd``.
         """
         directory, base = os.path.split(file.path)
         parent = directories.open(directory)
