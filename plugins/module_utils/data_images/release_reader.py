@@ -143,8 +143,8 @@ class ReleaseReader:
 
     def _read_one(self, file: ChosenFile, process: _Process, found: _Found) -> None:
         """Stage a file, and note its digest or the reason why it is left out."""
-        is_staged, digest = self._staged_digest(file, process)
         try:
+            is_staged, digest = self._staged_digest(file, process)
             found.digests[file.path] = digest if is_staged else self._copied_digest(file, process)
         except _LeftOutError as error:
             found.left_out.append((str(error), file.path))
