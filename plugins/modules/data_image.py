@@ -14,7 +14,7 @@ description:
     chosen files, at their paths on the software root.
   - A view that has the image as a data layer before the software root reads these files from the image, and all others from the file
     server.
-  - The files are read from the software root by several threads. Each is compared with the manifest - size, mtime, and SHA-256 if the
+  - The files are read from the software root by several processes. Each is compared with the manifest - size, mtime, and SHA-256 if the
     manifest has it. A file that is missing, or differs, is left out and reported.
   - An image that is already published is not built again. The module compares the manifest, the selected files and the compression, and
     reads nothing from the release.

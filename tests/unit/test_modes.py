@@ -23,6 +23,7 @@ MAKERS = {
     "moving.py": "it creates a directory for root only, and then sets the mode of the moved directory",
     "gathered_report.py": "it makes a directory of the user of the controller, whose umask decides",
     "directory_layer.py": "it sets the mode of each entry of a layer to that of the release",
+    "staging.py": "it compares the mode of each file that it creates, and sets it where it differs",
 }
 #: The files that may open a path for writing that is not on a disk, or that nobody else sees.
 WRITERS = {*MAKERS, "probe.py", "nfs_mount.py", "deadline.py"}

@@ -39,7 +39,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.sel
     Limits,
     Selection,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.staging import Staging
+from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.staging import Staging, remove_outdated
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import erofs_layer, globs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import files, trust
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan
@@ -363,6 +363,7 @@ def _staging(request: ImageRequest, placement: Placement, wanted: WantedImage, p
     fd = files.open_or_make(os.path.join(request.staging, _LOCK), 0o600)
     try:
         files.wait_for_lock(fd, f"the data images in {show(os.fsencode(request.staging))}", _LOCK_SECONDS, progress)
+        remove_outdated(request.staging, progress)
         staging = Staging(os.path.join(request.staging, name), placement.source)
         try:
             yield staging

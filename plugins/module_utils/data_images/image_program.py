@@ -71,7 +71,7 @@ class ImageProgram:
                 stdout=said,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "LC_ALL": "C", "SOURCE_DATE_EPOCH": str(_IMAGE_TIME)},
-                # Safe, because the threads that read the release have ended.
+                # Safe, because this process has no threads.
                 preexec_fn=erofs_layer.end_with_parent,  # noqa: PLW1509
             )
             try:

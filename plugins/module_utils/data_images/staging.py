@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Keep the files of a data image in a staging directory until its image is built.
 
-A file gets its name in the tree when it is complete and as the manifest says, so an interrupted run leaves only complete files. The
-staging directory belongs to one boot of the host: when a host crashes, a name may be on the disk before its content.
+A file gets its mtime when it is complete and as the manifest says. Until then its mtime equals its ctime, since each write sets both. So
+a later run knows the complete files that an interrupted run has left. The staging directory belongs to one boot of the host: when a host
+crashes, attributes may be on the disk before the content.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from typing import BinaryIO
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.selection import ChosenFile
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, files, record_files, syscalls
@@ -24,7 +25,10 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline 
 _FILE_MODE = 0o444
 
 _TREE = "tree"
-_INCOMING = "incoming"
+_LINK = "link"
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+#: The name of a staging directory: 16 hexadecimal digits.
+_NAME = re.compile("[0-9a-f]{16}")
 _BOOT = "boot"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _LONGEST_ID = 64
@@ -61,7 +65,6 @@ class Staging:
         self._source = source
         #: The directory with the files at their paths on the software root.
         self.tree = os.path.join(path, _TREE)
-        self._incoming = os.path.join(path, _INCOMING)
         #: Whether an earlier run may have left files. Asking for each file takes time.
         self._is_resumed = self._open()
         release = os.path.join(os.fsencode(self.tree), source)
@@ -71,15 +74,13 @@ class Staging:
 
     def _open(self) -> bool:
         """Make the directory unless it is usable, and return whether it was."""
-        boot, now = os.path.join(self.path, _BOOT), record_files.read(_BOOT_ID, _LONGEST_ID)
+        now = _this_boot()
         if os.path.isdir(self.path):
-            with contextlib.suppress(FileNotFoundError):
-                if record_files.read(boot, _LONGEST_ID) == now:
-                    return True
+            if _boot_of(self.path) == now:
+                return True
             files.remove_tree(self.path)
         files.make_directories(self.path, 0o700)
-        files.make_directories(self._incoming, 0o755)
-        with files.written_aside(boot, 0o600) as aside:
+        with files.written_aside(os.path.join(self.path, _BOOT), 0o600) as aside:
             aside.write(now)
         return False
 
@@ -100,7 +101,12 @@ class Staging:
         except FileNotFoundError:
             return None
         status = os.fstat(fd)
-        if stat.S_ISREG(status.st_mode) and (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns):
+        is_complete = status.st_mtime_ns != status.st_ctime_ns
+        if (
+            stat.S_ISREG(status.st_mode)
+            and is_complete
+            and (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
+        ):
             return fd
         os.close(fd)
         return None
@@ -113,68 +119,93 @@ class Staging:
         return fd is not None
 
     def prepare(self, chosen: Sequence[ChosenFile], progress: Progress = no_progress) -> None:
-        """Make the directories of the tree. This sets the umask of the process, so threads may not do it."""
+        """Make the directories of the tree."""
         for directory in sorted({os.path.dirname(name) for file in chosen for name in file.names}):
             os.close(beneath.make_directories(self.release_fd, directory))
             progress()
 
-    def incoming(self, name: str) -> BinaryIO:
-        """Return a new file to write, without a name in the tree. ``name`` is one that only the caller uses."""
-        fd = files.open_or_make(os.path.join(self._incoming, name), _FILE_MODE)
-        # Truncating an empty file takes as long as making it.
-        if os.fstat(fd).st_size:
-            os.ftruncate(fd, 0)
-        return open(fd, "r+b", buffering=0)
+    def create(self, file: ChosenFile, directories: LastDirectory) -> int:
+        """Make a file at its path in the tree, and return a descriptor to write it.
 
-    def keep(self, name: str, stream: BinaryIO, file: ChosenFile, directories: LastDirectory) -> None:
-        """Give the complete copy of a file, written to ``incoming(name)``, its name in the tree.
-
-        ``directories`` is that of the calling thread, within ``release_fd``.
+        ``directories`` is that of the calling process, within ``release_fd``.
         """
-        beneath.set_times(stream.fileno(), file.mtime_ns)
         directory, base = os.path.split(file.path)
-        os.rename(os.path.join(self._incoming, name), base, dst_dir_fd=directories.open(directory))
+        parent = directories.open(directory)
+        if self._is_resumed:
+            # What is there may have other names by now, so it is not written to.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(base, dir_fd=parent)
+        fd = os.open(base, _NEW, _FILE_MODE, dir_fd=parent)
+        # The umask or a default ACL may have narrowed the mode. Setting it takes as long as making the file.
+        if stat.S_IMODE(os.fstat(fd).st_mode) != _FILE_MODE:
+            os.fchmod(fd, _FILE_MODE)
+        return fd
 
-    def _link(self, first: bytes, name: bytes) -> None:
+    def complete(self, fd: int, file: ChosenFile) -> None:
+        """Mark a file of ``create`` as complete."""
+        beneath.set_times(fd, file.mtime_ns)
+
+    def discard(self, file: ChosenFile, directories: LastDirectory) -> None:
+        """Remove a file of ``create``."""
+        directory, base = os.path.split(file.path)
+        os.unlink(base, dir_fd=directories.open(directory))
+
+    def _link(self, first: bytes, name: bytes, sources: LastDirectory, targets: LastDirectory) -> None:
         """Make ``name`` another name of the file at ``first``, both relative to the release. Raises OSError: EMLINK if it has too many."""
         from_directory, from_base = os.path.split(first)
         to_directory, base = os.path.split(name)
-        with (
-            beneath.opened(self.release_fd, from_directory) as source,
-            beneath.opened(self.release_fd, to_directory) as to,
-        ):
-            if not beneath.has(to, base):
-                os.link(from_base, base, src_dir_fd=source, dst_dir_fd=to)
-            elif not os.path.samestat(beneath.status(to, base), beneath.status(source, from_base)):
-                aside = os.path.join(self._incoming, "link")
+        source, to = sources.open(from_directory), targets.open(to_directory)
+        try:
+            os.link(from_base, base, src_dir_fd=source, dst_dir_fd=to)
+        except FileExistsError:
+            if not os.path.samestat(beneath.status(to, base), beneath.status(source, from_base)):
+                aside = os.path.join(self.path, _LINK)
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(aside)
                 os.link(from_base, aside, src_dir_fd=source)
                 os.rename(aside, base, dst_dir_fd=to)
 
-    def finish(self, kept: Sequence[ChosenFile], digests: Mapping[bytes, bytes], progress: Progress) -> None:
+    def finish(self, kept: Sequence[ChosenFile], digests: Mapping[bytes, bytes | None], progress: Progress) -> None:
         """Make files with equal content names of one file; remove all other files; give directories a fixed mtime.
 
-        ``digests`` are those of the files, by their paths. A file with several names has the mtime of the first one. Users see the mtime
-        of the metadata layer.
+        ``digests`` are those of the files, by their paths; None for a file that no other one equals. A file with several names has the
+        mtime of the first one. Users see the mtime of the metadata layer.
         """
         names = {name for file in kept for name in file.names}
         if self._is_resumed:
             self._remove_others(names, progress)
+        sources, targets = (
+            LastDirectory(self.release_fd, same_mount=True),
+            LastDirectory(self.release_fd, same_mount=True),
+        )
+        try:
+            self._link_equal(kept, digests, sources, targets, progress)
+        finally:
+            sources.close()
+            targets.close()
+        self._fix_times(names, progress)
+
+    def _link_equal(
+        self,
+        kept: Sequence[ChosenFile],
+        digests: Mapping[bytes, bytes | None],
+        sources: LastDirectory,
+        targets: LastDirectory,
+        progress: Progress,
+    ) -> None:
         firsts: dict[bytes, bytes] = {}
         for file in kept:
             content = digests[file.path]
-            first = firsts.setdefault(content, file.path)
+            first = firsts.setdefault(content, file.path) if content else file.path
             for name in file.names if first != file.path else file.names[1:]:
                 try:
-                    self._link(first, name)
+                    self._link(first, name, sources, targets)
                 except OSError as error:
-                    if error.errno != errno.EMLINK or name != file.path:
+                    if content is None or error.errno != errno.EMLINK or name != file.path:
                         raise
                     # The file system allows no more names of one file. The copy of this one has the same content.
                     first = firsts[content] = file.path
             progress()
-        self._fix_times(names, progress)
 
     def _remove_others(self, names: set[bytes], progress: Progress) -> None:
         """Remove everything from the tree but the files with these names, relative to the release."""
@@ -206,6 +237,29 @@ class Staging:
         while len(here) >= len(self.tree):
             os.utime(here, ns=(0, 0))
             here = os.path.dirname(here)
+
+
+def remove_outdated(place: str, progress: Progress = no_progress) -> None:
+    """Remove the staging directories in ``place`` that interrupted runs left before the last boot, since no run continues with them.
+
+    The caller holds the lock of ``place``.
+    """
+    for name in os.listdir(place):
+        path = os.path.join(place, name)
+        if _NAME.fullmatch(name) and _boot_of(path) not in (None, _this_boot()):
+            files.remove_tree(path, progress)
+
+
+def _this_boot() -> bytes:
+    return record_files.read(_BOOT_ID, _LONGEST_ID)
+
+
+def _boot_of(path: str) -> bytes | None:
+    """Return the boot to which a staging directory belongs; None if it does not say so."""
+    try:
+        return record_files.read(os.path.join(path, _BOOT), _LONGEST_ID)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _directories_of(names: Iterable[bytes]) -> set[bytes]:

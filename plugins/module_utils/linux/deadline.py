@@ -16,7 +16,8 @@ import select
 import signal
 import time
 import traceback
-from typing import Callable, TypeVar
+from collections.abc import Sequence
+from typing import Any, Callable, TypeVar
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
@@ -30,8 +31,10 @@ _TICK_INTERVAL = 0.2
 #: Seconds between two calls of ``forward``, at most.
 _FORWARD_INTERVAL = 0.5
 
-#: Seconds to wait for a killed child. One in an uninterruptible sleep is left behind.
+#: Seconds to wait for killed children. One in an uninterruptible sleep is left behind.
 _REAP_SECONDS = 2.0
+
+_CHUNK = 1 << 20
 
 Result = TypeVar("Result")
 Progress = Callable[[], None]
@@ -71,28 +74,86 @@ def run(work: Callable[[Progress], Result], seconds: float, forward: Progress = 
     which is itself the child of another one is not given up before its own child is. Raises TimeLimitError after ``seconds`` without a
     call, OverlayError and OSError as the work raised them, and WorkError for any other exception.
     """
-    receiver, sender = os.pipe()
-    parent = os.getpid()
-    child = os.fork()
-    if child == 0:
-        os.close(receiver)
-        _be_the_child(work, sender, parent)
-    os.close(sender)
+    child = _Child(work)
     try:
-        answer = _receive(receiver, seconds, forward)
+        _receive(child, seconds, forward)
     except BaseException:
-        os.kill(child, signal.SIGKILL)
-        _reap(child, forward)
+        child.kill()
+        _reap([child], forward)
         raise
     finally:
-        os.close(receiver)
-    status = _reap(child, forward)
-    if not answer:
-        raise OverlayError(f"the worker process was killed (wait status {status}); run the task again")
-    succeeded, value = pickle.loads(answer)  # noqa: S301 (it comes from our own child)
-    if not succeeded:
-        raise value
-    return value  # type: ignore[no-any-return]
+        os.close(child.receiver)
+    _reap([child], forward)
+    return child.value()  # type: ignore[no-any-return]
+
+
+def run_together(works: Sequence[Callable[[Progress], Result]], progress: Progress = no_progress) -> list[Result]:
+    """Run several works at the same time, each in a child process, and return their results, which must be picklable, in the same order.
+
+    Each work receives a callback to call whenever it makes progress, and ``progress`` is called then in this process. There is no time
+    limit. As soon as one work fails, the others are killed. Raises what that work raised, as ``run`` does.
+    """
+    children: list[_Child] = []
+    try:
+        for work in works:
+            # If one cannot be started, those before it are killed.
+            children.append(_Child(work))  # noqa: PERF401
+        running = {child.receiver: child for child in children}
+        while running:
+            for receiver in select.select(list(running), [], [])[0]:
+                if not running[receiver].receive():
+                    # Raise the error of one that failed, before the others have ended.
+                    running.pop(receiver).value()
+                progress()
+    except BaseException:
+        for child in children:
+            child.kill()
+        raise
+    finally:
+        for child in children:
+            os.close(child.receiver)
+        _reap(children, progress)
+    return [child.value() for child in children]
+
+
+class _Child:
+    """A child process that does work, and sends ticks and its outcome through a pipe."""
+
+    def __init__(self, work: Callable[[Progress], Any]) -> None:
+        """Start it."""
+        self.receiver, sender = os.pipe()
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self.receiver)
+            _be_the_child(work, sender, parent)
+        os.close(sender)
+        self._received = bytearray()
+        #: The wait status; None if it has not been reaped.
+        self.status: int | None = None
+
+    def receive(self) -> bool:
+        """Read what it has sent, waiting for it, and return whether it may send more."""
+        chunk = os.read(self.receiver, _CHUNK)
+        self._received += chunk
+        if self._received.startswith(_TICK):
+            self._received = self._received.lstrip(_TICK)
+        return bool(chunk)
+
+    def value(self) -> Any:
+        """Return the result of the work, or raise its error. It has sent all."""
+        if not self._received:
+            _reap([self], no_progress)
+            raise OverlayError(f"the worker process was killed (wait status {self.status}); run the task again")
+        succeeded, value = pickle.loads(memoryview(self._received)[1:])  # noqa: S301 (it comes from our own child)
+        if not succeeded:
+            raise value
+        return value
+
+    def kill(self) -> None:
+        """Kill it, unless it was reaped, since its PID may be that of another process by now."""
+        if self.status is None:
+            os.kill(self.pid, signal.SIGKILL)
 
 
 def _be_the_child(work: Callable[[Progress], Result], sender: int, parent: int) -> None:
@@ -154,33 +215,35 @@ def at_intervals(tell: Callable[[], None]) -> Progress:
     return progress
 
 
-def _receive(receiver: int, seconds: float, forward: Progress) -> bytes:
-    """Return the pickled outcome; empty if the child ended without one. Raises TimeLimitError after ``seconds`` without a tick."""
-    received = b""
+def _receive(child: _Child, seconds: float, forward: Progress) -> None:
+    """Receive until the child has sent all. Raises TimeLimitError after ``seconds`` without a tick."""
     limit = time.monotonic() + seconds
     while True:
         rest = limit - time.monotonic()
-        readable, _writable, _exceptional = select.select([receiver], [], [], min(_FORWARD_INTERVAL, max(rest, 0)))
+        readable, _writable, _exceptional = select.select(
+            [child.receiver], [], [], min(_FORWARD_INTERVAL, max(rest, 0))
+        )
         forward()
         if not readable:
             if rest > 0:
                 continue
             raise TimeLimitError(f"no progress for {seconds:g} seconds")
         limit = time.monotonic() + seconds
-        chunk = os.read(receiver, 1 << 20)
-        if not chunk:
-            return received[1:]
+        if not child.receive():
+            return
         forward()
-        received = (received + chunk).lstrip(_TICK) if received[:1] != _RESULT else received + chunk
 
 
-def _reap(child: int, forward: Progress) -> int:
-    """Return the wait status of the child, or -1 if it does not end."""
+def _reap(children: Sequence[_Child], forward: Progress) -> None:
+    """Wait until the children have ended, which were killed or have sent all. One that does not end is left behind."""
     limit = time.monotonic() + _REAP_SECONDS
-    while time.monotonic() < limit:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return status
-        forward()
-        time.sleep(0.005)
-    return -1
+    for child in children:
+        while child.status is None:
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if pid:
+                child.status = status
+            elif time.monotonic() >= limit:
+                break
+            else:
+                forward()
+                time.sleep(0.005)

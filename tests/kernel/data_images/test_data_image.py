@@ -305,7 +305,7 @@ def test_a_file_that_changes_while_it_is_read_is_left_out(site: Site) -> None:
         child.go()
         deadline = time.monotonic() + 20
         # A part of the file has been read as soon as this file has content.
-        while not any(path.stat().st_size for path in site.staging.glob("*/incoming/*")):
+        while not any(path.stat().st_size for path in site.staging.glob("*/tree/tool/1.0/*")):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         with open(site.top / "large", "r+b") as stream:
@@ -407,13 +407,13 @@ def test_a_full_disk_publishes_nothing(site: Site) -> None:
 
 def test_a_killed_run_leaves_nothing_that_a_later_one_takes_wrongly(site: Site) -> None:
     for number in range(60):
-        site.add(f"lib/{number}", os.urandom(20_000))
+        site.add(f"lib/{number}", os.urandom(20_000) if number % 3 else b"equal" * 4_000)
     site.scan()
     wanted = site.build()
     os.rename(site.images, site.area / "reference")
     kills = 0
-    for call in ("openat2", "renameat", "renameat2", "rename", "unlink", "fsync", "execve", "linkat"):
-        for number in (1, 20):
+    for call in ("openat2", "utimensat", "rename", "renameat", "unlink", "fsync", "execve", "linkat"):
+        for number in (1, 15):
             injector = Injector([call], Fault(call, number))
             with (
                 support.forked_module("data_image", site.options(), injector.enter) as child,
@@ -429,7 +429,7 @@ def test_a_killed_run_leaves_nothing_that_a_later_one_takes_wrongly(site: Site) 
             assert (done["digest"], done["left_out"]) == (wanted["digest"], {})
             assert site.left() == ["lock"]
             shutil.rmtree(site.images)
-    assert kills >= 6
+    assert kills >= 6, kills
 
 
 def test_an_interrupted_run_continues(site: Site) -> None:
@@ -439,7 +439,8 @@ def test_an_interrupted_run_continues(site: Site) -> None:
     with support.forked_module("data_image", site.options(bandwidth=500_000, jobs=1)) as child:
         child.go()
         deadline = time.monotonic() + 20
-        while len(list(site.staging.glob("*/tree/tool/1.0/lib/*"))) < 4:
+        # The last file that is there may be incomplete.
+        while len(list(site.staging.glob("*/tree/tool/1.0/lib/*"))) < 5:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         os.kill(child.pid, 9)
@@ -448,6 +449,8 @@ def test_an_interrupted_run_continues(site: Site) -> None:
         opened = set(events())
     assert done["files"] == 10
     assert len(opened - {"."}) <= 6
+    with mounted(done["image"], site.area) as place:
+        assert contents(place / RELEASE) == contents(site.top)
 
 
 def test_images_of_other_selections_are_pruned(site: Site) -> None:
@@ -542,8 +545,13 @@ def test_staged_files_of_an_earlier_boot_are_read_again(site: Site) -> None:
         os.kill(child.pid, 9)
     (place,) = site.staging.glob("*/boot")
     place.write_text("another boot\n")
+    left = site.staging / ("5" * 16)
+    shutil.copytree(place.parent, left)
+    foreign = site.staging / "own directory"
+    shutil.copytree(place.parent, foreign)
     staged = place.parent / "tree" / RELEASE / "a"
     support.write(staged, b"\0" * 100, mtime_ns=1_600_000_000_123_456_789)
     done = site.build()
     with mounted(done["image"], site.area) as mount:
         assert contents(mount / RELEASE) == contents(site.top)
+    assert site.left() == ["lock", foreign.name]
