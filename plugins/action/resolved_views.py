@@ -74,6 +74,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
             {
                 "declared": {"type": "dict", "required": True},
                 "scan_host": {"type": "str", "default": ""},
+                "mounted_root": {"type": "str", "default": ""},
                 "lock": {"type": "raw"},
                 "resolve": {"type": "bool", "default": True},
             }
@@ -85,7 +86,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
             return result
         declared = {host: one.get("views", []) for host, one in given["declared"].items()}
         problems = problems_of_hosts({host: one.get("problems", []) for host, one in given["declared"].items()})
-        views, differing = shared_views(declared, given["scan_host"])
+        views, differing = shared_views(declared, given["scan_host"], given["mounted_root"])
         problems += [*differing, *nothing_declared(given["declared"].values())]
         if not given["lock"] and given["resolve"]:
             problems += unlistable(views)

@@ -438,6 +438,15 @@ def test_a_root_with_a_source_has_to_be_mounted_on_a_host_of_the_run() -> None:
         assert [listing.options()["mounted"] for listing in Listing.of(view)] == expected
 
 
+def test_one_root_that_the_run_mounts_has_to_be_mounted() -> None:
+    """Below it is often an empty directory, which would seem to be a software root without releases."""
+    declared = {"a": views(releases=[], query="@"), "b": views(root="/mnt/software", root_name="s")}
+    for mounted, expected in (("/net/software/", True), ("/net/software", True), ("", False), ("/net", False)):
+        ((view,), _differing) = shared_views(declared, "a", mounted)
+        (listing,) = Listing.of(view)
+        assert (listing.options()["mounted"], "mounted" in listing.scan_options()) == (expected, False)
+
+
 def test_hosts_may_have_a_root_at_different_paths() -> None:
     (other,) = views(
         roots=[{**ROOTS[0], "path": "/mnt/houdini", "source": "filer:/vol"}, ROOTS[1]], releases=["maya/1"]
