@@ -69,7 +69,13 @@ class Listing:
         if not view["roots"]:
             place = (view["scan_root"], view["root_name"], view["scan_store"])
             return [
-                cls(*place, view["pattern"], view["ready_marker"], *shared, mounted=_normal(view["scan_root"]) in mounted)
+                cls(
+                    *place,
+                    view["pattern"],
+                    view["ready_marker"],
+                    *shared,
+                    mounted=_normal(view["scan_root"]) in mounted,
+                )
             ]
         return [
             cls(

@@ -90,6 +90,8 @@ class Stored:
 
     units: tuple[Unit, ...]
     fstab: bytes
+    #: Whether a run has changed a unit, and has ended before systemd read its units again.
+    reload_due: bool = False
 
 
 @dataclass(frozen=True)
@@ -743,7 +745,7 @@ def plan_persistence(
     if fstab != stored.fstab:
         actions.append(WriteViewLines(path, lines) if lines else RemoveViewLines(path))
     actions += [RemoveUnit(unit.name) for unit, _names in removable]
-    if removable:
+    if removable or (stored.reload_due and ReloadSystemd() not in actions):
         actions.append(ReloadSystemd())
     return tuple(actions)
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import boot_files, namespaces
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import apply
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Plan, apply
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
     boot,
     boot_entries,
     creating,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import ReloadSystemd, WriteUnit
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import without_suffix
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, mount_spec
 from ansible_collections.renderfarm.overlay.tests.kernel import support
@@ -63,6 +66,43 @@ def etc(arena: Path) -> Iterator[None]:
     yield
     support.command("umount", "--lazy", "/etc")
     support.command("rm", "-r", arena / "etc")
+
+
+SYSTEMCTL = """#!/bin/sh
+echo "$@" >> {place}/calls
+if [ -p {place}/started ]; then : > {place}/started; read line < {place}/goes_on; fi
+if [ -e {place}/killing ]; then rm {place}/killing; kill -KILL $PPID; fi
+"""
+
+
+class Systemd:
+    """A systemd that runs, and a systemctl that notes its calls."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        (place / "systemctl").write_text(SYSTEMCTL.format(place=place))
+        (place / "systemctl").chmod(0o755)
+
+    def kill_the_next_caller(self) -> None:
+        (self.place / "killing").touch()
+
+    def calls(self) -> list[str]:
+        """Return the calls since the last time."""
+        path = self.place / "calls"
+        found = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return found
+
+
+@pytest.fixture
+def systemd(arena: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Systemd]:
+    place = arena / "systemd"
+    place.mkdir()
+    running = Path("/run/systemd/system")
+    running.mkdir(parents=True)
+    monkeypatch.setenv("PATH", f"{place}{os.pathsep}{os.environ['PATH']}")
+    yield Systemd(place)
+    support.command("rm", "-r", place, running)
 
 
 #: The kinds of layers.
@@ -401,3 +441,78 @@ def test_a_run_that_ends_after_any_of_its_actions_is_completed_by_the_next(area:
             break
         done += 1
     assert done >= 4
+
+
+RELOAD = str(ReloadSystemd())
+
+
+def test_units_of_a_run_that_was_killed_before_systemd_read_them_are_read_by_the_next(
+    area: Path, systemd: Systemd
+) -> None:
+    arguments = arguments_of(view_of(area), "systemd")
+    systemd.kill_the_next_caller()
+    assert "the worker process was killed" in support.module("overlay_mount", **arguments).message
+    assert support.module("overlay_mount", check=True, **arguments).ok["actions"] == [RELOAD]
+    assert systemd.calls() == ["daemon-reload"]
+    assert support.module("overlay_mount", **arguments).ok["actions"] == [RELOAD]
+    assert systemd.calls() == ["daemon-reload"]
+    assert not support.module("overlay_mount", **arguments).ok["changed"]
+    assert systemd.calls() == []
+
+
+def check_that_an_ended_run_is_completed(plans: Sequence[Callable[[], Plan]], systemd: Systemd) -> None:
+    """Check that units are read after runs that ended before it. The plans are of a mount, of a switch, and to mount nothing at boot."""
+    for planned in plans:
+        # The first run ends before systemd reads what it wrote, and the second before it reads what that removed.
+        for _ended in range(2):
+            plan = planned()
+            for action in plan[: plan.index(ReloadSystemd())]:
+                apply(action, boot.HANDLERS)
+        assert systemd.calls() == []
+        assert planned() == (ReloadSystemd(),)
+        apply(ReloadSystemd(), boot.HANDLERS)
+        assert systemd.calls() == ["daemon-reload"]
+        assert planned() == ()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_units_of_every_kind_of_view_are_read_after_a_run_that_ended_before_it(
+    area: Path, systemd: Systemd, kind: str
+) -> None:
+    def planned(spec: MountSpec, persist: str) -> Plan:
+        places = boot_entries.plan_places(spec, persist, boot.missing_places(spec))
+        stored, live = boot.read(), namespaces.own_mounts()
+        at_boot = boot_entries.plan_persistence(spec.path, spec, persist, stored, live, append=True)
+        return (*places, *support.planned(spec), *at_boot)
+
+    specs = [view_of(area, number, kind) for number in range(2)]
+    runs = [(specs[0], "systemd"), (specs[1], "systemd"), (specs[1], "none")]
+    check_that_an_ended_run_is_completed([functools.partial(planned, *one) for one in runs], systemd)
+
+
+def test_a_unit_that_is_written_while_systemd_reads_its_units_is_read_again(area: Path, systemd: Systemd) -> None:
+    first, second = boot_entries.desired_units(view_of(area), append=True)
+    apply(WriteUnit(first), boot.HANDLERS)
+    for name in ("started", "goes_on"):
+        os.mkfifo(systemd.place / name)
+    reading = threading.Thread(target=apply, args=(ReloadSystemd(), boot.HANDLERS))
+    reading.start()
+    (systemd.place / "started").read_bytes()
+    apply(WriteUnit(second), boot.HANDLERS)
+    (systemd.place / "goes_on").write_text("\n")
+    reading.join()
+    assert boot.read().reload_due
+    (systemd.place / "started").unlink()
+    apply(ReloadSystemd(), boot.HANDLERS)
+    assert not boot.read().reload_due
+
+
+def test_a_run_that_cannot_have_systemd_read_its_units_fails_and_the_next_tries_again(
+    area: Path, systemd: Systemd
+) -> None:
+    arguments = arguments_of(view_of(area), "systemd")
+    (systemd.place / "systemctl").write_text("#!/bin/sh\necho no; exit 1\n")
+    assert "systemctl daemon-reload failed (status 1): no" in support.module("overlay_mount", **arguments).message
+    (systemd.place / "systemctl").write_text("#!/bin/sh\n")
+    assert support.module("overlay_mount", **arguments).ok["actions"][-1] == RELOAD
+    assert not support.module("overlay_mount", **arguments).ok["changed"]

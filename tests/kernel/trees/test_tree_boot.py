@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
@@ -24,16 +25,19 @@ from ansible_collections.renderfarm.overlay.tests.kernel.fleet.test_view_of_root
 from ansible_collections.renderfarm.overlay.tests.kernel.overlays.test_boot import (
     FSTAB,
     UNITS,
+    Systemd,
+    check_that_an_ended_run_is_completed,
     check_with_systemd_analyze,
     etc,
     generate_units,
     mount_units,
     own_units,
     settings,
+    systemd,
 )
 from ansible_collections.renderfarm.overlay.tests.kernel.trees.test_tree import ROOTS, shown, tree
 
-__all__ = ["etc"]
+__all__ = ["etc", "systemd"]
 
 
 @pytest.fixture
@@ -212,6 +216,14 @@ def test_after_a_killed_run_a_boot_mounts_the_old_tree_or_the_new_one(area: Path
         assert planned(specs[1], path, persist) == ()
         assert not _in_units(b"/g0/layer")
         assert b"/g0/layer" not in FSTAB.read_bytes()
+
+
+def test_the_units_of_a_tree_are_read_after_a_run_that_ended_before_it(
+    area: Path, view: Path, systemd: Systemd
+) -> None:
+    path = os.fsencode(view)
+    runs = [(tree(area, view), path, "systemd"), (tree(area, view, 1), path, "systemd"), (None, path, "none")]
+    check_that_an_ended_run_is_completed([functools.partial(planned, *one) for one in runs], systemd)
 
 
 @pytest.mark.parametrize("image", [False, True], ids=["directory", "image"])

@@ -389,6 +389,10 @@ GONE = ["remove unit g-1-layer.mount", "remove unit software.mount", RELOAD]
         (SPEC, "fstab", IN_FSTAB, []),
         # The link of the unit is missing.
         (SPEC, "systemd", Stored((UNITS[0], Unit(UNITS[1].name, UNITS[1].text, False)), b""), ["write unit software.mount", RELOAD]),
+        # Another run was killed before systemd read its units again.
+        (SPEC, "systemd", replace(WRITTEN, reload_due=True), [RELOAD]),
+        (SPEC, "fstab", replace(IN_FSTAB, reload_due=True), [RELOAD]),
+        (PLAIN, "systemd", replace(NOTHING, reload_due=True), ["write unit software.mount", RELOAD]),
         # After a switch to the next generation, the old image is not needed.
         (
             NEXT,
