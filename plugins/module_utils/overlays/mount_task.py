@@ -49,6 +49,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.option
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import tree_parts
 
+#: The most places that a warning names.
+_MOST_NAMED = 5
+
 
 @dataclass(frozen=True)
 class MountTask:
@@ -210,13 +213,23 @@ def _carried(task: MountTask, after: MountpointState) -> tuple[list[str], list[s
 
 
 def _still_mounted(path: bytes, elsewhere: Sequence[tuple[bytes, int | None]], covered: bool) -> list[str]:
-    """Return a warning for each place at which the old overlay is still mounted. ``covered`` says whether the new one covers it."""
+    """Return a warning if the old overlay is still mounted. ``covered`` says whether the new one covers it.
+
+    Each process may have a mount namespace of its own, so one warning counts the places and names the first of them.
+    """
     found = []
     if covered:
         found.append(f"the old overlay at {show(path)} stays mounted below the new one until both are unmounted")
-    for place, pid in elsewhere:
-        found.append(f"the old overlay of {show(path)} is still mounted at {show(place)}{mountinfo.in_namespace(pid)}")
+    if elsewhere:
+        count = f"{len(elsewhere)} places: " if len(elsewhere) > 1 else ""
+        more = f" and {len(elsewhere) - _MOST_NAMED} more" if len(elsewhere) > _MOST_NAMED else ""
+        named = ", ".join(show(place) + _owner(pid) for place, pid in elsewhere[:_MOST_NAMED])
+        found.append(f"the old overlay of {show(path)} is still mounted at {count}{named}{more}")
     return found
+
+
+def _owner(pid: int | None) -> str:
+    return "" if pid is None else f"{mountinfo.in_namespace(pid)} ({processes.name_of(pid)})"
 
 
 def _diff(task: MountTask) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
