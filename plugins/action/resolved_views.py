@@ -54,7 +54,7 @@ class _Resolution:
     pending: dict[str, str] = field(default_factory=dict)
     actions: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    #: A sentence for each release on the software root that is not ready, and for each link that is not shown.
+    #: A sentence for each thing on the software root that no view can choose, and for each link that is not shown.
     passed_over: list[str] = field(default_factory=list)
     #: Why this host could not list or scan, although another one may; empty if it could.
     obstacle: str = ""
@@ -169,15 +169,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         """Return what each view shows. Releases are listed once for all views that choose from the same."""
         listings: dict[Listing, dict[str, Any]] = {}
         found: dict[str, Choice] = {}
+        declared = {one["release"] for view in views for one in view["releases"]}
         for view in views:
             name, wanted = view["name"], Listing.of(view)
             for listing in wanted:
                 if listing in listings:
                     continue
                 result = listings[listing] = self._call("release_info", listing.options(), variables)
-                resolution.pass_over(
-                    passed_over(result.get("releases", []), listing.ready_marker, result.get("links", []))
-                )
+                resolution.pass_over(passed_over(result, listing.ready_marker, declared))
             failed = next((listings[one] for one in wanted if listings[one].get("failed")), None)
             if failed:
                 resolution.obstacle = str(failed.get("msg"))

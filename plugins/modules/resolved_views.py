@@ -107,8 +107,8 @@ leaving:
   sample: ["view software: no longer declared, and still shown: usd/1 until 2026-11-29T15:00:00Z"]
 passed_over:
   description:
-    - A sentence for each of the first releases on the software root that have no ready marker, and of the first symbolic links that are
-      not shown.
+    - A sentence for each of the first releases on the software root that have no ready marker, of the first symbolic links that are not
+      shown, and of the first rez packages without a version.
   type: list
   elements: str
   returned: success

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -379,18 +379,27 @@ def _above(path: str) -> Iterator[str]:
 
 
 def passed_over(
-    listed: Sequence[Mapping[str, Any]], marker: str, links: Sequence[Mapping[str, Any]] = ()
+    listed: Mapping[str, Sequence[Mapping[str, Any]]], marker: str, declared: Collection[str] = ()
 ) -> Iterator[str]:
-    """Yield a sentence for each of the first releases that have no ready marker, for those who publish them, and links to no release.
+    """Yield a sentence for each of the first things on a software root that no view can choose, for those who publish software.
 
-    ``listed`` and ``links`` are what release_info returned, and ``marker`` the name of the ready marker.
+    These are releases without a ready marker, links to no release, and rez packages without a version. ``listed`` is what release_info
+    returned, and ``marker`` the name of the ready marker. ``declared`` are the releases that views name, as they may name such a package.
     """
-    unfollowed = [one for one in links if one["reason"]]
-    for one in unfollowed[:_NAMED_RELEASES]:
-        yield f"link {one['path']} is passed over: {one['reason']}"
-    if len(unfollowed) > _NAMED_RELEASES:
-        yield f"{len(unfollowed) - _NAMED_RELEASES} more links are passed over"
-    unready = [one for one in listed if one["exists"] and not one["ready"]]
+    unfollowed = [one for one in listed.get("links", ()) if one["reason"]]
+    yield from _first(
+        [f"link {one['path']} is passed over: {one['reason']}" for one in unfollowed], "links are passed over"
+    )
+    yield from _first(
+        [
+            f"{one['path']} is passed over: it has {one['definition']}, so it is a rez package without a version; name it in the releases"
+            " of a view to show it"
+            for one in listed.get("unversioned", ())
+            if one["path"] not in declared
+        ],
+        "rez packages without a version are passed over",
+    )
+    unready = [one for one in listed.get("releases", ()) if one["exists"] and not one["ready"]]
     for one in unready[:_NAMED_RELEASES]:
         if one.get("held_back_by"):
             yield (

@@ -118,7 +118,7 @@ def test_a_list_of_releases_keeps_the_software_root_mounted(area: Path) -> None:
     for version in ("1", "2"):
         (source / "tool" / version).mkdir(parents=True)
     with on_demand(area, source) as (software, daemon):
-        found = scan.find_releases(str(software), Pattern.parse("{package}/{version}"), [])
+        found = scan.find_releases(str(software), Pattern.parse("{package}/{version}"), scan.PassedOver())
         first = next(found)
         assert not daemon.expire()
         assert {first.path, *(one.path for one in found)} == {"tool/1", "tool/2"}
