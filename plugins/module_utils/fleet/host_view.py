@@ -38,7 +38,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action, Handlers, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, mentions
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
     creating,
@@ -98,7 +98,7 @@ class Brought:
     def named_failure(self) -> str:
         """Why the view failed, with its name."""
         label = f"view {self.name}"
-        return self.failure if self.failure.startswith(label) else f"{label}: {self.failure}"
+        return self.failure if mentions(self.failure, label) else f"{label}: {self.failure}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the return values of this view."""

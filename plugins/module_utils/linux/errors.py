@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import re
 
 
 class OverlayError(Exception):
@@ -46,6 +47,11 @@ def show_text(text: str) -> str:
         return show(text.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError:
         return show(text.encode("utf-8", "backslashreplace"))
+
+
+def mentions(message: str, name: str) -> bool:
+    """Return whether a message has a name in it that is no part of a longer one, so that it need not be put before the message."""
+    return re.search(rf"(?<![\w.@+~-]){re.escape(name)}(?![\w@+~-]|\.\w)", message) is not None
 
 
 #: Types of network file systems, whose server decides what root may do.
