@@ -297,11 +297,7 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     roots = (os.path.realpath(root), root, params["root_name"] or root) if root else ()  # also its path on other hosts
     others = {str(name): (os.path.realpath(path), path) for name, path in params["named_roots"].items()}
     followed = [link.as_dict(prefix) for link in release_links(passed_over.links, on_root, roots, others)]
-    unversioned = [
-        {"path": f"{prefix}/{path}" if prefix else path, "definition": definition}
-        for path, definition in sorted(passed_over.unversioned)
-    ]
-    values = {"releases": listed, "links": followed, "unversioned": unversioned}
+    values = {"releases": listed, "links": followed, "unversioned": passed_over.unversioned_values(prefix)}
     return runner.Outcome(values, warnings=warnings)
 
 

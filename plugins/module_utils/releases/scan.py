@@ -10,7 +10,6 @@ open directories and for files with several names only.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import os
 import re
@@ -21,7 +20,7 @@ from dataclasses import dataclass, field
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, files, namespaces, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, did_you_mean, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import CHECKSUM_XATTR, Entry, Xattrs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entry_check import (
     LARGEST_SIZE,
@@ -338,14 +337,13 @@ def open_root(root: bytes) -> int:
         raise OverlayError(f"software root {show(root)} is not a directory") from None
 
 
-def _nearest(directory: int, name: bytes) -> bytes:
-    """Return the name in an open directory that is most like a missing one, or nothing if none is."""
+def _like(directory: int, name: bytes) -> str:
+    """Return the end of a message about a missing name: the name in an open directory that is most like it; empty if none is."""
     try:
         names = os.listdir(directory)
     except OSError:
-        return b""
-    near = difflib.get_close_matches(os.fsdecode(name), [other for other in names if not other.startswith(".")], 1)
-    return os.fsencode(near[0]) if near else b""
+        return ""
+    return did_you_mean(os.fsdecode(name), [other for other in names if not other.startswith(".")])
 
 
 def open_release(root: bytes, release: bytes) -> int:
@@ -362,8 +360,7 @@ def open_release(root: bytes, release: bytes) -> int:
         try:
             inner = os.open(name, syscalls.LIST_REAL_DIRECTORY, dir_fd=fd)
         except FileNotFoundError:
-            near = _nearest(fd, name)
-            meant = f": did you mean {show(near)} there?" if near else ""
+            meant = _like(fd, name)
             raise OverlayError(f"release {show(release)} does not exist: there is no {show(path)}{meant}") from None
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
@@ -392,6 +389,13 @@ class PassedOver:
     links: list[tuple[str, str]] = field(default_factory=list)
     #: The path below the root of each rez package that has no version, and the name of the file that defines it.
     unversioned: list[tuple[str, str]] = field(default_factory=list)
+
+    def unversioned_values(self, prefix: str) -> list[dict[str, str]]:
+        """Return the packages without a version as release_info does, sorted by path. ``prefix`` is that of ``entries.below_root``."""
+        return [
+            {"path": f"{prefix}/{path}" if prefix else path, "definition": definition}
+            for path, definition in sorted(self.unversioned)
+        ]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,12 @@ import re
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import mentions, refusal_hint, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import (
+    did_you_mean,
+    mentions,
+    refusal_hint,
+    show,
+)
 
 
 @pytest.mark.parametrize(
@@ -60,3 +65,11 @@ def test_the_hint_depends_on_the_user_the_error_and_the_file_system(
 )
 def test_a_message_mentions_a_whole_name(message: str, name: str, expected: bool) -> None:
     assert mentions(message, name) is expected
+
+
+def test_an_unknown_name_is_compared_without_what_all_names_begin_with() -> None:
+    assert did_you_mean("houdini/20.5", ["houdini/20.5.410", "maya/2025"]) == ": did you mean houdini/20.5.410?"
+    assert did_you_mean("x", ["houdini"]) == ""
+    assert did_you_mean("overlay_zzz", ["overlay_abc"]) == ": did you mean overlay_abc?"
+    assert did_you_mean("overlay_zzz", ["overlay_abc"], "overlay_") == ""
+    assert did_you_mean("a\udcff", ["a\udcff\udcfe"]) == ": did you mean a\\xff\\xfe?"
