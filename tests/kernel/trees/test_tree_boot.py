@@ -7,7 +7,7 @@ import functools
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,15 +38,6 @@ from ansible_collections.renderfarm.overlay.tests.kernel.overlays.test_boot impo
 from ansible_collections.renderfarm.overlay.tests.kernel.trees.test_tree import ROOTS, shown, tree
 
 __all__ = ["etc", "systemd"]
-
-
-@pytest.fixture
-def view(area: Path) -> Iterator[Path]:
-    place = area / "view"
-    place.mkdir()
-    yield place
-    support.unmount_all(place)
-    support.unmount_all(NO_DATA)
 
 
 def content(number: int) -> dict[str, str]:
