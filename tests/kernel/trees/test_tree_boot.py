@@ -189,24 +189,28 @@ def test_after_a_killed_run_a_boot_mounts_the_old_tree_or_the_new_one(area: Path
             os.setxattr(file, "trusted.overlay.redirect", f"/2.0/{name}".encode())
     path = specs[0].path
     run(planned(specs[0], path, persist))
-    plan = planned(specs[1], path, persist)
     # The step that decides which of the two is mounted, those around it, and some of the others.
     words = f"write unit {boot_entries.unit_name(path)}" if persist == "systemd" else "write the overlay"
+    plan = planned(specs[1], path, persist)
     (step,) = (number for number, action in enumerate(plan) if str(action).startswith(words))
-    old, new = ({root: f"{root} {number}" for root in roots} for number in range(2))
-    for done in sorted({*range(1, len(plan), 4), step, step + 1, len(plan)}):
-        run(planned(specs[0], path, persist))
-        assert [str(action) for action in planned(specs[1], path, persist)] == [str(action) for action in plan]
+    ends = sorted({*range(1, len(plan), 4), step, step + 1, len(plan)})
+    for turn, done in enumerate(ends):
+        # What was the new tree is the old one of the next turn.
+        old, new = turn % 2, (turn + 1) % 2
+        plan = planned(specs[new], path, persist)
+        assert (len(plan), str(plan[step])[: len(words)]) == (ends[-1], words)
         run(plan[:done])
         for spec in specs:
             shut_down(view, spec)
         boot_from(persist, path)
-        assert shown(view, roots) == (new if done > step else old), plan[:done]
-        run(planned(specs[1], path, persist))
-        assert shown(view, roots) == new
-        assert planned(specs[1], path, persist) == ()
-        assert not _in_units(b"/g0/layer")
-        assert b"/g0/layer" not in FSTAB.read_bytes()
+        expected = new if done > step else old
+        assert shown(view, roots) == {root: f"{root} {expected}" for root in roots}, plan[:done]
+        run(planned(specs[new], path, persist))
+        assert shown(view, roots) == {root: f"{root} {new}" for root in roots}
+        assert planned(specs[new], path, persist) == ()
+        layer = b"/g%d/layer" % old
+        assert not _in_units(layer)
+        assert layer not in FSTAB.read_bytes()
 
 
 def test_the_units_of_a_tree_are_read_after_a_run_that_ended_before_it(
