@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.mount_task import MountTask
 from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import pruning_images
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import (
     data_choice,
@@ -46,7 +47,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import
     probe,
     strategies,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_task import MountTask
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
     layer_plan,
     layer_sources,

@@ -9,6 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot import boot
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.boot_plan import (
+    RemoveUnit,
+    Stored,
+    WriteUnit,
+    plan_persistence,
+    plan_places,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     deadline,
     mountinfo,
@@ -19,19 +27,11 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
-    boot,
     creating,
     inner_mounts,
     mounts,
     probe,
     uppers,
-)
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
-    RemoveUnit,
-    Stored,
-    WriteUnit,
-    plan_persistence,
-    plan_places,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import (
     DropCovered,

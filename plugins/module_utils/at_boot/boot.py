@@ -11,6 +11,17 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot import boot_mounts, view_lines
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.boot_plan import (
+    ReloadSystemd,
+    RemovePart,
+    RemoveUnit,
+    RemoveViewLines,
+    Stored,
+    WriteUnit,
+    WriteViewLines,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.mount_units import Unit
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     boot_files,
     files,
@@ -23,17 +34,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import top_mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_entries, mounts
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
-    ReloadSystemd,
-    RemovePart,
-    RemoveUnit,
-    RemoveViewLines,
-    Stored,
-    Unit,
-    WriteUnit,
-    WriteViewLines,
-)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
 
 #: This directory exists while systemd runs (sd_booted(3)).
@@ -85,11 +86,11 @@ def check_hidden(spec: MountSpec) -> None:
 
 def missing_places(spec: MountSpec) -> set[bytes]:
     """Return the mountpoints of the parts of an overlay that do not exist."""
-    return {place for place in boot_entries.places(spec) if not os.path.isdir(place)}
+    return {place for place in boot_mounts.places(spec) if not os.path.isdir(place)}
 
 
 def _wants(name: str) -> str:
-    return os.path.join(boot_files.UNITS, f"{boot_entries.WANTED_BY}.wants", name)
+    return os.path.join(boot_files.UNITS, f"{boot_mounts.WANTED_BY}.wants", name)
 
 
 def _unread() -> list[str]:
@@ -170,7 +171,7 @@ def _remove_part(name: bytes) -> None:
 
 
 def _edit_fstab(path: bytes, lines: Sequence[bytes]) -> None:
-    boot_files.edit_fstab(lambda text: boot_entries.fstab_with_view(text, path, lines))
+    boot_files.edit_fstab(lambda text: view_lines.fstab_with_view(text, path, lines))
 
 
 #: Handlers of the actions for an overlay, including those for mounting it at boot.
