@@ -113,7 +113,7 @@ def _changing_units() -> Iterator[None]:
         return
     with _notes_locked():
         files.make_directories(_UNREAD, 0o755)
-        os.close(os.open(os.path.join(_UNREAD, secrets.token_hex(8)), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+        os.close(files.open_or_make(os.path.join(_UNREAD, secrets.token_hex(8)), 0o644))
         yield
 
 
