@@ -49,10 +49,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         problems = [*unknown_variables(asked, [_PREFIX + name for name in _OTHERS])]
         common: dict[str, Any] = {}
         views: Any = []
-        chosen = ""
+        chosen = source = ""
         for name in names:
             key = name[len(_PREFIX) :]
-            if key not in KEYS and key not in ("views", "view", *HOOKS):
+            if key not in KEYS and key not in ("views", "view", "source", *HOOKS):
                 continue
             try:
                 value = self._templar.template(variables[name])
@@ -65,6 +65,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                 problems += _problems_of_tasks(name, value)
             elif key == "view":
                 chosen = str(value or "")
+            elif key == "source":
+                source = str(value or "").strip()
             else:
                 common[key] = value
         if "overlay_views" not in names:
@@ -78,7 +80,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         completed, found = declared_views(views, common, chosen)
         named = [str(view["name"]) for view in views if isinstance(view, dict) and view.get("name")] if views else []
         mounts = [] if problems or found else mounts_of(view for view in completed if view["state"] == "mounted")
-        result.update(mounts=mounts)
+        # A host with a path for scanning has the software root there.
+        root = str(common.get("root") or "") if source and not common.get("scan_root") else ""
+        result.update(mounts=mounts, software_root={"path": root, "source": source} if root else {})
         result.update(changed=False, views=completed, problems=[*problems, *found], names=named, chosen=chosen)
         return result
 

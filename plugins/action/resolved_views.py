@@ -33,7 +33,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolutio
     unlistable,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_roots import mounts_of
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, mentions
 
 #: Releases that one call scans. One call for each would be most of the time of a first run; one for all would show no progress.
 _BATCH = 25
@@ -54,7 +54,7 @@ class _Resolution:
     pending: dict[str, str] = field(default_factory=dict)
     actions: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    #: A sentence for each release on the software root that is not ready, and for each link that is not shown.
+    #: A sentence for each thing on the software root that no view can choose, and for each link that is not shown.
     passed_over: list[str] = field(default_factory=list)
     #: Why this host could not list or scan, although another one may; empty if it could.
     obstacle: str = ""
@@ -74,6 +74,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
             {
                 "declared": {"type": "dict", "required": True},
                 "scan_host": {"type": "str", "default": ""},
+                "mounted_root": {"type": "str", "default": ""},
                 "lock": {"type": "raw"},
                 "resolve": {"type": "bool", "default": True},
             }
@@ -85,7 +86,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
             return result
         declared = {host: one.get("views", []) for host, one in given["declared"].items()}
         problems = problems_of_hosts({host: one.get("problems", []) for host, one in given["declared"].items()})
-        views, differing = shared_views(declared, given["scan_host"])
+        views, differing = shared_views(declared, given["scan_host"], given["mounted_root"])
         problems += [*differing, *nothing_declared(given["declared"].values())]
         if not given["lock"] and given["resolve"]:
             problems += unlistable(views)
@@ -110,9 +111,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
             lock=json.loads(text),
             text=text,
             failures=resolution.failures,
-            messages=[
-                reason if name in reason else f"view {name}: {reason}" for name, reason in resolution.failures.items()
-            ],
+            messages=[_about_view(name, reason) for name, reason in resolution.failures.items()],
             pending=resolution.pending,
             leaving=[
                 f"view {view.name}: no longer declared, and still shown: "
@@ -168,16 +167,18 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         """Return what each view shows. Releases are listed once for all views that choose from the same."""
         listings: dict[Listing, dict[str, Any]] = {}
         found: dict[str, Choice] = {}
+        declared = {one["release"] for view in views for one in view["releases"]}
         for view in views:
             name, wanted = view["name"], Listing.of(view)
+            failed = None
             for listing in wanted:
-                if listing in listings:
-                    continue
-                result = listings[listing] = self._call("release_info", listing.options(), variables)
-                resolution.pass_over(
-                    passed_over(result.get("releases", []), listing.ready_marker, result.get("links", []))
-                )
-            failed = next((listings[one] for one in wanted if listings[one].get("failed")), None)
+                if listing not in listings:
+                    result = listings[listing] = self._call("release_info", listing.options(), variables)
+                    resolution.pass_over(passed_over(result, listing.ready_marker, declared))
+                if listings[listing].get("failed"):
+                    # Each software root whose server does not answer takes a time limit of its own.
+                    failed = listings[listing]
+                    break
             if failed:
                 resolution.obstacle = str(failed.get("msg"))
                 self._give_up(name, resolution.obstacle, resolution)
@@ -217,19 +218,24 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                 unscanned.setdefault((listing, view["checksum"]), {}).setdefault(path, []).append(view["name"])
         for (listing, checksum), paths in unscanned.items():
             options = {**listing.scan_options(), "checksum": checksum}
+            left = list(paths)
             for batch in batches(paths, _BATCH):
                 self._display.display(f"scanning {', '.join(batch)}")
                 found = self._call("release_manifest", {**options, "releases": batch}, variables)
                 resolution.actions += found.get("actions", [])
                 resolution.warnings += found.get("warnings", [])
-                if found.get("failed") and (
-                    not found.get("failures") or any(one.get("of_host") for one in found["failures"])
-                ):
+                failures = found.get("failures", [])
+                # Without a reason for each release, as after a time limit, the next batch would fail in the same way.
+                is_broken_off = bool(found.get("failed")) and not failures
+                if is_broken_off or any(one.get("of_host") for one in failures):
                     resolution.obstacle = str(found.get("msg"))
-                for path, reason in _failures_of(found, batch).items():
+                for path, reason in _failures_of(found, left if is_broken_off else batch).items():
                     for name in paths[path]:
                         choices.pop(name, None)
-                        self._give_up(name, f"release {path} {reason}", resolution)
+                        self._give_up(name, reason, resolution)
+                if is_broken_off:
+                    break
+                left = left[len(batch) :]
         if self._task.check_mode:
             for name in [name for name, choice in choices.items() if choice.unscanned]:
                 listed = ", ".join(choices.pop(name).unscanned)
@@ -251,7 +257,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                 if view["msg"]:
                     self._give_up(view["name"], view["msg"], resolution)
                     if view.get("of_host"):
-                        resolution.obstacle = f"view {view['name']}: {view['msg']}"
+                        resolution.obstacle = _about_view(view["name"], view["msg"])
                 elif view.get("unbuilt"):
                     # The first call has compared the sample.
                     left[view["name"]] = {**options[view["name"]], "sample": 0, "data_builds": 1}
@@ -314,13 +320,19 @@ def _options_of(view: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _failures_of(found: Mapping[str, Any], batch: Sequence[str]) -> dict[str, str]:
-    """Return the reason for each release of a batch that could not be scanned."""
+    """Return the reason, with its name, for each release of ``batch`` that could not be scanned."""
     if not found.get("failed"):
         return {}
-    failures = {one["release"]: f"cannot be scanned: {one['msg']}" for one in found.get("failures", [])}
-    if failures:
-        return failures
-    return dict.fromkeys(batch, f"cannot be scanned: {found.get('msg')}")
+    failures = {one["release"]: one["msg"] for one in found.get("failures", [])}
+    reasons = failures or dict.fromkeys(batch, str(found.get("msg")))
+    return {
+        release: reason if mentions(reason, f"release {release}") else f"release {release} cannot be scanned: {reason}"
+        for release, reason in reasons.items()
+    }
+
+
+def _about_view(name: str, reason: str) -> str:
+    return reason if mentions(reason, f"view {name}") else f"view {name}: {reason}"
 
 
 def _counted(problems: Sequence[str]) -> str:

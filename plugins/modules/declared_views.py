@@ -65,6 +65,13 @@ mounts:
   elements: dict
   returned: always
   sample: [{"path": "/net/maya", "source": "filer:/vol/maya"}]
+software_root:
+  description:
+    - The software root of views over one root, if the host is to mount it before it lists releases (C(overlay_source)). Empty if it is
+      not.
+  type: dict
+  returned: always
+  sample: {"path": "/net/software", "source": "filer:/export/software"}
 problems:
   description: What is wrong with the declaration, one line for each problem.
   type: list

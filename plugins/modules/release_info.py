@@ -202,6 +202,22 @@ links:
         - None if the link leads to no release.
       type: dict
       sample: {"path": "houdini/current", "target": "20.5.410"}
+unversioned:
+  description:
+    - The rez packages on the software root that have no version, sorted by path. C({version}) in O(pattern) matches none of them.
+    - To show one in a view, name it in the releases of the view.
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    path:
+      description: Path of the package below the software root, after O(prefix).
+      type: str
+      sample: site
+    definition:
+      description: The file in it that defines the package.
+      type: str
+      sample: package.py
 """
 
 import os
@@ -248,15 +264,14 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         runner.check_absolute(path, "named_roots")
     pattern, prefix = Pattern.parse(params["pattern"], params["package"]), params["prefix"]
     on_root: dict[str, Release] = {}
-    unlisted: list[str] = []
-    links: list[tuple[str, str]] = []
+    passed_over = scan.PassedOver()
     if root is not None:
         if not os.path.isdir(root):
             raise OverlayError(f"software root {root} does not exist or is not a directory: is it mounted?")
         if params["mounted"] and not mountpoints.is_mounted(os.fsencode(root)):
             raise OverlayError(f"software root {root} is not mounted, and its releases would seem to be gone: mount it")
         ignored = patterns.IgnoredNames(params["ignore_names"])
-        listing = scan.find_releases(root, pattern, unlisted, context.progress, ignored, links)
+        listing = scan.find_releases(root, pattern, passed_over, context.progress, ignored)
         on_root = {release.path: release for release in listing}
     found, manifests = dict(on_root), dict[str, str]()
     if store is not None:
@@ -279,12 +294,12 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
             }
         )
         context.progress()
-    warnings = [f"releases in {directory} are not listed, since this host may not list it" for directory in unlisted]
+    warnings = [f"releases in {one} are not listed, since this host may not list it" for one in passed_over.unlisted]
     roots = (os.path.realpath(root), root, params["root_name"] or root) if root else ()  # also its path on other hosts
-    followed = [
-        link.as_dict(prefix) for link in release_links(links, on_root, roots, params["named_roots"], os.path.realpath)
-    ]
-    return runner.Outcome({"releases": listed, "links": followed}, warnings=warnings)
+    links = release_links(passed_over.links, on_root, roots, params["named_roots"], os.path.realpath)
+    values = {"releases": listed, "links": [link.as_dict(prefix) for link in links]}
+    values["unversioned"] = passed_over.unversioned_values(prefix)
+    return runner.Outcome(values, warnings=warnings)
 
 
 def _manifest(path: str | None, release: str, root_name: str | None) -> dict[str, Any]:

@@ -40,6 +40,13 @@ options:
     description: Name of the host that scans. The paths of the software root and of the stores are taken from its declaration.
     type: str
     default: ''
+  mounted_root:
+    description:
+      - Path of the software root that an earlier task has mounted on O(scan_host), for views over one root.
+      - If nothing is mounted there, this host cannot list the releases, and RV(obstacle) says so. Without this option, the directory below
+        the mount would seem to be a software root without releases.
+    type: str
+    default: ''
   lock:
     description:
       - A lock of an earlier resolution, as text or as a dictionary. Nothing is listed, scanned or built then.
@@ -100,8 +107,8 @@ leaving:
   sample: ["view software: no longer declared, and still shown: usd/1 until 2026-11-29T15:00:00Z"]
 passed_over:
   description:
-    - A sentence for each of the first releases on the software root that have no ready marker, and of the first symbolic links that are
-      not shown.
+    - A sentence for each of the first releases on the software root that have no ready marker, of the first symbolic links that are not
+      shown, and of the first rez packages without a version.
   type: list
   elements: str
   returned: success

@@ -51,8 +51,9 @@ options:
     type: int
   roots:
     description:
-      - Several software roots, in this order. One of them that fails does not keep the others from being mounted.
-      - Each mount is given up after its part of O(timeout), and at least 15 seconds.
+      - Several software roots. One of them that fails does not keep the others from being mounted.
+      - They are mounted at the same time, so several servers that do not answer take no longer than one. A mountpoint inside of another one
+        is mounted after it, in the order of the list.
     type: list
     elements: dict
     suboptions:
@@ -190,7 +191,6 @@ from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils import runner
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, still_paths
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root import nfs_mount, root_change
 from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root.root_change import Carrying, RootChange
 
@@ -198,8 +198,6 @@ OPTIONS = ["ro", "vers=4.2", "hard", "nocto", "actimeo=3600", "nodev"]
 
 #: Share of the module's time limit after which a mount is given up, so that there is time left to report it.
 _MOUNT_SHARE = 0.9
-#: The seconds that each of several mounts has at least.
-_SHORTEST = 15.0
 
 
 def main() -> None:
@@ -240,22 +238,21 @@ def main() -> None:
 def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
     """Bring each software root to its declared state."""
     if params["roots"] is None:
-        done = _changed(params, context, context.timeout * _MOUNT_SHARE)
+        done = _changed(params, context)
         values = {"mount": nfs_mount.values_of(done.live), "client_missing": done.client_missing}
         return runner.Outcome(values, done.plan, done.before, done.after, list(done.warnings), done.failure)
-    done_of: dict[str, RootChange] = {}
-    failures = []
-    seconds = max(context.timeout * _MOUNT_SHARE / max(len(params["roots"]), 1), _SHORTEST)
-    for root in params["roots"]:
-        context.note.write(f"software root {root['path']}")
-        given = {name: value for name, value in root.items() if value is not None}
-        try:
-            done = done_of[root["path"]] = _changed({**params, **given}, context, seconds)
-            failures += [done.failure] if done.failure else []
-        except (OverlayError, OSError) as error:
-            # One server that does not answer does not keep the others from being mounted.
-            failures.append(runner.explain(error))
-        context.progress()
+    roots = [
+        {**params, **{name: value for name, value in root.items() if value is not None}} for root in params["roots"]
+    ]
+    context.note.write(f"the software roots {', '.join(root['path'] for root in roots)}")
+    found = root_change.change_each(
+        [os.fsencode(root["path"]) for root in roots],
+        lambda position: _changed(roots[position], context),
+        context.progress,
+    )
+    done_of = {root["path"]: one for root, one in zip(roots, found) if isinstance(one, RootChange)}
+    # One server that does not answer does not keep the others from being mounted.
+    failures = [one.failure if isinstance(one, RootChange) else runner.explain(one) for one in found]
     changed = {path: one for path, one in done_of.items() if one.plan}
     return runner.Outcome(
         {
@@ -267,15 +264,16 @@ def work(params: dict[str, Any], context: runner.Context) -> runner.Outcome:
         {path: one.before for path, one in changed.items()},
         {path: one.after for path, one in changed.items()},
         [warning for one in done_of.values() for warning in one.warnings],
-        "; ".join(failures),
+        "; ".join(filter(None, failures)),
     )
 
 
-def _changed(params: dict[str, Any], context: runner.Context, seconds: float) -> RootChange:
+def _changed(params: dict[str, Any], context: runner.Context) -> RootChange:
     runner.check_absolute(params["path"], "path")
     path = still_paths.mountpoint(os.fsencode(params["path"]), namespaces.own_mounts())
     if params["state"] == "present":
         return root_change.present(path)
+    seconds = context.timeout * _MOUNT_SHARE
     carrying = Carrying(context.check_mode, context.carry_out, context.progress, context.timeout, seconds)
     return root_change.change(root_change.declared_root(path, params), carrying)
 

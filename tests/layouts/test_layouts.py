@@ -36,8 +36,9 @@ def test_a_second_deployment_changes_nothing(site: Site) -> None:
 
 def test_a_view_of_a_package_repository_has_the_versions_that_rez_finds(site: Site, repository: Path) -> None:
     found = site.found_by_rez(repository)
-    # The pattern wants versions.
+    # The pattern wants versions, and the run names a package that has none.
     assert found.pop("unversioned")["versions"] == [""]
+    assert "unversioned is passed over: it has package.py, so it is a rez package without a version" in site.first_log
     assert site.chosen("rez") == sorted(f"{name}/{version}" for name in found for version in found[name]["versions"])
     # Neither an ignored version nor one whose build failed is there.
     assert (repository / "library/2.0.0/package.py").exists()

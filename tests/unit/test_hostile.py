@@ -13,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot import boot_plan, mount_units, view_lines
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers import globs, links, ownership
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fstab_lines, mountinfo
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_entries, options
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import options
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import (
     patterns,
     versions,
@@ -280,8 +281,8 @@ def test_options_of_an_overlay(
     if found:
         for mount in mountinfo.parse(MOUNTINFO):
             options.mount_differences(found, mount, {})
-        outcome("units", lambda: boot_entries.desired_units(found, True))
-        outcome("lines of fstab", lambda: boot_entries.desired_lines(found, True))
+        outcome("units", lambda: mount_units.desired_units(found, True))
+        outcome("lines of fstab", lambda: view_lines.desired_lines(found, True))
 
 
 NFS_OPTIONS = st.one_of(
@@ -302,8 +303,8 @@ def test_options_of_a_software_root(source: str, given_options: list[str]) -> No
 
 
 SPEC = options.mount_spec(b"/view", [b"/state/layer.erofs"], [b"/data"], {}, True, [b"/state/layer.erofs"])
-UNITS = boot_entries.desired_units(SPEC, True)
-FSTAB = b"".join((b"# a comment\n", *boot_entries.desired_lines(SPEC, True), b"UUID=1 / ext4 defaults 0 1\n"))
+UNITS = mount_units.desired_units(SPEC, True)
+FSTAB = b"".join((b"# a comment\n", *view_lines.desired_lines(SPEC, True), b"UUID=1 / ext4 defaults 0 1\n"))
 
 
 @hostile
@@ -319,7 +320,7 @@ FSTAB = b"".join((b"# a comment\n", *boot_entries.desired_lines(SPEC, True), b"U
     st.sampled_from(["none", "systemd", "fstab"]),
 )
 def test_units_and_fstab(units: list[tuple[str, bytes]], fstab: bytes, persist: str) -> None:
-    stored = boot_entries.Stored(tuple(boot_entries.Unit(name, text, True) for name, text in units), fstab)
+    stored = boot_plan.Stored(tuple(mount_units.Unit(name, text, True) for name, text in units), fstab)
     live = list(mountinfo.parse(MOUNTINFO))
-    outcome("boot", lambda: boot_entries.plan_persistence(b"/view", SPEC, persist, stored, live, True))
+    outcome("boot", lambda: boot_plan.plan_persistence(b"/view", SPEC, persist, stored, live, True))
     fstab_lines.replaced(fstab, b"/net/software", None)

@@ -24,17 +24,21 @@ ARROWS = {
     "releases": {"stores", "linux"},
     "trees": {"releases", "linux"},
     "overlays": {"trees", "linux"},
+    "at_boot": {"overlays", "trees", "linux"},
     "layers": {"overlays", "releases", "linux"},
-    "views": {"layers", "overlays", "trees", "releases", "stores", "linux"},
+    "views": {"at_boot", "layers", "overlays", "trees", "releases", "stores", "linux"},
     "data_images": {"views", "layers", "overlays", "releases", "stores", "linux"},
     "retirement": {"data_images", "views", "layers", "overlays", "releases", "stores", "linux"},
     "finalize": {"overlays", "releases", "linux"},
     "software_root": {"linux"},
-    "fleet": {"software_root", "data_images", "views", "layers", "overlays", "trees", "releases", "stores", "linux"},
+    "fleet": {
+        *("software_root", "data_images", "views", "at_boot", "layers", "overlays", "trees", "releases", "stores"),
+        "linux",
+    },
     "verify": {
         *("fleet", "finalize", "data_images", "views", "layers", "overlays", "trees", "releases", "stores", "linux"),
     },
-    "reports": {"verify", "fleet", "data_images", "views", "layers", "overlays", "trees", "linux"},
+    "reports": {"verify", "fleet", "data_images", "views", "at_boot", "layers", "overlays", "trees", "linux"},
     "runner": {"linux"},
     "modules": {
         "runner",
@@ -78,9 +82,9 @@ PURE = {
         *("scan_report", "trace_record", "versions"),
     },
     "overlays": {
-        *("boot_entries", "detached_records", "image_names", "mount_plan", "option_rules", "options", "strategies"),
-        "upper_rules",
+        *("detached_records", "image_names", "mount_plan", "option_rules", "options", "strategies", "upper_rules"),
     },
+    "at_boot": {"boot_mounts", "boot_paths", "boot_plan", "mount_options", "mount_units", "view_lines"},
     "trees": {"sharing", "tree_parts"},
     "layers": {
         *("compose", "deflating", "dump", "globs", "headerball", "image_delta", "image_records", "layer_formats"),

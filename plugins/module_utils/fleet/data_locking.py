@@ -14,7 +14,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images.bui
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.data_choice import TRACE, LockedImage
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action, Handlers, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, mentions
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.data_image_record import DataImage
 
 _COMPRESSION = "lz4hc"
@@ -72,7 +72,8 @@ def find_or_build(
             except (OverlayError, OSError) as error:
                 reason = explain(error)
                 if view["data_required"] and kind != TRACE:
-                    raise OverlayError(f"release {release} has no data image: {reason}") from error
+                    begin = "" if mentions(reason, f"release {release}") else f"release {release} has no data image: "
+                    raise OverlayError(begin + reason) from error
                 without.setdefault(reason, {})[release] = None
                 continue
             if image is not None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.mount_task import MountTask
 from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import pruning_images
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import (
     data_choice,
@@ -38,7 +39,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action, Handlers, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, mentions
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
     creating,
@@ -46,7 +47,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import
     probe,
     strategies,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_task import MountTask
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import (
     layer_plan,
     layer_sources,
@@ -98,7 +98,7 @@ class Brought:
     def named_failure(self) -> str:
         """Why the view failed, with its name."""
         label = f"view {self.name}"
-        return self.failure if self.failure.startswith(label) else f"{label}: {self.failure}"
+        return self.failure if mentions(self.failure, label) else f"{label}: {self.failure}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the return values of this view."""

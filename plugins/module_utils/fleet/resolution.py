@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -64,17 +64,26 @@ class Listing:
     def of(cls, view: Mapping[str, Any]) -> list[Listing]:
         """Return the listings that a view chooses its releases from: one for each software root."""
         shared = (view["version_order"], tuple(view["ignore_names"]))
+        # The playbook mounts these on a host that it deploys to. A host outside of the run may be the file server.
+        mounted = view.get("mounted_roots", ())
         if not view["roots"]:
             place = (view["scan_root"], view["root_name"], view["scan_store"])
-            return [cls(*place, view["pattern"], view["ready_marker"], *shared)]
+            return [
+                cls(
+                    *place,
+                    view["pattern"],
+                    view["ready_marker"],
+                    *shared,
+                    mounted=_normal(view["scan_root"]) in mounted,
+                )
+            ]
         return [
             cls(
                 *(root["path"], root["name"], view["scan_store"], root["pattern"], marker_of(view, root), *shared),
                 prefix=root["name"],
                 package=root["name"],
                 others=tuple((one["name"], one["path"]) for one in view["roots"] if one is not root),
-                # The playbook mounts it on a host that it deploys to. A host outside of the run may be the file server.
-                mounted=bool(root["source"]) and view.get("mounts_roots", False),
+                mounted=_normal(root["path"]) in mounted,
             )
             for root in view["roots"]
         ]
@@ -87,6 +96,11 @@ class Listing:
     def scan_options(self) -> dict[str, Any]:
         """Return the parameters of release_manifest that it has in common with release_info."""
         return {name: value for name, value in self.options().items() if name not in _OF_LISTING}
+
+
+def _normal(path: str) -> str:
+    """Return a path without the slashes that make no difference."""
+    return posixpath.normpath(path)
 
 
 #: The parameters of release_info that release_manifest does not have.
@@ -130,12 +144,13 @@ def nothing_declared(declared: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def shared_views(
-    declared: Mapping[str, Sequence[Mapping[str, Any]]], scanning: str
+    declared: Mapping[str, Sequence[Mapping[str, Any]]], scanning: str, mounted_root: str = ""
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Return each view that some host is to mount, once, and the differences between hosts that cannot be.
 
     ``declared`` has the completed views of each host. ``scanning`` is the host that lists and scans: the paths there are taken from its own
-    declaration of a view if it has one, else from that of the first host. A view that names a generation is not resolved.
+    declaration of a view if it has one, else from that of the first host. A view that names a generation is not resolved. ``mounted_root``
+    is the software root of views over one root that the playbook mounts on the host that scans; empty if it mounts none.
     """
     first: dict[str, tuple[str, Mapping[str, Any]]] = {}
     problems: dict[str, None] = {}
@@ -148,7 +163,9 @@ def shared_views(
             if name not in first:
                 first[name] = host, view
                 chosen[name] = {key: view[key] for key in ("name", *SHARED, *_OF_SCANNING)}
-                chosen[name].update(data_images=[], data_required=False, mounts_roots=scanning in declared)
+                mounted = [root["path"] for root in view["roots"] if root["source"] and scanning in declared]
+                mounted += [mounted_root] if mounted_root else []
+                chosen[name].update(data_images=[], data_required=False, mounted_roots=[*map(_normal, mounted)])
             _add_data_images(chosen[name], view["data_images"])
             other, known = first[name]
             for key in SHARED:
@@ -362,18 +379,27 @@ def _above(path: str) -> Iterator[str]:
 
 
 def passed_over(
-    listed: Sequence[Mapping[str, Any]], marker: str, links: Sequence[Mapping[str, Any]] = ()
+    listed: Mapping[str, Sequence[Mapping[str, Any]]], marker: str, declared: Collection[str] = ()
 ) -> Iterator[str]:
-    """Yield a sentence for each of the first releases that have no ready marker, for those who publish them, and links to no release.
+    """Yield a sentence for each of the first things on a software root that no view can choose, for those who publish software.
 
-    ``listed`` and ``links`` are what release_info returned, and ``marker`` the name of the ready marker.
+    These are releases without a ready marker, links to no release, and rez packages without a version. ``listed`` is what release_info
+    returned, and ``marker`` the name of the ready marker. ``declared`` are the releases that views name, as they may name such a package.
     """
-    unfollowed = [one for one in links if one["reason"]]
-    for one in unfollowed[:_NAMED_RELEASES]:
-        yield f"link {one['path']} is passed over: {one['reason']}"
-    if len(unfollowed) > _NAMED_RELEASES:
-        yield f"{len(unfollowed) - _NAMED_RELEASES} more links are passed over"
-    unready = [one for one in listed if one["exists"] and not one["ready"]]
+    unfollowed = [one for one in listed.get("links", ()) if one["reason"]]
+    yield from _first(
+        [f"link {one['path']} is passed over: {one['reason']}" for one in unfollowed], "links are passed over"
+    )
+    yield from _first(
+        [
+            f"{one['path']} is passed over: it has {one['definition']}, so it is a rez package without a version; name it in the releases"
+            " of a view to show it"
+            for one in listed.get("unversioned", ())
+            if one["path"] not in declared
+        ],
+        "rez packages without a version are passed over",
+    )
+    unready = [one for one in listed.get("releases", ()) if one["exists"] and not one["ready"]]
     for one in unready[:_NAMED_RELEASES]:
         if one.get("held_back_by"):
             yield (

@@ -9,7 +9,6 @@ key may hold. All problems are found, not only the first, and each is one line t
 
 from __future__ import annotations
 
-import difflib
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any, Callable
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import data_choice, view_roots
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.globs import clean_globs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.ownership import parse_mode
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, did_you_mean
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import (
     is_inside,
     overlap,
@@ -108,10 +107,7 @@ def unknown_variables(names: Iterable[str], others: Iterable[str]) -> Iterator[s
     """Yield a line for each variable that begins as ours do and means nothing; ``others`` are variables that are not keys of views."""
     known = {*(_PREFIX + name for name, key in KEYS.items() if key.common), *others}
     for name in sorted(set(names) - known):
-        # Without the prefix, which makes all of them alike.
-        near = difflib.get_close_matches(name[len(_PREFIX) :], [one[len(_PREFIX) :] for one in sorted(known)], 1)
-        meant = f": did you mean {_PREFIX}{near[0]}?" if near else ""
-        yield f"there is no variable {name}{meant}"
+        yield f"there is no variable {name}{did_you_mean(name, sorted(known), _PREFIX)}"
 
 
 def _common_problems(common: Mapping[str, Any]) -> Iterator[str]:
@@ -128,11 +124,7 @@ def _completed(view: Mapping[str, Any], common: Mapping[str, Any], number: int) 
     """Return a view with a value for every key, and its problems."""
     given = view.get("name")
     label = f"view {given}" if isinstance(given, str) and given else f"view number {number}"
-    problems = []
-    for name in view:
-        if name not in KEYS:
-            near = difflib.get_close_matches(str(name), KEYS, 1)
-            problems.append(f"{label}: there is no key {name}" + (f": did you mean {near[0]}?" if near else ""))
+    problems = [f"{label}: there is no key {name}{did_you_mean(str(name), KEYS)}" for name in view if name not in KEYS]
     values: dict[str, Any] = {}
     for name, key in KEYS.items():
         value, is_own = view.get(name), True
@@ -328,8 +320,7 @@ def _relative(value: Any, what: str) -> str:
 def _one_of(*words: str) -> Convert:
     def convert(value: Any) -> str:
         if value not in words:
-            near = difflib.get_close_matches(str(value), words, 1)
-            meant = f": did you mean {near[0]}?" if near else ""
+            meant = did_you_mean(str(value), words)
             raise InvalidValueError(f"must be {', '.join(words[:-1])} or {words[-1]}, not {_described(value)}{meant}")
         return str(value)
 

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
+import re
+from collections.abc import Iterable
 
 
 class OverlayError(Exception):
@@ -46,6 +49,21 @@ def show_text(text: str) -> str:
         return show(text.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError:
         return show(text.encode("utf-8", "backslashreplace"))
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return the end of a message about an unknown name: the known name that is most like it; empty if none is.
+
+    ``prefix`` is what all names begin with. It is not compared, since it makes all of them alike.
+    """
+    without = [one[len(prefix) :] for one in known]
+    near = difflib.get_close_matches(name[len(prefix) :], without, 1)
+    return f": did you mean {show_text(prefix + near[0])}?" if near else ""
+
+
+def mentions(message: str, name: str) -> bool:
+    """Return whether a message has a name in it that is no part of a longer one, so that it need not be put before the message."""
+    return re.search(rf"(?<![\w.@+~-]){re.escape(name)}(?![\w@+~-]|\.\w)", message) is not None
 
 
 #: Types of network file systems, whose server decides what root may do.

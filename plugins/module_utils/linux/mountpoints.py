@@ -146,27 +146,43 @@ def _without_answer(paths: Sequence[bytes], progress: deadline.Progress) -> list
         return []
 
 
-#: The directories that actions have made since ``undone_on_failure`` was entered.
-_made: list[bytes] = []
+class _Made(threading.local):
+    """The directories that the actions of a thread have made since it entered ``undone_on_failure``."""
+
+    def __init__(self) -> None:
+        self.paths: list[bytes] = []
+
+
+_made = _Made()
+
+#: The directories of threads that have failed, in which others still have theirs.
+_left: list[bytes] = []
+
+#: Held while directories are made or removed: a thread may need a parent that another one has made, and removes.
+_making = threading.RLock()
 
 
 def make(path: bytes, mode: int) -> None:
     """Make a directory and its missing parents, and remember them for ``undone_on_failure``."""
-    # Made one at a time: if one fails, the ones before it are remembered.
-    above = os.path.dirname(path)
-    if not os.path.isdir(above):
-        make(above, 0o755)
-    _made.extend(files.make_directories(path, mode))
+    with _making:
+        # Made one at a time: if one fails, the ones before it are remembered.
+        above = os.path.dirname(path)
+        if not os.path.isdir(above):
+            make(above, 0o755)
+        _made.paths.extend(files.make_directories(path, mode))
 
 
 @contextlib.contextmanager
 def undone_on_failure() -> Iterator[None]:
     """Remove the directories that actions have made if the block, which carries the actions out, fails."""
-    _made.clear()
+    _made.paths.clear()
     try:
         yield
     except BaseException:
-        files.remove_directories(_made)
+        with _making:
+            _left.extend(_made.paths)
+            files.remove_directories(_left)
+            _left[:] = filter(os.path.isdir, _left)
         raise
 
 

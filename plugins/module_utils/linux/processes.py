@@ -176,7 +176,7 @@ Use = tuple[bytes, bytes]
 
 def of_mounts(mounts: Collection[int]) -> list[Process]:
     """Return the processes, except this one, that use a mount with one of these mount IDs."""
-    return [Process(pid, _name_of(pid)) for pid in _others() if not _mounts_used_by(pid).isdisjoint(mounts)]
+    return [Process(pid, name_of(pid)) for pid in _others() if not _mounts_used_by(pid).isdisjoint(mounts)]
 
 
 def uses_by_mount(devices: Mapping[int, tuple[int, int]]) -> dict[int, dict[Process, list[Use]]]:
@@ -258,7 +258,7 @@ def _namespace_of(directory: bytes) -> str | None:
 def paths() -> Iterator[tuple[Process, bytes]]:
     """Yield the paths in use by each process, except this one: its working directory, root, program, and open and mapped files."""
     for pid in _others():
-        process = Process(pid, _name_of(pid))
+        process = Process(pid, name_of(pid))
         directory = b"%s/" % _directory_of(pid)
         names = [b"cwd", b"root", b"exe"]
         with contextlib.suppress(OSError):
@@ -381,7 +381,8 @@ def mount_of(fdinfo: bytes) -> int:
     return int(found.group(1)) if found else -1
 
 
-def _name_of(pid: int) -> str:
+def name_of(pid: int) -> str:
+    """Return the command name of a process; a question mark if it has ended."""
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as stream:
             return stream.read().strip()

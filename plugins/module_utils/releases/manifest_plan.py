@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action, Plan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, mentions
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import ManifestRecord
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.scan_report import ScanReport
 
@@ -100,7 +100,7 @@ def failure_message(failures: Sequence[tuple[str, str]], count: int) -> str:
 
     ``failures`` has the path of each of them and the reason; ``count`` is the number of all releases.
     """
-    reasons = [reason if release in reason else f"{release}: {reason}" for release, reason in failures]
+    reasons = [reason if mentions(reason, release) else f"{release}: {reason}" for release, reason in failures]
     if count == 1 or not reasons:
         return "".join(reasons)
     more = f" (and {len(reasons) - _NAMED} more)" if len(reasons) > _NAMED else ""

@@ -26,6 +26,9 @@ _OPTIONAL_FIELDS = ("vendor", "variant")
 #: Names beside a version, each followed by the version, with which rez marks a release that is being written or is to be ignored.
 NEGATIVE_MARKERS = (".building", ".ignore")
 
+#: The files that define a rez package. One beside the versions of a package defines a package without a version.
+PACKAGE_DEFINITIONS = ("package.py", "package.yaml", "package.yml")
+
 #: Limits of a pattern. The time to match a name may grow as its length to the power of the number of wildcards in one level.
 _MOST_LEVELS = 32
 _MOST_WILDCARDS = 4
@@ -102,6 +105,11 @@ class Pattern:
         return any(
             one is not None and two is not None and one != two for one, two in zip(self.literals, other.literals)
         )
+
+    def is_beside_versions(self, level: int) -> bool:
+        """Return whether what is at a level of a package is beside its versions."""
+        above = self.levels[level - 1].groupindex if level else {}
+        return "package" in above and "version" in self.levels[level].groupindex
 
     def markers(self, level: int, name: str) -> list[str]:
         """Return the names of the negative markers of a directory at a level; none if that level has no version in it."""

@@ -10,18 +10,17 @@ open directories and for files with several names only.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import os
 import re
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import beneath, files, namespaces, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress, no_progress
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, did_you_mean, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import CHECKSUM_XATTR, Entry, Xattrs
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entry_check import (
     LARGEST_SIZE,
@@ -32,6 +31,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entry_
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entry_rights import RightsReader
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import (
     NEGATIVE_MARKERS,
+    PACKAGE_DEFINITIONS,
     IgnoredNames,
     Pattern,
     Release,
@@ -337,14 +337,13 @@ def open_root(root: bytes) -> int:
         raise OverlayError(f"software root {show(root)} is not a directory") from None
 
 
-def _nearest(directory: int, name: bytes) -> bytes:
-    """Return the name in an open directory that is most like a missing one, or nothing if none is."""
+def _like(directory: int, name: bytes) -> str:
+    """Return the end of a message about a missing name: the name in an open directory that is most like it; empty if none is."""
     try:
         names = os.listdir(directory)
     except OSError:
-        return b""
-    near = difflib.get_close_matches(os.fsdecode(name), [other for other in names if not other.startswith(".")], 1)
-    return os.fsencode(near[0]) if near else b""
+        return ""
+    return did_you_mean(os.fsdecode(name), [other for other in names if not other.startswith(".")])
 
 
 def open_release(root: bytes, release: bytes) -> int:
@@ -361,8 +360,7 @@ def open_release(root: bytes, release: bytes) -> int:
         try:
             inner = os.open(name, syscalls.LIST_REAL_DIRECTORY, dir_fd=fd)
         except FileNotFoundError:
-            near = _nearest(fd, name)
-            meant = f": did you mean {show(near)} there?" if near else ""
+            meant = _like(fd, name)
             raise OverlayError(f"release {show(release)} does not exist: there is no {show(path)}{meant}") from None
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
@@ -382,23 +380,40 @@ def open_release(root: bytes, release: bytes) -> int:
 
 
 @dataclass(frozen=True)
+class PassedOver:
+    """What a search for releases leaves out."""
+
+    #: Directories that this process may not list.
+    unlisted: list[str] = field(default_factory=list)
+    #: Symbolic links at places where a release or a directory of releases could be: the path below the root, and the target.
+    links: list[tuple[str, str]] = field(default_factory=list)
+    #: The path below the root of each rez package that has no version, and the name of the file that defines it.
+    unversioned: list[tuple[str, str]] = field(default_factory=list)
+
+    def unversioned_values(self, prefix: str) -> list[dict[str, str]]:
+        """Return the packages without a version as release_info does, sorted by path. ``prefix`` is that of ``entries.below_root``."""
+        return [
+            {"path": f"{prefix}/{path}" if prefix else path, "definition": definition}
+            for path, definition in sorted(self.unversioned)
+        ]
+
+
+@dataclass(frozen=True)
 class _Search:
     """What a search for releases needs in each directory."""
 
     pattern: Pattern
     ignored: IgnoredNames
-    unlisted: list[str]
-    links: list[tuple[str, str]]
+    passed_over: PassedOver
     progress: Progress
 
 
 def find_releases(
     root: str,
     pattern: Pattern,
-    unlisted: list[str],
+    passed_over: PassedOver,
     progress: Progress = no_progress,
     ignored: IgnoredNames | None = None,
-    links: list[tuple[str, str]] | None = None,
 ) -> Iterator[Release]:
     """Yield the releases below a software root that match ``pattern``. Directories that cannot contain a release are not listed.
 
@@ -406,31 +421,32 @@ def find_releases(
 
     A negative marker beside a version (``patterns.NEGATIVE_MARKERS``) is noted in its release.
 
-    Directories that this process may not list, such as ``lost+found``, are skipped and added to ``unlisted``. Symbolic links at places
-    where a release or a directory of releases could be are not followed: each is added to ``links``, its path below the root and its
-    target. Raises OSError if the root cannot be listed.
+    What is left out is added to ``passed_over``: directories that this process may not list, such as ``lost+found``, symbolic links, which
+    are not followed, and rez packages without a version. Raises OSError if the root cannot be listed.
     """
     names = IgnoredNames() if ignored is None else ignored
-    search = _Search(pattern, names, unlisted, [] if links is None else links, progress)
+    search = _Search(pattern, names, passed_over, progress)
     # Held, so that an automounter does not unmount the root in the meantime.
     with namespaces.held([os.fsencode(root)]):
         yield from _find(directory=root, names=[], held_back_by="", search=search)
 
 
 def _find(directory: str, names: list[str], held_back_by: str, search: _Search) -> Iterator[Release]:
-    level, pattern = len(names), search.pattern
+    level, pattern, passed_over = len(names), search.pattern, search.passed_over
     try:
-        inner, markers, links = _directories_in(directory, pattern.levels[level], search.ignored)
+        inside = _inside_of(directory, pattern.levels[level], search.ignored)
     except PermissionError:
         if not names:
             raise
-        search.unlisted.append(directory)
+        passed_over.unlisted.append(directory)
         return
     search.progress()
-    search.links.extend(("/".join((*names, name)), target) for name, target in links)
-    for name in inner:
+    passed_over.links.extend(("/".join((*names, name)), target) for name, target in inside.links)
+    if inside.definition and pattern.is_beside_versions(level):
+        passed_over.unversioned.append(("/".join(names), inside.definition))
+    for name in inside.directories:
         here = [*names, name]
-        held = held_back_by or next((one for one in pattern.markers(level, name) if one in markers), "")
+        held = held_back_by or next((one for one in pattern.markers(level, name) if one in inside.markers), "")
         if len(here) < len(pattern.levels):
             yield from _find(os.path.join(directory, name), here, held, search)
         else:
@@ -439,22 +455,34 @@ def _find(directory: str, names: list[str], held_back_by: str, search: _Search) 
                 yield release
 
 
-def _directories_in(
-    directory: str, level: re.Pattern[str], ignored: IgnoredNames
-) -> tuple[list[str], set[str], list[tuple[str, str]]]:
-    """Return what is in a directory: names of directories that match a level of a pattern, negative markers, and matching links."""
-    found, markers, linked = [], set(), []
+@dataclass(frozen=True)
+class _Inside:
+    """What is in a directory, as far as it matters for a level of a pattern."""
+
+    directories: list[str]
+    #: The negative markers.
+    markers: set[str]
+    #: The symbolic links that match, each with its target.
+    links: list[tuple[str, str]]
+    #: The name of the file that defines a rez package; empty if there is none.
+    definition: str
+
+
+def _inside_of(directory: str, level: re.Pattern[str], ignored: IgnoredNames) -> _Inside:
+    found, markers, linked, definition = [], set(), [], ""
     # An NFS client keeps a listing as long as attributes, which is an hour on a software root.
     with files.fresh_listing(directory) as listing:
         for item in listing:
             if item.name.startswith(NEGATIVE_MARKERS):
                 markers.add(item.name)
+            elif item.name in PACKAGE_DEFINITIONS and not item.is_dir(follow_symlinks=False):
+                definition = item.name
             elif level.fullmatch(item.name) and os.fsencode(item.name) not in ignored:
                 if item.is_dir(follow_symlinks=False):
                     found.append(item.name)
                 elif item.is_symlink():
                     linked.append(item.name)
-    return found, markers, _targets(directory, linked) if linked else []
+    return _Inside(found, markers, _targets(directory, linked) if linked else [], definition)
 
 
 def _targets(directory: str, names: list[str]) -> list[tuple[str, str]]:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.shown_layer import shown_layer
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Plan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.boot_plan import (
     RemoveUnit,
     RemoveViewLines,
     Stored,
     WriteUnit,
     WriteViewLines,
-    has_view_lines,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.view_lines import has_view_lines
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.shown_layer import shown_layer
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Plan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import ViewState
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import (
     generation_of,

@@ -17,6 +17,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot import boot
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.boot_plan import Stored, plan_persistence
 from ansible_collections.renderfarm.overlay.plugins.module_utils.data_images import installing
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import (
     data_choice,
@@ -30,8 +32,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mo
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import is_inside
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot, creating, declaration
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import Stored, plan_persistence
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, declaration
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, mount_differences
 from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import drift
 from ansible_collections.renderfarm.overlay.plugins.module_utils.reports.report import time_text

@@ -1,17 +1,19 @@
 # Copyright: (c) 2026, renderfarm.overlay maintainers
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Bring one software root to its declared state."""
+"""Bring software roots to their declared state."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent import futures
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mount_lock, mountpoints
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root import nfs_mount, root_plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root.nfs_options import software_root_spec
@@ -86,6 +88,35 @@ def change(declared: DeclaredRoot, carrying: Carrying) -> RootChange:
         with mountpoints.undone_on_failure():
             carrying.carry_out(plan, nfs_mount.handlers(carrying.mount_seconds))
         return _done(declared, observed, plan, mountpoints.observe(declared.path).mount, carried_out=True)
+
+
+#: The most software roots that are changed at the same time.
+_AT_ONCE = 64
+
+
+def change_each(
+    paths: Sequence[bytes], change_one: Callable[[int], RootChange], progress: Progress
+) -> list[RootChange | OverlayError | OSError]:
+    """Call ``change_one`` with the position of each mountpoint, and return what it returns or raises, in the order of ``paths``.
+
+    ``progress`` is called after each. Mounts wait at the same time for servers that do not answer, so several dead servers take no longer
+    than one.
+    """
+    groups = root_plan.grouped(paths)
+    found: dict[int, RootChange | OverlayError | OSError] = {}
+
+    def change_group(group: Sequence[int]) -> None:
+        for position in group:
+            try:
+                found[position] = change_one(position)
+            except (OverlayError, OSError) as error:
+                found[position] = error
+            progress()
+
+    with futures.ThreadPoolExecutor(min(len(groups), _AT_ONCE) or 1) as pool:
+        for done in [pool.submit(change_group, group) for group in groups]:
+            done.result()
+    return [found[position] for position in range(len(paths))]
 
 
 def _done(

@@ -23,7 +23,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo
     Mountpoint,
     overlay_layers,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import is_inside, to_bytes
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import is_inside, overlap, to_bytes
 from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root.nfs_options import (
     SoftwareRootSpec,
     declared_by,
@@ -193,6 +193,19 @@ def root_line(spec: SoftwareRootSpec) -> bytes:
     """Return the line of fstab for a software root."""
     options = ",".join(spec.options) or "defaults"
     return fstab_lines.make_line(to_bytes(spec.source), spec.path, to_bytes(spec.fstype), to_bytes(options))
+
+
+def grouped(paths: Sequence[bytes]) -> list[list[int]]:
+    """Return the positions of mountpoints in groups. Only those of different groups can be mounted at the same time.
+
+    A mountpoint inside of another one has to be made after the outer one is mounted. Groups keep the order of ``paths``.
+    """
+    groups: list[list[int]] = []
+    for position, path in enumerate(paths):
+        touched = [group for group in groups if any(overlap(path, paths[other]) for other in group)]
+        groups = [group for group in groups if group not in touched]
+        groups.append(sorted([position, *(other for group in touched for other in group)]))
+    return groups
 
 
 def changes_mount(plan: Plan) -> bool:

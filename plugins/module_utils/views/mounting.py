@@ -9,22 +9,16 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Callable
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot import boot, mount_task
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.mount_task import MountReport, MountTask
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mount_lock, mountpoints, namespaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
-    boot,
-    creating,
-    declaration,
-    detached,
-    mount_task,
-    mounts,
-)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, declaration, detached, mounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import (
     plan_unmounted,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_task import MountReport, MountTask
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import data_layers
 
 

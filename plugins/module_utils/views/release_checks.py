@@ -13,7 +13,7 @@ from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import Progress
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, mentions
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import manifest_store, sampling, scan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import (
     ManifestRecord,
@@ -126,7 +126,7 @@ def check_declared(
         if not problem and sample:
             problem = _changes(source, release, sample, progress)
         if problem:
-            problems.append(problem if release in problem else f"release {release}: {problem}")
+            problems.append(problem if mentions(problem, release) else f"release {release}: {problem}")
         progress()
     if problems:
         more = f" (and {len(problems) - _NAMED} more releases)" if len(problems) > _NAMED else ""

@@ -13,18 +13,19 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot import boot_paths, mount_units, view_lines
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import health
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import mountinfo, namespaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers, Plan, apply
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.deadline import no_progress
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_entries, creating
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import scan
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import Pattern
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views import mounting
 from ansible_collections.renderfarm.overlay.tests.kernel import support
+from ansible_collections.renderfarm.overlay.tests.kernel.at_boot.test_boot import GENERATOR
 from ansible_collections.renderfarm.overlay.tests.kernel.automounter import Automount, automount
-from ansible_collections.renderfarm.overlay.tests.kernel.overlays.test_boot import GENERATOR
 from ansible_collections.renderfarm.overlay.tests.kernel.overlays.test_switch import arguments_of, generation
 
 KINDS = ("direct", "indirect")
@@ -126,7 +127,7 @@ def test_a_list_of_releases_keeps_the_software_root_mounted(area: Path) -> None:
     for version in ("1", "2"):
         (source / "tool" / version).mkdir(parents=True)
     with on_demand(area, source) as (software, daemon):
-        found = scan.find_releases(str(software), Pattern.parse("{package}/{version}"), [])
+        found = scan.find_releases(str(software), Pattern.parse("{package}/{version}"), scan.PassedOver())
         first = next(found)
         assert not daemon.expire()
         assert {first.path, *(one.path for one in found)} == {"tool/1", "tool/2"}
@@ -142,7 +143,7 @@ def test_what_mounts_the_view_at_boot_mounts_its_automount(area: Path) -> None:
     with on_demand(area, Path(os.fsdecode(spec.data[0]))) as (software, daemon):
         arguments = arguments_of(spec, data=[str(software)])
         declared = dataclasses.replace(spec, data=(os.fsencode(software),))
-        (unit,) = boot_entries.desired_units(declared, append=True, live=namespaces.own_mounts())
+        (unit,) = mount_units.desired_units(declared, append=True, live=namespaces.own_mounts())
         assert b"\nAfter=autofs.service\n" in unit.text
         options = next(line for line in unit.text.split(b"\n") if line.startswith(b"Options="))[len(b"Options=") :]
         daemon.expire()
@@ -154,7 +155,7 @@ def test_what_mounts_the_view_at_boot_mounts_its_automount(area: Path) -> None:
 @pytest.mark.parametrize("persist", ["systemd", "fstab"])
 def test_systemd_finds_no_cycle_in_the_order_of_a_view_and_its_automounter(area: Path, persist: str) -> None:
     units, view = area / "units", area / "view"
-    for target, wanted in (("multi-user", "autofs.service"), ("remote-fs", boot_entries.unit_name(os.fsencode(view)))):
+    for target, wanted in (("multi-user", "autofs.service"), ("remote-fs", boot_paths.unit_name(os.fsencode(view)))):
         (units / f"{target}.target.wants").mkdir(parents=True)
         (units / f"{target}.target.wants" / wanted).symlink_to(f"../{wanted}")
     # The order of Debian's package.
@@ -164,10 +165,10 @@ def test_systemd_finds_no_cycle_in_the_order_of_a_view_and_its_automounter(area:
     spec = dataclasses.replace(generation(area, 0, view), data=(b"/net/software",))
     live = list(mountinfo.parse(b"40 1 0:60 / /net rw - autofs /etc/auto.net rw,fd=7,indirect"))
     if persist == "systemd":
-        (unit,) = boot_entries.desired_units(spec, append=True, live=live)
+        (unit,) = mount_units.desired_units(spec, append=True, live=live)
         (units / unit.name).write_bytes(unit.text)
     else:
-        (area / "fstab").write_bytes(b"".join(boot_entries.desired_lines(spec, append=True, live=live)))
+        (area / "fstab").write_bytes(b"".join(view_lines.desired_lines(spec, append=True, live=live)))
         environment = {**os.environ, "SYSTEMD_FSTAB": str(area / "fstab")}
         generated = [str(units), *(str(area / name) for name in ("early", "late"))]
         subprocess.run([GENERATOR, *generated], check=True, env=environment)

@@ -15,18 +15,17 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot import (
+    boot_mounts,
+    mount_task,
+    mount_units,
+    view_lines,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import health
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces, syscalls
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import overlay_layers
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
-    boot_entries,
-    creating,
-    images,
-    mount_task,
-    mounts,
-    probe,
-)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating, images, mounts, probe
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MOST_LAYERS, MountSpec
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
@@ -383,10 +382,10 @@ def test_fifty_images_are_mounted_at_boot_before_the_view(on_disk: Path) -> None
     ]
     (on_disk / "root").mkdir()
     spec = support.declared(on_disk / "view", [layer], [*found, on_disk / "root"])
-    lines = boot_entries.desired_lines(spec, append=True, any_length=True)
-    units = boot_entries.desired_units(spec, append=True)
+    lines = view_lines.desired_lines(spec, append=True, any_length=True)
+    units = mount_units.desired_units(spec, append=True)
     assert len(lines) == len(units) == 51
-    for where in (spec.path, *boot_entries.places(spec)):
+    for where in (spec.path, *boot_mounts.places(spec)):
         os.makedirs(where, exist_ok=True)
     start = time.monotonic()
     for unit in units:

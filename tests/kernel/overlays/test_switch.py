@@ -296,6 +296,19 @@ def test_a_private_namespace_keeps_the_old_overlay_and_is_named(area: Path, prop
         assert not support.module("overlay_mount", **other(area)).ok["changed"]
 
 
+def test_many_private_namespaces_are_counted_in_one_warning(area: Path) -> None:
+    with propagated(area, "private", "private") as (view, _pid), ExitStack() as stack:
+        for _more in range(6):
+            stack.enter_context(support.namespace("private"))
+        done = support.module("overlay_mount", **other(area)).ok
+        assert len(done["elsewhere"]) == 7
+        (warning,) = done["warnings"]
+        name = Path("/proc/self/comm").read_text().strip()
+        named = [f"{view} in the mount namespace of process {one['pid']} ({name})" for one in done["elsewhere"][:5]]
+        said = f"the old overlay of {view} is still mounted at 7 places: {', '.join(named)} and 2 more"
+        assert said in str(warning)
+
+
 def test_a_bind_mount_of_the_view_keeps_the_old_overlay_and_is_named(area: Path) -> None:
     view = area / "view"
     specs = [generation(area, number, view) for number in range(2)]

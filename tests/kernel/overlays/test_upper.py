@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.mount_options import mount_options
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import namespaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import apply
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import overlay_layers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import mount_options
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import plan_unmounted
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import (
     MountSpec,

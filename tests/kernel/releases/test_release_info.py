@@ -45,9 +45,9 @@ def as_nobody(root: Path) -> tuple[list[str], list[str]]:
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
-        unlisted: list[str] = []
-        found = scan.find_releases(str(root), Pattern.parse("{package}/{version}"), unlisted)
-        return sorted(release.path for release in found), unlisted
+        passed_over = scan.PassedOver()
+        found = scan.find_releases(str(root), Pattern.parse("{package}/{version}"), passed_over)
+        return sorted(release.path for release in found), passed_over.unlisted
 
     return deadline.run(find, 30)
 
@@ -94,6 +94,27 @@ def test_a_release_that_rez_is_writing_or_ignores_is_not_ready_and_is_not_scanne
     (root / "usd" / ".building1.2").unlink()
     assert support.module("release_manifest", release=release, **given).ok["changed"]
     assert support.module("release_manifest", release=release.replace("1.2", "1.20"), **given).ok["changed"]
+
+
+def test_a_rez_package_without_a_version_is_named(area: Path) -> None:
+    root = area / "root"
+    for package in ("site", "studio/python-3.9", "usd/1.0", "usd/2.0"):
+        (root / package).mkdir(parents=True)
+    for definition in ("site/package.py", "studio/package.yaml", "usd/1.0/package.py", "package.py"):
+        (root / definition).touch()
+    (root / "usd" / "package.yml").mkdir()
+    given: dict[str, Any] = {"root": str(root), "ready_marker": "package.py"}
+    found = support.module("release_info", **given).ok
+    assert [one["path"] for one in found["releases"] if one["ready"]] == ["usd/1.0"]
+    assert found["unversioned"] == [
+        {"path": "site", "definition": "package.py"},
+        {"path": "studio", "definition": "package.yaml"},
+    ]
+    named = support.module("release_info", prefix="net", **given).ok["unversioned"]
+    assert [one["path"] for one in named] == ["net/site", "net/studio"]
+    for pattern in ("{package}/{version}/{variant}", "{package}/*/{version}"):
+        found = support.module("release_info", pattern=pattern, **given).ok
+        assert len(found["unversioned"]) == (2 if "variant" in pattern else 0)
 
 
 def test_what_file_servers_leave_is_neither_a_release_nor_a_part_of_one(area: Path) -> None:

@@ -115,7 +115,7 @@ def test_the_software_root_may_be_a_symbolic_link(area: Path) -> None:
         ("nowhere", "pkg/1", "software root .*/nowhere does not exist"),
         ("root/pkg/1/sub/file", "pkg/1", "is not a directory"),
         ("root", "pkg/2", "release pkg/2 does not exist: there is no .*/root/pkg/2$"),
-        ("root", "pgk/1", r"release pgk/1 does not exist: there is no .*/root/pgk: did you mean pkg there\?$"),
+        ("root", "pgk/1", r"release pgk/1 does not exist: there is no .*/root/pgk: did you mean pkg\?$"),
         ("root", "other/1", "release other/1 does not exist: there is no .*/root/other$"),
         ("root", "pkg/1/sub/file", "/sub/file is not a directory"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,55 @@ def test_several_roots_are_declared_together_and_each_failure_is_named(area: Pat
     assert f"mounting localhost:/export/two at {area / 'two'}" in message
     assert not (area / "one").exists()
     assert not (area / "two").exists()
+
+
+MOUNT = """#!/bin/sh
+for where; do :; done
+echo "$where" > {place}/started
+read line < {place}/goes_on
+echo "no route to host"
+exit 32
+"""
+
+
+def test_several_servers_that_do_not_answer_are_waited_for_together(
+    area: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount(8) of our own does not end before the others have started."""
+    programs = area / "programs"
+    programs.mkdir()
+    (programs / "mount").write_text(MOUNT.format(place=area))
+    (programs / "mount.nfs").touch()
+    for name in ("mount", "mount.nfs"):
+        (programs / name).chmod(0o755)
+    for name in ("started", "goes_on"):
+        os.mkfifo(area / name)
+    started, goes_on = (os.open(area / name, os.O_RDWR) for name in ("started", "goes_on"))
+
+    def mounting(count: int) -> set[str]:
+        """Return the mountpoints of the next mounts that have started."""
+        found = b""
+        while found.count(b"\n") < count:
+            assert select.select([started], [], [], 60)[0], found
+            found += os.read(started, 4096)
+        return {os.path.relpath(one, area) for one in found.decode().split()}
+
+    # One is inside of another one, and so is mounted after it.
+    names = ("net/a", "net/b", "net/c", "net/a/inner")
+    roots = [{"path": str(area / name), "source": f"filer:/{name}"} for name in names]
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    with support.forked_module("software_root", {"roots": roots}) as module:
+        module.go()
+        assert mounting(3) == set(names[:3])
+        os.write(goes_on, b"\n" * 3)
+        assert mounting(1) == {"net/a/inner"}
+        os.write(goes_on, b"\n")
+        message = module.finish().message
+    os.close(started)
+    os.close(goes_on)
+    failed = [f"mounting filer:/{name} at {area / name} failed (status 32): no route to host" for name in names]
+    assert message == "; ".join(failed)
+    assert not (area / "net").exists()
 
 
 def test_a_root_that_is_not_mounted_has_no_list_of_releases(area: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,14 +60,6 @@ def shown(view: Path, roots: tuple[str, ...] = ROOTS) -> dict[str, str]:
 def perform(plan: Plan) -> None:
     for action in plan:
         apply(action, mounts.HANDLERS)
-
-
-@pytest.fixture
-def view(area: Path) -> Iterator[Path]:
-    place = area / "view"
-    place.mkdir()
-    yield place
-    support.unmount_all(place)
 
 
 @pytest.mark.parametrize("image", [False, True], ids=["directory", "image"])

@@ -3,46 +3,47 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot import (
+    boot,
+    boot_mounts,
+    boot_paths,
+    boot_plan,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.mount_units import Unit, desired_units
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import fstab_lines, namespaces
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Plan, apply
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot, boot_entries, mounts
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import Unit
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import plan_unmounted
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
 from ansible_collections.renderfarm.overlay.plugins.module_utils.trees.tree_parts import NO_DATA, TreePart
 from ansible_collections.renderfarm.overlay.tests.kernel import support
-from ansible_collections.renderfarm.overlay.tests.kernel.fleet.test_view_of_roots import Studio
-from ansible_collections.renderfarm.overlay.tests.kernel.overlays.test_boot import (
+from ansible_collections.renderfarm.overlay.tests.kernel.at_boot.test_boot import (
     FSTAB,
     UNITS,
+    Systemd,
+    check_that_an_ended_run_is_completed,
     check_with_systemd_analyze,
     etc,
     generate_units,
     mount_units,
     own_units,
     settings,
+    systemd,
 )
+from ansible_collections.renderfarm.overlay.tests.kernel.fleet.test_view_of_roots import Studio
 from ansible_collections.renderfarm.overlay.tests.kernel.trees.test_tree import ROOTS, shown, tree
 
-__all__ = ["etc"]
-
-
-@pytest.fixture
-def view(area: Path) -> Iterator[Path]:
-    place = area / "view"
-    place.mkdir()
-    yield place
-    support.unmount_all(place)
-    support.unmount_all(NO_DATA)
+__all__ = ["etc", "systemd"]
 
 
 def content(number: int) -> dict[str, str]:
@@ -56,9 +57,9 @@ def planned(spec: MountSpec | None, path: bytes, persist: str) -> Plan:
     missing = boot.missing_places(spec) if spec else set()
     stored, live = boot.read(), namespaces.own_mounts()
     return (
-        *boot_entries.plan_places(spec, persist, missing),
+        *boot_plan.plan_places(spec, persist, missing),
         *mounting,
-        *boot_entries.plan_persistence(path, spec, persist, stored, live, append=True),
+        *boot_plan.plan_persistence(path, spec, persist, stored, live, append=True),
     )
 
 
@@ -71,7 +72,7 @@ def run(plan: Plan) -> list[str]:
 def shut_down(view: Path, spec: MountSpec) -> None:
     """Unmount the view and what was mounted for it, as a shutdown does; and lose what is in /run."""
     support.unmount_all(view)
-    for place in reversed(boot_entries.places(spec)):
+    for place in reversed(boot_mounts.places(spec)):
         support.unmount_all(place)
     support.unmount_all(NO_DATA)
     shutil.rmtree(NO_DATA, ignore_errors=True)
@@ -93,7 +94,7 @@ def started(units: Sequence[Unit], view: bytes) -> list[Unit]:
             start(one)
         found.extend([unit] if unit not in found else [])
 
-    start(by_name[boot_entries.unit_name(view)])
+    start(by_name[boot_paths.unit_name(view)])
     return found
 
 
@@ -194,24 +195,36 @@ def test_after_a_killed_run_a_boot_mounts_the_old_tree_or_the_new_one(area: Path
             os.setxattr(file, "trusted.overlay.redirect", f"/2.0/{name}".encode())
     path = specs[0].path
     run(planned(specs[0], path, persist))
-    plan = planned(specs[1], path, persist)
     # The step that decides which of the two is mounted, those around it, and some of the others.
-    words = f"write unit {boot_entries.unit_name(path)}" if persist == "systemd" else "write the overlay"
+    words = f"write unit {boot_paths.unit_name(path)}" if persist == "systemd" else "write the overlay"
+    plan = planned(specs[1], path, persist)
     (step,) = (number for number, action in enumerate(plan) if str(action).startswith(words))
-    old, new = ({root: f"{root} {number}" for root in roots} for number in range(2))
-    for done in sorted({*range(1, len(plan), 4), step, step + 1, len(plan)}):
-        run(planned(specs[0], path, persist))
-        assert [str(action) for action in planned(specs[1], path, persist)] == [str(action) for action in plan]
+    ends = sorted({*range(1, len(plan), 4), step, step + 1, len(plan)})
+    for turn, done in enumerate(ends):
+        # What was the new tree is the old one of the next turn.
+        old, new = turn % 2, (turn + 1) % 2
+        plan = planned(specs[new], path, persist)
+        assert (len(plan), str(plan[step])[: len(words)]) == (ends[-1], words)
         run(plan[:done])
         for spec in specs:
             shut_down(view, spec)
         boot_from(persist, path)
-        assert shown(view, roots) == (new if done > step else old), plan[:done]
-        run(planned(specs[1], path, persist))
-        assert shown(view, roots) == new
-        assert planned(specs[1], path, persist) == ()
-        assert not _in_units(b"/g0/layer")
-        assert b"/g0/layer" not in FSTAB.read_bytes()
+        expected = new if done > step else old
+        assert shown(view, roots) == {root: f"{root} {expected}" for root in roots}, plan[:done]
+        run(planned(specs[new], path, persist))
+        assert shown(view, roots) == {root: f"{root} {new}" for root in roots}
+        assert planned(specs[new], path, persist) == ()
+        layer = b"/g%d/layer" % old
+        assert not _in_units(layer)
+        assert layer not in FSTAB.read_bytes()
+
+
+def test_the_units_of_a_tree_are_read_after_a_run_that_ended_before_it(
+    area: Path, view: Path, systemd: Systemd
+) -> None:
+    path = os.fsencode(view)
+    runs = [(tree(area, view), path, "systemd"), (tree(area, view, 1), path, "systemd"), (None, path, "none")]
+    check_that_an_ended_run_is_completed([functools.partial(planned, *one) for one in runs], systemd)
 
 
 @pytest.mark.parametrize("image", [False, True], ids=["directory", "image"])
@@ -219,10 +232,10 @@ def test_units_that_systemd_generates_from_fstab_are_those_of_the_tree(area: Pat
     spec = tree(area, view, image=image)
     generate_units(area, spec)
     units = {one.name: settings(one.read_bytes()) for one in (area / "normal").glob("*.mount")}
-    wanted = boot_entries.desired_units(spec, append=True)
+    wanted = desired_units(spec, append=True)
     assert sorted(units) == sorted(unit.name for unit in wanted)
-    name = boot_entries.unit_name(spec.path)
-    assert units[name]["RequiresMountsFor"] == os.fsdecode(boot_entries.tree_of(spec))
+    name = boot_paths.unit_name(spec.path)
+    assert units[name]["RequiresMountsFor"] == os.fsdecode(boot_mounts.tree_of(spec))
     assert "remote-fs.target" in units[name]["Before"].split(" ")
     parts = settings(wanted[-1].text)["Wants"].split(" ")
     assert len(parts) == len(ROOTS)

@@ -72,19 +72,29 @@ def test_releases_without_a_ready_marker_are_named_with_the_reason() -> None:
         {"path": "a/3", "exists": True, "ready": False, "manifest": "/m", "not_ready_since": None},
         {"path": "a/4", "exists": False, "ready": False, "manifest": "/m", "not_ready_since": None},
     ]
-    half, withdrawn = passed_over(listed, ".ready")
+    half, withdrawn = passed_over({"releases": listed}, ".ready")
     assert half.startswith("release a/2 is passed over, since it has no .ready: it is still being copied")
     assert half.endswith("(last change: 2026-11-27T15:00:00Z)")
     assert withdrawn.startswith("release a/3 is passed over, since it has no .ready: it was withdrawn")
-    assert list(passed_over([listed[1]] * 12, ".ready"))[10:] == [
+    assert list(passed_over({"releases": [listed[1]] * 12}, ".ready"))[10:] == [
         "2 more releases are passed over, since they are not ready"
     ]
 
 
 def test_a_release_that_rez_is_writing_is_named_with_the_marker() -> None:
     held = {"path": "a/1", "exists": True, "ready": False, "manifest": None, "held_back_by": ".building1"}
-    (sentence,) = passed_over([held], "")
+    (sentence,) = passed_over({"releases": [held]}, "")
     assert sentence.startswith("release a/1 is passed over, since .building1 beside it says that it is being written")
+
+
+def test_a_rez_package_without_a_version_is_named_unless_a_view_names_it() -> None:
+    listed = {"unversioned": [{"path": path, "definition": "package.py"} for path in ("site", "studio")]}
+    (sentence,) = passed_over(listed, "", {"site"})
+    assert sentence == (
+        "studio is passed over: it has package.py, so it is a rez package without a version; name it in the releases of a view to show it"
+    )
+    many = {"unversioned": listed["unversioned"] * 6}
+    assert list(passed_over(many, ""))[10:] == ["2 more rez packages without a version are passed over"]
 
 
 def test_the_order_and_the_pre_releases_of_a_view_reach_the_query() -> None:
@@ -334,10 +344,10 @@ def test_many_links_that_are_left_out_are_counted() -> None:
 
 
 def test_a_link_that_leads_to_no_release_is_named_with_the_reason() -> None:
-    assert list(passed_over([], "", LINKS)) == [
+    assert list(passed_over({"links": LINKS}, "")) == [
         "link c is passed over: it leads to /vol2/c, which is outside of the software root"
     ]
-    assert list(passed_over([], "", LINKS[3:] * 12))[10:] == ["2 more links are passed over"]
+    assert list(passed_over({"links": LINKS[3:] * 12}, ""))[10:] == ["2 more links are passed over"]
 
 
 def test_the_links_of_a_lock_are_those_of_the_view() -> None:
@@ -436,6 +446,15 @@ def test_a_root_with_a_source_has_to_be_mounted_on_a_host_of_the_run() -> None:
         ((view,), differing) = shared_views({"one": declared}, scanning)
         assert differing == []
         assert [listing.options()["mounted"] for listing in Listing.of(view)] == expected
+
+
+def test_one_root_that_the_run_mounts_has_to_be_mounted() -> None:
+    """Below it is often an empty directory, which would seem to be a software root without releases."""
+    declared = {"a": views(releases=[], query="@"), "b": views(root="/mnt/software", root_name="s")}
+    for mounted, expected in (("/net/software/", True), ("/net/software", True), ("", False), ("/net", False)):
+        ((view,), _differing) = shared_views(declared, "a", mounted)
+        (listing,) = Listing.of(view)
+        assert (listing.options()["mounted"], "mounted" in listing.scan_options()) == (expected, False)
 
 
 def test_hosts_may_have_a_root_at_different_paths() -> None:

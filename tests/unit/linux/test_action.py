@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot import boot
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import action
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import (
     Action,
@@ -14,7 +15,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action im
     RemoveMountpoint,
     UnknownActionError,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot, mounts
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.runner import Context
 from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root import nfs_mount
 

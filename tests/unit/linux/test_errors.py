@@ -6,7 +6,12 @@ import re
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import refusal_hint, show
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import (
+    did_you_mean,
+    mentions,
+    refusal_hint,
+    show,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,3 +48,28 @@ def test_the_hint_depends_on_the_user_the_error_and_the_file_system(
     as_root: bool, no_access: bool, fstype: bytes | None, hint: str
 ) -> None:
     assert re.search(hint, refusal_hint(as_root, no_access, fstype))
+
+
+@pytest.mark.parametrize(
+    ("message", "name", "expected"),
+    [
+        ("release tool/1.0 does not exist: there is no /net/tool/1.0", "release tool/1.0", True),
+        ("release tool/1.0.1 does not exist", "release tool/1.0", False),
+        ("release tool/1.0-beta does not exist", "release tool/1.0", False),
+        ("view tools: it is in use.", "view tool", False),
+        ("it is in use by view tool.", "view tool", True),
+        ("software root /net/software is not mounted", "view software", False),
+        ("/net/software/tool/1.0/bin: Permission denied", "tool/1.0", True),
+        ("/net/software/mytool/1.0: Permission denied", "tool/1.0", False),
+    ],
+)
+def test_a_message_mentions_a_whole_name(message: str, name: str, expected: bool) -> None:
+    assert mentions(message, name) is expected
+
+
+def test_an_unknown_name_is_compared_without_what_all_names_begin_with() -> None:
+    assert did_you_mean("houdini/20.5", ["houdini/20.5.410", "maya/2025"]) == ": did you mean houdini/20.5.410?"
+    assert did_you_mean("x", ["houdini"]) == ""
+    assert did_you_mean("overlay_zzz", ["overlay_abc"]) == ": did you mean overlay_abc?"
+    assert did_you_mean("overlay_zzz", ["overlay_abc"], "overlay_") == ""
+    assert did_you_mean("a\udcff", ["a\udcff\udcfe"]) == ": did you mean a\\xff\\xfe?"

@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.shown_layer import shown_layer
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.boot_plan import (
     ReloadSystemd,
     RemovePart,
     RemoveUnit,
     RemoveViewLines,
     Stored,
-    Unit,
     WriteUnit,
     WriteViewLines,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.mount_units import Unit
+from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.shown_layer import shown_layer
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Action
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.reports import drift
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.layer_plan import ViewState
 

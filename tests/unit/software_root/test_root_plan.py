@@ -191,3 +191,9 @@ def test_options_that_a_new_mount_lacks_are_a_warning() -> None:
     assert root_plan.ignored_options(None, mount(V4)) == root_plan.ignored_options(spec("rw"), None) == []
     (warning,) = root_plan.ignored_options(spec("nconnect=4"), mount(V4))
     assert "nconnect is 1, not 4" in warning
+
+
+def test_a_mountpoint_inside_of_another_one_is_not_mounted_at_the_same_time() -> None:
+    paths = [b"/net/a/b/c", b"/net/x", b"/net/a/b", b"/net/ab", b"/net/a", b"/net/x"]
+    assert root_plan.grouped(paths) == [[3], [0, 2, 4], [1, 5]]
+    assert root_plan.grouped([]) == []

@@ -416,13 +416,15 @@ def _on_root(request: Mapping[str, Any], pattern: Any, problems: list[str]) -> l
     from ansible_collections.renderfarm.overlay.plugins.module_utils.releases import scan
 
     root, marker, known = request["root"], request["ready_marker"], set(request["known"])
-    unlisted: list[str] = []
+    passed_over = scan.PassedOver()
     found = [
         {**release.as_dict(), "root": root}
-        for release in scan.find_releases(root, pattern, unlisted)
+        for release in scan.find_releases(root, pattern, passed_over)
         if release.path not in known and scan.is_shown_ready(root, release, marker)
     ]
-    problems.extend(f"{directory} may not be listed, so releases in it are not known" for directory in unlisted)
+    problems.extend(
+        f"{directory} may not be listed, so releases in it are not known" for directory in passed_over.unlisted
+    )
     return found
 
 

@@ -17,12 +17,12 @@ release() {
     touch "$place/software/$1/.ready"
 }
 release tool/1.0
-mkdir "$place/manifests" "$place/readonly"
+mkdir "$place/manifests" "$place/readonly" "$place/mountpoint"
 mount --bind "$place/manifests" "$place/readonly"
 mount -o remount,bind,ro "$place/readonly"
 
 # The hosts are this machine, with a state directory and mountpoints of their own. The store is read-only on one of them,
-# and two do not answer.
+# another one cannot mount the software root over its empty directory, and two do not answer.
 cat > "$place/inventory.yml" <<EOF
 all:
   children:
@@ -32,10 +32,14 @@ all:
         one:
         two:
       vars: {ansible_connection: local}
+    empty:
+      hosts:
+        bare: {overlay_root: "$place/mountpoint", overlay_root_name: "$place/software", overlay_source: "gone.invalid:/"}
+      vars: {ansible_connection: local}
     gone:
       hosts:
         gone:
-        lost:
+        lost: {overlay_source: "gone.invalid:/"}
       vars: {ansible_connection: ssh, ansible_host: 127.0.0.1, ansible_port: 1}
   vars:
     ansible_python_interpreter: "$(command -v python)"
@@ -45,6 +49,7 @@ all:
     overlay_state_dir: $place/state-{{ inventory_hostname }}
     overlay_ready_marker: .ready
     overlay_linger: 0
+    host_install_packages: false
     overlay_views:
       - name: newest
         mountpoint: $place/{{ inventory_hostname }}/newest
@@ -111,11 +116,17 @@ shows unwritable 1.1
 shows one 1.1
 grep -Eq '^one +: .* failed=0 ' "$place/log"
 
+# Neither of the first two can mount the software root: one does not answer, and the other has no server to mount it from.
+release tool/1.1.1
+fails lost,bare,one
+shows one 1.1.1
+grep -Eq '^one +: .* failed=0 ' "$place/log"
+
 # With --limit, a host that is left out still scans if it is named, and else the first that is left.
 release tool/1.2
 deploy up --limit two -e overlay_scan_host=one
 shows two 1.2
-shows one 1.1
+shows one 1.1.1
 deploy up --limit one,two
 shows one 1.2
 

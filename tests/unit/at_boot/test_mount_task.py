@@ -6,23 +6,23 @@ from dataclasses import replace
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import CreateMountpoint, Plan
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, parse
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mount_task
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot import mount_task
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.boot_plan import (
     ReloadSystemd,
     RemoveUnit,
     Stored,
-    Unit,
     WriteUnit,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.mount_task import MountTask
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.mount_units import Unit
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import CreateMountpoint, Plan
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, parse
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import (
     DetachOverlay,
     MountOverlay,
     MountpointState,
     SwitchOverlay,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_task import MountTask
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import mount_spec
 
 SPEC = mount_spec(b"/v", [b"/meta"], [b"/data"], {}, True)

@@ -7,25 +7,24 @@ from dataclasses import replace
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, overlay_layers, parse
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
-    MARKER,
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.boot_mounts import tree_of, whole_of
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.boot_paths import unit_name
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.boot_plan import (
     RemoveViewLines,
     Stored,
-    Unit,
     WriteUnit,
     WriteViewLines,
-    desired_lines,
-    desired_units,
-    fstab_with_view,
-    mount_options,
     plan_persistence,
     plan_places,
-    tree_of,
-    unit_name,
-    whole_of,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.mount_options import mount_options
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.mount_units import MARKER, Unit, desired_units
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.view_lines import (
+    desired_lines,
+    fstab_with_view,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount, overlay_layers, parse
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import (
     MountSpec,
     Writable,
@@ -389,6 +388,10 @@ GONE = ["remove unit g-1-layer.mount", "remove unit software.mount", RELOAD]
         (SPEC, "fstab", IN_FSTAB, []),
         # The link of the unit is missing.
         (SPEC, "systemd", Stored((UNITS[0], Unit(UNITS[1].name, UNITS[1].text, False)), b""), ["write unit software.mount", RELOAD]),
+        # Another run was killed before systemd read its units again.
+        (SPEC, "systemd", replace(WRITTEN, reload_due=True), [RELOAD]),
+        (SPEC, "fstab", replace(IN_FSTAB, reload_due=True), [RELOAD]),
+        (PLAIN, "systemd", replace(NOTHING, reload_due=True), ["write unit software.mount", RELOAD]),
         # After a switch to the next generation, the old image is not needed.
         (
             NEXT,

@@ -9,6 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot import boot
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.boot_plan import (
+    RemoveUnit,
+    Stored,
+    WriteUnit,
+    plan_persistence,
+    plan_places,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     deadline,
     mountinfo,
@@ -19,19 +27,11 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action im
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import Mount
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
-    boot,
     creating,
     inner_mounts,
     mounts,
     probe,
     uppers,
-)
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
-    RemoveUnit,
-    Stored,
-    WriteUnit,
-    plan_persistence,
-    plan_places,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.mount_plan import (
     DropCovered,
@@ -48,6 +48,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.option
     mount_differences,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.trees import tree_parts
+
+#: The most places that a warning names.
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -210,13 +213,23 @@ def _carried(task: MountTask, after: MountpointState) -> tuple[list[str], list[s
 
 
 def _still_mounted(path: bytes, elsewhere: Sequence[tuple[bytes, int | None]], covered: bool) -> list[str]:
-    """Return a warning for each place at which the old overlay is still mounted. ``covered`` says whether the new one covers it."""
+    """Return a warning if the old overlay is still mounted. ``covered`` says whether the new one covers it.
+
+    Each process may have a mount namespace of its own, so one warning counts the places and names the first of them.
+    """
     found = []
     if covered:
         found.append(f"the old overlay at {show(path)} stays mounted below the new one until both are unmounted")
-    for place, pid in elsewhere:
-        found.append(f"the old overlay of {show(path)} is still mounted at {show(place)}{mountinfo.in_namespace(pid)}")
+    if elsewhere:
+        count = f"{len(elsewhere)} places: " if len(elsewhere) > 1 else ""
+        more = f" and {len(elsewhere) - _MOST_NAMED} more" if len(elsewhere) > _MOST_NAMED else ""
+        named = ", ".join(show(place) + _owner(pid) for place, pid in elsewhere[:_MOST_NAMED])
+        found.append(f"the old overlay of {show(path)} is still mounted at {count}{named}{more}")
     return found
+
+
+def _owner(pid: int | None) -> str:
+    return "" if pid is None else f"{mountinfo.in_namespace(pid)} ({processes.name_of(pid)})"
 
 
 def _diff(task: MountTask) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -8,11 +8,24 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Sequence
+import secrets
+from collections.abc import Iterator, Sequence
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot import boot_mounts, view_lines
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.boot_plan import (
+    ReloadSystemd,
+    RemovePart,
+    RemoveUnit,
+    RemoveViewLines,
+    Stored,
+    WriteUnit,
+    WriteViewLines,
+)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.mount_units import Unit
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
     boot_files,
     files,
+    mount_lock,
     namespaces,
     processes,
     syscalls,
@@ -21,17 +34,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import (
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Handlers
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.mountinfo import top_mount
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import boot_entries, mounts
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.boot_entries import (
-    ReloadSystemd,
-    RemovePart,
-    RemoveUnit,
-    RemoveViewLines,
-    Stored,
-    Unit,
-    WriteUnit,
-    WriteViewLines,
-)
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import mounts
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec
 
 #: This directory exists while systemd runs (sd_booted(3)).
@@ -40,6 +43,12 @@ _RUNNING = "/run/systemd/system"
 #: Seconds to wait for systemd to reload its units.
 _RELOAD_SECONDS = 60.0
 
+#: A file for each change of a unit that systemd has not read yet. Below /run, since systemd reads all units when it starts.
+_UNREAD = "/run/renderfarm-overlay/unread-units"
+
+#: Seconds to wait for another run that changes a unit, which takes a moment.
+_LOCK_SECONDS = 30.0
+
 #: Seconds to wait for mount(8) to print its version.
 _VERSION_SECONDS = 10.0
 
@@ -47,7 +56,7 @@ _VERSION_SECONDS = 10.0
 def read() -> Stored:
     """Return the mount units in the administrator's directory, and the text of fstab."""
     units = [Unit(name, text, os.path.lexists(_wants(name))) for name, text in boot_files.mount_units()]
-    return Stored(tuple(units), boot_files.fstab())
+    return Stored(tuple(units), boot_files.fstab(), bool(_unread()))
 
 
 @functools.cache
@@ -77,33 +86,66 @@ def check_hidden(spec: MountSpec) -> None:
 
 def missing_places(spec: MountSpec) -> set[bytes]:
     """Return the mountpoints of the parts of an overlay that do not exist."""
-    return {place for place in boot_entries.places(spec) if not os.path.isdir(place)}
+    return {place for place in boot_mounts.places(spec) if not os.path.isdir(place)}
 
 
 def _wants(name: str) -> str:
-    return os.path.join(boot_files.UNITS, f"{boot_entries.WANTED_BY}.wants", name)
+    return os.path.join(boot_files.UNITS, f"{boot_mounts.WANTED_BY}.wants", name)
+
+
+def _unread() -> list[str]:
+    """Return the names of the files that note changes which systemd has not read."""
+    try:
+        return os.listdir(_UNREAD)
+    except FileNotFoundError:
+        return []
+
+
+@contextlib.contextmanager
+def _changing_units() -> Iterator[None]:
+    """Note that systemd has to read its units again, and let the block change one.
+
+    The note comes first, so that it outlives a run that is killed after the change. Each change has a note of its own: other runs may have
+    systemd read its units at the same time, and remove the notes that were there before.
+    """
+    if not os.path.isdir(_RUNNING):
+        yield
+        return
+    with _notes_locked():
+        files.make_directories(_UNREAD, 0o755)
+        os.close(files.open_or_make(os.path.join(_UNREAD, secrets.token_hex(8)), 0o644))
+        yield
+
+
+def _notes_locked() -> contextlib.AbstractContextManager[None]:
+    return mount_lock.held(os.fsencode(_UNREAD), _LOCK_SECONDS)
 
 
 def _write_unit(unit: Unit) -> None:
     files.make_directories(boot_files.UNITS, 0o755)
-    with files.written_aside(os.path.join(boot_files.UNITS, unit.name)) as stream:
-        stream.write(unit.text)
-    if unit.wanted:
-        files.make_directories(os.path.dirname(_wants(unit.name)), 0o755)
-        files.replace_link(_wants(unit.name), os.path.join("..", unit.name))
+    with _changing_units():
+        with files.written_aside(os.path.join(boot_files.UNITS, unit.name)) as stream:
+            stream.write(unit.text)
+        if unit.wanted:
+            files.make_directories(os.path.dirname(_wants(unit.name)), 0o755)
+            files.replace_link(_wants(unit.name), os.path.join("..", unit.name))
 
 
 def _remove_unit(name: str) -> None:
-    # The unit itself goes last, since the run after a killed one finds the link by it.
-    for path in (_wants(name), os.path.join(boot_files.UNITS, name)):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+    with _changing_units():
+        # The unit itself goes last, since the run after a killed one finds the link by it.
+        for path in (_wants(name), os.path.join(boot_files.UNITS, name)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 def _reload() -> None:
     """Have systemd reload its units if it runs. Raises OverlayError if that fails, or takes too long."""
     if not os.path.isdir(_RUNNING):
         return
+    # Under the lock no unit is between its note and its change. So systemd reads all changes that have these notes.
+    with _notes_locked():
+        read_now = _unread()
     try:
         status, output = processes.run(["systemctl", "daemon-reload"], _RELOAD_SECONDS)
     except TimeoutError:
@@ -112,6 +154,9 @@ def _reload() -> None:
         ) from None
     if status:
         raise OverlayError(f"systemctl daemon-reload failed (status {status}): {show(output.strip())}")
+    for note in read_now:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(_UNREAD, note))
 
 
 def _remove_part(name: bytes) -> None:
@@ -126,7 +171,7 @@ def _remove_part(name: bytes) -> None:
 
 
 def _edit_fstab(path: bytes, lines: Sequence[bytes]) -> None:
-    boot_files.edit_fstab(lambda text: boot_entries.fstab_with_view(text, path, lines))
+    boot_files.edit_fstab(lambda text: view_lines.fstab_with_view(text, path, lines))
 
 
 #: Handlers of the actions for an overlay, including those for mounting it at boot.

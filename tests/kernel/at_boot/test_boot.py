@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import boot_files, namespaces
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import apply
-from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import (
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot import (
     boot,
-    boot_entries,
-    creating,
+    boot_mounts,
+    boot_paths,
+    boot_plan,
+    view_lines,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.boot_plan import ReloadSystemd, WriteUnit
+from ansible_collections.renderfarm.overlay.plugins.module_utils.at_boot.mount_units import MARKER, Unit, desired_units
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux import boot_files, namespaces
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.action import Plan, apply
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays import creating
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.image_names import without_suffix
 from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import MountSpec, mount_spec
 from ansible_collections.renderfarm.overlay.tests.kernel import support
@@ -65,6 +72,43 @@ def etc(arena: Path) -> Iterator[None]:
     support.command("rm", "-r", arena / "etc")
 
 
+SYSTEMCTL = """#!/bin/sh
+echo "$@" >> {place}/calls
+if [ -p {place}/started ]; then : > {place}/started; read line < {place}/goes_on; fi
+if [ -e {place}/killing ]; then rm {place}/killing; kill -KILL $PPID; fi
+"""
+
+
+class Systemd:
+    """A systemd that runs, and a systemctl that notes its calls."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        (place / "systemctl").write_text(SYSTEMCTL.format(place=place))
+        (place / "systemctl").chmod(0o755)
+
+    def kill_the_next_caller(self) -> None:
+        (self.place / "killing").touch()
+
+    def calls(self) -> list[str]:
+        """Return the calls since the last time."""
+        path = self.place / "calls"
+        found = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return found
+
+
+@pytest.fixture
+def systemd(arena: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Systemd]:
+    place = arena / "systemd"
+    place.mkdir()
+    running = Path("/run/systemd/system")
+    running.mkdir(parents=True)
+    monkeypatch.setenv("PATH", f"{place}{os.pathsep}{os.environ['PATH']}")
+    yield Systemd(place)
+    support.command("rm", "-r", place, running)
+
+
 #: The kinds of layers.
 KINDS = ["image", "directory", "redirect", "data image"]
 
@@ -110,7 +154,7 @@ def settings(unit: bytes) -> dict[str, str]:
     return {name.decode(): value.decode().replace("%%", "%") for name, value in found}
 
 
-def mount_units(units: tuple[boot_entries.Unit, ...]) -> None:
+def mount_units(units: tuple[Unit, ...]) -> None:
     """Mount units as systemd does: make the mountpoint and run mount(8)."""
     for unit in units:
         said = settings(unit.text)
@@ -126,7 +170,7 @@ def is_as_declared(spec: MountSpec) -> bool:
 @pytest.mark.parametrize("name", ODD)
 def test_a_unit_mounts_the_declared_overlay(area: Path, name: str, kind: str) -> None:
     spec = view_of(area / name, kind=kind, view=f"view {name}", nodev=True, noatime=True)
-    mount_units(boot_entries.desired_units(spec, append=True))
+    mount_units(desired_units(spec, append=True))
     assert is_as_declared(spec)
 
 
@@ -134,8 +178,8 @@ def test_a_unit_mounts_the_declared_overlay(area: Path, name: str, kind: str) ->
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_line_of_fstab_mounts_the_declared_overlay(area: Path, name: str, kind: str) -> None:
     spec = view_of(area / name, kind=kind, view=f"view \\ {name}", nosuid=True)
-    lines = boot_entries.desired_lines(spec, append=True)
-    for where in (spec.path, *boot_entries.places(spec)):
+    lines = view_lines.desired_lines(spec, append=True)
+    for where in (spec.path, *boot_mounts.places(spec)):
         os.makedirs(where, exist_ok=True)
     (area / "fstab").write_bytes(b"".join(lines))
     support.command("mount", "-a", "-T", area / "fstab")
@@ -150,7 +194,7 @@ def test_an_upper_layer_is_mounted_at_boot_with_what_was_written(area: Path, kin
     support.carried_out(spec)
     (area / "view" / "own").write_text("own")
     support.command("umount", area / "view")
-    mount_units(boot_entries.desired_units(spec, append=True))
+    mount_units(desired_units(spec, append=True))
     assert is_as_declared(spec)
     assert (area / "view" / "own").read_text() == "own"
     (area / "view" / "later").write_text("later")
@@ -159,7 +203,7 @@ def test_an_upper_layer_is_mounted_at_boot_with_what_was_written(area: Path, kin
 def test_layers_too_long_for_one_option_are_mounted_one_by_one(area: Path) -> None:
     assert creating.takes_layers_one_by_one()
     spec = view_of(area / ("x" * 120) / ("y" * 40))
-    units = boot_entries.desired_units(spec, append=True)
+    units = desired_units(spec, append=True)
     assert b"lowerdir+=" in units[-1].text
     mount_units(units)
     assert is_as_declared(spec)
@@ -168,7 +212,7 @@ def test_layers_too_long_for_one_option_are_mounted_one_by_one(area: Path) -> No
 def check_with_systemd_analyze(area: Path, spec: MountSpec) -> None:
     """Check that systemd finds no fault in the units of an overlay, which are written to a directory."""
     paths = []
-    for unit in boot_entries.desired_units(spec, append=True):
+    for unit in desired_units(spec, append=True):
         paths.append(area / unit.name)
         paths[-1].write_bytes(unit.text)
     done = subprocess.run(
@@ -195,7 +239,7 @@ GENERATOR = "/usr/lib/systemd/system-generators/systemd-fstab-generator"
 
 def generate_units(area: Path, spec: MountSpec) -> None:
     """Have systemd generate units from the lines of fstab of an overlay, into the directory ``normal`` among others."""
-    (area / "fstab").write_bytes(b"".join(boot_entries.desired_lines(spec, append=True)))
+    (area / "fstab").write_bytes(b"".join(view_lines.desired_lines(spec, append=True)))
     directories = [area / name for name in ("normal", "early", "late")]
     for path in directories:
         path.mkdir()
@@ -208,17 +252,17 @@ def test_units_that_systemd_generates_from_fstab_mount_the_declared_overlay(area
     spec = view_of(area / "e:%n#ü=", kind=kind, view="v w\\x", nodev=True)
     generate_units(area, spec)
     units = {name: (area / "normal" / name).read_bytes() for name in os.listdir(area / "normal") if "mount" in name}
-    names = [boot_entries.unit_name(path) for path in (*boot_entries.places(spec), spec.path)]
+    names = [boot_paths.unit_name(path) for path in (*boot_mounts.places(spec), spec.path)]
     assert sorted(units) == sorted(names)
     for name in names:
         assert (area / "normal" / "remote-fs.target.wants" / name).is_symlink()
     required = settings(units[names[0] if kind == "redirect" else names[-1]])["RequiresMountsFor"].split(" ")
     assert required == [os.fsdecode(path) for path in (*spec.lower, *spec.data)]
     if kind == "redirect":
-        assert settings(units[names[-1]])["RequiresMountsFor"] == os.fsdecode(boot_entries.places(spec)[0])
+        assert settings(units[names[-1]])["RequiresMountsFor"] == os.fsdecode(boot_mounts.places(spec)[0])
     # A service that starts after the target, such as a render service, finds the view.
-    assert boot_entries.WANTED_BY in settings(units[names[-1]])["Before"].split(" ")
-    mount_units(tuple(boot_entries.Unit(name, units[name], True) for name in names))
+    assert boot_mounts.WANTED_BY in settings(units[names[-1]])["Before"].split(" ")
+    mount_units(tuple(Unit(name, units[name], True) for name in names))
     assert is_as_declared(spec)
 
 
@@ -248,13 +292,13 @@ def four_runs(**arguments: Any) -> dict[str, Any]:
 
 
 def own_units() -> set[str]:
-    return {path.name for path in UNITS.glob("*.mount") if path.read_bytes().startswith(boot_entries.MARKER)}
+    return {path.name for path in UNITS.glob("*.mount") if path.read_bytes().startswith(MARKER)}
 
 
 def test_units_follow_the_view(area: Path) -> None:
     specs = [view_of(area, number) for number in range(2)]
-    names = [{boot_entries.unit_name(spec.lower[0]), boot_entries.unit_name(spec.path)} for spec in specs]
-    view_unit = boot_entries.unit_name(specs[0].path)
+    names = [{boot_paths.unit_name(spec.lower[0]), boot_paths.unit_name(spec.path)} for spec in specs]
+    view_unit = boot_paths.unit_name(specs[0].path)
     four_runs(**arguments_of(specs[0], "systemd"))
     assert own_units() == names[0]
     assert os.path.samefile(WANTS / view_unit, UNITS / view_unit)
@@ -262,7 +306,7 @@ def test_units_follow_the_view(area: Path) -> None:
     # This is the state after a boot: the image is mounted visibly.
     support.unmount_all(specs[0].path)
     stored = {unit.name: unit for unit in boot.read().units}
-    mount_units(tuple(stored[unit.name] for unit in boot_entries.desired_units(specs[0], append=True)))
+    mount_units(tuple(stored[unit.name] for unit in desired_units(specs[0], append=True)))
     assert not support.module("overlay_mount", **arguments_of(specs[0], "systemd")).ok["changed"]
     # A switch unmounts the old image, and removes its unit and mountpoint.
     done = four_runs(**arguments_of(specs[1], "systemd"))
@@ -293,7 +337,7 @@ def test_lines_of_fstab_follow_the_view(area: Path) -> None:
     assert is_as_declared(specs[0])
     assert not support.module("overlay_mount", **arguments_of(specs[0], "fstab")).ok["changed"]
     four_runs(**arguments_of(specs[1], "fstab"))
-    assert FSTAB.read_bytes() == before.encode() + b"".join(boot_entries.desired_lines(specs[1], append=True))
+    assert FSTAB.read_bytes() == before.encode() + b"".join(view_lines.desired_lines(specs[1], append=True))
     assert [one.path for one in namespaces.own_mounts() if one.fstype == b"erofs"] == []
     four_runs(**arguments_of(specs[1], "systemd"))
     assert FSTAB.read_text() == before
@@ -312,13 +356,13 @@ def test_the_whole_overlay_of_a_view_that_shows_one_directory_follows_it(area: P
     kept = FSTAB.read_bytes(), own_units()
     four_runs(**arguments_of(specs[0], persist))
     # The module itself does not mount the whole overlay visibly.
-    (place,) = boot_entries.places(specs[0])
+    (place,) = boot_mounts.places(specs[0])
     assert os.listdir(place) == []
     support.unmount_all(specs[0].path)
     if persist == "fstab":
         support.command("mount", "-a", "-T", FSTAB)
     else:
-        mount_units(boot_entries.desired_units(specs[0], append=True))
+        mount_units(desired_units(specs[0], append=True))
     assert is_as_declared(specs[0])
     assert sorted(os.listdir(place)) == [b"file", b"view"]
     assert not support.module("overlay_mount", **arguments_of(specs[0], persist)).ok["changed"]
@@ -336,7 +380,7 @@ def test_the_whole_overlay_of_a_view_that_shows_one_directory_follows_it(area: P
 
 def test_an_image_that_another_overlay_uses_stays_mounted(area: Path) -> None:
     specs = [view_of(area, number) for number in range(2)]
-    mount_units(boot_entries.desired_units(specs[0], append=True))
+    mount_units(desired_units(specs[0], append=True))
     (area / "other").mkdir()
     layers = f"lowerdir={area}/g0/layer::{area}/data"
     support.command("mount", "-t", "overlay", "-o", f"ro,metacopy=on,{layers}", "overlay", area / "other")
@@ -352,7 +396,7 @@ def test_a_view_that_cannot_be_mounted_at_boot_is_refused_before_it_is_mounted(a
     ran = support.module("overlay_mount", **arguments_of(spec, "fstab"))
     assert "use 'persist: systemd'" in ran.message
     assert support.live(spec.path) is None
-    (UNITS / boot_entries.unit_name(spec.path)).write_text("[Mount]\n")
+    (UNITS / boot_paths.unit_name(spec.path)).write_text("[Mount]\n")
     ran = support.module("overlay_mount", **arguments_of(spec, "systemd"))
     assert "not of this collection" in ran.message
     assert support.live(spec.path) is None
@@ -378,21 +422,21 @@ def test_a_run_that_ends_after_any_of_its_actions_is_completed_by_the_next(area:
         number += 2
         support.module("overlay_mount", **arguments_of(specs[0], persist))
         support.unmount_all(specs[0].path)
-        mount_units(boot_entries.desired_units(specs[0], append=True))
+        mount_units(desired_units(specs[0], append=True))
         stored, live = boot.read(), namespaces.own_mounts()
         plan = (
-            *boot_entries.plan_places(specs[1], persist, boot.missing_places(specs[1])),
+            *boot_plan.plan_places(specs[1], persist, boot.missing_places(specs[1])),
             *support.planned(specs[1]),
-            *boot_entries.plan_persistence(specs[1].path, specs[1], persist, stored, live, append=True),
+            *boot_plan.plan_persistence(specs[1].path, specs[1], persist, stored, live, append=True),
         )
         for action in plan[:done]:
             apply(action, boot.HANDLERS)
         support.module("overlay_mount", **arguments_of(specs[1], persist))
         assert not support.module("overlay_mount", **arguments_of(specs[1], persist)).ok["changed"]
         assert is_as_declared(specs[1])
-        expected = {boot_entries.unit_name(path) for path in (specs[1].path, *boot_entries.places(specs[1]))}
+        expected = {boot_paths.unit_name(path) for path in (specs[1].path, *boot_mounts.places(specs[1]))}
         assert own_units() == (expected if persist == "systemd" else set())
-        lines = boot_entries.desired_lines(specs[1], append=True) if persist == "fstab" else ()
+        lines = view_lines.desired_lines(specs[1], append=True) if persist == "fstab" else ()
         assert FSTAB.read_bytes() == before + b"".join(lines)
         assert [
             one.path for one in namespaces.own_mounts() if re.match(rb"/(g|state)", one.path[len(os.fsencode(area)) :])
@@ -401,3 +445,78 @@ def test_a_run_that_ends_after_any_of_its_actions_is_completed_by_the_next(area:
             break
         done += 1
     assert done >= 4
+
+
+RELOAD = str(ReloadSystemd())
+
+
+def test_units_of_a_run_that_was_killed_before_systemd_read_them_are_read_by_the_next(
+    area: Path, systemd: Systemd
+) -> None:
+    arguments = arguments_of(view_of(area), "systemd")
+    systemd.kill_the_next_caller()
+    assert "the worker process was killed" in support.module("overlay_mount", **arguments).message
+    assert support.module("overlay_mount", check=True, **arguments).ok["actions"] == [RELOAD]
+    assert systemd.calls() == ["daemon-reload"]
+    assert support.module("overlay_mount", **arguments).ok["actions"] == [RELOAD]
+    assert systemd.calls() == ["daemon-reload"]
+    assert not support.module("overlay_mount", **arguments).ok["changed"]
+    assert systemd.calls() == []
+
+
+def check_that_an_ended_run_is_completed(plans: Sequence[Callable[[], Plan]], systemd: Systemd) -> None:
+    """Check that units are read after runs that ended before it. The plans are of a mount, of a switch, and to mount nothing at boot."""
+    for planned in plans:
+        # The first run ends before systemd reads what it wrote, and the second before it reads what that removed.
+        for _ended in range(2):
+            plan = planned()
+            for action in plan[: plan.index(ReloadSystemd())]:
+                apply(action, boot.HANDLERS)
+        assert systemd.calls() == []
+        assert planned() == (ReloadSystemd(),)
+        apply(ReloadSystemd(), boot.HANDLERS)
+        assert systemd.calls() == ["daemon-reload"]
+        assert planned() == ()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_units_of_every_kind_of_view_are_read_after_a_run_that_ended_before_it(
+    area: Path, systemd: Systemd, kind: str
+) -> None:
+    def planned(spec: MountSpec, persist: str) -> Plan:
+        places = boot_plan.plan_places(spec, persist, boot.missing_places(spec))
+        stored, live = boot.read(), namespaces.own_mounts()
+        at_boot = boot_plan.plan_persistence(spec.path, spec, persist, stored, live, append=True)
+        return (*places, *support.planned(spec), *at_boot)
+
+    specs = [view_of(area, number, kind) for number in range(2)]
+    runs = [(specs[0], "systemd"), (specs[1], "systemd"), (specs[1], "none")]
+    check_that_an_ended_run_is_completed([functools.partial(planned, *one) for one in runs], systemd)
+
+
+def test_a_unit_that_is_written_while_systemd_reads_its_units_is_read_again(area: Path, systemd: Systemd) -> None:
+    first, second = desired_units(view_of(area), append=True)
+    apply(WriteUnit(first), boot.HANDLERS)
+    for name in ("started", "goes_on"):
+        os.mkfifo(systemd.place / name)
+    reading = threading.Thread(target=apply, args=(ReloadSystemd(), boot.HANDLERS))
+    reading.start()
+    (systemd.place / "started").read_bytes()
+    apply(WriteUnit(second), boot.HANDLERS)
+    (systemd.place / "goes_on").write_text("\n")
+    reading.join()
+    assert boot.read().reload_due
+    (systemd.place / "started").unlink()
+    apply(ReloadSystemd(), boot.HANDLERS)
+    assert not boot.read().reload_due
+
+
+def test_a_run_that_cannot_have_systemd_read_its_units_fails_and_the_next_tries_again(
+    area: Path, systemd: Systemd
+) -> None:
+    arguments = arguments_of(view_of(area), "systemd")
+    (systemd.place / "systemctl").write_text("#!/bin/sh\necho no; exit 1\n")
+    assert "systemctl daemon-reload failed (status 1): no" in support.module("overlay_mount", **arguments).message
+    (systemd.place / "systemctl").write_text("#!/bin/sh\n")
+    assert support.module("overlay_mount", **arguments).ok["actions"][-1] == RELOAD
+    assert not support.module("overlay_mount", **arguments).ok["changed"]
