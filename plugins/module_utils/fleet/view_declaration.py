@@ -10,6 +10,8 @@ key may hold. All problems are found, not only the first, and each is one line t
 from __future__ import annotations
 
 import difflib
+import itertools
+import math
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,14 +20,16 @@ from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import data_choice, view_roots
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.globs import clean_globs
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import declared_links
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.ownership import parse_mode
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, show_text
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import (
     is_inside,
     overlap,
     to_bytes,
     to_text,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import check_options
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import relative_path
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import (
     DEFAULT_IGNORED_NAMES,
@@ -37,14 +41,22 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root.n
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import is_view_name
 
-#: Characters of a value that a message shows.
+#: Characters of a value or a key that a message shows.
 _SHOWN = 60
+#: Characters of a message: of its beginning, and of its end, which says what to do.
+_BEGINNING, _END = 300, 100
+#: Bytes of the longest path: PATH_MAX of linux/limits.h without the NUL byte at its end. A name in it has at most NAME_MAX bytes.
+_LONGEST_PATH, _LONGEST_NAME = 4095, 255
+#: The largest number: 300 years in seconds. The end of what lasts longer is no date.
+_LARGEST = 10_000_000_000
 #: How the variables begin that are given for all views.
 _PREFIX = "overlay_"
 _TRUE = ("y", "yes", "on", "true", "t", "1")
 _FALSE = ("n", "no", "off", "false", "f", "0")
 #: A size in bytes, as Ansible takes it.
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)[KMGTPEZYkmgtpezy]?[bB]?")
+#: The ID of a generation, the name of its directory, or a word for one.
+_GENERATION = re.compile(r"[0-9a-z][0-9a-z_-]{0,99}")
 #: The keys that are the same for all views of a state directory, since they share its data images.
 _OF_STATE_DIR = ("data_budget", "data_keep_free")
 
@@ -91,7 +103,13 @@ def declared_views(views: Any, common: Mapping[str, Any], chosen: str = "") -> t
     problems += _problems_between(completed)
     if chosen:
         completed = [view for view in completed if view["name"] == chosen]
-    return completed, list(dict.fromkeys(problems))
+    return completed, list(dict.fromkeys(map(one_line, problems)))
+
+
+def one_line(text: str) -> str:
+    """Return a message as one line of a length that can be read: without control characters, and with a gap if it is too long."""
+    line = show_text(" ".join(part.strip() for part in text.splitlines()))
+    return line if len(line) <= _BEGINNING + _END else f"{line[:_BEGINNING]} ... {line[-_END:]}"
 
 
 def declared_roots(roots: Any) -> list[dict[str, Any]]:
@@ -110,8 +128,8 @@ def unknown_variables(names: Iterable[str], others: Iterable[str]) -> Iterator[s
     for name in sorted(set(names) - known):
         # Without the prefix, which makes all of them alike.
         near = difflib.get_close_matches(name[len(_PREFIX) :], [one[len(_PREFIX) :] for one in sorted(known)], 1)
-        meant = f": did you mean {_PREFIX}{near[0]}?" if near else ""
-        yield f"there is no variable {name}{meant}"
+        meant = f": did you mean {_PREFIX}{near[0]}?" if near else ": leave it out"
+        yield f"there is no variable {_shortened(name)}{meant}"
 
 
 def _common_problems(common: Mapping[str, Any]) -> Iterator[str]:
@@ -127,13 +145,10 @@ def _common_problems(common: Mapping[str, Any]) -> Iterator[str]:
 def _completed(view: Mapping[str, Any], common: Mapping[str, Any], number: int) -> tuple[dict[str, Any], list[str]]:
     """Return a view with a value for every key, and its problems."""
     given = view.get("name")
-    label = f"view {given}" if isinstance(given, str) and given else f"view number {number}"
-    problems = []
-    for name in view:
-        if name not in KEYS:
-            near = difflib.get_close_matches(str(name), KEYS, 1)
-            problems.append(f"{label}: there is no key {name}" + (f": did you mean {near[0]}?" if near else ""))
+    label = f"view {_shortened(given)}" if isinstance(given, str) and given.strip() else f"view number {number}"
+    problems = [f"{label}: {problem}" for name in view if name not in KEYS for problem in _wrong_key(name, KEYS)]
     values: dict[str, Any] = {}
+    wrong = set()
     for name, key in KEYS.items():
         value, is_own = view.get(name), True
         if _is_blank(value) and key.common:
@@ -141,7 +156,7 @@ def _completed(view: Mapping[str, Any], common: Mapping[str, Any], number: int) 
             value, is_own = None if key.unless and _has(view, values, key.unless) else common.get(name), False
         if _is_blank(value):
             values[name] = key.default(values) if callable(key.default) else key.default
-            if key.required and not (key.unless and _has(view, values, key.unless)):
+            if key.required and not (key.unless and (key.unless in wrong or _has(view, values, key.unless))):
                 also = f", or overlay_{name} for all views" if key.common else ""
                 problems.append(f"{label}: {name} is missing: give it{also}")
             continue
@@ -149,11 +164,22 @@ def _completed(view: Mapping[str, Any], common: Mapping[str, Any], number: int) 
             values[name] = key.convert(value)
         except InvalidValueError as error:
             values[name] = None
+            wrong.add(name)
             if is_own:
                 problems.append(f"{label}: {name} {error}")
-    if not problems:
+    if not problems and not wrong:
         problems = [f"{label}: {problem}" for problem in _contradictions(values)]
     return values, problems
+
+
+def _wrong_key(name: Any, known: Iterable[str]) -> Iterator[str]:
+    """Yield what is wrong with a key that is not known, as the end of a sentence that begins with what has it."""
+    if not isinstance(name, str):
+        yield f"there is no key {_described(name)}, since keys are text{_as_text(name)}"
+        return
+    near = difflib.get_close_matches(name, known, 1)
+    shown = _shortened(name) if name.strip() else repr(str(name))
+    yield f"there is no key {shown}" + (f": did you mean {near[0]}?" if near else ": leave it out")
 
 
 def _has(view: Mapping[str, Any], values: Mapping[str, Any], name: str) -> bool:
@@ -181,6 +207,14 @@ def _contradictions(view: Mapping[str, Any]) -> Iterator[str]:
     if view["writable"] == "scratch" and view["persist"] != "none":
         yield "writable: scratch ends with the mount, so it cannot be mounted at boot: set persist: none, or writable: upper"
     yield from _data_image_contradictions(view)
+    yield from _mountpoint_contradictions(view)
+
+
+def _mountpoint_contradictions(view: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why a view cannot be mounted where it is declared."""
+    if view["mountpoint"] == "/":
+        yield "mountpoint / is the root of the host: give a directory below it"
+        return
     for path in filter(None, (view["root"], *view["data"], *(root["path"] for root in view["roots"]))):
         if _inside(view["mountpoint"], path):
             yield f"mountpoint {view['mountpoint']} is inside of the software root {path}: mount the view outside of it"
@@ -222,17 +256,46 @@ def _problems_between(views: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield f"view {name} is declared twice: give each view a name of its own"
         elif name:
             seen[name] = view
-    shown = [view for view in seen.values() if view["mountpoint"] and view["state"] == "mounted"]
+    shown = [view for view in seen.values() if view["mountpoint"] not in (None, "/") and view["state"] == "mounted"]
     yield from view_roots.mount_differences(shown)
     for number, view in enumerate(shown):
         for other in shown[:number]:
             yield from _differences_of_state_dir(other, view)
-            if view["mountpoint"] == other["mountpoint"]:
-                yield f"views {other['name']} and {view['name']} have the same mountpoint {view['mountpoint']}"
-            elif overlap(to_bytes(view["mountpoint"]), to_bytes(other["mountpoint"])):
+        # The first that clashes is enough, else a hundred views at one mountpoint were thousands of lines.
+        clashes = (_clash(other["name"], other["mountpoint"], view) for other in shown[:number])
+        yield from itertools.islice(filter(None, clashes), 1)
+    yield from _hidden_paths(shown)
+
+
+def _clash(other: str, place: str, view: Mapping[str, Any]) -> str:
+    """Return what keeps a view from being mounted beside the view `other`, which is at `place`; empty if nothing does."""
+    name, mountpoint = view["name"], view["mountpoint"]
+    if mountpoint == place:
+        return f"views {other} and {name} have the same mountpoint {place}: give each a mountpoint of its own"
+    if overlap(to_bytes(mountpoint), to_bytes(place)):
+        return (
+            f"views {other} and {name} have mountpoints inside of each other: {place} and {mountpoint}: mount them beside each"
+            " other"
+        )
+    return ""
+
+
+def _hidden_paths(views: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the paths that hosts need, and that a view would hide."""
+    for view in views:
+        paths = [(view[key], key) for key in ("root", "store", "image_store", "ca_path", "state_dir")]
+        paths += [(root["path"], "roots") for root in view["roots"] or ()]
+        told: list[str] = []
+        for path, key in paths:
+            # By default, the images are below the manifests.
+            if not path or any(_inside(path, other) for other in told):
+                continue
+            hiding = next((one for one in views if _inside(path, one["mountpoint"])), None)
+            if hiding:
+                told.append(path)
                 yield (
-                    f"views {other['name']} and {view['name']} have mountpoints inside of each other: {other['mountpoint']} and"
-                    f" {view['mountpoint']}"
+                    f"view {view['name']}: {key} {path} is inside of the mountpoint {hiding['mountpoint']} of view {hiding['name']}, which"
+                    " would hide it: give another mountpoint"
                 )
 
 
@@ -257,44 +320,84 @@ def _is_blank(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
+def _shortened(text: str) -> str:
+    """Return a text for a message: on one line, and shortened."""
+    shown = show_text(str(text))
+    return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
+
+
 def _described(value: Any) -> str:
     """Return a value for a message, shortened."""
     # Values come from Ansible, which derives types of its own from Python's.
     if isinstance(value, bool):
-        kind, shown = "", str(value).lower()
-    elif isinstance(value, str):
-        kind, shown = "the text ", repr(str(value))
-    elif isinstance(value, (int, float)):
-        kind, shown = "the number ", str(value)
-    else:
-        return (
-            "a mapping" if isinstance(value, Mapping) else "a list" if isinstance(value, (list, tuple)) else "nothing"
-        )
-    return kind + (shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "...")
+        return str(value).lower()
+    if isinstance(value, str):
+        shown = repr(str(value))
+        return f"the text {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '...'}"
+    if isinstance(value, (int, float)):
+        # Python refuses to write out integers of thousands of digits.
+        return f"the number {value}" if abs(value) < 1e30 or value != value else "a number that is too large"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    if value is None:
+        return "nothing"
+    return (
+        f"the date {value.isoformat()}"
+        if hasattr(value, "isoformat")
+        else f"a value of the type {type(value).__name__}"
+    )
+
+
+def _as_text(value: Any) -> str:
+    """Return the end of a message about a value that has to be text: what to do if YAML took text for something else."""
+    if isinstance(value, bool):
+        return ": put it in quotes, since YAML takes on, off, yes and no for true and false"
+    if isinstance(value, float):
+        return ": put it in quotes, since YAML takes 1.10 for the number 1.1"
+    if isinstance(value, int) or hasattr(value, "isoformat"):
+        return ": put it in quotes"
+    return ""
 
 
 # Values of keys
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise InvalidValueError(f"must be text, not {_described(value)}")
-    _encoded(str(value))
+    if not isinstance(value, str):
+        raise InvalidValueError(f"must be text, not {_described(value)}{_as_text(value)}")
+    _encoded(value)
     return str(value)
 
 
 def _encoded(text: str) -> bytes:
-    """Return a text as bytes. Raises InvalidValueError for a lone surrogate that stands for no byte, since modules cannot be given it."""
+    """Return a text as bytes. Raises InvalidValueError for what modules cannot be given: NUL, and a surrogate that stands for no byte."""
+    if "\0" in text:
+        raise InvalidValueError("must not have a NUL byte")
     try:
         return to_bytes(text)
     except UnicodeEncodeError:
         raise InvalidValueError(f"must be Unicode text, which {_described(text)} is not") from None
 
 
+def _account(value: Any) -> str:
+    """Return the name of a user or group, or a uid or gid as text."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+
+
+def _generation(value: Any) -> str:
+    text = _text(value).strip()
+    if not _GENERATION.fullmatch(text):
+        raise InvalidValueError(f"must be the ID of a generation, or previous, not {_described(value)}")
+    return text
+
+
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not is_view_name(value):
         raise InvalidValueError(
-            f"must have letters, digits, '.', '_' and '-' only, up to 100 of them, not {_described(value)}"
+            "must have letters, digits, '.', '_' and '-' only, up to 100 of them, and begin with a letter or digit, not"
+            f" {_described(value)}{_as_text(value)}"
         )
     return value
 
@@ -302,9 +405,18 @@ def _name(value: Any) -> str:
 def _path(value: Any) -> str:
     if not isinstance(value, str) or not value.startswith("/"):
         raise InvalidValueError(f"must be an absolute path, not {_described(value)}")
-    if b"\0" in _encoded(value):
-        raise InvalidValueError("must not have a NUL byte")
+    _check_length(value)
     return posixpath.normpath("/" + value.lstrip("/"))
+
+
+def _check_length(path: str) -> None:
+    """Raise InvalidValueError if the kernel takes no such path."""
+    encoded = _encoded(path)
+    longest = max(map(len, encoded.split(b"/")))
+    if len(encoded) > _LONGEST_PATH or longest > _LONGEST_NAME:
+        raise InvalidValueError(
+            f"must have at most {_LONGEST_PATH} bytes, and {_LONGEST_NAME} in each name, not {len(encoded)} and {longest}"
+        )
 
 
 def _location(value: Any) -> str:
@@ -318,7 +430,8 @@ def _location(value: Any) -> str:
 
 def _relative(value: Any, what: str) -> str:
     if not isinstance(value, str):
-        raise InvalidValueError(f"must have {what} as a path, not {_described(value)}")
+        raise InvalidValueError(f"must have {what} as a path, not {_described(value)}{_as_text(value)}")
+    _check_length(value)
     try:
         return to_text(relative_path(_encoded(value), what))
     except OverlayError as error:
@@ -328,7 +441,7 @@ def _relative(value: Any, what: str) -> str:
 def _one_of(*words: str) -> Convert:
     def convert(value: Any) -> str:
         if value not in words:
-            near = difflib.get_close_matches(str(value), words, 1)
+            near = difflib.get_close_matches("none" if value is False else str(value), words, 1)
             meant = f": did you mean {near[0]}?" if near else ""
             raise InvalidValueError(f"must be {', '.join(words[:-1])} or {words[-1]}, not {_described(value)}{meant}")
         return str(value)
@@ -348,8 +461,12 @@ def _number(value: Any) -> float:
         found = None if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         found = None
-    if found is None or not 0 <= found < float("inf"):
+    except OverflowError:
+        found = float("inf")
+    if found is None or math.isnan(found) or found < 0:
         raise InvalidValueError(f"must be a number from 0 on, not {_described(value)}")
+    if found > _LARGEST:
+        raise InvalidValueError(f"must be a number up to {_LARGEST}, not {_described(value)}")
     return found
 
 
@@ -386,7 +503,9 @@ def _keep_free(value: Any) -> str:
 
 def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, (list, tuple)):
-        raise InvalidValueError(f"must be a list of {what}, not {_described(value)}")
+        raise InvalidValueError(
+            f"must be a list of {what}, not {_described(value)}: give a list, also if it has one entry"
+        )
     return list(value)
 
 
@@ -398,6 +517,30 @@ def _mapping(value: Any) -> dict[Any, Any]:
     if not isinstance(value, Mapping):
         raise InvalidValueError(f"must be a mapping, not {_described(value)}")
     return dict(value)
+
+
+def _id_map(value: Any) -> dict[Any, Any]:
+    """Return a mapping of users or groups. Hosts look them up."""
+    found = _mapping(value)
+    for one in (*found.keys(), *found.values()):
+        _account(one)
+    return found
+
+
+def _options(value: Any) -> dict[Any, Any]:
+    found = _mapping(value)
+    try:
+        check_options(found)
+    except OverlayError as error:
+        raise InvalidValueError(f"is wrong: {error}") from None
+    return found
+
+
+def _marker(value: Any) -> str:
+    found = _relative(value, "a marker")
+    if not found:
+        raise InvalidValueError(f"must be the path of a file below each release, not {_described(value)}")
+    return found
 
 
 def _releases(value: Any) -> list[dict[str, Any]]:
@@ -412,10 +555,10 @@ def _release(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         value = {"release": value}
     if not isinstance(value, Mapping):
-        raise InvalidValueError(f"must have paths of releases, or mappings with 'release', not {_described(value)}")
-    for name in value:
-        if name not in _OF_RELEASE:
-            raise InvalidValueError(f"has a release with the key {name}: the keys are {', '.join(_OF_RELEASE)}")
+        raise InvalidValueError(
+            f"must have paths of releases, or mappings with 'release', not {_described(value)}{_as_text(value)}"
+        )
+    _check_keys(value, _OF_RELEASE, "a release")
     if _is_blank(value.get("release")):
         raise InvalidValueError(
             "has a mapping without 'release', which is the path of a release below the software root"
@@ -423,11 +566,20 @@ def _release(value: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"release": _relative(value["release"], "a release")}
     for name in ("at", "source"):
         if value.get(name) is not None:
-            found[name] = _relative(value[name], f"'{name}' of release {found['release']}") if value[name] else ""
+            found[name] = _relative(value[name], f"'{name}' of release {found['release']}")
     for name in ("include", "exclude"):
-        if value.get(name):
-            found[name] = _globs(value[name], name, f"has release {found['release']}, which has a wrong pattern")
+        if not _is_blank(value.get(name)):
+            patterns = _globs(value[name], name, f"has release {found['release']}, which has a wrong pattern")
+            found.update({name: patterns} if patterns else {})
     return found
+
+
+def _check_keys(value: Mapping[Any, Any], known: Sequence[str], what: str) -> None:
+    """Raise InvalidValueError if a mapping has a key that is not known; ``what`` is what the mapping stands for."""
+    wrong = next((name for name in value if name not in known), None)
+    if wrong is not None or None in value:
+        shown = _shortened(wrong) if isinstance(wrong, str) else _described(wrong)
+        raise InvalidValueError(f"has {what} with the key {shown}: the keys are {', '.join(known)}")
 
 
 def _globs(value: Any, what: str, problem: str) -> list[str]:
@@ -449,6 +601,10 @@ def _links(value: Any) -> list[dict[str, str]]:
         if not isinstance(link, Mapping) or set(link) != {"path", "target"}:
             raise InvalidValueError("must have links with the keys 'path' and 'target' only")
         found.append({"path": _relative(link["path"], "the path of a link"), "target": _text(link["target"])})
+    try:
+        declared_links((_encoded(link["path"]), _encoded(link["target"])) for link in found)
+    except OverlayError as error:
+        raise InvalidValueError(f"is wrong: {error}") from None
     return found
 
 
@@ -492,14 +648,12 @@ def _roots(value: Any) -> list[dict[str, Any]]:
 def _root(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidValueError(f"must have mappings with 'name' and 'path', not {_described(value)}")
-    for name in value:
-        if name not in _OF_ROOT:
-            raise InvalidValueError(f"has a root with the key {name}: the keys are {', '.join(_OF_ROOT)}")
+    _check_keys(value, _OF_ROOT, "a root")
     for name in ("name", "path"):
         if _is_blank(value.get(name)):
             raise InvalidValueError(f"has a root without '{name}': give it")
     name = _name(value["name"])
-    pattern = _text(value.get("pattern") or "{version}")
+    pattern = "{version}" if _is_blank(value.get("pattern")) else _text(value["pattern"])
     try:
         Pattern.parse(pattern, name)
     except OverlayError as error:
@@ -511,8 +665,8 @@ def _root(value: Any) -> dict[str, Any]:
         "path": path,
         "pattern": pattern,
         # None for that of the view.
-        "ready_marker": None if marker is None else _text(marker),
-        "at": name if at is None else _relative(at, f"'at' of root {name}") if at else "",
+        "ready_marker": None if marker is None else "" if marker == "" else _marker(marker),
+        "at": name if at is None else _relative(at, f"'at' of root {name}"),
         **_root_mount(value, name, path),
     }
 
@@ -543,7 +697,7 @@ KEYS: dict[str, Key] = {
     "name": Key(_name, required=True, common=False),
     "mountpoint": Key(_path, required=True, common=False),
     "state": Key(_one_of("mounted", "unmounted", "absent"), "mounted"),
-    "generation": Key(_text, ""),
+    "generation": Key(_generation, ""),
     "releases": Key(_releases, lambda _view: [], common=False),
     "query": Key(_text, "", common=False),
     "links": Key(_links, lambda _view: [], common=False),
@@ -553,7 +707,7 @@ KEYS: dict[str, Key] = {
     "root_name": Key(_text, lambda view: view["root"]),
     "store": Key(_location, required=True),
     "pattern": Key(_pattern, "{package}/{version}"),
-    "ready_marker": Key(_text, ""),
+    "ready_marker": Key(_marker, ""),
     "ignore_names": Key(_names, lambda _view: list(DEFAULT_IGNORED_NAMES)),
     "exclude": Key(_patterns, lambda _view: []),
     "version_order": Key(_one_of(*ORDERS), "vendor"),
@@ -567,14 +721,14 @@ KEYS: dict[str, Key] = {
     "image_store": Key(_location, lambda view: f"{view['store']}/.images"),
     "ca_path": Key(_path, ""),
     "xattr_namespace": Key(_one_of("trusted", "user"), "trusted"),
-    "owner": Key(_text, ""),
-    "group": Key(_text, ""),
-    "owner_map": Key(_mapping, lambda _view: {}),
-    "group_map": Key(_mapping, lambda _view: {}),
+    "owner": Key(_account, ""),
+    "group": Key(_account, ""),
+    "owner_map": Key(_id_map, lambda _view: {}),
+    "group_map": Key(_id_map, lambda _view: {}),
     "mode": Key(_mode, ""),
     "keep_setid": Key(_boolean, False),
     "on_conflict": Key(_one_of("error", "first", "last"), "error"),
-    "options": Key(_mapping, lambda _view: {"nodev": True, "nosuid": True}),
+    "options": Key(_options, lambda _view: {"nodev": True, "nosuid": True}),
     "data": Key(_paths, lambda view: [] if view["roots"] else [view["root"]], unless="roots"),
     "switch": Key(_one_of("auto", "beneath", "over", "replace", "never"), "auto"),
     "inner_mounts": Key(_one_of("carry", "drop"), "carry"),
@@ -590,7 +744,7 @@ KEYS: dict[str, Key] = {
     "min_age": Key(_number, 3600.0),
     "health_check": Key(_text, ""),
     "health_timeout": Key(_number, 60.0),
-    "health_user": Key(_text, "nobody"),
+    "health_user": Key(_account, "nobody"),
     "state_dir": Key(_path, "/var/lib/renderfarm-overlay"),
     "scan_host": Key(_text, ""),
     "scan_root": Key(_path, lambda view: view["root"]),
