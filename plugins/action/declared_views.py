@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleError
@@ -14,7 +15,10 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import (
     KEYS,
     declared_views,
+    is_blank,
+    one_line,
     unknown_variables,
+    view_label,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_roots import mounts_of
 
@@ -57,7 +61,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
             try:
                 value = self._templar.template(variables[name])
             except AnsibleError as error:
-                problems.append(f"{name} cannot be evaluated: {error}")
+                problems += self._unevaluated(name, variables[name], error)
                 continue
             if key == "views":
                 views = value
@@ -71,8 +75,11 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
             problems.append("overlay_views is missing: it lists the views of the host")
         # A state or generation that is given for the run is meant for all views, whatever they declare. A blank one counts as not given.
         otherwise = self._templar.template(variables.get(_UNLESS_GIVEN, {}))
-        run = {key: str(common.pop(key, None) or "").strip() or otherwise.get(key) for key in ("state", "generation")}
-        overrides = {key: value for key, value in run.items() if value}
+        overrides = {}
+        for key in ("state", "generation"):
+            value = common.pop(key, None)
+            value = otherwise.get(key) if is_blank(value) else value
+            overrides.update({} if value is None else {key: value.strip() if isinstance(value, str) else value})
         if overrides and isinstance(views, (list, tuple)):
             views = [{**view, **overrides} if isinstance(view, dict) else view for view in views]
         completed, found = declared_views(views, common, chosen)
@@ -82,11 +89,25 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         result.update(changed=False, views=completed, problems=[*problems, *found], names=named, chosen=chosen)
         return result
 
+    def _unevaluated(self, name: str, given: Any, error: AnsibleError) -> Iterator[str]:
+        """Yield what is wrong with the templates in a variable, which is `error`; in the views of a host for each key."""
+        found = False
+        views = given if name == "overlay_views" and isinstance(given, (list, tuple)) else ()
+        for number, view in enumerate(views, 1):
+            for key, value in view.items() if isinstance(view, Mapping) else ():
+                try:
+                    self._templar.template(value)
+                except AnsibleError as problem:
+                    found = True
+                    yield one_line(f"{view_label(view, number)}: {key} cannot be evaluated: {problem}")
+        if not found:
+            yield one_line(f"{name} cannot be evaluated: {error}")
+
 
 def _problems_of_tasks(name: str, path: Any) -> list[str]:
     """Return what is wrong with a variable that is a file with tasks on the controller."""
     if not path:
         return []
     if not isinstance(path, str) or not path.startswith("/"):
-        return [f"{name} must be an absolute path, such as {{{{ playbook_dir }}}}/drain.yml, not {path!r}"]
-    return [] if os.path.isfile(path) else [f"{name}: there is no file {path}"]
+        return [one_line(f"{name} must be an absolute path, such as {{{{ playbook_dir }}}}/drain.yml, not {path!r}")]
+    return [] if os.path.isfile(path) else [one_line(f"{name}: there is no file {path}")]

@@ -64,6 +64,7 @@ def test_the_schedules_deploy_check_and_report(controller: Controller) -> None:
         "Enforce views": ("Deploy views", None),
         "Check for drift": ("Deploy views", "check"),
         "Report views": ("Report views", None),
+        "Verify views": ("Verify views", None),
     }
 
 

@@ -114,7 +114,7 @@ def one_line(text: str) -> str:
 
 def declared_roots(roots: Any) -> list[dict[str, Any]]:
     """Return several software roots, each with all its keys; none if they are not given. Raises OverlayError if one is wrong."""
-    if _is_blank(roots):
+    if is_blank(roots):
         return []
     try:
         return _roots(roots)
@@ -135,7 +135,7 @@ def unknown_variables(names: Iterable[str], others: Iterable[str]) -> Iterator[s
 def _common_problems(common: Mapping[str, Any]) -> Iterator[str]:
     for name, value in common.items():
         key = KEYS.get(name)
-        if key and key.common and not _is_blank(value):
+        if key and key.common and not is_blank(value):
             try:
                 key.convert(value)
             except InvalidValueError as error:
@@ -144,17 +144,16 @@ def _common_problems(common: Mapping[str, Any]) -> Iterator[str]:
 
 def _completed(view: Mapping[str, Any], common: Mapping[str, Any], number: int) -> tuple[dict[str, Any], list[str]]:
     """Return a view with a value for every key, and its problems."""
-    given = view.get("name")
-    label = f"view {_shortened(given)}" if isinstance(given, str) and given.strip() else f"view number {number}"
+    label = view_label(view, number)
     problems = [f"{label}: {problem}" for name in view if name not in KEYS for problem in _wrong_key(name, KEYS)]
     values: dict[str, Any] = {}
     wrong = set()
     for name, key in KEYS.items():
         value, is_own = view.get(name), True
-        if _is_blank(value) and key.common:
+        if is_blank(value) and key.common:
             # What is given for all views is for those that need it.
             value, is_own = None if key.unless and _has(view, values, key.unless) else common.get(name), False
-        if _is_blank(value):
+        if is_blank(value):
             values[name] = key.default(values) if callable(key.default) else key.default
             if key.required and not (key.unless and (key.unless in wrong or _has(view, values, key.unless))):
                 also = f", or overlay_{name} for all views" if key.common else ""
@@ -172,6 +171,12 @@ def _completed(view: Mapping[str, Any], common: Mapping[str, Any], number: int) 
     return values, problems
 
 
+def view_label(view: Mapping[str, Any], number: int) -> str:
+    """Return how messages name a view: by its name if it has one, else by its number in the list, from 1 on."""
+    name = view.get("name")
+    return f"view {_shortened(name)}" if isinstance(name, str) and name.strip() else f"view number {number}"
+
+
 def _wrong_key(name: Any, known: Iterable[str]) -> Iterator[str]:
     """Yield what is wrong with a key that is not known, as the end of a sentence that begins with what has it."""
     if not isinstance(name, str):
@@ -184,7 +189,7 @@ def _wrong_key(name: Any, known: Iterable[str]) -> Iterator[str]:
 
 def _has(view: Mapping[str, Any], values: Mapping[str, Any], name: str) -> bool:
     """Return whether a view has a value for a key, of its own or of those that are given for all views."""
-    return bool(values.get(name)) or not _is_blank(view.get(name))
+    return bool(values.get(name)) or not is_blank(view.get(name))
 
 
 def _contradictions(view: Mapping[str, Any]) -> Iterator[str]:
@@ -315,7 +320,7 @@ def _inside(path: str, directory: str) -> bool:
     return is_inside(to_bytes(path), to_bytes(directory))
 
 
-def _is_blank(value: Any) -> bool:
+def is_blank(value: Any) -> bool:
     """Return whether a value counts as not given, as the empty answer of an AWX survey does."""
     return value is None or (isinstance(value, str) and not value.strip())
 
@@ -559,7 +564,7 @@ def _release(value: Any) -> dict[str, Any]:
             f"must have paths of releases, or mappings with 'release', not {_described(value)}{_as_text(value)}"
         )
     _check_keys(value, _OF_RELEASE, "a release")
-    if _is_blank(value.get("release")):
+    if is_blank(value.get("release")):
         raise InvalidValueError(
             "has a mapping without 'release', which is the path of a release below the software root"
         )
@@ -568,7 +573,7 @@ def _release(value: Any) -> dict[str, Any]:
         if value.get(name) is not None:
             found[name] = _relative(value[name], f"'{name}' of release {found['release']}")
     for name in ("include", "exclude"):
-        if not _is_blank(value.get(name)):
+        if not is_blank(value.get(name)):
             patterns = _globs(value[name], name, f"has release {found['release']}, which has a wrong pattern")
             found.update({name: patterns} if patterns else {})
     return found
@@ -650,10 +655,10 @@ def _root(value: Any) -> dict[str, Any]:
         raise InvalidValueError(f"must have mappings with 'name' and 'path', not {_described(value)}")
     _check_keys(value, _OF_ROOT, "a root")
     for name in ("name", "path"):
-        if _is_blank(value.get(name)):
+        if is_blank(value.get(name)):
             raise InvalidValueError(f"has a root without '{name}': give it")
     name = _name(value["name"])
-    pattern = "{version}" if _is_blank(value.get("pattern")) else _text(value["pattern"])
+    pattern = "{version}" if is_blank(value.get("pattern")) else _text(value["pattern"])
     try:
         Pattern.parse(pattern, name)
     except OverlayError as error:
@@ -673,7 +678,7 @@ def _root(value: Any) -> dict[str, Any]:
 
 def _root_mount(root: Mapping[str, Any], name: str, path: str) -> dict[str, Any]:
     """Return how a software root is mounted: its source, which is empty if the site mounts it, and what differs from the defaults."""
-    given = {key: None if _is_blank(root.get(key)) else root[key] for key in view_roots.MOUNT_KEYS}
+    given = {key: None if is_blank(root.get(key)) else root[key] for key in view_roots.MOUNT_KEYS}
     if given["source"] is None:
         extra = next((key for key in view_roots.MOUNT_KEYS if given[key] is not None), None)
         if extra:
