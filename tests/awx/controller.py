@@ -52,6 +52,8 @@ class Controller:
     def __init__(self, project: Path) -> None:
         self.project = project
         self.url = ""
+        #: The requests that have written something.
+        self.written: list[str] = []
         self._ids = itertools.count(1)
         self._items: dict[str, dict[int, Item]] = {}
         self._surveys: dict[int, Item] = {}
@@ -125,6 +127,8 @@ class Controller:
 
     def answer(self, method: str, url: str, data: Item) -> tuple[int, Any]:
         """Return the status and the body of an answer."""
+        if method != "GET":
+            self.written.append(f"{method} {url}")
         parts = urlsplit(url)
         endpoint, *rest = parts.path[len("/api/v2/") :].strip("/").split("/")
         try:

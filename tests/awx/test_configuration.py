@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from ansible_collections.renderfarm.overlay.tests.awx.controller import Controller
-from ansible_collections.renderfarm.overlay.tests.awx.jobs import CHECKOUT, PROJECT, environment
+from ansible_collections.renderfarm.overlay.tests.awx.jobs import CHECKOUT, PROJECT, configure, environment
 
 AWX_MODULES = CHECKOUT / ".build" / "collections" / "ansible_collections" / "awx" / "awx" / "plugins" / "modules"
 NODES = "workflow_job_template_nodes"
@@ -66,6 +66,20 @@ def test_the_schedules_deploy_check_and_report(controller: Controller) -> None:
         "Report views": ("Report views", None),
         "Verify views": ("Verify views", None),
     }
+
+
+def test_a_second_run_changes_nothing(controller: Controller, home: Path) -> None:
+    """What enforcement.yml has set stays, too: the lock of the last rollout, and the pause of the schedule."""
+    template, schedule = controller.get("job_templates", "Deploy views"), controller.get("schedules", "Enforce views")
+    controller.update("job_templates", template["id"], {"extra_vars": '{"overlay_lock": "x"}'})
+    controller.update("schedules", schedule["id"], {"enabled": False})
+    controller.written.clear()
+    done = configure(home, controller)
+    controller.update("job_templates", template["id"], {"extra_vars": template["extra_vars"]})
+    controller.update("schedules", schedule["id"], {"enabled": True})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert controller.written == []
+    assert " changed=0 " in done.stdout
 
 
 def test_every_question_may_be_left_blank(controller: Controller) -> None:
