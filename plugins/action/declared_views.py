@@ -6,17 +6,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
+from ansible_collections.renderfarm.overlay.plugins.filter.select_releases import query_problem
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import (
     KEYS,
+    RUN_VARIABLES,
     declared_views,
     is_blank,
     one_line,
+    run_problem,
     unknown_variables,
     view_label,
 )
@@ -54,14 +57,16 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         common: dict[str, Any] = {}
         views: Any = []
         chosen = ""
+        unknown: list[str] = []
         for name in names:
             key = name[len(_PREFIX) :]
-            if key not in KEYS and key not in ("views", "view", *HOOKS):
+            if key not in KEYS and key not in ("views", "view", *HOOKS, *RUN_VARIABLES):
                 continue
             try:
                 value = self._templar.template(variables[name])
             except AnsibleError as error:
                 problems += self._unevaluated(name, variables[name], error)
+                unknown.append(key)
                 continue
             if key == "views":
                 views = value
@@ -69,6 +74,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                 problems += _problems_of_tasks(name, value)
             elif key == "view":
                 chosen = str(value or "")
+            elif key in RUN_VARIABLES:
+                problems += filter(None, [run_problem(key, value)])
             else:
                 common[key] = value
         if "overlay_views" not in names:
@@ -82,7 +89,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
             overrides.update({} if value is None else {key: value.strip() if isinstance(value, str) else value})
         if overrides and isinstance(views, (list, tuple)):
             views = [{**view, **overrides} if isinstance(view, dict) else view for view in views]
-        completed, found = declared_views(views, common, chosen)
+        completed, found = declared_views(views, common, chosen, unknown)
+        found += _problems_of_queries(completed)
         named = [str(view["name"]) for view in views if isinstance(view, dict) and view.get("name")] if views else []
         mounts = [] if problems or found else mounts_of(view for view in completed if view["state"] == "mounted")
         result.update(mounts=mounts)
@@ -99,9 +107,21 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
                     self._templar.template(value)
                 except AnsibleError as problem:
                     found = True
-                    yield one_line(f"{view_label(view, number)}: {key} cannot be evaluated: {problem}")
+                    yield one_line(f"{view_label(view, number)}: {key} cannot be evaluated: {_reason(problem)}")
         if not found:
-            yield one_line(f"{name} cannot be evaluated: {error}")
+            yield one_line(f"{name} cannot be evaluated: {_reason(error)}")
+
+
+def _reason(error: AnsibleError) -> str:
+    """Return the text of an error. Before ansible-core 2.19, it has each sentence twice."""
+    return ". ".join(dict.fromkeys(str(error).split(". ")))
+
+
+def _problems_of_queries(views: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for view in views:
+        problem = query_problem(view["query"]) if view["query"] and not view["releases"] else ""
+        if problem:
+            yield one_line(f"view {view['name']}: query is wrong: {problem}")
 
 
 def _problems_of_tasks(name: str, path: Any) -> list[str]:

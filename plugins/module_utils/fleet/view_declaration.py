@@ -14,7 +14,8 @@ import itertools
 import math
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -83,11 +84,14 @@ class Key:
     unless: str = ""
 
 
-def declared_views(views: Any, common: Mapping[str, Any], chosen: str = "") -> tuple[list[dict[str, Any]], list[str]]:
+def declared_views(
+    views: Any, common: Mapping[str, Any], chosen: str = "", unknown: Collection[str] = ()
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the declared views, each with a value for every key, and the problems of the declaration, one line each.
 
-    ``common`` has values for keys that views leave out, by their names. ``chosen`` is the name of the one view to return; if it is
-    empty, all are returned. What is blank or None counts as not given. If there are problems, the views are not to be used.
+    ``common`` has values for keys that views leave out, by their names. ``unknown`` are keys that are given for all views with values
+    that are not known. ``chosen`` is the name of the one view to return; if it is empty, all are returned. What is blank or None counts
+    as not given. If there are problems, the views are not to be used.
     """
     if not isinstance(views, (list, tuple)):
         return [], [f"overlay_views must be a list of views, not {_described(views)}"]
@@ -97,7 +101,7 @@ def declared_views(views: Any, common: Mapping[str, Any], chosen: str = "") -> t
         if not isinstance(view, Mapping):
             problems.append(f"view number {number} must be a mapping of keys to values, not {_described(view)}")
             continue
-        values, found = _completed(view, common, number)
+        values, found = _completed(view, common, unknown, number)
         problems += found
         completed.append(values)
     problems += _problems_between(completed)
@@ -132,6 +136,16 @@ def unknown_variables(names: Iterable[str], others: Iterable[str]) -> Iterator[s
         yield f"there is no variable {_shortened(name)}{meant}"
 
 
+def run_problem(name: str, value: Any) -> str:
+    """Return what is wrong with a variable of a run that is no key of views, given its name without the prefix; empty if nothing is."""
+    try:
+        if name in RUN_VARIABLES and not is_blank(value):
+            RUN_VARIABLES[name](value)
+    except InvalidValueError as error:
+        return one_line(f"{_PREFIX}{name} {error}")
+    return ""
+
+
 def _common_problems(common: Mapping[str, Any]) -> Iterator[str]:
     for name, value in common.items():
         key = KEYS.get(name)
@@ -142,7 +156,9 @@ def _common_problems(common: Mapping[str, Any]) -> Iterator[str]:
                 yield f"overlay_{name} {error}"
 
 
-def _completed(view: Mapping[str, Any], common: Mapping[str, Any], number: int) -> tuple[dict[str, Any], list[str]]:
+def _completed(
+    view: Mapping[str, Any], common: Mapping[str, Any], unknown: Collection[str], number: int
+) -> tuple[dict[str, Any], list[str]]:
     """Return a view with a value for every key, and its problems."""
     label = view_label(view, number)
     problems = [f"{label}: {problem}" for name in view if name not in KEYS for problem in _wrong_key(name, KEYS)]
@@ -153,19 +169,22 @@ def _completed(view: Mapping[str, Any], common: Mapping[str, Any], number: int) 
         if is_blank(value) and key.common:
             # What is given for all views is for those that need it.
             value, is_own = None if key.unless and _has(view, values, key.unless) else common.get(name), False
-        if is_blank(value):
+        if is_blank(value) and name in unknown:
+            values[name] = None
+            wrong.add(name)
+        elif is_blank(value):
             values[name] = key.default(values) if callable(key.default) else key.default
             if key.required and not (key.unless and (key.unless in wrong or _has(view, values, key.unless))):
                 also = f", or overlay_{name} for all views" if key.common else ""
                 problems.append(f"{label}: {name} is missing: give it{also}")
-            continue
-        try:
-            values[name] = key.convert(value)
-        except InvalidValueError as error:
-            values[name] = None
-            wrong.add(name)
-            if is_own:
-                problems.append(f"{label}: {name} {error}")
+        else:
+            try:
+                values[name] = key.convert(value)
+            except InvalidValueError as error:
+                values[name] = None
+                wrong.add(name)
+                if is_own:
+                    problems.append(f"{label}: {name} {error}")
     if not problems and not wrong:
         problems = [f"{label}: {problem}" for problem in _contradictions(values)]
     return values, problems
@@ -199,6 +218,11 @@ def _contradictions(view: Mapping[str, Any]) -> Iterator[str]:
             yield "releases and query are both missing: give one of them"
         elif view["releases"] and view["query"]:
             yield "releases and query are both given: give one of them"
+    if view["on_conflict"] == "error":
+        counts = Counter(map(repr, view["releases"]))
+        twice = next((one for one in view["releases"] if counts[repr(one)] > 1), None)
+        if twice:
+            yield f"releases has {twice['release']} twice at one place: leave one of them out"
     if view["build"] == "central" and view["format"] == "directory":
         yield "build: central builds images, so format: directory cannot be: leave out one of them"
     if view["require_verity"] and view["build"] == "local":
@@ -755,4 +779,46 @@ KEYS: dict[str, Key] = {
     "scan_root": Key(_path, lambda view: view["root"]),
     "scan_store": Key(_location, lambda view: view["store"]),
     "scan_image_store": Key(_location, lambda view: f"{view['scan_store']}/.images"),
+}
+
+
+def _batches(value: Any) -> None:
+    """Check the sizes of batches: a number of hosts, their percentage, or a list of these."""
+    sizes = value if isinstance(value, (list, tuple)) else [value]
+    for size in sizes or [""]:
+        text = "" if isinstance(size, bool) else str(size).strip()
+        found = re.fullmatch(r"([0-9]{1,9})(%?)", text)
+        if found is None or (found[2] and int(found[1]) > 100):
+            raise InvalidValueError(
+                f"must be a number of hosts, or their percentage, such as 10%, not {_described(size)}"
+            )
+
+
+def _percentage(value: Any) -> None:
+    if isinstance(value, str):
+        value = value.strip().rstrip("%")
+    if _number(value) > 100:
+        raise InvalidValueError(f"must be a percentage from 0 to 100, not {_described(value)}")
+
+
+#: What each variable takes that is for a whole run. Ansible and the modules would refuse wrong values only after hosts have changed.
+RUN_VARIABLES: dict[str, Callable[[Any], Any]] = {
+    "become": _boolean,
+    "serial": _batches,
+    "max_fail_percentage": _percentage,
+    "hold": _whole,
+    "lift_holds": _boolean,
+    "canary_min": _whole,
+    "promote_after": _number,
+    "report_dir": _path,
+    "metrics_file": _path,
+    "level": _one_of("metadata", "open", "content"),
+    "time_limit": _number,
+    "repair": _boolean,
+    "drain": _boolean,
+    "drain_seconds": _number,
+    "delete_release": _boolean,
+    "unreachable_use": _boolean,
+    "prune_keep": _whole,
+    "prune_min_age": _number,
 }

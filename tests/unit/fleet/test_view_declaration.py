@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ansible_collections.renderfarm.overlay.plugins.action.declared_views import _OTHERS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import (
     KEYS,
+    RUN_VARIABLES,
     declared_views,
+    run_problem,
     unknown_variables,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_roots import mounts_of
@@ -280,6 +283,52 @@ def test_a_common_value_that_is_missing_is_named_with_its_variable() -> None:
     ]
 
 
+def test_a_key_whose_common_value_is_not_known_is_not_told_as_missing() -> None:
+    common = {"store": "/net/manifests"}
+    assert declared_views([view()], common, unknown=["root"])[1] == []
+    assert declared_views([view(keep="x")], common, unknown=["root"])[1] == [
+        "view software: keep must be a number from 0 on, not the text 'x'"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("serial", "abc", "must be a number of hosts, or their percentage, such as 10%, not the text 'abc'"),
+        ("serial", -5, "must be a number of hosts, or their percentage, such as 10%, not the number -5"),
+        ("serial", [1, "x"], "must be a number of hosts, or their percentage, such as 10%, not the text 'x'"),
+        ("serial", "150%", "must be a number of hosts, or their percentage, such as 10%, not the text '150%'"),
+        ("max_fail_percentage", "many", "must be a number from 0 on, not the text 'many'"),
+        ("max_fail_percentage", 101, "must be a percentage from 0 to 100, not the number 101"),
+        ("hold", "a day", "must be a number from 0 on, not the text 'a day'"),
+        ("lift_holds", "perhaps", "must be true or false, not the text 'perhaps'"),
+        ("report_dir", "report", "must be an absolute path, not the text 'report'"),
+        ("level", "metdata", "must be metadata, open or content, not the text 'metdata': did you mean metadata?"),
+    ],
+)
+def test_a_wrong_variable_of_a_run_is_named(name: str, value: Any, problem: str) -> None:
+    assert run_problem(name, value) == f"overlay_{name} {problem}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("serial", one) for one in (1, "10%", [1, "10%", "100%"], "", None, 0)],
+        *[("max_fail_percentage", one) for one in (0, "0", "25%", 12.5, " ")],
+        *[("hold", "86400"), ("lift_holds", "false"), ("level", "open"), ("no_variable_of_ours", object())],
+    ],
+)
+def test_a_right_variable_of_a_run_is_no_problem(name: str, value: Any) -> None:
+    assert run_problem(name, value) == ""
+
+
+def test_every_variable_of_a_run_is_known() -> None:
+    assert (
+        list(unknown_variables([f"overlay_{name}" for name in RUN_VARIABLES], [f"overlay_{name}" for name in _OTHERS]))
+        == []
+    )
+
+
 def test_a_text_of_ansible_is_shown_as_text() -> None:
     class Text(str):
         __slots__ = ()
@@ -364,6 +413,7 @@ def test_users_and_groups_may_be_numbers() -> None:
         ({"ready_marker": "."}, "ready_marker must be the path of a file below each release, not the text '.'"),
         ({"links": [{"path": "/", "target": "x"}]}, "links is wrong: link '' would replace the root of the view"),
         ({"links": [{"path": "a", "target": ""}]}, "links is wrong: target of link 'a' has 0 bytes: give 1 to 4095"),
+        ({"releases": ["a/1", {"release": "a/1"}]}, "releases has a/1 twice at one place: leave one of them out"),
         ({"linger": 10**12}, "linger must be a number up to 10000000000, not the number 1000000000000"),
         (
             {"releases": [{"release": "a/1", "source": {}}]},
