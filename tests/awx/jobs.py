@@ -240,7 +240,10 @@ class Farm:
 
     def remembered(self, host: str) -> Item:
         """Return the facts of a host that its earlier jobs cached."""
-        return self._facts[host]
+        # From ansible-core 2.19 on, the name of the file has a prefix, and the facts are text in it with their origin.
+        [found] = [facts for name, facts in self._facts.items() if name.endswith(host)]
+        facts = json.loads(found["__payload__"]) if "__payload__" in found else found
+        return {name: one.get("value", one) for name, one in facts.items()}
 
 
 def _dumped(key: str, value: Any, trusted: bool) -> str:

@@ -29,5 +29,15 @@ def test_what_runs_once_for_all_hosts_waits_for_them(name: str, play: dict[str, 
     assert "regex_replace('(free|host_pinned)$', 'linear')" in play.get("strategy", ""), name
 
 
+REPORTS = [(name, play) for name, play in ONCE if "gathered_report" in str(play) or "verification_report" in str(play)]
+
+
+@pytest.mark.parametrize(("name", "play"), REPORTS, ids=[name for name, _play in REPORTS])
+def test_a_report_is_made_although_hosts_fail(name: str, play: dict[str, Any]) -> None:
+    """The configuration of Ansible can make every failure of a host the end of a run."""
+    assert play.get("any_errors_fatal") is False, name
+
+
 def test_plays_with_tasks_that_run_once_are_found() -> None:
     assert len(ONCE) > 8
+    assert len(REPORTS) > 4
