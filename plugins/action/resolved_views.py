@@ -12,6 +12,7 @@ from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleFilterError
 from ansible.plugins.action import ActionBase
+from ansible.release import __version__ as ansible_version
 
 from ansible_collections.renderfarm.overlay.plugins.filter.select_releases import select_releases
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import (
@@ -37,6 +38,12 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors im
 
 #: Releases that one call scans. One call for each would be most of the time of a first run; one for all would show no progress.
 _BATCH = 25
+
+
+#: Problems that a message names.
+_MOST_PROBLEMS = 30
+#: Whether Ansible shows the message of a failure in lines. Before 2.19 it shows JSON text, with all of them on one line.
+_SHOWS_LINES = tuple(map(int, ansible_version.split(".")[:2])) >= (2, 19)
 
 
 class _HostError(Exception):
@@ -91,7 +98,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible ships no types
         if not given["lock"] and given["resolve"]:
             problems += unlistable(views)
         if problems:
-            result.update(failed=True, problems=problems, msg=_counted(problems))
+            if len(problems) > 1 and not _SHOWS_LINES:
+                for problem in problems[:_MOST_PROBLEMS]:
+                    self._display.display(problem)
+            result.update(failed=True, problems=problems[:_MOST_PROBLEMS], msg=_counted(problems))
             return result
         if not given["resolve"]:
             result.update(changed=False, mounts=mounts_of(views))
@@ -339,4 +349,6 @@ def _counted(problems: Sequence[str]) -> str:
     """Return problems as the message of one failure, each in a line of its own."""
     if len(problems) == 1:
         return problems[0]
-    return "\n".join((f"the declaration has {len(problems)} problems:", *problems))
+    more = len(problems) - _MOST_PROBLEMS
+    lines = [*problems[:_MOST_PROBLEMS], *([f"and {more} more"] if more > 0 else [])]
+    return "\n".join((f"the declaration has {len(problems)} problems:", *lines))

@@ -194,11 +194,31 @@ def select_releases(
         chosen = jmespath.search(str(query), candidates, jmespath.Options(custom_functions=_functions(order)))
     except (jmespath.exceptions.JMESPathError, OverlayError) as error:
         raise AnsibleFilterError(f"renderfarm.overlay.select_releases: query {str(query)!r}: {error}") from error
-    if not isinstance(chosen, list) or not all(isinstance(one, dict) and "path" in one for one in chosen):
+    if not isinstance(chosen, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("path"), str) for one in chosen
+    ):
         raise AnsibleFilterError(
             f"renderfarm.overlay.select_releases: query {str(query)!r} does not return a list of releases, but {chosen!r:.200}"
         )
     return chosen
+
+
+def query_problem(query: str) -> str:
+    """Return what is wrong with a query whatever the releases are: its syntax, or a function that does not exist; empty if nothing is."""
+    if not HAS_JMESPATH:
+        return ""
+    try:
+        jmespath.search(query, [], jmespath.Options(custom_functions=_functions(next(iter(ORDERS)))))
+    except (
+        jmespath.exceptions.ParseError,
+        jmespath.exceptions.LexerError,
+        jmespath.exceptions.UnknownFunctionError,
+    ) as error:
+        return str(error)
+    except (jmespath.exceptions.JMESPathError, OverlayError):
+        # It may be right for releases, of which this list has none.
+        return ""
+    return ""
 
 
 class FilterModule:

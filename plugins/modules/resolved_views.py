@@ -126,7 +126,7 @@ mounts:
   returned: if O(resolve=false)
   sample: [{"path": "/net/maya", "source": "filer:/vol/maya"}]
 problems:
-  description: What is wrong with the declaration, one line for each problem.
+  description: What is wrong with the declaration, one line for each of the first 30 problems.
   type: list
   elements: str
   returned: failure

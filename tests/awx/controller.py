@@ -36,6 +36,8 @@ LAUNCHED = {
     "workflow_job_templates": "workflow_job_template",
     "workflow_approval_templates": "workflow_approval",
 }
+#: The fields of a template for an approval.
+APPROVAL_FIELDS = ("name", "description", "timeout")
 #: How AWX finds the playbooks of a project.
 PLAYBOOK = re.compile(
     r"^\s*?-?\s*?(?:hosts|(ansible\.builtin\.)?include|(ansible\.builtin\.)?import_playbook):\s*?.*?$", re.M
@@ -52,6 +54,8 @@ class Controller:
     def __init__(self, project: Path) -> None:
         self.project = project
         self.url = ""
+        #: The requests that have written something.
+        self.written: list[str] = []
         self._ids = itertools.count(1)
         self._items: dict[str, dict[int, Item]] = {}
         self._surveys: dict[int, Item] = {}
@@ -84,6 +88,11 @@ class Controller:
         [found] = [items[number] for items in self._items.values() if number in items]
         return found
 
+    def everything(self) -> str:
+        """Return all that is configured, as JSON text."""
+        associated = {f"{number} {kind}": found for (number, kind), found in self._associated.items()}
+        return json.dumps([self._items, self._surveys, associated], indent=1)
+
     # ---- writing
 
     def create(self, endpoint: str, fields: Item) -> Item:
@@ -97,6 +106,9 @@ class Controller:
         return item
 
     def update(self, endpoint: str, number: int, fields: Item) -> Item:
+        if endpoint == "workflow_approval_templates":
+            # The module also sends the fields of the node, which the API ignores.
+            fields = {key: fields[key] for key in APPROVAL_FIELDS if key in fields}
         item = {**self._items[endpoint][number], **fields}
         self._check(endpoint, item)
         self._items[endpoint][number] = item
@@ -125,6 +137,8 @@ class Controller:
 
     def answer(self, method: str, url: str, data: Item) -> tuple[int, Any]:
         """Return the status and the body of an answer."""
+        if method != "GET":
+            self.written.append(f"{method} {url}")
         parts = urlsplit(url)
         endpoint, *rest = parts.path[len("/api/v2/") :].strip("/").split("/")
         try:
@@ -160,7 +174,7 @@ class Controller:
         if name == "create_approval_template":
             approval = self.create(
                 "workflow_approval_templates",
-                {key: data[key] for key in ("name", "description", "timeout") if key in data},
+                {key: data[key] for key in APPROVAL_FIELDS if key in data},
             )
             item["unified_job_template"] = approval["id"]
             item["related"]["unified_job_template"] = approval["url"]

@@ -34,6 +34,22 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
+def configure(home: Path, controller: Controller, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run configure.yml, as who sets up AWX does."""
+    env = {
+        **environment(home),
+        "CONTROLLER_HOST": controller.url,
+        "CONTROLLER_OAUTH_TOKEN": "token",
+        "ANSIBLE_PIPELINING": "1",
+    }
+    site = {
+        "farm_project_url": "https://git.example.com/render/awx.git",
+        "farm_image": "registry.example.com/overlay-ee:1",
+    }
+    argv = ["ansible-playbook", "configure.yml", "-e", json.dumps(site), *arguments]
+    return subprocess.run(argv, cwd=PROJECT, env=env, check=False, capture_output=True, text=True)
+
+
 class _UnsafeDumper(yaml.SafeDumper):
     """Marks each text as one that is no template, as AWX does with what a user gives a job."""
 
@@ -222,9 +238,12 @@ class Farm:
         self._facts |= _facts(artifacts)
         return Job(done.returncode, _events(artifacts))
 
-    def remember(self, host: str, facts: Item) -> None:
-        """Keep facts of a host as those of an earlier job."""
-        self._facts[host] = {**self._facts.get(host, {}), **facts}
+    def remembered(self, host: str) -> Item:
+        """Return the facts of a host that its earlier jobs cached."""
+        # From ansible-core 2.19 on, the name of the file has a prefix, and the facts are text in it with their origin.
+        [found] = [facts for name, facts in self._facts.items() if name.endswith(host)]
+        facts = json.loads(found["__payload__"]) if "__payload__" in found else found
+        return {name: one.get("value", one) for name, one in facts.items()}
 
 
 def _dumped(key: str, value: Any, trusted: bool) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.renderfarm.overlay.tests.awx.controller import Controller
-from ansible_collections.renderfarm.overlay.tests.awx.jobs import CHECKOUT, PROJECT, environment
+from ansible_collections.renderfarm.overlay.tests.awx.controller import Controller, serving
+from ansible_collections.renderfarm.overlay.tests.awx.jobs import CHECKOUT, PROJECT, configure, environment
 
 AWX_MODULES = CHECKOUT / ".build" / "collections" / "ansible_collections" / "awx" / "awx" / "plugins" / "modules"
 NODES = "workflow_job_template_nodes"
@@ -64,7 +64,36 @@ def test_the_schedules_deploy_check_and_report(controller: Controller) -> None:
         "Enforce views": ("Deploy views", None),
         "Check for drift": ("Deploy views", "check"),
         "Report views": ("Report views", None),
+        "Verify views": ("Verify views", None),
     }
+
+
+def test_a_second_run_changes_nothing(controller: Controller, home: Path) -> None:
+    """What enforcement.yml has set stays, too: the lock of the last rollout, and the pause of the schedule."""
+    template, schedule = controller.get("job_templates", "Deploy views"), controller.get("schedules", "Enforce views")
+    controller.update("job_templates", template["id"], {"extra_vars": '{"overlay_lock": "x"}'})
+    controller.update("schedules", schedule["id"], {"enabled": False})
+    before = controller.everything()
+    controller.written.clear()
+    try:
+        done = configure(home, controller)
+        after = controller.everything()
+    finally:
+        controller.update("job_templates", template["id"], {"extra_vars": template["extra_vars"]})
+        controller.update("schedules", schedule["id"], {"enabled": True})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert after == before
+    # The module of awx.awx writes an approval in each run, as it is.
+    assert [one for one in controller.written if "/workflow_approval_templates/" not in one] == []
+    assert " changed=1 " in done.stdout
+
+
+def test_check_mode_writes_nothing(home: Path) -> None:
+    """Where nothing is configured yet it ends early: a task needs what the one before would have created."""
+    with serving(Controller(PROJECT)) as empty:
+        done = configure(home, empty, "--check")
+        assert empty.written == []
+    assert "execution_environments/?name=Render+farm returned 0 items" in done.stdout
 
 
 def test_every_question_may_be_left_blank(controller: Controller) -> None:

@@ -37,11 +37,19 @@ def test_what_is_rolled_out_is_enforced_until_the_next_rollout(controller: Contr
     assert "21.0" in farm.shown(CANARY, "houdini")
     assert farm.shown(OTHER, "houdini") == ["20.5.410"]
 
-    # After it, the enforcement has the lock. A release that is published meanwhile is not deployed.
+    # It goes on after the approval. A release that is published meanwhile is not deployed.
+    farm.publish("houdini/22.0")
+    assert changed(farm.launch_node(controller, "promote", lock)) == [OTHER]
     assert changed(farm.launch_node(controller, "advance", lock)) == ["localhost"]
     assert enabled(controller)
-    farm.publish("houdini/22.0")
-    assert changed(farm.launch(controller, "Deploy views")) == [OTHER]
+
+    # The report at its end is kept as artifacts, and as facts of each host. These are no variables of the declaration.
+    report = farm.launch_node(controller, "report", lock)
+    assert changed(report) == []
+    assert report.artifacts["overlay_report"]["statuses"]["as_declared"] == 4
+    assert farm.remembered(OTHER)["overlay_report"]["statuses"]["as_declared"] == 2
+
+    # The enforcement has the lock now.
     steady = farm.launch(controller, "Deploy views")
     assert changed(steady) == []
     assert [farm.shown(host, "houdini") for host in HOSTS] == [["20.5.410", "21.0"]] * 2
@@ -49,9 +57,12 @@ def test_what_is_rolled_out_is_enforced_until_the_next_rollout(controller: Contr
     assert steady.tasks_of(OTHER) <= 6
     assert len(steady.events_of(OTHER)) <= 15
 
-    # The check for drift finds what differs, and changes nothing. Cached facts are no variables of the declaration.
+    verified = farm.launch(controller, "Verify views")
+    assert changed(verified) == []
+    assert verified.artifacts["overlay_verification"]["ok"]
+
+    # The check for drift finds what differs, and changes nothing.
     farm.on(OTHER, "umount", f"{farm.here}/software")
-    farm.remember(CANARY, {"overlay_report": {"software": "as declared"}})
     assert changed(farm.launch(controller, "Deploy views", job_type="check")) == [OTHER]
     assert not farm.is_mounted(OTHER)
 

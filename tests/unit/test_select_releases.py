@@ -8,7 +8,11 @@ import pytest
 from ansible.errors import AnsibleFilterError
 
 from ansible_collections.renderfarm.overlay.plugins.filter import select_releases as plugin
-from ansible_collections.renderfarm.overlay.plugins.filter.select_releases import FilterModule, select_releases
+from ansible_collections.renderfarm.overlay.plugins.filter.select_releases import (
+    FilterModule,
+    query_problem,
+    select_releases,
+)
 
 
 def release(path: str, **more: Any) -> dict[str, Any]:
@@ -92,6 +96,7 @@ def test_chosen_releases_are_returned_unchanged() -> None:
         (RELEASES, "[].path", "does not return a list of releases"),
         (RELEASES, "[0]", "does not return a list of releases"),
         (RELEASES, "length(@)", "does not return a list of releases"),
+        (RELEASES, "[].{path: `null`}", "does not return a list of releases"),
         (RELEASES, "nothing", "does not return a list of releases"),
         (RELEASES, "newest([].path)", "newest.*list of releases"),
         (RELEASES, "newest([].{path: path})", "newest.*list of releases"),
@@ -162,3 +167,20 @@ def test_all_variants_of_a_version_are_chosen_together() -> None:
 
     assert chosen("newest(@)") == ["usd/3/c"]
     assert chosen("newest(@, `2`)") == ["usd/2/b", "usd/2/c", "usd/3/c"]
+
+
+@pytest.mark.parametrize(
+    ("query", "problem"),
+    [
+        ("newest(@", "Incomplete expression"),
+        ("newst(@)", "Unknown function: newst()"),
+        ("[?version = '1']", "Unknown token '='"),
+        ("newest(@)", ""),
+        ("[newest([?package == 'houdini'])[0]]", ""),
+        ("[?version_match(version, '>=20')] | [0].path", ""),
+    ],
+)
+def test_what_is_wrong_with_a_query_is_known_without_releases(query: str, problem: str) -> None:
+    found = query_problem(query)
+    assert problem in found
+    assert bool(found) == bool(problem)

@@ -74,12 +74,13 @@ def _reasons(view: Shown, seconds: int) -> Iterator[str]:
     """Yield why a view may not be promoted as a host shows it."""
     generation = view["generation"]
     if not view["mounted"]:
-        yield "it is not mounted"
+        yield "it is not mounted: deploy to the canary hosts first"
         return
     if view["failure"]:
         yield f"the last run failed: {view['failure']}"
     if view["hold"]:
-        yield f"a rollback holds it at generation {view['hold']['generation']}"
+        held = view["hold"]["generation"]
+        yield f"a rollback holds it at generation {held}: deploy to the canary hosts with overlay_lift_holds=true first"
     elif not view["lock"] or view["lock"]["generation"] != generation:
         yield f"it shows generation {generation}, which was not deployed with a lock: deploy to the canary hosts first"
     if view["seconds"] < seconds:

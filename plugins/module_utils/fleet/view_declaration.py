@@ -9,22 +9,31 @@ key may hold. All problems are found, not only the first, and each is one line t
 
 from __future__ import annotations
 
+import itertools
+import math
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import data_choice, view_roots
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.globs import clean_globs
+from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.links import declared_links
 from ansible_collections.renderfarm.overlay.plugins.module_utils.layers.ownership import parse_mode
-from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError, did_you_mean
+from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import (
+    OverlayError,
+    did_you_mean,
+    show_text,
+)
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.paths import (
     is_inside,
     overlap,
     to_bytes,
     to_text,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.overlays.options import check_options
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.entries import relative_path
 from ansible_collections.renderfarm.overlay.plugins.module_utils.releases.patterns import (
     DEFAULT_IGNORED_NAMES,
@@ -36,14 +45,22 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.software_root.n
 from ansible_collections.renderfarm.overlay.plugins.module_utils.stores import locations
 from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_paths import is_view_name
 
-#: Characters of a value that a message shows.
+#: Characters of a value or a key that a message shows.
 _SHOWN = 60
+#: Characters of a message: of its beginning, and of its end, which says what to do.
+_BEGINNING, _END = 300, 100
+#: Bytes of the longest path: PATH_MAX of linux/limits.h without the NUL byte at its end. A name in it has at most NAME_MAX bytes.
+_LONGEST_PATH, _LONGEST_NAME = 4095, 255
+#: The largest number: 300 years in seconds. The end of what lasts longer is no date.
+_LARGEST = 10_000_000_000
 #: How the variables begin that are given for all views.
 _PREFIX = "overlay_"
 _TRUE = ("y", "yes", "on", "true", "t", "1")
 _FALSE = ("n", "no", "off", "false", "f", "0")
 #: A size in bytes, as Ansible takes it.
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)[KMGTPEZYkmgtpezy]?[bB]?")
+#: The ID of a generation, the name of its directory, or a word for one.
+_GENERATION = re.compile(r"[0-9a-z][0-9a-z_-]{0,99}")
 #: The keys that are the same for all views of a state directory, since they share its data images.
 _OF_STATE_DIR = ("data_budget", "data_keep_free")
 
@@ -70,11 +87,14 @@ class Key:
     unless: str = ""
 
 
-def declared_views(views: Any, common: Mapping[str, Any], chosen: str = "") -> tuple[list[dict[str, Any]], list[str]]:
+def declared_views(
+    views: Any, common: Mapping[str, Any], chosen: str = "", unknown: Collection[str] = ()
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the declared views, each with a value for every key, and the problems of the declaration, one line each.
 
-    ``common`` has values for keys that views leave out, by their names. ``chosen`` is the name of the one view to return; if it is
-    empty, all are returned. What is blank or None counts as not given. If there are problems, the views are not to be used.
+    ``common`` has values for keys that views leave out, by their names. ``unknown`` are keys that are given for all views with values
+    that are not known. ``chosen`` is the name of the one view to return; if it is empty, all are returned. What is blank or None counts
+    as not given. If there are problems, the views are not to be used.
     """
     if not isinstance(views, (list, tuple)):
         return [], [f"overlay_views must be a list of views, not {_described(views)}"]
@@ -84,18 +104,24 @@ def declared_views(views: Any, common: Mapping[str, Any], chosen: str = "") -> t
         if not isinstance(view, Mapping):
             problems.append(f"view number {number} must be a mapping of keys to values, not {_described(view)}")
             continue
-        values, found = _completed(view, common, number)
+        values, found = _completed(view, common, unknown, number)
         problems += found
         completed.append(values)
     problems += _problems_between(completed)
     if chosen:
         completed = [view for view in completed if view["name"] == chosen]
-    return completed, list(dict.fromkeys(problems))
+    return completed, list(dict.fromkeys(map(one_line, problems)))
+
+
+def one_line(text: str) -> str:
+    """Return a message as one line of a length that can be read: without control characters, and with a gap if it is too long."""
+    line = show_text(" ".join(part.strip() for part in text.splitlines()))
+    return line if len(line) <= _BEGINNING + _END else f"{line[:_BEGINNING]} ... {line[-_END:]}"
 
 
 def declared_roots(roots: Any) -> list[dict[str, Any]]:
     """Return several software roots, each with all its keys; none if they are not given. Raises OverlayError if one is wrong."""
-    if _is_blank(roots):
+    if is_blank(roots):
         return []
     try:
         return _roots(roots)
@@ -107,50 +133,82 @@ def unknown_variables(names: Iterable[str], others: Iterable[str]) -> Iterator[s
     """Yield a line for each variable that begins as ours do and means nothing; ``others`` are variables that are not keys of views."""
     known = {*(_PREFIX + name for name, key in KEYS.items() if key.common), *others}
     for name in sorted(set(names) - known):
-        yield f"there is no variable {name}{did_you_mean(name, sorted(known), _PREFIX)}"
+        meant = did_you_mean(name, sorted(known), _PREFIX) or ": leave it out"
+        yield f"there is no variable {_shortened(name)}{meant}"
+
+
+def run_problem(name: str, value: Any) -> str:
+    """Return what is wrong with a variable of a run that is no key of views, given its name without the prefix; empty if nothing is."""
+    try:
+        if name in RUN_VARIABLES and not is_blank(value):
+            RUN_VARIABLES[name](value)
+    except InvalidValueError as error:
+        return one_line(f"{_PREFIX}{name} {error}")
+    return ""
 
 
 def _common_problems(common: Mapping[str, Any]) -> Iterator[str]:
     for name, value in common.items():
         key = KEYS.get(name)
-        if key and key.common and not _is_blank(value):
+        if key and key.common and not is_blank(value):
             try:
                 key.convert(value)
             except InvalidValueError as error:
                 yield f"overlay_{name} {error}"
 
 
-def _completed(view: Mapping[str, Any], common: Mapping[str, Any], number: int) -> tuple[dict[str, Any], list[str]]:
+def _completed(
+    view: Mapping[str, Any], common: Mapping[str, Any], unknown: Collection[str], number: int
+) -> tuple[dict[str, Any], list[str]]:
     """Return a view with a value for every key, and its problems."""
-    given = view.get("name")
-    label = f"view {given}" if isinstance(given, str) and given else f"view number {number}"
-    problems = [f"{label}: there is no key {name}{did_you_mean(str(name), KEYS)}" for name in view if name not in KEYS]
+    label = view_label(view, number)
+    problems = [f"{label}: {problem}" for name in view if name not in KEYS for problem in _wrong_key(name, KEYS)]
     values: dict[str, Any] = {}
+    wrong = set()
     for name, key in KEYS.items():
         value, is_own = view.get(name), True
-        if _is_blank(value) and key.common:
+        if is_blank(value) and key.common:
             # What is given for all views is for those that need it.
             value, is_own = None if key.unless and _has(view, values, key.unless) else common.get(name), False
-        if _is_blank(value):
+        if is_blank(value) and name in unknown:
+            values[name] = None
+            wrong.add(name)
+        elif is_blank(value):
             values[name] = key.default(values) if callable(key.default) else key.default
-            if key.required and not (key.unless and _has(view, values, key.unless)):
+            if key.required and not (key.unless and (key.unless in wrong or _has(view, values, key.unless))):
                 also = f", or overlay_{name} for all views" if key.common else ""
                 problems.append(f"{label}: {name} is missing: give it{also}")
-            continue
-        try:
-            values[name] = key.convert(value)
-        except InvalidValueError as error:
-            values[name] = None
-            if is_own:
-                problems.append(f"{label}: {name} {error}")
-    if not problems:
+        else:
+            try:
+                values[name] = key.convert(value)
+            except InvalidValueError as error:
+                values[name] = None
+                wrong.add(name)
+                if is_own:
+                    problems.append(f"{label}: {name} {error}")
+    if not problems and not wrong:
         problems = [f"{label}: {problem}" for problem in _contradictions(values)]
     return values, problems
 
 
+def view_label(view: Mapping[str, Any], number: int) -> str:
+    """Return how messages name a view: by its name if it has one, else by its number in the list, from 1 on."""
+    name = view.get("name")
+    return f"view {_shortened(name)}" if isinstance(name, str) and name.strip() else f"view number {number}"
+
+
+def _wrong_key(name: Any, known: Iterable[str]) -> Iterator[str]:
+    """Yield what is wrong with a key that is not known, as the end of a sentence that begins with what has it."""
+    if not isinstance(name, str):
+        yield f"there is no key {_described(name)}, since keys are text{_as_text(name)}"
+        return
+    shown = _shortened(name) if name.strip() else repr(str(name))
+    yield f"there is no key {shown}" + (did_you_mean(name, known) or ": leave it out")
+
+
 def _has(view: Mapping[str, Any], values: Mapping[str, Any], name: str) -> bool:
     """Return whether a view has a value for a key, of its own or of those that are given for all views."""
-    return bool(values.get(name)) or not _is_blank(view.get(name))
+    return bool(values.get(name)) or not is_blank(view.get(name))
 
 
 def _contradictions(view: Mapping[str, Any]) -> Iterator[str]:
@@ -160,6 +218,11 @@ def _contradictions(view: Mapping[str, Any]) -> Iterator[str]:
             yield "releases and query are both missing: give one of them"
         elif view["releases"] and view["query"]:
             yield "releases and query are both given: give one of them"
+    if view["on_conflict"] == "error":
+        counts = Counter(map(repr, view["releases"]))
+        twice = next((one for one in view["releases"] if counts[repr(one)] > 1), None)
+        if twice:
+            yield f"releases has {twice['release']} twice at one place: leave one of them out"
     if view["build"] == "central" and view["format"] == "directory":
         yield "build: central builds images, so format: directory cannot be: leave out one of them"
     if view["require_verity"] and view["build"] == "local":
@@ -173,6 +236,14 @@ def _contradictions(view: Mapping[str, Any]) -> Iterator[str]:
     if view["writable"] == "scratch" and view["persist"] != "none":
         yield "writable: scratch ends with the mount, so it cannot be mounted at boot: set persist: none, or writable: upper"
     yield from _data_image_contradictions(view)
+    yield from _mountpoint_contradictions(view)
+
+
+def _mountpoint_contradictions(view: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why a view cannot be mounted where it is declared."""
+    if view["mountpoint"] == "/":
+        yield "mountpoint / is the root of the host: give a directory below it"
+        return
     for path in filter(None, (view["root"], *view["data"], *(root["path"] for root in view["roots"]))):
         if _inside(view["mountpoint"], path):
             yield f"mountpoint {view['mountpoint']} is inside of the software root {path}: mount the view outside of it"
@@ -214,17 +285,46 @@ def _problems_between(views: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield f"view {name} is declared twice: give each view a name of its own"
         elif name:
             seen[name] = view
-    shown = [view for view in seen.values() if view["mountpoint"] and view["state"] == "mounted"]
+    shown = [view for view in seen.values() if view["mountpoint"] not in (None, "/") and view["state"] == "mounted"]
     yield from view_roots.mount_differences(shown)
     for number, view in enumerate(shown):
         for other in shown[:number]:
             yield from _differences_of_state_dir(other, view)
-            if view["mountpoint"] == other["mountpoint"]:
-                yield f"views {other['name']} and {view['name']} have the same mountpoint {view['mountpoint']}"
-            elif overlap(to_bytes(view["mountpoint"]), to_bytes(other["mountpoint"])):
+        # The first that clashes is enough, else a hundred views at one mountpoint were thousands of lines.
+        clashes = (_clash(other["name"], other["mountpoint"], view) for other in shown[:number])
+        yield from itertools.islice(filter(None, clashes), 1)
+    yield from _hidden_paths(shown)
+
+
+def _clash(other: str, place: str, view: Mapping[str, Any]) -> str:
+    """Return what keeps a view from being mounted beside the view `other`, which is at `place`; empty if nothing does."""
+    name, mountpoint = view["name"], view["mountpoint"]
+    if mountpoint == place:
+        return f"views {other} and {name} have the same mountpoint {place}: give each a mountpoint of its own"
+    if overlap(to_bytes(mountpoint), to_bytes(place)):
+        return (
+            f"views {other} and {name} have mountpoints inside of each other: {place} and {mountpoint}: mount them beside each"
+            " other"
+        )
+    return ""
+
+
+def _hidden_paths(views: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the paths that hosts need, and that a view would hide."""
+    for view in views:
+        paths = [(view[key], key) for key in ("root", "store", "image_store", "ca_path", "state_dir")]
+        paths += [(root["path"], "roots") for root in view["roots"] or ()]
+        told: list[str] = []
+        for path, key in paths:
+            # By default, the images are below the manifests.
+            if not path or any(_inside(path, other) for other in told):
+                continue
+            hiding = next((one for one in views if _inside(path, one["mountpoint"])), None)
+            if hiding:
+                told.append(path)
                 yield (
-                    f"views {other['name']} and {view['name']} have mountpoints inside of each other: {other['mountpoint']} and"
-                    f" {view['mountpoint']}"
+                    f"view {view['name']}: {key} {path} is inside of the mountpoint {hiding['mountpoint']} of view {hiding['name']}, which"
+                    " would hide it: give another mountpoint"
                 )
 
 
@@ -244,49 +344,89 @@ def _inside(path: str, directory: str) -> bool:
     return is_inside(to_bytes(path), to_bytes(directory))
 
 
-def _is_blank(value: Any) -> bool:
+def is_blank(value: Any) -> bool:
     """Return whether a value counts as not given, as the empty answer of an AWX survey does."""
     return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _shortened(text: str) -> str:
+    """Return a text for a message: on one line, and shortened."""
+    shown = show_text(str(text))
+    return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
 
 
 def _described(value: Any) -> str:
     """Return a value for a message, shortened."""
     # Values come from Ansible, which derives types of its own from Python's.
     if isinstance(value, bool):
-        kind, shown = "", str(value).lower()
-    elif isinstance(value, str):
-        kind, shown = "the text ", repr(str(value))
-    elif isinstance(value, (int, float)):
-        kind, shown = "the number ", str(value)
-    else:
-        return (
-            "a mapping" if isinstance(value, Mapping) else "a list" if isinstance(value, (list, tuple)) else "nothing"
-        )
-    return kind + (shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "...")
+        return str(value).lower()
+    if isinstance(value, str):
+        shown = repr(str(value))
+        return f"the text {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '...'}"
+    if isinstance(value, (int, float)):
+        # Python refuses to write out integers of thousands of digits.
+        return f"the number {value}" if abs(value) < 1e30 or value != value else "a number that is too large"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    if value is None:
+        return "nothing"
+    return (
+        f"the date {value.isoformat()}"
+        if hasattr(value, "isoformat")
+        else f"a value of the type {type(value).__name__}"
+    )
+
+
+def _as_text(value: Any) -> str:
+    """Return the end of a message about a value that has to be text: what to do if YAML took text for something else."""
+    if isinstance(value, bool):
+        return ": put it in quotes, since YAML takes on, off, yes and no for true and false"
+    if isinstance(value, float):
+        return ": put it in quotes, since YAML takes 1.10 for the number 1.1"
+    if isinstance(value, int) or hasattr(value, "isoformat"):
+        return ": put it in quotes"
+    return ""
 
 
 # Values of keys
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise InvalidValueError(f"must be text, not {_described(value)}")
-    _encoded(str(value))
+    if not isinstance(value, str):
+        raise InvalidValueError(f"must be text, not {_described(value)}{_as_text(value)}")
+    _encoded(value)
     return str(value)
 
 
 def _encoded(text: str) -> bytes:
-    """Return a text as bytes. Raises InvalidValueError for a lone surrogate that stands for no byte, since modules cannot be given it."""
+    """Return a text as bytes. Raises InvalidValueError for what modules cannot be given: NUL, and a surrogate that stands for no byte."""
+    if "\0" in text:
+        raise InvalidValueError("must not have a NUL byte")
     try:
         return to_bytes(text)
     except UnicodeEncodeError:
         raise InvalidValueError(f"must be Unicode text, which {_described(text)} is not") from None
 
 
+def _account(value: Any) -> str:
+    """Return the name of a user or group, or a uid or gid as text."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+
+
+def _generation(value: Any) -> str:
+    text = _text(value).strip()
+    if not _GENERATION.fullmatch(text):
+        raise InvalidValueError(f"must be the ID of a generation, or previous, not {_described(value)}")
+    return text
+
+
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not is_view_name(value):
         raise InvalidValueError(
-            f"must have letters, digits, '.', '_' and '-' only, up to 100 of them, not {_described(value)}"
+            "must have letters, digits, '.', '_' and '-' only, up to 100 of them, and begin with a letter or digit, not"
+            f" {_described(value)}{_as_text(value)}"
         )
     return value
 
@@ -294,9 +434,18 @@ def _name(value: Any) -> str:
 def _path(value: Any) -> str:
     if not isinstance(value, str) or not value.startswith("/"):
         raise InvalidValueError(f"must be an absolute path, not {_described(value)}")
-    if b"\0" in _encoded(value):
-        raise InvalidValueError("must not have a NUL byte")
+    _check_length(value)
     return posixpath.normpath("/" + value.lstrip("/"))
+
+
+def _check_length(path: str) -> None:
+    """Raise InvalidValueError if the kernel takes no such path."""
+    encoded = _encoded(path)
+    longest = max(map(len, encoded.split(b"/")))
+    if len(encoded) > _LONGEST_PATH or longest > _LONGEST_NAME:
+        raise InvalidValueError(
+            f"must have at most {_LONGEST_PATH} bytes, and {_LONGEST_NAME} in each name, not {len(encoded)} and {longest}"
+        )
 
 
 def _location(value: Any) -> str:
@@ -310,7 +459,8 @@ def _location(value: Any) -> str:
 
 def _relative(value: Any, what: str) -> str:
     if not isinstance(value, str):
-        raise InvalidValueError(f"must have {what} as a path, not {_described(value)}")
+        raise InvalidValueError(f"must have {what} as a path, not {_described(value)}{_as_text(value)}")
+    _check_length(value)
     try:
         return to_text(relative_path(_encoded(value), what))
     except OverlayError as error:
@@ -320,7 +470,7 @@ def _relative(value: Any, what: str) -> str:
 def _one_of(*words: str) -> Convert:
     def convert(value: Any) -> str:
         if value not in words:
-            meant = did_you_mean(str(value), words)
+            meant = did_you_mean("none" if value is False else str(value), words)
             raise InvalidValueError(f"must be {', '.join(words[:-1])} or {words[-1]}, not {_described(value)}{meant}")
         return str(value)
 
@@ -339,8 +489,12 @@ def _number(value: Any) -> float:
         found = None if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         found = None
-    if found is None or not 0 <= found < float("inf"):
+    except OverflowError:
+        found = float("inf")
+    if found is None or math.isnan(found) or found < 0:
         raise InvalidValueError(f"must be a number from 0 on, not {_described(value)}")
+    if found > _LARGEST:
+        raise InvalidValueError(f"must be a number up to {_LARGEST}, not {_described(value)}")
     return found
 
 
@@ -377,7 +531,9 @@ def _keep_free(value: Any) -> str:
 
 def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, (list, tuple)):
-        raise InvalidValueError(f"must be a list of {what}, not {_described(value)}")
+        raise InvalidValueError(
+            f"must be a list of {what}, not {_described(value)}: give a list, also if it has one entry"
+        )
     return list(value)
 
 
@@ -389,6 +545,30 @@ def _mapping(value: Any) -> dict[Any, Any]:
     if not isinstance(value, Mapping):
         raise InvalidValueError(f"must be a mapping, not {_described(value)}")
     return dict(value)
+
+
+def _id_map(value: Any) -> dict[Any, Any]:
+    """Return a mapping of users or groups. Hosts look them up."""
+    found = _mapping(value)
+    for one in (*found.keys(), *found.values()):
+        _account(one)
+    return found
+
+
+def _options(value: Any) -> dict[Any, Any]:
+    found = _mapping(value)
+    try:
+        check_options(found)
+    except OverlayError as error:
+        raise InvalidValueError(f"is wrong: {error}") from None
+    return found
+
+
+def _marker(value: Any) -> str:
+    found = _relative(value, "a marker")
+    if not found:
+        raise InvalidValueError(f"must be the path of a file below each release, not {_described(value)}")
+    return found
 
 
 def _releases(value: Any) -> list[dict[str, Any]]:
@@ -403,22 +583,31 @@ def _release(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         value = {"release": value}
     if not isinstance(value, Mapping):
-        raise InvalidValueError(f"must have paths of releases, or mappings with 'release', not {_described(value)}")
-    for name in value:
-        if name not in _OF_RELEASE:
-            raise InvalidValueError(f"has a release with the key {name}: the keys are {', '.join(_OF_RELEASE)}")
-    if _is_blank(value.get("release")):
+        raise InvalidValueError(
+            f"must have paths of releases, or mappings with 'release', not {_described(value)}{_as_text(value)}"
+        )
+    _check_keys(value, _OF_RELEASE, "a release")
+    if is_blank(value.get("release")):
         raise InvalidValueError(
             "has a mapping without 'release', which is the path of a release below the software root"
         )
     found: dict[str, Any] = {"release": _relative(value["release"], "a release")}
     for name in ("at", "source"):
         if value.get(name) is not None:
-            found[name] = _relative(value[name], f"'{name}' of release {found['release']}") if value[name] else ""
+            found[name] = _relative(value[name], f"'{name}' of release {found['release']}")
     for name in ("include", "exclude"):
-        if value.get(name):
-            found[name] = _globs(value[name], name, f"has release {found['release']}, which has a wrong pattern")
+        if not is_blank(value.get(name)):
+            patterns = _globs(value[name], name, f"has release {found['release']}, which has a wrong pattern")
+            found.update({name: patterns} if patterns else {})
     return found
+
+
+def _check_keys(value: Mapping[Any, Any], known: Sequence[str], what: str) -> None:
+    """Raise InvalidValueError if a mapping has a key that is not known; ``what`` is what the mapping stands for."""
+    wrong = next((name for name in value if name not in known), None)
+    if wrong is not None or None in value:
+        shown = _shortened(wrong) if isinstance(wrong, str) else _described(wrong)
+        raise InvalidValueError(f"has {what} with the key {shown}: the keys are {', '.join(known)}")
 
 
 def _globs(value: Any, what: str, problem: str) -> list[str]:
@@ -440,6 +629,10 @@ def _links(value: Any) -> list[dict[str, str]]:
         if not isinstance(link, Mapping) or set(link) != {"path", "target"}:
             raise InvalidValueError("must have links with the keys 'path' and 'target' only")
         found.append({"path": _relative(link["path"], "the path of a link"), "target": _text(link["target"])})
+    try:
+        declared_links((_encoded(link["path"]), _encoded(link["target"])) for link in found)
+    except OverlayError as error:
+        raise InvalidValueError(f"is wrong: {error}") from None
     return found
 
 
@@ -483,14 +676,12 @@ def _roots(value: Any) -> list[dict[str, Any]]:
 def _root(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidValueError(f"must have mappings with 'name' and 'path', not {_described(value)}")
-    for name in value:
-        if name not in _OF_ROOT:
-            raise InvalidValueError(f"has a root with the key {name}: the keys are {', '.join(_OF_ROOT)}")
+    _check_keys(value, _OF_ROOT, "a root")
     for name in ("name", "path"):
-        if _is_blank(value.get(name)):
+        if is_blank(value.get(name)):
             raise InvalidValueError(f"has a root without '{name}': give it")
     name = _name(value["name"])
-    pattern = _text(value.get("pattern") or "{version}")
+    pattern = "{version}" if is_blank(value.get("pattern")) else _text(value["pattern"])
     try:
         Pattern.parse(pattern, name)
     except OverlayError as error:
@@ -502,15 +693,15 @@ def _root(value: Any) -> dict[str, Any]:
         "path": path,
         "pattern": pattern,
         # None for that of the view.
-        "ready_marker": None if marker is None else _text(marker),
-        "at": name if at is None else _relative(at, f"'at' of root {name}") if at else "",
+        "ready_marker": None if marker is None else "" if marker == "" else _marker(marker),
+        "at": name if at is None else _relative(at, f"'at' of root {name}"),
         **_root_mount(value, name, path),
     }
 
 
 def _root_mount(root: Mapping[str, Any], name: str, path: str) -> dict[str, Any]:
     """Return how a software root is mounted: its source, which is empty if the site mounts it, and what differs from the defaults."""
-    given = {key: None if _is_blank(root.get(key)) else root[key] for key in view_roots.MOUNT_KEYS}
+    given = {key: None if is_blank(root.get(key)) else root[key] for key in view_roots.MOUNT_KEYS}
     if given["source"] is None:
         extra = next((key for key in view_roots.MOUNT_KEYS if given[key] is not None), None)
         if extra:
@@ -534,7 +725,7 @@ KEYS: dict[str, Key] = {
     "name": Key(_name, required=True, common=False),
     "mountpoint": Key(_path, required=True, common=False),
     "state": Key(_one_of("mounted", "unmounted", "absent"), "mounted"),
-    "generation": Key(_text, ""),
+    "generation": Key(_generation, ""),
     "releases": Key(_releases, lambda _view: [], common=False),
     "query": Key(_text, "", common=False),
     "links": Key(_links, lambda _view: [], common=False),
@@ -544,7 +735,7 @@ KEYS: dict[str, Key] = {
     "root_name": Key(_text, lambda view: view["root"]),
     "store": Key(_location, required=True),
     "pattern": Key(_pattern, "{package}/{version}"),
-    "ready_marker": Key(_text, ""),
+    "ready_marker": Key(_marker, ""),
     "ignore_names": Key(_names, lambda _view: list(DEFAULT_IGNORED_NAMES)),
     "exclude": Key(_patterns, lambda _view: []),
     "version_order": Key(_one_of(*ORDERS), "vendor"),
@@ -558,14 +749,14 @@ KEYS: dict[str, Key] = {
     "image_store": Key(_location, lambda view: f"{view['store']}/.images"),
     "ca_path": Key(_path, ""),
     "xattr_namespace": Key(_one_of("trusted", "user"), "trusted"),
-    "owner": Key(_text, ""),
-    "group": Key(_text, ""),
-    "owner_map": Key(_mapping, lambda _view: {}),
-    "group_map": Key(_mapping, lambda _view: {}),
+    "owner": Key(_account, ""),
+    "group": Key(_account, ""),
+    "owner_map": Key(_id_map, lambda _view: {}),
+    "group_map": Key(_id_map, lambda _view: {}),
     "mode": Key(_mode, ""),
     "keep_setid": Key(_boolean, False),
     "on_conflict": Key(_one_of("error", "first", "last"), "error"),
-    "options": Key(_mapping, lambda _view: {"nodev": True, "nosuid": True}),
+    "options": Key(_options, lambda _view: {"nodev": True, "nosuid": True}),
     "data": Key(_paths, lambda view: [] if view["roots"] else [view["root"]], unless="roots"),
     "switch": Key(_one_of("auto", "beneath", "over", "replace", "never"), "auto"),
     "inner_mounts": Key(_one_of("carry", "drop"), "carry"),
@@ -581,10 +772,52 @@ KEYS: dict[str, Key] = {
     "min_age": Key(_number, 3600.0),
     "health_check": Key(_text, ""),
     "health_timeout": Key(_number, 60.0),
-    "health_user": Key(_text, "nobody"),
+    "health_user": Key(_account, "nobody"),
     "state_dir": Key(_path, "/var/lib/renderfarm-overlay"),
     "scan_host": Key(_text, ""),
     "scan_root": Key(_path, lambda view: view["root"]),
     "scan_store": Key(_location, lambda view: view["store"]),
     "scan_image_store": Key(_location, lambda view: f"{view['scan_store']}/.images"),
+}
+
+
+def _batches(value: Any) -> None:
+    """Check the sizes of batches: a number of hosts, their percentage, or a list of these."""
+    sizes = value if isinstance(value, (list, tuple)) else [value]
+    for size in sizes or [""]:
+        text = "" if isinstance(size, bool) else str(size).strip()
+        found = re.fullmatch(r"([0-9]{1,9})(%?)", text)
+        if found is None or (found[2] and int(found[1]) > 100):
+            raise InvalidValueError(
+                f"must be a number of hosts, or their percentage, such as 10%, not {_described(size)}"
+            )
+
+
+def _percentage(value: Any) -> None:
+    if isinstance(value, str):
+        value = value.strip().rstrip("%")
+    if _number(value) > 100:
+        raise InvalidValueError(f"must be a percentage from 0 to 100, not {_described(value)}")
+
+
+#: What each variable takes that is for a whole run. Ansible and the modules would refuse wrong values only after hosts have changed.
+RUN_VARIABLES: dict[str, Callable[[Any], Any]] = {
+    "become": _boolean,
+    "serial": _batches,
+    "max_fail_percentage": _percentage,
+    "hold": _whole,
+    "lift_holds": _boolean,
+    "canary_min": _whole,
+    "promote_after": _number,
+    "report_dir": _path,
+    "metrics_file": _path,
+    "level": _one_of("metadata", "open", "content"),
+    "time_limit": _number,
+    "repair": _boolean,
+    "drain": _boolean,
+    "drain_seconds": _number,
+    "delete_release": _boolean,
+    "unreachable_use": _boolean,
+    "prune_keep": _whole,
+    "prune_min_age": _number,
 }

@@ -274,6 +274,11 @@ def _check_images(path: bytes, data: Sequence[bytes], images: Collection[bytes],
         )
 
 
+def check_options(options: Mapping[str, OptionValue]) -> None:
+    """Raise OverlayError if an option is unknown or has an invalid value. Whether options exclude each other depends on the layers."""
+    _sorted_options(options)
+
+
 def _sorted_options(options: Mapping[str, OptionValue]) -> tuple[dict[str, str | None], list[str]]:
     settings: dict[str, str | None] = {}
     flags = []

@@ -13,7 +13,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.host_ranges import fold_hosts, natural_key
@@ -163,7 +163,7 @@ class Row:
         """Return why the view is not simply as declared, each reason as one line."""
         found = [*self.drift, *([self.failure] if self.failure else [])]
         if self.is_held:
-            until = f"held until {self.hold_until}" if self.hold_until else "held until the hold is lifted"
+            until = f"{_HELD_UNTIL}{self.hold_until or 'the hold is lifted'}"
             found.append(f"{until}: {self.hold_reason}" if self.hold_reason else until)
         if not found and self.status != "as declared":
             found = [_DEFAULT_REASONS[self.status]]
@@ -271,23 +271,53 @@ def _statuses(rows: Iterable[Row]) -> tuple[tuple[str, int], ...]:
 def problems_of(rows: Iterable[Row]) -> list[Problem]:
     """Return the problems of rows, the worst status first, then those of most hosts.
 
-    Reasons that differ in the name or the address of their host only are one problem.
+    Reasons that differ in the name or the address of their host, or in the end of a hold only are one problem.
     """
-    #: By status and reason: the texts as they are, and the hosts of each view.
-    groups: dict[tuple[str, str], tuple[set[str], dict[str, dict[str, None]]]] = {}
+    groups: dict[tuple[str, str], _Reasons] = {}
     for row in rows:
         if row.status == "as declared":
             continue
         for reason in row.reasons():
-            texts, hosts_of = groups.setdefault((row.status, _without_host(reason, row.host)), (set(), {}))
-            texts.add(reason)
-            hosts_of.setdefault(row.view or "", {})[row.host] = None
+            group = groups.setdefault((row.status, _without_host(_without_end(reason, row), row.host)), _Reasons())
+            group.texts.add(reason)
+            group.ends.add(row.hold_until or "")
+            group.hosts_of.setdefault(row.view or "", {})[row.host] = None
     found = [
-        Problem(status, shorten(next(iter(texts)) if len(texts) == 1 else masked), views, hosts)
-        for (status, masked), (texts, hosts_of) in groups.items()
-        for hosts, views in _views_by_hosts(hosts_of)
+        Problem(status, shorten(group.shown(masked)), views, hosts)
+        for (status, masked), group in groups.items()
+        for hosts, views in _views_by_hosts(group.hosts_of)
     ]
     return sorted(found, key=lambda one: (STATUSES.index(one.status), -len(one.hosts), one.reason, one.views))
+
+
+@dataclass
+class _Reasons:
+    """Reasons that are one problem."""
+
+    #: The reasons as they are.
+    texts: set[str] = field(default_factory=set)
+    #: When the holds end that are among them.
+    ends: set[str] = field(default_factory=set)
+    #: The hosts of each view.
+    hosts_of: dict[str, dict[str, None]] = field(default_factory=dict)
+
+    def shown(self, masked: str) -> str:
+        """Return one reason for all, given what they have in common."""
+        if len(self.texts) == 1:
+            return next(iter(self.texts))
+        return masked.replace(f"{_HELD_UNTIL}{_END}", f"{_HELD_UNTIL}{min(self.ends)} to {max(self.ends)}", 1)
+
+
+_HELD_UNTIL = "held until "
+#: What stands for the end of a hold in reasons that are compared.
+_END = "TIME"
+
+
+def _without_end(reason: str, row: Row) -> str:
+    """Return a reason without the end of the hold, which each host reckons from its own rollback."""
+    if row.hold_until is None:
+        return reason
+    return reason.replace(f"{_HELD_UNTIL}{row.hold_until}", f"{_HELD_UNTIL}{_END}", 1)
 
 
 def _without_host(reason: str, host: str) -> str:

@@ -49,9 +49,9 @@ HELD = {"generation": ONE, "until": 0, "reason": ""}
         ({"c1": shown(view()), "c2": {"failed": True, "msg": "no"}}, "what it shows cannot be read: no (on c2)"),
         ({"c1": shown(view()), "c2": shown(view(TWO))}, f"different generations: {ONE} on c1, {TWO} on c2"),
         ({"c1": shown(view(image=DIGEST)), "c2": shown(view())}, f"different images of generation {ONE}"),
-        ({"c1": shown(view(mounted=False))}, "view software: it is not mounted"),
+        ({"c1": shown(view(mounted=False))}, "view software: it is not mounted: deploy to the canary hosts first"),
         ({"c1": shown(view(failure="full"))}, "view software: the last run failed: full"),
-        ({"c1": shown(view(hold=HELD))}, f"view software: a rollback holds it at generation {ONE}"),
+        ({"c1": shown(view(hold=HELD))}, f"view software: a rollback holds it at generation {ONE}: deploy to"),
         ({"c1": shown(view(lock=None))}, f"it shows generation {ONE}, which was not deployed with a lock"),
         ({"c1": shown(view(lock=view(TWO)["lock"]))}, f"it shows generation {ONE}, which was not deployed with a lock"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from typing import Any
 
@@ -9,9 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ansible_collections.renderfarm.overlay.plugins.action.declared_views import _OTHERS
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import (
     KEYS,
+    RUN_VARIABLES,
     declared_views,
+    run_problem,
     unknown_variables,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_roots import mounts_of
@@ -279,6 +283,52 @@ def test_a_common_value_that_is_missing_is_named_with_its_variable() -> None:
     ]
 
 
+def test_a_key_whose_common_value_is_not_known_is_not_told_as_missing() -> None:
+    common = {"store": "/net/manifests"}
+    assert declared_views([view()], common, unknown=["root"])[1] == []
+    assert declared_views([view(keep="x")], common, unknown=["root"])[1] == [
+        "view software: keep must be a number from 0 on, not the text 'x'"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("serial", "abc", "must be a number of hosts, or their percentage, such as 10%, not the text 'abc'"),
+        ("serial", -5, "must be a number of hosts, or their percentage, such as 10%, not the number -5"),
+        ("serial", [1, "x"], "must be a number of hosts, or their percentage, such as 10%, not the text 'x'"),
+        ("serial", "150%", "must be a number of hosts, or their percentage, such as 10%, not the text '150%'"),
+        ("max_fail_percentage", "many", "must be a number from 0 on, not the text 'many'"),
+        ("max_fail_percentage", 101, "must be a percentage from 0 to 100, not the number 101"),
+        ("hold", "a day", "must be a number from 0 on, not the text 'a day'"),
+        ("lift_holds", "perhaps", "must be true or false, not the text 'perhaps'"),
+        ("report_dir", "report", "must be an absolute path, not the text 'report'"),
+        ("level", "metdata", "must be metadata, open or content, not the text 'metdata': did you mean metadata?"),
+    ],
+)
+def test_a_wrong_variable_of_a_run_is_named(name: str, value: Any, problem: str) -> None:
+    assert run_problem(name, value) == f"overlay_{name} {problem}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("serial", one) for one in (1, "10%", [1, "10%", "100%"], "", None, 0)],
+        *[("max_fail_percentage", one) for one in (0, "0", "25%", 12.5, " ")],
+        *[("hold", "86400"), ("lift_holds", "false"), ("level", "open"), ("no_variable_of_ours", object())],
+    ],
+)
+def test_a_right_variable_of_a_run_is_no_problem(name: str, value: Any) -> None:
+    assert run_problem(name, value) == ""
+
+
+def test_every_variable_of_a_run_is_known() -> None:
+    assert (
+        list(unknown_variables([f"overlay_{name}" for name in RUN_VARIABLES], [f"overlay_{name}" for name in _OTHERS]))
+        == []
+    )
+
+
 def test_a_text_of_ansible_is_shown_as_text() -> None:
     class Text(str):
         __slots__ = ()
@@ -286,8 +336,113 @@ def test_a_text_of_ansible_is_shown_as_text() -> None:
     assert problems(view(format=Text("erfs")))[0].endswith("not the text 'erfs': did you mean erofs?")
 
 
-def test_no_message_is_long() -> None:
-    assert all(len(line) < 300 for line in problems(view(releases="x" * 9000, format="y" * 9000)))
+LONG = "x" * 9000
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        view(releases=LONG, format=LONG, keep=int("9" * 4000)),
+        view(name=LONG),
+        view(**{LONG: 1}),
+        view(mountpoint=f"/{LONG}"),
+        view(releases=[{LONG: 1}]),
+        view(releases=["a/" * 9000 + ".."]),
+        view(releases=["a/" * 2000 + ".."]),
+        view(options={LONG: 1}),
+        view(links=[{"path": LONG, "target": "x"}]),
+        view(name="a\nb", persist="c\nd"),
+        view(**{"a\nb\x1b[31m": 1}),
+        view(options={"a\nb": 1}),
+    ],
+)
+def test_a_message_is_one_short_line(wrong: dict[str, Any]) -> None:
+    lines = problems(wrong)
+    assert lines
+    assert all(line.isprintable() and len(line) < 420 for line in lines)
+    assert all(line.startswith("view ") for line in lines)
+
+
+def test_a_clash_of_many_views_is_a_line_for_each() -> None:
+    assert len(problems(*(view(name=f"v{number}") for number in range(60)))) == 59
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"releases": [1.1]}, "not the number 1.1: put it in quotes, since YAML takes 1.10 for the number 1.1"),
+        ({"releases": [{"release": "a/1", "at": 1.1}]}, "'at' of release a/1 as a path, not the number 1.1: put it in"),
+        ({"releases": [dt.date(2026, 1, 1)]}, "not the date 2026-01-01: put it in quotes"),
+        ({"releases": [{"release": "a/1", "at": False}]}, "not false: put it in quotes, since YAML takes on, off, yes"),
+        ({"name": 1.1}, "and begin with a letter or digit, not the number 1.1: put it in quotes"),
+        ({"generation": 342391}, "must be text, not the number 342391: put it in quotes"),
+        ({"ready_marker": 7}, "must have a marker as a path, not the number 7: put it in quotes"),
+        ({"root_name": 7}, "must be text, not the number 7: put it in quotes"),
+        ({"links": [{"path": "a", "target": 1.1}]}, "must be text, not the number 1.1: put it in quotes"),
+        ({True: 1}, "there is no key true, since keys are text: put it in quotes, since YAML takes on"),
+        ({None: 1}, "there is no key nothing, since keys are text"),
+        ({"releases": [{None: "a/1"}]}, "has a release with the key nothing: the keys are release, at"),
+        ({"persist": False}, "must be none, systemd or fstab, not false: did you mean none?"),
+    ],
+)
+def test_what_yaml_takes_for_something_else_is_told(keys: dict[Any, Any], problem: str) -> None:
+    (found,) = problems({**view(), **keys})
+    assert problem in found
+
+
+def test_users_and_groups_may_be_numbers() -> None:
+    ([found], none) = declared_views(
+        [view(owner=0, group="render", owner_map={1000: "root"}, health_user=65534)], COMMON
+    )
+    assert none == []
+    assert (found["owner"], found["group"], found["health_user"]) == ("0", "render", "65534")
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        (
+            {"options": {"lowerdir": "/x"}},
+            "options is wrong: overlay option 'lowerdir' is not known: use one of nosuid",
+        ),
+        ({"options": {"nodev": "maybe"}}, "options is wrong: overlay option nodev has the value 'maybe': use true"),
+        ({"owner_map": {5: None}}, "owner_map must be text, not nothing"),
+        ({"group_map": {"a": {"b": 1}}}, "group_map must be text, not a mapping"),
+        ({"generation": "../../x"}, "generation must be the ID of a generation, or previous, not the text '../../x'"),
+        ({"ready_marker": "../ready"}, "ready_marker is wrong: a marker '../ready' may not contain '..'"),
+        ({"ready_marker": "."}, "ready_marker must be the path of a file below each release, not the text '.'"),
+        ({"links": [{"path": "/", "target": "x"}]}, "links is wrong: link '' would replace the root of the view"),
+        ({"links": [{"path": "a", "target": ""}]}, "links is wrong: target of link 'a' has 0 bytes: give 1 to 4095"),
+        ({"releases": ["a/1", {"release": "a/1"}]}, "releases has a/1 twice at one place: leave one of them out"),
+        ({"linger": 10**12}, "linger must be a number up to 10000000000, not the number 1000000000000"),
+        (
+            {"releases": [{"release": "a/1", "source": {}}]},
+            "must have 'source' of release a/1 as a path, not a mapping",
+        ),
+        ({"releases": [{"release": "a/1", "include": 0}]}, "must be a list of patterns, not the number 0"),
+        ({"roots": [{"name": "a", "path": "/a", "pattern": 0}]}, "roots must be text, not the number 0"),
+        ({"health_check": "a\0b"}, "health_check must not have a NUL byte"),
+        ({"mountpoint": "/a/../.."}, "mountpoint / is the root of the host: give a directory below it"),
+        (
+            {"mountpoint": "/net"},
+            "root /net/software is inside of the mountpoint /net of view software, which would hide",
+        ),
+        ({"store": "/software/manifests"}, "store /software/manifests is inside of the mountpoint /software of view"),
+        ({"state_dir": "/software/state"}, "state_dir /software/state is inside of the mountpoint /software of view"),
+    ],
+)
+def test_what_hosts_would_refuse_is_found_before(keys: dict[str, Any], problem: str) -> None:
+    found = problems(view(**keys))
+    assert found[0].startswith("view software: ")
+    assert problem in found[0]
+    assert len(found) == (2 if keys.get("mountpoint") == "/net" else 1)
+
+
+def test_a_wrong_value_for_all_views_is_told_once_and_breaks_nothing() -> None:
+    one = {"name": "a", "mountpoint": "/a", "query": "@"}
+    wrong = {"roots": "x", "data": 5, "options": "nodev", "mode": [1], "persist": True}
+    found = declared_views([one, {**one, "name": "b", "mountpoint": "/b"}], {"store": "/net/manifests", **wrong})[1]
+    assert sorted(line.split()[0] for line in found) == sorted(f"overlay_{name}" for name in wrong)
 
 
 def test_a_view_that_is_taken_down_needs_no_releases() -> None:
@@ -308,7 +463,7 @@ def test_a_variable_that_means_nothing_is_named() -> None:
     names = ["overlay_ready_maker", "overlay_root", "overlay_views", "overlay_zzz"]
     assert list(unknown_variables(names, ["overlay_views"])) == [
         "there is no variable overlay_ready_maker: did you mean overlay_ready_marker?",
-        "there is no variable overlay_zzz",
+        "there is no variable overlay_zzz: leave it out",
     ]
 
 
@@ -325,13 +480,14 @@ VALUES = st.recursive(
 )
 
 
-VIEWS = st.dictionaries(st.sampled_from([*KEYS, "other"]), VALUES, max_size=6) | VALUES
+NAMES = st.sampled_from([*KEYS, "other"]) | st.text(max_size=9) | ODD_TEXTS | st.none() | st.booleans() | st.floats()
+VIEWS = st.dictionaries(NAMES, VALUES, max_size=6) | VALUES
 
 
 @given(st.lists(VIEWS, max_size=3) | VALUES, st.dictionaries(st.sampled_from(list(KEYS)), VALUES, max_size=4))
 def test_whatever_is_declared_gives_views_or_problems(views: Any, common: dict[str, Any]) -> None:
     found, lines = declared_views(views, common)
-    assert all("\n" not in line and len(line) < 500 for line in lines)
+    assert all(line.isprintable() and len(line) < 420 for line in lines)
     if not lines:
         json.dumps(found)
         assert all(set(one) == set(KEYS) for one in found)

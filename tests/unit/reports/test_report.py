@@ -142,6 +142,18 @@ def test_the_same_reason_on_many_hosts_is_one_problem() -> None:
     assert problems(*rows) == [("unreachable", "ssh: connect to HOST (ADDRESS): timed out", (), hosts)]
 
 
+def test_holds_that_end_at_different_times_are_one_problem() -> None:
+    rows = [
+        row(f"n{number}", "held", hold={"until": f"2026-11-28T12:0{number}:00Z", "reason": "it crashes"})
+        for number in (3, 1, 2)
+    ]
+    until = "2026-11-28T12:01:00Z to 2026-11-28T12:03:00Z"
+    assert [(one[1], len(one[3])) for one in problems(*rows)] == [(f"held until {until}: it crashes", 3)]
+    assert [one[1] for one in problems(rows[0])] == ["held until 2026-11-28T12:03:00Z: it crashes"]
+    rows[0]["hold"] = {"until": None, "reason": "it crashes"}
+    assert len(problems(*rows)) == 2
+
+
 def test_a_number_in_a_reason_is_not_taken_for_a_host() -> None:
     rows = [
         row(f"10.0.0.{number}", "failed", failure=f"10.0.0.{number} did not answer for 10 seconds") for number in (1, 2)

@@ -148,7 +148,7 @@ run renderfarm.overlay.rollback -e overlay_hosts=c2 -e overlay_view=newest
 umount "$place/c2/merged"
 refused 'view image: hosts show different generations'
 said 'view newest: a rollback holds it at generation'
-said 'view merged: it is not mounted (on c2)'
+said 'view merged: it is not mounted: deploy to the canary hosts first (on c2)'
 deploy canary -e overlay_lift_holds=true
 promote
 shows r2 1.0 1.1 1.2 1.3
