@@ -26,9 +26,11 @@ _ACCELERATORS: dict[str, list[str]] = {
     "tcg": ["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,-cx16,-la57"],
 }
 _MACHINE = ["-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc"]
-#: Parameters of the guests' kernels. On a busy host, an emulated timer is late at the check of its interrupt, and the kernel panics at
-#: boot. A processor can also stand still for more than 20 s, and the kernel reports a soft lockup. The limit is twice this threshold.
-_PARAMETERS = "console=ttyS0 quiet loglevel=5 panic=10 oops=panic no_timer_check watchdog_thresh=60 net.ifnames=0"
+_PARAMETERS = "console=ttyS0 quiet loglevel=5 panic=10 oops=panic net.ifnames=0"
+#: Further parameters of emulated kernels, for busy hosts. The timer is late at the check of its interrupt, and the kernel panics at boot.
+#: The frequency of the TSC is measured wrong, and then the clock runs many times too slow, so it is that of the HPET. A processor can stand
+#: still for more than 20 s, and the kernel reports a soft lockup, whose limit is twice the threshold.
+_EMULATED = "no_timer_check tsc=unstable clocksource=hpet watchdog_thresh=60"
 _PROBE = b"""#!/bin/busybox sh
 echo farm-alive
 /bin/busybox poweroff -f
@@ -112,7 +114,7 @@ class VM:
             "-initrd",
             str(initrd),
             "-append",
-            f"{_PARAMETERS} init={self.init}",
+            f"{_PARAMETERS} {_EMULATED if self.accelerator == 'tcg' else ''} init={self.init}",
             "-chardev",
             f"file,id=console,path={_comma(self.log)}",
             "-serial",
