@@ -24,6 +24,9 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.views.view_path
     generation_of,
 )
 
+#: The most units that a sentence names.
+_MOST_UNITS = 5
+
 
 def of_mountpoint(path: bytes, stack: Sequence[Mount], generations: bytes) -> Iterator[str]:
     """Yield why a mountpoint does not show a generation of the view. ``stack`` has the mounts there, the visible one first."""
@@ -84,19 +87,36 @@ def _word(value: object) -> str:
 
 
 def of_boot(path: bytes, plan: Plan, stored: Stored) -> Iterator[str]:
-    """Yield how what mounts a view at boot differs from its declaration. ``plan`` is what would mend it."""
-    names = {unit.name for unit in stored.units}
+    """Yield how what mounts a view at boot differs from its declaration. ``plan`` is what would mend it.
+
+    A view of many software roots has a unit for each, so units that differ in the same way are one reason.
+    """
+    there = {unit.name for unit in stored.units}
+    needed = [action.unit.name for action in plan if isinstance(action, WriteUnit)]
+    yield from _units("needed", [name for name in needed if name not in there], "is missing", "are missing")
+    yield from _units(
+        "needed",
+        [name for name in needed if name in there],
+        "differs from the declaration",
+        "differ from the declaration",
+    )
     for action in plan:
-        if isinstance(action, WriteUnit):
-            wrong = "differs from the declaration" if action.unit.name in names else "is missing"
-            yield f"unit {action.unit.name}, which is needed to mount it at boot, {wrong}"
-        elif isinstance(action, RemoveUnit):
-            yield f"unit {action.name}, which mounts it at boot, is not declared"
-        elif isinstance(action, WriteViewLines):
+        if isinstance(action, WriteViewLines):
             wrong = "differ from the declaration" if has_view_lines(stored.fstab, path) else "are missing"
             yield f"the lines in /etc/fstab that mount it at boot {wrong}"
         elif isinstance(action, RemoveViewLines):
             yield "the lines in /etc/fstab that mount it at boot are not declared"
+    removed = [action.name for action in plan if isinstance(action, RemoveUnit)]
+    yield from _units("there", removed, "is not declared", "are not declared")
+
+
+def _units(use: str, names: Sequence[str], wrong: str, all_wrong: str) -> Iterator[str]:
+    """Yield a sentence about units with one fault; none if there are none."""
+    if len(names) == 1:
+        yield f"unit {names[0]}, which is {use} to mount it at boot, {wrong}"
+    elif names:
+        more = f" and {len(names) - _MOST_UNITS} more" if len(names) > _MOST_UNITS else ""
+        yield f"{len(names)} units, which are {use} to mount it at boot, {all_wrong}: {', '.join(names[:_MOST_UNITS])}{more}"
 
 
 def status_of(failure: str, drift: Sequence[str], is_held: bool) -> str:

@@ -145,7 +145,7 @@ def test_what_mounts_a_view_at_boot_is_compared(farm: Farm) -> None:
     other = [{**view, "persist": "fstab"} for view in views]
     assert software(farm, views=other)["drift"] == [
         "the lines in /etc/fstab that mount it at boot are missing",
-        f"unit {unit}, which mounts it at boot, is not declared",
+        f"unit {unit}, which is there to mount it at boot, is not declared",
     ]
     farm.bring(other)
     fstab = Path("/etc/fstab")

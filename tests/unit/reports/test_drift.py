@@ -136,7 +136,7 @@ LINE = b"overlay /software overlay ro,x-renderfarm.overlay=view 0 0\n"
             b"",
             ["unit b.mount, which is needed to mount it at boot, differs from the declaration"],
         ),
-        (RemoveUnit("b.mount"), b"", ["unit b.mount, which mounts it at boot, is not declared"]),
+        (RemoveUnit("b.mount"), b"", ["unit b.mount, which is there to mount it at boot, is not declared"]),
         (WriteViewLines(b"/software", ()), b"", ["the lines in /etc/fstab that mount it at boot are missing"]),
         (
             WriteViewLines(b"/software", ()),
@@ -157,6 +157,16 @@ def test_what_mounts_a_view_at_boot_is_compared(action: Action, fstab: bytes, se
     stored = Stored((Unit("b.mount", b"old", True),), fstab)
     path = action.path if isinstance(action, WriteViewLines) else b"/software"
     assert list(drift.of_boot(path, (action,), stored)) == sentences
+
+
+def test_units_with_one_fault_are_one_reason() -> None:
+    # A view of many software roots has more than one unit for each.
+    missing = [WriteUnit(Unit(f"part-{number}.mount", b"", True)) for number in range(52)]
+    [sentence] = drift.of_boot(b"/software", tuple(missing), Stored((), b""))
+    assert sentence == (
+        "52 units, which are needed to mount it at boot, are missing: part-0.mount, part-1.mount, part-2.mount, part-3.mount, part-4.mount"
+        " and 47 more"
+    )
 
 
 @pytest.mark.parametrize(
