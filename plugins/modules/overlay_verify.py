@@ -97,7 +97,8 @@ options:
     description:
       - Make a damaged layer again, and switch the overlays that show it while they are in use.
       - A layer is built again from the manifests in O(store). An image is copied again from O(image_store), by its digest, or built again
-        if it is not there. A data image is copied again from O(image_store).
+        if it is not there. A data image is copied again from O(image_store). If a layer is made again, the data images of the view are
+        compared with their digests at every O(level), since the switch mounts them anew.
       - What is wrong with the software root or with an upper layer is only reported.
     type: bool
     default: false

@@ -279,20 +279,19 @@ def test_what_this_host_has_made_is_repaired(farm: Farm, new: Machine) -> None:
         repaired = {problem["code"] for problem in done["checked", node.name].values["repaired"]}
         assert repaired >= {*IN_THE_LAYER, *(IN_THE_REDIRECT_LAYER if node == old else ())}
         assert node.output(f"cat {VIEW}/{RELEASE}/redirect_without_metacopy") == "content"
-    assert [problem["code"] for problem in done["imaged", "new"].values["repaired"]] == ["digest_differs"]
+    # The kernel does not mount the damaged data image any more, so the layer cannot be switched without it.
+    repaired = {problem["code"] for problem in done["imaged", "new"].values["repaired"]}
+    assert repaired == {"digest_differs", "data_image_differs"}
 
     # What does not ask for the content of files: a view that is not mounted, a damaged record, and a manifest that is missing in its store.
     new.ssh(f"umount {VIEW}; cd {ROOTED['store']}/two/two; mv 1.0.json 1.0.aside")
     record = f"{STATE_DIR}/views/checked/current/view.json"
     old.ssh(f"cp -a {record} /var/tmp/view.json; echo '{{' >{record}")
-    done = verified(
-        farm, {"checked": {"level": "metadata"}, "imaged": {"repair": True}, "rooted": {"level": "metadata"}}
-    )
+    done = verified(farm, {"checked": {"level": "metadata"}, "imaged": {}, "rooted": {"level": "metadata"}})
     old.ssh(f"mv /var/tmp/view.json {record}")
     new.ssh(f"cd {ROOTED['store']}/two/two; mv 1.0.aside 1.0.json")
     assert counts(done["checked", "new"]) == {"mount_differs": 1}
     assert "record_damaged" in counts(done["checked", "old"])
     assert "manifest_unusable" in counts(done["rooted", "new"])
     # Its files are read from the data image, so what was done on the server is found in the release alone.
-    assert [problem["code"] for problem in done["imaged", "new"].values["repaired"]] == ["data_image_differs"]
     assert counts(done["imaged", "new"]).keys() <= {"release_differs"}

@@ -29,7 +29,7 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.verify import (
     verifying,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.data_places import DataPlaces
-from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import Findings
+from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.problems import LAYER, Findings
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.subjects import Subject
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.verified_record import LastVerified
 from ansible_collections.renderfarm.overlay.plugins.module_utils.verify.verifying import CONTENT, METADATA, LayerRequest
@@ -61,13 +61,15 @@ class VerifyOptions:
     access: Access = SYSTEM
     #: Whether to go on where an interrupted run ended, and to record the result.
     recorded: bool = True
+    #: Whether what is damaged is repaired afterwards.
+    repair: bool = False
 
     @classmethod
     def of(cls, params: Mapping[str, Any], recorded: bool) -> VerifyOptions:
         """Return the options that parameters of overlay_verify give. Raises OverlayError if one is not usable."""
         for option in ("store", "image_store"):
             locations.check(params[option] or "/", option)
-        names = ("level", "store", "sample", "threads", "time_limit", "ready_marker")
+        names = ("level", "store", "sample", "threads", "time_limit", "ready_marker", "repair")
         return cls(
             **{name: params[name] for name in names},
             workers=params["workers"] or min(len(os.sched_getaffinity(0)), _MOST_WORKERS),
@@ -155,6 +157,9 @@ class VerifyTask:
             and not {"data_image_differs", "record_damaged"} & findings.counts.keys()
         ):
             self._verify_layer(generation, result, places)
+        if self._options.repair and self._options.level != CONTENT and LAYER in findings.mended:
+            # The switch to the repaired layer mounts the data images anew, and the kernel may refuse a damaged one.
+            self._verify_data_images(findings)
         if result.complete and self._options.recorded:
             self._record(generation, findings)
         return result

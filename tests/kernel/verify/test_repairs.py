@@ -192,6 +192,24 @@ def test_a_data_image_is_copied_again_under_a_reader(data_view: View) -> None:
         (data_view.area / "stop").unlink()
 
 
+def test_a_data_image_that_the_kernel_does_not_mount_any_more_does_not_keep_a_layer_from_its_repair(
+    data_view: View,
+) -> None:
+    image = path_of(data_view, image_of(data_view))
+    damaged = image.with_name("damaged")
+    damaged.write_bytes(bytes(image.stat().st_size))
+    damaged.rename(image)
+    data_view.file().chmod(0o777)
+    # Without a repair, the level has nothing to do with data images.
+    assert "data_image_differs" not in data_view.codes("metadata")
+    refused = data_view.verify("metadata", repair=True)
+    assert f"data image {image} cannot be repaired: give 'image_store'" in refused.message
+    with opening(data_view.mountpoint, data_view.area / "stop"):
+        done = data_view.verify("metadata", repair=True, image_store=str(data_view.area / "images")).ok
+    assert [action.split()[0] for action in done["actions"]] == ["build", "copy", "switch", "switch"]
+    assert done["ok"], done
+
+
 def test_a_data_image_that_no_store_has_is_only_reported(data_view: View) -> None:
     image = path_of(data_view, image_of(data_view))
     rot(image)
