@@ -72,8 +72,9 @@ def find_or_build(
             except (OverlayError, OSError) as error:
                 reason = explain(error)
                 if view["data_required"] and kind != TRACE:
-                    begin = "" if mentions(reason, f"release {release}") else f"release {release} has no data image: "
-                    raise OverlayError(begin + reason) from error
+                    named = mentions(reason, f"release {release}")
+                    what = "a data image is missing" if named else f"release {release} has no data image"
+                    raise OverlayError(f"{what}: {reason}") from error
                 without.setdefault(reason, {})[release] = None
                 continue
             if image is not None:

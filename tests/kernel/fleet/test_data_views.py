@@ -481,7 +481,7 @@ def test_an_image_that_cannot_be_built_is_a_failure_only_for_hosts_that_need_it(
     )
     assert ran.ok["views"][0]["data_images"] == []
     required = resolved(farm, "qt/1", **asked, data_required=True).ok["views"][0]
-    assert required["msg"].startswith("release qt/1 has no data image: ")
+    assert required["msg"].startswith("a data image is missing: release qt/1: none of the 3 selected files ")
 
 
 #: Opens files of a view at random and compares their content, until its input ends. Prints how many it opened, and what was wrong.
