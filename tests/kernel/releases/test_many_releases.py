@@ -133,7 +133,7 @@ def test_a_release_that_fails_does_not_keep_the_others_from_being_scanned(places
     for part in (
         f"; {root}/tool/link is a symbolic link",
         "; release tool/9 does not exist",
-        f"; {places['store']}/tool/4.dump.gz has 10 bytes where ",
+        f"; tool/4: {places['store']}/tool/4.dump.gz has 10 bytes where ",
         f"; {root}/tool/2/bin/null is a character device",
     ):
         assert part in ran.message
