@@ -13,16 +13,15 @@ from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.renderfarm.overlay.plugins.filter.select_releases import query_problem
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import (
-    KEYS,
-    RUN_VARIABLES,
+from ansible_collections.renderfarm.overlay.plugins.module_utils.declaring.declared_values import is_blank
+from ansible_collections.renderfarm.overlay.plugins.module_utils.declaring.view_declaration import (
     declared_views,
-    is_blank,
     one_line,
     run_problem,
     unknown_variables,
     view_label,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.declaring.view_keys import KEYS, RUN_VARIABLES
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_roots import mounts_of
 
 _PREFIX = "overlay_"

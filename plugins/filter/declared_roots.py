@@ -51,7 +51,7 @@ from typing import Any, Callable
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet import view_declaration
+from ansible_collections.renderfarm.overlay.plugins.module_utils.declaring import view_declaration
 from ansible_collections.renderfarm.overlay.plugins.module_utils.linux.errors import OverlayError
 
 

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins import action, modules
+from ansible_collections.renderfarm.overlay.plugins.module_utils.declaring.view_declaration import declared_views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolution import locked_views
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import declared_views
 from ansible_collections.renderfarm.overlay.tests.kernel import fuse_server, support, writable
 
 #: The time limit of the modules. On a loaded machine a module may be given up before it reaches the server, and runs again with the next.

@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from ansible_collections.renderfarm.overlay.plugins.action.declared_views import _OTHERS
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import (
-    KEYS,
+from ansible_collections.renderfarm.overlay.plugins.module_utils.declaring.view_declaration import (
     declared_views,
     unknown_variables,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.declaring.view_keys import KEYS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 EXAMPLES = CHECKOUT / "examples"

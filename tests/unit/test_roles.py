@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import KEYS, declared_views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.declaring.view_declaration import declared_views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.declaring.view_keys import KEYS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 #: Keys of a view that the playbook deploy knows and the role view does not: they need the lock of a run, and a generation that is not yet

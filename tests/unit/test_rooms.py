@@ -35,6 +35,7 @@ ARROWS = {
         *("software_root", "data_images", "views", "at_boot", "layers", "overlays", "trees", "releases", "stores"),
         "linux",
     },
+    "declaring": {"fleet", "software_root", "views", "layers", "overlays", "releases", "stores", "linux"},
     "verify": {
         *("fleet", "finalize", "data_images", "views", "layers", "overlays", "trees", "releases", "stores", "linux"),
     },
@@ -58,8 +59,8 @@ ARROWS = {
         "linux",
     },
     "resolvers": {"linux"},
-    "filter": {"reports", "fleet", "resolvers", "releases", "linux"},
-    "action": {"reports", "fleet", "filter", "linux"},
+    "filter": {"reports", "declaring", "fleet", "resolvers", "releases", "linux"},
+    "action": {"reports", "declaring", "fleet", "filter", "linux"},
     "doc_fragments": set[str](),
 }
 #: Files that make no system call: they take values and return values. They import pure files alone.
@@ -106,9 +107,9 @@ PURE = {
         "resolution",
         "shown_layer",
         "status",
-        "view_declaration",
         "view_roots",
     },
+    "declaring": {"declared_values", "view_declaration", "view_keys", "view_problems"},
     "reports": {"drift", "gathering", "metrics", "mountstats", "report", "report_page", "usage_report", "verification"},
     "resolvers": {"conda", "json_values", "resolved", "rez", "spack", "spack_lock", "spack_specs"},
 }

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.declaring.view_declaration import declared_views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import (
     LockedView,
     lock_from_json,
     lock_to_json,
 )
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolution import locked_views
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import declared_views
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 from ansible_collections.renderfarm.overlay.tests.kernel.test_dead_server import dead
 from ansible_collections.renderfarm.overlay.tests.kernel.test_modules import everything

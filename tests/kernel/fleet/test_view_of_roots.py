@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.declaring.view_declaration import declared_views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import (
     LockedView,
     lock_from_json,
@@ -24,7 +25,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolutio
     locked_views,
     shared_views,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import declared_views
 from ansible_collections.renderfarm.overlay.tests.kernel import support
 
 #: Three volumes with a release 1.0 each.

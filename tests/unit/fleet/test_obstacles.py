@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ansible_collections.renderfarm.overlay.plugins.action import resolved_views
+from ansible_collections.renderfarm.overlay.plugins.module_utils.declaring.view_declaration import declared_views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolution import shared_views
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import declared_views
 
 ROOTS = [{"name": name, "path": f"/net/{name}"} for name in ("houdini", "maya", "nuke")]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.renderfarm.overlay.plugins.module_utils.declaring.view_declaration import declared_views
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.data_choice import LockedImage
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.lock import LockedView
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolution import (
@@ -23,7 +24,6 @@ from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.resolutio
     shared_views,
     unlistable,
 )
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import declared_views
 
 #: Other values than the defaults, for keys that hosts may not differ in.
 OTHER = {

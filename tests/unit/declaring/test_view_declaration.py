@@ -11,13 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.renderfarm.overlay.plugins.action.declared_views import _OTHERS
-from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_declaration import (
-    KEYS,
-    RUN_VARIABLES,
+from ansible_collections.renderfarm.overlay.plugins.module_utils.declaring.view_declaration import (
     declared_views,
     run_problem,
     unknown_variables,
 )
+from ansible_collections.renderfarm.overlay.plugins.module_utils.declaring.view_keys import KEYS, RUN_VARIABLES
 from ansible_collections.renderfarm.overlay.plugins.module_utils.fleet.view_roots import mounts_of
 
 COMMON = {"root": "/net/software", "store": "/net/manifests"}
