@@ -64,7 +64,7 @@ def described(value: Any) -> str:
         return f"the text {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '...'}"
     if isinstance(value, (int, float)):
         # Python refuses to write out integers of thousands of digits.
-        return f"the number {value}" if abs(value) < 1e30 or value != value else "a number that is too large"
+        return "a number that is too large" if abs(value) >= 1e30 else f"the number {value}"
     if isinstance(value, Mapping):
         return "a mapping"
     if isinstance(value, (list, tuple)):
